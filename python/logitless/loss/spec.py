@@ -23,6 +23,30 @@ Aggregation = Literal[
 ]
 
 
+def _require(name: str, value: float | None, ok: bool, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not ok or (value is not None and not math.isfinite(value)):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _instance(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        names = ", ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be one of {names}, got {value!r}")
+
+
+def _check_selection(control: ClipCov | KLCov | TopEntropy) -> None:
+    name = type(control).__name__
+    _require(f"{name}.fraction", control.fraction, 0.0 < control.fraction <= 1.0, "in (0, 1]")
+    _choice(f"{name}.scope", control.scope, get_args(Scope))
+
+
 @dataclass(frozen=True)
 class Clip:
     """PPO's surrogate: -min(A r, A clip(r, 1 - low, 1 + high)).
@@ -163,6 +187,8 @@ class PolicyLossSpec:
                     f"max_length={self.max_length} makes no sense with aggregation={self.aggregation!r}: "
                     "only aggregation='seq-mean-token-sum-norm' divides by it"
                 )
+            if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
+                raise TypeError(f"max_length must be an int, got {self.max_length!r}")
             _require("max_length", self.max_length, self.max_length >= 1, ">= 1")
         if isinstance(self.control, KLCov) and isinstance(self.surrogate, Clip) and self.surrogate.dual:
             raise ValueError(
@@ -179,27 +205,3 @@ class PolicyLossSpec:
     def selects(self) -> bool:
         """Whether tokens are selected over the whole optimizer batch."""
         return self.control is not None and self.control.scope == "batch"
-
-
-def _require(name: str, value: float | None, ok: bool, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not ok or (value is not None and not math.isfinite(value)):
-        raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _instance(name: str, value: object, kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, kinds):
-        names = ", ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} must be one of {names}, got {value!r}")
-
-
-def _check_selection(control: ClipCov | KLCov | TopEntropy) -> None:
-    name = type(control).__name__
-    _require(f"{name}.fraction", control.fraction, 0.0 < control.fraction <= 1.0, "in (0, 1]")
-    _choice(f"{name}.scope", control.scope, get_args(Scope))

@@ -1,0 +1,167 @@
+"""Which tokens a control acts on: exactly k of the whole optimizer batch, the same on any split into calls and ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitless import _core
+from logitless.loss.spec import ClipCov, PolicyLossSpec, TopEntropy
+from logitless.loss.token_loss import Means, log_range
+from logitless.loss.tokens import Bools, Int64s, Tokens
+
+# Adds an int64 array over the ranks of a batch.
+Reduce = Callable[[Int64s], Int64s]
+
+LIMBS = 4
+BINS, LEVELS = 256, 16
+
+
+class Candidates(NamedTuple):
+    """Tokens in the running: the larger score first (64 unsigned bits held in an int64), then the smaller id."""
+
+    scores: Int64s  # [M]
+    ids: Int64s  # [M]
+
+
+def one_rank(values: Int64s) -> Int64s:
+    """The `Reduce` of a batch that lives in one process."""
+    return values
+
+
+def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
+    """mean(A), mean(logp) and the count over valid tokens of all ranks.
+
+    Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot change a bit.
+    """
+    sums = np.zeros(2 * LIMBS + 1, np.int64)
+    bad = _core.value_sums(tokens.logp, tokens.advantages, tokens.mask, sums)
+    if bad >= 0:
+        raise ValueError(
+            "logp and advantages must be finite and below 2^31 where the mask is true, got "
+            f"logp={tokens.logp[bad]}, advantages={tokens.advantages[bad]} at {tokens.place(bad)}"
+        )
+    *limbs, count = (int(x) for x in reduce(sums))
+    # int / int rounds once, correctly
+    advantage, logp = (
+        sum(limb << 32 * i for i, limb in enumerate(part)) / (max(count, 1) << 64)
+        for part in (limbs[:LIMBS], limbs[LIMBS:])
+    )
+    return Means(advantage, logp, count)
+
+
+def token_covariances(tokens: Tokens, means: Means) -> npt.NDArray[np.float64]:
+    """(A - mean A) * (logp - mean logp) of the valid tokens, in order."""
+    scores, valid = _covariance_scores(tokens, means, None)
+    bits = scores[valid].view(np.uint64)
+    sign = np.uint64(1 << 63)
+    return np.where(bits & sign, bits ^ sign, ~bits).view(np.float64)
+
+
+def candidates(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Candidates:
+    """The tokens `spec.control` may select, in the order of their covariance or entropy."""
+    if isinstance(spec.control, TopEntropy):
+        if tokens.entropy is None:
+            raise ValueError("control=TopEntropy needs entropy, got entropy=None")
+        valid = tokens.mask
+        values = tokens.entropy[valid].astype(np.float64)
+        if not np.isfinite(values).all():
+            i = int(np.flatnonzero(valid)[~np.isfinite(values)][0])
+            raise ValueError(
+                f"entropy must be finite where the mask is true, got {tokens.entropy[i]} at {tokens.place(i)}"
+            )
+        scores = np.empty(values.size, np.int64)
+        _core.ordered_scores(values, scores)
+        return Candidates(scores, tokens.ids[valid])
+    scores, inside = _covariance_scores(tokens, means, spec)
+    return Candidates(scores[inside], tokens.ids[inside])
+
+
+def select(
+    tokens: Tokens,
+    spec: PolicyLossSpec,
+    means: Means,
+    *,
+    seed: int,
+    step: int,
+    reduce: Reduce = one_rank,
+) -> Int64s:
+    """The sorted ids of this rank's tokens among the k = max(int(fraction * count), 1) selected ones of all ranks."""
+    assert spec.control is not None
+    running = candidates(tokens, spec, means)
+    if isinstance(spec.control, ClipCov):
+        _core.random_scores(running.ids, seed, step, running.scores)
+    return np.sort(take_largest(running, selection_size(spec, means), reduce))
+
+
+def select_in_call(
+    tokens: Tokens, spec: PolicyLossSpec, means: Means, permute: Callable[[int], Int64s]
+) -> Bools:
+    """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`(candidates)."""
+    place = dataclasses.replace(tokens, ids=np.arange(tokens.logp.size, dtype=np.int64))
+    running, k = candidates(place, spec, means), selection_size(spec, means)
+    if isinstance(spec.control, ClipCov):
+        chosen = running.ids[permute(running.ids.size)[:k]]
+    else:
+        chosen = take_largest(running, k)
+    selected = np.zeros(tokens.logp.size, np.bool_)
+    selected[chosen] = True
+    return selected
+
+
+def selection_size(spec: PolicyLossSpec, means: Means) -> int:
+    assert spec.control is not None
+    return max(int(spec.control.fraction * means.count), 1)
+
+
+def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
+    """The ids on this rank of the k largest keys of all ranks (all of them when there are fewer), unordered."""
+    words, needed = [0, 0], k
+    bins = np.empty(BINS, np.int64)
+    for level in range(LEVELS):
+        _core.radix_histogram(running.scores, running.ids, *words, level, bins)
+        counts = reduce(bins)
+        from_top = np.cumsum(counts[::-1])
+        if level == 0 and from_top[-1] <= k:
+            return running.ids
+        place = int(np.searchsorted(from_top, needed))
+        needed -= int(from_top[place - 1]) if place else 0
+        digit = BINS - 1 - place
+        words[level // 8] |= digit << (56 - 8 * (level % 8))
+        if counts[digit] == needed:
+            break
+    else:
+        raise ValueError("token_ids must be unique over the optimizer batch, got one id twice")
+    # the lower digits of the prefix are 0: the last bin taken, and all above it, are what is not below the prefix
+    score, inverted = (np.uint64(word) for word in words)
+    scores, inverted_ids = running.scores.view(np.uint64), (~running.ids).view(np.uint64)
+    taken: Bools = (scores > score) | ((scores == score) & (inverted_ids >= inverted))
+    return running.ids[taken]
+
+
+def _covariance_scores(
+    tokens: Tokens, means: Means, spec: PolicyLossSpec | None
+) -> tuple[Int64s, Bools]:
+    """Scores in the order of the covariance, and which tokens are candidates (spec None: all valid ones)."""
+    control = None if spec is None else spec.control
+    in_band = isinstance(control, ClipCov)
+    low, high = (control.low, control.high) if isinstance(control, ClipCov) else (-np.inf, np.inf)
+    log_low, log_high = (-np.inf, np.inf) if spec is None else log_range(spec.surrogate)
+    scores, inside = np.empty(tokens.logp.size, np.int64), np.empty(tokens.logp.size, np.bool_)
+    band = {
+        "mean_advantage": means.advantage,
+        "mean_logp": means.logp,
+        "low": low,
+        "high": high,
+        "log_low": log_low,
+        "log_high": log_high,
+    }
+    old_logp = tokens.old_logp if in_band else None
+    _core.covariance_scores(
+        tokens.logp, tokens.advantages, tokens.mask, old_logp, scores, inside, band
+    )
+    return scores, inside
