@@ -12,7 +12,7 @@ import numpy.typing as npt
 from logitless import _core
 from logitless.loss.spec import ClipCov, PolicyLossSpec, TopEntropy
 from logitless.loss.token_loss import Means, log_range
-from logitless.loss.tokens import Bools, Int64s, Tokens
+from logitless.loss.tokens import Bools, Floats, Int64s, Tokens
 
 # Adds an int64 array over the ranks of a batch.
 Reduce = Callable[[Int64s], Int64s]
@@ -34,32 +34,41 @@ def one_rank(values: Int64s) -> Int64s:
 
 
 def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
-    """mean(A), mean(logp) and the count over valid tokens of all ranks.
+    """mean(A), mean(logp) and the count over valid tokens of all ranks."""
+    return exact_means(tokens, tokens.advantages, tokens.logp, ("advantages", "logp"), reduce)
+
+
+def exact_means(
+    tokens: Tokens,
+    first: Floats,  # [N]
+    second: Floats,
+    names: tuple[str, str],
+    reduce: Reduce,
+) -> Means:
+    """The means of two arrays over the valid tokens of all ranks, and the count.
 
     Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot change a bit.
     """
     sums = np.zeros(2 * LIMBS + 1, np.int64)
-    bad = _core.value_sums(tokens.logp, tokens.advantages, tokens.mask, sums)
+    bad = _core.value_sums(second, first, tokens.mask, sums)
     if bad >= 0:
         raise ValueError(
-            "logp and advantages must be finite and below 2^31 where the mask is true, got "
-            f"logp={tokens.logp[bad]}, advantages={tokens.advantages[bad]} at {tokens.place(bad)}"
+            f"{names[0]} and {names[1]} must be finite and below 2^31 where the mask is true, got "
+            f"{first[bad]} and {second[bad]} at {tokens.place(bad)}"
         )
     *limbs, count = (int(x) for x in reduce(sums))
     # int / int rounds once, correctly
-    advantage, logp = (
+    means = (
         sum(limb << 32 * i for i, limb in enumerate(part)) / (max(count, 1) << 64)
         for part in (limbs[:LIMBS], limbs[LIMBS:])
     )
-    return Means(advantage, logp, count)
+    return Means(*means, count)
 
 
-def token_covariances(tokens: Tokens, means: Means) -> npt.NDArray[np.float64]:
-    """(A - mean A) * (logp - mean logp) of the valid tokens, in order."""
+def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
+    """All valid tokens in the order of their covariance."""
     scores, valid = _covariance_scores(tokens, means, None)
-    bits = scores[valid].view(np.uint64)
-    sign = np.uint64(1 << 63)
-    return np.where(bits & sign, bits ^ sign, ~bits).view(np.float64)
+    return Candidates(scores[valid], tokens.ids[valid])
 
 
 def candidates(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Candidates:
@@ -121,16 +130,11 @@ def selection_size(spec: PolicyLossSpec, means: Means) -> int:
 def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
     """The ids on this rank of the k largest keys of all ranks (all of them when there are fewer), unordered."""
     words, needed = [0, 0], k
-    bins = np.empty(BINS, np.int64)
     for level in range(LEVELS):
-        _core.radix_histogram(running.scores, running.ids, *words, level, bins)
-        counts = reduce(bins)
-        from_top = np.cumsum(counts[::-1])
-        if level == 0 and from_top[-1] <= k:
+        counts = _histogram(running, words, level, reduce)
+        if level == 0 and counts.sum() <= k:
             return running.ids
-        place = int(np.searchsorted(from_top, needed))
-        needed -= int(from_top[place - 1]) if place else 0
-        digit = BINS - 1 - place
+        digit, needed = _digit(counts, needed)
         words[level // 8] |= digit << (56 - 8 * (level % 8))
         if counts[digit] == needed:
             break
@@ -141,6 +145,35 @@ def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int6
     scores, inverted_ids = running.scores.view(np.uint64), (~running.ids).view(np.uint64)
     taken: Bools = (scores > score) | ((scores == score) & (inverted_ids >= inverted))
     return running.ids[taken]
+
+
+def kth_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> float:
+    """The number behind the k-th largest score of all ranks, 1 <= k <= their number."""
+    words, needed = [0, 0], k
+    for level in range(LEVELS // 2):
+        digit, needed = _digit(_histogram(running, words, level, reduce), needed)
+        words[0] |= digit << (56 - 8 * level)
+    return float(score_values(np.array([words[0]], np.uint64).view(np.int64))[0])
+
+
+def score_values(scores: Int64s) -> npt.NDArray[np.float64]:
+    """The numbers whose order the scores are."""
+    bits = scores.view(np.uint64)
+    sign = np.uint64(1 << 63)
+    return np.where(bits & sign, bits ^ sign, ~bits).view(np.float64)
+
+
+def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce) -> Int64s:
+    bins = np.empty(BINS, np.int64)
+    _core.radix_histogram(running.scores, running.ids, *words, level, bins)
+    return reduce(bins)
+
+
+def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
+    """The bin that holds the needed-th largest key, and how many of that bin are needed."""
+    from_top = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_top, needed))
+    return BINS - 1 - place, needed - (int(from_top[place - 1]) if place else 0)
 
 
 def _covariance_scores(
