@@ -30,8 +30,9 @@ class Covariance(NamedTuple):
     correlation: float
     mean_advantage: float
     mean_logp: float
-    count: int
-    # q -> the smallest cov_t that at least a share q of the tokens does not exceed; empty without tokens
+    count: int  # type: ignore[assignment]
+    # q -> the smallest cov_t that at least a share q of the tokens does not exceed; empty without
+    # tokens
     quantiles: dict[float, float]
     # share of tokens with cov_t > 1, the lower end of Clip-Cov's band
     above_one: float
@@ -50,8 +51,9 @@ def covariance(
         mean, correlation = cov[mask].mean(), np.corrcoef(advantages[mask], logp[mask])[0, 1]
         quantiles = np.quantile(cov[mask], (0.5, 0.8, 0.98, 0.998, 0.9998), method="inverted_cdf")
 
-    With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the same bits on any
-    split. Raises ValueError where a valid value is not finite and for shapes that differ. Paper: arXiv:2505.22617.
+    With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the
+    same bits on any split. Raises ValueError where a valid value is not finite and for shapes that
+    differ. Paper: arXiv:2505.22617.
     """
     refuse_grad(logp=logp, advantages=advantages)
     reduce = one_rank if data_group is None else group_sum(data_group)

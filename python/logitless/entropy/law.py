@@ -39,14 +39,15 @@ def fit_entropy_law(
         slope, b = np.polyfit(np.exp(entropy), reward, 1)
         a, ceiling = -slope, b + slope
 
-    The interval is the usual one of a regression line at H = 0: ceiling +- t * s * sqrt(1/n + (1 - mean x)^2 / Sxx) with
-    x = exp(H), s^2 the residual variance on n - 2 degrees of freedom and t the 97.5% point of Student's t, found by
-    bisection on its distribution function, which is a finite trigonometric sum for whole degrees of freedom. It takes
-    the steps as independent, which training steps are not: read it as a lower bound of the doubt.
-    A constant reward is fitted exactly, r2 = 1.
+    The interval is the usual one of a regression line at H = 0: ceiling +- t * s * sqrt(1/n + (1 -
+    mean x)^2 / Sxx) with x = exp(H), s^2 the residual variance on n - 2 degrees of freedom and t
+    the 97.5% point of Student's t, found by bisection on its distribution function, which is a
+    finite trigonometric sum for whole degrees of freedom. It takes the steps as independent, which
+    training steps are not: read it as a lower bound of the doubt. A constant reward is fitted
+    exactly, r2 = 1.
 
-    Raises ValueError for fewer than 3 points, values that are not finite, or an entropy that never changes.
-    Paper: arXiv:2505.22617.
+    Raises ValueError for fewer than 3 points, values that are not finite, or an entropy that never
+    changes. Paper: arXiv:2505.22617.
     """
     h, y = _points("entropy", entropy), _points("reward", reward)
     if h.size != y.size or h.size < 3:
@@ -97,8 +98,7 @@ def _two_sided(angle: float, dof: int) -> float:
 
 
 def _points(name: str, values: Array | Sequence[float]) -> npt.NDArray[np.float64]:
-    raw = to_numpy(name, values) if is_tensor(values) else np.asarray(values)  # type: ignore[arg-type]
-    points = np.asarray(raw, np.float64)
+    points = np.asarray(to_numpy(name, values) if is_tensor(values) else values, np.float64)
     if points.ndim != 1 or not np.isfinite(points).all():
         raise ValueError(f"{name} must be a vector of finite numbers, got {points.tolist()}")
     return points

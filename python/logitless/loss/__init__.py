@@ -1,1 +1,1 @@
-"""Policy losses as data: `spec` (the axes), `presets` (the table), and the functions that evaluate them."""
+"""Policy losses as data: `spec` (the axes), `presets` (the table), and their evaluation."""

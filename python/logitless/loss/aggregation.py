@@ -1,4 +1,4 @@
-"""What share each token has in the loss: explicit normalisers, so that micro-batches and ranks simply add up."""
+"""The share of each token in the loss: explicit normalisers, so that micro-batches add up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from logitless.loss.tokens import Int64s, Sequences, Tokens
 class Totals(NamedTuple):
     """Counts over the whole optimizer batch: all micro-batches of all ranks.
 
-    tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody counted them, which
-    only losses that normalise by tokens accept. world_size: the ranks counted over, which is what `grad_scale` has to
-    be where the gradients of ranks are averaged (DDP, FSDP).
+    tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody
+    counted them, which only losses that normalise by tokens accept. world_size: the ranks counted
+    over, which is what `grad_scale` has to be where the gradients of ranks are averaged (DDP,
+    FSDP).
     """
 
     tokens: int
@@ -35,13 +36,14 @@ def count_totals(tokens: Tokens) -> Totals:
 def valid_lengths(tokens: Tokens) -> Int64s:
     """Valid tokens of each sequence, [B]."""
     sequences = sequences_of(tokens)
-    return np.bincount(sequences.of_token[tokens.mask], minlength=sequences.count)
+    return np.bincount(sequences.of_token[tokens.mask], minlength=sequences.number)
 
 
 def sequences_of(tokens: Tokens) -> Sequences:
     if tokens.sequences is None:
         raise ValueError(
-            "a loss per sequence needs padded [B, T] inputs or cu_seqlens, got packed [N] inputs and cu_seqlens=None"
+            "a loss per sequence needs padded [B, T] inputs or cu_seqlens, "
+            "got packed [N] inputs and cu_seqlens=None"
         )
     return tokens.sequences
 
@@ -49,7 +51,7 @@ def sequences_of(tokens: Tokens) -> Sequences:
 def token_weights(
     tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None
 ) -> npt.NDArray[np.float64]:
-    """w such that the batch loss is the sum of w * loss_t over all calls; 0 outside the mask, positive inside.
+    """w with which the batch loss is the sum of w * loss_t over all calls; 0 if masked, else > 0.
 
     totals=None: this call is the whole batch.
     """
@@ -77,7 +79,7 @@ def _norm(spec: PolicyLossSpec, width: int | None) -> int:
     length = width if spec.max_length is None else spec.max_length
     if length is None:
         raise ValueError(
-            "aggregation='seq-mean-token-sum-norm' needs spec.max_length (the generation limit in tokens) unless one "
-            "padded [B, T] call is the whole batch, got max_length=None"
+            "aggregation='seq-mean-token-sum-norm' needs spec.max_length (the generation limit in "
+            "tokens) unless one padded [B, T] call is the whole batch, got max_length=None"
         )
     return length

@@ -1,4 +1,4 @@
-"""The table of losses: a row is a paper, its formula and its choice on every axis of `PolicyLossSpec`."""
+"""The table of losses: a row is a paper, its formula and its choice on every axis of the spec."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(surrogate=Clip(0.2, 0.2), aggregation="seq-mean-token-sum-norm"),
         "sum of -min(A r, A clip(r, 0.8, 1.2)) / (sequences * max_length)",
         "Liu et al. 2025, arXiv:2503.20783",
-        "Set max_length to the generation limit. Its advantages are not divided by the group's standard deviation.",
+        "Set max_length to the generation limit. Its advantages are not divided by the group's "
+        "standard deviation.",
     ),
     "dapo": Preset(
         PolicyLossSpec(surrogate=Clip(0.2, 0.28), aggregation="token-mean"),
@@ -48,7 +49,7 @@ TABLE: dict[str, Preset] = {
             control=ClipCov(fraction=2e-4, low=1.0, high=5.0),
             aggregation="token-mean",
         ),
-        "mean over tokens of -min(A r, A clip(r, 0, 2)), 0 for 2e-4 of them, drawn among 1 < cov < 5",
+        "mean over tokens of -min(A r, A clip(r, 0, 2)), 0 for 2e-4 of them, drawn in 1 < cov < 5",
         "Cui et al. 2025, arXiv:2505.22617",
         "The ratio clip is loose on purpose, as in the paper's runs.",
     ),
@@ -81,7 +82,8 @@ class Presets(Mapping[str, PolicyLossSpec]):
         if name not in self.table:
             nearest = difflib.get_close_matches(str(name), self.table, n=1, cutoff=0.0)
             raise KeyError(
-                f"no preset {name!r}; did you mean {nearest[0]!r}? There are: {', '.join(self.table)}"
+                f"no preset {name!r}; did you mean {nearest[0]!r}? "
+                f"There are: {', '.join(self.table)}"
             )
         return self.table[name].spec
 

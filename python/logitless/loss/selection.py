@@ -1,4 +1,4 @@
-"""Which tokens a control acts on: exactly k of the whole optimizer batch, the same on any split into calls and ranks."""
+"""Which tokens a control acts on: exactly k of the optimizer batch, the same on any split of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BINS, LEVELS = 256, 16
 
 
 class Candidates(NamedTuple):
-    """Tokens in the running: the larger score first (64 unsigned bits held in an int64), then the smaller id."""
+    """Tokens in the running: larger score (64 unsigned bits in an int64) first, then smaller id."""
 
     scores: Int64s  # [M]
     ids: Int64s  # [M]
@@ -47,7 +47,8 @@ def exact_means(
 ) -> Means:
     """The means of two arrays over the valid tokens of all ranks, and the count.
 
-    Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot change a bit.
+    Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot
+    change a bit.
     """
     sums = np.zeros(2 * LIMBS + 1, np.int64)
     bad = _core.value_sums(second, first, tokens.mask, sums)
@@ -58,11 +59,11 @@ def exact_means(
         )
     *limbs, count = (int(x) for x in reduce(sums))
     # int / int rounds once, correctly
-    means = (
+    a, b = (
         sum(limb << 32 * i for i, limb in enumerate(part)) / (max(count, 1) << 64)
         for part in (limbs[:LIMBS], limbs[LIMBS:])
     )
-    return Means(*means, count)
+    return Means(a, b, count)
 
 
 def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
@@ -81,7 +82,8 @@ def candidates(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Candidates
         if not np.isfinite(values).all():
             i = int(np.flatnonzero(valid)[~np.isfinite(values)][0])
             raise ValueError(
-                f"entropy must be finite where the mask is true, got {tokens.entropy[i]} at {tokens.place(i)}"
+                f"entropy must be finite where the mask is true, got {tokens.entropy[i]} "
+                f"at {tokens.place(i)}"
             )
         scores = np.empty(values.size, np.int64)
         _core.ordered_scores(values, scores)
@@ -99,7 +101,7 @@ def select(
     step: int,
     reduce: Reduce = one_rank,
 ) -> Int64s:
-    """The sorted ids of this rank's tokens among the k = max(int(fraction * count), 1) selected ones of all ranks."""
+    """The sorted ids of this rank's tokens among the k selected ones of all ranks."""
     assert spec.control is not None
     running = candidates(tokens, spec, means)
     if isinstance(spec.control, ClipCov):
@@ -110,7 +112,7 @@ def select(
 def select_in_call(
     tokens: Tokens, spec: PolicyLossSpec, means: Means, permute: Callable[[int], Int64s]
 ) -> Bools:
-    """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`(candidates)."""
+    """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`."""
     place = dataclasses.replace(tokens, ids=np.arange(tokens.logp.size, dtype=np.int64))
     running, k = candidates(place, spec, means), selection_size(spec, means)
     if isinstance(spec.control, ClipCov):
@@ -124,11 +126,11 @@ def select_in_call(
 
 def selection_size(spec: PolicyLossSpec, means: Means) -> int:
     assert spec.control is not None
-    return max(int(spec.control.fraction * means.count), 1)
+    return max(int(spec.control.fraction * means.tokens), 1)
 
 
 def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
-    """The ids on this rank of the k largest keys of all ranks (all of them when there are fewer), unordered."""
+    """Unordered: the ids on this rank of the k largest keys of all ranks, or all if fewer."""
     words, needed = [0, 0], k
     for level in range(LEVELS):
         counts = _histogram(running, words, level, reduce)
@@ -140,7 +142,8 @@ def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int6
             break
     else:
         raise ValueError("token_ids must be unique over the optimizer batch, got one id twice")
-    # the lower digits of the prefix are 0: the last bin taken, and all above it, are what is not below the prefix
+    # the lower digits of the prefix are 0: the last bin taken, and all above it, are what is not
+    # below the prefix
     score, inverted = (np.uint64(word) for word in words)
     scores, inverted_ids = running.scores.view(np.uint64), (~running.ids).view(np.uint64)
     taken: Bools = (scores > score) | ((scores == score) & (inverted_ids >= inverted))
@@ -179,7 +182,7 @@ def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
 def _covariance_scores(
     tokens: Tokens, means: Means, spec: PolicyLossSpec | None
 ) -> tuple[Int64s, Bools]:
-    """Scores in the order of the covariance, and which tokens are candidates (spec None: all valid ones)."""
+    """Scores in the order of cov, and which tokens are candidates (spec None: all valid ones)."""
     control = None if spec is None else spec.control
     in_band = isinstance(control, ClipCov)
     low, high = (control.low, control.high) if isinstance(control, ClipCov) else (-np.inf, np.inf)

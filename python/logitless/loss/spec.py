@@ -1,8 +1,8 @@
-"""The axes of a policy loss: one frozen dataclass, checked at construction; a paper is one choice on each axis.
+"""The axes of a policy loss: a frozen dataclass; a paper is one choice on each axis.
 
-    loss_t = surrogate(exp(logp - old_logp), A)      changed by `control` where a token is selected
-             + kl.coefficient * KL(logp, ref_logp) - entropy.coefficient * H
-    loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
+loss_t = surrogate(exp(logp - old_logp), A)      changed by `control` where a token is selected
+         + kl.coefficient * KL(logp, ref_logp) - entropy.coefficient * H
+loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ class Unclipped:
 
 @dataclass(frozen=True)
 class ClipCov:
-    """Clip-Cov (arXiv:2505.22617): the policy term of k random tokens with low < cov < high is dropped.
+    """Clip-Cov (arXiv:2505.22617): k random tokens with low < cov < high lose their policy term.
 
-    k = max(int(fraction * valid tokens), 1); cov = (A - mean A) * (logp - mean logp), means over the scope. Tokens that
-    the ratio clips already are not candidates. `scope`: "batch" selects over the whole optimizer batch on all ranks;
-    "micro" within one call, as verl does, so that the result depends on how the batch is cut.
+    k = max(int(fraction * valid tokens), 1); cov = (A - mean A) * (logp - mean logp), means over
+    the scope. Tokens that the ratio clips already are not candidates. `scope`: "batch" selects over
+    the whole optimizer batch on all ranks; "micro" within one call, as verl does, so that the
+    result depends on how the batch is cut.
     """
 
     fraction: float = 2e-4
@@ -90,9 +91,10 @@ class ClipCov:
 
 @dataclass(frozen=True)
 class KLCov:
-    """KL-Cov (arXiv:2505.22617): the k tokens of largest cov pay coefficient * |logp - old_logp| on top of their policy term.
+    """KL-Cov (arXiv:2505.22617): the k tokens of largest cov pay coefficient * |logp - old_logp|.
 
-    k and cov as for ClipCov. |d| has slope 0 at d = 0: nothing happens on the first, on-policy update after a rollout.
+    k and cov as for ClipCov. |d| has slope 0 at d = 0: nothing happens on the first, on-policy
+    update after a rollout.
     """
 
     fraction: float = 2e-3
@@ -106,7 +108,10 @@ class KLCov:
 
 @dataclass(frozen=True)
 class TopEntropy:
-    """Only the k tokens of largest entropy keep their policy term (arXiv:2506.01939); the normaliser does not change."""
+    """Only the k tokens of largest entropy keep their policy term (arXiv:2506.01939).
+
+    The normaliser does not change.
+    """
 
     fraction: float = 0.2
     scope: Scope = "batch"
@@ -119,7 +124,8 @@ class TopEntropy:
 class KL:
     """coefficient * estimate of KL(policy || reference); x = logp - ref_logp.
 
-    k1: x; k2: x^2 / 2; k3: exp(-x) - 1 + x (http://joschu.net/blog/kl-approx.html). Nothing is clamped.
+    k1: x; k2: x^2 / 2; k3: exp(-x) - 1 + x (http://joschu.net/blog/kl-approx.html). Nothing is
+    clamped.
     """
 
     estimator: KLEstimator = "k3"
@@ -145,9 +151,10 @@ Control = ClipCov | KLCov | TopEntropy
 
 @dataclass(frozen=True)
 class PolicyLossSpec:
-    """One policy loss. `dataclasses.replace(presets["dapo"], entropy=EntropyBonus(0.01))` adapts one.
+    """One policy loss; `replace(presets["dapo"], entropy=EntropyBonus(0.01))` adapts one.
 
-    `aggregation`, over the whole optimizer batch on all ranks (B: its sequences with at least one valid token):
+    `aggregation`, over the whole optimizer batch on all ranks (B: its sequences with at least one
+    valid token):
 
         token-mean               sum of valid tokens / their number
         token-sum                sum of valid tokens
@@ -155,8 +162,9 @@ class PolicyLossSpec:
         seq-mean-token-mean      mean over sequences of each one's token mean
         seq-mean-token-sum-norm  sum / (B * max_length)
 
-    `control` changes the policy term only, never the KL or entropy terms. `max_length`: the generation limit in tokens,
-    for the last aggregation; without it the width T of a padded call that is the whole batch.
+    `control` changes the policy term only, never the KL or entropy terms. `max_length`: the
+    generation limit in tokens, for the last aggregation; without it the width T of a padded call
+    that is the whole batch.
     """
 
     ratio: Ratio = "token"
@@ -184,16 +192,20 @@ class PolicyLossSpec:
         if self.max_length is not None:
             if self.aggregation != "seq-mean-token-sum-norm":
                 raise ValueError(
-                    f"max_length={self.max_length} makes no sense with aggregation={self.aggregation!r}: "
-                    "only aggregation='seq-mean-token-sum-norm' divides by it"
+                    f"max_length={self.max_length} makes no sense with "
+                    f"aggregation={self.aggregation!r}; only 'seq-mean-token-sum-norm' uses it"
                 )
             if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
                 raise TypeError(f"max_length must be an int, got {self.max_length!r}")
             _require("max_length", self.max_length, self.max_length >= 1, ">= 1")
-        if isinstance(self.control, KLCov) and isinstance(self.surrogate, Clip) and self.surrogate.dual:
+        if (
+            isinstance(self.control, KLCov)
+            and isinstance(self.surrogate, Clip)
+            and self.surrogate.dual
+        ):
             raise ValueError(
-                f"control={self.control} makes no sense with surrogate={self.surrogate}: the dual clip cuts off "
-                "the gradient that the penalty is there to counter; use Unclipped() or dual=None"
+                f"control={self.control} makes no sense with surrogate={self.surrogate}: the dual "
+                "clip cuts the gradient that the penalty is to counter; use Unclipped()"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""A spec and the tokens of a call, evaluated by the core in one pass: loss, metrics, and the coefficients of backward."""
+"""A spec and the tokens of a call, evaluated by the core in one pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Means(NamedTuple):
 
     advantage: float
     logp: float
-    count: int
+    tokens: int
 
 
 class TokenLoss(NamedTuple):
@@ -74,7 +74,7 @@ def evaluate(
     means: Means | None,
     grad_scale: float,
 ) -> TokenLoss:
-    """loss = grad_scale * sum(weights * loss_t); metrics over `total_tokens`. `means` None: no actor/cov_mean."""
+    """grad_scale * sum(weights * loss_t), metrics over `total_tokens`; no means, no cov_mean."""
     g_logp = np.empty_like(tokens.logp)
     g_entropy = None if spec.entropy is None else np.empty_like(tokens.logp)
     sums = _core.token_loss(
@@ -115,4 +115,6 @@ def _bad_token(tokens: Tokens, i: int) -> str:
     names = ("logp", "old_logp", "advantages", "entropy", "ref_logp")
     values = {name: getattr(tokens, name) for name in names}
     got = ", ".join(f"{name}={value[i]}" for name, value in values.items() if value is not None)
-    return f"{', '.join(names)} must be finite where the mask is true, got {got} at {tokens.place(i)}"
+    return (
+        f"{', '.join(names)} must be finite where the mask is true, got {got} at {tokens.place(i)}"
+    )

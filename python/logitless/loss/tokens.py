@@ -18,7 +18,7 @@ class Sequences(NamedTuple):
     """The sequences of a call: of padded rows [B, T] or of packed tokens [N] with cu_seqlens."""
 
     of_token: Int64s  # [N]
-    count: int
+    number: int
     # T of a padded call
     width: int | None
 

@@ -1,4 +1,4 @@
-"""Once per optimizer step: the counts, means and selected tokens that every micro-batch and rank has to agree on."""
+"""Once per optimizer step: counts, means and selected tokens that all micro-batches share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BatchStats(NamedTuple):
     mean_advantage: float
     mean_logp: float
     # valid tokens that the means are over
-    count: int
+    count: int  # type: ignore[assignment]
     # int64, sorted: this rank's tokens among the selected ones of all ranks
     selected: Any
     seed: int
@@ -51,17 +51,20 @@ def batch_stats(
         KLCov       the k of mask with the largest cov
         TopEntropy  the k of mask with the largest entropy
 
-    Give it all micro-batches of this rank at once: `logp` is old_logp (free), or a scoring without gradient under the
-    current weights (exact after the first update); with `old_logp` given as well, tokens clipped there are no
-    candidates of Clip-Cov. With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
-    ranks, all of which have to call; None is one rank.
+    Give it all micro-batches of this rank at once: `logp` is old_logp (free), or a scoring without
+    gradient under the current weights (exact after the first update); with `old_logp` given as
+    well, tokens clipped there are no candidates of Clip-Cov. With `data_group` (a torch.distributed
+    group) sums, counts and histograms are added over its ranks, all of which have to call; None is
+    one rank.
 
-    The same input bits select the same tokens on any number of ranks and micro-batches, in any order: sums are integers
-    that round once, equal scores go to the smaller token id, and the random order is Philox of (seed, step, token id).
-    `token_ids`: see `token_ids()`. Selection per call (scope="micro") leaves `selected` empty.
+    The same input bits select the same tokens on any number of ranks and micro-batches, in any
+    order: sums are integers that round once, equal scores go to the smaller token id, and the
+    random order is Philox of (seed, step, token id). `token_ids`: see `token_ids()`. Selection per
+    call (scope="micro") leaves `selected` empty.
 
-    Raises ValueError where a valid value is not finite, token ids repeat, or entropy or cu_seqlens is missing; TypeError
-    for a wrong dtype. Papers: arXiv:2505.22617 (covariance), arXiv:2506.01939 (entropy).
+    Raises ValueError where a valid value is not finite, token ids repeat, or entropy or cu_seqlens
+    is missing; TypeError for a wrong dtype. Papers: arXiv:2505.22617 (covariance), arXiv:2506.01939
+    (entropy).
     """
     refuse_grad(logp=logp, advantages=advantages, old_logp=old_logp, entropy=entropy)
     for name, value in {"seed": seed, "step": step}.items():
@@ -87,9 +90,9 @@ def batch_stats(
     if is_tensor(logp):
         import torch
 
-        selected = torch.from_numpy(selected).to(logp.device)  # type: ignore[union-attr]
+        selected = torch.from_numpy(selected).to(logp.device)
     return BatchStats(
-        totals, means.advantage, means.logp, means.count, selected, seed, step, spec.control
+        totals, means.advantage, means.logp, means.tokens, selected, seed, step, spec.control
     )
 
 
@@ -98,11 +101,12 @@ def token_ids(
     positions: Array,  # [T], [B, T] or [N]
     max_length: int,
 ) -> Any:
-    """sequence_ids * max_length + positions, int64: unique over the optimizer batch, stable under any reordering.
+    """sequence_ids * max_length + positions, int64: unique, and stable under any reordering.
 
-    Number the sequences of the whole batch over all ranks (by prompt and sample, say), and positions within each. [B]
-    with [T] or [B, T] gives [B, T]. Raises ValueError for a negative sequence id, a position outside [0, max_length), or
-    ids beyond int64; TypeError unless both are integers.
+    Number the sequences of the whole batch over all ranks (by prompt and sample, say), and
+    positions within each. [B] with [T] or [B, T] gives [B, T]. Raises ValueError for a negative
+    sequence id, a position outside [0, max_length), or ids beyond int64; TypeError unless both are
+    integers.
     """
     sequences, places = (
         to_numpy(name, x)
@@ -113,19 +117,21 @@ def token_ids(
             raise TypeError(f"{name} must be integers, got {x.dtype}")
     if sequences.ndim == 1 and (places.ndim == 2 or places.shape != sequences.shape):
         sequences = sequences[:, None]
-    if places.size and not (0 <= places.min() and places.max() < max_length):
+    if places.size and not (places.min() >= 0 and places.max() < max_length):
         raise ValueError(
-            f"positions must be in [0, max_length) = [0, {max_length}), got {places.min()} to {places.max()}"
+            f"positions must be in [0, max_length) = [0, {max_length}), "
+            f"got {places.min()} to {places.max()}"
         )
-    if sequences.size and not (0 <= sequences.min() and sequences.max() < 2**63 // max_length):
+    if sequences.size and not (sequences.min() >= 0 and sequences.max() < 2**63 // max_length):
         raise ValueError(
-            f"sequence_ids must be in [0, 2^63 / max_length), got {sequences.min()} to {sequences.max()}"
+            "sequence_ids must be in [0, 2^63 / max_length), "
+            f"got {sequences.min()} to {sequences.max()}"
         )
     ids = sequences.astype(np.int64) * np.int64(max_length) + places.astype(np.int64)
     if is_tensor(sequence_ids):
         import torch
 
-        return torch.from_numpy(ids).to(sequence_ids.device)  # type: ignore[union-attr]
+        return torch.from_numpy(ids).to(sequence_ids.device)
     return ids
 
 

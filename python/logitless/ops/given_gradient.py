@@ -1,4 +1,4 @@
-"""A scalar whose gradients are already known: the torch side of every loss with closed-form coefficients."""
+"""A scalar whose gradients are already known: the torch side of a loss in closed form."""
 
 from __future__ import annotations
 
@@ -36,5 +36,7 @@ def given_gradient(
     entropy: Tensor | None,
     g_entropy: Tensor | None,
 ) -> Tensor:
-    """`loss`, with d loss / d logp = g_logp and d loss / d entropy = g_entropy; the second derivative raises."""
-    return _GivenGradient.apply(loss, logp, g_logp, entropy, g_entropy)  # type: ignore[no-any-return,no-untyped-call]
+    """`loss` with the gradients g_logp and g_entropy; the second derivative raises."""
+    apply: Any = _GivenGradient.apply
+    out: Tensor = apply(loss, logp, g_logp, entropy, g_entropy)
+    return out

@@ -1,4 +1,4 @@
-"""The policy loss of a call from its per-token log-probs: `policy_loss`, and the coefficients beneath it."""
+"""The policy loss of a call from its per-token log-probs."""
 
 from __future__ import annotations
 
@@ -41,34 +41,38 @@ def policy_loss(
     totals: Totals | None = None,
     grad_scale: float = 1.0,
 ) -> PolicyLossOutput:
-    """The policy loss. In plain code, for spec = presets["ppo"] and one call that is the whole batch:
+    """The policy loss. In plain code, for spec = presets["ppo"] and a call that is the whole batch:
 
         ratio = (logp - old_logp).exp()
         loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
         loss = grad_scale * loss[mask].sum() / mask.sum()
 
-    `spec` says what else there is (`PolicyLossSpec`, `presets`). `.loss` is local numerator / global normaliser: sum the
-    losses of micro-batches and never divide by their number. The normaliser and the selected tokens come from `batch`
-    (`batch_stats`, needs `token_ids`), or from `totals` alone where the spec selects nothing over the batch; with
-    neither, this call is the whole batch: it selects by its own logp and old_logp with seed 0 and step 0, and
-    `token_ids` default to 0, 1, 2, ... . `grad_scale` multiplies the loss, hence its gradients: pass
+    `spec` says what else there is (`PolicyLossSpec`, `presets`). `.loss` is local numerator /
+    global normaliser: sum the losses of micro-batches and never divide by their number. The
+    normaliser and the selected tokens come from `batch` (`batch_stats`, needs `token_ids`), or from
+    `totals` alone where the spec selects nothing over the batch; with neither, this call is the
+    whole batch: it selects by its own logp and old_logp with seed 0 and step 0, and `token_ids`
+    default to 0, 1, 2, ... . `grad_scale` multiplies the loss, hence its gradients: pass
     `totals.world_size` where DDP or FSDP averages the gradients of ranks.
 
-    logp and entropy are differentiable (once), all else is data. float32, bfloat16, float16 and float64 (computed in
-    float64 per token; loss in float32, or float64 where logp is); NumPy arrays give values only. The ratio is exp of an
-    unclamped difference: a token of ratio 1e30 that the surrogate does not clip makes the loss that large.
-    CUDA tensors go through a copy to the CPU.
+    logp and entropy are differentiable (once), all else is data. float32, bfloat16, float16 and
+    float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
+    give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
+    surrogate does not clip makes the loss that large. CUDA tensors go through a copy to the CPU.
 
-    metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss, without coefficient and
-    grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower (dual clip), actor/ppo_kl = old_logp - logp,
-    actor/entropy with `entropy`, actor/cov_selected (share selected) with a control, actor/cov_mean where the batch
-    means are known (not with `totals` alone).
+    metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss,
+    without coefficient and grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower
+    (dual clip), actor/ppo_kl = old_logp - logp, actor/entropy with `entropy`, actor/cov_selected
+    (share selected) with a control, actor/cov_mean where the batch means are known (not with
+    `totals` alone).
 
-    scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global CPU generator.
+    scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
+    CPU generator.
 
-    Raises ValueError for shapes that differ, values that are not finite inside the mask, data that requires grad,
-    missing entropy, ref_logp, cu_seqlens or token_ids, both batch and totals, totals with a selecting spec, or totals
-    below what this call holds; TypeError for dtypes; NotImplementedError for rollout_logp (no correction is built yet).
+    Raises ValueError for shapes that differ, values that are not finite inside the mask, data that
+    requires grad, missing entropy, ref_logp, cu_seqlens or token_ids, both batch and totals, totals
+    with a selecting spec, or totals below what this call holds; TypeError for dtypes;
+    NotImplementedError for rollout_logp (no correction is built yet).
     """
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
@@ -110,7 +114,7 @@ def policy_coefficients(
     totals: Totals | None = None,
     grad_scale: float = 1.0,
 ) -> tuple[Tokens, TokenLoss]:
-    """`policy_loss` as numbers: loss, metrics and flat coefficients g_logp, g_entropy of backward."""
+    """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
     if rollout_logp is not None:
         raise NotImplementedError("rollout_logp: no rollout correction is built yet, pass None")
     if batch is not None and totals is not None:
@@ -154,14 +158,14 @@ def _selection(
     totals: Totals | None,
     has_ids: bool,
 ) -> tuple[Means | None, Bools | None]:
-    """The means, where they are known, and which tokens of this call are selected, where something selects."""
+    """The means where they are known, and the selected tokens of this call where some are."""
     if spec.control is not None and not spec.selects:
         means = batch_means(tokens)
         return means, select_in_call(tokens, spec, means, _torch_permutation)
     if batch is not None:
         if batch.control != spec.control:
             raise ValueError(
-                f"batch was made for control={batch.control}, but the spec has control={spec.control}"
+                f"batch was made for control={batch.control}, but the spec has {spec.control}"
             )
         if spec.selects and not has_ids:
             raise ValueError("token_ids must be given with batch: selected tokens are found by id")
@@ -170,8 +174,8 @@ def _selection(
     if totals is not None:
         if spec.selects:
             raise ValueError(
-                f"control={spec.control} selects over the whole optimizer batch: pass batch=batch_stats(...), "
-                "got totals alone"
+                f"control={spec.control} selects over the whole optimizer batch: "
+                "pass batch=batch_stats(...), got totals alone"
             )
         return None, None
     means = batch_means(tokens)
@@ -191,7 +195,7 @@ def _members(tokens: Tokens, selected: Int64s) -> Bools:
     if not selected.size:
         return np.zeros(tokens.ids.size, np.bool_)
     place = np.minimum(np.searchsorted(selected, tokens.ids), selected.size - 1)
-    return (selected[place] == tokens.ids) & tokens.mask
+    return np.asarray((selected[place] == tokens.ids) & tokens.mask, np.bool_)
 
 
 def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ else:
     Array = Any
 
 
-def is_tensor(x: object) -> bool:
+def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
     """Whether x is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
@@ -29,7 +29,8 @@ def refuse_grad(**data: Array | None) -> None:
     for name, x in data.items():
         if x is not None and is_tensor(x) and x.requires_grad:
             raise ValueError(
-                f"{name} is data and gets no gradient, got a tensor with requires_grad=True; pass {name}.detach()"
+                f"{name} is data and gets no gradient, got a tensor with requires_grad=True; "
+                f"pass {name}.detach()"
             )
 
 
@@ -60,9 +61,13 @@ def make_tokens(
     if values.dtype not in (np.float32, np.float64):
         raise TypeError(f"logp must be a floating-point array, got {values.dtype}")
     if values.ndim not in (1, 2):
-        raise ValueError(f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}")
+        raise ValueError(
+            f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}"
+        )
     shape = values.shape
-    sequences = _sequences(shape, None if cu_seqlens is None else to_numpy("cu_seqlens", cu_seqlens))
+    sequences = _sequences(
+        shape, None if cu_seqlens is None else to_numpy("cu_seqlens", cu_seqlens)
+    )
 
     def floats(name: str, x: Array | None) -> Floats | None:
         return None if x is None else _flat(name, to_numpy(name, x), shape, values.dtype)
@@ -117,9 +122,12 @@ def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> S
     lengths = np.diff(cu_seqlens)
     if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[0] or (lengths < 0).any():
         raise ValueError(
-            f"cu_seqlens must rise from 0 to N = {shape[0]}, each sequence whole, got {cu_seqlens.tolist()}"
+            f"cu_seqlens must rise from 0 to N = {shape[0]}, each sequence whole, "
+            f"got {cu_seqlens.tolist()}"
         )
-    return Sequences(np.repeat(np.arange(lengths.size, dtype=np.int64), lengths), lengths.size, None)
+    return Sequences(
+        np.repeat(np.arange(lengths.size, dtype=np.int64), lengths), lengths.size, None
+    )
 
 
 def _advantages(
@@ -128,8 +136,8 @@ def _advantages(
     sequences: Sequences | None,
     dtype: np.dtype[Any],
 ) -> Floats:
-    if sequences is not None and x.shape in ((sequences.count,), (sequences.count, 1)):
-        if x.shape != shape:
+    if sequences is not None and x.shape != shape:
+        if x.shape in ((sequences.number,), (sequences.number, 1)):
             x = x.reshape(-1)[sequences.of_token].reshape(shape)
     return _flat("advantages", x, shape, dtype)
 
