@@ -1,4 +1,4 @@
-"""Losses, metrics and coefficients of every spec against the oracle; splits, masks, extremes, errors."""
+"""Every spec against the oracle: losses, metrics, coefficients; splits, masks, extremes, errors."""
 
 from __future__ import annotations
 

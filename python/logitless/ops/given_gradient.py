@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from logitless.ops.library import begin_backward
 
 
 class _GivenGradient(torch.autograd.Function):
@@ -23,8 +24,8 @@ class _GivenGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        begin_backward(ctx, "policy_loss")
         g_logp, g_entropy = ctx.saved_tensors
         return None, g_logp * grad, None, None if g_entropy is None else g_entropy * grad, None
 
@@ -36,7 +37,7 @@ def given_gradient(
     entropy: Tensor | None,
     g_entropy: Tensor | None,
 ) -> Tensor:
-    """`loss` with the gradients g_logp and g_entropy; the second derivative raises."""
+    """`loss` with the gradients g_logp and g_entropy; a second backward raises."""
     apply: Any = _GivenGradient.apply
     out: Tensor = apply(loss, logp, g_logp, entropy, g_entropy)
     return out
