@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitless.ops.library import begin_backward
-
 
 class _GivenGradient(torch.autograd.Function):
     @staticmethod
@@ -25,7 +23,9 @@ class _GivenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        begin_backward(ctx, "policy_loss")
+        # the coefficients are constants to autograd: a derivative of them would be silently 0
+        if torch.is_grad_enabled():
+            raise RuntimeError("policy_loss: double backward (create_graph=True) is not supported")
         g_logp, g_entropy = ctx.saved_tensors
         return None, g_logp * grad, None, None if g_entropy is None else g_entropy * grad, None
 
@@ -37,7 +37,7 @@ def given_gradient(
     entropy: Tensor | None,
     g_entropy: Tensor | None,
 ) -> Tensor:
-    """`loss` with the gradients g_logp and g_entropy; a second backward raises."""
+    """`loss` with the gradients g_logp and g_entropy; double backward raises."""
     apply: Any = _GivenGradient.apply
     out: Tensor = apply(loss, logp, g_logp, entropy, g_entropy)
     return out
