@@ -11,6 +11,7 @@ Replaces
 without any [N, V] intermediate: the logits are read once and five numbers a row are written.
 One program walks one row, so N below the number of multiprocessors leaves some of them idle.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -149,8 +150,8 @@ def row_forward(
 ) -> RowForward:
     """Launch the kernel. Arguments are taken as checked: the public ops do that, once.
 
-    Values of temperature, softcap and logit_scale never recompile. Dtypes, which of the optional
-    arguments are given, and whether V and the row stride divide by 16 (which lets loads be wide) do.
+    Values of temperature, softcap and logit_scale never recompile. Dtypes do, and which of the
+    optional arguments are given, and whether V and the row stride divide by 16 (for wide loads).
     """
     n, columns = logits.shape
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
