@@ -3,10 +3,12 @@
 
 namespace logitless::bindings {
 void register_info(pybind11::module_& m);
+void register_rows(pybind11::module_& m);
 }  // namespace logitless::bindings
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace logitless::bindings;
   m.doc() = "Compiled core of logitless. Private: use the functions of the logitless package.";
   register_info(m);
+  register_rows(m);
 }
