@@ -48,5 +48,6 @@ report = (folder / "report.html").read_text()
 assert "<img" in report or "<svg" in report, "the report shows no picture"
 assert list(folder.glob("*.png")), "no PNG was written"
 print(
-    f"short demo: entropy {grpo['entropy_last']:.3f} under GRPO, {clip_cov['entropy_last']:.3f} under Clip-Cov"
+    f"short demo: entropy {grpo['entropy_last']:.3f} under GRPO, "
+    f"{clip_cov['entropy_last']:.3f} under Clip-Cov"
 )
