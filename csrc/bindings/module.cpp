@@ -3,6 +3,7 @@
 
 namespace logitless::bindings {
 void register_info(pybind11::module_& m);
+void register_loss(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 }  // namespace logitless::bindings
 
@@ -10,5 +11,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace logitless::bindings;
   m.doc() = "Compiled core of logitless. Private: use the functions of the logitless package.";
   register_info(m);
+  register_loss(m);
   register_rows(m);
 }

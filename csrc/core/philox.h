@@ -1,6 +1,6 @@
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11):
-// random words as a pure function of a counter and a key, so that every thread, rank and device
-// draws the same word for the same (seed, step, id) without any state.
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
+// SC'11): random words as a pure function of a counter and a key, so that every thread, rank and
+// device draws the same word for the same (seed, step, id) without any state.
 #pragma once
 
 #include "config.h"

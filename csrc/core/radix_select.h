@@ -39,8 +39,7 @@ LOGITLESS_HD inline bool radix_matches(
   }
   if (key.score != prefix.score) return false;
   const int digits = level - half;
-  return digits == 0 ||
-         (key.inverted_id ^ prefix.inverted_id) >> (64 - kRadixBits * digits) == 0;
+  return digits == 0 || (key.inverted_id ^ prefix.inverted_id) >> (64 - kRadixBits * digits) == 0;
 }
 
 }  // namespace logitless

@@ -76,9 +76,7 @@ LOGITLESS_HD inline Term controlled(
   if (!selected) return term;
   // |log ratio| has slope 0 at 0, so the penalty does nothing on the first, on-policy update
   const double sign = static_cast<double>(log_ratio > 0) - static_cast<double>(log_ratio < 0);
-  return {
-      term.loss + params.penalty * std::fabs(log_ratio), term.slope + params.penalty * sign
-  };
+  return {term.loss + params.penalty * std::fabs(log_ratio), term.slope + params.penalty * sign};
 }
 
 LOGITLESS_HD inline Term kl_term(double log_ratio, KlEstimator estimator) {

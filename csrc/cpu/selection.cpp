@@ -65,14 +65,18 @@ void covariance_scores(
       const double cov = covariance(advantage, logp, band.means);
       scores[i] = ordered_bits(cov);
       const bool clipped =
-          tokens.old_logp != nullptr && ratio_clipped(
-                                            logp - static_cast<double>(tokens.old_logp[i]),
-                                            advantage,
-                                            band.log_low,
-                                            band.log_high
-                                        );
+          tokens.old_logp != nullptr &&
+          ratio_clipped(
+              logp - static_cast<double>(tokens.old_logp[i]), advantage, band.log_low, band.log_high
+          );
       candidate[i] = band.low < cov && cov < band.high && !clipped;
     }
+  });
+}
+
+void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads) {
+  for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) scores[i] = ordered_bits(values[i]);
   });
 }
 
@@ -99,9 +103,11 @@ std::array<int64_t, kRadixBins> radix_histogram(
 
 template ValueSums value_sums(const SelectionTokens<float>& tokens);
 template ValueSums value_sums(const SelectionTokens<double>& tokens);
-template void
-covariance_scores(const SelectionTokens<float>&, const CovarianceBand&, uint64_t*, bool*);
-template void
-covariance_scores(const SelectionTokens<double>&, const CovarianceBand&, uint64_t*, bool*);
+template void covariance_scores(
+    const SelectionTokens<float>&, const CovarianceBand&, uint64_t*, bool*
+);
+template void covariance_scores(
+    const SelectionTokens<double>&, const CovarianceBand&, uint64_t*, bool*
+);
 
 }  // namespace logitless::cpu

@@ -46,6 +46,8 @@ void covariance_scores(
     const SelectionTokens<T>& tokens, const CovarianceBand& band, uint64_t* scores, bool* candidate
 );
 
+void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads);
+
 void random_scores(
     const int64_t* ids, int64_t count, uint64_t seed, uint64_t step, uint64_t* scores, int threads
 );

@@ -27,10 +27,11 @@ struct TokenLossArgs {
   const T* logp = nullptr;
   const T* old_logp = nullptr;
   const T* advantages = nullptr;
-  // Share of a token in the loss; 0 marks a token outside the mask, whose other values are not read.
+  // Share of a token in the loss; 0 marks a token outside the mask, whose other values are not
+  // read.
   const double* weights = nullptr;
-  const T* entropy = nullptr;    // or null
-  const T* ref_logp = nullptr;   // or null
+  const T* entropy = nullptr;      // or null
+  const T* ref_logp = nullptr;     // or null
   const bool* selected = nullptr;  // or null
   T* g_logp = nullptr;
   T* g_entropy = nullptr;  // or null

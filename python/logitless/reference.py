@@ -1,8 +1,9 @@
 """The oracle: every op, loss and gradient in NumPy float64, written the slowest and plainest way.
 
-Nothing here is fast, fused, tiled or clever, so that each line can be checked against the formula it states; everything
-else in the package is tested against it, and it is tested against finite differences. Every function takes arrays whose
-last axis is the vocabulary (`logits`) or the hidden size (`hidden`), with any shape in front, and flattens the rows.
+Nothing here is fast, fused, tiled or clever, so that each line can be checked against the formula
+it states; everything else in the package is tested against it, and it is tested against finite
+differences. Every function takes arrays whose last axis is the vocabulary (`logits`) or the hidden
+size (`hidden`), with any shape in front, and flattens the rows.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def token_stats(
     mask: Array | None = None,  # [...]
     **chain: Any,
 ) -> dict[str, Array]:
-    """logp, entropy, lse, varentropy, sum_p2, entropy_change (float64) and argmax (int64), each shaped like `targets`.
+    """logp, entropy, lse, varentropy, sum_p2, entropy_change and argmax, each shaped like targets.
 
     A masked row is 0 everywhere and is never read. `chain`: the keywords of `logits_chain`.
     """
@@ -71,7 +72,8 @@ def token_stats(
         out["lse"][i] = lse
         out["varentropy"][i] = _expectation(p, (logp + entropy) ** 2)
         out["sum_p2"][i] = np.sum(p**2)
-        # the first-order change of this row's entropy when its own logits take a policy-gradient step of weight 1
+        # the first-order change of this row's entropy when its own logits take a policy-gradient
+        # step of weight 1
         s = np.where(p > 0, p * (np.where(p > 0, logp, 0.0) + entropy), 0.0)
         out["entropy_change"][i] = -(s[a] - _expectation(p, s))
         out["argmax"][i] = np.argmax(z)
@@ -209,7 +211,7 @@ def sequence_of_token(shape: tuple[int, ...], cu_seqlens: Array | None = None) -
 
 
 def exact_mean(values: Array) -> float:
-    """The mean with one rounding: values as multiples of 2^-64, summed as integers, divided once."""
+    """The mean with one rounding: multiples of 2^-64 summed as integers and divided once."""
     total = sum(round(Fraction(float(v)) * 2**64) for v in values)
     return float(Fraction(total, len(values) * 2**64)) if len(values) else 0.0
 
@@ -217,7 +219,7 @@ def exact_mean(values: Array) -> float:
 def covariance(
     logp: Array, advantages: Array, mask: Array | None = None
 ) -> tuple[F64, float, float]:
-    """(cov, mean advantage, mean logp), cov_t = (A_t - mean A) * (logp_t - mean logp), 0 outside the mask."""
+    """(cov, mean A, mean logp): cov_t = (A_t - mean A) * (logp_t - mean logp), 0 if masked."""
     valid = np.ones(np.shape(logp), bool) if mask is None else np.asarray(mask, bool)
     lp, a = np.asarray(logp, np.float64), np.asarray(advantages, np.float64)
     mean_a, mean_lp = exact_mean(a[valid]), exact_mean(lp[valid])
@@ -227,7 +229,7 @@ def covariance(
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox 4x32 with 10 rounds (Salmon et al., SC 2011): four random words for a counter and a key."""
+    """Philox 4x32-10 (Salmon et al., SC 2011): four random words for a counter and a key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -243,7 +245,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def random_key(seed: int, step: int, token_id: int) -> int:
-    """The 64-bit key that orders tokens at random: a function of (seed, step, token id) and of nothing else."""
+    """The 64-bit key that puts tokens in random order: a function of these three alone."""
     low = 0xFFFFFFFF
     words = philox(
         (token_id & low, token_id >> 32, step & low, step >> 32), (seed & low, seed >> 32)
@@ -254,7 +256,7 @@ def random_key(seed: int, step: int, token_id: int) -> int:
 def ratio_clipped(
     logp: Array, old_logp: Array, advantages: Array, surrogate: Any
 ) -> npt.NDArray[np.bool_]:
-    """Tokens whose surrogate is flat because the ratio left [1 - low, 1 + high] on the side the advantage pushes to."""
+    """The ratio left [1 - low, 1 + high] on the side the advantage pushes to: flat there."""
     if type(surrogate).__name__ == "Unclipped":
         return np.zeros(np.shape(logp), bool)
     r = np.exp(np.asarray(logp, np.float64) - np.asarray(old_logp, np.float64))
@@ -276,9 +278,9 @@ def select(
 ) -> list[int]:
     """The ids of the tokens that `spec.control` picks out of this whole batch, sorted.
 
-    k = max(int(fraction * valid tokens), 1), fewer when there are fewer candidates; equal scores go to the smaller id.
-    ClipCov: k at random among low < cov < high not already clipped by the ratio. KLCov: the k largest cov.
-    TopEntropy: the k largest entropies.
+    k = max(int(fraction * valid tokens), 1), fewer when there are fewer candidates; equal scores go
+    to the smaller id. ClipCov: k at random among low < cov < high not already clipped by the ratio.
+    KLCov: the k largest cov. TopEntropy: the k largest entropies.
     """
     control = spec.control
     if control is None:
@@ -310,7 +312,7 @@ def select(
 def token_weights(
     mask: Array, aggregation: str, cu_seqlens: Array | None = None, max_length: int | None = None
 ) -> F64:
-    """w such that the aggregated loss of this whole batch is sum(w * per-token loss); sequences without tokens do not count."""
+    """w with which this whole batch's loss is sum(w * loss_t); empty sequences do not count."""
     m = np.asarray(mask, bool).ravel()
     if aggregation in ("token-mean", "token-sum"):
         scale = 1.0 / m.sum() if aggregation == "token-mean" and m.any() else 1.0
@@ -328,7 +330,7 @@ def token_weights(
 
 
 def surrogate_loss(logp: float, old_logp: float, a: float, surrogate: Any) -> tuple[float, float]:
-    """(loss, d loss / d logp) of one token: -A r, or -min(A r, A clip(r)), capped at -A * dual where A < 0."""
+    """(loss, slope) of one token: -A r, or -min(A r, A clip(r)), at most -A * dual if A < 0."""
     if a == 0.0:
         return 0.0, 0.0
     r = math.exp(logp - old_logp)
@@ -342,7 +344,7 @@ def surrogate_loss(logp: float, old_logp: float, a: float, surrogate: Any) -> tu
 
 
 def kl_loss(logp: float, ref_logp: float, estimator: str) -> tuple[float, float]:
-    """(estimate of KL(policy || reference) from one sample, its derivative in logp); x = logp - ref_logp."""
+    """(one-sample estimate of KL(policy || reference), its slope in logp); x = logp - ref_logp."""
     x = logp - ref_logp
     if estimator == "k1":
         return x, 1.0
@@ -367,7 +369,7 @@ def policy_loss(
     seed: int = 0,
     step: int = 0,
 ) -> tuple[float, dict[str, float], F64, F64]:
-    """(loss, metrics, d loss / d logp, d loss / d entropy) of a whole optimizer batch given at once.
+    """(loss, metrics, g_logp, g_entropy) of a whole optimizer batch given at once.
 
     `spec` is read by attribute, so that the oracle shares no code with the losses it judges.
     """
@@ -439,7 +441,7 @@ def policy_loss(
 
 
 def fit_entropy_law(entropy: Array, reward: Array) -> dict[str, Any]:
-    """Least squares of R = -a * exp(H) + b; ceiling = R at H = 0 = b - a, with its 95% confidence interval."""
+    """Least squares of R = -a * exp(H) + b; the ceiling b - a (H = 0) with its 95% interval."""
     x, y = np.exp(np.asarray(entropy, np.float64)), np.asarray(reward, np.float64)
     n = len(x)
     design = np.stack([-x, np.ones(n)], axis=1)
