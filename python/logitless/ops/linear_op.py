@@ -47,15 +47,9 @@ def _gather(rows: Rows, index: Tensor | None) -> Rows:
     if index is None:
         return rows
     scale = None if rows.row_scale is None else rows.row_scale[index]
-    return replace(rows, targets=rows.targets[index], mask=None, row_scale=scale)
-
-
-def _chunked(rows: Rows, tiles: Tiles) -> list[tuple[slice, Rows]]:
-    def part(chunk: slice) -> Rows:
-        scale = None if rows.row_scale is None else rows.row_scale[chunk]
-        return replace(rows, targets=rows.targets[chunk], row_scale=scale)
-
-    return [(chunk, part(chunk)) for chunk in tiles.chunks(len(rows.targets))]
+    return replace(
+        rows, n=len(index), targets=rows.targets[index], mask=None, row_scale=scale
+    )
 
 
 def _view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
@@ -75,11 +69,11 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     kept = torch.empty(len(hidden) * tiles.kept, dtype=tiles.dtype)
     state = torch.empty(len(hidden), STATE, dtype=torch.float64)
     scratch = tiles.scratch(n if tiles.kept < vocab else 0)
-    chunks = _chunked(rows, tiles)
+    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
     for start, stop in tiles.spans(vocab):
         w = weight[start:stop].to(tiles.dtype)
         for chunk, part in chunks:
-            count, width = len(part.targets), stop - start
+            count, width = part.n, stop - start
             if stop <= tiles.kept:
                 tile = _view(kept, n * start + chunk.start * width, count, width)
             else:
@@ -158,7 +152,8 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     state = state[:forward_rows] if everything else state[place]
     g = dict(zip(("g_logp", "g_entropy", "g_lse"), upstream, strict=True))
     g = {name: None if value is None else value[index] for name, value in g.items()}
-    chunks = _chunked(_gather(rows, index), tiles)
+    rows = _gather(rows, index)
+    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     scratch = tiles.scratch(len(index))
     d_hidden = grads[0] if len(index) == n else hidden.new_empty(h.shape)
     sums = [_Sum(d_hidden[chunk], tiles.dtype) for chunk, _ in chunks] if needs[0] else []
@@ -166,7 +161,7 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
         w, width = weight[start:stop].to(tiles.dtype), stop - start
         d_weight = _Sum(grads[1][start:stop], tiles.dtype) if needs[1] else None
         for i, (chunk, part) in enumerate(chunks):
-            count = len(part.targets)
+            count = part.n
             if stop <= tiles.kept and everything:
                 tile = _view(kept, forward_rows * start + chunk.start * width, count, width)
             else:

@@ -30,7 +30,8 @@ def make_rows(
 ) -> Rows:
     # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
     bias = None if bias is None else bias.detach()
-    return Rows(targets, mask, row_scale, scale, bias, pre, softcap, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return Rows(len(targets), targets, mask, row_scale, scale, bias, pre, softcap, threads)
 
 
 def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -139,7 +139,8 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
     compute = np.float64 if dtype == np.float64 else np.float32
     bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
     flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
-    return Rows(flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap)
+    n = len(flat_targets)
+    return Rows(n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap)
 
 
 def numpy_finish(
