@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_bad_calls() -> None:
         (flat, "kl_cov_clip", {}, ["cu_seqlens=None"]),
     ]
     for given, name, options, words in cases:
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
             stats_of(given, SPECS[name], **options)
         assert all(word in str(caught.value) for word in words), str(caught.value)
     assert spec.selects and batch.mask.shape[1] <= MAX_LENGTH

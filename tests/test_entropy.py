@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,6 @@ def test_a_constant_reward_is_a_flat_law() -> None:
     ],
 )
 def test_no_law_without_points(entropy: Any, reward: Any, words: list[str]) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
         fit_entropy_law(entropy, reward)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -259,6 +259,17 @@ def test_data_may_not_require_grad(name: str) -> None:
         ours(t, SPECS["k3"])
 
 
+@pytest.mark.parametrize("name", ["ppo", "entropy"])
+def test_the_op_is_a_good_citizen(name: str) -> None:
+    """torch's own checks: schema, fake kernel, autograd registration, compilation."""
+    from logitless.ops.given_gradient import given_gradient
+
+    logp, entropy = (torch.rand(5, requires_grad=True) for _ in range(2))
+    bonus = (entropy, torch.rand(5)) if name == "entropy" else (None, None)
+    arguments = (torch.rand(()), logp, torch.rand(5), *bonus)
+    torch.library.opcheck(given_gradient, arguments)
+
+
 def test_double_backward_raises() -> None:
     t = with_grad(tensors(make_batch()))
     loss = ours(t, presets["ppo"]).loss
