@@ -160,7 +160,7 @@ def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
                 f"old_logp must be finite where the mask is true, got {tokens.old_logp[bad[0]]} at "
                 f"{tokens.place(int(bad[0]))}"
             )
-    # sorting is 20 times faster than np.unique
+    # sorting is about 10 times faster than np.unique
     ids = np.sort(tokens.ids[tokens.mask])
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if repeated.size or (ids.size and ids[0] < 0):
