@@ -39,10 +39,10 @@ def check(batch: Batch, spec: PolicyLossSpec, tolerance: float, **packing: Any) 
     )
     assert result.loss == pytest.approx(loss, rel=1e-12, abs=1e-14)
     assert result.metrics == pytest.approx(metrics, rel=1e-12, abs=1e-14)
-    np.testing.assert_allclose(result.g_logp, g_logp.ravel(), rtol=tolerance, atol=0)
+    np.testing.assert_allclose(result.g_logp, g_logp.ravel(), rtol=tolerance, atol=1e-16)
     assert (result.g_entropy is None) == (spec.entropy is None)
     if result.g_entropy is not None:
-        np.testing.assert_allclose(result.g_entropy, g_entropy.ravel(), rtol=tolerance, atol=0)
+        np.testing.assert_allclose(result.g_entropy, g_entropy.ravel(), rtol=tolerance, atol=1e-16)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=lambda dtype: dtype.__name__)

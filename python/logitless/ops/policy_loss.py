@@ -198,11 +198,11 @@ def _torch_permutation(n: int) -> Int64s:
 
 
 def _members(tokens: Tokens, selected: Int64s) -> Bools:
-    """Valid tokens whose id is in `selected`, which is sorted."""
+    """Tokens whose id is in `selected`, which is sorted."""
     if not selected.size:
         return np.zeros(tokens.ids.size, np.bool_)
     place = np.minimum(np.searchsorted(selected, tokens.ids), selected.size - 1)
-    return np.asarray((selected[place] == tokens.ids) & tokens.mask, np.bool_)
+    return np.asarray(selected[place] == tokens.ids, np.bool_)
 
 
 def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:
