@@ -23,7 +23,7 @@ class TokenStats(NamedTuple):
 
 
 def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
-    """Outputs of the core for n rows: float32, or float64 for float64 inputs; extras empty if unasked."""
+    """Memory for the results of n rows: float32, or float64 like the input; extras if asked."""
     import torch
 
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
