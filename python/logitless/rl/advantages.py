@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 def group_std(rewards: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-4) per group, as GRPO (arXiv 2402.03300); a group of equal rewards gets zeros."""
+    """(r - mean) / (std + 1e-4) per group, as GRPO (arXiv 2402.03300); a group of equal rewards
+    gets zeros.
+    """
     centered = group_mean(rewards)
     return centered / (rewards.std(dim=1, keepdim=True) + 1e-4)
 

@@ -1,7 +1,7 @@
 """Atomic checkpoints: a folder is written under another name and renamed, so what exists is whole.
 
-Nothing random is saved: every draw of the trainer is a function of (seed, step), so model, optimizer
-and step are all there is to continue bit for bit.
+Nothing random is saved: every draw of the trainer is a function of (seed, step), so model,
+optimizer and step are all there is to continue bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PREFIX = "checkpoint-"
 
 
 def save(folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer | None) -> Path:
-    """Writes folder/checkpoint-STEP (readable by AutoModelForCausalLM) and removes the older ones."""
+    """Writes folder/checkpoint-STEP, which AutoModelForCausalLM reads, and removes older ones."""
     final = folder / f"{PREFIX}{step:06d}"
     part = folder / f"{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import logitless as ll
 from logitless.rl.metrics import Stopwatch
 from logitless.rl.model import Policy
 from logitless.rl.recipe import LossRecipe, Recipe
@@ -37,7 +36,7 @@ def full_logits_loss(
     advantages: Tensor,  # [N]
     temperature: float,
 ) -> Tensor:
-    """PPO's clipped loss the plain way (clip 0.2, token mean), with the entropy every trainer logs."""
+    """PPO's clipped loss the plain way (clip 0.2, token mean), with the entropy trainers log."""
     logp_all = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
     logp = logp_all.gather(1, targets[:, None])[:, 0]
     with torch.no_grad():
@@ -47,7 +46,9 @@ def full_logits_loss(
 
 
 def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: Recipe) -> StepCost:
-    """Medians of `compare_repeats` steps of either kind on the rollout's first minibatch; needs no update."""
+    """Medians of `compare_repeats` steps of either kind on the rollout's first minibatch; needs no
+    update.
+    """
     from logitless.rl.train import make_spec
 
     spec = make_spec(LossRecipe("grpo"))
@@ -56,10 +57,8 @@ def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: R
     shared = batch_options(minibatch, spec, recipe.seed, 0)
 
     def ours() -> float:
-        out = loss_backward(
-            policy, rollout, advantages, index, spec, recipe, shared, Stopwatch()
-        )
-        return float(out.loss)
+        out = loss_backward(policy, rollout, advantages, index, spec, recipe, shared, Stopwatch())
+        return float(out.loss.detach())
 
     def full() -> float:
         loss = full_logits_loss(
@@ -71,7 +70,7 @@ def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: R
             recipe.rollout.temperature,
         )
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def timed(step: Callable[[], float]) -> tuple[float, float]:
         policy.model.zero_grad()

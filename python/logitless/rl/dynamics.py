@@ -23,7 +23,9 @@ class EntropyChange(NamedTuple):
 
 
 class EntropyProbe:
-    """Made before an update, asked after it. Costs two forwards and a backward, and a copy of the trained weights."""
+    """Made before an update, asked after it. Costs two forwards and a backward, and a copy of the
+    trained weights.
+    """
 
     def __init__(self, policy: Policy, rollout: Rollout, temperature: float) -> None:
         self._policy, self._rollout, self._temperature = policy, rollout, temperature

@@ -6,6 +6,7 @@ flatter the next. Parameters, inputs and the gradients' buffers exist before and
 
 from __future__ import annotations
 
+import math
 import pickle
 import subprocess
 import sys
@@ -20,10 +21,15 @@ from logitless.rl.compare import full_logits_loss
 
 
 def head_memory(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
-    """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full logits in plain torch."""
+    """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full
+    logits in plain torch.
+    """
     request = pickle.dumps((spec, rows, hidden, vocab, torch.get_num_threads()))
     answer = subprocess.run(
-        [sys.executable, "-m", "logitless.rl.head_memory"], input=request, capture_output=True, check=False
+        [sys.executable, "-m", "logitless.rl.head_memory"],
+        input=request,
+        capture_output=True,
+        check=False,
     )
     if answer.returncode != 0:
         raise RuntimeError(f"measuring the head's memory failed:\n{answer.stderr.decode()}")
@@ -40,9 +46,11 @@ def _measure_here(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
         targets = torch.randint(vocab, (rows,), generator=generator)
         advantages = torch.randn(rows, generator=generator)
         with torch.no_grad():
-            old_logp = torch.full((rows,), -torch.tensor(float(vocab)).log())
+            old_logp = torch.full((rows,), -math.log(vocab))
         if spec is None:
-            return lambda: full_logits_loss(states, weight, targets, old_logp, advantages, 1.0).backward()
+            return lambda: full_logits_loss(
+                states, weight, targets, old_logp, advantages, 1.0
+            ).backward()
         mask = torch.ones(rows, dtype=torch.bool)
         ids = ll.token_ids(torch.arange(rows), torch.zeros(rows, dtype=torch.long), 1)
         ends = torch.arange(rows + 1, dtype=torch.int32)
@@ -52,8 +60,16 @@ def _measure_here(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
                 old_logp, advantages, mask, spec, cu_seqlens=ends, token_ids=ids, seed=0, step=0
             )
         return lambda: ll.linear_policy_loss(
-            states, weight, targets, old_logp, advantages, mask, spec,
-            cu_seqlens=ends, token_ids=ids, **shared,
+            states,
+            weight,
+            targets,
+            old_logp,
+            advantages,
+            mask,
+            spec,
+            cu_seqlens=ends,
+            token_ids=ids,
+            **shared,
         ).loss.backward()
 
     # A small one first: thread pools and libraries start on their own account.

@@ -9,7 +9,9 @@ from typing import Any
 
 
 class StopRequest:
-    """`with StopRequest() as stop: ... if stop.requested: break`. Only the main thread hears signals."""
+    """`with StopRequest() as stop: ... if stop.requested: break`. Only the main thread hears
+    signals.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,7 +23,10 @@ class StopRequest:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)

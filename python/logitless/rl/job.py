@@ -1,4 +1,4 @@
-"""The whole job of a recipe: warm-up, each method from the same start, the comparison, the report."""
+"""The whole job of a recipe: warm-up, each method from the same start, comparison, report."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from logitless.rl.recipe import Recipe, to_dict
 from logitless.rl.rollout import sample
 from logitless.rl.step import make_optimizer
 from logitless.rl.tasks import Task, load_task
-from logitless.rl.train import METRICS_FILE, encode, make_spec, score, train
+from logitless.rl.train import METRICS_FILE, make_spec, score, train
 from logitless.rl.warmup import warm_up
 
 WARMUP_FOLDER = "warmup"
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
-    """Runs a recipe into the folder `out`; 0, or 130 where Ctrl-C ended it (the folder is usable all the same)."""
+    """Runs a recipe into the folder `out`; 0, or 130 where Ctrl-C ended it (the folder is usable
+    all the same).
+    """
     task = load_task(recipe.task)
     specs = {name: make_spec(loss) for name, loss in recipe.methods.items()}
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        forget(recipe, out)
     comparison: dict[str, Any] | None = None
     head_bytes: dict[str, int] = {}
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
@@ -54,10 +58,20 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
     return 130 if stop.requested else 0
 
 
+def forget(recipe: Recipe, out: Path) -> None:
+    """Removes what an earlier run of the same methods left in `out`: theirs, and nothing else."""
+    checkpoint.clear(out / WARMUP_FOLDER)
+    for name in recipe.methods:
+        checkpoint.clear(out / name)
+        (out / name / METRICS_FILE).unlink(missing_ok=True)
+
+
 def starting_policy(
     recipe: Recipe, task: Task, folder: Path, progress: Progress, stop: StopRequest, resume: bool
 ) -> Policy:
-    """The model every method starts from: read or made, warmed up where the recipe says so, kept in `folder`."""
+    """The model every method starts from: read or made, warmed up where the recipe says so, kept in
+    `folder`.
+    """
     policy = make_policy(recipe.model, recipe.seed)
     steps = recipe.warmup.steps + recipe.warmup.full_steps
     if steps == 0:
@@ -72,13 +86,7 @@ def starting_policy(
         if stop.requested:
             raise KeyboardInterrupt
 
-    warm_up(
-        policy,
-        task,
-        recipe,
-        lambda texts: encode(policy, texts, recipe.rollout.chat_template),
-        report_step,
-    )
+    warm_up(policy, task, recipe, report_step)
     checkpoint.save(folder, steps, policy, None)
     return policy
 
@@ -90,7 +98,7 @@ def compare(
     prompts = task.prompts(random.Random(f"prompts {recipe.seed} 0"), recipe.rollout.prompts)
     rollout = sample(
         policy,
-        encode(policy, [p.text for p in prompts], recipe.rollout.chat_template),
+        policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
         group=recipe.rollout.group,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
@@ -104,7 +112,11 @@ def compare(
     shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
     head_bytes = {name: head_memory(spec, *shape) for name, spec in specs.items()}
     full = head_memory(None, *shape)
-    return {**cost._asdict(), "bytes": max(head_bytes.values()), "bytes_full_logits": full}, head_bytes
+    return {
+        **cost._asdict(),
+        "bytes": max(head_bytes.values()),
+        "bytes_full_logits": full,
+    }, head_bytes
 
 
 def finish(

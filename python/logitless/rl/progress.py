@@ -16,7 +16,7 @@ PLAIN_EVERY = 5
 class Progress:
     """`with Progress(total) as progress: progress.warm(...); progress.step(method, row)`.
 
-    `total` is the number of RL steps of all methods together; the time left counts on the pace so far.
+    `total` is the number of RL steps of all methods; the time left counts on the pace so far.
     """
 
     def __init__(self, total: int) -> None:
@@ -35,7 +35,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
@@ -61,7 +64,8 @@ class Progress:
         left = self._seconds / self._done * (self._total - self._done)
         number = row["step"] + 1
         text = (
-            f"{method:<9} step {number:>3}/{steps}  reward {row['reward']:.3f}  entropy {row['entropy']:.3f}  "
+            f"{method:<9} step {number:>3}/{steps}  reward {row['reward']:.3f}  entropy "
+            f"{row['entropy']:.3f}  "
             f"covariance {row['covariance']:+.3f}  {row['tokens_per_second']:>5.0f} tokens/s  "
             f"{int(left) // 60}:{int(left) % 60:02d} left"
         )

@@ -18,10 +18,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A folder (or hub name) of any Hugging Face causal LM, or, without `path`, a small Llama from scratch."""
+    """A folder (or hub name) of any Hugging Face causal LM, or, without `path`, a small Llama from
+    scratch.
+    """
 
     path: str | None = None
-    # "qwen" (151,646 entries), "bytes" (256 and the specials), or a folder; used where `path` is None.
+    # "qwen" (151,646 entries), "bytes" (256 and the specials), or a folder; used where `path` is
+    # None.
     tokenizer: str = "qwen"
     # Rows of the head; None: the tokenizer's length rounded up to a multiple of 128.
     vocab_size: int | None = None
@@ -111,11 +114,13 @@ class Recipe:
 def bundled() -> list[str]:
     """Names of the recipes inside the package."""
     folder = resources.files(__package__).joinpath("recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Reads a YAML file, or a bundled recipe by name, and applies `key.sub=value` overrides in order.
+    """Reads a YAML file, or a bundled recipe by name, and applies `key.sub=value` overrides.
 
     ValueError where a key is unknown (with the nearest known one), a value has the wrong type or an
     override is not `key=value`; FileNotFoundError where `source` is neither a file nor bundled.
@@ -153,7 +158,8 @@ def validate(recipe: Recipe) -> Recipe:
             raise ValueError(f"recipe key '{key}' must be at least 1, got {value}")
     if recipe.rollout.group < 2:
         raise ValueError(
-            f"recipe key 'rollout.group' must be at least 2 (advantages compare), got {recipe.rollout.group}"
+            f"recipe key 'rollout.group' must be at least 2 (advantages compare), got "
+            f"{recipe.rollout.group}"
         )
     if not recipe.rollout.temperature > 0:
         raise ValueError(
@@ -171,7 +177,8 @@ def validate(recipe: Recipe) -> Recipe:
     for name in recipe.methods:
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(
-                f"recipe key 'methods.{name}': a method is also a folder's name; use letters, digits, - and _"
+                f"recipe key 'methods.{name}': a method is also a folder's name; use "
+                f"letters, digits, - and _"
             )
     return recipe
 
@@ -181,7 +188,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def build(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> Any:
-    """A dataclass `kind` from a mapping, checking keys and types; `path` names the place in errors."""
+    """A dataclass `kind` from a mapping, checking keys and types; `path` is for errors."""
     hints = get_type_hints(kind)
     for key in tree:
         if key not in hints:
@@ -202,11 +209,15 @@ def change(spec: Any, changes: Mapping[str, Any], path: str) -> Any:
     new: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in known:
-            raise ValueError(unknown_key("recipe key", f"{path}.{key}", [f"{path}.{k}" for k in known]))
+            raise ValueError(
+                unknown_key("recipe key", f"{path}.{key}", [f"{path}.{k}" for k in known])
+            )
         inner = getattr(spec, key)
         if isinstance(value, Mapping):
             if not is_dataclass(inner):
-                raise ValueError(f"recipe key '{path}.{key}' is {inner!r}, which has no parts to change")
+                raise ValueError(
+                    f"recipe key '{path}.{key}' is {inner!r}, which has no parts to change"
+                )
             value = change(inner, value, f"{path}.{key}")
         new[key] = value
     return replace(spec, **new)
@@ -215,7 +226,11 @@ def change(spec: Any, changes: Mapping[str, Any], path: str) -> Any:
 def unknown_key(what: str, key: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"{what} '{key}' is unknown; did you mean '{near[0]}'?" if near else f"{what} '{key}' is unknown"
+    return (
+        f"{what} '{key}' is unknown; did you mean '{near[0]}'?"
+        if near
+        else f"{what} '{key}' is unknown"
+    )
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -29,7 +29,9 @@ NOTES = [
 def summarize(
     runs: dict[str, list[Row]], head_bytes: dict[str, int], vocab_size: int, minibatches: int
 ) -> dict[str, Any]:
-    """Per method: the numbers of summary.json. Bytes of the head are None where they were not measured."""
+    """Per method: the numbers of summary.json. Bytes of the head are None where they were not
+    measured.
+    """
     return {
         name: _summarize(rows, head_bytes.get(name), vocab_size, minibatches)
         for name, rows in runs.items()
@@ -63,7 +65,9 @@ def fit_law(rows: list[Row]) -> Any | None:
     return ll.fit_entropy_law(metrics.column(rows, "entropy"), metrics.column(rows, "reward"))
 
 
-def write(folder: Path, summary: dict[str, Any], details: dict[str, Any], runs: dict[str, list[Row]]) -> Path:
+def write(
+    folder: Path, summary: dict[str, Any], details: dict[str, Any], runs: dict[str, list[Row]]
+) -> Path:
     """Writes summary.json, run.json, the PNGs and report.html; returns the report's path."""
     from logitless.rl.plots import save_plots
 
@@ -77,7 +81,16 @@ def write(folder: Path, summary: dict[str, Any], details: dict[str, Any], runs: 
     return path
 
 
-HEADER = ["", "reward", "entropy", "distinct right", "ceiling b - a", "selected tokens", "seconds", "head memory"]
+HEADER = [
+    "",
+    "reward",
+    "entropy",
+    "distinct right",
+    "ceiling b - a",
+    "selected tokens",
+    "seconds",
+    "head memory",
+]
 
 
 def table(summary: dict[str, Any]) -> list[list[str]]:
@@ -88,7 +101,7 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
             f"{row['reward_first']:.3f} → {row['reward_last']:.3f}",
             f"{row['entropy_first']:.3f} → {row['entropy_last']:.3f}",
             f"{row['distinct_right_answers_last']:.1f}",
-            "–" if row["law"] is None else f"{row['law']['ceiling']:.2f}",
+            "-" if row["law"] is None else f"{row['law']['ceiling']:.2f}",
             str(row["selected_tokens"]),
             f"{row['seconds']:.0f}",
             megabytes(row["head_memory_bytes"]),
@@ -100,7 +113,9 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
 def text_table(summary: dict[str, Any]) -> list[str]:
     lines = table(summary)
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
 
 
 def comparison_lines(comparison: dict[str, Any] | None) -> list[str]:
@@ -109,39 +124,51 @@ def comparison_lines(comparison: dict[str, Any] | None) -> list[str]:
     faster = comparison["seconds_full_logits"] / comparison["seconds"]
     smaller = comparison["bytes_full_logits"] / max(comparison["bytes"], 1)
     return [
-        f"One training step of {comparison['rows']} tokens over {comparison['vocab_size']:,} entries, forward and backward:",
-        f"  logitless    {comparison['seconds'] * 1e3:7.0f} ms   {megabytes(comparison['bytes']):>9}",
-        f"  full logits  {comparison['seconds_full_logits'] * 1e3:7.0f} ms   {megabytes(comparison['bytes_full_logits']):>9}"
+        f"One training step of {comparison['rows']} tokens over {comparison['vocab_size']:,}"
+        f" entries, forward and backward:",
+        f"  logitless    {comparison['seconds'] * 1e3:7.0f} ms   "
+        f"{megabytes(comparison['bytes']):>9}",
+        f"  full logits  {comparison['seconds_full_logits'] * 1e3:7.0f} ms   "
+        f"{megabytes(comparison['bytes_full_logits']):>9}"
         f"   ({faster:.1f} times the time, {smaller:.1f} times the memory)",
     ]
 
 
 def megabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e6:.0f} MB"
+    return "-" if count is None else f"{count / 1e6:.0f} MB"
 
 
 def render(summary: dict[str, Any], details: dict[str, Any], pictures: dict[str, Path]) -> str:
     """The report as one HTML text with its pictures inside."""
     head, *rows = table(summary)
     sections = [
-        f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{_base64(path)}'>"
+        f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' "
+        f"src='data:image/png;base64,{_base64(path)}'>"
         for title, path in pictures.items()
     ]
     ended = "" if details["complete"] else "<p><b>This run was stopped before its end.</b></p>"
     comparison = ""
     if details["comparison"] is not None:
         text = html.escape("\n".join(comparison_lines(details["comparison"])))
-        comparison = f"<h2>The same step with full logits</h2><pre>{text}</pre><p>{COMPARISON_NOTE}</p>"
+        comparison = (
+            f"<h2>The same step with full logits</h2><pre>{text}</pre><p>{COMPARISON_NOTE}</p>"
+        )
     checks = f"<h2>Self-check</h2><p>{html.escape(self_check(details))}</p>"
-    notes = "<h2>How to read this</h2><ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in [*NOTES, *details["recipe"]["notes"]]) + "</ul>"
+    notes = (
+        "<h2>How to read this</h2><ul>"
+        + "".join(f"<li>{html.escape(n)}</li>" for n in [*NOTES, *details["recipe"]["notes"]])
+        + "</ul>"
+    )
     recipe = f"<h2>Recipe and versions</h2><pre>{html.escape(json.dumps(details, indent=2))}</pre>"
     body = [_html_table(head, rows), *sections, comparison, checks, notes, recipe]
-    return PAGE.format(ended=ended, body="\n".join(body))
+    return PAGE.format(style=STYLE, ended=ended, body="\n".join(body))
 
 
 COMPARISON_NOTE = (
-    "Time: one minibatch, forward and backward of body and head, both kinds by turns in one process, medians. "
-    "Memory: how far the resident set grows during the head's forward and backward, each in a process of its own; "
+    "Time: one minibatch, forward and backward of body and head, both kinds by turns in one"
+    " process, medians. "
+    "Memory: how far the resident set grows during the head's forward and backward, each in"
+    " a process of its own; "
     "parameters, inputs and gradient buffers exist before and are not counted."
 )
 
@@ -151,7 +178,8 @@ def self_check(details: dict[str, Any]) -> str:
     if gap is None:
         return "No step was finished."
     return (
-        f"Largest difference between a token's log-prob when it was sampled and when it was trained on, "
+        f"Largest difference between a token's log-prob when it was sampled and when it was "
+        f"trained on, "
         f"before the step's first update: {gap:.1e} nats."
     )
 
@@ -174,13 +202,18 @@ def _plain(value: Any) -> Any:
     return [float(v) for v in value] if isinstance(value, (tuple, list)) else float(value)
 
 
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; color: #222 }
+table { border-collapse: collapse }
+th, td { padding: .3em .9em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% }
+pre { background: #f6f6f6; padding: 1em; overflow: auto; max-height: 30em }
+"""
+
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>logitless: training report</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .3em .9em; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child, td:first-child {{ text-align: left }} img {{ max-width: 100% }}
-pre {{ background: #f6f6f6; padding: 1em; overflow: auto; max-height: 30em }}
-</style></head><body><h1>logitless: training report</h1>{ended}
+<html lang="en"><head><meta charset="utf-8"><title>logitless: training report</title>
+<style>{style}</style></head><body><h1>logitless: training report</h1>{ended}
 {body}
 </body></html>
 """

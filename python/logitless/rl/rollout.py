@@ -1,7 +1,7 @@
 """Sampling answers: a KV-cache loop over the body, and a head that draws tokens without logits.
 
 Each prompt is read once and its cache repeated for the group; the head sees only rows that still
-write. A draw depends on (seed, step, sequence, position) alone, so not on who else is still writing.
+write. A draw depends on (seed, step, sequence, position) alone, not on who else is writing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from logitless.rl.model import Policy
 
 @dataclass(frozen=True)
 class Rollout:
-    """B sequences: a left-padded prompt of P tokens, then up to T sampled ones, the end token included."""
+    """B sequences: a left-padded prompt of P tokens, then up to T sampled ones, the end token
+    included.
+    """
 
     ids: Tensor  # [B, P + T] int64
     attention: Tensor  # [B, P + T] bool: real tokens
@@ -61,7 +63,9 @@ def sample(
     step: int,
     clock: Stopwatch,
 ) -> Rollout:
-    """`group` answers to each prompt (sequence i answers prompt i // group), each ended by the end token or the limit."""
+    """`group` answers to each prompt (sequence i answers prompt i // group), each ended by the end
+    token or the limit.
+    """
     from transformers import DynamicCache
 
     B, T = len(prompts) * group, max_new_tokens
@@ -110,7 +114,7 @@ def sample(
 
 
 def hidden_states(policy: Policy, rollout: Rollout) -> Tensor:  # [N, H]
-    """The body's states that predict the sampled tokens, packed in the order of `rollout.targets`."""
+    """The body's states that predict the sampled tokens, packed like `rollout.targets`."""
     states = _forward(policy, rollout.ids, rollout.attention, None)
     return states[:, rollout.prompt_length - 1 : -1][rollout.mask]
 

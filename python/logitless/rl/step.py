@@ -150,7 +150,9 @@ def pack(rollout: Rollout, advantages: Tensor, index: Tensor) -> Packed:
 
 
 def batch_options(minibatch: Packed, spec: Any, seed: int, step: int) -> dict[str, Any]:
-    """What makes micro-batches add up to the minibatch: its counts, and its selection where the loss selects."""
+    """What makes micro-batches add up to the minibatch: its counts, and its selection where the
+    loss selects.
+    """
     if spec.control is None:
         sequences = len(minibatch.cu_seqlens) - 1
         return {"totals": ll.Totals(tokens=len(minibatch.targets), sequences=sequences)}

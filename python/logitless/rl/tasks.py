@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from logitless.rl.recipe import TaskRecipe, unknown_key
 
-# reasoning-gym gives 0.01 or 0.05 to some wrong answers; group normalization would turn that noise into advantages.
+# reasoning-gym gives 0.01 or 0.05 to some wrong answers; group normalization would turn that noise
+# into advantages.
 RIGHT = 0.99
 
 
@@ -29,7 +30,9 @@ class Prompt(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """All randomness comes from `rng`, which the trainer seeds per step: the same step has the same prompts."""
+    """All randomness comes from `rng`, which the trainer seeds per step: the same step has the same
+    prompts.
+    """
 
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]: ...
 
@@ -42,20 +45,28 @@ class TaskWithSolutions(Task, Protocol):
 
 
 class SumToN:
-    """"sum 17:" -> `digits` digits that add up to 17, like 8225: hundreds of right answers to a prompt."""
+    """ "sum 17:" -> `digits` digits that add up to 17, like 8225: hundreds of right answers to a
+    prompt.
+    """
 
     def __init__(self, low: int = 10, high: int = 26, digits: int = 4) -> None:
         if not 0 <= low <= high <= 9 * digits:
             raise ValueError(
-                f"sum_to_n needs 0 <= low <= high <= {9 * digits} (digits={digits}), got low={low}, high={high}"
+                f"sum_to_n needs 0 <= low <= high <= {9 * digits} (digits={digits}), got "
+                f"low={low}, high={high}"
             )
         self.low, self.high, self.digits = low, high, digits
 
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
-        return [Prompt(f"sum {total}:", total) for total in (rng.randint(self.low, self.high) for _ in range(n))]
+        return [
+            Prompt(f"sum {total}:", total)
+            for total in (rng.randint(self.low, self.high) for _ in range(n))
+        ]
 
     def reward(self, prompt: Prompt, completion: str) -> float:
-        right_form = len(completion) == self.digits and completion.isascii() and completion.isdigit()
+        right_form = (
+            len(completion) == self.digits and completion.isascii() and completion.isdigit()
+        )
         return float(right_form and sum(map(int, completion)) == prompt.data)
 
     def solution(self, rng: random.Random, prompt: Prompt) -> str:
@@ -69,7 +80,9 @@ class SumToN:
 
 
 class ReasoningGym:
-    """A task of the reasoning-gym package: options are its own, `text` picks "question" or a metadata key."""
+    """A task of the reasoning-gym package: options are its own, `text` picks "question" or a
+    metadata key.
+    """
 
     def __init__(self, dataset: str, text: str = "question", **options: Any) -> None:
         try:
@@ -101,7 +114,7 @@ TASKS: dict[str, Callable[..., Task]] = {"sum_to_n": SumToN}
 
 
 def load_task(recipe: TaskRecipe) -> Task:
-    """The task a recipe names: built-in, "reasoning_gym:NAME", or "module:attribute" (a class or function).
+    """The task a recipe names: built-in, "reasoning_gym:NAME" or "module:attribute" (a callable).
 
     ValueError where the name is unknown or what it names has no `prompts` and `reward`;
     ModuleNotFoundError where its module or extra is not installed.
@@ -114,8 +127,13 @@ def load_task(recipe: TaskRecipe) -> Task:
     elif module == "reasoning_gym":
         make = lambda **options: ReasoningGym(attribute, **options)  # noqa: E731
     else:
-        make = getattr(importlib.import_module(module), attribute)
+        make = getattr(importlib.import_module(module), attribute, None)
+        if make is None:
+            raise ValueError(f"task '{recipe.name}' names nothing in {module}")
     task = make(**recipe.options)
     if not isinstance(task, Task):
-        raise ValueError(f"task '{recipe.name}' must have prompts(rng, n) and reward(prompt, completion), got {task!r}")
+        raise ValueError(
+            f"task '{recipe.name}' must have prompts(rng, n) and reward(prompt, completion),"
+            f" got {task!r}"
+        )
     return task

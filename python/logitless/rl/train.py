@@ -1,4 +1,6 @@
-"""One method's training run, top to bottom. What it leaves out: a value model, a reference model, several machines."""
+"""One method's training run, top to bottom. What it leaves out: a value model, a reference model,
+several machines.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def train(
     stop: StopRequest,
     resume: bool,
 ) -> list[Row]:
-    """Trains `policy` in place and returns its metrics, one row a step, also in folder/metrics.jsonl."""
+    """Trains `policy` in place and returns its metrics, one row a step, also in
+    folder/metrics.jsonl.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / METRICS_FILE
     spec = make_spec(recipe.methods[name])
@@ -61,10 +65,12 @@ def train(
         began = time.perf_counter()
         clock = Stopwatch()
 
-        prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
+        prompts = task.prompts(
+            random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts
+        )
         rollout = sample(
             policy,
-            encode(policy, [p.text for p in prompts], recipe.rollout.chat_template),
+            policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
             group=recipe.rollout.group,
             max_new_tokens=recipe.rollout.max_new_tokens,
             temperature=recipe.rollout.temperature,
@@ -83,12 +89,19 @@ def train(
                 probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
         update = update_policy(policy, optimizer, rollout, advantages, spec, recipe, step, clock)
         row = describe(rollout, rewards, texts, advantages)
-        row |= {"step": step, "logp_gap": update.logp_gap, "selected_tokens": update.selected_tokens}
+        row |= {
+            "step": step,
+            "logp_gap": update.logp_gap,
+            "selected_tokens": update.selected_tokens,
+        }
         row |= update.metrics
         if probe is not None:
             with clock("entropy probe"):
                 change_ = probe.change()
-            row |= {"entropy_change": change_.measured, "entropy_change_predicted": change_.predicted}
+            row |= {
+                "entropy_change": change_.measured,
+                "entropy_change_predicted": change_.predicted,
+            }
 
         seconds = time.perf_counter() - began
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
@@ -105,19 +118,8 @@ def train(
     return rows
 
 
-def encode(policy: Policy, texts: list[str], chat_template: bool) -> list[list[int]]:
-    if chat_template:
-        chats = [[{"role": "user", "content": text}] for text in texts]
-        ids: list[list[int]] = policy.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, return_dict=False
-        )
-        return ids
-    ids = policy.tokenizer(texts, add_special_tokens=False).input_ids
-    return ids
-
-
 def score(task: Task, prompts: list[Prompt], texts: list[str], group: int) -> torch.Tensor:
-    """1.0 for a right answer, else 0.0, as [prompts, group]: rewards below RIGHT are wrong answers."""
+    """[prompts, group]: 1.0 for a right answer, else 0.0; rewards below RIGHT are wrong answers."""
     right = [float(task.reward(prompts[i // group], text) >= RIGHT) for i, text in enumerate(texts)]
     return torch.tensor(right).view(len(prompts), group)
 
