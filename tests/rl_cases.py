@@ -1,4 +1,4 @@
-"""A policy and a recipe small enough to train in a test: 384 vocabulary entries, 16 wide, one layer."""
+"""A recipe small enough to train in a test: 384 vocabulary entries, 16 wide, one layer."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_errors_name_the_key(tmp_path: Path, override: str, message: str) -> Non
 
 
 def test_a_missing_file_lists_the_bundled_recipes() -> None:
-    with pytest.raises(FileNotFoundError, match="'nothing.yaml' is no file.*demo, short"):
+    with pytest.raises(FileNotFoundError, match=r"'nothing\.yaml' is no file.*demo, short"):
         load_recipe("nothing.yaml")
 
 

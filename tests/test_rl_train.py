@@ -71,7 +71,7 @@ def test_both_methods_start_alike(whole: Path) -> None:
 
 
 def test_warm_up_teaches_the_task(whole: Path) -> None:
-    # Two digits that sum to 8, 9 or 10, drawn blindly: right once in 1,500 (and the end token once in 384).
+    # Drawn blindly from 384 entries, two right digits and the end token come once in millions.
     assert metrics.read(whole / "grpo" / "metrics.jsonl")[0]["reward"] > 0.1
 
 
@@ -81,7 +81,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    # Stopped after 4 of 8 steps, then two more steps logged but never saved, as a killed run leaves them.
+    # 4 of 8 steps, then two more that were logged but never saved, as a killed run leaves them.
     out = tmp_path / "run"
     assert run(tiny_recipe(tmp_path, "steps=4", "compare_repeats=0"), out) == 0
     log = out / "grpo" / "metrics.jsonl"
@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
-    """A warmed-up tiny policy, a rollout of it and its advantages (unequal, so that every token counts)."""
+    """A warmed-up tiny policy, a rollout of it, and unequal advantages so that every token counts."""
     recipe = tiny_recipe(tmp_path)
     task = load_task(recipe.task)
     with StopRequest() as stop:
@@ -174,9 +174,7 @@ def test_micro_batches_add_up(started: Any, name: str) -> None:
         policy.model.zero_grad()
         shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
         for part in everything.tensor_split(parts):
-            loss_backward(
-                policy, rollout, advantages, part, spec, recipe, shared, Stopwatch()
-            )
+            loss_backward(policy, rollout, advantages, part, spec, recipe, shared, Stopwatch())
         gradients.append(policy.weight.grad.clone())
     assert gradients[0].abs().max() > 1e-3
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
@@ -225,10 +223,17 @@ def test_specs_come_from_presets_with_changes() -> None:
     assert spec.surrogate == ll.presets["clip_cov"].surrogate
     with pytest.raises(ValueError, match=r"preset 'grop' is unknown; did you mean 'grpo'\?"):
         make_spec(LossRecipe("grop"))
-    with pytest.raises(ValueError, match=r"did you mean 'methods.clip_cov.change.control.fraction'\?"):
+    with pytest.raises(
+        ValueError, match=r"did you mean 'methods.clip_cov.change.control.fraction'\?"
+    ):
         make_spec(LossRecipe("clip_cov", {"control": {"fracton": 0.25}}))
-    with pytest.raises(ValueError, match="has no parts to change"):
+    # {fraction} alone could be any control's; {coefficient} of an absent entropy bonus is plain.
+    with pytest.raises(ValueError, match=r"'methods.grpo.change.control' is None"):
         make_spec(LossRecipe("grpo", {"control": {"fraction": 0.25}}))
+    bonus = make_spec(LossRecipe("grpo", {"entropy": {"coefficient": 0.01}})).entropy
+    assert bonus.coefficient == 0.01
+    with pytest.raises(NotImplementedError, match="no reference model yet"):
+        make_spec(LossRecipe("grpo", {"kl": {"coefficient": 0.01}}))
 
 
 def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
@@ -241,5 +246,5 @@ def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
         def reward(self, prompt: Any, completion: str) -> float:
             return 0.0
 
-    with StopRequest() as stop, pytest.raises(ValueError, match="set warmup.steps=0"):
+    with StopRequest() as stop, pytest.raises(ValueError, match=r"set warmup\.steps=0"):
         starting_policy(recipe, Mute(), tmp_path / "mute", Progress(1), stop, False)

@@ -154,26 +154,18 @@ def _doctor(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     import logitless as ll
 
-    budget = options.budget
-    if budget is not None and budget.isdigit():
-        budget = int(budget)
-    print(ll.plan(options.tokens, options.hidden, options.vocab, options.dtype, budget))
+    print(ll.plan(options.tokens, options.hidden, options.vocab, options.dtype, options.budget))
     return 0
 
 
 def _losses(options: argparse.Namespace) -> int:
-    from dataclasses import fields
-
     import logitless as ll
 
-    rows = [["preset", *(f.name for f in fields(next(iter(ll.presets.values()))))]]
-    for name, spec in ll.presets.items():
-        rows.append([name, *(_joined(getattr(spec, f.name)) for f in fields(spec))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    width = max(map(len, ll.presets))
+    for name, row in ll.presets.table.items():
+        for label, line in zip((name, "", ""), (row.formula, row.paper, row.note), strict=True):
+            if line:
+                print(f"{label:<{width}}  {line}")
     return 0
 
 

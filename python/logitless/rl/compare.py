@@ -51,7 +51,7 @@ def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: R
     """
     from logitless.rl.train import make_spec
 
-    spec = make_spec(LossRecipe("grpo"))
+    spec = make_spec(LossRecipe("ppo"))
     index = torch.arange(len(rollout.mask)).tensor_split(recipe.update.minibatches)[0]
     minibatch = pack(rollout, advantages, index)
     shared = batch_options(minibatch, spec, recipe.seed, 0)

@@ -20,11 +20,11 @@ from logitless.rl import memory
 from logitless.rl.compare import full_logits_loss
 
 
-def head_memory(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
+def head_memory(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
     """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full
     logits in plain torch.
     """
-    request = pickle.dumps((spec, rows, hidden, vocab, torch.get_num_threads()))
+    request = pickle.dumps((spec, budget, rows, hidden, vocab, torch.get_num_threads()))
     answer = subprocess.run(
         [sys.executable, "-m", "logitless.rl.head_memory"],
         input=request,
@@ -36,7 +36,7 @@ def head_memory(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
     return int(answer.stdout)
 
 
-def _measure_here(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
+def _measure_here(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
     generator = torch.Generator().manual_seed(0)
 
     def head_step(rows: int, vocab: int) -> Callable[[], Any]:
@@ -69,6 +69,7 @@ def _measure_here(spec: Any | None, rows: int, hidden: int, vocab: int) -> int:
             spec,
             cu_seqlens=ends,
             token_ids=ids,
+            memory_budget=budget,
             **shared,
         ).loss.backward()
 

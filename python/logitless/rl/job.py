@@ -53,8 +53,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
                 train(name, policy, task, recipe, out / name, progress, stop, resume)
         except KeyboardInterrupt:
             stop.requested = True
-        runs = {name: metrics.read(out / name / METRICS_FILE) for name in recipe.methods}
-        finish(recipe, out, runs, comparison, head_bytes, progress)
+    runs = {name: metrics.read(out / name / METRICS_FILE) for name in recipe.methods}
+    for line in finish(recipe, out, runs, comparison, head_bytes):
+        print(line)
     return 130 if stop.requested else 0
 
 
@@ -109,7 +110,7 @@ def compare(
     rewards = score(task, prompts, rollout.texts(policy.tokenizer), recipe.rollout.group)
     make_optimizer(policy, recipe.update)  # freezes what the recipe freezes
     cost = compare_time(policy, rollout, advantages_of(rewards, recipe.update.advantage), recipe)
-    shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
+    shape = (recipe.update.memory_budget, cost.rows, policy.weight.shape[1], policy.weight.shape[0])
     head_bytes = {name: head_memory(spec, *shape) for name, spec in specs.items()}
     full = head_memory(None, *shape)
     return {
@@ -125,9 +126,8 @@ def finish(
     runs: dict[str, list[Row]],
     comparison: dict[str, Any] | None,
     head_bytes: dict[str, int],
-    progress: Progress,
-) -> None:
-    """Writes what there is, and says it."""
+) -> list[str]:
+    """Writes what there is; returns the lines a run ends with."""
     vocab_size = recipe.model.vocab_size or 0
     summary = report.summarize(runs, head_bytes, vocab_size, recipe.update.minibatches)
     gaps = [row["logp_gap"] for rows in runs.values() for row in rows]
@@ -144,8 +144,11 @@ def finish(
         "recipe": to_dict(recipe),
     }
     path = report.write(out, summary, details, runs)
-    for line in report.text_table(summary):
-        progress.say(line)
-    for line in [*report.comparison_lines(comparison), report.self_check(details)]:
-        progress.say(line)
-    progress.say(f"report: {path}")
+    return [
+        "",
+        *report.text_table(summary),
+        "",
+        *report.comparison_lines(comparison),
+        report.self_check(details),
+        f"report: {path}",
+    ]

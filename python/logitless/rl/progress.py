@@ -30,7 +30,7 @@ class Progress:
                 from rich.live import Live
             except ImportError:
                 return self
-            self._live = Live(refresh_per_second=4)
+            self._live = Live(refresh_per_second=4, transient=True)
             self._live.__enter__()
         return self
 

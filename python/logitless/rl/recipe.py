@@ -74,6 +74,8 @@ class UpdateRecipe:
     micro_batches: int = 1
     epochs: int = 1
     advantage: str = "group_std"
+    # Of one linear_policy_loss call: bytes, or like "64MiB"; None: the library's default.
+    memory_budget: str | None = None
     # Learning rate 0 freezes the part.
     body_lr: float = 3e-5
     head_lr: float = 3e-5
@@ -204,22 +206,30 @@ def build(kind: type[Any], tree: Mapping[str, Any], path: str = "") -> Any:
 
 
 def change(spec: Any, changes: Mapping[str, Any], path: str) -> Any:
-    """`dataclasses.replace`, reaching into nested dataclasses: {"control": {"fraction": 0.1}}."""
-    known = [f.name for f in fields(spec)]
+    """`dataclasses.replace`, reaching into nested dataclasses: {"control": {"fraction": 0.1}}.
+
+    Where the field is None, the one dataclass of its type that has those keys is made:
+    {"entropy": {"coefficient": 0.01}}.
+    """
+    hints = get_type_hints(type(spec))
     new: dict[str, Any] = {}
     for key, value in changes.items():
-        if key not in known:
-            raise ValueError(
-                unknown_key("recipe key", f"{path}.{key}", [f"{path}.{k}" for k in known])
-            )
+        where = f"{path}.{key}"
+        if key not in hints:
+            raise ValueError(unknown_key("recipe key", where, [f"{path}.{k}" for k in hints]))
         inner = getattr(spec, key)
-        if isinstance(value, Mapping):
-            if not is_dataclass(inner):
+        if not isinstance(value, Mapping):
+            new[key] = value
+        elif is_dataclass(inner):
+            new[key] = change(inner, value, where)
+        else:
+            kinds = [k for k in get_args(hints[key]) if is_dataclass(k)]
+            fitting = [k for k in kinds if set(value) <= {f.name for f in fields(k)}]
+            if len(fitting) != 1:
                 raise ValueError(
-                    f"recipe key '{path}.{key}' is {inner!r}, which has no parts to change"
+                    f"recipe key '{where}' is {inner!r} in this preset: no parts to change"
                 )
-            value = change(inner, value, f"{path}.{key}")
-        new[key] = value
+            new[key] = fitting[0](**value)
     return replace(spec, **new)
 
 

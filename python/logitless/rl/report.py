@@ -60,9 +60,10 @@ def _summarize(rows: list[Row], head_bytes: int | None, vocab_size: int, minibat
 
 
 def fit_law(rows: list[Row]) -> Any | None:
-    if len(rows) < LAW_POINTS:
+    entropy = metrics.column(rows, "entropy")
+    if len(rows) < LAW_POINTS or len(set(entropy)) == 1:
         return None
-    return ll.fit_entropy_law(metrics.column(rows, "entropy"), metrics.column(rows, "reward"))
+    return ll.fit_entropy_law(entropy, metrics.column(rows, "reward"))
 
 
 def write(

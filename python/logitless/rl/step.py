@@ -123,6 +123,7 @@ def loss_backward(
             cu_seqlens=packed.cu_seqlens,
             token_ids=packed.token_ids,
             temperature=recipe.rollout.temperature,
+            memory_budget=recipe.update.memory_budget,
             **shared,
             **policy.head_options,
         )

@@ -31,7 +31,10 @@ def make_spec(loss: LossRecipe) -> Any:
     """The PolicyLossSpec a recipe names, changed as it says."""
     if loss.preset not in ll.presets:
         raise ValueError(unknown_key("preset", loss.preset, ll.presets))
-    return change(ll.presets[loss.preset], loss.change, f"methods.{loss.preset}.change")
+    spec = change(ll.presets[loss.preset], loss.change, f"methods.{loss.preset}.change")
+    if spec.kl is not None:
+        raise NotImplementedError(f"kl={spec.kl}: the trainer has no reference model yet")
+    return spec
 
 
 def train(
@@ -141,7 +144,7 @@ def describe(
     return {
         "reward": float(rewards.mean()),
         "entropy": float(rollout.entropy[rollout.mask].mean()),
-        "covariance": float(covariance.covariance),
+        "covariance": covariance.mean,
         "distinct_right_answers": len(distinct) / len(rewards),
         "tokens": tokens,
         "tokens_per_sequence": tokens / len(texts),
