@@ -1,0 +1,37 @@
+// Anything with __dlpack__ (a torch tensor, a NumPy array) as a TensorView, without a copy.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "../core/tensor_view.h"
+
+namespace logitless::bindings {
+
+// Holds the DLPack capsule alive as long as the view is used. `name` goes into error messages.
+class Array {
+ public:
+  Array(pybind11::handle object, const char* name);
+  const TensorView& view() const { return view_; }
+  const TensorView* operator->() const { return &view_; }
+
+ private:
+  pybind11::object capsule_;
+  TensorView view_;
+};
+
+// None gives an empty optional.
+std::optional<Array> optional_array(pybind11::handle object, const char* name);
+
+// Contiguous CPU data of n elements.
+template <typename T>
+T* data_of(const Array& array, Dtype dtype, int64_t n, const char* name) {
+  return contiguous_data<T>(array.view(), dtype, n, name);
+}
+template <typename T>
+T* data_of(const std::optional<Array>& array, Dtype dtype, int64_t n, const char* name) {
+  return array ? contiguous_data<T>(array->view(), dtype, n, name) : nullptr;
+}
+
+}  // namespace logitless::bindings

@@ -1,0 +1,16 @@
+// Table of contents of the compiled core; each topic lives in its own register_*.cpp.
+#include <pybind11/pybind11.h>
+
+namespace logitless::bindings {
+void register_info(pybind11::module_& m);
+void register_loss(pybind11::module_& m);
+void register_rows(pybind11::module_& m);
+}  // namespace logitless::bindings
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  using namespace logitless::bindings;
+  m.doc() = "Compiled core of logitless. Private: use the functions of the logitless package.";
+  register_info(m);
+  register_loss(m);
+  register_rows(m);
+}

@@ -1,0 +1,256 @@
+// Row kernels for Python: an object that holds what a call's tiles share, and a method per kernel.
+#include <pybind11/pybind11.h>
+
+#include "../cpu/rows.h"
+#include "../cpu/sample.h"
+#include "dlpack.h"
+
+namespace py = pybind11;
+
+namespace logitless::bindings {
+namespace {
+
+TensorView real_output(const std::optional<Array>& array, int64_t n, const char* name) {
+  if (!array) return {};
+  const TensorView& view = array->view();
+  check(view.dtype == Dtype::f32 || view.dtype == Dtype::f64, name, " must be float32 or float64");
+  contiguous_data<void>(view, view.dtype, n, name);
+  return view;
+}
+
+class Rows {
+ public:
+  Rows(
+      int64_t n,
+      py::handle targets,
+      py::handle mask,
+      py::handle row_scale,
+      double scale,
+      py::handle bias,
+      double pre,
+      double softcap,
+      int threads
+  )
+      : targets_(optional_array(targets, "targets")),
+        mask_(optional_array(mask, "mask")),
+        row_scale_(optional_array(row_scale, "row_scale")),
+        bias_(optional_array(bias, "bias")) {
+    rows_.n = n;
+    rows_.targets = data_of<int64_t>(targets_, Dtype::i64, n, "targets");
+    rows_.mask = data_of<uint8_t>(mask_, Dtype::boolean, n, "mask");
+    rows_.row_scale = data_of<double>(row_scale_, Dtype::f64, n, "row_scale");
+    rows_.scale = scale;
+    rows_.threads = threads;
+    rows_.chain.pre = pre;
+    rows_.chain.softcap = softcap;
+  }
+
+  void forward(py::handle logits, py::handle state, int64_t start, bool first, bool extras) const {
+    const Array tile(logits, "logits");
+    const Array states(state, "state");
+    check(rows_.targets != nullptr, "targets must be given");
+    const cpu::Rows rows = of_tile(tile, start);
+    cpu::RowState* data = states_of(states);
+    const py::gil_scoped_release release;
+    cpu::rows_forward(rows, tile.view(), start, extras, first, data);
+  }
+
+  void finish(
+      py::handle state,
+      int64_t vocab,
+      py::handle logp,
+      py::handle entropy,
+      py::handle lse,
+      py::handle row_ids,
+      py::handle varentropy,
+      py::handle sum_p2,
+      py::handle entropy_change,
+      py::handle argmax
+  ) const {
+    const Array states(state, "state");
+    check(rows_.targets != nullptr, "targets must be given");
+    const auto ids = optional_array(row_ids, "row_ids");
+    const auto argmax_array = optional_array(argmax, "argmax");
+    const struct {
+      TensorView cpu::RowOutputs::* field;
+      const char* name;
+      std::optional<Array> array;
+    } reals[] = {
+        {&cpu::RowOutputs::logp, "logp", optional_array(logp, "logp")},
+        {&cpu::RowOutputs::entropy, "entropy", optional_array(entropy, "entropy")},
+        {&cpu::RowOutputs::lse, "lse", optional_array(lse, "lse")},
+        {&cpu::RowOutputs::varentropy, "varentropy", optional_array(varentropy, "varentropy")},
+        {&cpu::RowOutputs::sum_p2, "sum_p2", optional_array(sum_p2, "sum_p2")},
+        {&cpu::RowOutputs::entropy_change,
+         "entropy_change",
+         optional_array(entropy_change, "entropy_change")}
+    };
+    cpu::RowOutputs out;
+    for (const auto& real : reals) out.*real.field = real_output(real.array, rows_.n, real.name);
+    out.argmax = data_of<int64_t>(argmax_array, Dtype::i64, rows_.n, "argmax");
+    const auto* names = data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids");
+    cpu::rows_finish(rows_, states_of(states), vocab, names, out);
+  }
+
+  void backward(
+      py::handle logits,
+      py::handle state,
+      py::handle gradient,
+      int64_t start,
+      py::handle g_logp,
+      py::handle g_entropy,
+      py::handle g_lse
+  ) const {
+    const Array tile(logits, "logits");
+    const Array states(state, "state");
+    const Array out(gradient, "gradient");
+    check(rows_.targets != nullptr, "targets must be given");
+    const auto gl = optional_array(g_logp, "g_logp");
+    const auto ge = optional_array(g_entropy, "g_entropy");
+    const auto gz = optional_array(g_lse, "g_lse");
+    const cpu::Rows rows = of_tile(tile, start);
+    const cpu::RowState* data = states_of(states);
+    const auto* gl_data = data_of<double>(gl, Dtype::f64, rows_.n, "g_logp");
+    const auto* ge_data = data_of<double>(ge, Dtype::f64, rows_.n, "g_entropy");
+    const auto* gz_data = data_of<double>(gz, Dtype::f64, rows_.n, "g_lse");
+    const py::gil_scoped_release release;
+    cpu::rows_backward(rows, tile.view(), start, data, gl_data, ge_data, gz_data, out.view());
+  }
+
+  void sample(
+      py::handle logits,
+      py::handle state,
+      py::handle best,
+      py::handle row_ids,
+      uint64_t seed,
+      uint64_t step,
+      int64_t start,
+      bool first
+  ) const {
+    const Array tile(logits, "logits");
+    const Array states(state, "state");
+    const Array bests(best, "best");
+    const Array ids(row_ids, "row_ids");
+    check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
+    const cpu::SampleKey key{seed, step, data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids")};
+    const cpu::Rows rows = of_tile(tile, start);
+    cpu::RowState* data = states_of(states);
+    auto* best_data = reinterpret_cast<cpu::SampleState*>(
+        data_of<double>(bests, Dtype::f64, 2 * rows_.n, "best")
+    );
+    const py::gil_scoped_release release;
+    cpu::rows_sample(rows, tile.view(), start, first, key, data, best_data);
+  }
+
+ private:
+  cpu::RowState* states_of(const Array& state) const {
+    return reinterpret_cast<cpu::RowState*>(
+        data_of<double>(state, Dtype::f64, 8 * rows_.n, "state")
+    );
+  }
+
+  // The rows with the bias moved to the tile's first column.
+  cpu::Rows of_tile(const Array& tile, int64_t start) const {
+    cpu::Rows rows = rows_;
+    if (!bias_) return rows;
+    const Dtype compute = tile->dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+    const int64_t vocab = bias_->view().size();
+    const int64_t columns = tile->ndim == 2 ? tile->shape[1] : 0;
+    check(
+        0 <= start && start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries"
+    );
+    const char* data = contiguous_data<char>(bias_->view(), compute, vocab, "bias");
+    rows.chain.bias = data + start * dtype_bytes(compute);
+    return rows;
+  }
+
+  std::optional<Array> targets_, mask_, row_scale_, bias_;
+  cpu::Rows rows_;
+};
+
+}  // namespace
+
+void register_rows(py::module_& m) {
+  const auto none = py::none();
+  m.attr("BLOCK") = cpu::kBlock;
+  py::class_<Rows>(m, "Rows", "What the tiles of one call share; a method per row kernel.")
+      .def(
+          py::init<
+              int64_t,
+              py::handle,
+              py::handle,
+              py::handle,
+              double,
+              py::handle,
+              double,
+              double,
+              int>(),
+          py::arg("n"),
+          py::kw_only(),
+          py::arg("targets") = none,
+          py::arg("mask") = none,
+          py::arg("row_scale") = none,
+          py::arg("scale") = 1.0,
+          py::arg("bias") = none,
+          py::arg("pre") = 1.0,
+          py::arg("softcap") = 0.0,
+          py::arg("threads") = 0
+      )
+      .def(
+          "forward",
+          &Rows::forward,
+          "Fold a tile of logits [n, width] into state [n, 8].",
+          py::arg("logits"),
+          py::arg("state"),
+          py::kw_only(),
+          py::arg("start") = 0,
+          py::arg("first") = true,
+          py::arg("extras") = false
+      )
+      .def(
+          "finish",
+          &Rows::finish,
+          "Turn state [n, 8] into logp, entropy, lse and extras; raise at the first bad row.",
+          py::arg("state"),
+          py::arg("vocab"),
+          py::kw_only(),
+          py::arg("logp"),
+          py::arg("entropy"),
+          py::arg("lse"),
+          py::arg("row_ids") = none,
+          py::arg("varentropy") = none,
+          py::arg("sum_p2") = none,
+          py::arg("entropy_change") = none,
+          py::arg("argmax") = none
+      )
+      .def(
+          "backward",
+          &Rows::backward,
+          "Write d(logits) of a tile into gradient, which may be the tile.",
+          py::arg("logits"),
+          py::arg("state"),
+          py::arg("gradient"),
+          py::kw_only(),
+          py::arg("start") = 0,
+          py::arg("g_logp") = none,
+          py::arg("g_entropy") = none,
+          py::arg("g_lse") = none
+      )
+      .def(
+          "sample",
+          &Rows::sample,
+          "Fold a tile and draw on the way; best [n, 2] holds score and token, state the token's "
+          "y.",
+          py::arg("logits"),
+          py::arg("state"),
+          py::arg("best"),
+          py::kw_only(),
+          py::arg("row_ids"),
+          py::arg("seed"),
+          py::arg("step"),
+          py::arg("start") = 0,
+          py::arg("first") = true
+      );
+}
+
+}  // namespace logitless::bindings

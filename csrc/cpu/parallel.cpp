@@ -1,0 +1,93 @@
+#include "parallel.h"
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "../core/check.h"
+
+namespace logitless::cpu {
+namespace {
+
+struct Loop {
+  std::atomic<int64_t> next{0};
+  int64_t tasks;
+  void (*body)(void*, int64_t);
+  void* context;
+};
+
+void work(void* data) {
+  auto& loop = *static_cast<Loop*>(data);
+  for (int64_t task; (task = loop.next.fetch_add(1, std::memory_order_relaxed)) < loop.tasks;) {
+    loop.body(loop.context, task);
+  }
+}
+
+// torch on Linux runs on GNU OpenMP, whose workers spin for milliseconds after each product. A
+// second pool would fight them for the same cores, so when that runtime is loaded its own team does
+// our loop.
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+GompParallel find_gomp() {
+  static std::atomic<GompParallel> found{nullptr};
+  if (GompParallel cached = found.load(std::memory_order_relaxed)) return cached;
+  auto fresh = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  found.store(fresh, std::memory_order_relaxed);
+  return fresh;
+}
+
+int visible_cpus() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const int n = static_cast<int>(std::thread::hardware_concurrency());
+  return n > 0 ? n : 1;
+}
+
+}  // namespace
+
+int default_threads() {
+  const char* text = std::getenv("LOGITLESS_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return visible_cpus();
+  char* end = nullptr;
+  const long n = std::strtol(text, &end, 10);
+  check(
+      *end == '\0' && n >= 1 && n <= 4096,
+      "LOGITLESS_NUM_THREADS must be a whole number from 1 to 4096, got '",
+      text,
+      "'"
+  );
+  return static_cast<int>(n);
+}
+
+void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context) {
+  if (threads <= 0) threads = default_threads();
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(context, task);
+    return;
+  }
+  Loop loop;
+  loop.tasks = tasks;
+  loop.body = body;
+  loop.context = context;
+  if (GompParallel gomp = find_gomp()) {
+    gomp(work, &loop, static_cast<unsigned>(threads), 0);
+    return;
+  }
+  std::vector<std::thread> team;
+  for (int i = 1; i < threads; ++i) team.emplace_back(work, &loop);
+  work(&loop);
+  for (auto& thread : team) thread.join();
+}
+
+}  // namespace logitless::cpu

@@ -1,0 +1,23 @@
+// One parallel loop for every CPU kernel.
+#pragma once
+
+#include "../core/config.h"
+
+namespace logitless::cpu {
+
+// Threads used when the caller names none: LOGITLESS_NUM_THREADS, else the CPUs this process may
+// run on.
+int default_threads();
+
+// Runs body(context, task) for task in [0, tasks) on up to `threads` threads (0: the default).
+// Tasks are handed out one by one, so a body may not depend on which thread runs it, nor throw.
+void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context);
+
+template <typename Fn>
+void parallel_for(int64_t tasks, int threads, Fn&& fn) {
+  run_parallel(
+      tasks, threads, [](void* context, int64_t task) { (*static_cast<Fn*>(context))(task); }, &fn
+  );
+}
+
+}  // namespace logitless::cpu

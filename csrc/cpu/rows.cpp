@@ -1,0 +1,155 @@
+// Drivers of the row kernels: which thread does which block, in which order pieces merge, what is
+// an error.
+#include "rows.h"
+
+#include <vector>
+
+#include "parallel.h"
+#include "tiles.h"
+
+namespace logitless::cpu {
+namespace {
+
+void write(const TensorView& out, int64_t row, double value) {
+  if (out.data == nullptr) return;
+  if (out.dtype == Dtype::f64) {
+    static_cast<double*>(out.data)[row] = value;
+  } else {
+    static_cast<float*>(out.data)[row] = static_cast<float>(value);
+  }
+}
+
+// What is wrong with a row, or null.
+const char* row_error(const Moments& a) {
+  if (a.m == INFINITY) return "its logits hold a +inf";
+  if (std::isnan(a.s0)) return "its logits hold a NaN";
+  if (a.s0 == 0) return "it has no finite logit";
+  return nullptr;
+}
+
+}  // namespace
+
+void rows_forward(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool extras,
+    bool first,
+    RowState* state
+) {
+  check_tile(rows, logits, "logits", start);
+  const RowKernels& kernels = row_kernels();
+  if (first) {
+    for (int64_t row = 0; row < rows.n; ++row) state[row] = RowState{};
+  }
+  const auto piece_of = [&](int64_t row, int64_t index, BlockMoments* piece) {
+    const TileRow tile = tile_row(rows, logits, row);
+    const int64_t target = rows.targets[row] - start - index * kBlock;
+    kernels.moments(tile.dtype, tile.block(index), target, extras, piece);
+  };
+  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  const int threads = rows.threads > 0 ? rows.threads : default_threads();
+  if (rows.n >= 4 * threads || blocks <= 1) {
+    parallel_for(rows.n, threads, [&](int64_t row) {
+      if (!rows.active(row)) return;
+      for (int64_t index = 0; index < blocks; ++index) {
+        BlockMoments piece;
+        piece_of(row, index, &piece);
+        fold(state[row], piece, start + index * kBlock, rows.scale_of(row));
+      }
+    });
+    return;
+  }
+  // Few long rows: blocks in parallel, then folded in the same order as above, so the bits agree.
+  std::vector<BlockMoments> pieces(rows.n * blocks);
+  parallel_for(rows.n * blocks, threads, [&](int64_t task) {
+    if (rows.active(task / blocks)) piece_of(task / blocks, task % blocks, &pieces[task]);
+  });
+  for (int64_t task = 0; task < rows.n * blocks; ++task) {
+    const int64_t row = task / blocks;
+    if (rows.active(row)) {
+      fold(state[row], pieces[task], start + (task % blocks) * kBlock, rows.scale_of(row));
+    }
+  }
+}
+
+void rows_finish(
+    const Rows& rows,
+    const RowState* state,
+    int64_t vocab,
+    const int64_t* row_ids,
+    const RowOutputs& out
+) {
+  for (int64_t row = 0; row < rows.n; ++row) {
+    TokenValues values{0, 0, 0};
+    TokenExtras extras{0, 0, 0};
+    if (rows.active(row)) {
+      const RowState& s = state[row];
+      const int64_t name = row_ids != nullptr ? row_ids[row] : row;
+      const char* error = row_error(s.moments);
+      check(error == nullptr, "row ", name, ": ", error);
+      const int64_t target = rows.targets[row];
+      check(
+          target >= 0 && target < vocab,
+          "row ",
+          name,
+          ": target ",
+          target,
+          " is outside [0, ",
+          vocab,
+          ")"
+      );
+      values = token_values(s.moments, s.target, rows.scale_of(row));
+      extras = token_extras(s.moments, values);
+    }
+    write(out.logp, row, values.logp);
+    write(out.entropy, row, values.entropy);
+    write(out.lse, row, values.lse);
+    write(out.varentropy, row, extras.varentropy);
+    write(out.sum_p2, row, extras.sum_p2);
+    write(out.entropy_change, row, extras.entropy_change);
+    if (out.argmax != nullptr) {
+      out.argmax[row] = rows.active(row) ? static_cast<int64_t>(state[row].argmax) : -1;
+    }
+  }
+}
+
+void rows_backward(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    const RowState* state,
+    const double* g_logp,
+    const double* g_entropy,
+    const double* g_lse,
+    const TensorView& gradient
+) {
+  check_tile(rows, logits, "logits", start);
+  check_tile(rows, gradient, "gradient", start);
+  check(gradient.dtype == logits.dtype, "gradient must have the dtype of logits");
+  const RowKernels& kernels = row_kernels();
+  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  parallel_for(rows.n * blocks, rows.threads, [&](int64_t task) {
+    const int64_t row = task / blocks;
+    const TileRow tile = tile_row(rows, logits, row);
+    const BlockInput input = tile.block(task % blocks);
+    char* out = static_cast<char*>(gradient.data) +
+                (row * gradient.strides[0] + input.first) * dtype_bytes(gradient.dtype);
+    const double gl = g_logp != nullptr ? g_logp[row] : 0;
+    const double ge = g_entropy != nullptr ? g_entropy[row] : 0;
+    const double gz = g_lse != nullptr ? g_lse[row] : 0;
+    if (!rows.active(row) || (gl == 0 && ge == 0 && gz == 0)) {
+      __builtin_memset(out, 0, input.n * dtype_bytes(gradient.dtype));
+      return;
+    }
+    const Moments& a = state[row].moments;
+    const double log_s0 = std::log(a.s0);
+    const double entropy = log_s0 - a.s1 / a.s0;
+    // dz_v = g_logp (1[v=a] - p_v) - g_H p_v (log p_v + H) + g_lse p_v
+    const BlockGradient g{a.m, 1 / a.s0, log_s0, gz - gl - ge * entropy, -ge, gl};
+    const int64_t target = rows.targets[row] - start - input.first;
+    kernels.gradient(tile.dtype, input, g, target, out);
+  });
+}
+
+}  // namespace logitless::cpu

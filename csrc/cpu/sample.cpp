@@ -1,0 +1,86 @@
+#include "sample.h"
+
+#include "../core/philox.h"
+#include "parallel.h"
+#include "tiles.h"
+
+namespace logitless::cpu {
+namespace {
+
+// (0, 1), never an end: 53 bits and a half.
+double uniform(uint32_t high, uint32_t low) {
+  const uint64_t bits = (uint64_t{high} << 21) ^ (low >> 11);
+  return (static_cast<double>(bits) + 0.5) * 0x1p-53;
+}
+
+// The top bit keeps these counters apart from those of random token selection under the same seed.
+PhiloxWords block_noise(const SampleKey& key, int64_t row, int64_t block) {
+  const uint64_t place = uint64_t{1} << 63 | key.step << 20 | static_cast<uint64_t>(block);
+  return philox_words(key.seed, static_cast<uint64_t>(key.row_ids[row]), place);
+}
+
+// First column whose cumulated weight passes u * total; a column of weight 0 never does.
+int64_t inverse_cdf(const double* weights, int64_t n, double u) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += weights[i];
+  const double threshold = u * total;
+  double sum = 0;
+  int64_t last = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (weights[i] == 0) continue;
+    sum += weights[i];
+    last = i;
+    if (sum > threshold) break;
+  }
+  return last;
+}
+
+}  // namespace
+
+void rows_sample(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool first,
+    const SampleKey& key,
+    RowState* state,
+    SampleState* best
+) {
+  check_tile(rows, logits, "logits", start);
+  const RowKernels& kernels = row_kernels();
+  parallel_for(rows.n, rows.threads, [&](int64_t row) {
+    if (first) {
+      state[row] = RowState{};
+      best[row] = SampleState{};
+    }
+    const TileRow tile = tile_row(rows, logits, row);
+    const double scale = rows.scale_of(row);
+    int64_t winner = -1;
+    double winner_max = 0;
+    for (int64_t block = 0; block < tile.blocks(); ++block) {
+      BlockMoments piece;
+      kernels.moments(tile.dtype, tile.block(block), -1, false, &piece);
+      fold(state[row], piece, start + block * kBlock, scale);
+      if (!(piece.moments.s0 > 0)) continue;
+      const PhiloxWords noise = block_noise(key, row, start / kBlock + block);
+      const double gumbel = -std::log(-std::log(uniform(noise.word[0], noise.word[1])));
+      const double score = piece.moments.m * scale + std::log(piece.moments.s0) + gumbel;
+      if (score > best[row].score) {
+        best[row].score = score;
+        winner = block;
+        winner_max = piece.moments.m;
+      }
+    }
+    if (winner < 0) return;
+    double weights[kBlock];
+    double y[kBlock];
+    const BlockInput input = tile.block(winner);
+    kernels.weights(tile.dtype, input, winner_max, weights, y);
+    const PhiloxWords noise = block_noise(key, row, start / kBlock + winner);
+    const int64_t column = inverse_cdf(weights, input.n, uniform(noise.word[2], noise.word[3]));
+    best[row].token = static_cast<double>(start + winner * kBlock + column);
+    state[row].target = y[column];
+  });
+}
+
+}  // namespace logitless::cpu

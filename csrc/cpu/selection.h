@@ -1,0 +1,60 @@
+// Which tokens of the whole batch a control acts on: sums, scores and histograms of one rank.
+#pragma once
+
+#include <array>
+
+#include "../core/covariance.h"
+#include "../core/radix_select.h"
+
+namespace logitless::cpu {
+
+template <typename T>
+struct SelectionTokens {
+  int64_t count = 0;
+  const T* logp = nullptr;
+  const T* advantages = nullptr;
+  const bool* mask = nullptr;
+  const T* old_logp = nullptr;  // or null: no token counts as clipped
+  const int64_t* ids = nullptr;
+  int threads = 0;
+};
+
+struct ValueSums {
+  FixedSum advantage;
+  FixedSum logp;
+  int64_t count = 0;
+  // The first valid token whose value is not finite or not below FixedSum::kLimit; -1: none.
+  int64_t bad_token = -1;
+};
+
+// Tokens whose covariance lies strictly inside a band and whose ratio is not clipped.
+struct CovarianceBand {
+  TokenMeans means = {0, 0};
+  double low = -INFINITY;
+  double high = INFINITY;
+  double log_low = -INFINITY;
+  double log_high = INFINITY;
+};
+
+template <typename T>
+ValueSums value_sums(const SelectionTokens<T>& tokens);
+
+// Writes the ordered bits of each valid token's covariance; candidate[i] says whether token i lies
+// inside the band.
+template <typename T>
+void covariance_scores(
+    const SelectionTokens<T>& tokens, const CovarianceBand& band, uint64_t* scores, bool* candidate
+);
+
+void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads);
+
+void random_scores(
+    const int64_t* ids, int64_t count, uint64_t seed, uint64_t step, uint64_t* scores, int threads
+);
+
+// How many keys that start like `prefix` have each value of digit `level`.
+std::array<int64_t, kRadixBins> radix_histogram(
+    const uint64_t* scores, const int64_t* ids, int64_t count, const SelectionKey& prefix, int level
+);
+
+}  // namespace logitless::cpu

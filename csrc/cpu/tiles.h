@@ -1,0 +1,56 @@
+// A tile of logits as rows of blocks, and how a block's moments join a row's state.
+#pragma once
+
+#include "rows.h"
+
+namespace logitless::cpu {
+
+// One row of a tile as blocks.
+struct TileRow {
+  const char* raw;
+  Dtype dtype;
+  int64_t columns;
+  Chain chain;
+  double scale;
+
+  int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
+  BlockInput block(int64_t index) const {
+    const int64_t first = index * kBlock;
+    const int64_t n = columns - first < kBlock ? columns - first : kBlock;
+    return {raw + first * dtype_bytes(dtype), n, first, chain, scale};
+  }
+};
+
+inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row) {
+  const auto* base = static_cast<const char*>(logits.data);
+  return {
+      base + row * logits.strides[0] * dtype_bytes(logits.dtype),
+      logits.dtype,
+      logits.shape[1],
+      rows.chain,
+      rows.scale_of(row)
+  };
+}
+
+inline void check_tile(const Rows& rows, const TensorView& tile, const char* name, int64_t start) {
+  check(tile.on_cpu, name, " must be on the CPU");
+  check(tile.ndim == 2, name, " must have 2 dimensions [N, V], got ", tile.ndim);
+  check(tile.shape[0] == rows.n, name, " must have ", rows.n, " rows, got ", tile.shape[0]);
+  check(
+      tile.shape[1] <= 1 || tile.strides[1] == 1, name, " must have contiguous rows (last stride 1)"
+  );
+  check(
+      start % kBlock == 0, "vocabulary tiles must start at a multiple of ", kBlock, ", got ", start
+  );
+}
+
+inline void fold(RowState& state, const BlockMoments& piece, int64_t block_start, double scale) {
+  // A tie keeps the earlier column, as torch.argmax does on a CPU.
+  if (piece.argmax >= 0 && (state.moments.s0 == 0 || piece.moments.m > state.moments.m)) {
+    state.argmax = static_cast<double>(block_start + piece.argmax);
+  }
+  if (!std::isnan(piece.target)) state.target = piece.target;
+  state.moments = merged(state.moments, piece.moments, scale);
+}
+
+}  // namespace logitless::cpu

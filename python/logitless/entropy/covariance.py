@@ -1,0 +1,85 @@
+"""How strongly log-prob and advantage go together: what drives a policy's entropy down."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from logitless.loss.selection import (
+    batch_means,
+    covariance_candidates,
+    exact_means,
+    kth_largest,
+    one_rank,
+    score_values,
+)
+from logitless.ops.batch_stats import group_sum
+from logitless.ops.tokens import Array, make_tokens, refuse_grad
+
+QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
+
+
+class Covariance(NamedTuple):
+    """cov_t = (A_t - mean A) * (logp_t - mean logp) over the valid tokens of all ranks."""
+
+    # mean of cov_t; the policy's entropy falls in proportion to it
+    mean: float
+    # mean / (std A * std logp), 0 where either is constant
+    correlation: float
+    mean_advantage: float
+    mean_logp: float
+    count: int  # type: ignore[assignment]
+    # q -> the smallest cov_t that at least a share q of the tokens does not exceed; empty without
+    # tokens
+    quantiles: dict[float, float]
+    # share of tokens with cov_t > 1, the lower end of Clip-Cov's band
+    above_one: float
+
+
+def covariance(
+    logp: Array,  # [N] or [B, T]
+    advantages: Array,  # the same, or [B, 1], or [B] with [B, T]
+    mask: Array,  # bool
+    *,
+    data_group: Any = None,
+) -> Covariance:
+    """The covariance of log-prob and advantage over tokens. In plain code, on one rank:
+
+        cov = (advantages - advantages[mask].mean()) * (logp - logp[mask].mean())
+        mean, correlation = cov[mask].mean(), np.corrcoef(advantages[mask], logp[mask])[0, 1]
+        quantiles = np.quantile(cov[mask], (0.5, 0.8, 0.98, 0.998, 0.9998), method="inverted_cdf")
+
+    With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the
+    same bits on any split. Raises ValueError where a valid value is not finite and for shapes that
+    differ. Paper: arXiv:2505.22617.
+    """
+    refuse_grad(logp=logp, advantages=advantages)
+    reduce = one_rank if data_group is None else group_sum(data_group)
+    tokens = make_tokens(logp, advantages, mask)
+    means = batch_means(tokens, reduce)
+    running = covariance_candidates(tokens, means)
+    cov, a, lp = (np.zeros(tokens.mask.size) for _ in range(3))
+    cov[tokens.mask] = score_values(running.scores)
+    a[tokens.mask] = (tokens.advantages[tokens.mask] - means.advantage) ** 2
+    lp[tokens.mask] = (tokens.logp[tokens.mask] - means.logp) ** 2
+    names = ("squared deviations of advantages", "logp")
+    variance_a, variance_lp, _ = exact_means(tokens, a, lp, names, reduce)
+    mean, share, count = exact_means(
+        tokens, cov, (cov > 1.0).astype(np.float64), ("covariances", "shares"), reduce
+    )
+    spread = math.sqrt(variance_a) * math.sqrt(variance_lp)
+    quantiles = {
+        q: kth_largest(running, count - math.ceil(q * count) + 1, reduce)
+        for q in (QUANTILES if count else ())
+    }
+    return Covariance(
+        mean=mean,
+        correlation=mean / spread if spread > 0 else 0.0,
+        mean_advantage=means.advantage,
+        mean_logp=means.logp,
+        count=count,
+        quantiles=quantiles,
+        above_one=share,
+    )

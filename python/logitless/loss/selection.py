@@ -1,0 +1,203 @@
+"""Which tokens a control acts on: exactly k of the optimizer batch, the same on any split of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitless import _core
+from logitless.loss.spec import ClipCov, PolicyLossSpec, TopEntropy
+from logitless.loss.token_loss import Means, log_range
+from logitless.loss.tokens import Bools, Floats, Int64s, Tokens
+
+# Adds an int64 array over the ranks of a batch.
+Reduce = Callable[[Int64s], Int64s]
+
+LIMBS = 4
+BINS, LEVELS = 256, 16
+
+
+class Candidates(NamedTuple):
+    """Tokens in the running: larger score (64 unsigned bits in an int64) first, then smaller id."""
+
+    scores: Int64s  # [M]
+    ids: Int64s  # [M]
+
+
+def one_rank(values: Int64s) -> Int64s:
+    """The `Reduce` of a batch that lives in one process."""
+    return values
+
+
+def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
+    """mean(A), mean(logp) and the count over valid tokens of all ranks."""
+    return exact_means(tokens, tokens.advantages, tokens.logp, ("advantages", "logp"), reduce)
+
+
+def exact_means(
+    tokens: Tokens,
+    first: Floats,  # [N]
+    second: Floats,
+    names: tuple[str, str],
+    reduce: Reduce,
+) -> Means:
+    """The means of two arrays over the valid tokens of all ranks, and the count.
+
+    Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot
+    change a bit.
+    """
+    sums = np.zeros(2 * LIMBS + 1, np.int64)
+    bad = _core.value_sums(second, first, tokens.mask, sums)
+    if bad >= 0:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be finite and below 2^31 where the mask is true, got "
+            f"{first[bad]} and {second[bad]} at {tokens.place(bad)}"
+        )
+    *limbs, count = (int(x) for x in reduce(sums))
+    # int / int rounds once, correctly
+    a, b = (
+        sum(limb << 32 * i for i, limb in enumerate(part)) / (max(count, 1) << 64)
+        for part in (limbs[:LIMBS], limbs[LIMBS:])
+    )
+    return Means(a, b, count)
+
+
+def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
+    """All valid tokens in the order of their covariance."""
+    scores, valid = _covariance_scores(tokens, means, None)
+    return Candidates(scores[valid], tokens.ids[valid])
+
+
+def candidates(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Candidates:
+    """The tokens `spec.control` may select, in the order of their covariance or entropy."""
+    if isinstance(spec.control, TopEntropy):
+        if tokens.entropy is None:
+            raise ValueError("control=TopEntropy needs entropy, got entropy=None")
+        valid = tokens.mask
+        values = tokens.entropy[valid].astype(np.float64)
+        if not np.isfinite(values).all():
+            i = int(np.flatnonzero(valid)[~np.isfinite(values)][0])
+            raise ValueError(
+                f"entropy must be finite where the mask is true, got {tokens.entropy[i]} "
+                f"at {tokens.place(i)}"
+            )
+        scores = np.empty(values.size, np.int64)
+        _core.ordered_scores(values, scores)
+        return Candidates(scores, tokens.ids[valid])
+    scores, inside = _covariance_scores(tokens, means, spec)
+    return Candidates(scores[inside], tokens.ids[inside])
+
+
+def select(
+    tokens: Tokens,
+    spec: PolicyLossSpec,
+    means: Means,
+    *,
+    seed: int,
+    step: int,
+    reduce: Reduce = one_rank,
+) -> Int64s:
+    """The sorted ids of this rank's tokens among the k selected ones of all ranks."""
+    assert spec.control is not None
+    running = candidates(tokens, spec, means)
+    if isinstance(spec.control, ClipCov):
+        _core.random_scores(running.ids, seed, step, running.scores)
+    return np.sort(take_largest(running, selection_size(spec, means), reduce))
+
+
+def select_in_call(
+    tokens: Tokens, spec: PolicyLossSpec, means: Means, permute: Callable[[int], Int64s]
+) -> Bools:
+    """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`."""
+    place = dataclasses.replace(tokens, ids=np.arange(tokens.logp.size, dtype=np.int64))
+    running, k = candidates(place, spec, means), selection_size(spec, means)
+    if isinstance(spec.control, ClipCov):
+        chosen = running.ids[permute(running.ids.size)[:k]]
+    else:
+        chosen = take_largest(running, k)
+    selected = np.zeros(tokens.logp.size, np.bool_)
+    selected[chosen] = True
+    return selected
+
+
+def selection_size(spec: PolicyLossSpec, means: Means) -> int:
+    assert spec.control is not None
+    return max(int(spec.control.fraction * means.tokens), 1)
+
+
+def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
+    """Unordered: the ids on this rank of the k largest keys of all ranks, or all if fewer."""
+    words, needed = [0, 0], k
+    for level in range(LEVELS):
+        counts = _histogram(running, words, level, reduce)
+        if level == 0 and counts.sum() <= k:
+            return running.ids
+        digit, needed = _digit(counts, needed)
+        words[level // 8] |= digit << (56 - 8 * (level % 8))
+        if counts[digit] == needed:
+            break
+    else:
+        raise ValueError("token_ids must be unique over the optimizer batch, got one id twice")
+    # the lower digits of the prefix are 0: the last bin taken, and all above it, are what is not
+    # below the prefix
+    score, inverted = (np.uint64(word) for word in words)
+    scores, inverted_ids = running.scores.view(np.uint64), (~running.ids).view(np.uint64)
+    taken: Bools = (scores > score) | ((scores == score) & (inverted_ids >= inverted))
+    return running.ids[taken]
+
+
+def kth_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> float:
+    """The number behind the k-th largest score of all ranks, 1 <= k <= their number."""
+    words, needed = [0, 0], k
+    for level in range(LEVELS // 2):
+        digit, needed = _digit(_histogram(running, words, level, reduce), needed)
+        words[0] |= digit << (56 - 8 * level)
+    return float(score_values(np.array([words[0]], np.uint64).view(np.int64))[0])
+
+
+def score_values(scores: Int64s) -> npt.NDArray[np.float64]:
+    """The numbers whose order the scores are."""
+    bits = scores.view(np.uint64)
+    sign = np.uint64(1 << 63)
+    return np.where(bits & sign, bits ^ sign, ~bits).view(np.float64)
+
+
+def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce) -> Int64s:
+    bins = np.empty(BINS, np.int64)
+    _core.radix_histogram(running.scores, running.ids, *words, level, bins)
+    return reduce(bins)
+
+
+def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
+    """The bin that holds the needed-th largest key, and how many of that bin are needed."""
+    from_top = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_top, needed))
+    return BINS - 1 - place, needed - (int(from_top[place - 1]) if place else 0)
+
+
+def _covariance_scores(
+    tokens: Tokens, means: Means, spec: PolicyLossSpec | None
+) -> tuple[Int64s, Bools]:
+    """Scores in the order of cov, and which tokens are candidates (spec None: all valid ones)."""
+    control = None if spec is None else spec.control
+    in_band = isinstance(control, ClipCov)
+    low, high = (control.low, control.high) if isinstance(control, ClipCov) else (-np.inf, np.inf)
+    log_low, log_high = (-np.inf, np.inf) if spec is None else log_range(spec.surrogate)
+    scores, inside = np.empty(tokens.logp.size, np.int64), np.empty(tokens.logp.size, np.bool_)
+    band = {
+        "mean_advantage": means.advantage,
+        "mean_logp": means.logp,
+        "low": low,
+        "high": high,
+        "log_low": log_low,
+        "log_high": log_high,
+    }
+    old_logp = tokens.old_logp if in_band else None
+    _core.covariance_scores(
+        tokens.logp, tokens.advantages, tokens.mask, old_logp, scores, inside, band
+    )
+    return scores, inside

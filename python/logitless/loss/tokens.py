@@ -1,0 +1,43 @@
+"""The tokens of one call, checked and flattened: what every function of the losses works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# float32, or float64 where logp is
+Floats = npt.NDArray[Any]
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Sequences(NamedTuple):
+    """The sequences of a call: of padded rows [B, T] or of packed tokens [N] with cu_seqlens."""
+
+    of_token: Int64s  # [N]
+    number: int
+    # T of a padded call
+    width: int | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Flat contiguous arrays of one length N. What lies outside the mask is never read."""
+
+    shape: tuple[int, ...]
+    mask: Bools
+    logp: Floats
+    advantages: Floats
+    old_logp: Floats | None
+    entropy: Floats | None
+    ref_logp: Floats | None
+    ids: Int64s
+    # None: packed tokens without cu_seqlens
+    sequences: Sequences | None
+
+    def place(self, token: int) -> str:
+        """A token of the flat arrays as the caller's index, for messages."""
+        return str([int(i) for i in np.unravel_index(token, self.shape)])

@@ -1,0 +1,1 @@
+"""Ops over vocabulary-sized logits. Import from `logitless`, not from here."""

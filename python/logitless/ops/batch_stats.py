@@ -1,0 +1,168 @@
+"""Once per optimizer step: counts, means and selected tokens that all micro-batches share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from logitless.loss.aggregation import Totals, count_totals, sequences_of
+from logitless.loss.selection import Reduce, batch_means, one_rank, select
+from logitless.loss.spec import ClipCov, Control, PolicyLossSpec
+from logitless.loss.tokens import Int64s, Tokens
+from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad, to_numpy
+
+
+class BatchStats(NamedTuple):
+    """What `policy_loss(batch=...)` needs to know about the optimizer batch it is a part of."""
+
+    totals: Totals
+    mean_advantage: float
+    mean_logp: float
+    # valid tokens that the means are over
+    count: int  # type: ignore[assignment]
+    # int64, sorted: this rank's tokens among the selected ones of all ranks
+    selected: Any
+    seed: int
+    step: int
+    # the control that selected; policy_loss refuses a batch made for another one
+    control: Control | None
+
+
+def batch_stats(
+    logp: Array,  # [N] or [B, T]
+    advantages: Array,  # the same, or [B], [B, 1]
+    mask: Array,  # bool
+    spec: PolicyLossSpec,
+    *,
+    old_logp: Array | None = None,
+    entropy: Array | None = None,
+    cu_seqlens: Array | None = None,  # int32 [B + 1]
+    token_ids: Array,  # int64
+    data_group: Any = None,
+    seed: int,
+    step: int,
+) -> BatchStats:
+    """Statistics and selection over the whole optimizer batch. In plain code, on one rank:
+
+        cov = (advantages - advantages[mask].mean()) * (logp - logp[mask].mean())
+        k = max(int(fraction * mask.sum()), 1)
+        ClipCov     k at random among mask & (low < cov) & (cov < high) & ~clipped(logp - old_logp)
+        KLCov       the k of mask with the largest cov
+        TopEntropy  the k of mask with the largest entropy
+
+    Give it all micro-batches of this rank at once: `logp` is old_logp (free), or a scoring without
+    gradient under the current weights (exact after the first update); with `old_logp` given as
+    well, tokens clipped there are no candidates of Clip-Cov. With `data_group` (a torch.distributed
+    group) sums, counts and histograms are added over its ranks, all of which have to call; None is
+    one rank.
+
+    The same input bits select the same tokens on any number of ranks and micro-batches, in any
+    order: sums are integers that round once, equal scores go to the smaller token id, and the
+    random order is Philox of (seed, step, token id). `token_ids`: see `token_ids()`. Selection per
+    call (scope="micro") leaves `selected` empty.
+
+    Raises ValueError where a valid value is not finite, token ids repeat, or entropy or cu_seqlens
+    is missing; TypeError for a wrong dtype. Papers: arXiv:2505.22617 (covariance), arXiv:2506.01939
+    (entropy).
+    """
+    refuse_grad(logp=logp, advantages=advantages, old_logp=old_logp, entropy=entropy)
+    for name, value in {"seed": seed, "step": step}.items():
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name} must be in [0, 2^64), got {value}")
+    tokens = make_tokens(
+        logp,
+        advantages,
+        mask,
+        old_logp=old_logp,
+        entropy=entropy,
+        cu_seqlens=cu_seqlens,
+        token_ids=token_ids,
+    )
+    _check(tokens, spec)
+    reduce = one_rank if data_group is None else group_sum(data_group)
+    local = count_totals(tokens)
+    totals = Totals(*(int(x) for x in reduce(np.array([*local[:2], 1], np.int64))))
+    means = batch_means(tokens, reduce)
+    selected: Any = np.empty(0, np.int64)
+    if spec.selects:
+        selected = select(tokens, spec, means, seed=seed, step=step, reduce=reduce)
+    if is_tensor(logp):
+        import torch
+
+        selected = torch.from_numpy(selected).to(logp.device)
+    return BatchStats(
+        totals, means.advantage, means.logp, means.tokens, selected, seed, step, spec.control
+    )
+
+
+def token_ids(
+    sequence_ids: Array,  # [B], [B, 1] or the shape of positions
+    positions: Array,  # [T], [B, T] or [N]
+    max_length: int,
+) -> Any:
+    """sequence_ids * max_length + positions, int64: unique, and stable under any reordering.
+
+    Number the sequences of the whole batch over all ranks (by prompt and sample, say), and
+    positions within each. [B] with [T] or [B, T] gives [B, T]. Raises ValueError for a negative
+    sequence id, a position outside [0, max_length), or ids beyond int64; TypeError unless both are
+    integers.
+    """
+    sequences, places = (
+        to_numpy(name, x)
+        for name, x in {"sequence_ids": sequence_ids, "positions": positions}.items()
+    )
+    for name, x in {"sequence_ids": sequences, "positions": places}.items():
+        if x.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got {x.dtype}")
+    if sequences.ndim == 1 and (places.ndim == 2 or places.shape != sequences.shape):
+        sequences = sequences[:, None]
+    if places.size and not (places.min() >= 0 and places.max() < max_length):
+        raise ValueError(
+            f"positions must be in [0, max_length) = [0, {max_length}), "
+            f"got {places.min()} to {places.max()}"
+        )
+    if sequences.size and not (sequences.min() >= 0 and sequences.max() < 2**63 // max_length):
+        raise ValueError(
+            "sequence_ids must be in [0, 2^63 / max_length), "
+            f"got {sequences.min()} to {sequences.max()}"
+        )
+    ids = sequences.astype(np.int64) * np.int64(max_length) + places.astype(np.int64)
+    if is_tensor(sequence_ids):
+        import torch
+
+        return torch.from_numpy(ids).to(sequence_ids.device)
+    return ids
+
+
+def group_sum(group: Any) -> Reduce:
+    """Adds int64 arrays over the ranks of a torch.distributed group."""
+    import torch
+    import torch.distributed as dist
+
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+
+    def reduce(values: Int64s) -> Int64s:
+        total = torch.from_numpy(values).to(device, copy=True)
+        dist.all_reduce(total, group=group)
+        return np.asarray(total.cpu().numpy())
+
+    return reduce
+
+
+def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
+    if spec.per_sequence:
+        sequences_of(tokens)
+    if isinstance(spec.control, ClipCov) and tokens.old_logp is not None:
+        bad = np.flatnonzero(tokens.mask & ~np.isfinite(tokens.old_logp))
+        if bad.size:
+            raise ValueError(
+                f"old_logp must be finite where the mask is true, got {tokens.old_logp[bad[0]]} at "
+                f"{tokens.place(int(bad[0]))}"
+            )
+    ids = tokens.ids[tokens.mask]
+    if ids.size and (ids.min() < 0 or np.unique(ids).size != ids.size):
+        raise ValueError(
+            "token_ids must be unique and not negative where the mask is true, "
+            f"got {ids.size} ids with {np.unique(ids).size} distinct values from {ids.min()}"
+        )

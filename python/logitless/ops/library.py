@@ -1,0 +1,47 @@
+"""The one helper that registers a torch.library op: schema, CPU kernel, fake kernel, autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("logitless", "FRAGMENT")
+
+
+def register(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Define `logitless::<schema>` and return its overload, ready to call.
+
+    Backwards are ops too, registered without `backward` of their own: they run where autograd is
+    off, since `begin_backward` refuses double backward.
+    """
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, "CPU")
+    torch.library.register_fake(f"logitless::{name}", fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"logitless::{name}", backward, setup_context=setup, lib=_LIBRARY
+        )
+    overload: Callable[..., Any] = getattr(torch.ops.logitless, name).default
+    return overload
+
+
+def begin_backward(ctx: Any, name: str) -> None:
+    """Refuse what a backward cannot do, instead of giving silent zeros or wrong numbers."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name}: double backward (create_graph=True) is not supported")
+    if getattr(ctx, "spent", False):
+        raise RuntimeError(
+            f"{name}: backward through the same forward a second time (retain_graph=True) is not "
+            "supported, because backward reuses the saved memory; run the forward again"
+        )
+    ctx.spent = True

@@ -1,0 +1,120 @@
+"""Options that travel together, checked once at the public function and then trusted."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax", "dropped_mass", "dropped_entropy")
+BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
+
+
+def not_yet(option: str, value: Any) -> NotImplementedError:
+    return NotImplementedError(f"{option}={value!r} is not built yet")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The chain from head output to z: z = softcap(logit_scale * (raw + bias)) / temperature.
+
+    The core takes it as z = scale * y, y = softcap(pre * (raw + bias)): without a softcap all of
+    the scaling sits in `scale`, applied after the row maximum is subtracted.
+    """
+
+    temperature: Any = 1.0  # float, or an array shaped like targets, > 0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    bias: Any = None  # [V] or None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None:
+            _positive("softcap", self.softcap)
+        _positive("logit_scale", self.logit_scale)
+        if isinstance(self.temperature, (int, float)):
+            _positive("temperature", self.temperature)
+
+    @property
+    def pre(self) -> float:
+        return 1.0 if self.softcap is None else float(self.logit_scale)
+
+    @property
+    def cap(self) -> float:
+        return 0.0 if self.softcap is None else float(self.softcap)
+
+    @property
+    def numerator(self) -> float:
+        """scale * temperature."""
+        return float(self.logit_scale) if self.softcap is None else 1.0
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def check_extras(extras: tuple[str, ...]) -> tuple[str, ...]:
+    """Known names only; a bare string is a likely slip."""
+    if isinstance(extras, str):
+        raise TypeError(f"extras must be a tuple of names, got the string {extras!r}")
+    for name in extras:
+        if name not in EXTRAS:
+            raise ValueError(f"extras: unknown name {name!r}, expected some of {', '.join(EXTRAS)}")
+        if name.startswith("dropped_"):
+            raise not_yet("extras", name)
+    return tuple(extras)
+
+
+def check_vocab_parallel(vocab_group: Any, vocab_start: int) -> None:
+    if vocab_group is not None:
+        raise not_yet("vocab_group", vocab_group)
+    if vocab_start != 0:
+        raise not_yet("vocab_start", vocab_start)
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How the linear ops compute: memory, precision of the logits, backend."""
+
+    memory_budget: int | str | None = None
+    tail_mass: float = 0.0
+    logits_dtype: Any = None
+    batch_invariant: bool = False
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tail_mass < 1:
+            raise ValueError(f"tail_mass must be in [0, 1), got {self.tail_mass}")
+        if 0 < self.tail_mass < 1e-5:
+            raise ValueError(
+                f"tail_mass must be 0 or at least 1e-5 (below is float32 noise), got {self.tail_mass}"
+            )
+        if self.tail_mass:
+            raise not_yet("tail_mass", self.tail_mass)
+        if self.batch_invariant:
+            raise not_yet("batch_invariant", self.batch_invariant)
+
+
+def choose_backend(backend: str, device: str) -> str:
+    """The backend that serves a device: "cpu" (compiled core) or "torch" (plain, full logits).
+
+    `backend` is the caller's argument; "auto" defers to LOGITLESS_BACKEND and then to the device.
+    """
+    source = "backend"
+    if backend == "auto":
+        source, backend = "LOGITLESS_BACKEND", os.environ.get("LOGITLESS_BACKEND") or "auto"
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "torch":
+        return "torch"
+    if backend in ("cuda", "triton"):
+        raise not_yet(source, backend)
+    if device != "cpu":
+        raise NotImplementedError(
+            f"{source}={backend!r}: this build has kernels for CPU tensors only, got a tensor on "
+            f"{device!r}; backend='torch' computes there with full logits in plain torch"
+        )
+    return "cpu"

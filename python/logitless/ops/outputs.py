@@ -1,0 +1,78 @@
+"""What the token ops return, and the torch side of their inputs and outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from logitless.ops.options import HeadOptions
+
+DIFFERENTIABLE = ("logp", "entropy", "lse")
+STATISTICS = ("varentropy", "sum_p2", "entropy_change")
+
+
+class TokenStats(NamedTuple):
+    """Per-token statistics of softmax(z), shaped like targets; rows outside the mask are 0."""
+
+    logp: Any  # log-probability of the target, nats, <= 0
+    entropy: Any  # nats, in [0, log V]
+    lse: Any  # logsumexp(z)
+    extras: dict[str, Any]  # the requested extras by name, not differentiable
+
+
+def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
+    """Outputs of the core for n rows: float32, or float64 for float64 inputs; extras empty if unasked."""
+    import torch
+
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    out = {name: torch.empty(n, dtype=dtype, device=like.device) for name in DIFFERENTIABLE}
+    rows = n if extras else 0
+    out |= {name: torch.empty(rows, dtype=dtype, device=like.device) for name in STATISTICS}
+    out["argmax"] = torch.empty(rows, dtype=torch.int64, device=like.device)
+    return out
+
+
+def requested(out: dict[str, Tensor], extras: bool) -> dict[str, Tensor]:
+    return out if extras else {name: out[name] for name in DIFFERENTIABLE}
+
+
+def to_stats(
+    outputs: tuple[Tensor, ...], shape: tuple[int, ...], extras: tuple[str, ...]
+) -> TokenStats:
+    """(logp, entropy, lse, *STATISTICS, argmax) flat -> TokenStats in the caller's shape."""
+    named = dict(zip((*DIFFERENTIABLE, *STATISTICS, "argmax"), outputs, strict=False))
+    first = [named[name].reshape(shape) for name in DIFFERENTIABLE]
+    return TokenStats(*first, {name: named[name].reshape(shape) for name in extras})
+
+
+def flat_head(
+    op: str, head: HeadOptions, shape: tuple[int, ...], mask: Tensor | None, wide: bool
+) -> tuple[Tensor | None, Tensor | None, float, float, float]:
+    """(bias, row_scale, scale, pre, softcap) as the core takes them; row_scale is [N] float64."""
+    import torch
+
+    from logitless.ops.arrays import check_temperatures
+
+    row_scale, scale = None, head.numerator
+    if isinstance(head.temperature, torch.Tensor):
+        temperature = head.temperature.detach().reshape(-1).to(torch.float64)
+        used = temperature if mask is None else temperature[mask.reshape(-1)]
+        if used.numel():
+            check_temperatures(op, float(used.min()))
+            check_temperatures(op, float(used.max()))
+        row_scale = scale / temperature
+    else:
+        scale = scale / float(head.temperature)
+    bias = head.bias
+    if bias is not None:
+        bias = bias.to(torch.float64 if wide else torch.float32).contiguous()
+    return bias, row_scale, scale, head.pre, head.cap
+
+
+def as_float64(gradient: Tensor | None) -> Tensor | None:
+    """An upstream gradient as the core takes it; expanded ones (from .sum()) become contiguous."""
+    import torch
+
+    return None if gradient is None else gradient.to(torch.float64).contiguous()

@@ -1,0 +1,69 @@
+"""backend="torch": the same numbers in plain torch with full logits, differentiable by autograd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def plain_stats(
+    logits: Tensor,  # [N, V]
+    targets: Tensor,  # [N] int64
+    mask: Tensor | None,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    scale: float,
+    pre: float,
+    softcap: float,
+) -> tuple[Tensor, ...]:
+    """(logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax), each [N]."""
+    n, vocab = logits.shape
+    y = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    rows = torch.arange(n, device=y.device) if mask is None else mask.nonzero().squeeze(1)
+    y, targets = y[rows], targets[rows]
+    if bias is not None:
+        y = y + bias
+    if softcap:
+        y = softcap * torch.tanh(y * (pre / softcap))
+    z = y * (scale if row_scale is None else row_scale[rows, None].to(y.dtype))
+    _check_rows(z, targets, rows)
+    lse = z.logsumexp(-1)
+    log_p = z - lse[:, None]
+    p = log_p.exp()
+    # 0 * -inf is 0 here: an impossible token adds nothing, in value or gradient.
+    finite = log_p.masked_fill(p == 0, 0.0)
+    logp = log_p.gather(1, targets[:, None]).squeeze(1)
+    entropy = -(p * finite).sum(-1)
+    with torch.no_grad():
+        shifted = finite + entropy[:, None]
+        second = (p * p * shifted).sum(-1)
+        own = logp.exp() * torch.where(logp.isinf(), 0.0, logp + entropy)
+        values = {
+            "varentropy": (p * shifted * shifted).sum(-1),
+            "sum_p2": (p * p).sum(-1),
+            "entropy_change": second - own,
+        }
+    out = {"logp": logp, "entropy": entropy, "lse": lse, **values}
+    scattered = [out[k].new_zeros(n).index_copy(0, rows, out[k]) for k in DIFFERENTIABLE]
+    scattered += [out[k].new_zeros(n).index_copy(0, rows, out[k]) for k in STATISTICS]
+    argmax = torch.full((n,), -1, device=y.device).index_copy(0, rows, z.argmax(-1))
+    return (*scattered, argmax)
+
+
+def _check_rows(z: Tensor, targets: Tensor, rows: Tensor) -> None:
+    vocab = z.shape[1]
+    problems = (
+        ("its logits hold a +inf", (z == float("inf")).any(-1)),
+        ("its logits hold a NaN", z.isnan().any(-1)),
+        ("it has no finite logit", (z == -float("inf")).all(-1)),
+        (f"its target is outside [0, {vocab})", (targets < 0) | (targets >= vocab)),
+    )
+    for text, bad in problems:
+        if bad.any():
+            raise ValueError(f"row {int(rows[int(bad.nonzero()[0])])}: {text}")

@@ -1,0 +1,217 @@
+"""The policy loss of a call from its per-token log-probs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from logitless.loss.aggregation import Totals, token_weights
+from logitless.loss.selection import batch_means, select, select_in_call
+from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.token_loss import Means, TokenLoss, evaluate
+from logitless.loss.tokens import Bools, Int64s, Tokens
+from logitless.ops.batch_stats import BatchStats
+from logitless.ops.tokens import Array, ids_of, is_tensor, make_tokens, refuse_grad
+
+
+class PolicyLossOutput(NamedTuple):
+    """A call's share of the batch; sums over micro-batches and ranks are the batch's values."""
+
+    # 0-d, differentiable in logp and entropy
+    loss: Any
+    # 0-d float32 each, detached
+    metrics: dict[str, Any]
+
+
+def policy_loss(
+    logp: Array,  # [N] or [B, T]
+    old_logp: Array,
+    advantages: Array,  # the same, or [B], [B, 1]
+    mask: Array,  # bool
+    spec: PolicyLossSpec,
+    *,
+    entropy: Array | None = None,
+    ref_logp: Array | None = None,
+    rollout_logp: Array | None = None,
+    cu_seqlens: Array | None = None,  # int32 [B + 1]
+    token_ids: Array | None = None,  # int64
+    batch: BatchStats | None = None,
+    totals: Totals | None = None,
+    grad_scale: float = 1.0,
+) -> PolicyLossOutput:
+    """The policy loss. In plain code, for spec = presets["ppo"] and a call that is the whole batch:
+
+        ratio = (logp - old_logp).exp()
+        loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
+        loss = grad_scale * loss[mask].sum() / mask.sum()
+
+    `spec` says what else there is (`PolicyLossSpec`, `presets`). `.loss` is local numerator /
+    global normaliser: sum the losses of micro-batches and never divide by their number. The
+    normaliser and the selected tokens come from `batch` (`batch_stats`, needs `token_ids`), or from
+    `totals` alone where the spec selects nothing over the batch; with neither, this call is the
+    whole batch: it selects by its own logp and old_logp with seed 0 and step 0, and `token_ids`
+    default to 0, 1, 2, ... . `grad_scale` multiplies the loss, hence its gradients: pass
+    `totals.world_size` where DDP or FSDP averages the gradients of ranks.
+
+    logp and entropy are differentiable (once), all else is data. float32, bfloat16, float16 and
+    float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
+    give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
+    surrogate does not clip makes the loss that large. CUDA tensors go through a copy to the CPU.
+
+    metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss,
+    without coefficient and grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower
+    (dual clip), actor/ppo_kl = old_logp - logp, actor/entropy with `entropy`, actor/cov_selected
+    (share selected) with a control, actor/cov_mean where the batch means are known (not with
+    `totals` alone).
+
+    scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
+    CPU generator.
+
+    Raises ValueError for shapes that differ, values that are not finite inside the mask, data that
+    requires grad, missing entropy, ref_logp, cu_seqlens or token_ids, both batch and totals, totals
+    with a selecting spec, or totals below what this call holds; TypeError for dtypes;
+    NotImplementedError for rollout_logp (no correction is built yet).
+    """
+    refuse_grad(
+        old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
+    )
+    tokens, result = policy_coefficients(
+        logp,
+        old_logp,
+        advantages,
+        mask,
+        spec,
+        entropy=entropy,
+        ref_logp=ref_logp,
+        rollout_logp=rollout_logp,
+        cu_seqlens=cu_seqlens,
+        token_ids=token_ids,
+        batch=batch,
+        totals=totals,
+        grad_scale=grad_scale,
+    )
+    if is_tensor(logp):
+        return _torch_output(tokens, result, logp, entropy)
+    metrics = {name: np.float32(value) for name, value in result.metrics.items()}
+    return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
+
+
+def policy_coefficients(
+    logp: Array,
+    old_logp: Array,
+    advantages: Array,
+    mask: Array,
+    spec: PolicyLossSpec,
+    *,
+    entropy: Array | None = None,
+    ref_logp: Array | None = None,
+    rollout_logp: Array | None = None,
+    cu_seqlens: Array | None = None,
+    token_ids: Array | None = None,
+    batch: BatchStats | None = None,
+    totals: Totals | None = None,
+    grad_scale: float = 1.0,
+) -> tuple[Tokens, TokenLoss]:
+    """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
+    if rollout_logp is not None:
+        raise NotImplementedError("rollout_logp: no rollout correction is built yet, pass None")
+    if batch is not None and totals is not None:
+        raise ValueError("totals must be None where batch is given, which carries its own totals")
+    if not math.isfinite(grad_scale):
+        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
+    for name, field, value in (("kl", spec.kl, ref_logp), ("entropy", spec.entropy, entropy)):
+        if field is not None and value is None:
+            missing = "ref_logp" if name == "kl" else "entropy"
+            raise ValueError(f"{missing} must be given with spec.{name}={field}, got None")
+    tokens = make_tokens(
+        logp,
+        advantages,
+        mask,
+        old_logp=old_logp,
+        entropy=entropy,
+        ref_logp=ref_logp,
+        cu_seqlens=cu_seqlens,
+        token_ids=token_ids,
+    )
+    if batch is not None:
+        totals = batch.totals
+    weights = token_weights(tokens, spec, totals)
+    means, selected = _selection(tokens, spec, batch, totals, token_ids is not None)
+    result = evaluate(
+        tokens,
+        spec,
+        weights,
+        total_tokens=int(np.count_nonzero(tokens.mask)) if totals is None else totals.tokens,
+        selected=selected,
+        means=means,
+        grad_scale=float(grad_scale),
+    )
+    return tokens, result
+
+
+def _selection(
+    tokens: Tokens,
+    spec: PolicyLossSpec,
+    batch: BatchStats | None,
+    totals: Totals | None,
+    has_ids: bool,
+) -> tuple[Means | None, Bools | None]:
+    """The means where they are known, and the selected tokens of this call where some are."""
+    if spec.control is not None and not spec.selects:
+        means = batch_means(tokens)
+        return means, select_in_call(tokens, spec, means, _torch_permutation)
+    if batch is not None:
+        if batch.control != spec.control:
+            raise ValueError(
+                f"batch was made for control={batch.control}, but the spec has {spec.control}"
+            )
+        if spec.selects and not has_ids:
+            raise ValueError("token_ids must be given with batch: selected tokens are found by id")
+        means = Means(batch.mean_advantage, batch.mean_logp, batch.count)
+        return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None
+    if totals is not None:
+        if spec.selects:
+            raise ValueError(
+                f"control={spec.control} selects over the whole optimizer batch: "
+                "pass batch=batch_stats(...), got totals alone"
+            )
+        return None, None
+    means = batch_means(tokens)
+    if not spec.selects:
+        return means, None
+    return means, _members(tokens, select(tokens, spec, means, seed=0, step=0))
+
+
+def _torch_permutation(n: int) -> Int64s:
+    import torch
+
+    return np.asarray(torch.randperm(n).numpy())
+
+
+def _members(tokens: Tokens, selected: Int64s) -> Bools:
+    """Valid tokens whose id is in `selected`, which is sorted."""
+    if not selected.size:
+        return np.zeros(tokens.ids.size, np.bool_)
+    place = np.minimum(np.searchsorted(selected, tokens.ids), selected.size - 1)
+    return np.asarray((selected[place] == tokens.ids) & tokens.mask, np.bool_)
+
+
+def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:
+    import torch
+
+    from logitless.ops.given_gradient import given_gradient
+
+    def like(x: Any, coefficients: Any) -> Any:
+        return torch.from_numpy(coefficients).view(tokens.shape).to(x.device, x.dtype)
+
+    dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
+    loss = torch.tensor(result.loss, dtype=dtype, device=logp.device)
+    metrics = {
+        name: torch.tensor(value, dtype=torch.float32, device=logp.device)
+        for name, value in result.metrics.items()
+    }
+    g_entropy = None if result.g_entropy is None else like(entropy, result.g_entropy)
+    loss = given_gradient(loss, logp, like(logp, result.g_logp), entropy, g_entropy)
+    return PolicyLossOutput(loss, metrics)

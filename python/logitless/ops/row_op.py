@@ -1,0 +1,105 @@
+"""torch op over given logits [N, V]: one pass forward, one read and one write backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless.ops.library import begin_backward, register
+from logitless.ops.outputs import as_float64, empty_outputs, requested
+from logitless.ops.rows import STATE, Rows
+
+# The arguments every row op starts with, in the order of `_rows`.
+ROWS = (
+    "Tensor targets, Tensor? mask, Tensor? bias, Tensor? row_scale, "
+    "float scale, float pre, float softcap"
+)
+UPSTREAM = "Tensor? g_logp, Tensor? g_entropy, Tensor? g_lse"
+
+
+def make_rows(
+    targets: Tensor,  # [N] int64
+    mask: Tensor | None,  # [N] bool
+    bias: Tensor | None,  # [V]
+    row_scale: Tensor | None,  # [N] float64
+    scale: float,
+    pre: float,
+    softcap: float,
+) -> Rows:
+    # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
+    bias = None if bias is None else bias.detach()
+    threads = torch.get_num_threads()
+    return Rows(len(targets), targets, mask, row_scale, scale, bias, pre, softcap, threads)
+
+
+def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *row_args, extras, _ = args
+    rows = make_rows(*row_args)
+    n, vocab = logits.shape
+    out = empty_outputs(n, extras, logits)
+    state = torch.empty(n, STATE, dtype=torch.float64)
+    rows.forward(logits.detach(), state, extras=extras)
+    rows.finish(state, vocab, **requested(out, extras))
+    return (*out.values(), state)
+
+
+def _forward_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    n, extras = logits.shape[0], args[-2]
+    state = logits.new_empty(n, STATE, dtype=torch.float64)
+    return (*empty_outputs(n, extras, logits).values(), state)
+
+
+def _write_gradient(logits: Tensor, gradient: Tensor, *args: Any) -> None:
+    *row_args, state, g_logp, g_entropy, g_lse = args
+    make_rows(*row_args).backward(
+        logits.detach(), state, gradient.detach(), g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
+    )
+
+
+def _backward_kernel(logits: Tensor, *args: Any) -> Tensor:
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _write_gradient(logits, gradient, *args)
+    return gradient
+
+
+_backward_op = register(
+    f"row_stats_backward(Tensor logits, {ROWS}, Tensor state, {UPSTREAM}) -> Tensor",
+    _backward_kernel,
+    lambda logits, *_: torch.empty_like(logits, memory_format=torch.contiguous_format),
+)
+_backward_inplace_op = register(
+    f"row_stats_backward_(Tensor(a!) logits, {ROWS}, Tensor state, {UPSTREAM}) -> ()",
+    lambda logits, *args: _write_gradient(logits, logits, *args),
+    lambda logits, *_: None,
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, targets, mask, bias, row_scale, *ctx.chain, _, ctx.inplace = inputs
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, targets, mask, bias, row_scale, output[-1])
+
+
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+    begin_backward(ctx, "token_stats")
+    logits, targets, mask, bias, row_scale, state = ctx.saved_tensors
+    g = [as_float64(gradient) for gradient in upstream[:3]]
+    args = (logits, targets, mask, bias, row_scale, *ctx.chain, state, *g)
+    if ctx.inplace:
+        _backward_inplace_op(*args)
+    gradient = logits if ctx.inplace else _backward_op(*args)
+    g_bias = gradient.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
+    return (gradient, None, None, g_bias, *[None] * 6)
+
+
+row_stats = register(
+    f"row_stats(Tensor logits, {ROWS}, bool extras, bool inplace)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+)

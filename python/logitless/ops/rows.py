@@ -1,0 +1,88 @@
+"""The compiled row kernels as one small object, for torch and NumPy alike (DLPack underneath)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from logitless import _core
+
+# Width of the core's running state per row, in float64: 64 bytes. And of its sampling state.
+STATE = 8
+SAMPLE_STATE = 2
+BLOCK: int = _core.BLOCK
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What does not change from one vocabulary tile to the next. Arrays are flat and contiguous."""
+
+    n: int
+    targets: Any = None  # [n] int64; None only while sampling
+    mask: Any = None  # [n] bool or None
+    row_scale: Any = None  # [n] float64 or None
+    scale: float = 1.0
+    bias: Any = None  # [V] float32 (float64 for float64 logits) or None
+    pre: float = 1.0
+    softcap: float = 0.0
+    threads: int = 0
+
+    @cached_property
+    def core(self) -> _core.Rows:
+        return _core.Rows(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+    def part(self, chunk: slice) -> Rows:
+        """These rows of a call without a mask."""
+        targets = None if self.targets is None else self.targets[chunk]
+        row_scale = None if self.row_scale is None else self.row_scale[chunk]
+        return replace(self, n=chunk.stop - chunk.start, targets=targets, row_scale=row_scale)
+
+    def forward(
+        self,
+        tile: Any,  # [n, width]
+        state: Any,  # [n, STATE] float64
+        *,
+        start: int = 0,
+        first: bool = True,
+        extras: bool = False,
+    ) -> None:
+        """Fold logits[:, start : start + width] into the state."""
+        self.core.forward(tile, state, start=start, first=first, extras=extras)
+
+    def finish(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
+        """Write logp, entropy, lse (and extras) from the state; raise at the first bad row."""
+        self.core.finish(state, vocab, row_ids=row_ids, **outputs)
+
+    def backward(
+        self,
+        tile: Any,
+        state: Any,
+        gradient: Any,
+        *,
+        start: int = 0,
+        g_logp: Any = None,  # [n] float64 or None, and so the next two
+        g_entropy: Any = None,
+        g_lse: Any = None,
+    ) -> None:
+        """Write d(logits) of a tile into `gradient`, which may be the tile itself."""
+        self.core.backward(
+            tile, state, gradient, start=start, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
+        )
+
+    def sample(
+        self,
+        tile: Any,
+        state: Any,
+        best: Any,  # [n, SAMPLE_STATE] float64: score, token
+        *,
+        row_ids: Any,  # [n] int64
+        seed: int,
+        step: int,
+        start: int = 0,
+        first: bool = True,
+    ) -> None:
+        """Fold a tile and draw a token on the way; see csrc/cpu/sample.h."""
+        self.core.sample(
+            tile, state, best, row_ids=row_ids, seed=seed, step=step, start=start, first=first
+        )

@@ -1,0 +1,161 @@
+"""Public op: per-token statistics of given logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logitless.ops.arrays import check_inputs, check_temperatures, is_numpy, shape_of
+from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel, choose_backend
+from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats
+
+
+def token_stats(
+    logits: Any,  # [N, V] or [B, T, V]
+    targets: Any,  # [N] or [B, T] int64
+    *,
+    mask: Any = None,  # bool, shape of targets
+    temperature: Any = 1.0,  # float, or shaped like targets
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    bias: Any = None,  # [V]
+    extras: tuple[str, ...] = (),
+    vocab_group: Any = None,
+    vocab_start: int = 0,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> TokenStats:
+    """Log-probability and entropy of each token in one pass over its logits.
+
+    Equivalent plain code::
+
+        z = logit_scale * (logits + bias)
+        if softcap: z = softcap * tanh(z / softcap)
+        z = z / temperature[..., None]
+        lse = z.logsumexp(-1)
+        log_p = z - lse[..., None]
+        logp = log_p.gather(-1, targets[..., None])[..., 0]
+        entropy = -(log_p.exp() * log_p).sum(-1)
+
+    Inputs are torch tensors or NumPy arrays (forward only) in float32, bfloat16, float16 or
+    float64; results are float32 (float64 for float64), in nats, shaped like `targets`. A logit of
+    -inf is an impossible token. Rows where `mask` is False are never read and give 0, whatever
+    they hold. logp, entropy and lse are differentiable with respect to logits and bias, once.
+
+    `extras` adds to `.extras`, not differentiable: "varentropy" = sum p (log p + H)^2; "sum_p2" =
+    sum p^2; "argmax" (int64); "entropy_change" = -(S_a - C) with S_a = p_a (log p_a + H), C =
+    sum p^2 (log p + H): the first-order change of the token's entropy per unit of a
+    policy-gradient step of weight 1 on its own logits ("The Entropy Mechanism of Reinforcement
+    Learning for Reasoning Language Models", 2025).
+
+    inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
+
+    Raises ValueError or TypeError naming the argument for bad shapes, dtypes and options, and
+    ValueError naming the first row that holds a NaN, a +inf, no finite logit, or (where the mask
+    is True) a target outside [0, V).
+    """
+    head = HeadOptions(temperature, softcap, logit_scale, bias)
+    extras = check_extras(extras)
+    check_vocab_parallel(vocab_group, vocab_start)
+    vocab = shape_of(logits)[-1]
+    shape = check_inputs("token_stats", "logits", logits, targets, mask, head, vocab)
+    if is_numpy(logits):
+        choose_backend(backend, "cpu")
+        return _numpy_stats(logits, targets, mask, head, extras, shape)
+    return _torch_stats(logits, targets, mask, head, extras, shape, inplace_backward, backend)
+
+
+def _torch_stats(
+    logits: Any,
+    targets: Any,
+    mask: Any,
+    head: HeadOptions,
+    extras: tuple[str, ...],
+    shape: tuple[int, ...],
+    inplace: bool,
+    backend: str,
+) -> TokenStats:
+    import torch
+
+    from logitless.ops.outputs import flat_head, to_stats
+    from logitless.ops.plain import plain_stats
+    from logitless.ops.row_op import row_stats
+
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"logits must be a torch tensor or a NumPy array, got {type(logits).__name__}"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"token_stats: logits must be a floating dtype, got {logits.dtype}")
+    chosen = choose_backend(backend, logits.device.type)
+    flat = logits.reshape(-1, logits.shape[-1])
+    flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
+    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
+    chain = flat_head("token_stats", head, shape, mask, logits.dtype == torch.float64)
+    if chosen == "torch":
+        return to_stats(plain_stats(flat, flat_targets, flat_mask, *chain), shape, extras)
+    outputs = row_stats(flat, flat_targets, flat_mask, *chain, bool(extras), inplace)
+    return to_stats(outputs[:-1], shape, extras)
+
+
+def _numpy_stats(
+    logits: Any,
+    targets: Any,
+    mask: Any,
+    head: HeadOptions,
+    extras: tuple[str, ...],
+    shape: tuple[int, ...],
+) -> TokenStats:
+    import numpy as np
+
+    from logitless.ops.rows import STATE
+
+    flat = logits.reshape(-1, logits.shape[-1])
+    rows = numpy_rows("token_stats", targets, mask, head, flat.dtype)
+    state = np.empty((len(flat), STATE))
+    rows.forward(flat, state, extras=bool(extras))
+    return numpy_finish(rows, state, flat.shape[1], flat.dtype, extras, shape)
+
+
+def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) -> Any:
+    """Rows of the core from NumPy arguments."""
+    import numpy as np
+
+    from logitless.ops.rows import Rows
+
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"{op}: NumPy inputs must be float16, float32 or float64, got {dtype}")
+    flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
+    row_scale, scale = None, head.numerator
+    if isinstance(head.temperature, (int, float)):
+        scale = scale / float(head.temperature)
+    else:
+        temperature = np.asarray(head.temperature, np.float64).reshape(-1)
+        used = temperature if flat_mask is None else temperature[flat_mask]
+        if used.size:
+            check_temperatures(op, float(used.min()))
+            check_temperatures(op, float(used.max()))
+        row_scale = scale / temperature
+    compute = np.float64 if dtype == np.float64 else np.float32
+    bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
+    flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
+    n = len(flat_targets)
+    return Rows(n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap)
+
+
+def numpy_finish(
+    rows: Any, state: Any, vocab: int, dtype: Any, extras: tuple[str, ...], shape: tuple[int, ...]
+) -> TokenStats:
+    """TokenStats of NumPy arrays from a folded state."""
+    import numpy as np
+
+    out_dtype = np.float64 if dtype == np.float64 else np.float32
+    names = (*DIFFERENTIABLE, *(name for name in STATISTICS if name in extras))
+    out: dict[str, Any] = {name: np.empty(len(state), out_dtype) for name in names}
+    if "argmax" in extras:
+        out["argmax"] = np.empty(len(state), np.int64)
+    rows.finish(state, vocab, **out)
+    shaped = {name: array.reshape(shape) for name, array in out.items()}
+    return TokenStats(
+        *(shaped[name] for name in DIFFERENTIABLE), {name: shaped[name] for name in extras}
+    )

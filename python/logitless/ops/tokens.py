@@ -1,0 +1,147 @@
+"""torch tensors and NumPy arrays of a call, checked and turned into the flat arrays of `Tokens`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from logitless.loss.tokens import Floats, Int64s, Sequences, Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
+else:
+    Array = Any
+
+
+def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
+    """Whether x is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def refuse_grad(**data: Array | None) -> None:
+    """What is data may not require a gradient: none would ever flow into it."""
+    for name, x in data.items():
+        if x is not None and is_tensor(x) and x.requires_grad:
+            raise ValueError(
+                f"{name} is data and gets no gradient, got a tensor with requires_grad=True; "
+                f"pass {name}.detach()"
+            )
+
+
+def to_numpy(name: str, x: Array) -> npt.NDArray[Any]:
+    """The values on the CPU, 16-bit floats widened to float32; no copy where none is needed."""
+    if is_tensor(x):
+        tensor = x.detach().cpu()
+        narrow = tensor.is_floating_point() and tensor.element_size() < 4
+        return np.asarray((tensor.float() if narrow else tensor).numpy())
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(x).__name__}")
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def make_tokens(
+    logp: Array,  # [N] or [B, T]
+    advantages: Array,  # the same, or [B], [B, 1]
+    mask: Array,
+    *,
+    old_logp: Array | None = None,
+    entropy: Array | None = None,
+    ref_logp: Array | None = None,
+    cu_seqlens: Array | None = None,  # int32 [B + 1]
+    token_ids: Array | None = None,
+) -> Tokens:
+    """Every array as a flat one of logp's float dtype; `token_ids` default to 0, 1, 2, ..."""
+    values = to_numpy("logp", logp)
+    if values.dtype not in (np.float32, np.float64):
+        raise TypeError(f"logp must be a floating-point array, got {values.dtype}")
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}"
+        )
+    shape = values.shape
+    sequences = _sequences(
+        shape, None if cu_seqlens is None else to_numpy("cu_seqlens", cu_seqlens)
+    )
+
+    def floats(name: str, x: Array | None) -> Floats | None:
+        return None if x is None else _flat(name, to_numpy(name, x), shape, values.dtype)
+
+    valid = to_numpy("mask", mask)
+    if valid.dtype != np.bool_:
+        raise TypeError(f"mask must be bool, got {valid.dtype}")
+    if token_ids is None:
+        ids = np.arange(values.size, dtype=np.int64)
+    else:
+        ids = to_numpy("token_ids", token_ids)
+        if ids.dtype != np.int64:
+            raise TypeError(f"token_ids must be int64, got {ids.dtype}")
+        ids = _flat("token_ids", ids, shape, ids.dtype)
+    return Tokens(
+        shape=shape,
+        mask=_flat("mask", valid, shape, valid.dtype),
+        logp=np.ascontiguousarray(values).reshape(-1),
+        advantages=_advantages(to_numpy("advantages", advantages), shape, sequences, values.dtype),
+        old_logp=floats("old_logp", old_logp),
+        entropy=floats("entropy", entropy),
+        ref_logp=floats("ref_logp", ref_logp),
+        ids=ids,
+        sequences=sequences,
+    )
+
+
+def _flat(
+    name: str, x: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    if x.shape != shape:
+        raise ValueError(f"{name} must be shaped like logp, {list(shape)}, got {list(x.shape)}")
+    if x.dtype.kind != dtype.kind:
+        raise TypeError(f"{name} must be a floating-point array, got {x.dtype}")
+    return np.ascontiguousarray(x, dtype).reshape(-1)
+
+
+def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> Sequences | None:
+    if len(shape) == 2:
+        if cu_seqlens is not None:
+            raise ValueError(
+                f"cu_seqlens goes with packed [N] inputs, got it with padded inputs {list(shape)}"
+            )
+        rows = np.repeat(np.arange(shape[0], dtype=np.int64), shape[1])
+        return Sequences(rows, shape[0], shape[1])
+    if cu_seqlens is None:
+        return None
+    if cu_seqlens.dtype not in (np.int32, np.int64) or cu_seqlens.ndim != 1 or not cu_seqlens.size:
+        raise TypeError(
+            f"cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        )
+    lengths = np.diff(cu_seqlens)
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[0] or (lengths < 0).any():
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to N = {shape[0]}, each sequence whole, "
+            f"got {cu_seqlens.tolist()}"
+        )
+    return Sequences(
+        np.repeat(np.arange(lengths.size, dtype=np.int64), lengths), lengths.size, None
+    )
+
+
+def _advantages(
+    x: npt.NDArray[Any],
+    shape: tuple[int, ...],
+    sequences: Sequences | None,
+    dtype: np.dtype[Any],
+) -> Floats:
+    if sequences is not None and x.shape != shape:
+        if x.shape in ((sequences.number,), (sequences.number, 1)):
+            x = x.reshape(-1)[sequences.of_token].reshape(shape)
+    return _flat("advantages", x, shape, dtype)
+
+
+def ids_of(selected: Array) -> Int64s:
+    """Selected token ids, sorted, as an int64 array."""
+    return to_numpy("batch.selected", selected)
