@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
-    """A warmed-up tiny policy, a rollout of it, and unequal advantages so that every token counts."""
+    """A warmed-up tiny policy, a rollout of it, and unequal advantages: every token counts."""
     recipe = tiny_recipe(tmp_path)
     task = load_task(recipe.task)
     with StopRequest() as stop:
