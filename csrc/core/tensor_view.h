@@ -19,6 +19,8 @@ struct TensorView {
     return n;
   }
   bool contiguous() const {
+    // an empty array may carry any strides
+    if (size() == 0) return true;
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {
       if (shape[i] != 1 && strides[i] != expected) return false;

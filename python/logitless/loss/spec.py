@@ -8,6 +8,7 @@ loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,10 +24,10 @@ Aggregation = Literal[
 ]
 
 
-def _require(name: str, value: float | None, ok: bool, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+def _require(name: str, value: float, ok: Callable[[float], bool], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not ok or (value is not None and not math.isfinite(value)):
+    if not (math.isfinite(value) and ok(value)):
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
@@ -43,7 +44,7 @@ def _instance(name: str, value: object, kinds: tuple[type, ...]) -> None:
 
 def _check_selection(control: ClipCov | KLCov | TopEntropy) -> None:
     name = type(control).__name__
-    _require(f"{name}.fraction", control.fraction, 0.0 < control.fraction <= 1.0, "in (0, 1]")
+    _require(f"{name}.fraction", control.fraction, lambda x: 0.0 < x <= 1.0, "in (0, 1]")
     _choice(f"{name}.scope", control.scope, get_args(Scope))
 
 
@@ -59,9 +60,10 @@ class Clip:
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        _require("Clip.low", self.low, 0.0 <= self.low <= 1.0, "in [0, 1]")
-        _require("Clip.high", self.high, self.high >= 0.0, ">= 0")
-        _require("Clip.dual", self.dual, self.dual is None or self.dual > 1.0, "None or > 1")
+        _require("Clip.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
+        _require("Clip.high", self.high, lambda x: x >= 0.0, ">= 0")
+        if self.dual is not None:
+            _require("Clip.dual", self.dual, lambda x: x > 1.0, "None or > 1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class ClipCov:
 
     def __post_init__(self) -> None:
         _check_selection(self)
-        _require("ClipCov.low", self.low, self.low < self.high, f"below high = {self.high}")
+        _require("ClipCov.high", self.high, lambda _: True, "finite")
+        _require("ClipCov.low", self.low, lambda x: x < self.high, f"below high = {self.high}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class KLCov:
 
     def __post_init__(self) -> None:
         _check_selection(self)
-        _require("KLCov.coefficient", self.coefficient, self.coefficient >= 0.0, ">= 0")
+        _require("KLCov.coefficient", self.coefficient, lambda x: x >= 0.0, ">= 0")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class KL:
 
     def __post_init__(self) -> None:
         _choice("KL.estimator", self.estimator, get_args(KLEstimator))
-        _require("KL.coefficient", self.coefficient, self.coefficient >= 0.0, ">= 0")
+        _require("KL.coefficient", self.coefficient, lambda x: x >= 0.0, ">= 0")
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class EntropyBonus:
     coefficient: float
 
     def __post_init__(self) -> None:
-        _require("EntropyBonus.coefficient", self.coefficient, True, "finite")
+        _require("EntropyBonus.coefficient", self.coefficient, lambda _: True, "finite")
 
 
 Control = ClipCov | KLCov | TopEntropy
@@ -197,7 +200,7 @@ class PolicyLossSpec:
                 )
             if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
                 raise TypeError(f"max_length must be an int, got {self.max_length!r}")
-            _require("max_length", self.max_length, self.max_length >= 1, ">= 1")
+            _require("max_length", self.max_length, lambda x: x >= 1, ">= 1")
         if (
             isinstance(self.control, KLCov)
             and isinstance(self.surrogate, Clip)

@@ -136,9 +136,14 @@ def _advantages(
     sequences: Sequences | None,
     dtype: np.dtype[Any],
 ) -> Floats:
-    if sequences is not None and x.shape != shape:
-        if x.shape in ((sequences.number,), (sequences.number, 1)):
-            x = x.reshape(-1)[sequences.of_token].reshape(shape)
+    per_sequence = () if sequences is None else ((sequences.number,), (sequences.number, 1))
+    if sequences is not None and x.shape != shape and x.shape in per_sequence:
+        x = x.reshape(-1)[sequences.of_token].reshape(shape)
+    elif x.shape != shape:
+        raise ValueError(
+            f"advantages must be shaped like logp, {list(shape)}, or per sequence [B] or [B, 1] "
+            f"(packed: with cu_seqlens), got {list(x.shape)}"
+        )
     return _flat("advantages", x, shape, dtype)
 
 

@@ -1,0 +1,157 @@
+"""Who may import whom, read from the sources: an import inside a function counts too."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "logitless"
+
+# Layer -> the layers it may import beside itself. "public" is what `logitless` itself exports.
+MAY_IMPORT = {
+    "_core": set(),
+    "_version": set(),
+    "reference": set(),
+    "kernels": set(),
+    "loss": {"_core"},
+    "ops": {"_core", "kernels", "loss"},
+    "entropy": {"loss", "ops"},
+    "__init__": {"_version", "entropy", "loss", "ops"},
+    "integrations": {"public"},
+    "rl": {"public"},
+    "cli": {"_version", "public", "rl"},
+    "__main__": {"cli"},
+}
+# The layers that must stay free of other people's packages, and what they may have.
+THIRD_PARTY = {
+    "__init__": set(),
+    "_core": set(),
+    "_version": set(),
+    "cli": set(),
+    "entropy": {"numpy", "torch"},
+    "kernels": {"torch", "triton"},
+    "loss": {"numpy", "torch"},
+    "ops": {"numpy", "torch"},
+    "reference": {"numpy"},
+}
+
+
+def layer_of(path: Path) -> str:
+    if path.is_relative_to(ROOT / "kernels"):
+        return "kernels"
+    return path.relative_to(PACKAGE).parts[0].split(".")[0]
+
+
+def package_of(path: Path) -> str:
+    """The dotted package a file lies in, which is what its relative imports start from."""
+    folder = path.relative_to(PACKAGE).parent.parts if path.is_relative_to(PACKAGE) else ["kernels"]
+    return ".".join(("logitless", *folder))
+
+
+def modules(source: str, package: str) -> Iterator[str]:
+    """Every absolute dotted name that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            # `from logitless import x` may name a layer as well as a public name.
+            if module == "logitless":
+                yield from (f"logitless.{name.name}" for name in node.names)
+            else:
+                yield module
+
+
+def imported_layer(module: str) -> str:
+    """`logitless.ops.plan` -> ops; `logitless` and its exported names -> public."""
+    name = module.removeprefix("logitless").removeprefix(".").split(".")[0]
+    return name if name in MAY_IMPORT else "public"
+
+
+SOURCES = sorted(
+    [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), *(ROOT / "kernels").glob("*.py")]
+)
+ids = [str(path.relative_to(ROOT)) for path in SOURCES]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=ids)
+def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
+    layer = layer_of(path)
+    assert layer in MAY_IMPORT, f"{layer}: say in MAY_IMPORT what this new layer may import"
+    for module in modules(path.read_text(), package_of(path)):
+        top = module.split(".")[0]
+        if top == "logitless":
+            target = imported_layer(module)
+            allowed = target == layer or target in MAY_IMPORT[layer]
+            assert allowed, f"{layer} may import {sorted(MAY_IMPORT[layer])}, not {module}"
+        elif top not in sys.stdlib_module_names and layer in THIRD_PARTY:
+            assert top in THIRD_PARTY[layer], f"{layer} may not import {module}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import logitless.rl.train", ["logitless.rl.train"]),
+        ("def f():\n    from logitless import cli, plan", ["logitless.cli", "logitless.plan"]),
+        ("from ..rl import step", ["logitless.rl"]),
+        ("from .. import rl", ["logitless.rl"]),
+        ("from .plan import Plan", ["logitless.ops.plan"]),
+        ("if TYPE_CHECKING:\n    import torch.nn as nn", ["torch.nn"]),
+    ],
+)
+def test_every_way_of_importing_is_seen(source: str, expected: list[str]) -> None:
+    assert list(modules(source, "logitless.ops")) == expected
+
+
+def test_a_public_name_is_told_from_a_layer() -> None:
+    assert imported_layer("logitless.token_stats") == imported_layer("logitless") == "public"
+    assert imported_layer("logitless.rl.train") == "rl"
+
+
+# Folder of csrc -> the folders whose headers it may include.
+MAY_INCLUDE = {
+    "core": {"core"},
+    "cpu": {"core", "cpu"},
+    "cuda": {"core", "cuda"},
+    "bindings": {"core", "cpu", "cuda", "bindings"},
+}
+CSRC = sorted(p for p in (ROOT / "csrc").rglob("*.*") if p.is_file())
+
+
+@pytest.mark.parametrize("path", CSRC, ids=[str(path.relative_to(ROOT)) for path in CSRC])
+def test_a_cpp_file_includes_only_what_its_folder_may(path: Path) -> None:
+    folder = path.relative_to(ROOT / "csrc").parts[0]
+    for kind, header in re.findall(
+        r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE
+    ):
+        if kind == '"':
+            target = (path.parent / header).resolve().relative_to(ROOT / "csrc").parts[0]
+            assert target in MAY_INCLUDE[folder], f"csrc/{folder} may not include {header}"
+        elif folder != "bindings":
+            assert not re.match(r"Python\.h|pybind11|torch|ATen|c10", header), header
+        if folder == "core":
+            assert header not in ("iostream", "fstream", "cstdio"), "the core does no I/O"
+
+
+def run_python(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_importing_the_package_leaves_torch_alone() -> None:
+    heavy = "{'torch', 'triton', 'transformers', 'matplotlib'}"
+    assert run_python(f"import sys, logitless; print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_every_public_name_is_there() -> None:
+    code = "import logitless as l; print([n for n in l.__all__ if not hasattr(l, n)])"
+    assert run_python(code) == "[]"

@@ -1,0 +1,318 @@
+"""Losses, metrics and coefficients of every spec against the oracle; splits, masks, extremes, errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_cases import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
+
+from logitless import _core, reference
+from logitless.loss.aggregation import Totals
+from logitless.loss.presets import TABLE, presets
+from logitless.loss.spec import (
+    KL,
+    Clip,
+    ClipCov,
+    EntropyBonus,
+    KLCov,
+    PolicyLossSpec,
+    TopEntropy,
+    Unclipped,
+)
+from logitless.loss.token_loss import core_params
+from logitless.ops.batch_stats import batch_stats
+from logitless.ops.policy_loss import policy_coefficients, policy_loss
+
+ROUNDING = {np.float32: 2e-7, np.float64: 1e-14}
+
+
+def check(batch: Batch, spec: PolicyLossSpec, tolerance: float, **packing: Any) -> None:
+    """The whole batch in one call against the oracle."""
+    _, result = policy_coefficients(*batch.inputs, spec, **batch.optional, **packing)
+    loss, metrics, g_logp, g_entropy = reference.policy_loss(
+        *batch.inputs, spec, **batch.optional, **packing
+    )
+    assert result.loss == pytest.approx(loss, rel=1e-12, abs=1e-14)
+    assert result.metrics == pytest.approx(metrics, rel=1e-12, abs=1e-14)
+    np.testing.assert_allclose(result.g_logp, g_logp.ravel(), rtol=tolerance, atol=0)
+    assert (result.g_entropy is None) == (spec.entropy is None)
+    if result.g_entropy is not None:
+        np.testing.assert_allclose(result.g_entropy, g_entropy.ravel(), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_padded_against_the_oracle(spec: PolicyLossSpec, dtype: Any) -> None:
+    check(make_batch(dtype=dtype), spec, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_packed_against_the_oracle_and_padded(spec: PolicyLossSpec) -> None:
+    batch = make_batch(1)
+    if spec.aggregation == "seq-mean-token-sum-norm":
+        spec = replace(spec, max_length=20)
+    packed, cu_seqlens = batch.packed()
+    check(packed, spec, 1e-14, cu_seqlens=cu_seqlens)
+    together = policy_loss(*packed.inputs, spec, **packed.optional, cu_seqlens=cu_seqlens)
+    padded = policy_loss(*batch.inputs, spec, **batch.optional)
+    assert float(together.loss) == pytest.approx(float(padded.loss), rel=1e-13)
+    assert together.metrics == pytest.approx(padded.metrics, rel=1e-6, abs=1e-7)
+
+
+def test_specs_select_and_clip_something() -> None:
+    """The comparisons above would be hollow on a batch where nothing is clipped or selected."""
+    batch = make_batch()
+    for name, spec in SPECS.items():
+        _, metrics, *_ = reference.policy_loss(*batch.inputs, spec, **batch.optional)
+        if name.startswith("many"):
+            assert 0.05 < metrics["actor/cov_selected"] < 0.5, name
+        if name in ("ppo", "grpo", "dapo", "dual"):
+            assert metrics["actor/pg_clipfrac"] > 0.1, name
+        if name == "dual":
+            assert metrics["actor/pg_clipfrac_lower"] > 0.01
+
+
+# ---- micro-batches
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_micro_batches_of_sequences_add_up(spec: PolicyLossSpec) -> None:
+    batch = make_batch(2)
+    spec = replace(spec, max_length=77) if "norm" in spec.aggregation else spec
+    stats = batch_stats(
+        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
+        entropy=batch.entropy, token_ids=batch.token_ids, seed=0, step=0,
+    )  # fmt: skip
+    loss, metrics, g_logp, _ = reference.policy_loss(*batch.inputs, spec, **batch.optional)
+    parts = [batch.rows(which) for which in ([5, 0], [1], [4, 2, 3])]
+    results = [policy_coefficients(*p.inputs, spec, **p.optional, batch=stats)[1] for p in parts]
+    assert sum(r.loss for r in results) == pytest.approx(loss, rel=1e-12)
+    for name, value in metrics.items():
+        assert sum(r.metrics[name] for r in results) == pytest.approx(value, rel=1e-12), name
+    together = np.concatenate([r.g_logp for r in results])
+    np.testing.assert_allclose(together, g_logp[[5, 0, 1, 4, 2, 3]].ravel(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["ppo", "token_sum", "k3", "many_clip_cov", "many_kl_cov"])
+def test_token_losses_add_up_over_any_cut(name: str) -> None:
+    """Cuts inside sequences, and a piece without a single valid token."""
+    spec, batch = SPECS[name], make_batch(3)
+    stats = batch_stats(
+        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
+        token_ids=batch.token_ids, seed=0, step=0,
+    )  # fmt: skip
+    loss, _, g_logp, _ = reference.policy_loss(*batch.inputs, spec, **batch.optional)
+    flat = Batch(**{k: x.ravel() for k, x in vars(batch).items()})
+    pieces = [slice(0, 1), slice(1, 17), slice(17, 59), slice(59, 60), slice(60, 120)]
+    results = [
+        policy_coefficients(
+            *flat.rows(p).inputs, spec, **flat.rows(p).optional, batch=stats
+        )[1]
+        for p in pieces
+    ]  # fmt: skip
+    assert sum(r.loss for r in results) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(
+        np.concatenate([r.g_logp for r in results]), g_logp.ravel(), rtol=1e-14
+    )
+
+
+def test_totals_alone_and_grad_scale() -> None:
+    batch = make_batch()
+    totals = Totals(tokens=3 * int(batch.mask.sum()), sequences=50, world_size=4)
+    alone = policy_loss(*batch.inputs, presets["ppo"])
+    share = policy_loss(*batch.inputs, presets["ppo"], totals=totals, grad_scale=4.0)
+    assert float(share.loss) == pytest.approx(float(alone.loss) * 4 / 3, rel=1e-13)
+    assert "actor/cov_mean" in alone.metrics and "actor/cov_mean" not in share.metrics
+    clipped = [x.metrics["actor/pg_clipfrac"] for x in (alone, share)]
+    assert float(clipped[1]) == pytest.approx(float(clipped[0]) / 3)
+    whole = policy_loss(*batch.inputs, presets["grpo"])
+    per_sequence = policy_loss(*batch.inputs, presets["grpo"], totals=totals)
+    nonempty = int(batch.mask.any(axis=1).sum())
+    assert float(per_sequence.loss) == pytest.approx(float(whole.loss) * nonempty / 50)
+
+
+# ---- masks and extremes
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_mask_lengths_and_extremes(data: st.DataObject) -> None:
+    """Log ratios up to +-50 and any mask, empty sequences and an empty batch included."""
+    rows, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
+    name = data.draw(st.sampled_from(sorted(SPECS)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    mask = rng.random((rows, width)) < data.draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+    spread = data.draw(st.sampled_from([0.0, 1e-6, 1.0, 50.0]))
+    old = -rng.exponential(size=mask.shape) * 20
+    values = {
+        "logp": old + rng.uniform(-spread, spread, mask.shape),
+        "old_logp": old,
+        "ref_logp": old + rng.uniform(-spread, spread, mask.shape),
+        "entropy": rng.exponential(size=mask.shape),
+        "advantages": rng.choice([-3.0, 0.0, 1e-3, 2.0], size=mask.shape),
+    }
+    batch = Batch(
+        **{k: np.where(mask, x, np.nan) for k, x in values.items()},
+        mask=mask,
+        token_ids=rng.permutation(mask.size).reshape(mask.shape),
+    )
+    check(batch, SPECS[name], 1e-13)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30])
+def test_nothing_outside_the_mask_leaks(spec: PolicyLossSpec, poison: float) -> None:
+    batch = make_batch(4, dtype=np.float32)
+    names = ("logp", "old_logp", "ref_logp", "entropy", "advantages")
+    outcomes = []
+    for value in (0.0, poison):
+        filled = {n: np.where(batch.mask, getattr(batch, n), np.float32(value)) for n in names}
+        other = replace(batch, **filled)
+        outcomes.append(policy_coefficients(*other.inputs, spec, **other.optional)[1])
+    clean, poisoned = outcomes
+    assert clean.loss == poisoned.loss and clean.metrics == poisoned.metrics
+    np.testing.assert_array_equal(clean.g_logp, poisoned.g_logp)
+    assert (poisoned.g_logp[~batch.mask.ravel()] == 0).all()
+
+
+def test_zero_advantage_is_zero_loss_even_where_the_ratio_overflows() -> None:
+    one = np.ones(1)
+    _, result = policy_coefficients(900 * one, 0 * one, 0 * one, one > 0, presets["kl_cov"])
+    assert result.loss == 900.0 and result.g_logp[0] == 1.0
+    _, result = policy_coefficients(900 * one, 0 * one, one, one > 0, presets["ppo"])
+    assert result.loss == -1.2 and result.g_logp[0] == 0.0
+    # unclipped on the side of a negative advantage: as large as it says, never clamped
+    _, result = policy_coefficients(50 * one, 0 * one, -one, one > 0, presets["ppo"])
+    assert result.loss == pytest.approx(np.exp(50.0), rel=1e-14)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    rng = np.random.default_rng(5)
+    n = 40_000
+    lp, old, a = (rng.normal(size=n) for _ in range(3))
+    weights = np.where(rng.random(n) < 0.7, 1.0 / n, 0.0)
+    seen = []
+    for threads in (1, 2, 5):
+        g = np.empty(n)
+        sums = _core.token_loss(
+            logp=lp, old_logp=old, advantages=a, weights=weights, entropy=None, ref_logp=None,
+            selected=None, g_logp=g, g_entropy=None, mean_advantage=0.1, mean_logp=-0.2,
+            grad_scale=1.0, params=core_params(presets["ppo"]), threads=threads,
+        )  # fmt: skip
+        seen.append((tuple(sums.values()), g.tobytes()))
+    assert seen[0] == seen[1] == seen[2]
+
+
+# ---- the table and the errors
+
+
+def test_every_preset_names_its_paper_and_formula() -> None:
+    assert list(presets) == ["ppo", "grpo", "dr_grpo", "dapo", "clip_cov", "kl_cov", "top_entropy"]
+    for row in TABLE.values():
+        assert "arXiv:" in row.paper and "-" in row.formula
+
+
+def test_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(KeyError, match="did you mean 'clip_cov'"):
+        presets["clipcov"]
+    assert presets.get("nothing") is None
+
+
+@pytest.mark.parametrize(
+    "make, error, words",
+    [
+        (lambda: PolicyLossSpec(max_length=5), ValueError, ["max_length=5", "'token-mean'"]),
+        (
+            lambda: PolicyLossSpec(surrogate=Clip(0.2, 0.2, 3.0), control=KLCov()),
+            ValueError,
+            ["control=KLCov", "surrogate=Clip"],
+        ),
+        (lambda: PolicyLossSpec(ratio="sequence"), NotImplementedError, ["ratio='sequence'"]),
+        (lambda: PolicyLossSpec(ratio="tokens"), ValueError, ["ratio", "'tokens'", "sequence"]),
+        (lambda: PolicyLossSpec(correction="tis"), NotImplementedError, ["correction='tis'"]),
+        (lambda: PolicyLossSpec(aggregation="mean"), ValueError, ["aggregation", "'mean'"]),
+        (lambda: PolicyLossSpec(surrogate=None), TypeError, ["surrogate", "None"]),
+        (lambda: PolicyLossSpec(kl=0.1), TypeError, ["kl", "0.1"]),
+        (
+            lambda: PolicyLossSpec(aggregation="seq-mean-token-sum-norm", max_length=1.5),
+            TypeError,
+            ["max_length", "1.5"],
+        ),
+        (lambda: Clip(low=1.5), ValueError, ["Clip.low", "1.5", "[0, 1]"]),
+        (lambda: Clip(high=-0.1), ValueError, ["Clip.high", "-0.1"]),
+        (lambda: Clip(dual=1.0), ValueError, ["Clip.dual", "1.0"]),
+        (lambda: Clip(low="a"), TypeError, ["Clip.low", "'a'"]),
+        (lambda: ClipCov(fraction=0), ValueError, ["ClipCov.fraction", "0", "(0, 1]"]),
+        (lambda: ClipCov(low=5, high=1), ValueError, ["ClipCov.low", "5", "high = 1"]),
+        (lambda: KLCov(scope="rank"), ValueError, ["KLCov.scope", "'rank'", "batch, micro"]),
+        (lambda: KLCov(coefficient=-1), ValueError, ["KLCov.coefficient", "-1"]),
+        (lambda: TopEntropy(float("nan")), ValueError, ["TopEntropy.fraction", "nan"]),
+        (lambda: KL("k4"), ValueError, ["KL.estimator", "'k4'"]),
+        (lambda: EntropyBonus(float("inf")), ValueError, ["EntropyBonus.coefficient", "inf"]),
+    ],
+)  # fmt: skip
+def test_specs_that_make_no_sense(make: Any, error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+BATCH = make_batch()
+LP, OLD, A, M = BATCH.inputs
+FLAT = tuple(x.ravel() for x in BATCH.inputs)
+NAN = np.where(M, np.nan, 0.0)
+CU = np.array([0, 60, 120], np.int32)
+TOTALS = Totals(1000, 10)
+STATS = batch_stats(LP, A, M, presets["kl_cov"], token_ids=BATCH.token_ids, seed=0, step=0)
+CALLS: dict[str, tuple[tuple[Any, ...], str, dict[str, Any], type[Exception], list[str]]] = {
+    "logp-int": ((M, OLD, A, M), "ppo", {}, TypeError, ["logp", "bool"]),
+    "logp-list": (([1.0], OLD, A, M), "ppo", {}, TypeError, ["logp", "list"]),
+    "logp-3d": ((LP[None], OLD, A, M), "ppo", {}, ValueError, ["logp", "[1, 6, 20]"]),
+    "old-shape": ((LP, OLD[:3], A, M), "ppo", {}, ValueError, ["old_logp", "[6, 20]", "[3, 20]"]),
+    "old-int": ((LP, M, A, M), "ppo", {}, TypeError, ["old_logp", "bool"]),
+    "mask-float": ((LP, OLD, A, LP), "ppo", {}, TypeError, ["mask", "bool", "float64"]),
+    "mask-shape": ((LP, OLD, A, M[:, :2]), "ppo", {}, ValueError, ["mask", "[6, 2]"]),
+    "advantages-shape": ((LP, OLD, A[:5, 0], M), "ppo", {}, ValueError, ["advantages", "[5]"]),
+    "ids-dtype": (BATCH.inputs, "ppo", {"token_ids": LP}, TypeError, ["token_ids", "int64"]),
+    "logp-nan": ((NAN, OLD, A, M), "ppo", {}, ValueError, ["logp", "nan", "at [0, 0]"]),
+    "old-nan": ((LP, NAN, A, M), "ppo", {}, ValueError, ["old_logp=nan", "at [0, 0]"]),
+    "no-ref": (BATCH.inputs, "k3", {}, ValueError, ["ref_logp", "KL("]),
+    "no-entropy": (BATCH.inputs, "entropy", {}, ValueError, ["entropy", "EntropyBonus"]),
+    "no-top": (BATCH.inputs, "top_entropy", {}, ValueError, ["TopEntropy", "entropy=None"]),
+    "rollout": (BATCH.inputs, "ppo", {"rollout_logp": LP}, NotImplementedError, ["rollout_logp"]),
+    "cu-padded": (BATCH.inputs, "ppo", {"cu_seqlens": CU}, ValueError, ["cu_seqlens", "packed"]),
+    "cu-missing": (FLAT, "grpo", {}, ValueError, ["cu_seqlens", "[N]"]),
+    "cu-cut": (FLAT, "grpo", {"cu_seqlens": CU[:2]}, ValueError, ["cu_seqlens", "120", "whole"]),
+    "cu-float": (FLAT, "grpo", {"cu_seqlens": CU / 1.0}, TypeError, ["cu_seqlens", "float64"]),
+    "norm-packed": (FLAT, "dr_grpo", {"cu_seqlens": CU}, ValueError, ["max_length", "None"]),
+    "norm-totals": (BATCH.inputs, "dr_grpo", {"totals": TOTALS}, ValueError, ["max_length"]),
+    "both": (BATCH.inputs, "kl_cov", {"batch": STATS, "totals": TOTALS}, ValueError, ["totals"]),
+    "totals-select": (BATCH.inputs, "kl_cov", {"totals": TOTALS}, ValueError, ["batch_stats"]),
+    "totals-small": (BATCH.inputs, "ppo", {"totals": Totals(3, 1)}, ValueError, ["tokens=3"]),
+    "batch-ids": (BATCH.inputs, "kl_cov", {"batch": STATS}, ValueError, ["token_ids"]),
+    "batch-other": (BATCH.inputs, "clip_cov", {"batch": STATS}, ValueError, ["KLCov", "ClipCov"]),
+    "scale": (BATCH.inputs, "ppo", {"grad_scale": np.inf}, ValueError, ["grad_scale", "inf"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inputs, name, options, error, words", CALLS.values(), ids=CALLS)
+def test_bad_calls(
+    inputs: tuple[Any, ...],
+    name: str,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: list[str],
+) -> None:
+    with pytest.raises(error) as caught:
+        policy_loss(*inputs, SPECS[name], **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_cases_are_in_reach_of_their_token_ids() -> None:
+    assert BATCH.mask.shape[1] <= MAX_LENGTH and len(SELECTING) >= 6
+    assert isinstance(SPECS["unclipped"].surrogate, Unclipped)
