@@ -101,11 +101,12 @@ def _train(options: argparse.Namespace) -> int:
 def _sample(options: argparse.Namespace) -> int:
     from logitless.rl import checkpoint
     from logitless.rl.metrics import Stopwatch
-    from logitless.rl.model import load_policy
+    from logitless.rl.model import load_policy, silence_bars
     from logitless.rl.rollout import sample
 
     if not options.folder.is_dir():
         raise FileNotFoundError(f"no such folder: {options.folder}")
+    silence_bars()
     policy = load_policy(checkpoint.latest(options.folder) or options.folder)
     rollout = sample(
         policy,

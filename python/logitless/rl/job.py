@@ -16,7 +16,7 @@ from logitless.rl.compare import compare_time
 from logitless.rl.head_memory import head_memory
 from logitless.rl.interrupt import StopRequest
 from logitless.rl.metrics import Row, Stopwatch
-from logitless.rl.model import Policy, make_policy
+from logitless.rl.model import Policy, make_policy, silence_bars
 from logitless.rl.progress import Progress
 from logitless.rl.recipe import Recipe, to_dict
 from logitless.rl.rollout import sample
@@ -35,6 +35,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
     task = load_task(recipe.task)
     specs = {name: make_spec(loss) for name, loss in recipe.methods.items()}
     out.mkdir(parents=True, exist_ok=True)
+    silence_bars()
     if not resume:
         forget(recipe, out)
     comparison: dict[str, Any] | None = None

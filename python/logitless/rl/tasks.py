@@ -86,7 +86,7 @@ class ReasoningGym:
 
     def __init__(self, dataset: str, text: str = "question", **options: Any) -> None:
         try:
-            import reasoning_gym
+            reasoning_gym = importlib.import_module("reasoning_gym")
         except ImportError as error:
             raise ModuleNotFoundError(
                 f"task 'reasoning_gym:{dataset}' needs the reasoning-gym package: "
@@ -127,9 +127,9 @@ def load_task(recipe: TaskRecipe) -> Task:
     elif module == "reasoning_gym":
         make = lambda **options: ReasoningGym(attribute, **options)  # noqa: E731
     else:
-        make = getattr(importlib.import_module(module), attribute, None)
-        if make is None:
+        if not hasattr(home := importlib.import_module(module), attribute):
             raise ValueError(f"task '{recipe.name}' names nothing in {module}")
+        make = getattr(home, attribute)
     task = make(**recipe.options)
     if not isinstance(task, Task):
         raise ValueError(
