@@ -1,4 +1,4 @@
-"""logitless: log-prob, entropy, covariance and clipped policy losses without vocabulary-sized logits.
+"""Log-prob, entropy, covariance and clipped policy losses without vocabulary-sized logits.
 
 Everything public is here. Names load on first use, so that importing logitless imports neither
 torch nor the compiled core.
@@ -12,26 +12,90 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
+    from logitless.entropy.covariance import Covariance, covariance
+    from logitless.entropy.law import EntropyLaw, fit_entropy_law
+    from logitless.loss.aggregation import Totals
+    from logitless.loss.presets import presets
+    from logitless.loss.spec import (
+        KL,
+        Clip,
+        ClipCov,
+        EntropyBonus,
+        KLCov,
+        PolicyLossSpec,
+        TopEntropy,
+        Unclipped,
+    )
+    from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
+    from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
+    from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
     from logitless.ops.outputs import TokenStats
     from logitless.ops.plan import Plan, plan
+    from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
     from logitless.ops.token_stats import token_stats
 
 # Public name -> module that holds it.
 _HOMES = {
-    "token_stats": "logitless.ops.token_stats",
+    "BatchStats": "logitless.ops.batch_stats",
+    "Clip": "logitless.loss.spec",
+    "ClipCov": "logitless.loss.spec",
+    "Covariance": "logitless.entropy.covariance",
+    "EntropyBonus": "logitless.loss.spec",
+    "EntropyLaw": "logitless.entropy.law",
+    "KL": "logitless.loss.spec",
+    "KLCov": "logitless.loss.spec",
+    "LinearPolicyLossOutput": "logitless.ops.linear_policy_loss",
+    "Plan": "logitless.ops.plan",
+    "PolicyLossOutput": "logitless.ops.policy_loss",
+    "PolicyLossSpec": "logitless.loss.spec",
+    "Sample": "logitless.ops.linear_sample",
     "TokenStats": "logitless.ops.outputs",
+    "TopEntropy": "logitless.loss.spec",
+    "Totals": "logitless.loss.aggregation",
+    "Unclipped": "logitless.loss.spec",
+    "batch_stats": "logitless.ops.batch_stats",
+    "covariance": "logitless.entropy.covariance",
+    "fit_entropy_law": "logitless.entropy.law",
+    "linear_policy_loss": "logitless.ops.linear_policy_loss",
+    "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
     "plan": "logitless.ops.plan",
-    "Plan": "logitless.ops.plan",
+    "policy_loss": "logitless.ops.policy_loss",
+    "presets": "logitless.loss.presets",
+    "token_ids": "logitless.ops.batch_stats",
+    "token_stats": "logitless.ops.token_stats",
 }
 
 __all__ = [
+    "KL",
+    "BatchStats",
+    "Clip",
+    "ClipCov",
+    "Covariance",
+    "EntropyBonus",
+    "EntropyLaw",
+    "KLCov",
+    "LinearPolicyLossOutput",
     "Plan",
+    "PolicyLossOutput",
+    "PolicyLossSpec",
+    "Sample",
     "TokenStats",
+    "TopEntropy",
+    "Totals",
+    "Unclipped",
     "__version__",
+    "batch_stats",
+    "covariance",
+    "fit_entropy_law",
+    "linear_policy_loss",
+    "linear_sample",
     "linear_token_stats",
     "plan",
+    "policy_loss",
+    "presets",
+    "token_ids",
     "token_stats",
 ]
 

@@ -47,9 +47,7 @@ def _gather(rows: Rows, index: Tensor | None) -> Rows:
     if index is None:
         return rows
     scale = None if rows.row_scale is None else rows.row_scale[index]
-    return replace(
-        rows, n=len(index), targets=rows.targets[index], mask=None, row_scale=scale
-    )
+    return replace(rows, n=len(index), targets=rows.targets[index], mask=None, row_scale=scale)
 
 
 def _view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
@@ -144,7 +142,7 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     grads = _empty_gradients(hidden, weight, needs)
     if len(index) == 0:
         return tuple(gradient.zero_() for gradient in grads)
-    # Position of each active row among the rows of the forward, which is how kept tiles are laid out.
+    # Position of each active row among the rows of the forward: how kept tiles are laid out.
     forward_rows = n if rows.mask is None else int(rows.mask.sum())
     place = index if rows.mask is None else (rows.mask.cumsum(0) - 1)[index]
     everything = len(index) == forward_rows
@@ -223,7 +221,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    begin_backward(ctx, "linear_token_stats")
+    begin_backward(ctx, "linear_token_stats", reuses_memory=True)
     hidden, weight, targets, mask, bias, row_scale, state, kept = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     g = [as_float64(gradient) for gradient in upstream[:3]]

@@ -23,7 +23,7 @@ class TokenStats(NamedTuple):
 
 
 def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
-    """Outputs of the core for n rows: float32, or float64 for float64 inputs; extras empty if unasked."""
+    """Memory for the results of n rows: float32, or float64 like the input; extras if asked."""
     import torch
 
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -60,8 +60,7 @@ def flat_head(
         temperature = head.temperature.detach().reshape(-1).to(torch.float64)
         used = temperature if mask is None else temperature[mask.reshape(-1)]
         if used.numel():
-            check_temperatures(op, float(used.min()))
-            check_temperatures(op, float(used.max()))
+            check_temperatures(op, float(used.min()), float(used.max()))
         row_scale = scale / temperature
     else:
         scale = scale / float(head.temperature)

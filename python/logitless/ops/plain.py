@@ -23,7 +23,7 @@ def plain_stats(
     softcap: float,
 ) -> tuple[Tensor, ...]:
     """(logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax), each [N]."""
-    n, vocab = logits.shape
+    n = len(logits)
     y = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     rows = torch.arange(n, device=y.device) if mask is None else mask.nonzero().squeeze(1)
     y, targets = y[rows], targets[rows]

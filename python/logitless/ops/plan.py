@@ -8,7 +8,8 @@ from typing import Any
 
 BLOCK = 2048  # the core's block; tiles are multiples of it so that any tiling gives the same bits
 
-# Rows per product. Fewer cost speed: at H=1024 bf16, 128 rows 1.4x and 512 rows 1.13x the time of 1024.
+# Rows per product. Fewer cost speed: at H=1024 bf16, 128 rows take 1.4x and 512 rows 1.13x the
+# time of 1024.
 ROWS = 1024
 # Bytes of a tile of logits, to stay in L2 between product and row kernel.
 TILE_BYTES = 2 << 20
@@ -28,7 +29,7 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 @dataclass(frozen=True)
 class Plan:
-    """How one head call is tiled, and what it costs. Sizes in bytes; products are N x H x V each."""
+    """How one head call is tiled and what that costs. Sizes in bytes; a product is N x H x V."""
 
     tokens: int
     hidden: int
@@ -98,8 +99,9 @@ def plan(
     """The tiling that `linear_token_stats` uses for these shapes and this memory budget.
 
     `dtype` and `logits_dtype` are torch dtypes or their names; `budget` as `memory_budget` there:
-    None is min(512 MiB, the full logits), or one tile where that is more. Counted: scratch, kept tiles, float32 accumulators; not
-    inputs, outputs or .grad. Raises ValueError below the smallest budget that can work.
+    None is min(512 MiB, the full logits), or one tile where that is more. Counted: scratch, kept
+    tiles, float32 accumulators; not inputs, outputs or .grad. Raises ValueError below the smallest
+    budget that can work.
     """
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
