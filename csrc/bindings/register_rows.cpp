@@ -48,7 +48,7 @@ class Rows {
   void forward(py::handle logits, py::handle state, int64_t start, bool first, bool extras) const {
     const Array tile(logits, "logits");
     const Array states(state, "state");
-    check(rows_.targets != nullptr, "targets must be given");
+    check(targets_.has_value(), "targets must be given");
     const cpu::Rows rows = of_tile(tile, start);
     cpu::RowState* data = states_of(states);
     const py::gil_scoped_release release;
@@ -68,7 +68,7 @@ class Rows {
       py::handle argmax
   ) const {
     const Array states(state, "state");
-    check(rows_.targets != nullptr, "targets must be given");
+    check(targets_.has_value(), "targets must be given");
     const auto ids = optional_array(row_ids, "row_ids");
     const auto argmax_array = optional_array(argmax, "argmax");
     const struct {
@@ -104,7 +104,7 @@ class Rows {
     const Array tile(logits, "logits");
     const Array states(state, "state");
     const Array out(gradient, "gradient");
-    check(rows_.targets != nullptr, "targets must be given");
+    check(targets_.has_value(), "targets must be given");
     const auto gl = optional_array(g_logp, "g_logp");
     const auto ge = optional_array(g_entropy, "g_entropy");
     const auto gz = optional_array(g_lse, "g_lse");

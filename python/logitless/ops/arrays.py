@@ -6,24 +6,58 @@ import math
 from typing import Any
 
 from logitless.ops.options import HeadOptions
+from logitless.ops.tokens import is_tensor
 
 
-def is_numpy(array: Any) -> bool:
-    return type(array).__module__ == "numpy"
+def framework(op: str, **arrays: Any) -> str:
+    """ "torch" or "numpy": what every given array (None aside) is."""
+    kinds = {}
+    for name, array in arrays.items():
+        if is_tensor(array):
+            kinds[name] = "torch"
+        elif type(array).__module__ == "numpy":
+            kinds[name] = "numpy"
+        elif array is not None:
+            raise TypeError(
+                f"{op}: {name} must be a torch tensor or a NumPy array, got {type(array).__name__}"
+            )
+    first = next(iter(kinds))
+    for name, kind in kinds.items():
+        if kind != kinds[first]:
+            raise TypeError(
+                f"{op}: arrays must be all torch or all NumPy, got {first} from {kinds[first]} "
+                f"and {name} from {kind}"
+            )
+    return kinds[first]
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in array.shape)
 
 
-def check_tokens_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
-    if shape_of(array) != shape:
+def check_shape(op: str, name: str, array: Any, letters: str, expected: tuple[int, ...]) -> None:
+    if shape_of(array) != expected:
         raise ValueError(
-            f"{name} must have the shape of targets {list(shape)}, got {list(shape_of(array))}"
+            f"{op}: {name} must be {letters} = {list(expected)}, got {list(shape_of(array))}"
         )
 
 
-def check_inputs(
+def check_dtype(op: str, name: str, array: Any, *expected: str) -> None:
+    if str(array.dtype).removeprefix("torch.") not in expected:
+        raise TypeError(f"{op}: {name} must be {' or '.join(expected)}, got {array.dtype}")
+
+
+def check_head(op: str, head: HeadOptions, letters: str, shape: tuple[int, ...], v: int) -> None:
+    """The arrays among the head's options; `shape` is that of the tokens, written `letters`."""
+    if v < 1:
+        raise ValueError(f"{op}: the vocabulary must have at least one entry, got V = {v}")
+    if not isinstance(head.temperature, (int, float)):
+        check_shape(op, "temperature", head.temperature, letters, shape)
+    if head.bias is not None:
+        check_shape(op, "bias", head.bias, "[V]", (v,))
+
+
+def check_tokens(
     op: str,
     source_name: str,
     source: Any,  # logits [*targets, V] or hidden [*targets, H]
@@ -36,26 +70,34 @@ def check_inputs(
     shape = shape_of(targets)
     if len(shape) not in (1, 2):
         raise ValueError(f"{op}: targets must be [N] or [B, T], got shape {list(shape)}")
-    if shape_of(source)[:-1] != shape:
-        raise ValueError(
-            f"{op}: {source_name} must have shape [*targets.shape, {source_name[0].upper()}] = "
-            f"{[*shape, '...']}, got {list(shape_of(source))}"
-        )
-    if str(targets.dtype).removeprefix("torch.") not in ("int64", "int32"):
-        raise TypeError(f"{op}: targets must be int64 or int32, got {targets.dtype}")
+    letters = "targets.shape"
+    letter, last = "V" if source_name == "logits" else "H", shape_of(source)[-1:]
+    check_shape(op, source_name, source, f"[*targets.shape, {letter}]", shape + last)
+    check_dtype(op, "targets", targets, "int64", "int32")
     if mask is not None:
-        check_tokens_shape(f"{op}: mask", mask, shape)
-        if str(mask.dtype).removeprefix("torch.") != "bool":
-            raise TypeError(f"{op}: mask must be bool, got {mask.dtype}")
-    if not isinstance(head.temperature, (int, float)):
-        check_tokens_shape(f"{op}: temperature", head.temperature, shape)
-    if head.bias is not None and shape_of(head.bias) != (vocab,):
-        raise ValueError(f"{op}: bias must be [V] = [{vocab}], got {list(shape_of(head.bias))}")
-    if vocab < 1:
-        raise ValueError(f"{op}: the vocabulary must have at least one entry, got V = {vocab}")
+        check_shape(op, "mask", mask, letters, shape)
+        check_dtype(op, "mask", mask, "bool")
+    check_head(op, head, letters, shape, vocab)
     return shape
 
 
-def check_temperatures(op: str, lowest: float) -> None:
-    if not (math.isfinite(lowest) and lowest > 0):
-        raise ValueError(f"{op}: temperature must be finite and > 0 on every row, got {lowest}")
+def check_weight(op: str, hidden: Any, weight: Any) -> int:
+    """hidden [..., H] and weight [V, H] of one floating dtype; returns V."""
+    if len(shape_of(weight)) != 2 or shape_of(hidden)[-1:] != shape_of(weight)[1:]:
+        raise ValueError(
+            f"{op}: hidden must be [..., H] and weight [V, H], got {list(shape_of(hidden))} and "
+            f"{list(shape_of(weight))}"
+        )
+    check_dtype(op, "hidden", hidden, "float32", "bfloat16", "float16", "float64")
+    if hidden.dtype != weight.dtype:
+        raise TypeError(
+            f"{op}: hidden and weight must share one dtype, got {hidden.dtype} and {weight.dtype}; "
+            "cast one of them"
+        )
+    return shape_of(weight)[0]
+
+
+def check_temperatures(op: str, *values: float) -> None:
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{op}: temperature must be finite and > 0 on every row, got {value}")

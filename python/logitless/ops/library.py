@@ -35,7 +35,7 @@ def register(
     return overload
 
 
-def begin_backward(ctx: Any, name: str) -> None:
+def begin_backward(ctx: Any, name: str, *, reuses_memory: bool) -> None:
     """Refuse what a backward cannot do, instead of giving silent zeros or wrong numbers."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{name}: double backward (create_graph=True) is not supported")
@@ -44,4 +44,4 @@ def begin_backward(ctx: Any, name: str) -> None:
             f"{name}: backward through the same forward a second time (retain_graph=True) is not "
             "supported, because backward reuses the saved memory; run the forward again"
         )
-    ctx.spent = True
+    ctx.spent = reuses_memory

@@ -221,7 +221,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    begin_backward(ctx, "linear_token_stats")
+    begin_backward(ctx, "linear_token_stats", reuses_memory=True)
     hidden, weight, targets, mask, bias, row_scale, state, kept = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     g = [as_float64(gradient) for gradient in upstream[:3]]

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from logitless.ops.arrays import shape_of
+from logitless.ops.arrays import (
+    check_dtype,
+    check_head,
+    check_shape,
+    check_weight,
+    framework,
+    shape_of,
+)
 from logitless.ops.options import HeadOptions, check_vocab_parallel, choose_backend, not_yet
 
 
@@ -61,28 +68,13 @@ def linear_sample(
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
-    for name, tensor in (("hidden", hidden), ("weight", weight), ("row_ids", row_ids)):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{op}: {name} must be a torch tensor, got {type(tensor).__name__}")
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{op}: hidden must be [N, H] and weight [V, H], got {list(hidden.shape)} and "
-            f"{list(weight.shape)}"
-        )
-    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise TypeError(
-            f"{op}: hidden and weight must share one floating dtype, got {hidden.dtype} and "
-            f"{weight.dtype}"
-        )
-    n, vocab = len(hidden), len(weight)
-    if row_ids.shape != (n,) or row_ids.dtype != torch.int64:
-        raise ValueError(
-            f"{op}: row_ids must be int64 [{n}], got {row_ids.dtype} {list(row_ids.shape)}"
-        )
-    if not isinstance(temperature, (int, float)) and shape_of(temperature) != (n,):
-        raise ValueError(f"{op}: temperature must be [{n}], got {list(shape_of(temperature))}")
-    if bias is not None and shape_of(bias) != (vocab,):
-        raise ValueError(f"{op}: bias must be [V] = [{vocab}], got {list(shape_of(bias))}")
+    if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, bias=bias) != "torch":
+        raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
+    n, vocab = len(hidden), check_weight(op, hidden, weight)
+    check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
+    check_shape(op, "row_ids", row_ids, "[N]", (n,))
+    check_dtype(op, "row_ids", row_ids, "int64")
+    check_head(op, head, "[N]", (n,), vocab)
     choose_backend("cpu", hidden.device.type)
     with torch.no_grad():
         return _draw(op, hidden.detach(), weight.detach(), head, seed, step, row_ids.contiguous())

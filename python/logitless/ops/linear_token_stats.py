@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitless.ops.arrays import check_inputs, is_numpy, shape_of
+from logitless.ops.arrays import check_tokens, check_weight, framework
 from logitless.ops.options import (
     ComputeOptions,
     HeadOptions,
@@ -63,18 +63,10 @@ def linear_token_stats(
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
     op = "linear_token_stats"
-    if len(shape_of(weight)) != 2 or shape_of(hidden)[-1] != shape_of(weight)[1]:
-        raise ValueError(
-            f"{op}: weight must be [V, H] with H = {shape_of(hidden)[-1]} as in hidden, "
-            f"got {list(shape_of(weight))}"
-        )
-    if hidden.dtype != weight.dtype:
-        raise TypeError(
-            f"{op}: hidden and weight must share one dtype, got {hidden.dtype} and {weight.dtype}; "
-            "cast one of them"
-        )
-    shape = check_inputs(op, "hidden", hidden, targets, mask, head, shape_of(weight)[0])
-    if is_numpy(hidden):
+    kind = framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, bias=bias)
+    vocab = check_weight(op, hidden, weight)
+    shape = check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
+    if kind == "numpy":
         choose_backend(backend, "cpu")
         return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
@@ -97,11 +89,6 @@ def _torch_stats(
     from logitless.ops.plain import plain_stats
 
     op = "linear_token_stats"
-    for name, tensor in (("hidden", hidden), ("weight", weight)):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{op}: {name} must be a torch tensor, got {type(tensor).__name__}")
-    if not hidden.is_floating_point():
-        raise TypeError(f"{op}: hidden must be a floating dtype, got {hidden.dtype}")
     chosen = choose_backend(compute.backend, hidden.device.type)
     flat = hidden.reshape(-1, hidden.shape[-1])
     flat_targets = targets.reshape(-1).to(torch.int64).contiguous()

@@ -90,7 +90,7 @@ class ComputeOptions:
             raise ValueError(f"tail_mass must be in [0, 1), got {self.tail_mass}")
         if 0 < self.tail_mass < 1e-5:
             raise ValueError(
-                f"tail_mass must be 0 or at least 1e-5 (less is float32 noise), got {self.tail_mass}"
+                f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {self.tail_mass}"
             )
         if self.tail_mass:
             raise not_yet("tail_mass", self.tail_mass)

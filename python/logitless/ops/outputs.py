@@ -60,8 +60,7 @@ def flat_head(
         temperature = head.temperature.detach().reshape(-1).to(torch.float64)
         used = temperature if mask is None else temperature[mask.reshape(-1)]
         if used.numel():
-            check_temperatures(op, float(used.min()))
-            check_temperatures(op, float(used.max()))
+            check_temperatures(op, float(used.min()), float(used.max()))
         row_scale = scale / temperature
     else:
         scale = scale / float(head.temperature)

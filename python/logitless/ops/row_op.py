@@ -84,7 +84,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    begin_backward(ctx, "token_stats")
+    begin_backward(ctx, "token_stats", reuses_memory=ctx.inplace)
     logits, targets, mask, bias, row_scale, state = ctx.saved_tensors
     g = [as_float64(gradient) for gradient in upstream[:3]]
     args = (logits, targets, mask, bias, row_scale, *ctx.chain, state, *g)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitless.ops.arrays import check_inputs, check_temperatures, is_numpy, shape_of
+from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel, choose_backend
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats
 
@@ -56,9 +56,12 @@ def token_stats(
     head = HeadOptions(temperature, softcap, logit_scale, bias)
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
-    vocab = shape_of(logits)[-1]
-    shape = check_inputs("token_stats", "logits", logits, targets, mask, head, vocab)
-    if is_numpy(logits):
+    op = "token_stats"
+    kind = framework(op, logits=logits, targets=targets, mask=mask, bias=bias)
+    check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
+    vocab = (0, *shape_of(logits))[-1]
+    shape = check_tokens(op, "logits", logits, targets, mask, head, vocab)
+    if kind == "numpy":
         choose_backend(backend, "cpu")
         return _numpy_stats(logits, targets, mask, head, extras, shape)
     return _torch_stats(logits, targets, mask, head, extras, shape, inplace_backward, backend)
@@ -80,12 +83,6 @@ def _torch_stats(
     from logitless.ops.plain import plain_stats
     from logitless.ops.row_op import row_stats
 
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(
-            f"logits must be a torch tensor or a NumPy array, got {type(logits).__name__}"
-        )
-    if not logits.is_floating_point():
-        raise TypeError(f"token_stats: logits must be a floating dtype, got {logits.dtype}")
     chosen = choose_backend(backend, logits.device.type)
     flat = logits.reshape(-1, logits.shape[-1])
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
@@ -123,8 +120,6 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
 
     from logitless.ops.rows import Rows
 
-    if dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"{op}: NumPy inputs must be float16, float32 or float64, got {dtype}")
     flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
     row_scale, scale = None, head.numerator
     if isinstance(head.temperature, (int, float)):
@@ -133,8 +128,7 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
         temperature = np.asarray(head.temperature, np.float64).reshape(-1)
         used = temperature if flat_mask is None else temperature[flat_mask]
         if used.size:
-            check_temperatures(op, float(used.min()))
-            check_temperatures(op, float(used.max()))
+            check_temperatures(op, float(used.min()), float(used.max()))
         row_scale = scale / temperature
     compute = np.float64 if dtype == np.float64 else np.float32
     bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)

@@ -1,0 +1,306 @@
+"""token_stats against the oracle: every dtype, instruction set, option and extreme."""
+
+from __future__ import annotations
+
+import math
+
+import cases
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_bitwise_equal, assert_gradients, assert_values
+
+import logitless as ll
+from logitless import _core, reference
+
+EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+ISAS = _core.build_info()["isas"]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LOGITLESS_ISA", request.param)
+    assert _core.build_info()["isa"] == request.param
+    return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", cases.ROW_SHAPES, ids=lambda s: f"N{s[0]}-V{s[1]}")
+def test_forward_and_backward(isa: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    n, vocab = shape
+    z = cases.logits(1, n, vocab, dtype).requires_grad_()
+    t, g = cases.targets(1, n, vocab), cases.upstream(1, n)
+    stats = ll.token_stats(z, t, extras=EXTRAS)
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy())
+    for name in ("logp", "entropy", "lse"):
+        assert_values(getattr(stats, name), truth[name], dtype)
+    for name in ("varentropy", "sum_p2", "entropy_change"):
+        # Each is a difference of sums of squares of at most (log V)^2.
+        assert_values(stats.extras[name] / 30, truth[name] / 30, dtype)
+    assert stats.extras["argmax"].tolist() == truth["argmax"].tolist()
+    if n == 0:
+        return
+    (gradient,) = torch.autograd.grad(
+        (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum(), z
+    )
+    expected, _ = reference.token_stats_backward(
+        cases.to_numpy(z), t.numpy(), g_logp=g[0].numpy(), g_entropy=g[1].numpy(),
+        g_lse=g[2].numpy(),
+    )  # fmt: skip
+    assert gradient.dtype == dtype
+    # The smallest half is 6e-8: gradients below it are rounded to multiples of it.
+    assert_gradients(gradient, expected, dtype)
+
+
+@pytest.mark.parametrize("kind", cases.CHAINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_chain(isa: str, dtype: torch.dtype, kind: str) -> None:
+    n, vocab = 12, 2100
+    z = cases.logits(2, n, vocab, dtype).requires_grad_()
+    t, g, mask = cases.targets(2, n, vocab), cases.upstream(2, n), cases.mask(2, n)
+    options = cases.chain(kind, 2, n, vocab)
+    leaves = [z]
+    if "bias" in options:
+        options["bias"] = options["bias"].clone().requires_grad_()
+        leaves.append(options["bias"])
+    stats = ll.token_stats(z, t, mask=mask, **options)
+    exact = {
+        "mask": mask.numpy(),
+        **cases.numpy_chain(
+            {k: v.detach() if torch.is_tensor(v) else v for k, v in options.items()}
+        ),
+    }
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy(), **exact)
+    for name in ("logp", "entropy", "lse"):
+        assert_values(getattr(stats, name), truth[name], dtype)
+        assert (getattr(stats, name)[~mask] == 0).all()
+    gradients = torch.autograd.grad(
+        (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum(), leaves
+    )
+    expected = reference.token_stats_backward(
+        cases.to_numpy(z), t.numpy(), g_logp=g[0].numpy(), g_entropy=g[1].numpy(),
+        g_lse=g[2].numpy(), **exact,
+    )  # fmt: skip
+    assert_gradients(gradients[0], expected[0], dtype)
+    if len(leaves) > 1:
+        # A column's sum is of gradients as stored: up to N roundings of the largest entry.
+        scale = n if dtype != torch.bfloat16 else n * 2**-8 * 2 / 1e-6
+        assert_gradients(gradients[1], expected[1], torch.float32, scale=scale)
+
+
+def test_gradcheck() -> None:
+    z = cases.logits(3, 4, 9, torch.float64).clamp(-3, 3).requires_grad_()
+    t, bias = cases.targets(3, 4, 9), torch.randn(9, dtype=torch.float64, requires_grad=True)
+
+    def values(z: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.stack(ll.token_stats(z, t, bias=bias, softcap=4.0, temperature=0.8)[:3])
+
+    assert torch.autograd.gradcheck(values, (z, bias))
+
+
+def test_isas_agree() -> None:
+    """Lane sums have one order everywhere; only fused multiply-add may differ."""
+    z, t = cases.logits(4, 20, 3000, torch.float32), cases.targets(4, 20, 3000)
+    results = {}
+    for name in ISAS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LOGITLESS_ISA", name)
+            results[name] = torch.stack(ll.token_stats(z, t)[:3])
+    for name in ISAS:
+        assert (results[name] - results[ISAS[0]]).abs().max() <= 4e-6
+
+
+def test_unknown_isa_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGITLESS_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"LOGITLESS_ISA must be one of .*scalar.* got 'sse9'"):
+        ll.token_stats(torch.zeros(1, 3), torch.tensor([0]))
+
+
+def test_bits_do_not_depend_on_threads_rows_or_alignment() -> None:
+    z, t = cases.logits(5, 21, 6000, torch.float32), cases.targets(5, 21, 6000)
+    whole = ll.token_stats(z, t, extras=EXTRAS)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            again = ll.token_stats(z, t, extras=EXTRAS)
+            for a, b in zip(whole[:3], again[:3], strict=True):
+                assert_bitwise_equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+    # Row 7 alone, at an odd address, inside wider memory.
+    padded = torch.full((3, 6011), float("nan"))
+    padded[1, 3:6003] = z[7]
+    alone = ll.token_stats(padded[1:2, 3:6003], t[7:8])
+    for a, b in zip(whole[:3], alone[:3], strict=True):
+        assert_bitwise_equal(a[7:8], b)
+
+
+@pytest.mark.parametrize("magnitude", [100.0, 1e4])
+def test_large_logits(magnitude: float) -> None:
+    """Backward uses m and log s0, not lse: exp(z - lse) would be off by 5e-4 at 1e4."""
+    generator = torch.Generator().manual_seed(6)
+    z = torch.randn(8, 3000, generator=generator) + magnitude
+    z = z.requires_grad_()
+    t = cases.targets(6, 8, 3000)
+    stats = ll.token_stats(z, t)
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy())
+    for name in ("logp", "entropy", "lse"):
+        assert_values(getattr(stats, name), truth[name], torch.float32)
+    (gradient,) = torch.autograd.grad(stats.logp.sum() + stats.entropy.sum(), z)
+    expected, _ = reference.token_stats_backward(
+        cases.to_numpy(z), t.numpy(), g_logp=1.0, g_entropy=1.0
+    )
+    assert_gradients(gradient, expected, torch.float32)
+
+
+def test_impossible_target() -> None:
+    z = torch.tensor([[0.0, -float("inf"), 1.0]], requires_grad=True)
+    stats = ll.token_stats(z, torch.tensor([1]))
+    assert stats.logp.item() == -float("inf")
+    assert stats.entropy.item() == pytest.approx(0.5822, abs=1e-4)
+    (gradient,) = torch.autograd.grad(stats.entropy.sum(), z)
+    assert gradient.isfinite().all()
+
+
+def test_inplace_backward_uses_the_memory_of_logits() -> None:
+    z, t = cases.logits(7, 10, 3000, torch.float32), cases.targets(7, 10, 3000)
+    separate = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(ll.token_stats(separate, t).logp.sum(), separate)
+    source = z.clone().requires_grad_()
+    owned = source * 1.0
+    ll.token_stats(owned, t, inplace_backward=True).logp.sum().backward()
+    assert_bitwise_equal(source.grad, expected)
+    assert_bitwise_equal(owned, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_numpy_needs_no_torch_tensor(dtype: type) -> None:
+    z = cases.logits(8, 6, 2500, torch.float32).numpy().astype(dtype).reshape(2, 3, 2500)
+    t = cases.targets(8, 6, 2500).numpy().reshape(2, 3)
+    z.flags.writeable = False
+    stats = ll.token_stats(z, t, extras=EXTRAS, temperature=np.full((2, 3), 1.3))
+    truth = reference.token_stats(z, t, temperature=1.3)
+    assert isinstance(stats.logp, np.ndarray)
+    for name in ("logp", "entropy", "lse"):
+        assert_values(getattr(stats, name), truth[name], dtype)
+    assert (stats.extras["argmax"] == truth["argmax"]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocab=st.integers(1, 300),
+    seed=st.integers(0, 2**31),
+    shift=st.floats(-1e3, 1e3),
+    spread=st.sampled_from([1e-3, 1.0, 30.0]),
+)
+def test_properties(vocab: int, seed: int, shift: float, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Multiples of 2^-10 add to the shift without rounding.
+    z = (torch.randn(4, vocab, generator=generator) * spread * 1024).round() / 1024
+    t = torch.randint(0, vocab, (4,), generator=generator)
+    shift = round(shift)
+    leaf = z.clone().requires_grad_()
+    stats = ll.token_stats(leaf, t)
+    assert (stats.logp <= 0).all()
+    assert (stats.entropy >= 0).all()
+    assert (stats.entropy <= math.log(vocab) + 1e-6).all()
+    (gradient,) = torch.autograd.grad(stats.logp.sum() - 0.3 * stats.entropy.sum(), leaf)
+    assert gradient.sum(-1).abs().max() <= 2e-6 * max(1.0, float(stats.entropy.detach().max()))
+    shifted = ll.token_stats(z + shift, t)
+    assert_values(shifted.logp, stats.logp, torch.float32)
+    assert_values(shifted.entropy, stats.entropy, torch.float32)
+    order = torch.randperm(vocab, generator=generator)
+    permuted = ll.token_stats(z[:, order], order.argsort()[t])
+    assert_values(permuted.logp, stats.logp, torch.float32)
+    assert_values(permuted.entropy, stats.entropy, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [
+        (float("nan"), "row 3: its logits hold a NaN"),
+        (float("inf"), r"row 3: its logits hold a \+inf"),
+    ],
+)
+@pytest.mark.parametrize("column", [0, 2047, 2048, 2999])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_bad_rows_are_named(poison: float, message: str, column: int, backend: str) -> None:
+    z, t = torch.randn(6, 3000), torch.zeros(6, dtype=torch.int64)
+    z[3:, column] = poison
+    with pytest.raises(ValueError, match=message):
+        ll.token_stats(z, t, backend=backend)
+    mask = torch.arange(6) < 3
+    assert ll.token_stats(z, t, mask=mask, backend=backend).logp.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_rows_without_meaning(backend: str) -> None:
+    z = torch.randn(3, 50)
+    z[1] = -float("inf")
+    t = torch.tensor([0, 1, 50])
+    with pytest.raises(ValueError, match="row 1: it has no finite logit"):
+        ll.token_stats(z, t, backend=backend)
+    with pytest.raises(ValueError, match=r"row 2: .*target.* is outside \[0, 50\)"):
+        ll.token_stats(z, t, mask=torch.tensor([True, False, True]), backend=backend)
+    one_nan = torch.full((1, 5), -float("inf"))
+    one_nan[0, 2] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        ll.token_stats(one_nan, torch.tensor([0]), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"targets": torch.zeros(3)}, TypeError, "targets must be int64 or int32"),
+        (
+            {"targets": torch.zeros(2, dtype=torch.int64)},
+            ValueError,
+            r"logits must be \[\*targets.shape, V\]",
+        ),
+        ({"mask": torch.ones(3)}, TypeError, "mask must be bool"),
+        ({"mask": torch.ones(2, dtype=torch.bool)}, ValueError, "mask must be targets.shape"),
+        ({"temperature": 0.0}, ValueError, "temperature must be finite and > 0"),
+        ({"temperature": torch.tensor([1.0, -1.0, 1.0])}, ValueError, "temperature must be"),
+        ({"softcap": -3.0}, ValueError, "softcap must be finite and > 0"),
+        ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[V\] = \[5\]"),
+        ({"extras": ("entropie",)}, ValueError, "unknown name 'entropie'"),
+        ({"extras": "argmax"}, TypeError, "extras must be a tuple"),
+        ({"extras": ("dropped_mass",)}, NotImplementedError, "dropped_mass"),
+        ({"vocab_group": object()}, NotImplementedError, "vocab_group"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of"),
+        ({"backend": "triton"}, NotImplementedError, "triton"),
+        ({"logits": torch.zeros(3, 5, dtype=torch.int64)}, TypeError, "logits must be float32 or"),
+        ({"logits": [[0.0]]}, TypeError, "logits must be a torch tensor or a NumPy array"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict, error: type[Exception], message: str) -> None:  # type: ignore[type-arg]
+    arguments = {"logits": torch.randn(3, 5), "targets": torch.tensor([0, 1, 2]), **change}
+    with pytest.raises(error, match=message):
+        ll.token_stats(arguments.pop("logits"), arguments.pop("targets"), **arguments)
+
+
+def test_differentiating_twice_is_refused() -> None:
+    z = torch.randn(2, 5, requires_grad=True)
+    logp = ll.token_stats(z * 1, torch.tensor([0, 1]), inplace_backward=True).logp.sum()
+    logp.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        logp.backward()
+    logp = ll.token_stats(z, torch.tensor([0, 1])).logp.sum()
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(logp, z, create_graph=True)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """14200 x 151936 bf16 is 4.3 GB: the last row starts past 2^31 elements."""
+    n, vocab = 14200, 151936
+    z = torch.zeros(1, dtype=torch.bfloat16).expand(n, vocab).contiguous()
+    z[-1, 12345] = 20.0
+    t = torch.full((n,), 12345)
+    stats = ll.token_stats(z, t)
+    assert stats.logp[0].item() == pytest.approx(-math.log(vocab), abs=1e-5)
+    expected = -math.log1p((vocab - 1) * math.exp(-20.0))
+    assert stats.logp[-1].item() == pytest.approx(expected, abs=1e-6)
