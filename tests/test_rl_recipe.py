@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rl_cases import tiny_file, tiny_recipe
+
+from logitless.rl.recipe import bundled, load_recipe, to_dict
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_bundled_recipes_load(name: str) -> None:
+    assert load_recipe(name).methods
+
+
+def test_bundled_names() -> None:
+    assert bundled() == ["demo", "short"]
+
+
+def test_overrides_reach_any_depth_and_win_in_order(tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tmp_path,
+        "steps=3",
+        "rollout.group=2",
+        "rollout.group=6",
+        "methods.grpo.change.surrogate.high=0.28",
+        "task.options={low: 1, high: 2}",
+        "update.body_lr=3e-5",
+    )
+    assert recipe.steps == 3
+    assert recipe.rollout.group == 6
+    assert recipe.methods["grpo"].change == {"surrogate": {"high": 0.28}}
+    assert recipe.task.options == {"low": 1, "high": 2}
+    # YAML 1.1 reads 3e-5 as text.
+    assert recipe.update.body_lr == 3e-5
+
+
+def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", ["seed=7"])
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(to_dict(recipe)), "utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.promts=3", r"'rollout.promts' is unknown; did you mean 'rollout.prompts'\?"),
+        ("stps=3", r"'stps' is unknown; did you mean 'steps'\?"),
+        ("methods.grpo.prest=ppo", r"did you mean 'methods.grpo.preset'\?"),
+        ("steps=many", "'steps' must be int, got 'many'"),
+        ("steps=true", "'steps' must be int, got True"),
+        ("update.body_lr=fast", "'update.body_lr' must be float, got 'fast'"),
+        ("rollout=3", "'rollout' must be a mapping, got 3"),
+        ("notes=3", "'notes' must be a list, got 3"),
+        ("steps=0", "'steps' must be at least 1, got 0"),
+        ("rollout.group=1", "'rollout.group' must be at least 2"),
+        ("rollout.temperature=0.0", "'rollout.temperature' must be above 0"),
+        ("update.minibatches=64", "cannot fill update.minibatches = 64"),
+        ("methods={}", "'methods' must name at least one"),
+        ("methods={a/b: {preset: grpo}}", "'methods.a/b': a method is also a folder's name"),
+        ("methods={a: {}}", "'methods.a.preset' is missing"),
+        ("steps", "override 'steps' must be key=value"),
+        ("steps.more=1", "'steps' holds a value, not keys"),
+    ],
+)
+def test_errors_name_the_key(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(tmp_path, override)
+
+
+def test_a_missing_file_lists_the_bundled_recipes() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'nothing\.yaml' is no file.*demo, short"):
+        load_recipe("nothing.yaml")
+
+
+def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path)
+    path.write_text("- 1\n", "utf-8")
+    with pytest.raises(ValueError, match="must be a mapping of keys, got list"):
+        load_recipe(str(path))

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from rl_cases import tiny_recipe
+
+import logitless as ll
+from logitless.rl.metrics import Stopwatch
+from logitless.rl.model import Policy, make_policy
+from logitless.rl.rollout import Rollout, hidden_states, sample
+from logitless.rl.step import pack
+
+PROMPTS = ["sum 8:", "sum 10:", "a much longer prompt"]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    policy = make_policy(tiny_recipe(tmp_path_factory.mktemp("recipe")).model, seed=0)
+    with torch.no_grad():
+        # From scratch the head is nearly uniform: sharpen it, and make the end token likely.
+        policy.weight.mul_(30)
+    return policy
+
+
+def draw(policy: Policy, *, group: int = 16, seed: int = 0, temperature: float = 0.7) -> Rollout:
+    return sample(
+        policy,
+        policy.encode(PROMPTS),
+        group=group,
+        max_new_tokens=6,
+        temperature=temperature,
+        seed=seed,
+        step=3,
+        clock=Stopwatch(),
+    )
+
+
+def with_likely_end(policy: Policy, ids: list[int]) -> Policy:
+    """The same policy whose end token is the one it draws most: answers end at many lengths."""
+    # Entries from 256 on are specials and padding.
+    likely = max((i for i in set(ids) if i < 256), key=ids.count)
+    tokenizer = policy.tokenizer.__class__(
+        tokenizer_object=policy.tokenizer.backend_tokenizer,
+        eos_token=policy.tokenizer.convert_ids_to_tokens(likely),
+        pad_token="<pad>",
+    )
+    return Policy(policy.model, tokenizer, policy.head_options)
+
+
+def test_sampled_logp_and_entropy_are_those_of_training(policy: Policy) -> None:
+    rollout = draw(policy)
+    stats = ll.linear_token_stats(
+        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7
+    )
+    torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
+    torch.testing.assert_close(stats.entropy, rollout.entropy[rollout.mask], atol=2e-5, rtol=0)
+    # And both are those of the model itself, run on one unpadded sequence.
+    row = 2 * 16 + 5
+    ids = rollout.ids[row][rollout.attention[row]]
+    logits = policy.model(ids[None]).logits[0, :-1] / 0.7
+    logp = torch.log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0]
+    lengths = int(rollout.lengths[row])
+    torch.testing.assert_close(
+        logp[-lengths:], rollout.logp[row][rollout.mask[row]], atol=2e-5, rtol=0
+    )
+
+
+def test_an_answer_stops_at_the_end_token_and_keeps_it(policy: Policy) -> None:
+    policy = with_likely_end(policy, draw(policy).targets.tolist())
+    rollout = draw(policy)
+    completions = rollout.ids[:, rollout.prompt_length :]
+    assert len(set(rollout.lengths.tolist())) > 1
+    for ids, mask, length in zip(completions, rollout.mask, rollout.lengths.tolist(), strict=True):
+        assert mask[:length].all()
+        assert not mask[length:].any()
+        assert (ids[: length - 1] != policy.eos).all()
+        assert length == len(mask) or ids[length - 1] == policy.eos
+        assert (ids[length:] == policy.pad).all()
+    assert not rollout.logp[~rollout.mask].any()
+    assert torch.equal(rollout.attention[:, rollout.prompt_length :], rollout.mask)
+
+
+def test_a_draw_depends_on_seed_and_place_alone(policy: Policy) -> None:
+    first, again, other = draw(policy), draw(policy), draw(policy, seed=1)
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.ids, other.ids)
+    # The answers of one prompt differ.
+    assert len({tuple(row) for row in first.ids[:16].tolist()}) > 1
+
+
+def test_packing_keeps_sequences_whole(policy: Policy) -> None:
+    rollout = draw(with_likely_end(policy, draw(policy).targets.tolist()))
+    index = torch.tensor([7, 0, 40])
+    advantages = torch.arange(float(len(rollout.mask)))
+    packed = pack(rollout, advantages, index)
+    lengths = rollout.lengths[index]
+    assert packed.cu_seqlens.tolist() == [0, *lengths.cumsum(0).tolist()]
+    assert packed.advantages.tolist() == advantages[index].repeat_interleave(lengths).tolist()
+    for place, sequence in enumerate(index.tolist()):
+        rows = slice(*packed.cu_seqlens[place : place + 2].tolist())
+        ids = rollout.ids[sequence, rollout.prompt_length :][: int(lengths[place])]
+        assert torch.equal(packed.targets[rows], ids)
+        assert torch.equal(packed.old_logp[rows], rollout.logp[sequence][rollout.mask[sequence]])
+    # A token's id is its own wherever its sequence is packed.
+    whole = pack(rollout, advantages, torch.arange(len(rollout.mask)))
+    assert len(whole.token_ids.unique()) == len(whole.token_ids)
+    assert set(packed.token_ids.tolist()) < set(whole.token_ids.tolist())
+
+
+def test_texts_drop_the_end_token(policy: Policy) -> None:
+    end = policy.eos
+    ids = torch.tensor([[65, 66, end], [65, 66, 67]])
+    ids[:, :2] = torch.tensor(policy.encode(["hi"])[0])
+    nothing = torch.zeros(2, 3)
+    mask = torch.tensor([[True, True, True]] * 2)
+    rollout = Rollout(ids, mask, mask, nothing, nothing)
+    assert rollout.texts(policy.tokenizer)[0] == "hi"

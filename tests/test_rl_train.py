@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rl_cases import tiny_file, tiny_recipe
+
+import logitless as ll
+from logitless.rl import checkpoint, metrics
+from logitless.rl.dynamics import EntropyProbe
+from logitless.rl.interrupt import StopRequest
+from logitless.rl.job import run, starting_policy
+from logitless.rl.metrics import Stopwatch
+from logitless.rl.progress import Progress
+from logitless.rl.recipe import LossRecipe, Recipe
+from logitless.rl.rollout import sample
+from logitless.rl.step import batch_options, loss_backward, make_optimizer, pack
+from logitless.rl.tasks import SumToN, load_task
+from logitless.rl.train import make_spec, score
+
+SUMMARY_KEYS = {
+    "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",
+    "law", "selected_tokens", "seconds", "peak_memory_bytes", "head_memory_bytes",
+    "full_logits_bytes",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run of 8 steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(tiny_recipe(folder, "steps=8"), folder / "run") == 0
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text("utf-8"))
+    assert set(summary) == {"grpo", "clip_cov"}
+    for name, numbers in summary.items():
+        rows = metrics.read(whole / name / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(8))
+        assert set(numbers) == SUMMARY_KEYS
+        assert set(numbers["law"]) == {"a", "b", "ceiling", "r2", "interval"}
+        assert numbers["reward_last"] == pytest.approx(sum(row["reward"] for row in rows[3:]) / 5)
+        assert numbers["head_memory_bytes"] > 0
+        assert 4 * 384 * 32 <= 2 * numbers["full_logits_bytes"] <= 4 * 384 * 32 * 4
+        assert max(row["logp_gap"] for row in rows) < 1e-4
+        # Steps 0, 2, 4, 6 were probed, and the measured change is near the predicted one.
+        assert [row["step"] for row in rows if "entropy_change" in row] == [0, 2, 4, 6]
+    assert summary["grpo"]["selected_tokens"] == 0
+    assert summary["clip_cov"]["selected_tokens"] > 0
+    report = (whole / "report.html").read_text("utf-8")
+    assert report.count("data:image/png;base64,") == 5
+    assert "src='http" not in report
+    for picture in ("curves", "law", "covariance", "time", "entropy_change"):
+        assert (whole / f"{picture}.png").stat().st_size > 5000
+
+
+def test_both_methods_start_alike(whole: Path) -> None:
+    first = [metrics.read(whole / name / "metrics.jsonl")[0] for name in ("grpo", "clip_cov")]
+    assert first[0]["reward"] == first[1]["reward"]
+    assert first[0]["entropy"] == first[1]["entropy"]
+
+
+def test_warm_up_teaches_the_task(whole: Path) -> None:
+    # Drawn blindly from 384 entries, two right digits and the end token come once in millions.
+    assert metrics.read(whole / "grpo" / "metrics.jsonl")[0]["reward"] > 0.1
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    clocks = ("seconds", "tokens_per_second", "peak_memory_bytes")
+    return [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in rows]
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    # 4 of 8 steps, then two more that were logged but never saved, as a killed run leaves them.
+    out = tmp_path / "run"
+    assert run(tiny_recipe(tmp_path, "steps=4", "compare_repeats=0"), out) == 0
+    log = out / "grpo" / "metrics.jsonl"
+    metrics.append(log, {"step": 4, "reward": -1.0})
+    metrics.append(log, {"step": 5, "reward": -1.0})
+    assert run(tiny_recipe(tmp_path, "steps=8", "compare_repeats=0"), out, resume=True) == 0
+    for name in ("grpo", "clip_cov"):
+        once = metrics.read(whole / name / "metrics.jsonl")
+        assert timeless(metrics.read(out / name / "metrics.jsonl")) == timeless(once)
+        saved, expected = (checkpoint.latest(folder / name) for folder in (out, whole))
+        assert saved is not None
+        assert expected is not None
+        assert saved.name == "checkpoint-000008"
+        for file in ("model.safetensors", "optimizer.pt"):
+            assert (saved / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_a_new_run_forgets_the_old_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "grpo").mkdir(parents=True)
+    metrics.append(out / "grpo" / "metrics.jsonl", {"step": 99})
+    (out / "grpo" / "checkpoint-000099").mkdir()
+    recipe = tiny_recipe(tmp_path, "steps=1", "compare_repeats=0", "methods={grpo: {preset: grpo}}")
+    assert run(recipe, out) == 0
+    assert len(metrics.read(out / "grpo" / "metrics.jsonl")) == 1
+    assert [p.name for p in (out / "grpo").glob("checkpoint-*")] == ["checkpoint-000001"]
+
+
+def test_checkpoints_are_whole_or_absent(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-000004").mkdir()
+    (tmp_path / "checkpoint-000012.part").mkdir()
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-000004"
+    assert checkpoint.step_of(tmp_path / "checkpoint-000004") == 4
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "logitless.cli", "train", str(tiny_file(tmp_path)),
+        "steps=100000", "compare_repeats=0", "--out", str(out),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = out / "grpo" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while len(metrics.read(log)) < 6 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output.decode()
+    rows = metrics.read(log)
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    summary = json.loads((out / "summary.json").read_text("utf-8"))
+    assert set(summary) == {"grpo"}
+    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+    # The step it was in was finished and saved: a resumed run loses nothing.
+    saved = checkpoint.latest(out / "grpo")
+    assert saved is not None
+    assert checkpoint.step_of(saved) == len(rows)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
+    """A warmed-up tiny policy, a rollout of it, and unequal advantages: every token counts."""
+    recipe = tiny_recipe(tmp_path)
+    task = load_task(recipe.task)
+    with StopRequest() as stop:
+        policy = starting_policy(recipe, task, tmp_path / "warmup", Progress(1), stop, False)
+    rollout = sample(
+        policy,
+        policy.encode(["sum 8:", "sum 10:"]),
+        group=8,
+        max_new_tokens=4,
+        temperature=1.0,
+        seed=0,
+        step=0,
+        clock=Stopwatch(),
+    )
+    return recipe, policy, rollout, torch.linspace(-2, 2, 16)
+
+
+@pytest.mark.parametrize("name", ["grpo", "clip_cov"])
+def test_micro_batches_add_up(started: Any, name: str) -> None:
+    recipe, policy, rollout, advantages = started
+    spec = make_spec(recipe.methods[name])
+    make_optimizer(policy, recipe.update)
+    everything = torch.arange(16)
+    gradients = []
+    for parts in (1, 3):
+        policy.model.zero_grad()
+        shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
+        for part in everything.tensor_split(parts):
+            loss_backward(policy, rollout, advantages, part, spec, recipe, shared, Stopwatch())
+        gradients.append(policy.weight.grad.clone())
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_predicted_entropy_change_is_first_order(started: Any) -> None:
+    _, policy, rollout, _ = started
+    generator = torch.Generator().manual_seed(0)
+    before = {k: v.clone() for k, v in policy.model.state_dict().items()}
+    errors = []
+    for size in (1e-2, 1e-3):
+        policy.model.load_state_dict(before)
+        probe = EntropyProbe(policy, rollout, 1.0)
+        generator.manual_seed(0)
+        with torch.no_grad():
+            policy.weight.add_(size * torch.randn(policy.weight.shape, generator=generator))
+        change = probe.change()
+        assert abs(change.predicted) > 1e-5
+        errors.append(abs(change.predicted - change.measured))
+    # A second-order error: a hundredth for a tenth of the step; fp32 blurs the small one.
+    assert errors[1] < errors[0] / 20
+
+
+def test_frozen_parts_stay(started: Any) -> None:
+    recipe, policy, _, _ = started
+    optimizer = make_optimizer(policy, recipe.update)
+    assert not policy.embedding.requires_grad
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-5, 0.003]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
+        [p for p in policy.model.parameters() if p.requires_grad]
+    )
+
+
+def test_rewards_below_right_are_wrong() -> None:
+    class Noisy(SumToN):
+        def reward(self, prompt: Any, completion: str) -> float:
+            return float(completion)
+
+    rewards = score(Noisy(), [None, None], ["0.01", "0.98", "0.99", "1"], 2)  # type: ignore[list-item]
+    assert rewards.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_specs_come_from_presets_with_changes() -> None:
+    spec = make_spec(LossRecipe("clip_cov", {"control": {"fraction": 0.25}}))
+    assert spec.control.fraction == 0.25
+    assert spec.surrogate == ll.presets["clip_cov"].surrogate
+    with pytest.raises(ValueError, match=r"preset 'grop' is unknown; did you mean 'grpo'\?"):
+        make_spec(LossRecipe("grop"))
+    with pytest.raises(
+        ValueError, match=r"did you mean 'methods.clip_cov.change.control.fraction'\?"
+    ):
+        make_spec(LossRecipe("clip_cov", {"control": {"fracton": 0.25}}))
+    # {fraction} alone could be any control's; {coefficient} of an absent entropy bonus is plain.
+    with pytest.raises(ValueError, match=r"'methods.grpo.change.control' is None"):
+        make_spec(LossRecipe("grpo", {"control": {"fraction": 0.25}}))
+    bonus = make_spec(LossRecipe("grpo", {"entropy": {"coefficient": 0.01}})).entropy
+    assert bonus.coefficient == 0.01
+    with pytest.raises(NotImplementedError, match="no reference model yet"):
+        make_spec(LossRecipe("grpo", {"kl": {"coefficient": 0.01}}))
+
+
+def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
+    recipe = started[0]
+
+    class Mute:
+        def prompts(self, rng: Any, n: int) -> list[Any]:
+            return []
+
+        def reward(self, prompt: Any, completion: str) -> float:
+            return 0.0
+
+    with StopRequest() as stop, pytest.raises(ValueError, match=r"set warmup\.steps=0"):
+        starting_policy(recipe, Mute(), tmp_path / "mute", Progress(1), stop, False)
