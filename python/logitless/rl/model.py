@@ -117,7 +117,7 @@ def as_policy(model: Any, tokenizer: Any) -> Policy:
 
 
 def silence_bars() -> None:
-    """No progress bar for every file that transformers reads or writes: it would tear our own line."""
+    """No progress bar for each file that transformers reads or writes: it would tear our line."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
