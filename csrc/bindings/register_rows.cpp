@@ -168,10 +168,28 @@ class Rows {
   cpu::Rows rows_;
 };
 
+void exp2_floats(py::handle t, py::handle out) {
+  const Array in(t, "t");
+  const Array result(out, "out");
+  const int64_t n = in->size();
+  check(n % 64 == 0, "t must hold a multiple of 64 elements, got ", n);
+  const auto* source = data_of<const float>(in, Dtype::f32, n, "t");
+  auto* target = data_of<float>(result, Dtype::f32, n, "out");
+  const py::gil_scoped_release release;
+  cpu::row_kernels().exp2(source, n, target);
+}
+
 }  // namespace
 
 void register_rows(py::module_& m) {
   const auto none = py::none();
+  m.def(
+      "exp2",
+      &exp2_floats,
+      "The row kernels' vector 2^t, for its test.",
+      py::arg("t"),
+      py::arg("out")
+  );
   m.attr("BLOCK") = cpu::kBlock;
   py::class_<Rows>(m, "Rows", "What the tiles of one call share; a method per row kernel.")
       .def(

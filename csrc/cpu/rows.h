@@ -53,6 +53,8 @@ struct RowKernels {
   );
   // e^((y - m) scale) of every column of a block, and y itself.
   void (*weights)(Dtype, const BlockInput&, double m, double* weights, double* y);
+  // The vector 2^t by itself, for its test; n is a multiple of 64.
+  void (*exp2)(const float* t, int64_t n, float* out);
 };
 
 // The table in use: the best this CPU supports, or the one LOGITLESS_ISA names (an error if it

@@ -1,94 +1,80 @@
 // The row kernels, written once and compiled once per instruction set (rows_<isa>.cpp).
 #include "rows.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace logitless::cpu {
 namespace LOGITLESS_ISA {
 namespace {
 
 #include "simd.inl"
 
-// Partial sums live in this many virtual lanes on every instruction set and are added up in lane
-// order.
-constexpr int kLanes = 64;
-
-// One block of y in L1, padded with -inf to whole lane groups: padding adds exactly nothing.
-template <typename T>
-struct Block {
-  alignas(64) T y[kBlock];
-  int64_t padded;
-  T max;
+template <bool kValue>
+struct bool_constant {
+  static constexpr bool value = kValue;
 };
 
-template <typename T>
-inline typename Simd<T>::Vec apply_chain(
-    typename Simd<T>::Vec v, const Chain& chain, const T* bias
-) {
-  using Vec = typename Simd<T>::Vec;
-  if (bias != nullptr) v = v + load<Vec>(bias);
-  if (chain.softcap == 0) return v;
-  const T cap = T(chain.softcap);
-  return vector_tanh<T>(v * T(chain.pre / chain.softcap)) * cap;
-}
+// Partial sums live in this many virtual lanes on every instruction set and are added up in lane
+// order. Those of the extras use half as many, which is what fits into the registers.
+constexpr int kLanes = 64;
 
-// Reads raw[0, n) through the chain. The tail goes through a padded copy, never past the row's end.
-template <typename S, typename Block>
-inline void read_block(const BlockInput& in, Block& block) {
+template <typename T>
+constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+template <typename T>
+constexpr int kGroup = kLanes / kWidth<T>;
+
+// Logits as y = softcap(pre * (raw + bias)), read a vector at a time at column c of the block.
+template <typename S, bool kChained>
+struct Reader {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
-  constexpr int kWidth = kBytes / sizeof(T);
-  const S* raw = static_cast<const S*>(in.raw);
-  const T* bias = static_cast<const T*>(in.chain.bias);
-  if (bias != nullptr) bias += in.first;
-  const Vec lowest = Vec{} - T(INFINITY);
-  constexpr int kGroup = kLanes / kWidth;
-  Vec max[kGroup];
-  for (int u = 0; u < kGroup; ++u) max[u] = lowest;
-  int64_t i = 0;
-  if (in.chain.bias == nullptr && in.chain.softcap == 0) {
-    for (; i + kLanes <= in.n; i += kLanes) {
-      for (int u = 0; u < kGroup; ++u) {
-        const Vec v = Storage<S>::read(raw + i + u * kWidth);
-        max[u] = v > max[u] ? v : max[u];
-        store(block.y + i + u * kWidth, v);
-      }
-    }
-  } else {
-    for (; i + kLanes <= in.n; i += kLanes) {
-      for (int u = 0; u < kGroup; ++u) {
-        const int64_t c = i + u * kWidth;
-        const Vec v =
-            apply_chain<T>(Storage<S>::read(raw + c), in.chain, bias ? bias + c : nullptr);
-        max[u] = v > max[u] ? v : max[u];
-        store(block.y + c, v);
-      }
-    }
+
+  explicit Reader(const BlockInput& in)
+      : raw(static_cast<const S*>(in.raw)),
+        bias(in.chain.bias == nullptr ? nullptr : static_cast<const T*>(in.chain.bias) + in.first),
+        cap(T(in.chain.softcap)),
+        slope(in.chain.softcap == 0 ? T(0) : T(in.chain.pre / in.chain.softcap)) {}
+
+  Vec operator()(int64_t c) const { return apply(raw + c, bias == nullptr ? nullptr : bias + c); }
+
+  // The last n < width columns from c on; the rest of the vector repeats the first of them.
+  Vec tail(int64_t c, int64_t n) const {
+    S values[kWidth<T>];
+    T biases[kWidth<T>] = {};
+    for (int i = 0; i < kWidth<T>; ++i) values[i] = raw[c + (i < n ? i : 0)];
+    if (bias != nullptr) __builtin_memcpy(biases, bias + c, n * sizeof(T));
+    return apply(values, bias == nullptr ? nullptr : biases);
   }
-  block.padded = i;
-  if (i < in.n) {
-    S tail[kLanes] = {};
-    T tail_bias[kLanes] = {};
-    __builtin_memcpy(tail, raw + i, (in.n - i) * sizeof(S));
-    if (bias != nullptr) __builtin_memcpy(tail_bias, bias + i, (in.n - i) * sizeof(T));
-    for (int u = 0; u < kGroup; ++u) {
-      const Vec v = apply_chain<T>(
-          Storage<S>::read(tail + u * kWidth), in.chain, bias ? tail_bias + u * kWidth : nullptr
-      );
-      store(block.y + i + u * kWidth, v);
+
+  // Every lane the same column.
+  Vec broadcast(int64_t c) const {
+    S values[kWidth<T>];
+    T biases[kWidth<T>] = {};
+    for (int i = 0; i < kWidth<T>; ++i) {
+      values[i] = raw[c];
+      if (bias != nullptr) biases[i] = bias[c];
     }
-    for (int64_t c = in.n; c < i + kLanes; ++c) block.y[c] = -T(INFINITY);
-    for (int u = 0; u < kGroup; ++u) {
-      const Vec v = load<Vec>(block.y + i + u * kWidth);
-      max[u] = v > max[u] ? v : max[u];
-    }
-    block.padded = i + kLanes;
+    return apply(values, bias == nullptr ? nullptr : biases);
   }
-  block.max = -T(INFINITY);
-  for (int u = 0; u < kGroup; ++u) {
-    for (int lane = 0; lane < kWidth; ++lane) {
-      if (max[u][lane] > block.max) block.max = max[u][lane];
+
+  const S* raw;
+  const T* bias;
+  T cap, slope;
+
+ private:
+  Vec apply(const S* values, const T* biases) const {
+    Vec v = Storage<S>::read(values);
+    if constexpr (kChained) {
+      if (biases != nullptr) v = v + load<Vec>(biases);
+      if (cap != 0) v = vector_tanh<T>(v * slope) * cap;
     }
+    return v;
   }
-}
+};
+
+bool chained(const BlockInput& in) { return in.chain.bias != nullptr || in.chain.softcap != 0; }
 
 // Asks for the next block while this one is computed on: the exp pass leaves the memory bus idle.
 template <typename S>
@@ -98,137 +84,196 @@ inline void prefetch_next(const BlockInput& in, int64_t i) {
   for (size_t line = 0; line < kLanes * sizeof(S); line += 64) __builtin_prefetch(next + line);
 }
 
-template <typename Vec, int kGroup>
-inline double lane_sum(const Vec (&v)[kGroup]) {
-  constexpr int kWidth = kLanes / kGroup;
+template <typename T, typename Vec, int kCount>
+inline double lane_sum(const Vec (&v)[kCount]) {
   double sum = 0;
-  for (int u = 0; u < kGroup; ++u) {
-    for (int lane = 0; lane < kWidth; ++lane) sum += static_cast<double>(v[u][lane]);
+  for (int u = 0; u < kCount; ++u) {
+    for (int lane = 0; lane < kWidth<T>; ++lane) sum += static_cast<double>(v[u][lane]);
   }
   return sum;
 }
 
-template <typename S, bool kExtras>
+// Two passes over a block: its maximum, then the sums. Where y is not what memory holds, the first
+// pass leaves it in L1 for the second. The tail is padded with -inf: padding adds exactly nothing.
+template <typename S, bool kChained, bool kExtras>
 void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* out) {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
-  constexpr int kWidth = kBytes / sizeof(T);
-  constexpr int kGroup = kLanes / kWidth;
-  Block<T> block;
-  read_block<S>(in, block);
+  constexpr int kW = kWidth<T>, kG = kGroup<T>, kHalf = kG / 2;
+  constexpr bool kInPlace = !kChained && sizeof(S) == sizeof(T);
+  const Reader<S, kChained> y_at(in);
+  alignas(64) T y[kBlock];
+  Vec max[kG];
+  for (int u = 0; u < kG; ++u) max[u] = Vec{} - T(INFINITY);
+  const int64_t whole = in.n / kLanes * kLanes;
+  const int64_t padded = (in.n + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int u = 0; u < kG; ++u) {
+      const Vec v = y_at(i + u * kW);
+      max[u] = larger(v, max[u]);
+      if (!kInPlace) store(y + i + u * kW, v);
+    }
+  }
+  for (int64_t c = whole; c < padded; c += kW) {
+    Vec v = Vec{} - T(INFINITY);
+    if (c < in.n) v = c + kW <= in.n ? y_at(c) : y_at.tail(c, in.n - c);
+    store(y + c, v);
+  }
+  for (int64_t c = in.n; c < padded; ++c) y[c] = -T(INFINITY);
+  for (int64_t c = whole; c < padded; c += kW) max[0] = larger(load<Vec>(y + c), max[0]);
+  const T* main = kInPlace ? static_cast<const T*>(in.raw) : y;
+
   *out = BlockMoments{Moments{}, NAN, -1};
-  if (target_column >= 0 && target_column < in.n) out->target = block.y[target_column];
-  if (block.max == -T(INFINITY)) {
+  const auto at = [&](int64_t c) { return c < whole ? main[c] : y[c]; };
+  if (target_column >= 0 && target_column < in.n) out->target = at(target_column);
+  T m = -T(INFINITY);
+  for (int u = 0; u < kG; ++u) {
+    for (int lane = 0; lane < kW; ++lane) {
+      if (max[u][lane] > m) m = max[u][lane];
+    }
+  }
+  if (m == -T(INFINITY)) {
     // Nothing finite: the empty piece, unless a NaN hides among the -inf.
     for (int64_t c = 0; c < in.n; ++c) {
-      if (block.y[c] != block.y[c]) out->moments.s0 = NAN;
+      if (at(c) != at(c)) out->moments.s0 = NAN;
     }
     return;
   }
-  const T m = block.max;
-  const T scale = T(in.scale);
-  Vec s0[kGroup] = {}, s1[kGroup] = {}, s2[kGroup] = {}, q0[kGroup] = {}, q1[kGroup] = {};
-  for (int64_t i = 0; i < block.padded; i += kLanes) {
+  // In base 2: t = x log2(e), so that s1, s2 and q1 are in bits until the end.
+  const T scale = T(in.scale * kLog2E);
+  const Vec lowest = Vec{} + Simd<T>::kLowest;
+  Vec s0[kG] = {}, s1[kG] = {}, s2[kHalf] = {}, q0[kHalf] = {}, q1[kHalf] = {};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const T* source = i < whole ? main : y;
     prefetch_next<S>(in, i);
-    for (int u = 0; u < kGroup; ++u) {
-      const Vec x = (load<Vec>(block.y + i + u * kWidth) - m) * scale;
-      const Vec e = vector_exp<T>(x);
-      // e is exactly 0 below kLowest, but -inf * 0 is not: clamp x for the products only.
-      const Vec xc = x < Simd<T>::kLowest ? (Vec{} + Simd<T>::kLowest) : x;
-      const Vec xe = xc * e;
+    for (int u = 0; u < kG; ++u) {
+      const Vec t = larger(lowest, (load<Vec>(source + i + u * kW) - m) * scale);
+      const Vec e = vector_exp2<T>(t);
       s0[u] += e;
-      s1[u] += xe;
+      s1[u] += t * e;
       if (kExtras) {
-        s2[u] += xc * xe;
-        q0[u] += e * e;
-        q1[u] += xe * e;
+        const Vec te = t * e;
+        s2[u % kHalf] += t * te;
+        q0[u % kHalf] += e * e;
+        q1[u % kHalf] += te * e;
       }
     }
   }
-  out->moments = {m, lane_sum(s0), lane_sum(s1), lane_sum(s2), lane_sum(q0), lane_sum(q1)};
+  out->moments = {
+      m,
+      lane_sum<T>(s0),
+      lane_sum<T>(s1) * kLn2,
+      lane_sum<T>(s2) * (kLn2 * kLn2),
+      lane_sum<T>(q0),
+      lane_sum<T>(q1) * kLn2
+  };
   if (kExtras) {
     out->argmax = 0;
-    while (block.y[out->argmax] != m) ++out->argmax;
+    while (at(out->argmax) != m) ++out->argmax;
   }
 }
 
-template <typename S>
+// One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
+// the same memory is fine: a vector is read before it is written, and the target kept aside.
+template <typename S, bool kChained>
 void block_gradient(
     const BlockInput& in, const BlockGradient& g, int64_t target_column, void* out_data
 ) {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
-  constexpr int kWidth = kBytes / sizeof(T);
+  constexpr int kW = kWidth<T>;
   S* out = static_cast<S*>(out_data);
-  Block<T> block;
-  read_block<S>(in, block);
-  const T m = T(g.m), scale = T(in.scale), inv_s0 = T(g.inv_s0), log_s0 = T(g.log_s0);
-  const T a = T(g.a), b = T(g.b);
+  const Reader<S, kChained> y_at(in);
   const bool capped = in.chain.softcap != 0;
-  const T inv_cap = capped ? T(1 / in.chain.softcap) : T(0);
-  const T factor = T(in.scale * (capped ? in.chain.pre : 1));
+  const double factor = in.scale * (capped ? in.chain.pre : 1);
+  const T m = T(g.m), scale = T(in.scale * kLog2E), inv_cap = T(capped ? 1 / in.chain.softcap : 0);
+  const T constant = T(g.inv_s0 * factor * (g.a - g.b * g.log_s0));
+  const T linear = T(g.inv_s0 * factor * g.b * kLn2);
+  const Vec lowest = Vec{} + Simd<T>::kLowest;
+  const auto slope = [&](Vec y) {
+    const Vec t = y * inv_cap;
+    return T(1) - t * t;
+  };
+  const auto gradient = [&](Vec y) {
+    const Vec t = larger(lowest, (y - m) * scale);
+    const Vec d = vector_exp2<T>(t) * (constant + linear * t);
+    return kChained && capped ? d * slope(y) : d;
+  };
   const bool has_target = target_column >= 0 && target_column < in.n;
-  T target_slope = factor;
-  if (has_target && capped) {
-    const T t = block.y[target_column] * inv_cap;
-    target_slope = factor * (1 - t * t);
+  Vec at_target{};
+  if (has_target) {
+    const Vec y = y_at.broadcast(target_column);
+    const Vec own = Vec{} + T(g.g_logp * factor);
+    at_target = gradient(y) + (capped ? own * slope(y) : own);
   }
-  for (int64_t i = 0; i < block.padded; i += kWidth) {
-    const Vec y = load<Vec>(block.y + i);
-    const Vec x = (y - m) * scale;
-    const Vec p = vector_exp<T>(x) * inv_s0;
-    const Vec xc = x < Simd<T>::kLowest ? (Vec{} + Simd<T>::kLowest) : x;
-    Vec d = p * (a + b * (xc - log_s0)) * factor;
-    if (capped) {
-      const Vec t = y * inv_cap;
-      d = d * (T(1) - t * t);
-    }
-    store(block.y + i, d);
+  int64_t c = 0;
+  for (; c + kW <= in.n; c += kW) Storage<S>::write(out + c, gradient(y_at(c)));
+  S buffer[kW];
+  if (c < in.n) {
+    Storage<S>::write(buffer, gradient(y_at.tail(c, in.n - c)));
+    __builtin_memcpy(out + c, buffer, (in.n - c) * sizeof(S));
   }
-  if (has_target) block.y[target_column] += T(g.g_logp) * target_slope;
-  int64_t i = 0;
-  for (; i + kWidth <= in.n; i += kWidth) Storage<S>::write(out + i, load<Vec>(block.y + i));
-  if (i < in.n) {
-    S tail[kWidth];
-    Storage<S>::write(tail, load<Vec>(block.y + i));
-    __builtin_memcpy(out + i, tail, (in.n - i) * sizeof(S));
+  if (has_target) {
+    Storage<S>::write(buffer, at_target);
+    out[target_column] = buffer[0];
   }
 }
 
-template <typename S>
-void block_weights(const BlockInput& in, double m, double* weights, double* y) {
+template <typename S, bool kChained>
+void block_weights(const BlockInput& in, double m, double* weights, double* y_out) {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
-  constexpr int kWidth = kBytes / sizeof(T);
-  Block<T> block;
-  read_block<S>(in, block);
-  for (int64_t i = 0; i < in.n; ++i) y[i] = block.y[i];
-  for (int64_t i = 0; i < block.padded; i += kWidth) {
-    const Vec x = (load<Vec>(block.y + i) - T(m)) * T(in.scale);
-    store(block.y + i, vector_exp<T>(x));
+  constexpr int kW = kWidth<T>;
+  const Reader<S, kChained> y_at(in);
+  const Vec lowest = Vec{} + Simd<T>::kLowest;
+  for (int64_t c = 0; c < in.n; c += kW) {
+    const int64_t n = in.n - c < kW ? in.n - c : kW;
+    const Vec y = n == kW ? y_at(c) : y_at.tail(c, n);
+    const Vec e = vector_exp2<T>(larger(lowest, (y - T(m)) * T(in.scale * kLog2E)));
+    for (int64_t i = 0; i < n; ++i) {
+      weights[c + i] = e[i];
+      y_out[c + i] = y[i];
+    }
   }
-  for (int64_t i = 0; i < in.n; ++i) weights[i] = block.y[i];
+}
+
+// Calls fn(storage tag, chained tag).
+template <typename Fn>
+void visit(Dtype dtype, const BlockInput& in, Fn&& fn) {
+  visit_float(dtype, "logits", [&](auto tag) {
+    chained(in) ? fn(tag, bool_constant<true>{}) : fn(tag, bool_constant<false>{});
+  });
 }
 
 void moments(Dtype dtype, const BlockInput& in, int64_t target, bool extras, BlockMoments* out) {
-  visit_float(dtype, "logits", [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    extras ? block_moments<S, true>(in, target, out) : block_moments<S, false>(in, target, out);
+  visit(dtype, in, [&](auto storage, auto chain) {
+    using S = typename decltype(storage)::type;
+    constexpr bool kChained = decltype(chain)::value;
+    extras ? block_moments<S, kChained, true>(in, target, out)
+           : block_moments<S, kChained, false>(in, target, out);
   });
 }
 
 void gradient(
     Dtype dtype, const BlockInput& in, const BlockGradient& g, int64_t target, void* out
 ) {
-  visit_float(dtype, "logits", [&](auto tag) {
-    block_gradient<typename decltype(tag)::type>(in, g, target, out);
+  visit(dtype, in, [&](auto storage, auto chain) {
+    block_gradient<typename decltype(storage)::type, decltype(chain)::value>(in, g, target, out);
   });
 }
 
 void weights(Dtype dtype, const BlockInput& in, double m, double* out, double* y) {
-  visit_float(dtype, "logits", [&](auto tag) {
-    block_weights<typename decltype(tag)::type>(in, m, out, y);
+  visit(dtype, in, [&](auto storage, auto chain) {
+    block_weights<typename decltype(storage)::type, decltype(chain)::value>(in, m, out, y);
   });
+}
+
+// vector_exp2 over n floats, for its test: n is a multiple of kLanes.
+void exp2_floats(const float* t, int64_t n, float* out) {
+  const VecF lowest = VecF{} + Simd<float>::kLowest;
+  for (int64_t i = 0; i < n; i += kWidth<float>) {
+    store(out + i, vector_exp2<float>(larger(lowest, load<VecF>(t + i))));
+  }
 }
 
 }  // namespace
@@ -236,7 +281,9 @@ void weights(Dtype dtype, const BlockInput& in, double m, double* out, double* y
 #define LOGITLESS_STRING2(name) #name
 #define LOGITLESS_STRING(name) LOGITLESS_STRING2(name)
 extern const RowKernels kernels;
-const RowKernels kernels = {LOGITLESS_STRING(LOGITLESS_ISA), moments, gradient, weights};
+const RowKernels kernels = {
+    LOGITLESS_STRING(LOGITLESS_ISA), moments, gradient, weights, exp2_floats
+};
 
 }  // namespace LOGITLESS_ISA
 }  // namespace logitless::cpu
