@@ -1,7 +1,7 @@
-"""Checks what `logitless train short` left: python .ci/check_demo.py RUN_FOLDER
+"""Checks what `logitless train short steps=24` left: python .ci/check_demo.py RUN_FOLDER
 
-The margins are far inside what seeds 0 to <<seeds>> of the short recipe give (see the table in
-CONTRIBUTING.md), and far outside what a broken loss, selection or report would pass.
+The margins are well inside what three seeds give (the table in CONTRIBUTING.md), so that they fail
+on a broken loss, selection or report and not on a seed or on another machine's rounding.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ for method in ("grpo", "clip_cov"):
 grpo, clip_cov = summary["grpo"], summary["clip_cov"]
 assert grpo["selected_tokens"] == 0, grpo
 assert clip_cov["selected_tokens"] > 0, clip_cov
-assert grpo["entropy_last"] < grpo["entropy_first"] - 0.1, f"no collapse to cure: {grpo}"
-assert clip_cov["entropy_last"] > grpo["entropy_last"] + 0.05, (
+assert grpo["entropy_last"] < grpo["entropy_first"] - 0.2, f"no collapse to cure: {grpo}"
+assert clip_cov["entropy_last"] > grpo["entropy_last"] + 0.1, (
     f"Clip-Cov does not hold entropy: {clip_cov['entropy_last']} against {grpo['entropy_last']}"
 )
 for method, row in (("grpo", grpo), ("clip_cov", clip_cov)):
-    assert row["reward_last"] > 0.6, f"{method}: reward {row['reward_last']}"
+    assert row["reward_last"] > 0.65, f"{method}: reward {row['reward_last']}"
 
 report = (folder / "report.html").read_text()
 assert "<img" in report or "<svg" in report, "the report shows no picture"
