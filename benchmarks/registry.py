@@ -96,42 +96,103 @@ def rows_case(dtype: torch.dtype, rows: int, backward: bool) -> Case:
     return Case(name, rows, make, size * (3 if backward else 1), "GB/s")
 
 
+def head_inputs(n: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden [n, width], weight [VOCAB, width], targets [n], and a random float [n]."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, width, generator=g).to(dtype).requires_grad_()
+    weight = (3.0 * width**-0.5 * torch.randn(VOCAB, width, generator=g)).to(dtype)
+    targets = torch.randint(VOCAB, (n,), generator=g)
+    return hidden, weight.requires_grad_(), targets, torch.randn(n, generator=g)
+
+
+def three_products(hidden: Tensor, weight: Tensor) -> Callable[[], Results]:
+    """The logits, and the two products with their gradient: nothing with a head does less."""
+    h, w = hidden.detach(), weight.detach()
+    logits = torch.empty(len(h), len(w), dtype=h.dtype)
+
+    def run() -> Results:
+        torch.mm(h, w.t(), out=logits)
+        return {"dhidden": logits @ w, "dweight": logits.t() @ h}
+
+    return run
+
+
+def head_oracle(
+    hidden: Tensor, weight: Tensor, targets: Tensor, g_logp: np.ndarray, g_entropy: np.ndarray
+) -> dict[str, np.ndarray]:
+    h, w = (x.detach().double().numpy() for x in (hidden, weight))
+    upstream = {"g_logp": g_logp, "g_entropy": g_entropy}
+    dh, dw, _ = reference.linear_token_stats_backward(h, w, targets.numpy(), **upstream)
+    return {"dhidden": dh, "dweight": dw}
+
+
+def head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+    h, w = (x.detach().double().numpy() for x in (hidden, weight))
+    return reference.linear_token_stats(h, w, targets.numpy())
+
+
 def linear_case(dtype: torch.dtype, rows: int, width: int) -> Case:
     """Statistics of hidden x weight and the gradients of both."""
 
     def make(n: int) -> Problem:
-        g = torch.Generator().manual_seed(0)
-        hidden = torch.randn(n, width, generator=g).to(dtype).requires_grad_()
-        weight = (3.0 * width**-0.5 * torch.randn(VOCAB, width, generator=g)).to(dtype)
-        weight.requires_grad_()
-        targets = torch.randint(VOCAB, (n,), generator=g)
-        upstream = torch.randn(n, generator=g)
-        logits = torch.empty(n, VOCAB, dtype=dtype)
+        hidden, weight, targets, upstream = head_inputs(n, width, dtype)
 
         def finish(results: Results) -> Results:
             return with_gradients(results, upstream, hidden=hidden, weight=weight)
 
-        def floor() -> Results:
-            h, w = hidden.detach(), weight.detach()
-            torch.mm(h, w.t(), out=logits)
-            return {"dhidden": logits @ w, "dweight": logits.t() @ h}
-
         def oracle() -> dict[str, np.ndarray]:
-            h, w = (x.detach().double().numpy() for x in (hidden, weight))
-            t, up = targets.numpy(), upstream.double().numpy()
-            expected = reference.linear_token_stats(h, w, t)
-            dh, dw, _ = reference.linear_token_stats_backward(h, w, t, g_logp=up, g_entropy=up)
-            return {**expected, "dhidden": dh, "dweight": dw}
+            up = upstream.double().numpy()
+            grads = head_oracle(hidden, weight, targets, up, up)
+            return {**head_scores(hidden, weight, targets), **grads}
 
         return Problem(
             ours=lambda: finish(our_stats(ll.linear_token_stats(hidden, weight, targets))),
             plain=lambda: finish(plain_stats(hidden @ weight.t(), targets)),
-            floor=floor,
+            floor=three_products(hidden, weight),
             oracle=oracle,
         )
 
-    # Three products of 2 * rows * width * V: the logits, dhidden and dweight.
     name = f"linear forward+backward N={rows} H={width} {str(dtype).removeprefix('torch.')}"
+    return Case(name, rows, make, 3 * 2.0 * rows * width * VOCAB, "GFLOP/s")
+
+
+def policy_case(dtype: torch.dtype, rows: int, width: int) -> Case:
+    """The PPO loss of hidden x weight and its gradients; half the advantages are zero, as those of
+    groups that are all right or all wrong."""
+    spec = ll.presets["ppo"]
+
+    def make(n: int) -> Problem:
+        hidden, weight, targets, advantages = head_inputs(n, width, dtype)
+        advantages[: n // 2] = 0.0
+        mask = torch.ones(n, dtype=torch.bool)
+        scores = head_scores(hidden[:8], weight, targets[:8])["logp"].mean()
+        # Ratios on both sides of the clip.
+        old_logp = torch.full((n,), float(scores))
+
+        def gradients(loss: Tensor) -> Results:
+            dhidden, dweight = torch.autograd.grad(loss, [hidden, weight])
+            return {"loss": loss, "dhidden": dhidden, "dweight": dweight}
+
+        def ours() -> Results:
+            data = (targets, old_logp, advantages, mask)
+            return gradients(ll.linear_policy_loss(hidden, weight, *data, spec).loss)
+
+        def plain() -> Results:
+            stats = plain_stats(hidden @ weight.t(), targets)
+            ratio = (stats["logp"] - old_logp).exp()
+            gain = torch.minimum(advantages * ratio, advantages * ratio.clamp(0.8, 1.2))
+            return gradients(-gain.mean())
+
+        def oracle() -> dict[str, np.ndarray]:
+            logp = head_scores(hidden, weight, targets)["logp"]
+            data = (old_logp.double().numpy(), advantages.double().numpy(), mask.numpy())
+            loss, _, g_logp, g_entropy = reference.policy_loss(logp, *data, spec)
+            grads = head_oracle(hidden, weight, targets, g_logp, g_entropy)
+            return {"loss": np.array(loss), **grads}
+
+        return Problem(ours, plain, three_products(hidden, weight), oracle)
+
+    name = f"policy loss+backward N={rows} H={width} {str(dtype).removeprefix('torch.')}"
     return Case(name, rows, make, 3 * 2.0 * rows * width * VOCAB, "GFLOP/s")
 
 
@@ -142,9 +203,11 @@ CASES = [
     rows_case(torch.bfloat16, 512, backward=True),
     # A minibatch of the demo, and a head of a real small model.
     linear_case(torch.float32, 160, 64),
+    policy_case(torch.float32, 160, 64),
     linear_case(torch.bfloat16, 1024, 1024),
 ]
 QUICK = [
     rows_case(torch.float32, 32, backward=True),
     linear_case(torch.float32, 32, 64),
+    policy_case(torch.float32, 32, 64),
 ]

@@ -84,7 +84,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[torch.Te
     cases = {**GRID, "bad": bad, "far": far}
     torch.save(list(cases.values()), folder / "arguments.pt")
     script = Path(__file__).with_name("interpret_row_forward.py")
-    command = [sys.executable, script, folder / "arguments.pt", folder / "results.pt"]
+    files = (script, folder / "arguments.pt", folder / "results.pt")
+    command = [sys.executable, *map(str, files)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return dict(zip(cases, torch.load(folder / "results.pt"), strict=True))

@@ -101,7 +101,7 @@ def test_float32_logits_from_bfloat16_inputs() -> None:
 
 
 def test_tiling_does_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same logits in tiles of any width fold to the same bits, and as token_stats folds them."""
+    """The same logits in tiles of any width fold to the same bits as in one piece."""
     n, vocab = 6, 9001
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(n, vocab, generator=generator)

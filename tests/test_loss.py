@@ -1,4 +1,4 @@
-"""Losses, metrics and coefficients of every spec against the oracle; splits, masks, extremes, errors."""
+"""Every spec against the oracle: losses, metrics, coefficients; splits, masks, extremes, errors."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check(batch: Batch, spec: PolicyLossSpec, tolerance: float, **packing: Any) 
     )
     assert result.loss == pytest.approx(loss, rel=1e-12, abs=1e-14)
     assert result.metrics == pytest.approx(metrics, rel=1e-12, abs=1e-14)
-    np.testing.assert_allclose(result.g_logp, g_logp.ravel(), rtol=tolerance, atol=0)
+    np.testing.assert_allclose(result.g_logp, g_logp.ravel(), rtol=tolerance, atol=1e-16)
     assert (result.g_entropy is None) == (spec.entropy is None)
     if result.g_entropy is not None:
-        np.testing.assert_allclose(result.g_entropy, g_entropy.ravel(), rtol=tolerance, atol=0)
+        np.testing.assert_allclose(result.g_entropy, g_entropy.ravel(), rtol=tolerance, atol=1e-16)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=lambda dtype: dtype.__name__)
@@ -296,6 +296,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], str, dict[str, Any], type[Exception], li
     "totals-small": (BATCH.inputs, "ppo", {"totals": Totals(3, 1)}, ValueError, ["tokens=3"]),
     "batch-ids": (BATCH.inputs, "kl_cov", {"batch": STATS}, ValueError, ["token_ids"]),
     "batch-other": (BATCH.inputs, "clip_cov", {"batch": STATS}, ValueError, ["KLCov", "ClipCov"]),
+    "spec-name": (BATCH.inputs, "name", {}, TypeError, ["spec", "PolicyLossSpec", "'grpo'"]),
+    "totals-int": (BATCH.inputs, "ppo", {"totals": 9}, TypeError, ["totals", "Totals", "9"]),
     "scale": (BATCH.inputs, "ppo", {"grad_scale": np.inf}, ValueError, ["grad_scale", "inf"]),
 }  # fmt: skip
 
@@ -309,8 +311,16 @@ def test_bad_calls(
     words: list[str],
 ) -> None:
     with pytest.raises(error) as caught:
-        policy_loss(*inputs, SPECS[name], **options)
+        policy_loss(*inputs, SPECS.get(name, "grpo"), **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
+@pytest.mark.parametrize("name", ["ppo", "many_clip_cov", "many_kl_cov", "many_top_entropy"])
+def test_no_tokens_no_loss(name: str, shape: tuple[int, ...]) -> None:
+    x, mask = np.zeros(shape), np.ones(shape, bool)
+    out = policy_loss(x, x, x, mask, SPECS[name], entropy=x)
+    assert float(out.loss) == 0.0 and set(map(float, out.metrics.values())) == {0.0}
 
 
 def test_cases_are_in_reach_of_their_token_ids() -> None:

@@ -101,7 +101,7 @@ def test_gradcheck() -> None:
 
 
 def test_isas_agree() -> None:
-    """Lane sums have one order everywhere; only fused multiply-add, absent in scalar, may differ."""
+    """Lane sums have one order everywhere; only fused multiply-add may differ."""
     z, t = cases.logits(4, 20, 3000, torch.float32), cases.targets(4, 20, 3000)
     results = {}
     for name in ISAS:
@@ -114,7 +114,7 @@ def test_isas_agree() -> None:
 
 def test_unknown_isa_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGITLESS_ISA", "sse9")
-    with pytest.raises(ValueError, match="LOGITLESS_ISA must be one of .*scalar.* got 'sse9'"):
+    with pytest.raises(ValueError, match=r"LOGITLESS_ISA must be one of .*scalar.* got 'sse9'"):
         ll.token_stats(torch.zeros(1, 3), torch.tensor([0]))
 
 

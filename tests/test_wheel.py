@@ -17,9 +17,11 @@ ROOT = Path(__file__).parents[1]
 
 def build(source: Path, out: Path, kind: str) -> Path:
     """`python -m build` with the tools already installed, in a build folder of its own."""
-    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out]
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(out)]
     flags = [f"-Cbuild-dir={out}/cmake"] if kind == "wheel" else []
-    run = subprocess.run([*command, *flags, source], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [*command, *flags, str(source)], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     (archive,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
     return archive

@@ -63,7 +63,8 @@ def _assert_within(ours: Any, truth: Any, allowed: Any) -> None:
         allowance = np.broadcast_to(allowed, bad.shape)[worst]
         raise AssertionError(
             f"{int(bad.sum())} of {bad.size} beyond tolerance; worst at {worst}: "
-            f"{ours[worst]} against {truth[worst]}, error {error[worst]:.3g}, allowed {allowance:.3g}"
+            f"{ours[worst]} against {truth[worst]}, error {error[worst]:.3g}, "
+            f"allowed {allowance:.3g}"
         )
 
 

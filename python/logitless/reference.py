@@ -351,7 +351,8 @@ def kl_loss(logp: float, ref_logp: float, estimator: str) -> tuple[float, float]
     if estimator == "k2":
         return 0.5 * x * x, x
     assert estimator == "k3", estimator
-    return math.exp(-x) - 1.0 + x, 1.0 - math.exp(-x)
+    # expm1(-x) = exp(-x) - 1 keeps its digits where x is small
+    return math.expm1(-x) + x, -math.expm1(-x)
 
 
 def policy_loss(

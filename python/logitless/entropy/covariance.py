@@ -62,10 +62,13 @@ def covariance(
     running = covariance_candidates(tokens, means)
     cov, a, lp = (np.zeros(tokens.mask.size) for _ in range(3))
     cov[tokens.mask] = score_values(running.scores)
-    a[tokens.mask] = (tokens.advantages[tokens.mask] - means.advantage) ** 2
-    lp[tokens.mask] = (tokens.logp[tokens.mask] - means.logp) ** 2
-    names = ("squared deviations of advantages", "logp")
-    variance_a, variance_lp, _ = exact_means(tokens, a, lp, names, reduce)
+    # float32 minus a Python float would stay float32
+    a[tokens.mask] = tokens.advantages[tokens.mask]
+    lp[tokens.mask] = tokens.logp[tokens.mask]
+    squares = ("(advantages - mean)^2", "(logp - mean)^2")
+    variance_a, variance_lp, _ = exact_means(
+        tokens, (a - means.advantage) ** 2, (lp - means.logp) ** 2, squares, reduce
+    )
     mean, share, count = exact_means(
         tokens, cov, (cov > 1.0).astype(np.float64), ("covariances", "shares"), reduce
     )

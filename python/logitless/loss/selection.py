@@ -168,7 +168,7 @@ def score_values(scores: Int64s) -> npt.NDArray[np.float64]:
 
 def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce) -> Int64s:
     bins = np.empty(BINS, np.int64)
-    _core.radix_histogram(running.scores, running.ids, *words, level, bins)
+    _core.radix_histogram(running.scores, running.ids, words[0], words[1], level, bins)
     return reduce(bins)
 
 

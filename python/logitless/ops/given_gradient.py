@@ -6,37 +6,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from logitless.ops.library import register
 
 
-class _GivenGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loss: Tensor,  # []
-        logp: Tensor,
-        g_logp: Tensor,
-        entropy: Tensor | None,
-        g_entropy: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(g_logp, g_entropy)
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g_logp, g_entropy = ctx.saved_tensors
-        return None, g_logp * grad, None, None if g_entropy is None else g_entropy * grad, None
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, g_logp, _, g_entropy = inputs
+    ctx.save_for_backward(g_logp, g_entropy)
 
 
-def given_gradient(
-    loss: Tensor,  # []
-    logp: Tensor,
-    g_logp: Tensor,
-    entropy: Tensor | None,
-    g_entropy: Tensor | None,
-) -> Tensor:
-    """`loss` with the gradients g_logp and g_entropy; the second derivative raises."""
-    apply: Any = _GivenGradient.apply
-    out: Tensor = apply(loss, logp, g_logp, entropy, g_entropy)
-    return out
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # the coefficients are constants to autograd: a derivative of them would be silently 0
+    if torch.is_grad_enabled():
+        raise RuntimeError("policy_loss: double backward (create_graph=True) is not supported")
+    g_logp, g_entropy = ctx.saved_tensors
+    return None, g_logp * grad, None, None if g_entropy is None else g_entropy * grad, None
+
+
+# `loss` itself, with the gradients g_logp and g_entropy.
+given_gradient = register(
+    "given_gradient(Tensor loss, Tensor logp, Tensor g_logp, Tensor? entropy, Tensor? g_entropy)"
+    " -> Tensor",
+    lambda loss, *_: loss.clone(),
+    lambda loss, *_: torch.empty_like(loss),
+    setup=_setup,
+    backward=_backward,
+)

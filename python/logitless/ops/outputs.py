@@ -42,9 +42,16 @@ def to_stats(
     outputs: tuple[Tensor, ...], shape: tuple[int, ...], extras: tuple[str, ...]
 ) -> TokenStats:
     """(logp, entropy, lse, *STATISTICS, argmax) flat -> TokenStats in the caller's shape."""
-    named = dict(zip((*DIFFERENTIABLE, *STATISTICS, "argmax"), outputs, strict=False))
-    first = [named[name].reshape(shape) for name in DIFFERENTIABLE]
-    return TokenStats(*first, {name: named[name].reshape(shape) for name in extras})
+    names = (*DIFFERENTIABLE, *STATISTICS, "argmax")
+    named = dict(zip(names, outputs, strict=True))
+    kept = {name: named[name].reshape(shape) for name in (*DIFFERENTIABLE, *extras)}
+    return stats_of(kept, extras)
+
+
+def stats_of(named: dict[str, Any], extras: tuple[str, ...]) -> TokenStats:
+    return TokenStats(
+        named["logp"], named["entropy"], named["lse"], {name: named[name] for name in extras}
+    )
 
 
 def flat_head(

@@ -115,6 +115,13 @@ def policy_coefficients(
     grad_scale: float = 1.0,
 ) -> tuple[Tokens, TokenLoss]:
     """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
+    for argument, given, kind in (
+        ("spec", spec, PolicyLossSpec),
+        ("batch", batch, BatchStats),
+        ("totals", totals, Totals),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
     if rollout_logp is not None:
         raise NotImplementedError("rollout_logp: no rollout correction is built yet, pass None")
     if batch is not None and totals is not None:
@@ -191,11 +198,11 @@ def _torch_permutation(n: int) -> Int64s:
 
 
 def _members(tokens: Tokens, selected: Int64s) -> Bools:
-    """Valid tokens whose id is in `selected`, which is sorted."""
+    """Tokens whose id is in `selected`, which is sorted."""
     if not selected.size:
         return np.zeros(tokens.ids.size, np.bool_)
     place = np.minimum(np.searchsorted(selected, tokens.ids), selected.size - 1)
-    return np.asarray((selected[place] == tokens.ids) & tokens.mask, np.bool_)
+    return np.asarray(selected[place] == tokens.ids, np.bool_)
 
 
 def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:
@@ -203,15 +210,20 @@ def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) ->
 
     from logitless.ops.given_gradient import given_gradient
 
-    def like(x: Any, coefficients: Any) -> Any:
-        return torch.from_numpy(coefficients).view(tokens.shape).to(x.device, x.dtype)
+    def coefficients(values: Any, like: Any) -> Any:
+        return torch.from_numpy(values).view(tokens.shape).to(like.dtype)
 
     dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
-    loss = torch.tensor(result.loss, dtype=dtype, device=logp.device)
+    # .cpu() is the identity on the CPU and carries gradients back to another device
+    loss = given_gradient(
+        torch.tensor(result.loss, dtype=dtype),
+        logp.cpu(),
+        coefficients(result.g_logp, logp),
+        None if result.g_entropy is None else entropy.cpu(),
+        None if result.g_entropy is None else coefficients(result.g_entropy, entropy),
+    )
     metrics = {
         name: torch.tensor(value, dtype=torch.float32, device=logp.device)
         for name, value in result.metrics.items()
     }
-    g_entropy = None if result.g_entropy is None else like(entropy, result.g_entropy)
-    loss = given_gradient(loss, logp, like(logp, result.g_logp), entropy, g_entropy)
-    return PolicyLossOutput(loss, metrics)
+    return PolicyLossOutput(loss.to(logp.device), metrics)

@@ -6,7 +6,7 @@ from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel, choose_backend
-from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats
+from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 
 
 def token_stats(
@@ -149,7 +149,4 @@ def numpy_finish(
     if "argmax" in extras:
         out["argmax"] = np.empty(len(state), np.int64)
     rows.finish(state, vocab, **out)
-    shaped = {name: array.reshape(shape) for name, array in out.items()}
-    return TokenStats(
-        *(shaped[name] for name in DIFFERENTIABLE), {name: shaped[name] for name in extras}
-    )
+    return stats_of({name: array.reshape(shape) for name, array in out.items()}, extras)

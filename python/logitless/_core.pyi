@@ -1,0 +1,128 @@
+"""Types of the compiled core. Private: the functions of the logitless package wrap it.
+
+An Array is anything with __dlpack__ on the CPU: a torch tensor or a NumPy array. Outputs are given
+by the caller and written in place. tests/test_stubs.py keeps the parameters in step with the code.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+class Array(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+# Width of the vocabulary tiles that are numbered for sampling.
+BLOCK: int
+
+class Rows:
+    def __init__(
+        self,
+        n: int,
+        *,
+        targets: Array | None = None,
+        mask: Array | None = None,
+        row_scale: Array | None = None,
+        scale: float = 1.0,
+        bias: Array | None = None,
+        pre: float = 1.0,
+        softcap: float = 0.0,
+        threads: int = 0,
+    ) -> None: ...
+    def forward(
+        self,
+        logits: Array,
+        state: Array,
+        *,
+        start: int = 0,
+        first: bool = True,
+        extras: bool = False,
+    ) -> None: ...
+    def finish(
+        self,
+        state: Array,
+        vocab: int,
+        *,
+        logp: Array,
+        entropy: Array,
+        lse: Array,
+        row_ids: Array | None = None,
+        varentropy: Array | None = None,
+        sum_p2: Array | None = None,
+        entropy_change: Array | None = None,
+        argmax: Array | None = None,
+    ) -> None: ...
+    def backward(
+        self,
+        logits: Array,
+        state: Array,
+        gradient: Array,
+        *,
+        start: int = 0,
+        g_logp: Array | None = None,
+        g_entropy: Array | None = None,
+        g_lse: Array | None = None,
+    ) -> None: ...
+    def sample(
+        self,
+        logits: Array,
+        state: Array,
+        best: Array,
+        *,
+        row_ids: Array,
+        seed: int,
+        step: int,
+        start: int = 0,
+        first: bool = True,
+    ) -> None: ...
+
+class Control(enum.Enum):
+    none = ...
+    drop_selected = ...
+    penalise_selected = ...
+    keep_selected = ...
+
+class KlEstimator(enum.Enum):
+    none = ...
+    k1 = ...
+    k2 = ...
+    k3 = ...
+
+def token_loss(
+    *,
+    logp: Array,
+    old_logp: Array | None,
+    advantages: Array,
+    weights: Array,
+    entropy: Array | None,
+    ref_logp: Array | None,
+    selected: Array | None,
+    g_logp: Array | None,
+    g_entropy: Array | None,
+    mean_advantage: float,
+    mean_logp: float,
+    grad_scale: float,
+    params: dict[str, Any],
+    threads: int = 0,
+) -> dict[str, Any]: ...
+def value_sums(
+    logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
+) -> int: ...
+def covariance_scores(
+    logp: Array,
+    advantages: Array,
+    mask: Array | None,
+    old_logp: Array | None,
+    scores: Array,
+    candidate: Array,
+    band: dict[str, Any],
+    threads: int = 0,
+) -> None: ...
+def ordered_scores(values: Array, scores: Array, threads: int = 0) -> None: ...
+def random_scores(ids: Array, seed: int, step: int, scores: Array, threads: int = 0) -> None: ...
+def radix_histogram(
+    scores: Array, ids: Array, prefix_score: int, prefix_inverted_id: int, level: int, bins: Array
+) -> None: ...
+def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
+def build_info() -> dict[str, Any]: ...
+def default_threads() -> int: ...

@@ -1,0 +1,277 @@
+"""policy_loss in torch: against autograd of the plain formula; dtypes, splits, verl's scope."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from loss_cases import SELECTING, SPECS, Batch, make_batch
+
+from logitless import reference
+from logitless.loss.presets import presets
+from logitless.loss.spec import Clip, ClipCov, EntropyBonus, KLCov, PolicyLossSpec, TopEntropy
+from logitless.ops.batch_stats import batch_stats
+from logitless.ops.policy_loss import policy_loss
+
+torch = pytest.importorskip("torch")
+
+
+def tensors(batch: Batch) -> dict[str, Any]:
+    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in vars(batch).items()}
+
+
+def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
+    """The loss as one writes it in torch: full tensors, torch.where, autograd."""
+    zero, mask = torch.zeros((), dtype=torch.float64), t["mask"]
+    logp, old, ref, h, a = (
+        torch.where(mask, t[name], zero)
+        for name in ("logp", "old_logp", "ref_logp", "entropy", "advantages")
+    )
+    ratio = (logp - old).exp()
+    loss = -a * ratio
+    if isinstance(spec.surrogate, Clip):
+        clip = spec.surrogate
+        loss = torch.max(loss, -a * ratio.clamp(1 - clip.low, 1 + clip.high))
+        if clip.dual is not None:
+            loss = torch.where(a < 0, torch.min(loss, -a * clip.dual), loss)
+    if isinstance(spec.control, ClipCov):
+        loss = torch.where(selected, zero, loss)
+    if isinstance(spec.control, TopEntropy):
+        loss = torch.where(selected, loss, zero)
+    if isinstance(spec.control, KLCov):
+        loss = loss + torch.where(selected, spec.control.coefficient * (logp - old).abs(), zero)
+    if spec.kl is not None:
+        x = logp - ref
+        kl = {"k1": x, "k2": x**2 / 2, "k3": (-x).exp() - 1 + x}[spec.kl.estimator]
+        loss = loss + spec.kl.coefficient * kl
+    if spec.entropy is not None:
+        loss = loss - spec.entropy.coefficient * h
+    per_sequence = torch.where(mask, loss, zero).sum(-1)
+    lengths = mask.sum(-1)
+    sequences = (lengths > 0).sum()
+    return {
+        "token-mean": lambda: per_sequence.sum() / mask.sum(),
+        "token-sum": lambda: per_sequence.sum(),
+        "seq-mean-token-sum": lambda: per_sequence.sum() / sequences,
+        "seq-mean-token-mean": lambda: (per_sequence / lengths.clamp(min=1)).sum() / sequences,
+        "seq-mean-token-sum-norm": lambda: (
+            per_sequence.sum() / (sequences * (spec.max_length or mask.shape[1]))
+        ),
+    }[spec.aggregation]()
+
+
+def with_grad(t: dict[str, Any]) -> dict[str, Any]:
+    return {k: x.clone().requires_grad_(k in ("logp", "entropy")) for k, x in t.items()}
+
+
+def ours(t: dict[str, Any], spec: PolicyLossSpec, **options: Any) -> Any:
+    return policy_loss(
+        t["logp"], t["old_logp"], t["advantages"], t["mask"], spec, entropy=t["entropy"],
+        ref_logp=t["ref_logp"], **{"token_ids": t["token_ids"], **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_against_autograd_of_the_plain_formula(spec: PolicyLossSpec) -> None:
+    batch = make_batch(20)
+    t = tensors(batch)
+    chosen = reference.select(
+        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
+        entropy=batch.entropy, token_ids=batch.token_ids,
+    )  # fmt: skip
+    selected = torch.from_numpy(np.isin(batch.token_ids, chosen))
+    plain, mine = with_grad(t), with_grad(t)
+    expected = plain_loss(plain, spec, selected)
+    out = ours(mine, spec)
+    assert out.loss.dtype == torch.float64 and out.loss.shape == ()
+    torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=1e-14)
+    (3.0 * expected).backward()
+    (3.0 * out.loss).backward()
+    for name in ("logp", "entropy"):
+        wanted, got = plain[name].grad, mine[name].grad
+        if got is None:
+            assert spec.entropy is None and name == "entropy"
+            continue
+        mask = t["mask"]
+        torch.testing.assert_close(got[mask], wanted[mask], rtol=1e-12, atol=1e-15)
+        assert (got[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["ppo", "k3", "entropy", "dual", "many_top_entropy"])
+def test_gradcheck(name: str) -> None:
+    batch = make_batch(21)
+    keep = batch.mask
+    flat = {k: torch.from_numpy(x[keep]) for k, x in vars(batch).items()}
+    spec = replace(SPECS[name], aggregation="token-mean")
+
+    def f(logp: Any, entropy: Any) -> Any:
+        return ours({**flat, "logp": logp, "entropy": entropy}, spec).loss
+
+    inputs = tuple(flat[k].clone().requires_grad_() for k in ("logp", "entropy"))
+    assert torch.autograd.gradcheck(f, inputs, eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_narrow_dtypes(dtype: str) -> None:
+    """Computed wide from the inputs as given: only the gradient rounds to the input's dtype."""
+    kind = getattr(torch, dtype)
+    t = tensors(make_batch(22, spread=0.2))
+    t = {k: x.to(kind) if x.is_floating_point() else x for k, x in t.items()}
+    narrow = with_grad(t)
+    out = ours(narrow, SPECS["entropy"])
+    assert out.loss.dtype == torch.float32
+    out.loss.backward()
+    wide = {k: x.double() if x.is_floating_point() else x for k, x in t.items()}
+    expected = with_grad(wide)
+    plain_loss(expected, SPECS["entropy"], None).backward()
+    assert narrow["logp"].grad.dtype == kind and narrow["entropy"].grad.dtype == kind
+    mask, eps = t["mask"], torch.finfo(kind).eps
+    torch.testing.assert_close(
+        narrow["logp"].grad[mask].double(), expected["logp"].grad[mask], rtol=eps, atol=eps / 100
+    )
+
+
+@pytest.mark.parametrize("spec", SELECTING.values(), ids=SELECTING)
+def test_micro_batches_accumulate_the_gradient_of_the_batch(spec: PolicyLossSpec) -> None:
+    batch = make_batch(23, dtype=np.float32)
+    t = tensors(batch)
+    stats = batch_stats(
+        t["logp"], t["advantages"], t["mask"], spec, old_logp=t["old_logp"],
+        entropy=t["entropy"], token_ids=t["token_ids"], seed=0, step=0,
+    )  # fmt: skip
+    assert stats.selected.dtype == torch.int64
+    whole, pieces = with_grad(t), with_grad(t)
+    ours(whole, spec).loss.backward()
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        piece = {k: x[rows] for k, x in pieces.items()}
+        ours(piece, spec, batch=stats).loss.backward()
+    torch.testing.assert_close(pieces["logp"].grad, whole["logp"].grad, rtol=1e-6, atol=1e-9)
+
+
+def test_ranks_whose_gradients_are_averaged() -> None:
+    """grad_scale = world_size undoes DDP's mean over ranks."""
+    t = tensors(make_batch(24))
+    stats = batch_stats(
+        t["logp"], t["advantages"], t["mask"], presets["ppo"], token_ids=t["token_ids"],
+        seed=0, step=0,
+    )  # fmt: skip
+    whole = with_grad(t)
+    ours(whole, presets["ppo"]).loss.backward()
+    ranks = with_grad(t)
+    for rows in (slice(0, 3), slice(3, 6)):
+        piece = {k: x[rows] for k, x in ranks.items()}
+        (ours(piece, presets["ppo"], batch=stats, grad_scale=2.0).loss / 2).backward()
+    torch.testing.assert_close(ranks["logp"].grad, whole["logp"].grad)
+
+
+# ---- verl's own selection, per call
+
+
+def verl_clip_cov(t: dict[str, Any], control: ClipCov, surrogate: Clip) -> Any:
+    """What a per-call Clip-Cov zeroes: masked means of the call, torch.randperm of candidates."""
+    mask = t["mask"]
+    lp, a, old = (
+        torch.where(mask, t[k], torch.zeros(())) for k in ("logp", "advantages", "old_logp")
+    )
+    n = mask.sum()
+    cov = (a - a[mask].sum() / n) * (lp - lp[mask].sum() / n)
+    ratio = (lp - old).exp()
+    clipped = -a * ratio.clamp(1 - surrogate.low, 1 + surrogate.high) > -a * ratio
+    inside = (cov > control.low) & (cov < control.high) & mask & ~clipped
+    places = inside.nonzero()
+    k = max(int(control.fraction * int(n)), 1)
+    places = places[torch.randperm(len(places))[:k]]
+    selected = torch.zeros_like(mask)
+    selected[places[:, 0], places[:, 1]] = True
+    return selected
+
+
+def test_micro_scope_draws_as_verl_does() -> None:
+    t = tensors(make_batch(25))
+    control, surrogate = ClipCov(0.2, -1.0, 1.0, scope="micro"), Clip(0.2, 0.2)
+    spec = PolicyLossSpec(surrogate=surrogate, control=control)
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        selected = verl_clip_cov(t, control, surrogate)
+        torch.manual_seed(seed)
+        plain, mine = with_grad(t), with_grad(t)
+        plain_loss(plain, spec, selected).backward()
+        out = ours(mine, spec)
+        out.loss.backward()
+        mask = t["mask"]
+        torch.testing.assert_close(mine["logp"].grad[mask], plain["logp"].grad[mask])
+        assert float(out.metrics["actor/cov_selected"]) == pytest.approx(
+            float(selected.sum() / mask.sum())
+        )
+        drawn.append(selected)
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_micro_scope_depends_on_the_cut_and_batch_scope_does_not() -> None:
+    """What verl#7829 is about: at least one token per call, so more calls act on more tokens."""
+    t = tensors(make_batch(26))
+    shares = {}
+    for scope in ("micro", "batch"):
+        spec = replace(presets["kl_cov"], control=KLCov(0.01, 1.0, scope=scope))
+        stats = batch_stats(
+            t["logp"], t["advantages"], t["mask"], spec, token_ids=t["token_ids"], seed=0, step=0
+        )
+        for rows in (6, 1):
+            pieces = ({k: x[i : i + rows] for k, x in t.items()} for i in range(0, 6, rows))
+            outs = [ours(p, spec, batch=stats) for p in pieces]
+            share = sum(float(o.metrics["actor/cov_selected"]) for o in outs)
+            shares[scope, rows] = round(share * stats.count)
+    assert shares["batch", 6] == shares["batch", 1] == shares["micro", 6] == 1
+    assert shares["micro", 1] == 5
+
+
+# ---- autograd's manners
+
+
+def test_metrics_are_detached_float32_scalars() -> None:
+    out = ours(with_grad(tensors(make_batch())), SPECS["k3"])
+    assert {"actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/cov_mean"} <= set(out.metrics)
+    for value in out.metrics.values():
+        assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad
+
+
+def test_nothing_requires_grad_where_nothing_should() -> None:
+    t = tensors(make_batch())
+    assert not ours(t, presets["ppo"]).loss.requires_grad
+    with torch.no_grad():
+        assert not ours(with_grad(t), presets["ppo"]).loss.requires_grad
+    only_entropy = {**t, "entropy": t["entropy"].clone().requires_grad_()}
+    bonus = replace(presets["ppo"], entropy=EntropyBonus(0.5))
+    ours(only_entropy, bonus).loss.backward()
+    mask = t["mask"]
+    expected = torch.where(mask, -0.5 / mask.sum(), 0.0).double()
+    torch.testing.assert_close(only_entropy["entropy"].grad, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["old_logp", "advantages", "ref_logp"])
+def test_data_may_not_require_grad(name: str) -> None:
+    t = tensors(make_batch())
+    t[name] = t[name].clone().requires_grad_()
+    with pytest.raises(ValueError, match=f"{name} is data"):
+        ours(t, SPECS["k3"])
+
+
+@pytest.mark.parametrize("name", ["ppo", "entropy"])
+def test_the_op_is_a_good_citizen(name: str) -> None:
+    """torch's own checks: schema, fake kernel, autograd registration, compilation."""
+    from logitless.ops.given_gradient import given_gradient
+
+    logp, entropy = (torch.rand(5, requires_grad=True) for _ in range(2))
+    bonus = (entropy, torch.rand(5)) if name == "entropy" else (None, None)
+    arguments = (torch.rand(()), logp, torch.rand(5), *bonus)
+    torch.library.opcheck(given_gradient, arguments)
+
+
+def test_double_backward_raises() -> None:
+    t = with_grad(tensors(make_batch()))
+    loss = ours(t, presets["ppo"]).loss
+    with pytest.raises(RuntimeError, match="policy_loss: double backward"):
+        torch.autograd.grad(loss, t["logp"], create_graph=True)
