@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
     2.
     """
-    options = make_parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return int(options.run(options))
     except (
@@ -28,6 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")
         return 2
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes positionals in one run: overrides after an option come back as left over."""
+    parser = make_parser()
+    options, left = parser.parse_known_args(arguments)
+    overrides = getattr(options, "overrides", None)
+    if any(argument.startswith("-") for argument in left) or (left and overrides is None):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if overrides is not None:
+        options.overrides = [*overrides, *left]
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -143,8 +155,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
     import logitless._core as core
 
-    print(f"logitless     {__version__}")
-    print(f"python        {platform.python_version()} on {platform.machine()}")
+    print(f"logitless      {__version__}")
+    print(f"python         {platform.python_version()} on {platform.machine()}")
     for package in (
         "numpy",
         "torch",
@@ -158,9 +170,9 @@ def _doctor(options: argparse.Namespace) -> int:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
-        print(f"{package:<13} {version}")
+        print(f"{package:<14} {version}")
     for key, value in core.build_info().items():
-        print(f"{key:<13} {_joined(value)}")
+        print(f"{key:<14} {_joined(value)}")
     return 0
 
 
