@@ -153,7 +153,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import importlib.metadata
     import platform
 
-    import logitless._core as core
+    import logitless as ll
 
     print(f"logitless      {__version__}")
     print(f"python         {platform.python_version()} on {platform.machine()}")
@@ -171,7 +171,7 @@ def _doctor(options: argparse.Namespace) -> int:
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
         print(f"{package:<14} {version}")
-    for key, value in core.build_info().items():
+    for key, value in ll.build_info().items():
         print(f"{key:<14} {_joined(value)}")
     return 0
 
