@@ -46,6 +46,8 @@ def test_help_and_errors_load_nothing_heavy() -> None:
     [
         (["train", "nowhere.yaml"], "recipe 'nowhere.yaml' is no file"),
         (["demo", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
+        (["train", "demo", "--out", "x", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
+        (["train", "demo", "steps=1", "--resume", "seed=1", "stpes=1"], "'stpes' is unknown"),
         (["demo", "methods.grpo.preset=grop"], "preset 'grop' is unknown; did you mean 'grpo'?"),
         (["demo", "task.name=sum"], "task 'sum' is unknown; did you mean 'sum_to_n'?"),
         (["demo", "task.name=no_such_module:Task"], "No module named 'no_such_module'"),
@@ -66,6 +68,14 @@ def test_mistakes_are_one_line_and_status_2(
     assert error.count("\n") == 1
     # A mistake is found before anything is written.
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--otu", "x"], ["losses", "x"], ["nothing"], []])
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: logitless" in capsys.readouterr().err
 
 
 def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
+    from logitless._core import build_info
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
     from logitless.loss.aggregation import Totals
@@ -55,6 +56,7 @@ _HOMES = {
     "Totals": "logitless.loss.aggregation",
     "Unclipped": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
+    "build_info": "logitless._core",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
@@ -87,6 +89,7 @@ __all__ = [
     "Unclipped",
     "__version__",
     "batch_stats",
+    "build_info",
     "covariance",
     "fit_entropy_law",
     "linear_policy_loss",

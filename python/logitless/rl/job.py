@@ -129,8 +129,7 @@ def finish(
     head_bytes: dict[str, int],
 ) -> list[str]:
     """Writes what there is; returns the lines a run ends with."""
-    vocab_size = recipe.model.vocab_size or 0
-    summary = report.summarize(runs, head_bytes, vocab_size, recipe.update.minibatches)
+    summary = report.summarize(runs, head_bytes)
     gaps = [row["logp_gap"] for rows in runs.values() for row in rows]
     details = {
         "complete": all(len(rows) == recipe.steps for rows in runs.values()),

@@ -20,6 +20,17 @@ Runs = dict[str, list[Row]]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 SMOOTH = 5
 
+# The parts of a step in their order, as train.py clocks them.
+PARTS = [
+    "rollout body",
+    "rollout head",
+    "reward",
+    "train body",
+    "train head",
+    "optimizer",
+    "entropy probe",
+]
+
 
 def save_plots(folder: Path, runs: Runs, laws: dict[str, Any]) -> dict[str, Path]:
     """Draws what the metrics allow; returns title -> PNG."""
@@ -94,14 +105,13 @@ def time_plot(runs: Runs) -> Figure:
     is spread over all.
     """
     figure, axes = _figure(1)
-    parts = sorted(
-        {k for rows in runs.values() for row in rows for k in row if k.startswith("seconds/")}
-    )
     left = np.zeros(len(runs))
-    for part, color in zip(parts, [*COLORS, "#999999", "#f0e442"], strict=False):
-        means = np.array([np.mean([row.get(part, 0.0) for row in rows]) for rows in runs.values()])
-        axes[0].barh(list(runs), means, left=left, color=color, label=part.removeprefix("seconds/"))
-        left += means
+    for part, color in zip(PARTS, [*COLORS, "#999999"], strict=True):
+        means = [
+            np.mean([row.get(f"seconds/{part}", 0.0) for row in rows]) for rows in runs.values()
+        ]
+        axes[0].barh(list(runs), means, left=left, color=color, label=part)
+        left += np.array(means)
     axes[0].set(xlabel="seconds per step")
     axes[0].invert_yaxis()
     axes[0].legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))

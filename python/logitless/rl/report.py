@@ -20,29 +20,24 @@ LAW_POINTS = 5
 NOTES = [
     f"“first” and “last” are means over the first and the last {metrics.WINDOW} steps. "
     "Entropy is in nats per sampled token. Rewards are the share of right answers.",
+    "In the plots a faint line is a step, a strong one the mean of the last five. The bar at "
+    "exp(entropy) = 1 is the 95% interval of the law's ceiling, steps taken as independent.",
     "The law R = -a exp(H) + b is fitted to one point a step of this run alone. Reward rises and "
     "entropy falls throughout, so any monotone curve fits well; a ceiling b - a above 1 is no "
     "prediction, since a reward cannot exceed 1.",
 ]
 
 
-def summarize(
-    runs: dict[str, list[Row]], head_bytes: dict[str, int], vocab_size: int, minibatches: int
-) -> dict[str, Any]:
+def summarize(runs: dict[str, list[Row]], head_bytes: dict[str, int]) -> dict[str, Any]:
     """Per method: the numbers of summary.json. Bytes of the head are None where they were not
     measured.
     """
-    return {
-        name: _summarize(rows, head_bytes.get(name), vocab_size, minibatches)
-        for name, rows in runs.items()
-        if rows
-    }
+    return {name: _summarize(rows, head_bytes.get(name)) for name, rows in runs.items() if rows}
 
 
-def _summarize(rows: list[Row], head_bytes: int | None, vocab_size: int, minibatches: int) -> Row:
+def _summarize(rows: list[Row], head_bytes: int | None) -> Row:
     law = fit_law(rows)
     keys = ("a", "b", "ceiling", "r2", "interval")
-    tokens = max(metrics.column(rows, "tokens")) / minibatches
     return {
         "reward_first": metrics.first(rows, "reward"),
         "reward_last": metrics.last(rows, "reward"),
@@ -54,8 +49,7 @@ def _summarize(rows: list[Row], head_bytes: int | None, vocab_size: int, minibat
         "seconds": sum(metrics.column(rows, "seconds")),
         "peak_memory_bytes": max(metrics.column(rows, "peak_memory_bytes")),
         "head_memory_bytes": head_bytes,
-        # One fp32 [tokens, vocabulary] tensor of a minibatch; a plain step holds several.
-        "full_logits_bytes": int(tokens * vocab_size * 4),
+        "full_logits_bytes": max(metrics.column(rows, "full_logits_bytes")),
     }
 
 

@@ -98,6 +98,9 @@ def train(
             "selected_tokens": update.selected_tokens,
         }
         row |= update.metrics
+        # One fp32 [tokens, vocabulary] tensor of a minibatch: what the head never holds.
+        rows_at_once = row["tokens"] / recipe.update.minibatches
+        row["full_logits_bytes"] = int(rows_at_once * len(policy.weight) * 4)
         if probe is not None:
             with clock("entropy probe"):
                 change_ = probe.change()
