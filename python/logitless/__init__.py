@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
-    from logitless._core import build_info
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
     from logitless.loss.aggregation import Totals
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         Unclipped,
     )
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
+    from logitless.ops.build import build_info
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -56,7 +56,7 @@ _HOMES = {
     "Totals": "logitless.loss.aggregation",
     "Unclipped": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
-    "build_info": "logitless._core",
+    "build_info": "logitless.ops.build",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
