@@ -1,213 +1,283 @@
-"""What is timed: each case makes its inputs, our op, plain torch, the floor, and the oracle."""
+"""What is timed: a row per op, with its inputs, its truth, its floors, its bytes and its FLOPs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-import logitless as ll
+from benchmarks import calls
+from benchmarks.case import Call, Expected, Op, Oracle, Results, Setting
+from benchmarks.contenders import SPEC, our_rows
+from benchmarks.inputs import (
+    HeadInputs,
+    RowInputs,
+    TokenInputs,
+    head_inputs,
+    row_inputs,
+    token_inputs,
+)
 from logitless import reference
 
-VOCAB = 151_936
-Results = dict[str, Tensor]
+# Per logit: compare, subtract, exp (counted as one), one sum, one multiply-add.
+FORWARD_FLOPS = 6
+# Per logit: subtract, exp, log p + H, two multiply-adds, scale.
+BACKWARD_FLOPS = 8
+# Share of rows of the policy loss that have a gradient: half have no advantage, half of the rest is
+# clipped on one side or the other.
+TARGET_BYTES, STAT_BYTES = 8, 4
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One case at one number of rows. Each function returns its results by name."""
-
-    ours: Callable[[], Results]
-    plain: Callable[[], Results]
-    # The least any implementation must do: the reads and writes, or the bare matrix products.
-    floor: Callable[[], Results]
-    oracle: Callable[[], dict[str, np.ndarray]]
+def f64(tensor: Tensor) -> npt.NDArray[np.float64]:
+    return tensor.detach().double().cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    rows: int
-    make: Callable[[int], Problem]  # rows -> Problem
-    work: float  # what the floor moves (bytes) or computes (FLOP), at `rows`
-    unit: str
+# ---- rows
 
 
-def plain_stats(logits: Tensor, targets: Tensor) -> Results:
-    """What a trainer without us writes."""
-    log_p = logits.float().log_softmax(-1)
-    logp = log_p.gather(-1, targets[:, None])[:, 0]
-    return {"logp": logp, "entropy": -(log_p.exp() * log_p).sum(-1)}
+def rows_oracle(x: RowInputs) -> Oracle:
+    z, targets, up = f64(x.logits), x.targets.cpu().numpy(), f64(x.upstream)
+    values = reference.token_stats(z, targets)
+
+    @functools.cache
+    def gradient(with_entropy: bool) -> npt.NDArray[np.float64]:
+        g = {"g_logp": up, "g_entropy": up if with_entropy else 0.0}
+        return reference.token_stats_backward(z, targets, **g)[0]
+
+    def expected(results: Results) -> Expected:
+        grads = {"dlogits": gradient("entropy" in results)} if "dlogits" in results else {}
+        return {**values, **grads}
+
+    return expected
 
 
-def our_stats(stats: ll.TokenStats) -> Results:
-    return {"logp": stats.logp, "entropy": stats.entropy}
+def read_floor(x: RowInputs) -> dict[str, Call]:
+    return {"max read": Call(lambda _: {"max": calls.amax(x.logits)})}
 
 
-def with_gradients(results: Results, upstream: Tensor, **leaves: Tensor) -> Results:
-    """`results` and the gradients of sum(upstream * (logp + entropy)) in the leaves."""
-    outputs = [results["logp"], results["entropy"]]
-    grads = torch.autograd.grad(outputs, list(leaves.values()), [upstream, upstream])
-    return {**results, **{f"d{name}": g for name, g in zip(leaves, grads, strict=True)}}
+def copy_floor(x: RowInputs) -> dict[str, Call]:
+    into = torch.empty_like(x.logits)
+    return {
+        "copy": Call(lambda _: {"copy": into.copy_(x.logits)}),
+        "copy in place": Call(lambda _: {"copy": into.mul_(1.0)}),
+    }
 
 
-def rows_case(dtype: torch.dtype, rows: int, backward: bool) -> Case:
-    """Statistics of given logits; with `backward` their gradient too."""
-
-    def make(n: int) -> Problem:
-        g = torch.Generator().manual_seed(0)
-        logits = (3.0 * torch.randn(n, VOCAB, generator=g)).to(dtype).requires_grad_(backward)
-        targets = torch.randint(VOCAB, (n,), generator=g)
-        upstream = torch.randn(n, generator=g)
-        scratch = torch.empty_like(logits, requires_grad=False) if backward else None
-
-        def finish(results: Results) -> Results:
-            return with_gradients(results, upstream, logits=logits) if backward else results
-
-        def floor() -> Results:
-            data = logits.detach()
-            row_max = data.amax(-1)
-            if scratch is not None:
-                torch.mul(data, 0.5, out=scratch)
-            return {"row_max": row_max}
-
-        def oracle() -> dict[str, np.ndarray]:
-            z, t, up = logits.detach().double().numpy(), targets.numpy(), upstream.double().numpy()
-            expected = reference.token_stats(z, t)
-            if backward:
-                grad, _ = reference.token_stats_backward(z, t, g_logp=up, g_entropy=up)
-                expected["dlogits"] = grad
-            return expected
-
-        return Problem(
-            ours=lambda: finish(our_stats(ll.token_stats(logits, targets))),
-            plain=lambda: finish(plain_stats(logits, targets)),
-            floor=floor,
-            oracle=oracle,
-        )
-
-    # Forward reads the logits; backward reads them again and writes as many bytes of gradient.
-    size = dtype.itemsize * rows * VOCAB
-    kind = "forward+backward" if backward else "forward"
-    name = f"rows {kind} [{rows}, {VOCAB}] {str(dtype).removeprefix('torch.')}"
-    return Case(name, rows, make, size * (3 if backward else 1), "GB/s")
+def fresh_floor(x: RowInputs) -> dict[str, Call]:
+    """The pages of a new tensor cost more than the bytes."""
+    return {"copy into a new tensor": Call(lambda _: {"copy": x.logits.clone()})}
 
 
-def head_inputs(n: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden [n, width], weight [VOCAB, width], targets [n], and a random float [n]."""
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, width, generator=g).to(dtype).requires_grad_()
-    weight = (3.0 * width**-0.5 * torch.randn(VOCAB, width, generator=g)).to(dtype)
-    targets = torch.randint(VOCAB, (n,), generator=g)
-    return hidden, weight.requires_grad_(), targets, torch.randn(n, generator=g)
+def read_and_copy_floor(x: RowInputs) -> dict[str, Call]:
+    into = torch.empty_like(x.logits)
+
+    def run(_: None) -> Results:
+        return {"max": calls.amax(x.logits), "copy": into.copy_(x.logits)}
+
+    return {"max read + copy": Call(run)}
 
 
-def three_products(hidden: Tensor, weight: Tensor) -> Callable[[], Results]:
-    """The logits, and the two products with their gradient: nothing with a head does less."""
-    h, w = hidden.detach(), weight.detach()
-    logits = torch.empty(len(h), len(w), dtype=h.dtype)
-
-    def run() -> Results:
-        torch.mm(h, w.t(), out=logits)
-        return {"dhidden": logits @ w, "dweight": logits.t() @ h}
-
-    return run
+def forward_variants(x: RowInputs) -> dict[str, Call]:
+    """16-bit logits against the same numbers in float32."""
+    if x.logits.dtype == torch.float32:
+        return {}
+    wide = x.logits.float()
+    return {"logitless on float32": Call(lambda _: our_rows(wide, x.targets))}
 
 
-def head_oracle(
-    hidden: Tensor, weight: Tensor, targets: Tensor, g_logp: np.ndarray, g_entropy: np.ndarray
-) -> dict[str, np.ndarray]:
-    h, w = (x.detach().double().numpy() for x in (hidden, weight))
-    upstream = {"g_logp": g_logp, "g_entropy": g_entropy}
-    dh, dw, _ = reference.linear_token_stats_backward(h, w, targets.numpy(), **upstream)
-    return {"dhidden": dh, "dweight": dw}
+def forward_bytes(s: Setting) -> dict[str, int]:
+    return {
+        "read logits": s.rows * s.vocab * s.itemsize,
+        "read targets": s.rows * TARGET_BYTES,
+        "write logp, entropy": s.rows * 2 * STAT_BYTES,
+    }
 
 
-def head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
-    h, w = (x.detach().double().numpy() for x in (hidden, weight))
-    return reference.linear_token_stats(h, w, targets.numpy())
+def extras_bytes(s: Setting) -> dict[str, int]:
+    return {**forward_bytes(s), "write extras": s.rows * (3 * STAT_BYTES + 8)}
 
 
-def linear_case(dtype: torch.dtype, rows: int, width: int) -> Case:
-    """Statistics of hidden x weight and the gradients of both."""
-
-    def make(n: int) -> Problem:
-        hidden, weight, targets, upstream = head_inputs(n, width, dtype)
-
-        def finish(results: Results) -> Results:
-            return with_gradients(results, upstream, hidden=hidden, weight=weight)
-
-        def oracle() -> dict[str, np.ndarray]:
-            up = upstream.double().numpy()
-            grads = head_oracle(hidden, weight, targets, up, up)
-            return {**head_scores(hidden, weight, targets), **grads}
-
-        return Problem(
-            ours=lambda: finish(our_stats(ll.linear_token_stats(hidden, weight, targets))),
-            plain=lambda: finish(plain_stats(hidden @ weight.t(), targets)),
-            floor=three_products(hidden, weight),
-            oracle=oracle,
-        )
-
-    name = f"linear forward+backward N={rows} H={width} {str(dtype).removeprefix('torch.')}"
-    return Case(name, rows, make, 3 * 2.0 * rows * width * VOCAB, "GFLOP/s")
+def backward_bytes(s: Setting) -> dict[str, int]:
+    return {
+        "read logits again": s.rows * s.vocab * s.itemsize,
+        "write dlogits": s.rows * s.vocab * s.itemsize,
+        "read targets, gradients, max and sum": s.rows * (TARGET_BYTES + 4 * STAT_BYTES),
+    }
 
 
-def policy_case(dtype: torch.dtype, rows: int, width: int) -> Case:
-    """The PPO loss of hidden x weight and its gradients; half the advantages are zero, as those of
-    groups that are all right or all wrong."""
-    spec = ll.presets["ppo"]
-
-    def make(n: int) -> Problem:
-        hidden, weight, targets, advantages = head_inputs(n, width, dtype)
-        advantages[: n // 2] = 0.0
-        mask = torch.ones(n, dtype=torch.bool)
-        scores = head_scores(hidden[:8], weight, targets[:8])["logp"].mean()
-        # Ratios on both sides of the clip.
-        old_logp = torch.full((n,), float(scores))
-
-        def gradients(loss: Tensor) -> Results:
-            dhidden, dweight = torch.autograd.grad(loss, [hidden, weight])
-            return {"loss": loss, "dhidden": dhidden, "dweight": dweight}
-
-        def ours() -> Results:
-            data = (targets, old_logp, advantages, mask)
-            return gradients(ll.linear_policy_loss(hidden, weight, *data, spec).loss)
-
-        def plain() -> Results:
-            stats = plain_stats(hidden @ weight.t(), targets)
-            ratio = (stats["logp"] - old_logp).exp()
-            gain = torch.minimum(advantages * ratio, advantages * ratio.clamp(0.8, 1.2))
-            return gradients(-gain.mean())
-
-        def oracle() -> dict[str, np.ndarray]:
-            logp = head_scores(hidden, weight, targets)["logp"]
-            data = (old_logp.double().numpy(), advantages.double().numpy(), mask.numpy())
-            loss, _, g_logp, g_entropy = reference.policy_loss(logp, *data, spec)
-            grads = head_oracle(hidden, weight, targets, g_logp, g_entropy)
-            return {"loss": np.array(loss), **grads}
-
-        return Problem(ours, plain, three_products(hidden, weight), oracle)
-
-    name = f"policy loss+backward N={rows} H={width} {str(dtype).removeprefix('torch.')}"
-    return Case(name, rows, make, 3 * 2.0 * rows * width * VOCAB, "GFLOP/s")
+def rows_op(name: str, **parts: Any) -> Op:
+    return Op(name, "rows", inputs=row_inputs, oracle=rows_oracle, **parts)
 
 
-CASES = [
-    rows_case(torch.float32, 512, backward=False),
-    rows_case(torch.bfloat16, 512, backward=False),
-    rows_case(torch.float32, 512, backward=True),
-    rows_case(torch.bfloat16, 512, backward=True),
-    # A minibatch of the demo, and a head of a real small model.
-    linear_case(torch.float32, 160, 64),
-    policy_case(torch.float32, 160, 64),
-    linear_case(torch.bfloat16, 1024, 1024),
-]
-QUICK = [
-    rows_case(torch.float32, 32, backward=True),
-    linear_case(torch.float32, 32, 64),
-    policy_case(torch.float32, 32, 64),
-]
+def per_logit(flops: int) -> Any:
+    return lambda s: float(flops * s.rows * s.vocab)
+
+
+# ---- the head
+
+
+def head_arrays(x: HeadInputs) -> tuple[Any, Any, Any]:
+    return f64(x.hidden), f64(x.weight), x.targets.cpu().numpy()
+
+
+def head_oracle(x: HeadInputs) -> Oracle:
+    h, w, targets = head_arrays(x)
+    values = reference.linear_token_stats(h, w, targets)
+    up = f64(x.upstream)
+
+    @functools.cache
+    def gradient(with_entropy: bool) -> Any:
+        g = {"g_logp": up, "g_entropy": up if with_entropy else 0.0}
+        return reference.linear_token_stats_backward(h, w, targets, **g)
+
+    def expected(results: Results) -> Expected:
+        dhidden, dweight, _ = gradient("entropy" in results)
+        return {**values, "dhidden": dhidden, "dweight": dweight}
+
+    return expected
+
+
+def policy_oracle(x: HeadInputs) -> Oracle:
+    h, w, targets = head_arrays(x)
+    logp = reference.linear_token_stats(h, w, targets)["logp"]
+    loss, g_logp = loss_and_slope(logp, x.tokens)
+    dhidden, dweight, _ = reference.linear_token_stats_backward(h, w, targets, g_logp=g_logp)
+    return lambda _: {"loss": loss, "dhidden": dhidden, "dweight": dweight}
+
+
+def loss_and_slope(logp: npt.NDArray[Any], x: TokenInputs) -> tuple[Any, npt.NDArray[Any]]:
+    data = (f64(x.old_logp), f64(x.advantages), x.mask.cpu().numpy())
+    loss, _, slope, _ = reference.policy_loss(logp, *data, SPEC)
+    return np.array(loss), slope
+
+
+def sample_oracle(x: HeadInputs) -> Oracle:
+    """Any token may be drawn; its logp and the entropy are then given."""
+    h, w, _ = head_arrays(x)
+
+    def expected(results: Results) -> Expected:
+        drawn = results["token"].cpu().numpy()
+        return reference.linear_token_stats(h, w, drawn)
+
+    return expected
+
+
+def three_products(x: HeadInputs) -> dict[str, Call]:
+    return {"three bare products": calls.products(x, (len(x.hidden), len(x.hidden)))}
+
+
+def policy_floor(x: HeadInputs) -> dict[str, Call]:
+    """Rows without an advantage enter no backward product; clipped ones, not counted here, need
+    none either."""
+    active = int((x.tokens.advantages != 0).sum())
+    return {
+        "bare products, active rows": calls.products(x, (len(x.hidden), active)),
+        **three_products(x),
+    }
+
+
+def one_product(x: HeadInputs) -> dict[str, Call]:
+    return {"bare product": calls.products(x, (len(x.hidden), 0))}
+
+
+def head_bytes(s: Setting) -> dict[str, int]:
+    hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
+    return {
+        "read hidden, forward and for dweight": 2 * hidden,
+        "read weight, forward and for dhidden": 2 * weight,
+        "write dhidden": hidden,
+        "write dweight": weight,
+    }
+
+
+def sample_bytes(s: Setting) -> dict[str, int]:
+    hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
+    return {"read hidden": hidden, "read weight": weight}
+
+
+def product_flops(products: float) -> Any:
+    return lambda s: products * 2.0 * s.rows * s.width * s.vocab
+
+
+# ---- losses
+
+
+def loss_oracle(x: TokenInputs) -> Oracle:
+    loss, slope = loss_and_slope(f64(x.logp), x)
+    return lambda _: {"loss": loss, "dlogp": slope}
+
+
+def loss_floor(x: TokenInputs) -> dict[str, Call]:
+    out = torch.empty_like(x.logp)
+
+    def run(_: None) -> Results:
+        return {"sum": torch.add(x.logp, x.old_logp, out=out).mul_(x.advantages)}
+
+    return {"two passes": Call(run)}
+
+
+def loss_bytes(s: Setting) -> dict[str, int]:
+    return {
+        "read logp, old_logp, advantages": 3 * s.rows * STAT_BYTES,
+        "read mask": s.rows,
+        "write dlogp": s.rows * STAT_BYTES,
+    }
+
+
+OPS = [
+    rows_op(
+        "forward", families=("rows",), call=calls.rows_forward, floors=read_floor,
+        variants=forward_variants, bytes=forward_bytes, flops=per_logit(FORWARD_FLOPS),
+    ),
+    rows_op(
+        "forward with extras", families=("rows with extras",), call=calls.rows_forward,
+        floors=read_floor, bytes=extras_bytes, flops=per_logit(FORWARD_FLOPS + 5),
+        variants=lambda x: {"logitless, no extras": calls.rows_forward(our_rows, x)},
+    ),
+    rows_op(
+        "backward", families=("rows",), call=calls.rows_backward, floors=fresh_floor,
+        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS),
+    ),
+    rows_op(
+        "backward in place", families=("rows in place", "rows"),
+        call=calls.rows_backward_in_place, floors=copy_floor,
+        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS),
+    ),
+    rows_op(
+        "forward+backward", families=("rows",), call=calls.rows_both, floors=read_and_copy_floor,
+        bytes=lambda s: {**forward_bytes(s), **backward_bytes(s)},
+        flops=per_logit(FORWARD_FLOPS + BACKWARD_FLOPS),
+        variants=lambda x: {
+            "logitless, in place": calls.rows_both_in_place(
+                functools.partial(our_rows, inplace_backward=True), x
+            )
+        },
+    ),
+    Op(
+        "head forward+backward", "head", families=("head",), inputs=head_inputs,
+        call=calls.head_both, oracle=head_oracle, floors=three_products,
+        bytes=head_bytes, flops=product_flops(3),
+    ),
+    Op(
+        "head policy loss", "head", families=("policy",), inputs=head_inputs,
+        call=calls.policy_both, oracle=policy_oracle, floors=policy_floor,
+        # Half the rows have no advantage, hence no backward.
+        bytes=head_bytes, flops=product_flops(2),
+    ),
+    Op(
+        "head sample", "head", families=("sample",), inputs=head_inputs, call=calls.sample,
+        oracle=sample_oracle, floors=one_product, bytes=sample_bytes, flops=product_flops(1),
+        random=("token", "logp"),
+    ),
+    Op(
+        "policy loss", "losses", families=("loss",), inputs=token_inputs, call=calls.loss_both,
+        oracle=loss_oracle, floors=loss_floor, bytes=loss_bytes,
+        # A token's ratio, clip, dual clip, weight and slope; the exp counts as one.
+        flops=lambda s: 15.0 * s.rows,
+    ),
+]  # fmt: skip
+BY_NAME = {op.name: op for op in OPS}

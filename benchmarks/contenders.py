@@ -1,0 +1,135 @@
+"""Who always runs: this library, plain torch, and plain torch compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from benchmarks.case import Contender, Results
+from benchmarks.inputs import TokenInputs
+
+EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+# Clip range of the policy loss, and the dual clip that some peers cannot turn off.
+CLIP, DUAL = 0.2, 3.0
+SPEC = ll.PolicyLossSpec(surrogate=ll.Clip(CLIP, CLIP, dual=DUAL), aggregation="token-mean")
+
+
+def named(stats: ll.TokenStats) -> Results:
+    return {"logp": stats.logp, "entropy": stats.entropy, **stats.extras}
+
+
+def our_rows(logits: Tensor, targets: Tensor, **options: Any) -> Results:
+    return named(ll.token_stats(logits, targets, **options))
+
+
+def our_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
+    return named(ll.linear_token_stats(hidden, weight, targets))
+
+
+def our_policy(hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs) -> Results:
+    data = (tokens.old_logp, tokens.advantages, tokens.mask)
+    return {"loss": ll.linear_policy_loss(hidden, weight, targets, *data, SPEC).loss}
+
+
+def our_sample(hidden: Tensor, weight: Tensor) -> Results:
+    rows = torch.arange(len(hidden))
+    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows)._asdict()
+
+
+def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
+    out = ll.policy_loss(logp, tokens.old_logp, tokens.advantages, tokens.mask, SPEC)
+    return {"loss": out.loss}
+
+
+def plain_rows(logits: Tensor, targets: Tensor) -> Results:
+    """What a trainer without a library for it writes."""
+    log_p = logits.float().log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None])[:, 0]
+    return {"logp": logp, "entropy": -(log_p.exp() * log_p).sum(-1)}
+
+
+def plain_extras(logits: Tensor, targets: Tensor) -> Results:
+    log_p = logits.float().log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None])[:, 0]
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1)
+    surprise = log_p + entropy[:, None]
+    change = (p.square() * surprise).sum(-1) - logp.exp() * (logp + entropy)
+    return {
+        "logp": logp,
+        "entropy": entropy,
+        "varentropy": (p * surprise.square()).sum(-1),
+        "sum_p2": p.square().sum(-1),
+        "entropy_change": change,
+        "argmax": logits.argmax(-1),
+    }
+
+
+def plain_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
+    return plain_rows(hidden @ weight.t(), targets)
+
+
+def plain_loss(logp: Tensor, tokens: TokenInputs) -> Results:
+    """PPO's loss with dual clip; the mask is all true here, but a trainer's is not."""
+    a, mask = tokens.advantages, tokens.mask
+    ratio = (logp - tokens.old_logp).exp()
+    loss = torch.maximum(-a * ratio, -a * ratio.clamp(1 - CLIP, 1 + CLIP))
+    loss = torch.where(a < 0, torch.minimum(loss, -a * DUAL), loss)
+    return {"loss": (loss * mask).sum() / mask.sum()}
+
+
+def plain_sample(hidden: Tensor, weight: Tensor) -> Results:
+    log_p = (hidden @ weight.t()).float().log_softmax(-1)
+    p = log_p.exp()
+    token = torch.multinomial(p, 1)
+    logp = log_p.gather(-1, token)[:, 0]
+    return {"token": token[:, 0], "logp": logp, "entropy": -(p * log_p).sum(-1)}
+
+
+def policy_from(head: Callable[..., Results]) -> Callable[..., Results]:
+    """The policy loss of whoever gives log-probs, as a trainer would put it together."""
+
+    def policy(hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs) -> Results:
+        return plain_loss(head(hidden, weight, targets)["logp"], tokens)
+
+    return policy
+
+
+def compiled(function: Callable[..., Results]) -> Callable[..., Results]:
+    # Static shapes: the best case of a compiler.
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+PLAIN: dict[str, Callable[..., Results]] = {
+    "rows": plain_rows,
+    "rows with extras": plain_extras,
+    "head": plain_head,
+    "policy": policy_from(plain_head),
+    "sample": plain_sample,
+    "loss": plain_loss,
+}
+
+OURS = Contender(
+    "logitless",
+    "ours",
+    {
+        "rows": lambda: our_rows,
+        "rows in place": lambda: functools.partial(our_rows, inplace_backward=True),
+        "rows with extras": lambda: functools.partial(our_rows, extras=EXTRAS),
+        "head": lambda: our_head,
+        "policy": lambda: our_policy,
+        "sample": lambda: our_sample,
+        "loss": lambda: our_loss,
+    },
+)
+EAGER = Contender(
+    "torch eager", "torch", {name: functools.partial(lambda f: f, f) for name, f in PLAIN.items()}
+)
+COMPILED = Contender(
+    "torch.compile", "torch", {name: functools.partial(compiled, f) for name, f in PLAIN.items()}
+)

@@ -1,0 +1,154 @@
+"""What the ops are run on: Gaussian logits, or peaked ones of a chosen mean entropy.
+
+Gaussian logits of standard deviation 3 over 150,000 tokens have about 7.5 nats; a policy in training
+has 0.3 to 3, most tokens near zero and a few "forks" with much more. Both are reported, because an
+implementation may profit from one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Setting
+
+GAUSSIAN_SCALE = 3.0
+# Of the log of a row's scale: unequal enough that most rows are sure and some are forks.
+ROW_SPREAD = 0.4
+# Rows worked on at once, to hold little beside the logits themselves.
+CHUNK = 64
+# Log-ratios of the tokens, half of them beyond a clip of 0.2 and all far from its edge: a rounding
+# of logp must not decide which tokens are clipped.
+LOG_RATIOS = (-0.5, -0.1, 0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    logits: Tensor  # [N, V]
+    targets: Tensor  # [N]
+    upstream: Tensor  # [N] float32, the gradient that arrives at logp and at entropy
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    logp: Tensor  # [N] float32, as all of these but mask
+    old_logp: Tensor
+    advantages: Tensor
+    mask: Tensor  # bool
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    hidden: Tensor  # [N, H]
+    weight: Tensor  # [V, H]
+    targets: Tensor  # [N]
+    upstream: Tensor
+    # Half the advantages are zero, as in groups that are all right or all wrong.
+    tokens: TokenInputs
+
+
+def row_inputs(setting: Setting) -> RowInputs:
+    g = generator(setting)
+    logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
+    logits = scale_rows(logits, setting, g)
+    targets = choose_targets(logits, setting, g)
+    return RowInputs(logits, targets, normal(setting, g))
+
+
+def head_inputs(setting: Setting) -> HeadInputs:
+    g = generator(setting)
+    dtype, n, width = setting.torch_dtype, setting.rows, setting.width
+    hidden = torch.randn(n, width, generator=g, device=setting.device)
+    weight = torch.randn(setting.vocab, width, generator=g, device=setting.device)
+    weight = weight.mul_(width**-0.5).to(dtype)
+    hidden = scale_rows(hidden, setting, g, weight)
+    logits = torch.cat([part @ weight.t() for part in hidden.split(CHUNK)])
+    targets = choose_targets(logits, setting, g)
+    tokens = token_inputs(setting, logp_of(logits, targets))
+    return HeadInputs(hidden, weight, targets, normal(setting, g), tokens)
+
+
+def token_inputs(setting: Setting, logp: Tensor | None = None) -> TokenInputs:
+    g = generator(setting)
+    logp = -normal(setting, g).abs() if logp is None else logp
+    log_ratios = torch.tensor(LOG_RATIOS, device=setting.device)
+    picks = torch.randint(len(LOG_RATIOS), (setting.rows,), generator=g, device=setting.device)
+    advantages = normal(setting, g)
+    advantages[: setting.rows // 2] = 0.0
+    mask = torch.ones(setting.rows, dtype=torch.bool, device=setting.device)
+    return TokenInputs(logp, logp - log_ratios[picks], advantages, mask)
+
+
+def generator(setting: Setting) -> torch.Generator:
+    return torch.Generator(setting.device).manual_seed(0)
+
+
+def normal(setting: Setting, g: torch.Generator) -> Tensor:
+    return torch.randn(setting.rows, generator=g, device=setting.device)
+
+
+def scale_rows(
+    rows: Tensor,  # [N, V] logits of scale 1, or [N, H] hidden states that give them with `weight`
+    setting: Setting,
+    g: torch.Generator,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """`rows` times what gives their softmax the asked mean entropy, in the setting's dtype."""
+    if setting.logits == "gaussian":
+        return (GAUSSIAN_SCALE * rows).to(setting.torch_dtype)
+    rows *= (ROW_SPREAD * normal(setting, g)).exp_()[:, None]
+    scale = scale_for_entropy(rows, float(setting.logits), setting.torch_dtype, weight)
+    return rows.mul_(scale).to(setting.torch_dtype)
+
+
+def scale_for_entropy(
+    rows: Tensor, entropy: float, dtype: torch.dtype, weight: Tensor | None = None
+) -> float:
+    """The scale at which the mean entropy of softmax(scale * rows) is `entropy`, to 1%.
+
+    Bisection on the log of the scale: the entropy falls as it grows, from log V at 0.
+    """
+    low, high = -4.0, 8.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        found = mean_entropy(rows, 2.0**middle, dtype, weight)
+        if abs(found - entropy) <= 0.01 * entropy:
+            return float(2.0**middle)
+        low, high = (middle, high) if found > entropy else (low, middle)
+    raise ValueError(f"no scale gives a mean entropy of {entropy} nats")
+
+
+def mean_entropy(rows: Tensor, scale: float, dtype: torch.dtype, weight: Tensor | None) -> float:
+    total = 0.0
+    for part in rows.split(CHUNK):
+        logits = (scale * part).to(dtype)
+        if weight is not None:
+            logits = logits @ weight.t()
+        p = logits.float().softmax(-1)
+        total -= float(torch.special.xlogy(p, p).sum())
+    return total / len(rows)
+
+
+def choose_targets(logits: Tensor, setting: Setting, g: torch.Generator) -> Tensor:
+    """Drawn from the policy itself where it is peaked; any token where it is noise."""
+    if setting.logits == "gaussian":
+        return torch.randint(
+            logits.shape[1], (len(logits),), generator=g, device=setting.device
+        )
+    return torch.cat(
+        [torch.multinomial(p, 1, generator=g)[:, 0] for p in probabilities(logits)]
+    )
+
+
+def probabilities(logits: Tensor) -> Iterator[Tensor]:
+    return (part.float().softmax(-1) for part in logits.split(CHUNK))
+
+
+def logp_of(logits: Tensor, targets: Tensor) -> Tensor:
+    parts = zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.cat(
+        [z.float().log_softmax(-1).gather(-1, t[:, None])[:, 0] for z, t in parts]
+    )
