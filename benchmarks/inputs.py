@@ -135,12 +135,8 @@ def mean_entropy(rows: Tensor, scale: float, dtype: torch.dtype, weight: Tensor 
 def choose_targets(logits: Tensor, setting: Setting, g: torch.Generator) -> Tensor:
     """Drawn from the policy itself where it is peaked; any token where it is noise."""
     if setting.logits == "gaussian":
-        return torch.randint(
-            logits.shape[1], (len(logits),), generator=g, device=setting.device
-        )
-    return torch.cat(
-        [torch.multinomial(p, 1, generator=g)[:, 0] for p in probabilities(logits)]
-    )
+        return torch.randint(logits.shape[1], (len(logits),), generator=g, device=setting.device)
+    return torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p in probabilities(logits)])
 
 
 def probabilities(logits: Tensor) -> Iterator[Tensor]:
@@ -149,6 +145,4 @@ def probabilities(logits: Tensor) -> Iterator[Tensor]:
 
 def logp_of(logits: Tensor, targets: Tensor) -> Tensor:
     parts = zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.cat(
-        [z.float().log_softmax(-1).gather(-1, t[:, None])[:, 0] for z, t in parts]
-    )
+    return torch.cat([z.float().log_softmax(-1).gather(-1, t[:, None])[:, 0] for z, t in parts])

@@ -1,0 +1,88 @@
+"""A picture of a run: times on the left, accuracy against speed on the right, a row per match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.match import Match, Measured
+from benchmarks.report import title
+
+COLORS = {"ours": "#1f6feb", "torch": "#8b949e", "peer": "#d29922", "floor": "#2da44e"}
+# Errors of zero have no place on a log axis.
+SMALLEST_ERROR = 1e-9
+ROW_INCHES = 2.9
+
+
+def plot(matches: Sequence[Match], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(matches),
+        2,
+        figsize=(15, ROW_INCHES * len(matches)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for match, (left, right) in zip(matches, axes, strict=True):
+        draw_times(left, match)
+        draw_accuracy(right, match)
+    handles = [pyplot.Line2D([], [], marker="o", ls="", color=c) for c in COLORS.values()]
+    figure.legend(handles, COLORS, loc="outside upper center", ncols=len(COLORS), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_times(axis: Any, match: Match) -> None:
+    """Medians as points, the range of the runs as whiskers, fastest at the top."""
+    ordered = sorted(match.measured, key=lambda m: -m.times.median)
+    for place, m in enumerate(ordered):
+        low, middle, high = (1e3 * t for t in (m.times.low, m.times.median, m.times.high))
+        axis.plot([low, high], [place, place], color=COLORS[m.kind], lw=2, alpha=0.5)
+        axis.plot([middle], [place], "o", color=COLORS[m.kind])
+        axis.annotate(
+            f"{middle:.3g} ms, {m.times.median / match.floor.times.median:.3g}x",
+            (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axis.set_yticks(range(len(ordered)), [m.name for m in ordered], fontsize=8)
+    axis.set_ylim(-0.6, len(ordered) - 0.4)
+    log_axis(axis, [1e3 * t for m in ordered for t in m.times.runs], room=4.0)
+    axis.set_title(title(match), fontsize=9, loc="left")
+    axis.set_xlabel("milliseconds; x: times the floor", fontsize=8)
+
+
+def draw_accuracy(axis: Any, match: Match) -> None:
+    """Down and to the left is better; the dotted line is the floor's time."""
+    judged = [m for m in match.measured if m.errors]
+    for number, m in enumerate(sorted(judged, key=lambda m: m.times.median)):
+        x, y = 1e3 * m.times.median, worst(m)
+        axis.plot([x], [y], "o", color=COLORS[m.kind])
+        # Alternate above and below: neighbours are often equally exact.
+        axis.annotate(
+            m.name, (x, y), xytext=(4, 5 if number % 2 else -11), textcoords="offset points",
+            fontsize=8,
+        )  # fmt: skip
+    axis.axvline(1e3 * match.floor.times.median, color=COLORS["floor"], ls=":")
+    axis.set_yscale("log")
+    if judged:
+        axis.set_ylim(min(map(worst, judged)) / 5, max(map(worst, judged)) * 5)
+    log_axis(axis, [1e3 * m.times.median for m in (*judged, match.floor)], room=3.0)
+    axis.set_title("largest error against float64", fontsize=9, loc="left")
+    axis.set_xlabel("milliseconds", fontsize=8)
+
+
+def worst(m: Measured) -> float:
+    return max(*m.errors.values(), SMALLEST_ERROR)
+
+
+def log_axis(axis: Any, values: Sequence[float], room: float) -> None:
+    """A log scale over `values` with room for the labels on the right."""
+    axis.set_xscale("log")
+    axis.set_xlim(min(values) / 1.3, max(values) * room)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="x", alpha=0.3)

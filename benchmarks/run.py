@@ -1,0 +1,122 @@
+"""./dev bench rows | head | losses | all: times the ops, and refuses to time what is not right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.case import DTYPES, Op, Setting
+from benchmarks.match import Match, entrants, play
+from benchmarks.peak import with_peaks
+from benchmarks.plots import plot
+from benchmarks.registry import BY_NAME, OPS
+from benchmarks.report import machine, table
+from benchmarks.targets import verdicts
+from benchmarks.timing import Timer
+
+# Llama 2, Llama 3, Qwen 2.5 and 3, Gemma.
+SIZES = (32_000, 128_256, 151_936, 262_144)
+# Defaults by group; the rows of `losses` are tokens.
+SETTINGS = {
+    "rows": [Setting(dtype="float32"), Setting(dtype="bfloat16")],
+    "head": [Setting(rows=1024, dtype="bfloat16")],
+    "losses": [Setting(rows=65_536)],
+}
+QUICK = {
+    "rows": Setting(rows=32),
+    "head": Setting(rows=32, vocab=32_000, width=64),
+    "losses": Setting(rows=4096),
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    add = parser.add_argument
+    add("group", nargs="?", default="all", choices=[*SETTINGS, "all"])
+    add("--op", choices=list(BY_NAME), help="this op alone")
+    add("--peers", action="store_true", help="the other libraries too, in .venv-peers")
+    add("--install-peers", action="store_true", help="make .venv-peers (done by ./dev) and stop")
+    add("--sizes", type=comma, help=f"vocabularies, or all = {','.join(map(str, SIZES))}")
+    add("--dtypes", type=comma, help=",".join(DTYPES))
+    add("--logits", type=comma, default=["gaussian"], help="gaussian, or mean entropies: 0.3,0.8,3")
+    add("--rows", type=int, help="rows (tokens) of the inputs")
+    add("--width", type=int, help="hidden size")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--repeats", type=int, default=7)
+    add("--no-memory", action="store_true", help="do not measure peaks, which takes a process each")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--quick", action="store_true", help="small sizes, a check that everything runs")
+    add("--json", type=Path, metavar="FILE", help="default runs/bench/GROUP.json")
+    add("--plot", type=Path, metavar="FILE", help="default runs/bench/GROUP.png")
+    options = parser.parse_args(arguments)
+    for dtype in options.dtypes or ():
+        if dtype not in DTYPES:
+            parser.error(f"--dtypes must be among {', '.join(DTYPES)}, got {dtype}")
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    return options
+
+
+def comma(text: str) -> list[str]:
+    return text.split(",")
+
+
+def settings(options: argparse.Namespace, op: Op) -> Iterator[Setting]:
+    """The settings of one op: its group's defaults with what the command line replaces."""
+    defaults = [QUICK[op.group]] if options.quick else SETTINGS[op.group]
+    given = {k: getattr(options, k) for k in ("rows", "width") if getattr(options, k)}
+    base = replace(defaults[0], device=options.device, **given)
+    if op.group == "losses":
+        yield base
+        return
+    sizes = options.sizes or [str(base.vocab)]
+    sizes = [str(size) for size in SIZES] if sizes == ["all"] else sizes
+    for vocab in map(int, sizes):
+        for dtype in options.dtypes or [s.dtype for s in defaults]:
+            for logits in options.logits:
+                yield replace(base, vocab=vocab, dtype=dtype, logits=logits)
+
+
+def matches(options: argparse.Namespace) -> Iterator[Match]:
+    timer = Timer(options.device)
+    contenders = entrants(options.peers)
+    for op in OPS:
+        wanted = op.name == options.op if options.op else options.group in ("all", op.group)
+        for setting in settings(options, op) if wanted else ():
+            match = play(op, setting, contenders, options.repeats, timer)
+            yield match if options.no_memory else with_peaks(match)
+
+
+def tables(found: Iterable[Match]) -> list[Match]:
+    """Prints each as it comes."""
+    kept = []
+    for match in found:
+        print(table(match) + "\n", flush=True)
+        kept.append(match)
+    return kept
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    about = machine(options.device)
+    print("\n".join(f"{key:24} {value}" for key, value in about.items()) + "\n", flush=True)
+    found = tables(matches(options))
+    print("\n".join(verdicts(found)))
+    name = options.op.replace(" ", "-") if options.op else options.group
+    data = options.json or Path("runs/bench") / f"{name}.json"
+    picture = options.plot or Path("runs/bench") / f"{name}.png"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": about, "matches": [match.as_json() for match in found]}
+    data.write_text(json.dumps(content, indent=1) + "\n")
+    plot(found, picture)
+    print(f"written: {data}, {picture}")
+
+
+if __name__ == "__main__":
+    main()
