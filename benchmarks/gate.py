@@ -1,8 +1,9 @@
 """What must hold before anything is timed.
 
-Against the oracle on a few rows: ours may be off by twice what plain torch is in the same dtype,
-plus a small floor; others must compute the same thing. Against plain torch on all rows: catches
-what a few rows cannot show, such as a chunk dropped.
+Against the oracle on a few rows: anyone may be off by twice what plain torch is in the same dtype
+(for a head in bfloat16 that is much: logits of 40 are rounded to 0.25), plus a share of the size of
+the truth: a small one for us; for others one that shows that they compute the same thing. Against
+plain torch on all rows: catches what a few rows cannot show, such as a chunk dropped.
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ import numpy as np
 from benchmarks.case import Expected, Results
 
 ROWS = 8
-# A few float32 roundings of numbers up to 20; of gradients and losses a share of the largest.
+# A few float32 roundings.
 FLOOR = 1e-5
-# Peers keep log-probs and softmax in the dtype of the logits, which costs them two digits.
+# Some keep log-probs and softmax in the dtype of the logits, which costs them two digits.
 SAME_THING = {"float32": 2e-3, "bfloat16": 1e-1}
+# An error that even rounding the logits to bfloat16 does not explain.
+HOPELESS = 0.5
 # Between any two on all rows: two roundings of logits to bfloat16 differ by 2^-8 of the largest.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
 VALUES = ("logp", "entropy", "varentropy", "sum_p2", "entropy_change")
-
-
-class NotRight(Exception):
-    """A contender whose results are not what they must be; it is not timed."""
 
 
 def errors(results: Results, expected: Expected) -> dict[str, float]:
@@ -44,27 +43,32 @@ def scale(name: str, truth: Any) -> float:
     return 1.0 if name in VALUES else max(float(np.abs(truth).max()), 1e-30)
 
 
-def check_oracle(
+def oracle_objection(
     kind: str,
     found: Mapping[str, float],
     plain: Mapping[str, float],
     expected: Expected,
     dtype: str,
-) -> None:
+) -> str | None:
+    """Why someone with the errors `found` is not to be timed, or None."""
+    # Plain torch, the measure of the others, is judged by this alone.
+    if any(not error <= HOPELESS for error in plain.values()):
+        return f"plain torch itself is off by {max(plain.values()):.2e}"
     if not found:
-        raise NotRight("gives nothing that can be checked")
+        return "gives nothing that can be checked"
+    share = FLOOR if kind == "ours" else SAME_THING[dtype]
     for name, error in found.items():
         size = float(np.abs(expected[name]).max()) if name in VALUES else 1.0
-        share = FLOOR if kind == "ours" else SAME_THING[dtype]
-        allowed = share * max(size, 1.0) + (2 * plain.get(name, 0.0) if kind == "ours" else 0.0)
+        allowed = share * max(size, 1.0) + 2 * plain.get(name, 0.0)
         # Not `error > allowed`, which lets a NaN through.
         if not error <= allowed:
-            raise NotRight(f"{name} is off by {error:.2e}, allowed {allowed:.2e}")
+            return f"{name} is off by {error:.2e}, allowed {allowed:.2e}"
+    return None
 
 
-def check_agreement(
+def agreement_objection(
     results: Results, plain: Results, dtype: str, random: tuple[str, ...] = ()
-) -> None:
+) -> str | None:
     for name, value in results.items():
         # A gradient depends on whether there is an entropy; the oracle has judged it.
         comparable = name not in random and ("entropy" in results or not name.startswith("d"))
@@ -74,6 +78,5 @@ def check_agreement(
         error = float((value.detach().to(want.dtype) - want).abs().max())
         allowed = AGREEMENT[dtype] * max(float(want.abs().max()), 1e-30)
         if not error <= allowed:
-            raise NotRight(
-                f"{name} differs from plain torch by {error:.2e} on all rows, allowed {allowed:.2e}"
-            )
+            return f"{name} differs from plain torch by {error:.2e} on all rows, not {allowed:.2e}"
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -103,44 +103,42 @@ def make_calls(op: Op, contenders: Sequence[Contender], inputs: Any) -> dict[str
     return {**calls, **{name: ("ours", call) for name, call in op.variants(inputs).items()}}
 
 
-def attempt(kind: str, call: Call) -> Results:
-    """One run. Ours may not fail; a peer that does is skipped with its own words."""
+def attempt(kind: str, call: Call | str) -> Results | str:
+    """One run, or why there is none. Ours may not fail; others are left out in their own words."""
+    if isinstance(call, str):
+        return call
     try:
         return call()
     except Exception as error:
         if kind == "ours":
             raise
-        raise gate.NotRight(
-            f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        ) from error
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
 
 def judge(
-    op: Op, setting: Setting, contenders: Sequence[Contender]
+    op: Op, dtype: str, contenders: Sequence[Contender], inputs: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """The errors of those that pass against the oracle, and the reasons of those that do not."""
-    inputs = op.inputs(replace(setting, rows=min(gate.ROWS, setting.rows)))
     oracle = op.oracle(inputs)
     calls = make_calls(op, contenders, inputs)
     plain: dict[str, float] = {}
     passed: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
-    # Plain torch first: its error is the measure of ours.
+    # Plain torch first: its error is the measure of the others.
     for name in sorted(calls, key=lambda name: name != EAGER.name):
         kind, call = calls[name]
-        if isinstance(call, str):
-            failed[name] = call
+        results = attempt(kind, call)
+        if isinstance(results, str):
+            failed[name] = results
             continue
-        try:
-            results = attempt(kind, call)
-            expected = oracle(results)
-            found = gate.errors(results, expected)
-            gate.check_oracle(kind, found, plain, expected, setting.dtype)
-        except gate.NotRight as reason:
-            failed[name] = f"not timed: {reason}"
-            continue
-        passed[name] = found
+        expected = oracle(results)
+        found = gate.errors(results, expected)
         plain = found if name == EAGER.name else plain
+        objection = gate.oracle_objection(kind, found, plain, expected, dtype)
+        if objection is None:
+            passed[name] = found
+        else:
+            failed[name] = f"not timed: {objection}"
     return passed, failed
 
 
@@ -149,22 +147,27 @@ def play(
 ) -> Match:
     """Checks everyone, then times who passed. The checks warm up too."""
     torch._dynamo.reset()
-    passed, skipped = judge(op, setting, contenders)
     inputs = op.inputs(setting)
-    calls = {n: kc for n, kc in make_calls(op, contenders, inputs).items() if n in passed}
-    plain: Results = calls[EAGER.name][1]() if EAGER.name in calls else {}
-    for name, (kind, call) in list(calls.items()):
-        try:
-            gate.check_agreement(attempt(kind, call), plain, setting.dtype, op.random)
-        except gate.NotRight as reason:
-            skipped[name] = f"not timed: {reason}"
-            del calls[name]
-    del plain
+    passed, skipped = judge(op, setting.dtype, contenders, inputs.first(gate.ROWS))
+    entered = {n: kc for n, kc in make_calls(op, contenders, inputs).items() if n in passed}
+    plain = attempt(*entered[EAGER.name]) if EAGER.name in entered else {}
+    calls: dict[str, Call] = {}
+    for name, (kind, call) in entered.items():
+        results = attempt(kind, call)
+        if not isinstance(results, str) and not isinstance(plain, str):
+            results = gate.agreement_objection(results, plain, setting.dtype, op.random) or results
+        if isinstance(results, str):
+            skipped[name] = f"not timed: {results}"
+        else:
+            calls[name] = call
+    del plain, results
     gc.collect()
     floors = op.floors(inputs)
-    for call in floors.values():
-        call()
-    times = interleave({**{n: c for n, (_, c) in calls.items()}, **floors}, repeats, timer)
-    kinds = {**{n: k for n, (k, _) in calls.items()}, **dict.fromkeys(floors, FLOOR)}
-    measured = (Measured(n, kinds[n], t, passed.get(n, {})) for n, t in times.items())
+    for floor in floors.values():
+        floor()
+    times = interleave({**calls, **floors}, repeats, timer)
+    measured = (
+        Measured(name, FLOOR if name in floors else entered[name][0], t, passed.get(name, {}))
+        for name, t in times.items()
+    )
     return Match(op, setting, tuple(measured), skipped)

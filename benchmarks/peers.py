@@ -39,18 +39,9 @@ def trl_head() -> Function:
     chunked = attribute("trl.trainer.utils", "_ChunkedLogProbFunction").apply
 
     def run(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
-        no_bias, temperature, no_softcap, scale = None, 1.0, None, 1.0
-        logp, entropy, *_ = chunked(
-            hidden,
-            weight,
-            no_bias,
-            targets,
-            temperature,
-            TRL_CHUNK,
-            no_softcap,
-            scale,
-            ("entropy",),
-        )
+        bias, temperature, softcap, scale = None, 1.0, None, 1.0
+        options = (temperature, TRL_CHUNK, softcap, scale, ("entropy",))
+        logp, entropy, *_ = chunked(hidden, weight, bias, targets, *options)
         return {"logp": logp, "entropy": entropy}
 
     return run

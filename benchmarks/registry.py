@@ -27,8 +27,6 @@ from logitless import reference
 FORWARD_FLOPS = 6
 # Per logit: subtract, exp, log p + H, two multiply-adds, scale.
 BACKWARD_FLOPS = 8
-# Share of rows of the policy loss that have a gradient: half have no advantage, half of the rest is
-# clipped on one side or the other.
 TARGET_BYTES, STAT_BYTES = 8, 4
 
 
