@@ -7,6 +7,7 @@ because an implementation may profit from one of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class HeadInputs:
         return HeadInputs(*rows, self.tokens.first(n))
 
 
+@functools.lru_cache(maxsize=1)
 def row_inputs(setting: Setting) -> RowInputs:
     g = generator(setting)
     logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
@@ -68,6 +70,7 @@ def row_inputs(setting: Setting) -> RowInputs:
     return RowInputs(logits, targets, normal(setting, g))
 
 
+@functools.lru_cache(maxsize=1)
 def head_inputs(setting: Setting) -> HeadInputs:
     g = generator(setting)
     dtype, n, width = setting.torch_dtype, setting.rows, setting.width

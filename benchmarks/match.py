@@ -153,7 +153,7 @@ def play(
     plain = attempt(*entered[EAGER.name]) if EAGER.name in entered else {}
     calls: dict[str, Call] = {}
     for name, (kind, call) in entered.items():
-        results = attempt(kind, call)
+        results = plain if name == EAGER.name else attempt(kind, call)
         if not isinstance(results, str) and not isinstance(plain, str):
             results = gate.agreement_objection(results, plain, setting.dtype, op.random) or results
         if isinstance(results, str):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import DTYPES, Op, Setting
+from benchmarks.case import DTYPES, Setting
 from benchmarks.match import Match, entrants, play
 from benchmarks.peak import with_peaks
 from benchmarks.plots import plot
@@ -66,12 +66,12 @@ def comma(text: str) -> list[str]:
     return text.split(",")
 
 
-def settings(options: argparse.Namespace, op: Op) -> Iterator[Setting]:
-    """The settings of one op: its group's defaults with what the command line replaces."""
-    defaults = [QUICK[op.group]] if options.quick else SETTINGS[op.group]
+def settings(options: argparse.Namespace, group: str) -> Iterator[Setting]:
+    """The group's defaults with what the command line replaces."""
+    defaults = [QUICK[group]] if options.quick else SETTINGS[group]
     given = {k: getattr(options, k) for k in ("rows", "width") if getattr(options, k)}
     base = replace(defaults[0], device=options.device, **given)
-    if op.group == "losses":
+    if group == "losses":
         yield base
         return
     sizes = options.sizes or [str(base.vocab)]
@@ -85,11 +85,15 @@ def settings(options: argparse.Namespace, op: Op) -> Iterator[Setting]:
 def matches(options: argparse.Namespace) -> Iterator[Match]:
     timer = Timer(options.device)
     contenders = entrants(options.peers)
-    for op in OPS:
-        wanted = op.name == options.op if options.op else options.group in ("all", op.group)
-        for setting in settings(options, op) if wanted else ():
-            match = play(op, setting, contenders, options.repeats, timer)
-            yield match if options.no_memory else with_peaks(match)
+    chosen = [BY_NAME[options.op]] if options.op else OPS
+    groups = SETTINGS if options.op or options.group == "all" else [options.group]
+    for group in groups:
+        ops = [op for op in chosen if op.group == group]
+        # Settings outside: ops share inputs, which are kept from one to the next.
+        for setting in settings(options, group) if ops else ():
+            for op in ops:
+                match = play(op, setting, contenders, options.repeats, timer)
+                yield match if options.no_memory else with_peaks(match)
 
 
 def tables(found: Iterable[Match]) -> list[Match]:
