@@ -48,7 +48,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, help="hidden size")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--repeats", type=int, default=7)
-    add("--no-memory", action="store_true", help="do not measure peaks, which takes a process each")
+    add(
+        "--peaks",
+        choices=["first", "all", "none"],
+        default="first",
+        help="peak memory, which takes"
+        " a process each: of the first setting of each op (default), of all, or of none",
+    )
     add("--device", default="cpu", help="cpu or cuda")
     add("--quick", action="store_true", help="small sizes, a check that everything runs")
     add("--json", type=Path, metavar="FILE", help="default runs/bench/GROUP.json")
@@ -90,10 +96,11 @@ def matches(options: argparse.Namespace) -> Iterator[Match]:
     for group in groups:
         ops = [op for op in chosen if op.group == group]
         # Settings outside: ops share inputs, which are kept from one to the next.
-        for setting in settings(options, group) if ops else ():
+        for number, setting in enumerate(settings(options, group)) if ops else ():
+            wants_peaks = options.peaks == "all" or (options.peaks == "first" and number == 0)
             for op in ops:
                 match = play(op, setting, contenders, options.repeats, timer)
-                yield match if options.no_memory else with_peaks(match)
+                yield with_peaks(match) if wants_peaks else match
 
 
 def tables(found: Iterable[Match]) -> list[Match]:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.case import Call, Results
 
 # A call that has taken this many seconds in all, and has run this often, has run enough.
-ENOUGH_SECONDS, ENOUGH_RUNS = 3.0, 3
+ENOUGH_SECONDS, ENOUGH_RUNS = 2.0, 3
 # Where the machine does not say.
 LAST_LEVEL_CACHE = 32 << 20
 
