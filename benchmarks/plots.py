@@ -19,7 +19,7 @@ def plot(matches: Sequence[Match], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot
 
     figure, axes = pyplot.subplots(
         len(matches),
@@ -31,7 +31,7 @@ def plot(matches: Sequence[Match], path: Path) -> None:
     for match, (left, right) in zip(matches, axes, strict=True):
         draw_times(left, match)
         draw_accuracy(right, match)
-    handles = [pyplot.Line2D([], [], marker="o", ls="", color=c) for c in COLORS.values()]
+    handles = [lines.Line2D([], [], marker="o", ls="", color=c) for c in COLORS.values()]
     figure.legend(handles, COLORS, loc="outside upper center", ncols=len(COLORS), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -43,8 +43,8 @@ def rows_oracle(x: RowInputs) -> Oracle:
 
     @functools.cache
     def gradient(with_entropy: bool) -> npt.NDArray[np.float64]:
-        g = {"g_logp": up, "g_entropy": up if with_entropy else 0.0}
-        return reference.token_stats_backward(z, targets, **g)[0]
+        g_entropy = up if with_entropy else 0.0
+        return reference.token_stats_backward(z, targets, g_logp=up, g_entropy=g_entropy)[0]
 
     def expected(results: Results) -> Expected:
         grads = {"dlogits": gradient("entropy" in results)} if "dlogits" in results else {}
@@ -129,7 +129,7 @@ def head_oracle(x: HeadInputs) -> Oracle:
 
     @functools.cache
     def gradient(with_entropy: bool) -> Any:
-        g = {"g_logp": up, "g_entropy": up if with_entropy else 0.0}
+        g: dict[str, Any] = {"g_logp": up, "g_entropy": up if with_entropy else 0.0}
         return reference.linear_token_stats_backward(h, w, targets, **g)
 
     def expected(results: Results) -> Expected:

@@ -76,13 +76,15 @@ class Times:
 
 
 def interleave(calls: Mapping[str, Call], repeats: int, timer: Timer) -> dict[str, Times]:
-    """Every call `repeats` times, in rounds whose order rotates: a slow moment of the machine hits
-    all of them, and nobody always runs after the same neighbour. The slow ones run less often."""
+    """Every call `repeats` times, in rounds whose order rotates, every other one backwards: a slow
+    moment of the machine hits all of them, and nobody always runs after the same neighbour. The
+    slow ones run less often."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(repeats):
         shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        order = names[shift:] + names[:shift]
+        for name in reversed(order) if turn % 2 else order:
             runs = seconds[name]
             if len(runs) < ENOUGH_RUNS or sum(runs) < ENOUGH_SECONDS:
                 runs.append(timer(calls[name])[0])
