@@ -22,9 +22,8 @@ struct TileRow {
 };
 
 inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row) {
-  const auto* base = static_cast<const char*>(logits.data);
   return {
-      base + row * logits.strides[0] * dtype_bytes(logits.dtype),
+      static_cast<const char*>(logits.data) + row * logits.strides[0] * dtype_bytes(logits.dtype),
       logits.dtype,
       logits.shape[1],
       rows.chain,
@@ -44,11 +43,7 @@ inline void check_tile(const Rows& rows, const TensorView& tile, const char* nam
   );
 }
 
-inline void fold(RowState& state, const BlockMoments& piece, int64_t block_start, double scale) {
-  // A tie keeps the earlier column, as torch.argmax does on a CPU.
-  if (piece.argmax >= 0 && (state.moments.s0 == 0 || piece.moments.m > state.moments.m)) {
-    state.argmax = static_cast<double>(block_start + piece.argmax);
-  }
+inline void fold(RowState& state, const BlockMoments& piece, double scale) {
   if (!std::isnan(piece.target)) state.target = piece.target;
   state.moments = merged(state.moments, piece.moments, scale);
 }
