@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 
 import cases
 import numpy as np
@@ -185,6 +189,65 @@ def test_bits_do_not_depend_on_threads_rows_or_alignment() -> None:
     alone = ll.token_stats(padded[1:2, 3:6003], t[7:8])
     for a, b in zip(whole[:3], alone[:3], strict=True):
         assert_bitwise_equal(a[7:8], b)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_shifted_and_padded_views(backend: str) -> None:
+    """logits[:, :-1, :V] of a padded vocabulary: strides of its own in every dimension, no copy."""
+    whole = torch.randn(3, 6, 2500)
+    whole[:, :, 2400:] = float("nan")
+    part = whole[:, :-1, :2400].requires_grad_()
+    t = torch.randint(0, 2400, (3, 5))
+    bias = torch.randn(2400, requires_grad=True)
+    view = ll.token_stats(part, t, bias=bias, backend=backend)
+    flat = ll.token_stats(part.reshape(15, 2400), t.view(15), bias=bias)
+    leaves = (part, bias)
+    for a, b in zip(view[:3], flat[:3], strict=True):
+        assert_values(a.view(15), b.detach(), torch.float32)
+    for a, b in zip(
+        torch.autograd.grad(view.logp.sum(), leaves),
+        torch.autograd.grad(flat.logp.sum(), leaves),
+        strict=True,
+    ):
+        assert_gradients(a, b, torch.float32, scale=15)
+    numpy = ll.token_stats(part.detach().numpy(), t.numpy(), bias=bias.detach().numpy())
+    assert_values(numpy.logp, view.logp.detach(), torch.float32)
+
+
+def test_a_quarter_million_terms() -> None:
+    """Flat rows, where every term counts: errors of 250,000 additions would show."""
+    vocab = 250_000
+    generator = torch.Generator().manual_seed(9)
+    z = torch.rand(4, vocab, generator=generator) * torch.tensor([[1e-3], [1.0], [5.0], [100.0]])
+    t = torch.randint(0, vocab, (4,), generator=generator)
+    stats = ll.token_stats(z, t, extras=EXTRAS)
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy())
+    for name in ("logp", "entropy", "lse"):
+        assert_values(getattr(stats, name), truth[name], torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_a_forked_child_computes(library: str) -> None:
+    """The parent has used its threads; in the child they are gone: nothing may wait for them."""
+    script = textwrap.dedent(f"""
+        import os, warnings
+        import {library}
+        import numpy as np
+        import logitless as ll
+        make = {"torch.from_numpy" if library == "torch" else "np.asarray"}
+        z, t = make(np.random.default_rng(0).normal(size=(64, 9000))), make(np.arange(64))
+        before = np.asarray(ll.token_stats(z, t).logp)
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if child == 0:
+            same = (np.asarray(ll.token_stats(z, t).logp) == before).all()
+            os._exit(0 if same else 3)
+        _, status = os.waitpid(child, 0)
+        raise SystemExit(os.waitstatus_to_exitcode(status))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("magnitude", [100.0, 1e4])

@@ -48,7 +48,7 @@ void rows_forward(
     kernels.moments(tile.dtype, tile.block(index), target, extras, piece);
   };
   // Folds a row's pieces in order; the block of a new maximum is searched for its column once.
-  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  const int64_t blocks = (logits.shape[logits.ndim - 1] + kBlock - 1) / kBlock;
   const auto fold_row = [&](int64_t row, auto&& next_piece) {
     int64_t peak = -1;
     for (int64_t index = 0; index < blocks; ++index) {
@@ -143,13 +143,13 @@ void rows_backward(
   check_tile(rows, gradient, "gradient", start);
   check(gradient.dtype == logits.dtype, "gradient must have the dtype of logits");
   const RowKernels& kernels = row_kernels();
-  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  const int64_t blocks = (logits.shape[logits.ndim - 1] + kBlock - 1) / kBlock;
   parallel_for(rows.n * blocks, rows.threads, [&](int64_t task) {
     const int64_t row = task / blocks;
     const TileRow tile = tile_row(rows, logits, row);
     const BlockInput input = tile.block(task % blocks);
     char* out = static_cast<char*>(gradient.data) +
-                (row * gradient.strides[0] + input.first) * dtype_bytes(gradient.dtype);
+                (row_offset(gradient, row) + input.first) * dtype_bytes(gradient.dtype);
     const double gl = g_logp != nullptr ? g_logp[row] : 0;
     const double ge = g_entropy != nullptr ? g_entropy[row] : 0;
     const double gz = g_lse != nullptr ? g_lse[row] : 0;

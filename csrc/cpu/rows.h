@@ -87,8 +87,8 @@ struct Rows {
   double scale_of(int64_t row) const { return row_scale != nullptr ? row_scale[row] : scale; }
 };
 
-// Folds a tile of logits [n, tile], whose first column is vocabulary id `start` (a multiple of
-// kBlock), into the state. With `first`, the state is started afresh.
+// Folds a tile of logits [n, tile] (or [b, t, tile] with b t = n), whose first column is vocabulary
+// id `start` (a multiple of kBlock), into the state. With `first`, the state is started afresh.
 void rows_forward(
     const Rows& rows,
     const TensorView& logits,
