@@ -1,4 +1,4 @@
-"""torch op over given logits, [N, V] or [B, T, V]: one pass forward, a read and a write backward."""
+"""torch op over given logits, [N, V] or [B, T, V]: a pass forward, a read and a write backward."""
 
 from __future__ import annotations
 
