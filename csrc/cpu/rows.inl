@@ -16,8 +16,8 @@ struct bool_constant {
   static constexpr bool value = kValue;
 };
 
-// Partial sums live in this many virtual lanes on every instruction set and are added up in lane
-// order. Those of the extras use half as many, which is what fits into the registers.
+// Partial sums live in this many virtual lanes on every instruction set. Those of the extras use
+// half as many, which is what fits into the registers.
 constexpr int kLanes = 64;
 
 template <typename T>
@@ -39,6 +39,16 @@ struct Reader {
 
   LOGITLESS_INLINE Vec operator()(int64_t c) const {
     return apply(raw + c, bias == nullptr ? nullptr : bias + c);
+  }
+
+  // Two vectors of columns from c on, in whichever order is cheapest.
+  LOGITLESS_INLINE void pair(int64_t c, Vec& a, Vec& b) const {
+    if constexpr (kChained) {
+      a = (*this)(c);
+      b = (*this)(c + kWidth<T>);
+    } else {
+      read_pair<S>(raw + c, a, b);
+    }
   }
 
   // The last n < width columns from c on; the rest of the vector repeats the first of them.
@@ -116,10 +126,15 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   const int64_t whole = in.n / kLanes * kLanes;
   const int64_t padded = (in.n + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int u = 0; u < kG; ++u) {
-      const Vec v = y_at(i + u * kW);
-      max[u] = larger(v, max[u]);
-      if (!kInPlace) store(y + i + u * kW, v);
+    for (int u = 0; u < kG; u += 2) {
+      Vec v0, v1;
+      y_at.pair(i + u * kW, v0, v1);
+      max[u] = larger(v0, max[u]);
+      max[u + 1] = larger(v1, max[u + 1]);
+      if (!kInPlace) {
+        store(y + i + u * kW, v0);
+        store(y + i + (u + 1) * kW, v1);
+      }
     }
   }
   for (int64_t c = whole; c < padded; c += kW) {
@@ -132,7 +147,7 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   const T* main = kInPlace ? static_cast<const T*>(in.raw) : y;
 
   *out = BlockMoments{Moments{}, NAN};
-  const auto at = [&](int64_t c) { return c < whole ? main[c] : y[c]; };
+  const auto at = [&](int64_t c) { return y_at.broadcast(c)[0]; };
   if (target_column >= 0 && target_column < in.n) out->target = at(target_column);
   T m = -T(INFINITY);
   for (int u = 0; u < kG; ++u) {
@@ -156,7 +171,12 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
     prefetch_next<S>(in, i);
     for (int u = 0; u < kG; ++u) {
       const Vec t = larger(lowest, (load<Vec>(source + i + u * kW) - m) * scale);
-      const Vec e = vector_exp2<T>(t);
+      Vec e;
+      if constexpr (sizeof(S) == 2) {
+        e = vector_exp2<T>(t, Simd<T>::kShortQ);
+      } else {
+        e = vector_exp2<T>(t);
+      }
       s0[u] += e;
       s1[u] += t * e;
       if (kExtras) {
