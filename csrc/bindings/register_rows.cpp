@@ -155,7 +155,7 @@ class Rows {
     if (!bias_) return rows;
     const Dtype compute = tile->dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
     const int64_t vocab = bias_->view().size();
-    const int64_t columns = tile->ndim == 2 ? tile->shape[1] : 0;
+    const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
     check(
         0 <= start && start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries"
     );

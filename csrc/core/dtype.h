@@ -1,7 +1,6 @@
 // Element types of the core and the one switch over them.
 #pragma once
 
-#include "check.h"
 #include "config.h"
 
 namespace logitless {
@@ -47,6 +46,10 @@ inline int64_t dtype_bytes(Dtype dtype) {
   }
 }
 
+// Throws; defined in csrc/cpu/errors.cpp, since files compiled for one instruction set may hold no
+// inline code of the standard library: the linker could keep their copy for everyone.
+[[noreturn]] void fail_dtype(const char* what, Dtype got);
+
 // The one dtype switch: calls fn(type_tag<T>{}) with the storage type of a floating dtype.
 template <typename Fn>
 inline auto visit_float(Dtype dtype, const char* what, Fn&& fn) {
@@ -57,8 +60,7 @@ inline auto visit_float(Dtype dtype, const char* what, Fn&& fn) {
     case Dtype::f64: return fn(type_tag<double>{});
     default: break;
   }
-  check(false, what, " must be float32, bfloat16, float16 or float64, got ", dtype_name(dtype));
-  return fn(type_tag<float>{});
+  fail_dtype(what, dtype);
 }
 
 }  // namespace logitless

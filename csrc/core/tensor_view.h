@@ -1,6 +1,7 @@
 // A non-owning view of somebody's array: pointer, dtype, shape, strides in elements.
 #pragma once
 
+#include "check.h"
 #include "dtype.h"
 
 namespace logitless {

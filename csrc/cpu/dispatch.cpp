@@ -18,6 +18,9 @@ extern const RowKernels kernels;
 namespace avx512 {
 extern const RowKernels kernels;
 }
+namespace avx512_bf16 {
+extern const RowKernels kernels;
+}
 #endif
 
 namespace {
@@ -31,10 +34,12 @@ struct Candidate {
 const Candidate* candidates(int* count) {
 #if LOGITLESS_X86
   __builtin_cpu_init();
+  static const bool has_avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const Candidate list[] = {
-      {&avx512::kernels,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {&avx512_bf16::kernels, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+      {&avx512::kernels, has_avx512},
       {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
       {&scalar::kernels, true}
   };

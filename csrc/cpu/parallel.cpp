@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -36,8 +37,14 @@ void work(void* data) {
 // our loop.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// In a forked child that runtime's workers are gone, and it waits for them for ever.
+std::atomic<bool> forked{false};
+const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
 GompParallel find_gomp() {
   static std::atomic<GompParallel> found{nullptr};
+  if (forked.load(std::memory_order_relaxed)) return nullptr;
   if (GompParallel cached = found.load(std::memory_order_relaxed)) return cached;
   auto fresh = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   found.store(fresh, std::memory_order_relaxed);

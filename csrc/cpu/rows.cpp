@@ -47,16 +47,31 @@ void rows_forward(
     const int64_t target = rows.targets[row] - start - index * kBlock;
     kernels.moments(tile.dtype, tile.block(index), target, extras, piece);
   };
-  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  // Folds a row's pieces in order; the block of a new maximum is searched for its column once.
+  const int64_t blocks = (logits.shape[logits.ndim - 1] + kBlock - 1) / kBlock;
+  const auto fold_row = [&](int64_t row, auto&& next_piece) {
+    int64_t peak = -1;
+    for (int64_t index = 0; index < blocks; ++index) {
+      const BlockMoments& piece = next_piece(index);
+      // A tie keeps the earlier column, as torch.argmax does on a CPU.
+      if (piece.moments.m > state[row].moments.m) peak = index;
+      fold(state[row], piece, rows.scale_of(row));
+    }
+    if (!extras || peak < 0) return;
+    const TileRow tile = tile_row(rows, logits, row);
+    const int64_t column =
+        kernels.find(tile.dtype, tile.block(peak), state[row].moments.m) + peak * kBlock;
+    state[row].argmax = static_cast<double>(start + column);
+  };
   const int threads = rows.threads > 0 ? rows.threads : default_threads();
   if (rows.n >= 4 * threads || blocks <= 1) {
     parallel_for(rows.n, threads, [&](int64_t row) {
       if (!rows.active(row)) return;
-      for (int64_t index = 0; index < blocks; ++index) {
-        BlockMoments piece;
+      BlockMoments piece;
+      fold_row(row, [&](int64_t index) -> const BlockMoments& {
         piece_of(row, index, &piece);
-        fold(state[row], piece, start + index * kBlock, rows.scale_of(row));
-      }
+        return piece;
+      });
     });
     return;
   }
@@ -65,11 +80,11 @@ void rows_forward(
   parallel_for(rows.n * blocks, threads, [&](int64_t task) {
     if (rows.active(task / blocks)) piece_of(task / blocks, task % blocks, &pieces[task]);
   });
-  for (int64_t task = 0; task < rows.n * blocks; ++task) {
-    const int64_t row = task / blocks;
-    if (rows.active(row)) {
-      fold(state[row], pieces[task], start + (task % blocks) * kBlock, rows.scale_of(row));
-    }
+  for (int64_t row = 0; row < rows.n; ++row) {
+    if (!rows.active(row)) continue;
+    fold_row(row, [&](int64_t index) -> const BlockMoments& {
+      return pieces[row * blocks + index];
+    });
   }
 }
 
@@ -128,13 +143,13 @@ void rows_backward(
   check_tile(rows, gradient, "gradient", start);
   check(gradient.dtype == logits.dtype, "gradient must have the dtype of logits");
   const RowKernels& kernels = row_kernels();
-  const int64_t blocks = (logits.shape[1] + kBlock - 1) / kBlock;
+  const int64_t blocks = (logits.shape[logits.ndim - 1] + kBlock - 1) / kBlock;
   parallel_for(rows.n * blocks, rows.threads, [&](int64_t task) {
     const int64_t row = task / blocks;
     const TileRow tile = tile_row(rows, logits, row);
     const BlockInput input = tile.block(task % blocks);
     char* out = static_cast<char*>(gradient.data) +
-                (row * gradient.strides[0] + input.first) * dtype_bytes(gradient.dtype);
+                (row_offset(gradient, row) + input.first) * dtype_bytes(gradient.dtype);
     const double gl = g_logp != nullptr ? g_logp[row] : 0;
     const double ge = g_entropy != nullptr ? g_entropy[row] : 0;
     const double gz = g_lse != nullptr ? g_lse[row] : 0;

@@ -33,8 +33,7 @@ struct BlockInput {
 
 struct BlockMoments {
   Moments moments;
-  double target;   // y at `target_column`, if that is in the block
-  int64_t argmax;  // first column holding the maximum (extras only)
+  double target;  // y at `target_column` if that is in the block, else NaN
 };
 
 // dz = p * (a + b * log p) + g_logp * 1[target], then the chain back to the raw logits.
@@ -47,6 +46,9 @@ struct RowKernels {
   const char* isa;
   // Moments of a block; target_column is relative to the block, outside [0, n) when not in it.
   void (*moments)(Dtype, const BlockInput&, int64_t target_column, bool extras, BlockMoments* out);
+  // First column whose y is `value`, or -1. Asked for the maximum, and only where a row has a new
+  // one.
+  int64_t (*find)(Dtype, const BlockInput&, double value);
   // d(raw) of a block, written to out (storage type; may be the input itself).
   void (*gradient)(
       Dtype, const BlockInput&, const BlockGradient&, int64_t target_column, void* out
@@ -85,8 +87,8 @@ struct Rows {
   double scale_of(int64_t row) const { return row_scale != nullptr ? row_scale[row] : scale; }
 };
 
-// Folds a tile of logits [n, tile], whose first column is vocabulary id `start` (a multiple of
-// kBlock), into the state. With `first`, the state is started afresh.
+// Folds a tile of logits [n, tile] (or [b, t, tile] with b t = n), whose first column is vocabulary
+// id `start` (a multiple of kBlock), into the state. With `first`, the state is started afresh.
 void rows_forward(
     const Rows& rows,
     const TensorView& logits,

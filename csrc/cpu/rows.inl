@@ -16,8 +16,8 @@ struct bool_constant {
   static constexpr bool value = kValue;
 };
 
-// Partial sums live in this many virtual lanes on every instruction set and are added up in lane
-// order. Those of the extras use half as many, which is what fits into the registers.
+// Partial sums live in this many virtual lanes on every instruction set. Those of the extras use
+// half as many, which is what fits into the registers.
 constexpr int kLanes = 64;
 
 template <typename T>
@@ -37,7 +37,19 @@ struct Reader {
         cap(T(in.chain.softcap)),
         slope(in.chain.softcap == 0 ? T(0) : T(in.chain.pre / in.chain.softcap)) {}
 
-  Vec operator()(int64_t c) const { return apply(raw + c, bias == nullptr ? nullptr : bias + c); }
+  LOGITLESS_INLINE Vec operator()(int64_t c) const {
+    return apply(raw + c, bias == nullptr ? nullptr : bias + c);
+  }
+
+  // Two vectors of columns from c on, in whichever order is cheapest.
+  LOGITLESS_INLINE void pair(int64_t c, Vec& a, Vec& b) const {
+    if constexpr (kChained) {
+      a = (*this)(c);
+      b = (*this)(c + kWidth<T>);
+    } else {
+      read_pair<S>(raw + c, a, b);
+    }
+  }
 
   // The last n < width columns from c on; the rest of the vector repeats the first of them.
   Vec tail(int64_t c, int64_t n) const {
@@ -64,7 +76,7 @@ struct Reader {
   T cap, slope;
 
  private:
-  Vec apply(const S* values, const T* biases) const {
+  LOGITLESS_INLINE Vec apply(const S* values, const T* biases) const {
     Vec v = Storage<S>::read(values);
     if constexpr (kChained) {
       if (biases != nullptr) v = v + load<Vec>(biases);
@@ -84,13 +96,19 @@ inline void prefetch_next(const BlockInput& in, int64_t i) {
   for (size_t line = 0; line < kLanes * sizeof(S); line += 64) __builtin_prefetch(next + line);
 }
 
+// Halves fold onto each other in double: the same tree on every instruction set, and without the
+// chain of dependent additions that one lane after another would be (a quarter of the forward).
 template <typename T, typename Vec, int kCount>
 inline double lane_sum(const Vec (&v)[kCount]) {
-  double sum = 0;
-  for (int u = 0; u < kCount; ++u) {
-    for (int lane = 0; lane < kWidth<T>; ++lane) sum += static_cast<double>(v[u][lane]);
+  constexpr int kTotal = kCount * kWidth<T>;
+  T lanes[kTotal];
+  double sums[kTotal];
+  __builtin_memcpy(lanes, v, sizeof(lanes));
+  for (int i = 0; i < kTotal; ++i) sums[i] = lanes[i];
+  for (int half = kTotal / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
   }
-  return sum;
+  return sums[0];
 }
 
 // Two passes over a block: its maximum, then the sums. Where y is not what memory holds, the first
@@ -108,10 +126,15 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   const int64_t whole = in.n / kLanes * kLanes;
   const int64_t padded = (in.n + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int u = 0; u < kG; ++u) {
-      const Vec v = y_at(i + u * kW);
-      max[u] = larger(v, max[u]);
-      if (!kInPlace) store(y + i + u * kW, v);
+    for (int u = 0; u < kG; u += 2) {
+      Vec v0, v1;
+      y_at.pair(i + u * kW, v0, v1);
+      max[u] = larger(v0, max[u]);
+      max[u + 1] = larger(v1, max[u + 1]);
+      if (!kInPlace) {
+        store(y + i + u * kW, v0);
+        store(y + i + (u + 1) * kW, v1);
+      }
     }
   }
   for (int64_t c = whole; c < padded; c += kW) {
@@ -123,8 +146,8 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   for (int64_t c = whole; c < padded; c += kW) max[0] = larger(load<Vec>(y + c), max[0]);
   const T* main = kInPlace ? static_cast<const T*>(in.raw) : y;
 
-  *out = BlockMoments{Moments{}, NAN, -1};
-  const auto at = [&](int64_t c) { return c < whole ? main[c] : y[c]; };
+  *out = BlockMoments{Moments{}, NAN};
+  const auto at = [&](int64_t c) { return y_at.broadcast(c)[0]; };
   if (target_column >= 0 && target_column < in.n) out->target = at(target_column);
   T m = -T(INFINITY);
   for (int u = 0; u < kG; ++u) {
@@ -148,7 +171,12 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
     prefetch_next<S>(in, i);
     for (int u = 0; u < kG; ++u) {
       const Vec t = larger(lowest, (load<Vec>(source + i + u * kW) - m) * scale);
-      const Vec e = vector_exp2<T>(t);
+      Vec e;
+      if constexpr (sizeof(S) == 2) {
+        e = vector_exp2<T>(t, Simd<T>::kShortQ);
+      } else {
+        e = vector_exp2<T>(t);
+      }
       s0[u] += e;
       s1[u] += t * e;
       if (kExtras) {
@@ -159,18 +187,29 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
       }
     }
   }
-  out->moments = {
-      m,
-      lane_sum<T>(s0),
-      lane_sum<T>(s1) * kLn2,
-      lane_sum<T>(s2) * (kLn2 * kLn2),
-      lane_sum<T>(q0),
-      lane_sum<T>(q1) * kLn2
-  };
+  out->moments.m = m;
+  out->moments.s0 = lane_sum<T>(s0);
+  out->moments.s1 = lane_sum<T>(s1) * kLn2;
   if (kExtras) {
-    out->argmax = 0;
-    while (at(out->argmax) != m) ++out->argmax;
+    out->moments.s2 = lane_sum<T>(s2) * (kLn2 * kLn2);
+    out->moments.q0 = lane_sum<T>(q0);
+    out->moments.q1 = lane_sum<T>(q1) * kLn2;
   }
+}
+
+// The first column whose y is `value`, which is in the block.
+template <typename S, bool kChained>
+int64_t block_find(const BlockInput& in, double value) {
+  using T = typename Storage<S>::T;
+  const Reader<S, kChained> y_at(in);
+  for (int64_t c = 0; c < in.n; c += kWidth<T>) {
+    const int64_t n = in.n - c < kWidth<T> ? in.n - c : kWidth<T>;
+    const auto y = n == kWidth<T> ? y_at(c) : y_at.tail(c, n);
+    for (int64_t i = 0; i < n; ++i) {
+      if (static_cast<double>(y[i]) == value) return c + i;
+    }
+  }
+  return -1;
 }
 
 // One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
@@ -190,11 +229,11 @@ void block_gradient(
   const T constant = T(g.inv_s0 * factor * (g.a - g.b * g.log_s0));
   const T linear = T(g.inv_s0 * factor * g.b * kLn2);
   const Vec lowest = Vec{} + Simd<T>::kLowest;
-  const auto slope = [&](Vec y) {
+  const auto slope = [&](Vec y) __attribute__((always_inline)) {
     const Vec t = y * inv_cap;
     return T(1) - t * t;
   };
-  const auto gradient = [&](Vec y) {
+  const auto gradient = [&](Vec y) __attribute__((always_inline)) {
     const Vec t = larger(lowest, (y - m) * scale);
     const Vec d = vector_exp2<T>(t) * (constant + linear * t);
     return kChained && capped ? d * slope(y) : d;
@@ -254,6 +293,14 @@ void moments(Dtype dtype, const BlockInput& in, int64_t target, bool extras, Blo
   });
 }
 
+int64_t find(Dtype dtype, const BlockInput& in, double value) {
+  int64_t column = -1;
+  visit(dtype, in, [&](auto storage, auto chain) {
+    column = block_find<typename decltype(storage)::type, decltype(chain)::value>(in, value);
+  });
+  return column;
+}
+
 void gradient(
     Dtype dtype, const BlockInput& in, const BlockGradient& g, int64_t target, void* out
 ) {
@@ -282,7 +329,7 @@ void exp2_floats(const float* t, int64_t n, float* out) {
 #define LOGITLESS_STRING(name) LOGITLESS_STRING2(name)
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    LOGITLESS_STRING(LOGITLESS_ISA), moments, gradient, weights, exp2_floats
+    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, gradient, weights, exp2_floats
 };
 
 }  // namespace LOGITLESS_ISA

@@ -60,7 +60,7 @@ void rows_sample(
     for (int64_t block = 0; block < tile.blocks(); ++block) {
       BlockMoments piece;
       kernels.moments(tile.dtype, tile.block(block), -1, false, &piece);
-      fold(state[row], piece, start + block * kBlock, scale);
+      fold(state[row], piece, scale);
       if (!(piece.moments.s0 > 0)) continue;
       const PhiloxWords noise = block_noise(key, row, start / kBlock + block);
       const double gumbel = -std::log(-std::log(uniform(noise.word[0], noise.word[1])));

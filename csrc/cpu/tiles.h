@@ -21,12 +21,17 @@ struct TileRow {
   }
 };
 
+// Rows are those of [N, V] or, with strides of their own, of [B, T, V].
+inline int64_t row_offset(const TensorView& tile, int64_t row) {
+  if (tile.ndim == 2) return row * tile.strides[0];
+  return row / tile.shape[1] * tile.strides[0] + row % tile.shape[1] * tile.strides[1];
+}
+
 inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row) {
-  const auto* base = static_cast<const char*>(logits.data);
   return {
-      base + row * logits.strides[0] * dtype_bytes(logits.dtype),
+      static_cast<const char*>(logits.data) + row_offset(logits, row) * dtype_bytes(logits.dtype),
       logits.dtype,
-      logits.shape[1],
+      logits.shape[logits.ndim - 1],
       rows.chain,
       rows.scale_of(row)
   };
@@ -34,21 +39,27 @@ inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row)
 
 inline void check_tile(const Rows& rows, const TensorView& tile, const char* name, int64_t start) {
   check(tile.on_cpu, name, " must be on the CPU");
-  check(tile.ndim == 2, name, " must have 2 dimensions [N, V], got ", tile.ndim);
-  check(tile.shape[0] == rows.n, name, " must have ", rows.n, " rows, got ", tile.shape[0]);
   check(
-      tile.shape[1] <= 1 || tile.strides[1] == 1, name, " must have contiguous rows (last stride 1)"
+      tile.ndim == 2 || tile.ndim == 3,
+      name,
+      " must be [N, V] or [B, T, V], got ",
+      tile.ndim,
+      " dimensions"
+  );
+  const int64_t n = tile.ndim == 2 ? tile.shape[0] : tile.shape[0] * tile.shape[1];
+  const int last = tile.ndim - 1;
+  check(n == rows.n, name, " must have ", rows.n, " rows, got ", n);
+  check(
+      tile.shape[last] <= 1 || tile.strides[last] == 1,
+      name,
+      " must have contiguous rows (last stride 1)"
   );
   check(
       start % kBlock == 0, "vocabulary tiles must start at a multiple of ", kBlock, ", got ", start
   );
 }
 
-inline void fold(RowState& state, const BlockMoments& piece, int64_t block_start, double scale) {
-  // A tie keeps the earlier column, as torch.argmax does on a CPU.
-  if (piece.argmax >= 0 && (state.moments.s0 == 0 || piece.moments.m > state.moments.m)) {
-    state.argmax = static_cast<double>(block_start + piece.argmax);
-  }
+inline void fold(RowState& state, const BlockMoments& piece, double scale) {
   if (!std::isnan(piece.target)) state.target = piece.target;
   state.moments = merged(state.moments, piece.moments, scale);
 }

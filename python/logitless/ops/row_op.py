@@ -1,4 +1,4 @@
-"""torch op over given logits [N, V]: one pass forward, one read and one write backward."""
+"""torch op over given logits, [N, V] or [B, T, V]: a pass forward, a read and a write backward."""
 
 from __future__ import annotations
 
@@ -37,16 +37,15 @@ def make_rows(
 def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras, _ = args
     rows = make_rows(*row_args)
-    n, vocab = logits.shape
-    out = empty_outputs(n, extras, logits)
-    state = torch.empty(n, STATE, dtype=torch.float64)
+    out = empty_outputs(rows.n, extras, logits)
+    state = torch.empty(rows.n, STATE, dtype=torch.float64)
     rows.forward(logits.detach(), state, extras=extras)
-    rows.finish(state, vocab, **requested(out, extras))
+    rows.finish(state, logits.shape[-1], **requested(out, extras))
     return (*out.values(), state)
 
 
 def _forward_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras = logits.shape[0], args[-2]
+    n, extras = args[0].shape[0], args[-2]
     state = logits.new_empty(n, STATE, dtype=torch.float64)
     return (*empty_outputs(n, extras, logits).values(), state)
 
@@ -91,7 +90,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     if ctx.inplace:
         _backward_inplace_op(*args)
     gradient = logits if ctx.inplace else _backward_op(*args)
-    g_bias = gradient.sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
+    g_bias = gradient.flatten(0, -2).sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
     return (gradient, None, None, g_bias, *[None] * 6)
 
 

@@ -84,14 +84,15 @@ def _torch_stats(
     from logitless.ops.row_op import row_stats
 
     chosen = choose_backend(backend, logits.device.type)
-    flat = logits.reshape(-1, logits.shape[-1])
-    flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+    # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
     flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
     flat_mask = None if mask is None else mask.reshape(-1).contiguous()
     chain = flat_head("token_stats", head, shape, mask, logits.dtype == torch.float64)
     if chosen == "torch":
+        flat = logits.reshape(-1, logits.shape[-1])
         return to_stats(plain_stats(flat, flat_targets, flat_mask, *chain), shape, extras)
-    outputs = row_stats(flat, flat_targets, flat_mask, *chain, bool(extras), inplace)
+    outputs = row_stats(logits, flat_targets, flat_mask, *chain, bool(extras), inplace)
     return to_stats(outputs[:-1], shape, extras)
 
 
@@ -107,11 +108,11 @@ def _numpy_stats(
 
     from logitless.ops.rows import STATE
 
-    flat = logits.reshape(-1, logits.shape[-1])
-    rows = numpy_rows("token_stats", targets, mask, head, flat.dtype)
-    state = np.empty((len(flat), STATE))
-    rows.forward(flat, state, extras=bool(extras))
-    return numpy_finish(rows, state, flat.shape[1], flat.dtype, extras, shape)
+    logits = logits if logits.strides[-1] == logits.itemsize else np.ascontiguousarray(logits)
+    rows = numpy_rows("token_stats", targets, mask, head, logits.dtype)
+    state = np.empty((targets.size, STATE))
+    rows.forward(logits, state, extras=bool(extras))
+    return numpy_finish(rows, state, logits.shape[-1], logits.dtype, extras, shape)
 
 
 def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) -> Any:
