@@ -171,12 +171,7 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
     prefetch_next<S>(in, i);
     for (int u = 0; u < kG; ++u) {
       const Vec t = larger(lowest, (load<Vec>(source + i + u * kW) - m) * scale);
-      Vec e;
-      if constexpr (sizeof(S) == 2) {
-        e = vector_exp2<T>(t, Simd<T>::kShortQ);
-      } else {
-        e = vector_exp2<T>(t);
-      }
+      const Vec e = vector_exp2<T>(t, Simd<T>::kSumQ);
       s0[u] += e;
       s1[u] += t * e;
       if (kExtras) {
