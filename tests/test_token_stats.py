@@ -93,11 +93,11 @@ def test_chain(isa: str, dtype: torch.dtype, kind: str) -> None:
     )  # fmt: skip
     # A softcap rounds y, and p with it, in plain code as here. The gradient of the bias is a
     # column's sum of gradients as stored, up to N roundings.
-    for ours, other, truth in zip(gradients, plain_gradients, expected, strict=False):
-        scale = 1 + 2 * np.abs(cases.to_numpy(other) - truth).max() / 1e-6
+    for ours, other, right in zip(gradients, plain_gradients, expected, strict=False):
+        scale = 1 + 2 * np.abs(cases.to_numpy(other) - right).max() / 1e-6
         if ours.dtype != dtype:
             scale += n * GRADIENT_ULP[dtype_name(dtype)] / 1e-6
-        assert_gradients(ours, truth, ours.dtype, scale=scale if dtype != torch.float64 else n)
+        assert_gradients(ours, right, ours.dtype, scale=scale if dtype != torch.float64 else n)
 
 
 def test_gradcheck() -> None:
