@@ -187,7 +187,18 @@ def test_numpy() -> None:
     stats = ll.linear_token_stats(*arrays, mask=mask, bias=np.ones(5000), extras=EXTRAS)
     truth = reference.linear_token_stats(*arrays, mask=mask, bias=np.ones(5000))
     assert_values(stats.logp, truth["logp"], np.float32)
-    assert (stats.extras["argmax"][mask] == truth["argmax"][mask]).all()
+    assert (stats.logp[~mask] == 0).all()
+    assert (stats.extras["argmax"] == np.where(mask, truth["argmax"], -1)).all()
+    # A budget of a few rows a product gives the same, and one too small is refused.
+    small = ll.linear_token_stats(*arrays, mask=mask, bias=np.ones(5000), memory_budget=30_000)
+    assert_values(small.logp, truth["logp"], np.float32)
+    with pytest.raises(ValueError, match="memory_budget must be at least"):
+        ll.linear_token_stats(*arrays, memory_budget=100)
+    arrays[0][5] = np.nan
+    row = int(np.flatnonzero(mask)[-1])
+    arrays[0][row] = np.nan
+    with pytest.raises(ValueError, match=rf"row {5 if mask[5] else row}: its logits hold a NaN"):
+        ll.linear_token_stats(*arrays, mask=mask)
     with pytest.raises(TypeError, match="all torch or all NumPy"):
         ll.linear_token_stats(arrays[0], w, arrays[2])
 

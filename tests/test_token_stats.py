@@ -271,6 +271,7 @@ def test_rows_without_meaning(backend: str) -> None:
         ({"mask": torch.ones(2, dtype=torch.bool)}, ValueError, "mask must be targets.shape"),
         ({"temperature": 0.0}, ValueError, "temperature must be finite and > 0"),
         ({"temperature": torch.tensor([1.0, -1.0, 1.0])}, ValueError, "temperature must be"),
+        ({"temperature": np.ones(3)}, TypeError, "arrays must be all torch or all NumPy"),
         ({"softcap": -3.0}, ValueError, "softcap must be finite and > 0"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[V\] = \[5\]"),
         ({"extras": ("entropie",)}, ValueError, "unknown name 'entropie'"),

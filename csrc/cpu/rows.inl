@@ -97,7 +97,7 @@ inline void prefetch_next(const BlockInput& in, int64_t i) {
 }
 
 // Halves fold onto each other in double: the same tree on every instruction set, and without the
-// chain of dependent additions that one lane after another would be (a quarter of the forward).
+// chain of dependent additions that one lane after another would be (3% of the forward).
 template <typename T, typename Vec, int kCount>
 inline double lane_sum(const Vec (&v)[kCount]) {
   constexpr int kTotal = kCount * kWidth<T>;

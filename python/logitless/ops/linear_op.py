@@ -8,7 +8,6 @@ a backward product.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import ROWS, UPSTREAM, make_rows
-from logitless.ops.rows import STATE, Rows
+from logitless.ops.rows import STATE
 
 _TILES = "int tile_rows, int tile_columns, int kept_columns, ScalarType logits_dtype"
 
@@ -42,14 +41,6 @@ class Tiles(NamedTuple):
         return torch.empty(min(self.rows, n) * self.columns, dtype=self.dtype)
 
 
-def _gather(rows: Rows, index: Tensor | None) -> Rows:
-    """The rows at `index`, all of them active; None: as they are."""
-    if index is None:
-        return rows
-    scale = None if rows.row_scale is None else rows.row_scale[index]
-    return replace(rows, n=len(index), targets=rows.targets[index], mask=None, row_scale=scale)
-
-
 def _view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
     """A contiguous [n, width] window of a flat buffer."""
     return buffer[offset : offset + n * width].view(n, width)
@@ -60,7 +51,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     tiles = Tiles(*args[8:])
     rows = make_rows(*row_args)
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
-    rows = _gather(rows, index)
+    rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
     h = (hidden if index is None else hidden[index]).to(tiles.dtype)
     n, vocab = len(h), len(weight)
@@ -150,7 +141,7 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     state = state[:forward_rows] if everything else state[place]
     g = dict(zip(("g_logp", "g_entropy", "g_lse"), upstream, strict=True))
     g = {name: None if value is None else value[index] for name, value in g.items()}
-    rows = _gather(rows, index)
+    rows = rows.gather(index)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     scratch = tiles.scratch(len(index))
     d_hidden = grads[0] if len(index) == n else hidden.new_empty(h.shape)

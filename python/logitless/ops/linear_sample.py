@@ -68,7 +68,7 @@ def linear_sample(
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
-    if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, bias=bias) != "torch":
+    if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
         raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
     n, vocab = len(hidden), check_weight(op, hidden, weight)
     check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))

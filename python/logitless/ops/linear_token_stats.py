@@ -13,7 +13,7 @@ from logitless.ops.options import (
     choose_backend,
 )
 from logitless.ops.outputs import TokenStats
-from logitless.ops.plan import Plan, plan
+from logitless.ops.plan import plan
 
 
 def linear_token_stats(
@@ -63,7 +63,7 @@ def linear_token_stats(
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
     op = "linear_token_stats"
-    kind = framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, bias=bias)
+    kind = framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
     vocab = check_weight(op, hidden, weight)
     shape = check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
     if kind == "numpy":
@@ -101,7 +101,10 @@ def _torch_stats(
     differentiated = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden, weight, head.bias)
     )
-    tiling = make_plan(flat.shape, weight.shape, hidden.dtype, dtype, compute, differentiated)
+    tiling = plan(
+        *flat.shape, len(weight), hidden.dtype, compute.memory_budget,
+        logits_dtype=dtype, backward=differentiated,
+    )  # fmt: skip
     outputs = linear_stats(
         flat, weight, flat_targets, flat_mask, *chain, bool(extras),
         tiling.rows, tiling.columns, tiling.kept_columns, dtype,
@@ -119,25 +122,6 @@ def _logits_dtype(asked: Any, dtype: Any) -> Any:
             f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got {asked}"
         )
     return asked
-
-
-def make_plan(
-    hidden: tuple[int, ...],
-    weight: tuple[int, ...],
-    dtype: Any,
-    logits_dtype: Any,
-    compute: ComputeOptions,
-    backward: bool,
-) -> Plan:
-    return plan(
-        hidden[0],
-        hidden[1],
-        weight[0],
-        dtype,
-        compute.memory_budget,
-        logits_dtype=logits_dtype,
-        backward=backward,
-    )
 
 
 def _numpy_stats(
@@ -159,13 +143,17 @@ def _numpy_stats(
         raise ValueError("logits_dtype must be None for NumPy inputs")
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows("linear_token_stats", targets, mask, head, flat.dtype)
-    tiling = make_plan(flat.shape, weight.shape, flat.dtype, flat.dtype, compute, backward=False)
-    state = np.empty((len(flat), STATE))
-    scratch = np.empty(len(flat) * tiling.columns, flat.dtype)
-    # NumPy inputs are scored in one row chunk: the budget bounds the tile's columns only.
+    tiling = plan(*flat.shape, len(weight), flat.dtype, compute.memory_budget, backward=False)
+    index = None if rows.mask is None else np.flatnonzero(rows.mask)
+    flat, rows = flat if index is None else flat[index], rows.gather(index)
+    state = np.empty((rows.n, STATE))
+    scratch = np.empty(tiling.rows * tiling.columns, flat.dtype)
     for start in range(0, len(weight), tiling.columns):
-        part = weight[start : start + tiling.columns]
-        tile = scratch[: len(flat) * len(part)].reshape(len(flat), len(part))
-        np.matmul(flat, part.T, out=tile)
-        rows.forward(tile, state, start=start, first=start == 0, extras=bool(extras))
-    return numpy_finish(rows, state, len(weight), flat.dtype, extras, shape)
+        w = weight[start : start + tiling.columns]
+        for first in range(0, rows.n, tiling.rows):
+            chunk = slice(first, min(first + tiling.rows, rows.n))
+            part = rows.part(chunk)
+            tile = scratch[: part.n * len(w)].reshape(part.n, len(w))
+            np.matmul(flat[chunk], w.T, out=tile)
+            part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(extras))
+    return numpy_finish(rows, state, len(weight), flat.dtype, extras, shape, index)

@@ -36,6 +36,12 @@ class HeadOptions:
             _positive("temperature", self.temperature)
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """The options that are arrays, by name."""
+        per_row = None if isinstance(self.temperature, (int, float)) else self.temperature
+        return {"temperature": per_row, "bias": self.bias}
+
+    @property
     def pre(self) -> float:
         return 1.0 if self.softcap is None else float(self.logit_scale)
 

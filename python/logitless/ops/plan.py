@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-BLOCK = 2048  # the core's block; tiles are multiples of it so that any tiling gives the same bits
+# Tiles are multiples of the core's block, so that any tiling gives the same bits.
+from logitless.ops.rows import BLOCK
 
 # Rows per product. Fewer cost speed: at H=1024 bf16, 128 rows take 1.4x and 512 rows 1.13x the
 # time of 1024.

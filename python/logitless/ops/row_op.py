@@ -11,7 +11,7 @@ from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
 from logitless.ops.rows import STATE, Rows
 
-# The arguments every row op starts with, in the order of `_rows`.
+# The arguments every row op starts with, in the order of `make_rows`.
 ROWS = (
     "Tensor targets, Tensor? mask, Tensor? bias, Tensor? row_scale, "
     "float scale, float pre, float softcap"

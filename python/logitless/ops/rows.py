@@ -32,6 +32,14 @@ class Rows:
     def core(self) -> _core.Rows:
         return _core.Rows(**{field.name: getattr(self, field.name) for field in fields(self)})
 
+    def gather(self, index: Any) -> Rows:
+        """The rows at `index`, all of them active; None: as they are."""
+        if index is None:
+            return self
+        row_scale = None if self.row_scale is None else self.row_scale[index]
+        targets = self.targets[index]
+        return replace(self, n=len(index), targets=targets, mask=None, row_scale=row_scale)
+
     def part(self, chunk: slice) -> Rows:
         """These rows of a call without a mask."""
         targets = None if self.targets is None else self.targets[chunk]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
@@ -57,7 +58,7 @@ def token_stats(
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
     op = "token_stats"
-    kind = framework(op, logits=logits, targets=targets, mask=mask, bias=bias)
+    kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
     check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
     vocab = (0, *shape_of(logits))[-1]
     shape = check_tokens(op, "logits", logits, targets, mask, head, vocab)
@@ -139,9 +140,15 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
 
 
 def numpy_finish(
-    rows: Any, state: Any, vocab: int, dtype: Any, extras: tuple[str, ...], shape: tuple[int, ...]
+    rows: Any,
+    state: Any,
+    vocab: int,
+    dtype: Any,
+    extras: tuple[str, ...],
+    shape: tuple[int, ...],
+    index: Any = None,
 ) -> TokenStats:
-    """TokenStats of NumPy arrays from a folded state."""
+    """TokenStats of NumPy arrays from a folded state; `index` says where gathered rows belong."""
     import numpy as np
 
     out_dtype = np.float64 if dtype == np.float64 else np.float32
@@ -149,5 +156,9 @@ def numpy_finish(
     out: dict[str, Any] = {name: np.empty(len(state), out_dtype) for name in names}
     if "argmax" in extras:
         out["argmax"] = np.empty(len(state), np.int64)
-    rows.finish(state, vocab, **out)
+    rows.finish(state, vocab, row_ids=index, **out)
+    if index is not None:
+        for name, values in out.items():
+            out[name] = np.full(math.prod(shape), -1 if name == "argmax" else 0, values.dtype)
+            out[name][index] = values
     return stats_of({name: array.reshape(shape) for name, array in out.items()}, extras)
