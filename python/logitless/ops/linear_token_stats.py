@@ -102,7 +102,7 @@ def _torch_stats(
         t is not None and t.requires_grad for t in (hidden, weight, head.bias)
     )
     tiling = plan(
-        *flat.shape, len(weight), hidden.dtype, compute.memory_budget,
+        len(flat), flat.shape[1], len(weight), hidden.dtype, compute.memory_budget,
         logits_dtype=dtype, backward=differentiated,
     )  # fmt: skip
     outputs = linear_stats(
@@ -143,7 +143,9 @@ def _numpy_stats(
         raise ValueError("logits_dtype must be None for NumPy inputs")
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows("linear_token_stats", targets, mask, head, flat.dtype)
-    tiling = plan(*flat.shape, len(weight), flat.dtype, compute.memory_budget, backward=False)
+    tiling = plan(
+        len(flat), flat.shape[1], len(weight), flat.dtype, compute.memory_budget, backward=False
+    )
     index = None if rows.mask is None else np.flatnonzero(rows.mask)
     flat, rows = flat if index is None else flat[index], rows.gather(index)
     state = np.empty((rows.n, STATE))
