@@ -7,17 +7,36 @@ from typing import Any
 
 import numpy as np
 
+from logitless import reference
+from logitless.loss.corrections import corrections
 from logitless.loss.presets import presets
 from logitless.loss.spec import (
     KL,
+    Cispo,
     Clip,
+    ClipB,
     ClipCov,
+    ClipV,
+    Correction,
     EntropyBonus,
+    EntropyFloor,
+    EntropyWeights,
     KLCov,
+    OffPolicyMask,
     PolicyLossSpec,
+    Reject,
+    Sapo,
+    SignWeights,
     TopEntropy,
+    TrustMask,
     Unclipped,
+    Vespo,
 )
+from logitless.reference.ratio import log_ratios
+from logitless.reference.selection import sequence_of_token
+
+_ESTIMATORS = ("k1", "k2", "k3", "abs", "low_var")
+_SEQUENCE = "seq-mean-token-mean"
 
 # The papers' fractions select one token of a small batch; these select several.
 SPECS: dict[str, PolicyLossSpec] = {
@@ -38,7 +57,66 @@ SPECS: dict[str, PolicyLossSpec] = {
     "many_top_entropy": replace(
         presets["top_entropy"], control=TopEntropy(0.4), entropy=EntropyBonus(0.2)
     ),
-}
+    "top_selected": replace(
+        presets["top_entropy"], control=TopEntropy(0.4, normaliser="selected")
+    ),
+    "many_kl_cov_ref": replace(
+        presets["kl_cov"], control=KLCov(0.3, 0.7, estimator="k3", against="ref")
+    ),
+    "many_clip_b": replace(presets["clip_b"], control=ClipB(0.3)),
+    "many_clip_v": replace(presets["clip_v"], control=ClipV(0.1, 0.5)),
+    "clip_cov_sequence": replace(
+        presets["ppo"], ratio="sequence_token", control=ClipCov(0.15, -5.0, 5.0)
+    ),
+    "signs": replace(presets["ppo"], control=SignWeights(0.3, 2.0)),
+    "entropy_weights": replace(presets["ppo"], control=EntropyWeights(0.9)),
+    "opsm_rollout": replace(presets["opsm"], control=OffPolicyMask(0.02, "rollout")),
+    "floor": replace(presets["grpo"], entropy=EntropyFloor(0.3, 0.8)),
+    "wide_gspo": replace(presets["gspo"], surrogate=Clip(0.05, 0.08), aggregation="token-mean"),
+    "wide_gspo_token": replace(presets["gspo_token"], surrogate=Clip(0.05, 0.08)),
+    "wide_luspo": replace(presets["luspo"], surrogate=Clip(0.05, 0.08)),
+    "narrow_gmpo": replace(
+        presets["gmpo"], surrogate=replace(presets["gmpo"].surrogate, low=0.2, high=0.1)
+    ),
+    "gmpo_tis": replace(presets["gmpo"], correction=corrections["tis"]),
+    "rloo_clip": PolicyLossSpec("sequence_sum", Clip(0.2, 0.2), aggregation=_SEQUENCE),
+    "sapo_sequence": PolicyLossSpec("sequence", Sapo(), aggregation=_SEQUENCE),
+    "cispo_sequence": PolicyLossSpec("sequence", Cispo(0.1, 0.1)),
+    "vespo_token_sum": replace(
+        presets["vespo"], surrogate=Vespo(1.0, 0.5, 0.5, 1.0), aggregation="token-sum"
+    ),
+    "tv_narrow": PolicyLossSpec(surrogate=TrustMask("tv", 0.05, 0.03, cap=1.1)),
+    "kl_narrow": PolicyLossSpec(surrogate=TrustMask("kl", 0.01, 0.02)),
+    "kl_two_sided": PolicyLossSpec(surrogate=TrustMask("kl", 0.01, 0.02, two_sided=True)),
+    **{
+        f"{name}{plus}": replace(presets["reinforce_pp"], kl=KL(name + plus, 0.2))
+        for name in _ESTIMATORS
+        for plus in ("", "+")
+        if name + plus not in ("k1", "k2", "k3")
+    },
+    "kl_ratio": replace(presets["ppo"], kl=KL("k3", 0.2, "ratio")),
+    "kl_score": replace(presets["reinforce"], kl=KL("k1", 0.2, "score", "rollout")),
+    "kl_old": replace(presets["ppo"], kl=KL("k2", 0.2, against="old")),
+    **{
+        f"correction_{name}": replace(presets["dapo"], correction=value)
+        for name, value in corrections.items()
+    },
+    "correction_normalized": replace(
+        presets["kl_cov"],
+        control=KLCov(0.3, 0.7),
+        correction=Correction("geometric", 0.9, 1.1, normalize=True),
+    ),
+    **{
+        f"reject_{measure}": replace(
+            presets["dapo"], correction=Correction("token", reject=(Reject(measure, high),))
+        )
+        for measure, high in {
+            "token_k1": 1.2, "token_k2": 0.05, "token_k3": 0.05, "seq_sum_k2": 0.3,
+            "seq_sum_k3": 0.3, "seq_mean_k2": 0.05, "seq_mean_k3": 0.05, "seq_max_k2": 0.3,
+            "seq_max_k3": 0.3,
+        }.items()
+    },
+}  # fmt: skip
 SELECTING = {name: spec for name, spec in SPECS.items() if spec.selects}
 MAX_LENGTH = 64
 
@@ -50,7 +128,9 @@ class Batch:
     logp: np.ndarray
     old_logp: np.ndarray
     ref_logp: np.ndarray
+    rollout_logp: np.ndarray
     entropy: np.ndarray
+    entropy_change: np.ndarray
     advantages: np.ndarray
     mask: np.ndarray
     token_ids: np.ndarray
@@ -61,7 +141,8 @@ class Batch:
 
     @property
     def optional(self) -> dict[str, np.ndarray]:
-        return {"entropy": self.entropy, "ref_logp": self.ref_logp, "token_ids": self.token_ids}
+        names = ("entropy", "ref_logp", "rollout_logp", "token_ids")
+        return {name: getattr(self, name) for name in names}
 
     def rows(self, which: Any) -> Batch:
         """Some of the sequences, or all in another order."""
@@ -73,6 +154,21 @@ class Batch:
         keep = np.arange(self.mask.shape[1]) < np.array(lengths)[:, None]
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return Batch(**{name: x[keep] for name, x in vars(self).items()}), cu_seqlens
+
+
+def chosen(
+    batch: Batch, spec: PolicyLossSpec, *, old: bool = True, seed: int = 0, step: int = 0
+) -> list[int]:
+    """The oracle's selection; without `old` no token counts as clipped."""
+    rows = sequence_of_token(batch.mask.shape)
+    u = log_ratios((batch.logp - batch.old_logp).astype(np.float64).ravel(),
+                   batch.mask.ravel(), spec.ratio, rows)  # fmt: skip
+    return reference.select(
+        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp if old else None,
+        entropy=batch.entropy, entropy_change=batch.entropy_change, token_ids=batch.token_ids,
+        seed=seed, step=step,
+        log_ratio=u.reshape(batch.mask.shape) if spec.sequence_ratio else None,
+    )  # fmt: skip
 
 
 def make_batch(
@@ -91,6 +187,9 @@ def make_batch(
         "entropy": rng.exponential(size=shape),
         "advantages": np.broadcast_to(rng.normal(size=(shape[0], 1)), shape) * 2.0,
     }
-    poisoned = {name: np.where(mask, x, np.nan).astype(dtype) for name, x in values.items()}
     ids = rng.permutation(1000)[: shape[0], None] * MAX_LENGTH + np.arange(shape[1])
+    values["rollout_logp"] = old + 0.5 * spread * rng.normal(size=shape)
+    values["entropy_change"] = rng.normal(size=shape)
+    values["logp"] = np.minimum(values["logp"], -1e-3)
+    poisoned = {name: np.where(mask, x, np.nan).astype(dtype) for name, x in values.items()}
     return Batch(**poisoned, mask=mask, token_ids=ids)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loss_cases import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
+from loss_cases import MAX_LENGTH, SELECTING, SPECS, Batch, chosen, make_batch
 
 from logitless import reference
 from logitless.entropy.covariance import Covariance, covariance
@@ -20,7 +20,9 @@ from logitless.ops.policy_loss import policy_coefficients
 def stats_of(batch: Batch, spec: PolicyLossSpec, **options: Any) -> BatchStats:
     return batch_stats(
         batch.logp, batch.advantages, batch.mask, spec,
-        **{"entropy": batch.entropy, "token_ids": batch.token_ids, "seed": 5, "step": 9, **options},
+        **{"entropy": batch.entropy, "entropy_change": batch.entropy_change,
+           "rollout_logp": batch.rollout_logp, "token_ids": batch.token_ids, "seed": 5, "step": 9,
+           **options},
     )  # fmt: skip
 
 
@@ -29,10 +31,7 @@ def test_selection_is_the_oracles(spec: PolicyLossSpec) -> None:
     batch = make_batch(8)
     for old_logp in (None, batch.old_logp):
         stats = stats_of(batch, spec, old_logp=old_logp)
-        expected = reference.select(
-            batch.logp, batch.advantages, batch.mask, spec, old_logp=old_logp,
-            entropy=batch.entropy, token_ids=batch.token_ids, seed=5, step=9,
-        )  # fmt: skip
+        expected = chosen(batch, spec, old=old_logp is not None, seed=5, step=9)
         assert stats.selected.dtype == np.int64 and stats.selected.tolist() == expected
     _, mean_a, mean_lp = reference.covariance(batch.logp, batch.advantages, batch.mask)
     assert (stats.mean_advantage, stats.mean_logp) == (mean_a, mean_lp)
@@ -73,9 +72,7 @@ def test_micro_batches_act_on_the_selected_tokens_alone(spec: PolicyLossSpec) ->
 
 def test_tokens_clipped_by_the_ratio_are_no_candidates() -> None:
     batch, spec = make_batch(11), SELECTING["many_clip_cov_ppo"]
-    clipped = reference.ratio_clipped(
-        batch.logp, batch.old_logp, batch.advantages, spec.surrogate
-    )  # fmt: skip
+    clipped = reference.ratio_clipped(batch.logp - batch.old_logp, batch.advantages, spec.surrogate)
     bad = set(batch.token_ids[clipped & batch.mask].tolist())
     runs = [stats_of(batch, spec, old_logp=batch.old_logp, step=s) for s in range(20)]
     assert bad and not any(bad & set(run.selected.tolist()) for run in runs)
@@ -182,7 +179,7 @@ def test_bad_calls() -> None:
         (batch, "many_clip_cov", {"seed": -1}, ["seed", "2^64", "-1"]),
         (batch, "many_clip_cov", {"step": 2**64}, ["step", "2^64"]),
         (batch, "many_clip_cov", {"old_logp": batch.logp * np.nan}, ["old_logp", "nan", "[0, 0]"]),
-        (batch, "top_entropy", {"entropy": None}, ["TopEntropy", "entropy=None"]),
+        (batch, "top_entropy", {"entropy": None}, ["control needs entropy", "entropy=None"]),
         (batch, "top_entropy", {"entropy": batch.logp * np.nan}, ["entropy", "nan", "[0, 0]"]),
         (flat, "kl_cov_clip", {}, ["cu_seqlens=None"]),
     ]

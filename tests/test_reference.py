@@ -25,9 +25,10 @@ TARGETS = np.array([2, 5, 0])
 
 
 def spec(surrogate: Any = None, **fields: Any) -> SimpleNamespace:
-    base = {"control": None, "kl": None, "entropy": None, "aggregation": "token-mean"}
+    base = dict.fromkeys(("control", "kl", "entropy", "correction", "max_length"))
+    base |= {"ratio": "token", "aggregation": "token-mean"}
     surrogate = surrogate or named("Clip", low=0.2, high=0.28, dual=None)
-    return SimpleNamespace(surrogate=surrogate, **{**base, "max_length": None, **fields})
+    return SimpleNamespace(surrogate=surrogate, **{**base, **fields})
 
 
 def named(kind: str, **fields: Any) -> Any:
@@ -141,12 +142,30 @@ LOSSES = {
     "clip-cov": spec(control=named("ClipCov", fraction=0.2, low=-5.0, high=5.0)),
     "kl-cov": spec(named("Unclipped"), control=named("KLCov", fraction=0.2, coefficient=0.7)),
     "top-entropy": spec(control=named("TopEntropy", fraction=0.3)),
+    "clip-b": spec(control=named("ClipB", mu=0.5)),
     "seq-mean-token-sum": spec(aggregation="seq-mean-token-sum"),
     "seq-mean-token-mean": spec(aggregation="seq-mean-token-mean"),
     "seq-mean-token-sum-norm": spec(aggregation="seq-mean-token-sum-norm"),
     "token-sum": spec(aggregation="token-sum"),
-    "entropy": spec(entropy=SimpleNamespace(coefficient=0.3)),
-    **{e: spec(kl=SimpleNamespace(estimator=e, coefficient=0.2)) for e in ("k1", "k2", "k3")},
+    "entropy": spec(entropy=named("EntropyBonus", coefficient=0.3)),
+    "floor": spec(entropy=named("EntropyFloor", strength=0.3, target=0.6)),
+    **{
+        e: spec(kl=SimpleNamespace(estimator=e, coefficient=0.2))
+        for e in ("k1", "k2", "k3", "abs", "low_var")
+    },
+    "kl-ratio": spec(kl=SimpleNamespace(estimator="k3", coefficient=0.2, weight="ratio")),
+    "sapo": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05)),
+    "sapo-sequence": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05), ratio="sequence"),
+    "dro": spec(named("Dro", beta=0.3)),
+    "trust": spec(named("TrustMask", divergence="tv", low=0.5, high=0.5, cap=None, two_sided=True)),
+    "reinforce": spec(
+        named("Reinforce"), ratio="none", control=named("SignWeights", positive=0.3, negative=1.5)
+    ),
+    "gspo": spec(ratio="sequence"),
+    "sequence-sum": spec(named("Clip", low=0.9, high=3.0, dual=None), ratio="sequence_sum"),
+    "gmpo": spec(
+        named("Gmpo", low=0.4, high=0.4), ratio="sequence", aggregation="seq-mean-token-mean"
+    ),
 }
 
 

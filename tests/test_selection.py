@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import SELECTING, make_batch
+from loss_cases import SELECTING, chosen, make_batch
 
 from logitless import _core, reference
 from logitless.loss.selection import (
@@ -187,14 +187,11 @@ def test_select_against_the_oracle(spec: PolicyLossSpec, dtype: Any) -> None:
         batch = make_batch(seed, dtype=dtype)
         tokens = make_tokens(
             batch.logp, batch.advantages, batch.mask, old_logp=batch.old_logp,
-            entropy=batch.entropy, token_ids=batch.token_ids,
+            entropy=batch.entropy, entropy_change=batch.entropy_change,
+            token_ids=batch.token_ids,
         )  # fmt: skip
-        chosen = select(tokens, spec, batch_means(tokens), seed=seed, step=7)
-        expected = reference.select(
-            batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
-            entropy=batch.entropy, token_ids=batch.token_ids, seed=seed, step=7,
-        )  # fmt: skip
-        assert chosen.tolist() == expected
+        taken = select(tokens, spec, batch_means(tokens), seed=seed, step=7)
+        assert taken.tolist() == chosen(batch, spec, seed=seed, step=7)
 
 
 def test_clip_cov_draws_anew_each_step_and_evenly() -> None:

@@ -17,20 +17,37 @@ auto visit_real(const Array& logp, Fn&& fn) {
   return fn(type_tag<float>{}, Dtype::f32);
 }
 
+KlParams kl_params(const py::dict& fields) {
+  KlParams params;
+  params.estimator = fields["estimator"].cast<KlEstimator>();
+  params.straight_through = fields["straight_through"].cast<bool>();
+  params.weight = fields["weight"].cast<KlWeight>();
+  params.coefficient = fields["coefficient"].cast<double>();
+  return params;
+}
+
 TokenLossParams token_loss_params(const py::dict& fields) {
   const auto number = [&](const char* name) { return fields[name].cast<double>(); };
   TokenLossParams params;
+  params.surrogate = fields["surrogate"].cast<Surrogate>();
+  int place = 0;
+  for (py::handle value : fields["numbers"]) {
+    check(place < 4, "numbers must hold up to 4 values");
+    params.numbers[place++] = value.cast<double>();
+  }
   params.ratio_low = number("ratio_low");
   params.ratio_high = number("ratio_high");
   params.log_low = number("log_low");
   params.log_high = number("log_high");
   params.ratio_dual = number("ratio_dual");
   params.log_dual = number("log_dual");
+  params.positive = number("positive");
+  params.negative = number("negative");
   params.control = fields["control"].cast<Control>();
-  params.penalty = number("penalty");
-  params.kl = fields["kl"].cast<KlEstimator>();
-  params.kl_coefficient = number("kl_coefficient");
+  params.penalty = kl_params(fields["penalty"]);
+  params.kl = kl_params(fields["kl"]);
   params.entropy_coefficient = number("entropy_coefficient");
+  params.entropy_target = number("entropy_target");
   return params;
 }
 
@@ -55,7 +72,7 @@ py::dict token_loss(
     py::handle advantages_object,
     py::handle weights_object,
     py::handle entropy_object,
-    py::handle ref_logp_object,
+    py::handle kl_logp_object,
     py::handle selected_object,
     py::handle g_logp_object,
     py::handle g_entropy_object,
@@ -63,17 +80,33 @@ py::dict token_loss(
     double mean_logp,
     double grad_scale,
     const py::dict& params,
+    py::handle mask_object,
+    double weight,
+    py::handle penalty_logp_object,
+    py::handle log_ratio_object,
+    py::handle factor_object,
+    py::handle given_loss_object,
+    py::handle given_slope_object,
+    py::handle g_policy_object,
     int threads
 ) {
   const Array logp(logp_object, "logp");
-  const Array old_logp(old_logp_object, "old_logp");
+  const auto old_logp = optional_array(old_logp_object, "old_logp");
   const Array advantages(advantages_object, "advantages");
-  const Array weights(weights_object, "weights");
+  const auto weights = optional_array(weights_object, "weights");
+  const auto mask = optional_array(mask_object, "mask");
   const auto entropy = optional_array(entropy_object, "entropy");
-  const auto ref_logp = optional_array(ref_logp_object, "ref_logp");
+  const auto kl_logp = optional_array(kl_logp_object, "kl_logp");
+  const auto penalty_logp = optional_array(penalty_logp_object, "penalty_logp");
   const auto selected = optional_array(selected_object, "selected");
+  const auto log_ratio = optional_array(log_ratio_object, "log_ratio");
+  const auto factor = optional_array(factor_object, "factor");
+  const auto given_loss = optional_array(given_loss_object, "given_loss");
+  const auto given_slope = optional_array(given_slope_object, "given_slope");
   const Array g_logp(g_logp_object, "g_logp");
   const auto g_entropy = optional_array(g_entropy_object, "g_entropy");
+  const auto g_policy = optional_array(g_policy_object, "g_policy");
+  check(weights.has_value() != mask.has_value(), "either weights or mask must be given");
   const int64_t n = logp->size();
   return visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
@@ -83,15 +116,28 @@ py::dict token_loss(
     args.old_logp = data_of<const T>(old_logp, dtype, n, "old_logp");
     args.advantages = data_of<const T>(advantages, dtype, n, "advantages");
     args.weights = data_of<const double>(weights, Dtype::f64, n, "weights");
+    args.mask = data_of<const bool>(mask, Dtype::boolean, n, "mask");
+    args.weight = weight;
     args.entropy = data_of<const T>(entropy, dtype, n, "entropy");
-    args.ref_logp = data_of<const T>(ref_logp, dtype, n, "ref_logp");
+    args.kl_logp = data_of<const T>(kl_logp, dtype, n, "kl_logp");
+    args.penalty_logp = data_of<const T>(penalty_logp, dtype, n, "penalty_logp");
     args.selected = data_of<const bool>(selected, Dtype::boolean, n, "selected");
+    args.log_ratio = data_of<const double>(log_ratio, Dtype::f64, n, "log_ratio");
+    args.factor = data_of<const double>(factor, Dtype::f64, n, "factor");
+    args.given_loss = data_of<const double>(given_loss, Dtype::f64, n, "given_loss");
+    args.given_slope = data_of<const double>(given_slope, Dtype::f64, n, "given_slope");
     args.g_logp = data_of<T>(g_logp, dtype, n, "g_logp");
     args.g_entropy = data_of<T>(g_entropy, dtype, n, "g_entropy");
+    args.g_policy = data_of<double>(g_policy, Dtype::f64, n, "g_policy");
     args.means = {mean_advantage, mean_logp};
     args.grad_scale = grad_scale;
     args.params = token_loss_params(params);
     args.threads = threads;
+    check(
+        args.params.surrogate != Surrogate::given ||
+            (args.given_loss != nullptr && args.given_slope != nullptr),
+        "given_loss and given_slope must be given with Surrogate.given"
+    );
     cpu::TokenLossSums sums;
     {
       py::gil_scoped_release release;
@@ -193,6 +239,18 @@ void ordered_scores(py::handle values_object, py::handle scores_object, int thre
   );
 }
 
+void exp_values(py::handle values_object, py::handle out_object, int threads) {
+  const Array values(values_object, "x");
+  const Array out(out_object, "out");
+  const int64_t n = values->size();
+  cpu::exp_values(
+      data_of<const double>(values, Dtype::f64, n, "x"),
+      n,
+      data_of<double>(out, Dtype::f64, n, "out"),
+      threads
+  );
+}
+
 void random_scores(
     py::handle ids_object, uint64_t seed, uint64_t step, py::handle scores_object, int threads
 ) {
@@ -252,7 +310,23 @@ void register_loss(py::module_& m) {
       .value("none", KlEstimator::none)
       .value("k1", KlEstimator::k1)
       .value("k2", KlEstimator::k2)
-      .value("k3", KlEstimator::k3);
+      .value("k3", KlEstimator::k3)
+      .value("abs", KlEstimator::abs)
+      .value("low_var", KlEstimator::low_var);
+  py::enum_<KlWeight>(m, "KlWeight", "What multiplies a KL estimate.")
+      .value("none", KlWeight::none)
+      .value("ratio", KlWeight::ratio)
+      .value("score", KlWeight::score);
+  py::enum_<Surrogate>(m, "Surrogate", "The policy terms of csrc/core/token_loss.h.")
+      .value("clip", Surrogate::clip)
+      .value("reinforce", Surrogate::reinforce)
+      .value("nothing", Surrogate::nothing)
+      .value("cispo", Surrogate::cispo)
+      .value("sapo", Surrogate::sapo)
+      .value("trust_mask", Surrogate::trust_mask)
+      .value("dro", Surrogate::dro)
+      .value("vespo", Surrogate::vespo)
+      .value("given", Surrogate::given);
 
   m.def(
       "token_loss",
@@ -263,7 +337,7 @@ void register_loss(py::module_& m) {
       py::arg("advantages"),
       py::arg("weights"),
       py::arg("entropy"),
-      py::arg("ref_logp"),
+      py::arg("kl_logp"),
       py::arg("selected"),
       py::arg("g_logp"),
       py::arg("g_entropy"),
@@ -271,6 +345,14 @@ void register_loss(py::module_& m) {
       py::arg("mean_logp"),
       py::arg("grad_scale"),
       py::arg("params"),
+      py::arg("mask") = py::none(),
+      py::arg("weight") = 0.0,
+      py::arg("penalty_logp") = py::none(),
+      py::arg("log_ratio") = py::none(),
+      py::arg("factor") = py::none(),
+      py::arg("given_loss") = py::none(),
+      py::arg("given_slope") = py::none(),
+      py::arg("g_policy") = py::none(),
       py::arg("threads") = 0,
       "Writes g_logp and g_entropy; returns the numerators of the loss and of the metrics."
   );
@@ -296,6 +378,14 @@ void register_loss(py::module_& m) {
       py::arg("band"),
       py::arg("threads") = 0,
       "Ordered bits of each valid token's covariance, and whether it lies in the band unclipped."
+  );
+  m.def(
+      "exp",
+      &exp_values,
+      py::arg("x"),
+      py::arg("out"),
+      py::arg("threads") = 0,
+      "exp of float64 values, the same bits on every machine."
   );
   m.def(
       "ordered_scores",

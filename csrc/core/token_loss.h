@@ -1,5 +1,5 @@
 // The policy loss of one token and its derivatives in closed form: every loss is
-// weight * (policy term + kl_coefficient * kl - entropy_coefficient * entropy).
+// weight * (factor * policy term + kl_coefficient * kl + entropy term).
 #pragma once
 
 #include <cmath>
@@ -8,15 +8,44 @@
 
 namespace logitless {
 
+// The policy terms; a new one is a function `term` below and a case of `surrogate_term`. `given`:
+// the caller computed value and slope itself.
+enum class Surrogate : uint8_t {
+  clip,
+  reinforce,
+  nothing,
+  cispo,
+  sapo,
+  trust_mask,
+  dro,
+  vespo,
+  given
+};
+
 // What being selected (by covariance or entropy, over the whole batch) does to the policy term.
 enum class Control : uint8_t { none, drop_selected, penalise_selected, keep_selected };
 
 // One-sample estimators of KL(policy || reference).
-enum class KlEstimator : uint8_t { none, k1, k2, k3 };
+enum class KlEstimator : uint8_t { none, k1, k2, k3, abs, low_var };
+
+// What multiplies a KL estimate: nothing, exp(logp - old_logp), or exp(logp - constant logp) = 1.
+enum class KlWeight : uint8_t { none, ratio, score };
+
+struct KlParams {
+  KlEstimator estimator = KlEstimator::none;
+  // The value of the estimator with the gradient of k2.
+  bool straight_through = false;
+  KlWeight weight = KlWeight::none;
+  double coefficient = 0;
+};
 
 struct TokenLossParams {
-  // The ratio is flat beyond [ratio_low, ratio_high]; -inf and inf clip nothing. The tests compare
-  // log ratios, which every machine subtracts to the same bits, against logs taken once.
+  Surrogate surrogate = Surrogate::clip;
+  // Of the surrogate, in the order of its `term`.
+  double numbers[4] = {0, 0, 0, 0};
+  // The ratio counts as clipped beyond [ratio_low, ratio_high]; -inf and inf clip nothing. The
+  // tests compare log ratios, which every machine subtracts to the same bits, against logs taken
+  // once.
   double ratio_low = -INFINITY;
   double ratio_high = INFINITY;
   double log_low = -INFINITY;
@@ -24,14 +53,27 @@ struct TokenLossParams {
   // Dual clip: where the advantage is negative the ratio counts as at most this.
   double ratio_dual = INFINITY;
   double log_dual = INFINITY;
+  // Factors of the policy term by the sign of the advantage.
+  double positive = 1;
+  double negative = 1;
   Control control = Control::none;
-  double penalty = 0;
-  KlEstimator kl = KlEstimator::none;
-  double kl_coefficient = 0;
+  // Of the selected tokens; coefficient 0 where the control is another one.
+  KlParams penalty;
+  KlParams kl;
   double entropy_coefficient = 0;
+  // 0: -coefficient * H. Above 0: coefficient / (2 target) * max(target - H, 0)^2.
+  double entropy_target = 0;
 };
 
-// A policy term and its derivative in logp.
+// What a surrogate may use of its token.
+struct PolicyToken {
+  double log_ratio;
+  double ratio;
+  double advantage;
+  double logp;
+};
+
+// A term and its derivative in logp (or in the entropy).
 struct Term {
   double loss;
   double slope;
@@ -50,23 +92,141 @@ LOGITLESS_HD inline bool dual_clipped(
   return advantage < 0 && log_ratio > params.log_dual;
 }
 
-// max(-A r, -A clip(r)), at most -A * dual where A < 0. A zero advantage is zero loss even where
-// the ratio overflows.
-LOGITLESS_HD inline Term surrogate(
-    double log_ratio, double advantage, const TokenLossParams& params
-) {
-  if (advantage == 0) return {0, 0};
-  if (ratio_clipped(log_ratio, advantage, params.log_low, params.log_high)) {
-    return {-advantage * (advantage > 0 ? params.ratio_high : params.ratio_low), 0};
+// max(-A r, -A clip(r)), at most -A * dual where A < 0.
+LOGITLESS_HD inline Term clip_term(const PolicyToken& t, const TokenLossParams& p) {
+  if (ratio_clipped(t.log_ratio, t.advantage, p.log_low, p.log_high)) {
+    return {-t.advantage * (t.advantage > 0 ? p.ratio_high : p.ratio_low), 0};
   }
-  if (dual_clipped(log_ratio, advantage, params)) return {-advantage * params.ratio_dual, 0};
-  const double loss = -advantage * std::exp(log_ratio);
+  if (dual_clipped(t.log_ratio, t.advantage, p)) return {-t.advantage * p.ratio_dual, 0};
+  const double loss = -t.advantage * t.ratio;
   return {loss, loss};
 }
 
+// -A w logp with a constant weight w.
+LOGITLESS_HD inline Term score_term(const PolicyToken& t, double weight) {
+  const double slope = -t.advantage * weight;
+  return {slope * t.logp, slope};
+}
+
+// numbers: lowest and highest weight.
+LOGITLESS_HD inline Term cispo_term(const PolicyToken& t, const TokenLossParams& p) {
+  return score_term(t, std::fmin(std::fmax(t.ratio, p.numbers[0]), p.numbers[1]));
+}
+
+// numbers: tau where A > 0, tau elsewhere. -A 4/tau sigmoid(tau (r - 1)).
+LOGITLESS_HD inline Term sapo_term(const PolicyToken& t, const TokenLossParams& p) {
+  const double tau = t.advantage > 0 ? p.numbers[0] : p.numbers[1];
+  const double e = std::exp(-tau * std::fabs(t.ratio - 1));
+  const double gate = (t.ratio > 1 ? 1 : e) / (1 + e);
+  // q (1 - q) of the sigmoid; 0 for a large ratio, which may be infinite
+  const double bell = e / ((1 + e) * (1 + e));
+  const double slope = bell > 0 ? -t.advantage * 4 * bell * t.ratio : 0;
+  return {-t.advantage * 4 / tau * gate, slope};
+}
+
+// KL of Bernoulli(exp(old)) from Bernoulli(exp(now)): the token against all others.
+LOGITLESS_HD inline double bernoulli_kl(double old_logp, double logp) {
+  // what keeps log(1 - p) finite where p rounds to 1
+  const double tiny = 1e-8;
+  const double old_p = std::exp(old_logp);
+  const double p = std::exp(logp);
+  return old_p * (old_logp - logp) + (1 - old_p) * std::log((1 - old_p + tiny) / (1 - p + tiny));
+}
+
+// numbers: low, high, cap (0: none), 2 * (KL instead of p - p_old) + two_sided.
+LOGITLESS_HD inline Term trust_mask_term(const PolicyToken& t, const TokenLossParams& p) {
+  const double low = p.numbers[0];
+  const double high = p.numbers[1];
+  const double cap = p.numbers[2];
+  const bool two_sided = p.numbers[3] == 1 || p.numbers[3] == 3;
+  const double old_logp = t.logp - t.log_ratio;
+  const double move = std::exp(t.logp) - std::exp(old_logp);
+  const bool up = t.advantage > 0;
+  bool kept;
+  if (p.numbers[3] >= 2) {
+    const bool against = up ? move <= 0 : move >= 0;
+    kept = bernoulli_kl(old_logp, t.logp) <= (up ? high : low) || (against && !two_sided);
+  } else {
+    kept = (move <= high || !(up || two_sided)) && (move >= -low || (up && !two_sided));
+  }
+  if (!kept) return {0, 0};
+  if (cap > 0) return score_term(t, std::fmin(t.ratio, cap));
+  const double loss = -t.advantage * t.ratio;
+  return {loss, loss};
+}
+
+// numbers: beta.
+LOGITLESS_HD inline Term dro_term(const PolicyToken& t, const TokenLossParams& p) {
+  const double pull = p.numbers[0] * t.log_ratio;
+  return {-t.advantage * t.logp + 0.5 * pull * t.log_ratio, -t.advantage + pull};
+}
+
+// numbers: k and lambda where A >= 0, k and lambda where A < 0.
+LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams& p) {
+  const int side = t.advantage < 0 ? 2 : 0;
+  const double k = p.numbers[side];
+  const double lambda = p.numbers[side + 1];
+  return score_term(t, std::exp(lambda + k * t.log_ratio - lambda * t.ratio));
+}
+
+// A zero advantage is zero loss even where the ratio overflows.
+template <Surrogate kind>
+LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossParams& p) {
+  if constexpr (kind == Surrogate::dro) return dro_term(t, p);
+  if (kind == Surrogate::nothing || t.advantage == 0) return {0, 0};
+  if constexpr (kind == Surrogate::clip) return clip_term(t, p);
+  if constexpr (kind == Surrogate::reinforce) return score_term(t, 1);
+  if constexpr (kind == Surrogate::cispo) return cispo_term(t, p);
+  if constexpr (kind == Surrogate::sapo) return sapo_term(t, p);
+  if constexpr (kind == Surrogate::trust_mask) return trust_mask_term(t, p);
+  if constexpr (kind == Surrogate::vespo) return vespo_term(t, p);
+  return {0, 0};
+}
+
+LOGITLESS_HD inline double sign_of(double x) {
+  return static_cast<double>(x > 0) - static_cast<double>(x < 0);
+}
+
+LOGITLESS_HD inline Term plain_kl(double x, KlEstimator estimator) {
+  switch (estimator) {
+    case KlEstimator::none: return {0, 0};
+    case KlEstimator::k1: return {x, 1};
+    case KlEstimator::k2: return {0.5 * x * x, x};
+    // slope 0 at 0, so the penalty does nothing where the two policies are the same
+    case KlEstimator::abs: return {std::fabs(x), sign_of(x)};
+    case KlEstimator::k3:
+    case KlEstimator::low_var: break;
+  }
+  const bool clamped = estimator == KlEstimator::low_var;
+  if (clamped && std::fabs(x) > 20) {
+    // below -20 the value is above its bound of 10; above 20 it is 19 and more
+    return {10, 0};
+  }
+  // e^-x - 1 + x without cancellation near 0
+  const double surplus = std::expm1(-x);
+  if (clamped && surplus + x > 10) return {10, 0};
+  return {surplus + x, -surplus};
+}
+
+// coefficient * weight * estimate, of x = logp - reference and d = logp - old.
+LOGITLESS_HD inline Term kl_term(double x, double d, const KlParams& p) {
+  Term term = plain_kl(x, p.estimator);
+  if (p.straight_through) term.slope = x;
+  if (p.weight == KlWeight::score) term.slope += term.loss;
+  if (p.weight == KlWeight::ratio) {
+    const double ratio = std::exp(d);
+    term = {ratio * term.loss, ratio * (term.slope + term.loss)};
+  }
+  return term;
+}
+
+// Of a token and its penalty (d and x as for `kl_term`).
 LOGITLESS_HD inline Term controlled(
-    Term term, double log_ratio, bool selected, const TokenLossParams& params
+    Term term, double advantage, bool selected, double x, const TokenLossParams& params
 ) {
+  const double sign = advantage > 0 ? params.positive : advantage < 0 ? params.negative : 1;
+  // by select: the term may be infinite
+  term = sign == 0 ? Term{0, 0} : Term{sign * term.loss, sign * term.slope};
   switch (params.control) {
     case Control::none: return term;
     case Control::drop_selected: return selected ? Term{0, 0} : term;
@@ -74,21 +234,17 @@ LOGITLESS_HD inline Term controlled(
     case Control::penalise_selected: break;
   }
   if (!selected) return term;
-  // |log ratio| has slope 0 at 0, so the penalty does nothing on the first, on-policy update
-  const double sign = static_cast<double>(log_ratio > 0) - static_cast<double>(log_ratio < 0);
-  return {term.loss + params.penalty * std::fabs(log_ratio), term.slope + params.penalty * sign};
+  const Term extra = kl_term(x, 0, params.penalty);
+  const double coefficient = params.penalty.coefficient;
+  return {term.loss + coefficient * extra.loss, term.slope + coefficient * extra.slope};
 }
 
-LOGITLESS_HD inline Term kl_term(double log_ratio, KlEstimator estimator) {
-  switch (estimator) {
-    case KlEstimator::none: return {0, 0};
-    case KlEstimator::k1: return {log_ratio, 1};
-    case KlEstimator::k2: return {0.5 * log_ratio * log_ratio, log_ratio};
-    case KlEstimator::k3: break;
-  }
-  // e^-x - 1 + x without cancellation near 0
-  const double surplus = std::expm1(-log_ratio);
-  return {surplus + log_ratio, -surplus};
+LOGITLESS_HD inline Term entropy_term(double entropy, const TokenLossParams& params) {
+  const double coefficient = params.entropy_coefficient;
+  if (params.entropy_target == 0) return {-coefficient * entropy, -coefficient};
+  const double gap = std::fmax(params.entropy_target - entropy, 0);
+  const double slope = -coefficient * gap / params.entropy_target;
+  return {-0.5 * slope * gap, slope};
 }
 
 }  // namespace logitless

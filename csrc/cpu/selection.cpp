@@ -5,6 +5,7 @@
 
 #include "../core/philox.h"
 #include "../core/token_loss.h"
+#include "exp.h"
 #include "parallel.h"
 
 namespace logitless::cpu {
@@ -77,6 +78,12 @@ void covariance_scores(
 void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads) {
   for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) scores[i] = ordered_bits(values[i]);
+  });
+}
+
+void exp_values(const double* x, int64_t count, double* out, int threads) {
+  for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
+    exp_all(x + begin, out + begin, static_cast<int>(end - begin));
   });
 }
 

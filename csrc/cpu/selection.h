@@ -48,6 +48,8 @@ void covariance_scores(
 
 void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads);
 
+void exp_values(const double* x, int64_t count, double* out, int threads);
+
 void random_scores(
     const int64_t* ids, int64_t count, uint64_t seed, uint64_t step, uint64_t* scores, int threads
 );

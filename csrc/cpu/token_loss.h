@@ -25,16 +25,25 @@ template <typename T>
 struct TokenLossArgs {
   int64_t tokens = 0;
   const T* logp = nullptr;
-  const T* old_logp = nullptr;
+  const T* old_logp = nullptr;  // or null: that of logp
   const T* advantages = nullptr;
-  // Share of a token in the loss; 0 marks a token outside the mask, whose other values are not
-  // read.
+  // Share of a token in the loss: weights[i], where 0 marks a token outside the mask, or null and
+  // `weight` where mask[i]. Other values outside the mask are not read.
   const double* weights = nullptr;
-  const T* entropy = nullptr;      // or null
-  const T* ref_logp = nullptr;     // or null
-  const bool* selected = nullptr;  // or null
+  const bool* mask = nullptr;
+  double weight = 0;
+  const T* entropy = nullptr;          // or null
+  const T* kl_logp = nullptr;          // or null: the reference of the KL term
+  const T* penalty_logp = nullptr;     // or null: the reference of the selected tokens' penalty
+  const bool* selected = nullptr;      // or null
+  const double* log_ratio = nullptr;   // or null: logp - old_logp of the token
+  const double* factor = nullptr;      // or null: what multiplies the policy term, >= 0
+  const double* given_loss = nullptr;  // of Surrogate::given
+  const double* given_slope = nullptr;
   T* g_logp = nullptr;
   T* g_entropy = nullptr;  // or null
+  // Or null; else the policy term's part of g_logp goes here instead.
+  double* g_policy = nullptr;
   TokenMeans means = {0, 0};
   double grad_scale = 1;
   TokenLossParams params;

@@ -66,10 +66,10 @@ def covariance(
     a[tokens.mask] = tokens.advantages[tokens.mask]
     lp[tokens.mask] = tokens.logp[tokens.mask]
     squares = ("(advantages - mean)^2", "(logp - mean)^2")
-    variance_a, variance_lp, _ = exact_means(
+    variance_a, variance_lp, *_ = exact_means(
         tokens, (a - means.advantage) ** 2, (lp - means.logp) ** 2, squares, reduce
     )
-    mean, share, count = exact_means(
+    mean, share, count, *_ = exact_means(
         tokens, cov, (cov > 1.0).astype(np.float64), ("covariances", "shares"), reduce
     )
     spread = math.sqrt(variance_a) * math.sqrt(variance_lp)

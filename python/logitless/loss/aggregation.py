@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from logitless.loss.spec import PolicyLossSpec
-from logitless.loss.tokens import Int64s, Sequences, Tokens
+from logitless.loss.sequences import Float64s, valid_lengths
+from logitless.loss.spec import PolicyLossSpec, TopEntropy
+from logitless.loss.tokens import Tokens
 
 
 class Totals(NamedTuple):
@@ -33,46 +33,44 @@ def count_totals(tokens: Tokens) -> Totals:
     )
 
 
-def valid_lengths(tokens: Tokens) -> Int64s:
-    """Valid tokens of each sequence, [B]."""
-    sequences = sequences_of(tokens)
-    return np.bincount(sequences.of_token[tokens.mask], minlength=sequences.number)
+def selection_size(fraction: float, tokens: int) -> int:
+    """k of a control that selects a share of the batch's valid tokens: at least one."""
+    return max(int(fraction * tokens), 1)
 
 
-def sequences_of(tokens: Tokens) -> Sequences:
-    if tokens.sequences is None:
-        raise ValueError(
-            "a loss per sequence needs padded [B, T] inputs or cu_seqlens, "
-            "got packed [N] inputs and cu_seqlens=None"
-        )
-    return tokens.sequences
+def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> float | Float64s:
+    """w with which the batch loss is the sum of w * loss_t over the valid tokens of all calls.
 
-
-def token_weights(
-    tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None
-) -> npt.NDArray[np.float64]:
-    """w with which the batch loss is the sum of w * loss_t over all calls; 0 if masked, else > 0.
-
-    totals=None: this call is the whole batch.
+    One number where it is the same for all, else [N] with 0 outside the mask. totals=None: this
+    call is the whole batch.
     """
-    mask, local = tokens.mask, count_totals(tokens)
+    local = count_totals(tokens)
     total = local if totals is None else totals
-    if local.tokens > total.tokens or (spec.per_sequence and local.sequences > total.sequences):
+    per_sequence = spec.aggregation.startswith("seq-")
+    if local.tokens > total.tokens or (per_sequence and local.sequences > total.sequences):
         raise ValueError(
             f"totals must count the whole optimizer batch, got {total}, but this call alone has "
             f"{local.tokens} valid tokens and {local.sequences} sequences"
         )
     if spec.aggregation == "token-sum":
-        return mask.astype(np.float64)
+        return 1.0
     if spec.aggregation == "token-mean":
-        return mask / float(max(total.tokens, 1))
-    sequences = sequences_of(tokens)
-    per_sequence = mask / float(max(total.sequences, 1))
+        return 1.0 / max(_counted(spec, total.tokens), 1)
+    sequences = tokens.whole()
+    per_batch = 1.0 / max(total.sequences, 1)
     if spec.aggregation == "seq-mean-token-sum":
-        return per_sequence
+        return per_batch
     if spec.aggregation == "seq-mean-token-mean":
-        return per_sequence / np.maximum(valid_lengths(tokens), 1)[sequences.of_token]
-    return per_sequence / _norm(spec, sequences.width if totals is None else None)
+        shares = per_batch / np.maximum(valid_lengths(tokens), 1)
+        return np.where(tokens.mask, shares[sequences.of_token], 0.0)
+    return per_batch / _norm(spec, sequences.width if totals is None else None)
+
+
+def _counted(spec: PolicyLossSpec, tokens: int) -> int:
+    """The tokens that a token mean divides by."""
+    if isinstance(spec.control, TopEntropy) and spec.control.normaliser == "selected":
+        return min(selection_size(spec.control.fraction, tokens), tokens)
+    return tokens
 
 
 def _norm(spec: PolicyLossSpec, width: int | None) -> int:

@@ -10,7 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from logitless import _core
-from logitless.loss.spec import ClipCov, PolicyLossSpec, TopEntropy
+from logitless.loss.aggregation import selection_size
+from logitless.loss.correction import importance
+from logitless.loss.ratio import own_log_ratio, policy_term
+from logitless.loss.sequences import Float64s, exp, valid
+from logitless.loss.spec import (
+    ClipB,
+    ClipCov,
+    ClipV,
+    EntropyWeights,
+    KLCov,
+    PolicyLossSpec,
+    TopEntropy,
+)
 from logitless.loss.token_loss import Means, log_range
 from logitless.loss.tokens import Bools, Floats, Int64s, Tokens
 
@@ -36,6 +48,27 @@ def one_rank(values: Int64s) -> Int64s:
 def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
     """mean(A), mean(logp) and the count over valid tokens of all ranks."""
     return exact_means(tokens, tokens.advantages, tokens.logp, ("advantages", "logp"), reduce)
+
+
+def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) -> Means:
+    """The batch means that the spec's policy term uses beside those of A and logp as well."""
+    means = batch_means(tokens, reduce)
+    if isinstance(spec.control, EntropyWeights):
+        h = _finite(tokens, "entropy", tokens.entropy)
+        means = means._replace(
+            entropy=exact_means(tokens, h, h, ("entropy", "entropy"), reduce).logp
+        )
+    if spec.correction is not None and spec.correction.normalize:
+        if tokens.rollout_logp is None:
+            raise ValueError(
+                f"rollout_logp must be given with spec.correction={spec.correction}, got None"
+            )
+        if tokens.old_logp is None:
+            tokens = dataclasses.replace(tokens, old_logp=tokens.logp)
+        w = valid(tokens, importance(tokens, spec.correction).weights)
+        names = ("rollout weights", "rollout weights")
+        means = means._replace(importance=exact_means(tokens, w, w, names, reduce).logp)
+    return means
 
 
 def exact_means(
@@ -72,24 +105,25 @@ def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
     return Candidates(scores[valid], tokens.ids[valid])
 
 
-def candidates(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Candidates:
-    """The tokens `spec.control` may select, in the order of their covariance or entropy."""
-    if isinstance(spec.control, TopEntropy):
-        if tokens.entropy is None:
-            raise ValueError("control=TopEntropy needs entropy, got entropy=None")
-        valid = tokens.mask
-        values = tokens.entropy[valid].astype(np.float64)
-        if not np.isfinite(values).all():
-            i = int(np.flatnonzero(valid)[~np.isfinite(values)][0])
-            raise ValueError(
-                f"entropy must be finite where the mask is true, got {tokens.entropy[i]} "
-                f"at {tokens.place(i)}"
-            )
-        scores = np.empty(values.size, np.int64)
-        _core.ordered_scores(values, scores)
-        return Candidates(scores, tokens.ids[valid])
-    scores, inside = _covariance_scores(tokens, means, spec)
-    return Candidates(scores[inside], tokens.ids[inside])
+def candidates(
+    tokens: Tokens, spec: PolicyLossSpec, means: Means, reduce: Reduce = one_rank
+) -> Candidates:
+    """The tokens `spec.control` may select, in the order of what it selects by."""
+    control = spec.control
+    if isinstance(control, (ClipCov, KLCov)):
+        scores, inside = _covariance_scores(tokens, means, spec)
+        return Candidates(scores[inside], tokens.ids[inside])
+    if isinstance(control, TopEntropy):
+        return _ordered(tokens, tokens.mask, _finite(tokens, "entropy", tokens.entropy))
+    pushed_down = tokens.mask & (valid(tokens, tokens.advantages) < 0)
+    if isinstance(control, ClipB):
+        s = _surprise(tokens)
+        mean, deviation = _moments(tokens, s, "entropy", reduce)
+        return _ordered(tokens, pushed_down & (s - mean < -control.mu * deviation), -s)
+    assert isinstance(control, ClipV)
+    d = _finite(tokens, "entropy_change", tokens.entropy_change)
+    _, deviation = _moments(tokens, d, "entropy_change", reduce)
+    return _ordered(tokens, pushed_down & (d > control.mu * deviation), d)
 
 
 def select(
@@ -101,12 +135,12 @@ def select(
     step: int,
     reduce: Reduce = one_rank,
 ) -> Int64s:
-    """The sorted ids of this rank's tokens among the k selected ones of all ranks."""
-    assert spec.control is not None
-    running = candidates(tokens, spec, means)
+    """The sorted ids of this rank's tokens among the selected ones of all ranks."""
+    running = candidates(tokens, spec, means, reduce)
     if isinstance(spec.control, ClipCov):
         _core.random_scores(running.ids, seed, step, running.scores)
-    return np.sort(take_largest(running, selection_size(spec, means), reduce))
+    k = most_selected(spec, means.tokens)
+    return np.sort(running.ids if k is None else take_largest(running, k, reduce))
 
 
 def select_in_call(
@@ -114,7 +148,8 @@ def select_in_call(
 ) -> Bools:
     """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`."""
     place = dataclasses.replace(tokens, ids=np.arange(tokens.logp.size, dtype=np.int64))
-    running, k = candidates(place, spec, means), selection_size(spec, means)
+    running, k = candidates(place, spec, means), most_selected(spec, means.tokens)
+    assert k is not None
     if isinstance(spec.control, ClipCov):
         chosen = running.ids[permute(running.ids.size)[:k]]
     else:
@@ -124,9 +159,14 @@ def select_in_call(
     return selected
 
 
-def selection_size(spec: PolicyLossSpec, means: Means) -> int:
-    assert spec.control is not None
-    return max(int(spec.control.fraction * means.tokens), 1)
+def most_selected(spec: PolicyLossSpec, tokens: int) -> int | None:
+    """How many of the batch's valid tokens are selected at most; None: all candidates."""
+    control = spec.control
+    if isinstance(control, ClipV):
+        return selection_size(control.max_fraction, tokens)
+    if isinstance(control, (ClipCov, KLCov, TopEntropy)):
+        return selection_size(control.fraction, tokens)
+    return None
 
 
 def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
@@ -196,8 +236,52 @@ def _covariance_scores(
         "log_low": log_low,
         "log_high": log_high,
     }
-    old_logp = tokens.old_logp if in_band else None
+    own_ratio = spec is not None and not spec.sequence_ratio
+    old_logp = tokens.old_logp if in_band and own_ratio else None
     _core.covariance_scores(
         tokens.logp, tokens.advantages, tokens.mask, old_logp, scores, inside, band
     )
+    if in_band and spec is not None and not own_ratio and tokens.old_logp is not None:
+        inside &= ~_sequence_clipped(tokens, spec)
     return scores, inside
+
+
+def _sequence_clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:
+    log_ratio = policy_term(tokens, spec).log_ratio
+    u = own_log_ratio(tokens, spec) if log_ratio is None else log_ratio
+    log_low, log_high = log_range(spec.surrogate)
+    a = valid(tokens, tokens.advantages)
+    return np.asarray(((a > 0) & (u > log_high)) | ((a < 0) & (u < log_low)))
+
+
+def _surprise(tokens: Tokens) -> Float64s:
+    """S = p (entropy + logp) of each valid token, 0 elsewhere."""
+    entropy = _finite(tokens, "entropy", tokens.entropy)
+    logp = valid(tokens, tokens.logp)
+    return np.where(tokens.mask, exp(logp) * (entropy + logp), 0.0)
+
+
+def _moments(tokens: Tokens, x: Float64s, name: str, reduce: Reduce) -> tuple[float, float]:
+    """Mean and population standard deviation over the valid tokens of all ranks."""
+    means = exact_means(tokens, x, x * x, (name, f"{name}^2"), reduce)
+    # the rounding of the two means may leave the difference of equal numbers below 0
+    return means.advantage, max(means.logp - means.advantage**2, 0.0) ** 0.5
+
+
+def _finite(tokens: Tokens, name: str, values: Floats | None) -> Float64s:
+    if values is None:
+        raise ValueError(f"the spec's control needs {name}, got {name}=None")
+    wide = valid(tokens, values)
+    bad = np.flatnonzero(~np.isfinite(wide))
+    if bad.size:
+        raise ValueError(
+            f"{name} must be finite where the mask is true, got {wide[bad[0]]} "
+            f"at {tokens.place(int(bad[0]))}"
+        )
+    return wide
+
+
+def _ordered(tokens: Tokens, which: Bools, values: Float64s) -> Candidates:
+    scores = np.empty(np.count_nonzero(which), np.int64)
+    _core.ordered_scores(values[which], scores)
+    return Candidates(scores, tokens.ids[which])

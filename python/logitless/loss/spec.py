@@ -1,20 +1,57 @@
 """The axes of a policy loss: a frozen dataclass; a paper is one choice on each axis.
 
-loss_t = surrogate(exp(logp - old_logp), A)      changed by `control` where a token is selected
+loss_t = w_t * surrogate(r_t, A_t)               w_t by `correction`; changed by `control`
          + kl.coefficient * KL(logp, ref_logp) - entropy.coefficient * H
 loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Scope = Literal["batch", "micro"]
-KLEstimator = Literal["k1", "k2", "k3"]
-Ratio = Literal["token", "sequence", "sequence_token", "inference", "none"]
+from logitless.loss.checks import choice, instance, nonsense, require
+from logitless.loss.controls import (
+    AnyControl,
+    ClipB,
+    ClipCov,
+    ClipV,
+    Control,
+    CustomControl,
+    EntropyWeights,
+    KLCov,
+    OffPolicyMask,
+    Scope,
+    SignWeights,
+    TopEntropy,
+)
+from logitless.loss.corrections import Correction, Reject
+from logitless.loss.surrogates import (
+    Cispo,
+    Clip,
+    CustomSurrogate,
+    Dro,
+    Gmpo,
+    NoPolicy,
+    Reinforce,
+    Sapo,
+    Surrogate,
+    SurrogateInputs,
+    TrustMask,
+    Unclipped,
+    Vespo,
+)
+from logitless.loss.terms import KL, EntropyBonus, EntropyFloor, KLEstimator
+
+__all__ = [
+    "KL", "Aggregation", "AnyControl", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",
+    "Correction", "CustomControl", "CustomSurrogate", "Dro", "EntropyBonus", "EntropyFloor",
+    "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy", "OffPolicyMask",
+    "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo", "Scope", "SignWeights", "Surrogate",
+    "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped", "Vespo",
+]  # fmt: skip
+
+Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inference", "none"]
 Aggregation = Literal[
     "token-mean",
     "token-sum",
@@ -24,137 +61,18 @@ Aggregation = Literal[
 ]
 
 
-def _require(name: str, value: float, ok: Callable[[float], bool], expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and ok(value)):
-        raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _instance(name: str, value: object, kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, kinds):
-        names = ", ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} must be one of {names}, got {value!r}")
-
-
-def _check_selection(control: ClipCov | KLCov | TopEntropy) -> None:
-    name = type(control).__name__
-    _require(f"{name}.fraction", control.fraction, lambda x: 0.0 < x <= 1.0, "in (0, 1]")
-    _choice(f"{name}.scope", control.scope, get_args(Scope))
-
-
-@dataclass(frozen=True)
-class Clip:
-    """PPO's surrogate: -min(A r, A clip(r, 1 - low, 1 + high)).
-
-    `dual` (> 1): where A < 0 the loss is at most -A * dual (dual clip, arXiv:1912.09729).
-    """
-
-    low: float = 0.2
-    high: float = 0.2
-    dual: float | None = None
-
-    def __post_init__(self) -> None:
-        _require("Clip.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
-        _require("Clip.high", self.high, lambda x: x >= 0.0, ">= 0")
-        if self.dual is not None:
-            _require("Clip.dual", self.dual, lambda x: x > 1.0, "None or > 1")
-
-
-@dataclass(frozen=True)
-class Unclipped:
-    """The importance-weighted policy gradient without a clip: -A r."""
-
-
-@dataclass(frozen=True)
-class ClipCov:
-    """Clip-Cov (arXiv:2505.22617): k random tokens with low < cov < high lose their policy term.
-
-    k = max(int(fraction * valid tokens), 1); cov = (A - mean A) * (logp - mean logp), means over
-    the scope. Tokens that the ratio clips already are not candidates. `scope`: "batch" selects over
-    the whole optimizer batch on all ranks; "micro" within one call, as verl does, so that the
-    result depends on how the batch is cut.
-    """
-
-    fraction: float = 2e-4
-    low: float = 1.0
-    high: float = 5.0
-    scope: Scope = "batch"
-
-    def __post_init__(self) -> None:
-        _check_selection(self)
-        _require("ClipCov.high", self.high, lambda _: True, "finite")
-        _require("ClipCov.low", self.low, lambda x: x < self.high, f"below high = {self.high}")
-
-
-@dataclass(frozen=True)
-class KLCov:
-    """KL-Cov (arXiv:2505.22617): the k tokens of largest cov pay coefficient * |logp - old_logp|.
-
-    k and cov as for ClipCov. |d| has slope 0 at d = 0: nothing happens on the first, on-policy
-    update after a rollout.
-    """
-
-    fraction: float = 2e-3
-    coefficient: float = 1.0
-    scope: Scope = "batch"
-
-    def __post_init__(self) -> None:
-        _check_selection(self)
-        _require("KLCov.coefficient", self.coefficient, lambda x: x >= 0.0, ">= 0")
-
-
-@dataclass(frozen=True)
-class TopEntropy:
-    """Only the k tokens of largest entropy keep their policy term (arXiv:2506.01939).
-
-    The normaliser does not change.
-    """
-
-    fraction: float = 0.2
-    scope: Scope = "batch"
-
-    def __post_init__(self) -> None:
-        _check_selection(self)
-
-
-@dataclass(frozen=True)
-class KL:
-    """coefficient * estimate of KL(policy || reference); x = logp - ref_logp.
-
-    k1: x; k2: x^2 / 2; k3: exp(-x) - 1 + x (http://joschu.net/blog/kl-approx.html). Nothing is
-    clamped.
-    """
-
-    estimator: KLEstimator = "k3"
-    coefficient: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _choice("KL.estimator", self.estimator, get_args(KLEstimator))
-        _require("KL.coefficient", self.coefficient, lambda x: x >= 0.0, ">= 0")
-
-
-@dataclass(frozen=True)
-class EntropyBonus:
-    """- coefficient * entropy, aggregated like the loss, with the exact entropy gradient."""
-
-    coefficient: float
-
-    def __post_init__(self) -> None:
-        _require("EntropyBonus.coefficient", self.coefficient, lambda _: True, "finite")
-
-
-Control = ClipCov | KLCov | TopEntropy
-
-
 @dataclass(frozen=True)
 class PolicyLossSpec:
     """One policy loss; `replace(presets["dapo"], entropy=EntropyBonus(0.01))` adapts one.
+
+    `ratio`, whose r the surrogate sees (d = logp - old_logp):
+
+        token           exp(d) of the token
+        sequence        exp(mean of d over its sequence), gradient through the mean
+        sequence_sum    exp(sum of d over its sequence), gradient through the sum
+        sequence_token  exp(mean of d): the value of "sequence", the gradient of the token's own d
+        inference       exp(logp - rollout_logp) of the token: no old policy in between
+        none            no ratio: the score function, or r = 1
 
     `aggregation`, over the whole optimizer batch on all ranks (B: its sequences with at least one
     valid token):
@@ -165,58 +83,159 @@ class PolicyLossSpec:
         seq-mean-token-mean      mean over sequences of each one's token mean
         seq-mean-token-sum-norm  sum / (B * max_length)
 
-    `control` changes the policy term only, never the KL or entropy terms. `max_length`: the
-    generation limit in tokens, for the last aggregation; without it the width T of a padded call
-    that is the whole batch.
+    `control` and `correction` change the policy term only, never the KL or entropy terms.
+    `max_length`: the generation limit in tokens, for the last aggregation; without it the width T
+    of a padded call that is the whole batch.
     """
 
     ratio: Ratio = "token"
-    surrogate: Clip | Unclipped = Clip()
-    control: Control | None = None
+    surrogate: Surrogate = Clip()  # noqa: RUF009 - it is frozen
+    control: AnyControl | None = None
     kl: KL | None = None
-    entropy: EntropyBonus | None = None
-    correction: None = None
+    entropy: EntropyBonus | EntropyFloor | None = None
+    correction: Correction | None = None
     aggregation: Aggregation = "token-mean"
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        _choice("ratio", self.ratio, get_args(Ratio))
-        _choice("aggregation", self.aggregation, get_args(Aggregation))
-        _instance("surrogate", self.surrogate, (Clip, Unclipped))
-        _instance("control", self.control, (ClipCov, KLCov, TopEntropy, type(None)))
-        _instance("kl", self.kl, (KL, type(None)))
-        _instance("entropy", self.entropy, (EntropyBonus, type(None)))
-        if self.ratio != "token":
-            raise NotImplementedError(f"ratio={self.ratio!r}: only ratio='token' is built yet")
-        if self.correction is not None:
-            raise NotImplementedError(
-                f"correction={self.correction!r}: only correction=None is built yet"
+        choice("ratio", self.ratio, get_args(Ratio))
+        choice("aggregation", self.aggregation, get_args(Aggregation))
+        instance("surrogate", self.surrogate, (Surrogate,))
+        instance("control", self.control, (Control, type(None)))
+        instance("kl", self.kl, (KL, type(None)))
+        instance("entropy", self.entropy, (EntropyBonus, EntropyFloor, type(None)))
+        instance("correction", self.correction, (Correction, type(None)))
+        self._check_max_length()
+        self._check_ratio()
+        self._check_control()
+
+    def _check_max_length(self) -> None:
+        if self.max_length is None:
+            return
+        if self.aggregation != "seq-mean-token-sum-norm":
+            raise nonsense(
+                f"max_length={self.max_length}",
+                f"aggregation={self.aggregation!r}",
+                "only 'seq-mean-token-sum-norm' uses it",
             )
-        if self.max_length is not None:
-            if self.aggregation != "seq-mean-token-sum-norm":
-                raise ValueError(
-                    f"max_length={self.max_length} makes no sense with "
-                    f"aggregation={self.aggregation!r}; only 'seq-mean-token-sum-norm' uses it"
-                )
-            if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
-                raise TypeError(f"max_length must be an int, got {self.max_length!r}")
-            _require("max_length", self.max_length, lambda x: x >= 1, ">= 1")
+        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
+            raise TypeError(f"max_length must be an int, got {self.max_length!r}")
+        require("max_length", self.max_length, lambda x: x >= 1, ">= 1")
+
+    def _check_ratio(self) -> None:
+        ratio, surrogate = f"ratio={self.ratio!r}", f"surrogate={self.surrogate}"
+        if self.ratio == "none" and self.surrogate.uses_ratio:
+            raise nonsense(ratio, surrogate, "it is a function of the ratio; use Reinforce()")
+        if self.ratio != "none" and not self.surrogate.uses_ratio:
+            raise nonsense(ratio, surrogate, "it has no ratio; use ratio='none'")
+        if isinstance(self.surrogate, Gmpo) and self.ratio != "sequence":
+            raise nonsense(ratio, surrogate, "a geometric mean needs ratio='sequence'")
+        if isinstance(self.surrogate, Vespo) and self.ratio != "sequence_sum":
+            raise nonsense(ratio, surrogate, "it weighs whole sequences: ratio='sequence_sum'")
+        if self.surrogate.token_only and self.sequence_ratio:
+            raise nonsense(ratio, surrogate, "it is a function of one token's ratio")
+        if isinstance(self.surrogate, CustomSurrogate) and self.ratio in (
+            "sequence",
+            "sequence_sum",
+        ):
+            raise nonsense(ratio, surrogate, "its slope is per token: use 'sequence_token'")
+        if self.correction is None:
+            return
+        correction = f"correction={self.correction}"
+        if self.ratio == "inference":
+            raise nonsense(ratio, correction, "the ratio already is against the rollout's policy")
+        if isinstance(self.surrogate, Vespo) and self.correction.level is not None:
+            raise nonsense(
+                surrogate, correction, "its own weight is of the sequence; pass rollout_logp as old"
+            )
+
+    def _check_control(self) -> None:
+        control, surrogate = f"control={self.control}", f"surrogate={self.surrogate}"
+        if isinstance(self.surrogate, NoPolicy):
+            if self.control is not None:
+                raise nonsense(control, surrogate, "there is no policy term to change")
+            if self.entropy is None and self.kl is None:
+                raise nonsense(surrogate, "entropy=None", "the loss would be 0")
         if (
             isinstance(self.control, KLCov)
             and isinstance(self.surrogate, Clip)
             and self.surrogate.dual
         ):
-            raise ValueError(
-                f"control={self.control} makes no sense with surrogate={self.surrogate}: the dual "
-                "clip cuts the gradient that the penalty is to counter; use Unclipped()"
+            raise nonsense(
+                control,
+                surrogate,
+                "the dual clip cuts the gradient that the penalty is to counter; use Unclipped()",
+            )
+        if (
+            isinstance(self.control, KLCov)
+            and self.ratio in ("sequence", "sequence_sum")
+            and self.surrogate.through_ratio
+        ):
+            raise nonsense(
+                control,
+                f"ratio={self.ratio!r}",
+                "the penalty is of single tokens; use 'sequence_token'",
+            )
+        if (
+            isinstance(self.control, TopEntropy)
+            and self.control.normaliser == "selected"
+            and self.aggregation != "token-mean"
+        ):
+            raise nonsense(
+                f"control.normaliser={self.control.normaliser!r}",
+                f"aggregation={self.aggregation!r}",
+                "only a token mean divides by tokens alone",
             )
 
     @property
     def per_sequence(self) -> bool:
-        """Whether the weights of tokens depend on the sequences they belong to."""
-        return self.aggregation.startswith("seq-")
+        """Whether weights or ratios of tokens depend on the sequences they belong to."""
+        return self.aggregation.startswith("seq-") or self.whole_sequences
+
+    @property
+    def sequence_ratio(self) -> bool:
+        return self.ratio.startswith("sequence")
+
+    @property
+    def whole_sequences(self) -> bool:
+        """Whether a token's coefficients depend on the other tokens of its sequence in this call.
+
+        If not, rows can be evaluated in any chunks once the aggregation's weights are known.
+        """
+        return (
+            self.sequence_ratio
+            or isinstance(self.control, OffPolicyMask)
+            or (self.correction is not None and self.correction.per_sequence)
+        )
 
     @property
     def selects(self) -> bool:
         """Whether tokens are selected over the whole optimizer batch."""
-        return self.control is not None and self.control.scope == "batch"
+        return self.control is not None and self.control.selects and self.control.scope == "batch"
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether the policy term uses a mean over the whole optimizer batch."""
+        return isinstance(self.control, EntropyWeights) or (
+            self.correction is not None and self.correction.normalize
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Per-token inputs the loss cannot do without, beside logp, advantages and mask.
+
+        Of "old_logp", "ref_logp", "rollout_logp", "entropy" and "entropy_change".
+        """
+        names = set(self.control.needs) if self.control is not None else set()
+        if self.ratio == "inference":
+            names.add("rollout_logp")
+        elif self.ratio != "none":
+            names.add("old_logp")
+        if self.kl is not None:
+            names.add(f"{self.kl.against}_logp")
+            names |= {"old_logp"} if self.kl.weight == "ratio" else set()
+        if self.entropy is not None:
+            names.add("entropy")
+        if self.correction is not None:
+            names |= {"old_logp", "rollout_logp"}
+        return frozenset(names)

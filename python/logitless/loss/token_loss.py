@@ -6,18 +6,21 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from logitless import _core
-from logitless.loss.spec import Clip, ClipCov, KLCov, PolicyLossSpec, TopEntropy, Unclipped
+from logitless.loss.control_factor import policy_factor
+from logitless.loss.correction import correction_metrics
+from logitless.loss.ratio import old_policy, policy_term, spread, spreads
+from logitless.loss.sequences import Float64s
+from logitless.loss.spec import (
+    EntropyBonus,
+    EntropyFloor,
+    KLCov,
+    PolicyLossSpec,
+    SignWeights,
+    Surrogate,
+)
 from logitless.loss.tokens import Bools, Floats, Tokens
-
-CONTROLS = {
-    type(None): _core.Control.none,
-    ClipCov: _core.Control.drop_selected,
-    KLCov: _core.Control.penalise_selected,
-    TopEntropy: _core.Control.keep_selected,
-}
 
 
 class Means(NamedTuple):
@@ -26,6 +29,9 @@ class Means(NamedTuple):
     advantage: float
     logp: float
     tokens: int
+    # of the entropy and of the correction's weights, for specs that use them
+    entropy: float = 0.0
+    importance: float = 1.0
 
 
 class TokenLoss(NamedTuple):
@@ -34,40 +40,48 @@ class TokenLoss(NamedTuple):
     loss: float
     metrics: dict[str, float]
     g_logp: Floats  # [N] d loss / d logp
-    g_entropy: Floats | None  # [N] d loss / d entropy; None without an entropy bonus
+    g_entropy: Floats | None  # [N] d loss / d entropy; None without an entropy term
 
 
-def log_range(surrogate: Clip | Unclipped) -> tuple[float, float]:
-    """The log ratios beyond which the surrogate is flat: log(1 - low), log(1 + high)."""
-    if isinstance(surrogate, Unclipped):
-        return -math.inf, math.inf
-    return _log(1.0 - surrogate.low), _log(1.0 + surrogate.high)
+def log_range(surrogate: Surrogate) -> tuple[float, float]:
+    """The log ratios beyond which the surrogate counts as clipped."""
+    low, high = surrogate.ratio_range
+    return _log(low), _log(high)
 
 
 def core_params(spec: PolicyLossSpec) -> dict[str, Any]:
     """The spec as the core's plain numbers; a part that is None has no effect."""
-    clip = spec.surrogate if isinstance(spec.surrogate, Clip) else None
-    dual = math.inf if clip is None or clip.dual is None else clip.dual
-    log_low, log_high = log_range(spec.surrogate)
+    surrogate, control = spec.surrogate, spec.control
+    low, high = surrogate.ratio_range
+    signs = control if isinstance(control, SignWeights) else SignWeights()
+    penalty = control if isinstance(control, KLCov) else None
+    floor = spec.entropy if isinstance(spec.entropy, EntropyFloor) else None
+    bonus = spec.entropy if isinstance(spec.entropy, EntropyBonus) else None
     return {
-        "ratio_low": -math.inf if clip is None else 1.0 - clip.low,
-        "ratio_high": math.inf if clip is None else 1.0 + clip.high,
-        "log_low": log_low,
-        "log_high": log_high,
-        "ratio_dual": dual,
-        "log_dual": _log(dual),
-        "control": CONTROLS[type(spec.control)],
-        "penalty": spec.control.coefficient if isinstance(spec.control, KLCov) else 0.0,
-        "kl": getattr(_core.KlEstimator, spec.kl.estimator if spec.kl else "none"),
-        "kl_coefficient": spec.kl.coefficient if spec.kl else 0.0,
-        "entropy_coefficient": spec.entropy.coefficient if spec.entropy else 0.0,
+        "surrogate": getattr(_core.Surrogate, surrogate.kind),
+        "numbers": surrogate.numbers,
+        "ratio_low": low,
+        "ratio_high": high,
+        "log_low": _log(low),
+        "log_high": _log(high),
+        "ratio_dual": surrogate.ratio_dual,
+        "log_dual": _log(surrogate.ratio_dual),
+        "positive": signs.positive,
+        "negative": signs.negative,
+        "control": getattr(_core.Control, "none" if control is None else control.action),
+        "penalty": _kl_params(penalty.estimator, penalty.coefficient) if penalty else _NO_KL,
+        "kl": _kl_params(spec.kl.estimator, spec.kl.coefficient, spec.kl.weight)
+        if spec.kl
+        else _NO_KL,
+        "entropy_coefficient": floor.strength if floor else bonus.coefficient if bonus else 0.0,
+        "entropy_target": floor.target if floor else 0.0,
     }
 
 
 def evaluate(
     tokens: Tokens,
     spec: PolicyLossSpec,
-    weights: npt.NDArray[np.float64],  # [N]
+    weights: float | Float64s,
     *,
     total_tokens: int,
     selected: Bools | None,  # [N]
@@ -75,18 +89,37 @@ def evaluate(
     grad_scale: float,
 ) -> TokenLoss:
     """grad_scale * sum(weights * loss_t), metrics over `total_tokens`; no means, no cov_mean."""
+    term = policy_term(tokens, spec)
+    factor, rollout = policy_factor(
+        tokens,
+        spec,
+        1.0 if means is None else means.entropy,
+        1.0 if means is None else means.importance,
+    )
+    each, weight = (None, weights) if isinstance(weights, float) else (weights, 0.0)
     g_logp = np.empty_like(tokens.logp)
     g_entropy = None if spec.entropy is None else np.empty_like(tokens.logp)
+    g_policy = np.empty(tokens.logp.size) if spreads(spec) else None
     sums = _core.token_loss(
         logp=tokens.logp,
-        old_logp=tokens.old_logp,
+        old_logp=old_policy(tokens, spec),
         advantages=tokens.advantages,
-        weights=weights,
+        weights=each,
+        mask=tokens.mask if each is None else None,
+        weight=weight,
         entropy=tokens.entropy,
-        ref_logp=tokens.ref_logp,
+        kl_logp=None if spec.kl is None else tokens.reference(spec.kl.against),
+        penalty_logp=tokens.reference(spec.control.against)
+        if isinstance(spec.control, KLCov)
+        else None,
         selected=selected,
+        log_ratio=term.log_ratio,
+        factor=factor,
+        given_loss=term.loss,
+        given_slope=term.slope,
         g_logp=g_logp,
         g_entropy=g_entropy,
+        g_policy=g_policy,
         mean_advantage=0.0 if means is None else means.advantage,
         mean_logp=0.0 if means is None else means.logp,
         grad_scale=grad_scale,
@@ -94,17 +127,33 @@ def evaluate(
     )
     if sums["bad_token"] >= 0:
         raise ValueError(_bad_token(tokens, sums["bad_token"]))
+    if g_policy is not None:
+        g_logp += spread(tokens, spec, term, g_policy).astype(g_logp.dtype, copy=False)
 
     per_token = {"pg_clipfrac": "clipped", "pg_clipfrac_lower": "clipped_lower"}
-    per_token |= {"ppo_kl": "old_minus_new"}
+    per_token |= {} if old_policy(tokens, spec) is None else {"ppo_kl": "old_minus_new"}
     per_token |= {} if means is None else {"cov_mean": "covariance"}
-    per_token |= {} if spec.control is None else {"cov_selected": "selected"}
+    per_token |= {} if selected is None else {"cov_selected": "selected"}
     per_token |= {} if tokens.entropy is None else {"entropy": "entropy"}
     metrics = {f"actor/{name}": sums[key] / max(total_tokens, 1) for name, key in per_token.items()}
     metrics["actor/pg_loss"] = sums["policy"]
     if spec.kl is not None:
         metrics["actor/kl_loss"] = sums["kl"]
+    if rollout is not None and spec.correction is not None:
+        metrics |= correction_metrics(tokens, spec.correction, rollout, total_tokens)
     return TokenLoss(sums["loss"], metrics, g_logp, g_entropy)
+
+
+def _kl_params(estimator: str, coefficient: float, weight: str = "none") -> dict[str, Any]:
+    return {
+        "estimator": getattr(_core.KlEstimator, estimator.removesuffix("+")),
+        "straight_through": estimator.endswith("+"),
+        "weight": getattr(_core.KlWeight, weight),
+        "coefficient": coefficient,
+    }
+
+
+_NO_KL = _kl_params("none", 0.0)
 
 
 def _log(x: float) -> float:
@@ -112,7 +161,7 @@ def _log(x: float) -> float:
 
 
 def _bad_token(tokens: Tokens, i: int) -> str:
-    names = ("logp", "old_logp", "advantages", "entropy", "ref_logp")
+    names = ("logp", "old_logp", "advantages", "entropy", "ref_logp", "rollout_logp")
     values = {name: getattr(tokens, name) for name in names}
     got = ", ".join(f"{name}={value[i]}" for name, value in values.items() if value is not None)
     return (

@@ -34,9 +34,24 @@ class Tokens:
     old_logp: Floats | None
     entropy: Floats | None
     ref_logp: Floats | None
+    rollout_logp: Floats | None
+    entropy_change: Floats | None
     ids: Int64s
     # None: packed tokens without cu_seqlens
     sequences: Sequences | None
+
+    def reference(self, name: str) -> Floats | None:
+        """The log-probs that a KL or mask `against` this name is measured from."""
+        return {"ref": self.ref_logp, "old": self.old_logp, "rollout": self.rollout_logp}[name]
+
+    def whole(self) -> Sequences:
+        """The sequences, where something cannot do without them."""
+        if self.sequences is None:
+            raise ValueError(
+                "a loss per sequence needs padded [B, T] inputs or cu_seqlens, "
+                "got packed [N] inputs and cu_seqlens=None"
+            )
+        return self.sequences
 
     def place(self, token: int) -> str:
         """A token of the flat arrays as the caller's index, for messages."""

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.loss.aggregation import Totals, count_totals, sequences_of
-from logitless.loss.selection import Reduce, batch_means, one_rank, select
-from logitless.loss.spec import ClipCov, Control, PolicyLossSpec
+from logitless.loss.aggregation import Totals, count_totals
+from logitless.loss.selection import Reduce, one_rank, select, spec_means
+from logitless.loss.sequences import whole_sequences
+from logitless.loss.spec import ClipCov, Control, Correction, PolicyLossSpec
 from logitless.loss.tokens import Int64s, Tokens
 from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad, to_numpy
 
@@ -25,8 +26,15 @@ class BatchStats(NamedTuple):
     selected: Any
     seed: int
     step: int
-    # the control that selected; policy_loss refuses a batch made for another one
+    # what the statistics are for; policy_loss refuses a batch made for another one
     control: Control | None
+    correction: Correction | None = None
+    # of EntropyWeights and of a normalised correction
+    mean_entropy: float = 0.0
+    mean_importance: float = 1.0
+    # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
+    # that need sequences whole; else [0, 2]
+    sequences: Any = None
 
 
 def batch_stats(
@@ -37,6 +45,8 @@ def batch_stats(
     *,
     old_logp: Array | None = None,
     entropy: Array | None = None,
+    entropy_change: Array | None = None,
+    rollout_logp: Array | None = None,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array,  # int64
     data_group: Any = None,
@@ -50,6 +60,8 @@ def batch_stats(
         ClipCov     k at random among mask & (low < cov) & (cov < high) & ~clipped(logp - old_logp)
         KLCov       the k of mask with the largest cov
         TopEntropy  the k of mask with the largest entropy
+        ClipB       mask & (A < 0) with S - S[mask].mean() < -mu * S[mask].std(correction=0)
+        ClipV       the k of mask & (A < 0) with the largest entropy_change > mu * its std
 
     Give it all micro-batches of this rank at once: `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
@@ -62,11 +74,23 @@ def batch_stats(
     random order is Philox of (seed, step, token id). `token_ids`: see `token_ids()`. Selection per
     call (scope="micro") leaves `selected` empty.
 
+    Where the loss is per sequence the result also knows the sequences, so that policy_loss can tell
+    one that a micro-batch cuts. `entropy_change` (an extra of the statistics ops) is for ClipV,
+    `rollout_logp` for a correction with normalize=True; there old_logp is `old_logp`, or logp
+    where that is None.
+
     Raises ValueError where a valid value is not finite, token ids repeat, or entropy or cu_seqlens
     is missing; TypeError for a wrong dtype. Papers: arXiv:2505.22617 (covariance), arXiv:2506.01939
     (entropy).
     """
-    refuse_grad(logp=logp, advantages=advantages, old_logp=old_logp, entropy=entropy)
+    refuse_grad(
+        logp=logp,
+        advantages=advantages,
+        old_logp=old_logp,
+        entropy=entropy,
+        entropy_change=entropy_change,
+        rollout_logp=rollout_logp,
+    )
     for name, value in {"seed": seed, "step": step}.items():
         if not 0 <= value < 2**64:
             raise ValueError(f"{name} must be in [0, 2^64), got {value}")
@@ -76,6 +100,8 @@ def batch_stats(
         mask,
         old_logp=old_logp,
         entropy=entropy,
+        entropy_change=entropy_change,
+        rollout_logp=rollout_logp,
         cu_seqlens=cu_seqlens,
         token_ids=token_ids,
     )
@@ -83,16 +109,31 @@ def batch_stats(
     reduce = one_rank if data_group is None else group_sum(data_group)
     local = count_totals(tokens)
     totals = Totals(*(int(x) for x in reduce(np.array([*local[:2], 1], np.int64))))
-    means = batch_means(tokens, reduce)
+    means = spec_means(tokens, spec, reduce)
     selected: Any = np.empty(0, np.int64)
     if spec.selects:
         selected = select(tokens, spec, means, seed=seed, step=step, reduce=reduce)
+    sequences: Any = np.empty((0, 2), np.int64)
+    if spec.per_sequence:
+        sequences = whole_sequences(tokens)
     if is_tensor(logp):
         import torch
 
         selected = torch.from_numpy(selected).to(logp.device)
+        sequences = torch.from_numpy(sequences).to(logp.device)
     return BatchStats(
-        totals, means.advantage, means.logp, means.tokens, selected, seed, step, spec.control
+        totals,
+        means.advantage,
+        means.logp,
+        means.tokens,
+        selected,
+        seed,
+        step,
+        spec.control,
+        spec.correction,
+        means.entropy,
+        means.importance,
+        sequences,
     )
 
 
@@ -152,7 +193,7 @@ def group_sum(group: Any) -> Reduce:
 
 def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
     if spec.per_sequence:
-        sequences_of(tokens)
+        tokens.whole()
     if isinstance(spec.control, ClipCov) and tokens.old_logp is not None:
         bad = np.flatnonzero(tokens.mask & ~np.isfinite(tokens.old_logp))
         if bad.size:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from logitless.loss.aggregation import Totals, token_weights
-from logitless.loss.selection import batch_means, select, select_in_call
-from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.selection import select, select_in_call, spec_means
+from logitless.loss.sequences import check_whole
+from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
 from logitless.loss.token_loss import Means, TokenLoss, evaluate
 from logitless.loss.tokens import Bools, Int64s, Tokens
 from logitless.ops.batch_stats import BatchStats
@@ -27,7 +29,7 @@ class PolicyLossOutput(NamedTuple):
 
 def policy_loss(
     logp: Array,  # [N] or [B, T]
-    old_logp: Array,
+    old_logp: Array | None,
     advantages: Array,  # the same, or [B], [B, 1]
     mask: Array,  # bool
     spec: PolicyLossSpec,
@@ -100,7 +102,7 @@ def policy_loss(
 
 def policy_coefficients(
     logp: Array,
-    old_logp: Array,
+    old_logp: Array | None,
     advantages: Array,
     mask: Array,
     spec: PolicyLossSpec,
@@ -122,16 +124,19 @@ def policy_coefficients(
     ):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
-    if rollout_logp is not None:
-        raise NotImplementedError("rollout_logp: no rollout correction is built yet, pass None")
     if batch is not None and totals is not None:
         raise ValueError("totals must be None where batch is given, which carries its own totals")
     if not math.isfinite(grad_scale):
         raise ValueError(f"grad_scale must be finite, got {grad_scale}")
-    for name, field, value in (("kl", spec.kl, ref_logp), ("entropy", spec.entropy, entropy)):
-        if field is not None and value is None:
-            missing = "ref_logp" if name == "kl" else "entropy"
-            raise ValueError(f"{missing} must be given with spec.{name}={field}, got None")
+    inputs: dict[str, Any] = {
+        "old_logp": old_logp,
+        "entropy": entropy,
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+    }
+    for name in sorted(spec.needs & set(inputs)):
+        if inputs[name] is None:
+            raise ValueError(f"{name} must be given with {_why(spec, name)}, got None")
     tokens = make_tokens(
         logp,
         advantages,
@@ -139,11 +144,16 @@ def policy_coefficients(
         old_logp=old_logp,
         entropy=entropy,
         ref_logp=ref_logp,
+        rollout_logp=rollout_logp,
         cu_seqlens=cu_seqlens,
         token_ids=token_ids,
     )
+    if spec.whole_sequences:
+        tokens.whole()
     if batch is not None:
         totals = batch.totals
+        if spec.per_sequence and token_ids is not None and batch.sequences is not None:
+            check_whole(tokens, ids_of(batch.sequences))
     weights = token_weights(tokens, spec, totals)
     means, selected = _selection(tokens, spec, batch, totals, token_ids is not None)
     result = evaluate(
@@ -166,29 +176,55 @@ def _selection(
     has_ids: bool,
 ) -> tuple[Means | None, Bools | None]:
     """The means where they are known, and the selected tokens of this call where some are."""
-    if spec.control is not None and not spec.selects:
-        means = batch_means(tokens)
+    if spec.control is not None and spec.control.selects and not spec.selects:
+        means = spec_means(tokens, spec)
         return means, select_in_call(tokens, spec, means, _torch_permutation)
     if batch is not None:
-        if batch.control != spec.control:
-            raise ValueError(
-                f"batch was made for control={batch.control}, but the spec has {spec.control}"
-            )
+        for name in ("control", "correction"):
+            if getattr(batch, name) != getattr(spec, name):
+                raise ValueError(
+                    f"batch was made for {name}={getattr(batch, name)}, "
+                    f"but the spec has {getattr(spec, name)}"
+                )
         if spec.selects and not has_ids:
             raise ValueError("token_ids must be given with batch: selected tokens are found by id")
-        means = Means(batch.mean_advantage, batch.mean_logp, batch.count)
+        means = Means(
+            batch.mean_advantage,
+            batch.mean_logp,
+            batch.count,
+            batch.mean_entropy,
+            batch.mean_importance,
+        )
         return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None
     if totals is not None:
-        if spec.selects:
+        if spec.selects or spec.needs_means:
             raise ValueError(
-                f"control={spec.control} selects over the whole optimizer batch: "
+                f"{_why(spec, 'batch')} looks at the whole optimizer batch: "
                 "pass batch=batch_stats(...), got totals alone"
             )
         return None, None
-    means = batch_means(tokens)
+    if isinstance(spec.control, ClipV):
+        raise ValueError(
+            f"control={spec.control} selects by entropy_change: "
+            "pass batch=batch_stats(..., entropy_change=...), got batch=None"
+        )
+    means = spec_means(tokens, spec)
     if not spec.selects:
         return means, None
     return means, _members(tokens, select(tokens, spec, means, seed=0, step=0))
+
+
+def _why(spec: PolicyLossSpec, name: str) -> str:
+    """The part of the spec that asks for an argument, as name=value."""
+    for part in ("control", "correction", "kl", "entropy"):
+        only: dict[str, Any] = {part: getattr(spec, part)}
+        alone = replace(_NO_RATIO, **only)
+        if name in alone.needs or (name == "batch" and (alone.selects or alone.needs_means)):
+            return f"spec.{part}={only[part]}"
+    return f"spec.ratio={spec.ratio!r}"
+
+
+_NO_RATIO = PolicyLossSpec(ratio="none", surrogate=Reinforce())
 
 
 def _torch_permutation(n: int) -> Int64s:

@@ -53,6 +53,8 @@ def make_tokens(
     old_logp: Array | None = None,
     entropy: Array | None = None,
     ref_logp: Array | None = None,
+    rollout_logp: Array | None = None,
+    entropy_change: Array | None = None,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,
 ) -> Tokens:
@@ -90,6 +92,8 @@ def make_tokens(
         old_logp=floats("old_logp", old_logp),
         entropy=floats("entropy", entropy),
         ref_logp=floats("ref_logp", ref_logp),
+        rollout_logp=floats("rollout_logp", rollout_logp),
+        entropy_change=floats("entropy_change", entropy_change),
         ids=ids,
         sequences=sequences,
     )

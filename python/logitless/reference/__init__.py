@@ -1,0 +1,37 @@
+"""The oracle: every op, loss and gradient in NumPy float64, written the slowest and plainest way.
+
+Nothing here is fast, fused, tiled or clever, so that each line can be checked against the formula
+it states; everything else in the package is tested against it, and it is tested against finite
+differences. Every function takes arrays whose last axis is the vocabulary (`logits`) or the hidden
+size (`hidden`), with any shape in front, and flattens the rows.
+"""
+
+from __future__ import annotations
+
+from logitless.reference.law import fit_entropy_law, student_t_975
+from logitless.reference.policy_loss import policy_loss, token_weights
+from logitless.reference.rows import (
+    linear_token_stats,
+    linear_token_stats_backward,
+    logits_chain,
+    probabilities,
+    token_stats,
+    token_stats_backward,
+)
+from logitless.reference.selection import (
+    covariance,
+    exact_mean,
+    philox,
+    random_key,
+    ratio_clipped,
+    select,
+    sequence_of_token,
+)
+from logitless.reference.terms import kl_loss, surrogate_loss
+
+__all__ = [
+    "covariance", "exact_mean", "fit_entropy_law", "kl_loss", "linear_token_stats",
+    "linear_token_stats_backward", "logits_chain", "philox", "policy_loss", "probabilities",
+    "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
+    "surrogate_loss", "token_stats", "token_stats_backward", "token_weights",
+]  # fmt: skip

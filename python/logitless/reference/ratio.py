@@ -1,0 +1,96 @@
+"""Ratios and weights over sequences: loops over the tokens of each, one after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from logitless.reference.rows import F64, Array
+from logitless.reference.selection import exact_mean
+
+
+def members(valid: Array, sequence: Array | None) -> list[Array]:
+    """The valid tokens of each sequence, empty ones left out; without sequences one token each."""
+    tokens = np.flatnonzero(valid)
+    if sequence is None:
+        return [tokens[i : i + 1] for i in range(len(tokens))]
+    return [own for s in np.unique(sequence) if len(own := tokens[sequence[tokens] == s])]
+
+
+def log_ratios(d: F64, valid: Array, ratio: str, sequence: Array | None) -> F64:
+    """The log ratio that the surrogate of each token sees."""
+    u = np.where(valid, d, 0.0) if ratio != "none" else np.zeros(d.size)
+    if not ratio.startswith("sequence"):
+        return u
+    out = np.zeros(d.size)
+    for own in members(valid, sequence):
+        out[own] = u[own].sum() if ratio == "sequence_sum" else u[own].mean()
+    return out
+
+
+def flow_back(g_ratio: F64, g_own: F64, valid: Array, ratio: str, sequence: Array | None) -> F64:
+    """Gradients in the log ratios, as gradients in logp, added to those in logp itself."""
+    if ratio not in ("sequence", "sequence_sum"):
+        return np.asarray(g_own + g_ratio)
+    out: F64 = g_own.copy()
+    for own in members(valid, sequence):
+        out[own] += g_ratio[own].sum() / (len(own) if ratio == "sequence" else 1)
+    return out
+
+
+def rollout_weights(
+    old: F64, rollout: F64, valid: Array, correction: Any, sequence: Array | None
+) -> tuple[F64, Array]:
+    """(w, kept) of each token; 1 and True outside the mask."""
+    q = np.where(valid, old - rollout, 0.0)
+    weights, kept = np.ones(q.size), np.ones(q.size, bool)
+    for own in members(valid, sequence):
+        for t in own:
+            levels = {"token": q[t], "sequence": q[own].sum(), "geometric": q[own].mean()}
+            if correction.level is not None:
+                w = math.exp(levels[correction.level])
+                inside = correction.low <= w <= correction.high
+                cut = min(max(w, correction.low), correction.high)
+                weights[t] = cut if correction.outside == "truncate" else w * inside
+            kept[t] = all(_accepted(q[own], q[t], rule) for rule in correction.reject)
+            if correction.veto is not None:
+                kept[t] &= bool((np.exp(q[own]) >= correction.veto).all())
+    return weights, kept
+
+
+def _accepted(q: F64, own: float, rule: Any) -> bool:
+    level, _, kind = rule.measure.rpartition("_")
+    low, high = rule.bounds
+    if kind == "k1":
+        u = {"token": own, "seq_sum": q.sum(), "seq_mean": q.mean()}[level]
+        return bool(low <= math.exp(u) <= high)
+    f = [float(x * x / 2 if kind == "k2" else np.exp(x) - 1 - x) for x in (own, *q)]
+    values = {"token": f[0], "seq_sum": sum(f[1:]), "seq_mean": sum(f[1:]) / len(q)}
+    return bool((max(f[1:]) if level == "seq_max" else values[level]) <= high)
+
+
+def policy_factor(
+    spec: Any, a: F64, lp: F64, references: dict[str, Any], h: Any, valid: Array, sequence: Any
+) -> F64:
+    """What multiplies each token's policy term besides its selection."""
+    factor, kind = np.ones(lp.size), type(spec.control).__name__
+    if kind == "SignWeights":
+        factor[a > 0], factor[a < 0] = spec.control.positive, spec.control.negative
+    if kind == "EntropyWeights":
+        strength, mean = spec.control.strength, exact_mean(h[valid])
+        if mean > 0:
+            factor[valid] = 1 - strength + strength * h[valid] / mean
+    if kind == "OffPolicyMask":
+        away = np.where(valid, references[spec.control.against] - lp, 0.0)
+        for own in members(valid, sequence):
+            if away[own].mean() > spec.control.delta:
+                factor[own[a[own] < 0]] = 0.0
+    if spec.correction is not None:
+        weights, kept = rollout_weights(
+            references["old"], references["rollout"], valid, spec.correction, sequence
+        )
+        mean = exact_mean(weights[valid]) if spec.correction.normalize else 1.0
+        factor = factor * weights * kept / mean
+    return factor

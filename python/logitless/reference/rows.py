@@ -1,0 +1,184 @@
+"""Rows: the chain, the statistics of softmax(z), and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+F64 = npt.NDArray[np.float64]
+
+
+def logits_chain(
+    raw: Array,  # [..., V]
+    *,
+    temperature: float | Array = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    bias: Array | None = None,  # [V]
+) -> F64:
+    """z = softcap(logit_scale * (raw + bias)) / temperature, with softcap(x) = c * tanh(x / c)."""
+    x = np.asarray(raw, np.float64)
+    if bias is not None:
+        x = x + np.asarray(bias, np.float64)
+    x = logit_scale * x
+    if softcap is not None:
+        x = softcap * np.tanh(x / softcap)
+    return np.asarray(x / _per_row(temperature), np.float64)
+
+
+def probabilities(logits: Array, **chain: Any) -> F64:
+    """softmax(z), what a sampler must draw from. `chain`: the keywords of `logits_chain`."""
+    z = logits_chain(logits, **chain)
+    weights = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float64)
+
+
+def token_stats(
+    logits: Array,  # [..., V]
+    targets: Array,  # [...]
+    *,
+    mask: Array | None = None,  # [...]
+    **chain: Any,
+) -> dict[str, Array]:
+    """logp, entropy, lse, varentropy, sum_p2, entropy_change and argmax, each shaped like targets.
+
+    A masked row is 0 everywhere and is never read. `chain`: the keywords of `logits_chain`.
+    """
+    targets = np.asarray(targets)
+    names = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
+    out: dict[str, Array] = {name: np.zeros(targets.size) for name in names}
+    out["argmax"] = np.zeros(targets.size, np.int64)
+    for i, z, a in _valid_rows(logits, targets, mask, chain):
+        lse = _logsumexp(z)
+        logp, p = z - lse, np.exp(z - lse)
+        entropy = -_expectation(p, logp)
+        out["logp"][i] = logp[a]
+        out["entropy"][i] = entropy
+        out["lse"][i] = lse
+        out["varentropy"][i] = _expectation(p, (logp + entropy) ** 2)
+        out["sum_p2"][i] = np.sum(p**2)
+        # the first-order change of this row's entropy when its own logits take a policy-gradient
+        # step of weight 1
+        s = np.where(p > 0, p * (np.where(p > 0, logp, 0.0) + entropy), 0.0)
+        out["entropy_change"][i] = -(s[a] - _expectation(p, s))
+        out["argmax"][i] = np.argmax(z)
+    return {name: value.reshape(targets.shape) for name, value in out.items()}
+
+
+def token_stats_backward(
+    logits: Array,  # [..., V]
+    targets: Array,  # [...]
+    *,
+    mask: Array | None = None,
+    g_logp: float | Array = 0.0,
+    g_entropy: float | Array = 0.0,
+    g_lse: float | Array = 0.0,
+    **chain: Any,
+) -> tuple[F64, F64]:
+    """(dlogits, dbias) of sum(g_logp * logp + g_entropy * entropy + g_lse * lse)."""
+    targets = np.asarray(targets)
+    raw = np.asarray(logits, np.float64)
+    dz = np.zeros((targets.size, raw.shape[-1]))
+    gp, gh, gl = (np.broadcast_to(g, targets.shape).ravel() for g in (g_logp, g_entropy, g_lse))
+    for i, z, a in _valid_rows(logits, targets, mask, chain):
+        lse = _logsumexp(z)
+        p = np.exp(z - lse)
+        entropy = -_expectation(p, z - lse)
+        onehot = np.arange(len(z)) == a
+        surprise = np.where(p > 0, np.where(p > 0, z - lse, 0.0) + entropy, 0.0)
+        row = gp[i] * (onehot - p) - gh[i] * p * surprise + gl[i] * p
+        # a logit of -inf is a constant: nothing flows back into it
+        dz[i] = np.where(np.isneginf(z), 0.0, row)
+    dlogits = dz.reshape(raw.shape) * _chain_slope(raw, mask=mask, **chain)
+    return dlogits, dlogits.reshape(-1, raw.shape[-1]).sum(axis=0)
+
+
+def linear_token_stats(
+    hidden: Array,  # [..., H]
+    weight: Array,  # [V, H]
+    targets: Array,  # [...]
+    *,
+    mask: Array | None = None,
+    **chain: Any,
+) -> dict[str, Array]:
+    """token_stats(hidden @ weight.T, targets, ...) with the logits held in full."""
+    return token_stats(_full_logits(hidden, weight, mask), targets, mask=mask, **chain)
+
+
+def linear_token_stats_backward(
+    hidden: Array,  # [..., H]
+    weight: Array,  # [V, H]
+    targets: Array,  # [...]
+    *,
+    mask: Array | None = None,
+    **options: Any,
+) -> tuple[F64, F64, F64]:
+    """(dhidden, dweight, dbias) of sum(g_logp * logp + g_entropy * entropy + g_lse * lse)."""
+    h, w = _masked_hidden(hidden, mask), np.asarray(weight, np.float64)
+    dlogits, dbias = token_stats_backward(
+        _full_logits(hidden, weight, mask), targets, mask=mask, **options
+    )
+    rows = dlogits.reshape(-1, w.shape[0])
+    return dlogits @ w, rows.T @ h.reshape(-1, h.shape[-1]), dbias
+
+
+def _per_row(temperature: float | Array) -> F64:
+    t = np.asarray(temperature, np.float64)
+    return t[..., None] if t.ndim else t
+
+
+def _chain_slope(
+    raw: F64,
+    *,
+    mask: Array | None,
+    temperature: float | Array = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    bias: Array | None = None,
+) -> F64:
+    """dz/draw, elementwise; 0 on masked rows, which may hold NaN."""
+    x = logit_scale * (raw if bias is None else raw + np.asarray(bias, np.float64))
+    slope = np.full(raw.shape, float(logit_scale))
+    if softcap is not None:
+        slope = slope * (1.0 - np.tanh(x / softcap) ** 2)
+    slope = slope / _per_row(temperature)
+    return slope if mask is None else np.where(np.asarray(mask)[..., None], slope, 0.0)
+
+
+def _valid_rows(
+    logits: Array, targets: Array, mask: Array | None, chain: dict[str, Any]
+) -> Iterator[tuple[int, F64, int]]:
+    """(row number, z, target) of each unmasked row; a row that has no meaning is a ValueError."""
+    z = logits_chain(logits, **chain)
+    z = z.reshape(-1, z.shape[-1])
+    valid = np.ones(targets.size, bool) if mask is None else np.asarray(mask, bool).ravel()
+    for i, target in enumerate(targets.ravel()):
+        if not valid[i]:
+            continue
+        if np.isnan(z[i]).any() or np.isposinf(z[i]).any() or np.isneginf(z[i]).all():
+            raise ValueError(f"row {i}: logits hold NaN, +inf, or nothing finite")
+        if not 0 <= target < z.shape[1]:
+            raise ValueError(f"row {i}: target {target} is outside [0, {z.shape[1]})")
+        yield i, z[i], int(target)
+
+
+def _logsumexp(z: F64) -> float:
+    return float(z.max() + np.log(np.sum(np.exp(z - z.max()))))
+
+
+def _expectation(p: F64, f: F64) -> float:
+    """sum_v p_v f_v where a v with p_v = 0 contributes 0 even if f_v is infinite."""
+    return float(np.sum(np.where(p > 0, p * np.where(p > 0, f, 0.0), 0.0)))
+
+
+def _masked_hidden(hidden: Array, mask: Array | None) -> F64:
+    h = np.asarray(hidden, np.float64)
+    return h if mask is None else np.where(np.asarray(mask, bool)[..., None], h, 0.0)
+
+
+def _full_logits(hidden: Array, weight: Array, mask: Array | None) -> F64:
+    return np.asarray(_masked_hidden(hidden, mask) @ np.asarray(weight, np.float64).T)

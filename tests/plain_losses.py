@@ -1,0 +1,194 @@
+"""Every loss as one writes it in torch: full padded tensors, torch.where, and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from logitless.loss.spec import PolicyLossSpec
+
+ZERO = torch.zeros((), dtype=torch.float64)
+NAMES = ("logp", "old_logp", "ref_logp", "rollout_logp", "entropy", "advantages")
+
+
+def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
+    """The loss of a padded batch [B, T]; `selected`: the tokens the control acts on."""
+    mask = t["mask"]
+    x = {name: torch.where(mask, t[name], ZERO) for name in NAMES}
+    loss = _controlled(x, spec, selected, _policy(x, spec, mask), mask)
+    if spec.kl is not None:
+        reference = x[f"{spec.kl.against}_logp"]
+        kl = plain_kl(x["logp"] - reference, spec.kl.estimator)
+        weights = {
+            "none": lambda: 1.0,
+            "ratio": lambda: (x["logp"] - x["old_logp"]).exp(),
+            "score": lambda: (x["logp"] - x["logp"].detach()).exp(),
+        }
+        loss = loss + spec.kl.coefficient * weights[spec.kl.weight]() * kl
+    kind = type(spec.entropy).__name__
+    if kind == "EntropyBonus":
+        loss = loss - spec.entropy.coefficient * x["entropy"]
+    if kind == "EntropyFloor":
+        gap = (spec.entropy.target - x["entropy"]).clamp(min=0)
+        loss = loss + spec.entropy.strength * gap**2 / (2 * spec.entropy.target)
+    return _aggregated(torch.where(mask, loss, ZERO), spec, mask, selected)
+
+
+def either(condition: Any, a: Any, b: Any) -> Any:
+    """torch.where makes float32 of two Python numbers."""
+    wide = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    return torch.where(condition, *wide)
+
+
+def means(values: Any, mask: Any) -> Any:
+    """The mean over each row's valid tokens, [B, 1]."""
+    return torch.where(mask, values, ZERO).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(
+        min=1
+    )
+
+
+def log_ratio(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
+    d = x["logp"] - x["rollout_logp" if spec.ratio == "inference" else "old_logp"]
+    if spec.ratio == "sequence":
+        return means(d, mask).expand_as(d)
+    if spec.ratio == "sequence_sum":
+        return torch.where(mask, d, ZERO).sum(-1, keepdim=True).expand_as(d)
+    if spec.ratio == "sequence_token":
+        return means(d, mask).detach() + x["logp"] - x["logp"].detach()
+    return torch.zeros_like(d) if spec.ratio == "none" else d
+
+
+def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
+    s, a, logp = spec.surrogate, x["advantages"], x["logp"]
+    kind, u = type(s).__name__, log_ratio(x, spec, mask)
+    r = u.exp()
+    if kind == "NoPolicy":
+        return torch.zeros_like(a)
+    if kind == "Reinforce":
+        return -a * logp
+    if kind == "Unclipped":
+        return -a * r
+    if kind == "Clip":
+        loss = torch.max(-a * r, -a * r.clamp(1 - s.low, 1 + s.high))
+        if s.dual is not None:
+            loss = torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
+        return loss
+    if kind == "Cispo":
+        return -r.clamp(1 - s.low, 1 + s.high).detach() * a * logp
+    if kind == "Sapo":
+        tau = either(a > 0, s.tau_positive, s.tau_negative)
+        return -a * torch.sigmoid(tau * (r - 1)) * 4 / tau
+    if kind == "Dro":
+        return -(a * logp - 0.5 * s.beta * u**2)
+    if kind == "Vespo":
+        k = either(a >= 0, s.k_positive, s.k_negative)
+        lam = either(a >= 0, s.lambda_positive, s.lambda_negative)
+        return -(r**k * (lam * (1 - r)).exp()).detach() * a * logp
+    if kind == "Gmpo":
+        d = x["logp"] - x["old_logp"]
+        m = a.sign() * torch.min(a.sign() * d, a.sign() * d.clamp(-s.low, s.high))
+        return (-means(a, mask) * means(m, mask).exp()).expand_as(a)
+    assert kind == "TrustMask", kind
+    keep = _trusted(s, a, logp.detach().exp(), (logp - u).detach().exp())
+    loss = -a * r if s.cap is None else -a * r.clamp(max=s.cap).detach() * logp
+    return torch.where(keep, loss, ZERO)
+
+
+def _trusted(s: Any, a: Any, p: Any, old: Any) -> Any:
+    bound = either(a > 0, s.high, s.low)
+    if s.divergence == "tv":
+        inside = (p - old).abs() <= bound
+        return inside if s.two_sided else torch.where(a > 0, p - old <= s.high, p - old >= -s.low)
+    kl = old * (old / p).log() + (1 - old) * ((1 - old + 1e-8) / (1 - p + 1e-8)).log()
+    retreats = torch.where(a > 0, p <= old, p >= old)
+    return (kl <= bound) if s.two_sided else retreats | (kl <= bound)
+
+
+def plain_kl(x: Any, estimator: str) -> Any:
+    values = {
+        "k1": lambda: x,
+        "k2": lambda: x**2 / 2,
+        "k3": lambda: (-x).exp() - 1 + x,
+        "abs": lambda: x.abs(),
+        "low_var": lambda: _low_var((-x).clamp(-20, 20)),
+    }
+    value = values[estimator.removesuffix("+")]()
+    if not estimator.endswith("+"):
+        return value
+    return x**2 / 2 - (x**2 / 2).detach() + value.detach()
+
+
+def _low_var(y: Any) -> Any:
+    return (y.exp() - y - 1).clamp(-10, 10)
+
+
+def _controlled(
+    x: dict[str, Any], spec: PolicyLossSpec, selected: Any, loss: Any, mask: Any
+) -> Any:
+    c, a = spec.control, x["advantages"]
+    kind = type(c).__name__
+    if kind in ("ClipCov", "ClipB", "ClipV"):
+        loss = torch.where(selected, ZERO, loss)
+    if kind == "TopEntropy":
+        loss = torch.where(selected, loss, ZERO)
+    if kind == "KLCov":
+        extra = plain_kl(x["logp"] - x[f"{c.against}_logp"], c.estimator)
+        loss = loss + torch.where(selected, c.coefficient * extra, ZERO)
+    if kind == "SignWeights":
+        loss = loss * either(a > 0, c.positive, either(a < 0, c.negative, 1.0))
+    if kind == "EntropyWeights":
+        h = x["entropy"].detach()
+        loss = loss * (1 - c.strength + c.strength * h / h[mask].mean())
+    if kind == "OffPolicyMask":
+        far = means(x[f"{c.against}_logp"] - x["logp"].detach(), mask) > c.delta
+        loss = torch.where((a < 0) & far, ZERO, loss)
+    if spec.correction is not None:
+        loss = loss * plain_correction(x["old_logp"] - x["rollout_logp"], spec.correction, mask)
+    return loss
+
+
+def plain_correction(q: Any, c: Any, mask: Any) -> Any:
+    def at(level: str, f: Any) -> Any:
+        kept = torch.where(mask, f, ZERO)
+        return {
+            "token": lambda: f,
+            "sum": lambda: kept.sum(-1, keepdim=True).expand_as(f),
+            "mean": lambda: means(f, mask).expand_as(f),
+            "max": lambda: kept.max(-1, keepdim=True).values.expand_as(f),
+        }[level]()
+
+    level = {"token": "token", "sequence": "sum", "geometric": "mean", None: "token"}[c.level]
+    w = at(level, q).exp() if c.level else torch.ones_like(q)
+    if c.level:
+        inside = (w >= c.low) & (w <= c.high)
+        w = w.clamp(c.low, c.high) if c.outside == "truncate" else torch.where(inside, w, ZERO)
+    if c.normalize:
+        w = w / w[mask].mean()
+    for rule in c.reject:
+        name, kind = rule.measure.removeprefix("seq_").rsplit("_", 1)
+        low, high = rule.bounds
+        if kind == "k1":
+            value = at(name, q).exp()
+        else:
+            value = at(name, q**2 / 2 if kind == "k2" else q.exp() - 1 - q)
+        w = torch.where((value >= low) & (value <= high), w, ZERO)
+    if c.veto is not None:
+        bad = (torch.where(mask, q.exp(), torch.inf) < c.veto).any(-1, keepdim=True)
+        w = torch.where(bad, ZERO, w)
+    return w
+
+
+def _aggregated(loss: Any, spec: PolicyLossSpec, mask: Any, selected: Any) -> Any:
+    per_sequence, lengths = loss.sum(-1), mask.sum(-1)
+    sequences = (lengths > 0).sum()
+    counted = selected if getattr(spec.control, "normaliser", "all") == "selected" else mask
+    return {
+        "token-mean": lambda: per_sequence.sum() / counted.sum(),
+        "token-sum": lambda: per_sequence.sum(),
+        "seq-mean-token-sum": lambda: per_sequence.sum() / sequences,
+        "seq-mean-token-mean": lambda: (per_sequence / lengths.clamp(min=1)).sum() / sequences,
+        "seq-mean-token-sum-norm": lambda: (
+            per_sequence.sum() / (sequences * (spec.max_length or mask.shape[1]))
+        ),
+    }[spec.aggregation]()
