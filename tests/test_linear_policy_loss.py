@@ -31,20 +31,40 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
 def spec_of(name: str) -> ll.PolicyLossSpec:
     """The preset, selecting enough of 24 tokens to matter."""
     spec = ll.presets[name]
-    if spec.control is None:
+    wide: dict[str, Any] = {
+        "ClipCov": {"fraction": 0.3, "low": 0.01, "high": 50.0},
+        "ClipB": {"mu": 0.1},
+        "ClipV": {"mu": 0.0, "max_fraction": 0.3},
+        "OffPolicyMask": {"delta": 0.01},
+    }
+    if spec.control is None or not (spec.selects or type(spec.control).__name__ in wide):
         return spec
-    wide = {"fraction": 0.3}
-    if name == "clip_cov":
-        wide |= {"low": 0.01, "high": 50.0}
-    return dataclasses.replace(spec, control=dataclasses.replace(spec.control, **wide))
+    changes = wide.get(type(spec.control).__name__, {"fraction": 0.3})
+    return dataclasses.replace(spec, control=dataclasses.replace(spec.control, **changes))
+
+
+def inputs_of(spec: ll.PolicyLossSpec, data: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the spec needs beside the usual."""
+    options: dict[str, Any] = {}
+    for shift, name in ((0.1, "ref_logp"), (0.05, "rollout_logp")):
+        if name in spec.needs:
+            options[name] = data["old_logp"] - shift
+    if "entropy_change" in spec.needs:
+        head = (data[k].detach() for k in ("hidden", "weight", "targets"))
+        scored = ll.linear_token_stats(*head, temperature=0.9, extras=("entropy_change",))
+        ids = ll.token_ids(torch.arange(B)[:, None].expand(B, T), torch.arange(T).expand(B, T), T)
+        options["token_ids"] = ids
+        options["batch"] = ll.batch_stats(
+            scored.logp, data["advantages"], data["mask"], spec, token_ids=ids, seed=0, step=0,
+            entropy_change=scored.extras["entropy_change"],
+        )  # fmt: skip
+    return options
 
 
 @pytest.mark.parametrize("name", sorted(ll.presets))
 def test_presets(name: str) -> None:
     spec, data = spec_of(name), batch()
-    options: dict[str, Any] = {}
-    if spec.kl is not None:
-        options["ref_logp"] = data["old_logp"] - 0.1
+    options = inputs_of(spec, data)
     leaves = [data[k].requires_grad_() for k in ("hidden", "weight")]
     out = ll.linear_policy_loss(**data, spec=spec, temperature=0.9, **options)
     gradients = torch.autograd.grad(out.loss, leaves)

@@ -23,7 +23,8 @@ def policy_factor(
     if spec.correction is None:
         return factor, None
     weights = importance(tokens, spec.correction)
-    scale = mean_importance if spec.correction.normalize else 1.0
+    # a mean of 0 is that of no valid token, or of weights that all are 0
+    scale = mean_importance if spec.correction.normalize and mean_importance > 0 else 1.0
     corrected = np.where(weights.keep, weights.weights / scale, 0.0)
     return (corrected if factor is None else corrected * factor), weights
 

@@ -85,14 +85,14 @@ def _draw(
 ) -> Sample:
     import torch
 
-    from logitless.ops.linear_op import Tiles
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
     from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
+    from logitless.ops.tiles import Tiles
 
     n, vocab = len(hidden), len(weight)
     tiling = plan(n, hidden.shape[1], vocab, hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype)
+    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, False)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )

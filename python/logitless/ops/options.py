@@ -100,8 +100,6 @@ class ComputeOptions:
             )
         if self.tail_mass:
             raise not_yet("tail_mass", self.tail_mass)
-        if self.batch_invariant:
-            raise not_yet("batch_invariant", self.batch_invariant)
 
 
 def choose_backend(backend: str, device: str) -> str:

@@ -65,37 +65,37 @@ def policy_loss(
     metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss,
     without coefficient and grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower
     (dual clip), actor/ppo_kl = old_logp - logp, actor/entropy with `entropy`, actor/cov_selected
-    (share selected) with a control, actor/cov_mean where the batch means are known (not with
-    `totals` alone).
+    (share selected) with a control that selects, actor/cov_mean where the batch means are known
+    (not with `totals` alone), and with a correction rollout_corr/rollout_is_mean, .../kl,
+    .../k3_kl and the shares of tokens that it cuts and rejects.
 
     scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
     CPU generator.
 
     Raises ValueError for shapes that differ, values that are not finite inside the mask, data that
-    requires grad, missing entropy, ref_logp, cu_seqlens or token_ids, both batch and totals, totals
-    with a selecting spec, or totals below what this call holds; TypeError for dtypes;
-    NotImplementedError for rollout_logp (no correction is built yet).
+    requires grad, missing inputs that the spec `needs`, cu_seqlens or token_ids, both batch and
+    totals, totals with a spec that looks at the batch, totals below what this call holds, or a
+    sequence that is not whole where the loss is per sequence (known from `batch` by `token_ids`);
+    TypeError for dtypes.
     """
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
     )
-    tokens, result = policy_coefficients(
-        logp,
-        old_logp,
-        advantages,
-        mask,
-        spec,
-        entropy=entropy,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-        token_ids=token_ids,
-        batch=batch,
-        totals=totals,
-        grad_scale=grad_scale,
-    )
+    options: dict[str, Any] = {
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+        "cu_seqlens": cu_seqlens,
+        "token_ids": token_ids,
+        "batch": batch,
+        "totals": totals,
+        "grad_scale": grad_scale,
+    }
     if is_tensor(logp):
-        return _torch_output(tokens, result, logp, entropy)
+        check_loss_options(spec, batch, totals, grad_scale, token_ids)
+        return _torch_loss(logp, entropy, (old_logp, advantages, mask, spec), options)
+    tokens, result = policy_coefficients(
+        logp, old_logp, advantages, mask, spec, entropy=entropy, **options
+    )
     metrics = {name: np.float32(value) for name, value in result.metrics.items()}
     return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
 
@@ -117,17 +117,7 @@ def policy_coefficients(
     grad_scale: float = 1.0,
 ) -> tuple[Tokens, TokenLoss]:
     """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
-    for argument, given, kind in (
-        ("spec", spec, PolicyLossSpec),
-        ("batch", batch, BatchStats),
-        ("totals", totals, Totals),
-    ):
-        if given is not None and not isinstance(given, kind):
-            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
-    if batch is not None and totals is not None:
-        raise ValueError("totals must be None where batch is given, which carries its own totals")
-    if not math.isfinite(grad_scale):
-        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
+    check_loss_options(spec, batch, totals, grad_scale, token_ids)
     inputs: dict[str, Any] = {
         "old_logp": old_logp,
         "entropy": entropy,
@@ -155,7 +145,7 @@ def policy_coefficients(
         if spec.per_sequence and token_ids is not None and batch.sequences is not None:
             check_whole(tokens, ids_of(batch.sequences))
     weights = token_weights(tokens, spec, totals)
-    means, selected = _selection(tokens, spec, batch, totals, token_ids is not None)
+    means, selected = _selection(tokens, spec, batch, totals)
     result = evaluate(
         tokens,
         spec,
@@ -168,26 +158,46 @@ def policy_coefficients(
     return tokens, result
 
 
+def check_loss_options(
+    spec: PolicyLossSpec,
+    batch: BatchStats | None,
+    totals: Totals | None,
+    grad_scale: float,
+    token_ids: Any,
+) -> None:
+    """What can be wrong before a value is looked at."""
+    for argument, given, kind in (
+        ("spec", spec, PolicyLossSpec),
+        ("batch", batch, BatchStats),
+        ("totals", totals, Totals),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
+    if not math.isfinite(grad_scale):
+        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
+    if batch is None:
+        return
+    if totals is not None:
+        raise ValueError("totals must be None where batch is given, which carries its own totals")
+    for name in ("control", "correction"):
+        mine, given = getattr(spec, name), getattr(batch, name)
+        if mine != given and not _selects_in_call(mine):
+            raise ValueError(f"batch was made for {name}={given}, but the spec has {mine}")
+    if spec.selects and token_ids is None:
+        raise ValueError("token_ids must be given with batch: selected tokens are found by id")
+
+
 def _selection(
     tokens: Tokens,
     spec: PolicyLossSpec,
     batch: BatchStats | None,
     totals: Totals | None,
-    has_ids: bool,
 ) -> tuple[Means | None, Bools | None]:
     """The means where they are known, and the selected tokens of this call where some are."""
-    if spec.control is not None and spec.control.selects and not spec.selects:
+    if _selects_in_call(spec.control):
         means = spec_means(tokens, spec)
         return means, select_in_call(tokens, spec, means, _torch_permutation)
     if batch is not None:
-        for name in ("control", "correction"):
-            if getattr(batch, name) != getattr(spec, name):
-                raise ValueError(
-                    f"batch was made for {name}={getattr(batch, name)}, "
-                    f"but the spec has {getattr(spec, name)}"
-                )
-        if spec.selects and not has_ids:
-            raise ValueError("token_ids must be given with batch: selected tokens are found by id")
         means = Means(
             batch.mean_advantage,
             batch.mean_logp,
@@ -212,6 +222,11 @@ def _selection(
     if not spec.selects:
         return means, None
     return means, _members(tokens, select(tokens, spec, means, seed=0, step=0))
+
+
+def _selects_in_call(control: Any) -> bool:
+    """Whether tokens are selected within the call, so that no batch knows them."""
+    return getattr(control, "selects", False) and getattr(control, "scope", "batch") == "micro"
 
 
 def _why(spec: PolicyLossSpec, name: str) -> str:
@@ -241,25 +256,15 @@ def _members(tokens: Tokens, selected: Int64s) -> Bools:
     return np.asarray(selected[place] == tokens.ids, np.bool_)
 
 
-def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:
-    import torch
+def _torch_loss(
+    logp: Any, entropy: Any, data: tuple[Any, Any, Any, PolicyLossSpec], options: dict[str, Any]
+) -> PolicyLossOutput:
+    from logitless.ops.loss_op import loss_arguments, policy_loss_op
 
-    from logitless.ops.given_gradient import given_gradient
-
-    def coefficients(values: Any, like: Any) -> Any:
-        return torch.from_numpy(values).view(tokens.shape).to(like.dtype)
-
-    dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
+    arguments = loss_arguments(*data, **options)
     # .cpu() is the identity on the CPU and carries gradients back to another device
-    loss = given_gradient(
-        torch.tensor(result.loss, dtype=dtype),
-        logp.cpu(),
-        coefficients(result.g_logp, logp),
-        None if result.g_entropy is None else entropy.cpu(),
-        None if result.g_entropy is None else coefficients(result.g_entropy, entropy),
-    )
-    metrics = {
-        name: torch.tensor(value, dtype=torch.float32, device=logp.device)
-        for name, value in result.metrics.items()
-    }
+    given = (x.cpu() if is_tensor(x) else x for x in (logp, entropy, *arguments))
+    loss, values, *_ = policy_loss_op(*given)
+    names = arguments.metric_names(entropy=entropy is not None)
+    metrics = dict(zip(names, values.to(logp.device).unbind(), strict=True))
     return PolicyLossOutput(loss.to(logp.device), metrics)

@@ -92,5 +92,5 @@ def policy_factor(
             references["old"], references["rollout"], valid, spec.correction, sequence
         )
         mean = exact_mean(weights[valid]) if spec.correction.normalize else 1.0
-        factor = factor * weights * kept / mean
+        factor = factor * weights * kept / (mean or 1.0)
     return factor
