@@ -86,6 +86,13 @@ def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "arXiv:2505.22617" in text
 
 
+def test_the_page_of_losses_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """logitless losses --markdown > docs/losses.md"""
+    assert main(["losses", "--markdown"]) == 0
+    page = Path(__file__).parents[1] / "docs" / "losses.md"
+    assert capsys.readouterr().out == page.read_text()
+
+
 def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tokens", "8192", "--hidden", "1024", "--vocab", "151936"]
     assert main(["plan", *arguments, "--budget", "512MiB"]) == 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
     from logitless.loss.aggregation import Totals
+    from logitless.loss.controllers import LogController, StepController
     from logitless.loss.corrections import corrections
     from logitless.loss.presets import presets
     from logitless.loss.spec import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from logitless.ops.outputs import TokenStats
     from logitless.ops.plan import Plan, plan
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
+    from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
     from logitless.ops.token_stats import token_stats
 
 # Public name -> module that holds it.
@@ -77,6 +79,7 @@ _HOMES = {
     "KL": "logitless.loss.spec",
     "KLCov": "logitless.loss.spec",
     "LinearPolicyLossOutput": "logitless.ops.linear_policy_loss",
+    "LogController": "logitless.loss.controllers",
     "NoPolicy": "logitless.loss.spec",
     "OffPolicyMask": "logitless.loss.spec",
     "Plan": "logitless.ops.plan",
@@ -84,9 +87,11 @@ _HOMES = {
     "PolicyLossSpec": "logitless.loss.spec",
     "Reinforce": "logitless.loss.spec",
     "Reject": "logitless.loss.spec",
+    "RolloutWeights": "logitless.ops.rollout_weights",
     "Sample": "logitless.ops.linear_sample",
     "Sapo": "logitless.loss.spec",
     "SignWeights": "logitless.loss.spec",
+    "StepController": "logitless.loss.controllers",
     "SurrogateInputs": "logitless.loss.spec",
     "TokenStats": "logitless.ops.outputs",
     "TopEntropy": "logitless.loss.spec",
@@ -105,6 +110,7 @@ _HOMES = {
     "plan": "logitless.ops.plan",
     "policy_loss": "logitless.ops.policy_loss",
     "presets": "logitless.loss.presets",
+    "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
 }
@@ -129,6 +135,7 @@ __all__ = [
     "Gmpo",
     "KLCov",
     "LinearPolicyLossOutput",
+    "LogController",
     "NoPolicy",
     "OffPolicyMask",
     "Plan",
@@ -136,9 +143,11 @@ __all__ = [
     "PolicyLossSpec",
     "Reinforce",
     "Reject",
+    "RolloutWeights",
     "Sample",
     "Sapo",
     "SignWeights",
+    "StepController",
     "SurrogateInputs",
     "TokenStats",
     "TopEntropy",
@@ -158,6 +167,7 @@ __all__ = [
     "plan",
     "policy_loss",
     "presets",
+    "rollout_weights",
     "token_ids",
     "token_stats",
 ]

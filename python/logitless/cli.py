@@ -86,7 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.set_defaults(run=_plan)
 
-    commands.add_parser("losses", help="the table of presets").set_defaults(run=_losses)
+    losses = commands.add_parser("losses", help="the table of presets")
+    losses.add_argument("--markdown", action="store_true", help="as docs/losses.md")
+    losses.set_defaults(run=_losses)
     return parser
 
 
@@ -186,11 +188,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _losses(options: argparse.Namespace) -> int:
     import logitless as ll
 
-    width = max(map(len, ll.presets))
-    for name, row in ll.presets.table.items():
-        for label, line in zip((name, "", ""), (row.formula, row.paper, row.note), strict=True):
-            if line:
-                print(f"{label:<{width}}  {line}")
+    print(ll.presets.markdown() if options.markdown else ll.presets.text(), end="")
     return 0
 
 

@@ -309,6 +309,18 @@ class Presets(Mapping[str, PolicyLossSpec]):
     def __contains__(self, name: object) -> bool:
         return name in self.table
 
+    def text(self) -> str:
+        """The table as `logitless losses` prints it."""
+        from logitless.loss.table import text
+
+        return text()
+
+    def markdown(self) -> str:
+        """The table as docs/losses.md."""
+        from logitless.loss.table import markdown
+
+        return markdown()
+
     def add(
         self, name: str, spec: PolicyLossSpec, formula: str, paper: str, note: str = ""
     ) -> None:

@@ -7,6 +7,8 @@ are in csrc/core/token_loss.h under the same name; `CORE` lists what the core is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -269,14 +271,20 @@ class CustomSurrogate(Surrogate):
 
     def term(self, tokens: SurrogateInputs) -> tuple[Numbers, Numbers]:
         """(value, d value / d logp) per token; by default from `loss` and autograd."""
-        import torch
+        # a thread of its own: inside an op of torch.library autograd is off for the whole thread
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(_by_autograd, self.loss, tokens).result()
 
-        with torch.enable_grad():
-            log_ratio, logp = (
-                torch.tensor(x).requires_grad_() for x in (tokens.log_ratio, tokens.logp)
-            )
-            advantages = torch.tensor(tokens.advantages)
-            value = self.loss(SurrogateInputs(log_ratio, advantages, logp))
-            slopes = torch.autograd.grad(value.sum(), (log_ratio, logp), allow_unused=True)
-        slope = sum(x for x in slopes if x is not None)
-        return value.detach().numpy(), torch.as_tensor(slope).expand_as(value).numpy()
+
+def _by_autograd(
+    loss: Callable[[SurrogateInputs], Any], tokens: SurrogateInputs
+) -> tuple[Numbers, Numbers]:
+    import torch
+
+    log_ratio, logp = (torch.tensor(x).requires_grad_() for x in (tokens.log_ratio, tokens.logp))
+    value = loss(SurrogateInputs(log_ratio, torch.tensor(tokens.advantages), logp))
+    slope = torch.zeros_like(value)
+    if value.requires_grad:
+        slopes = torch.autograd.grad(value.sum(), (log_ratio, logp), allow_unused=True)
+        slope = sum((x for x in slopes if x is not None), slope)
+    return value.detach().numpy(), slope.detach().numpy()
