@@ -83,7 +83,7 @@ def test_no_control_and_micro_scope_select_nothing() -> None:
     assert stats_of(make_batch(), SPECS["ppo"]).selected.size == 0
 
 
-# ---- two processes
+# ---- three processes
 
 
 def numbers(report: Covariance) -> list[float]:
@@ -95,12 +95,12 @@ def _rank(rank: int, folder: str, names: list[str]) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     batch = make_batch(12)
-    # unequal shares; and one rank whose tokens are all masked
-    for cut in (2, 0):
-        mine = batch.rows([[0, 1, 2, 3], [4, 5]][rank] if cut else list(range(6)))
-        if not cut and rank == 1:
+    # unequal shares; and two ranks whose tokens are all masked
+    for cut in (3, 0):
+        mine = batch.rows([[0, 5, 2], [4], [3, 1]][rank] if cut else list(range(6)))
+        if not cut and rank != 1:
             mine.mask[:] = False
         group = dist.group.WORLD
         out: dict[str, Any] = {}
@@ -115,22 +115,22 @@ def _rank(rank: int, folder: str, names: list[str]) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_select_what_one_selects(tmp_path: pathlib.Path) -> None:
+def test_three_ranks_select_what_one_selects(tmp_path: pathlib.Path) -> None:
     """Bit for bit: ids, means, counts and the covariance report."""
     torch = pytest.importorskip("torch")
     names = sorted(SELECTING)
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), names), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), names), nprocs=3)
     batch = make_batch(12)
     report = covariance(batch.logp, batch.advantages, batch.mask)
-    for cut in (2, 0):
-        ranks = [np.load(tmp_path / f"{cut}-{rank}.npz") for rank in range(2)]
+    for cut in (3, 0):
+        ranks = [np.load(tmp_path / f"{cut}-{rank}.npz") for rank in range(3)]
         for name in names:
             one = stats_of(batch, SPECS[name], old_logp=batch.old_logp)
             both = np.concatenate([r[f"{name}.selected"] for r in ranks])
             assert sorted(both.tolist()) == one.selected.tolist(), name
             for r in ranks:
                 assert r[f"{name}.means"].tolist() == [one.mean_advantage, one.mean_logp]
-                assert r[f"{name}.totals"].tolist() == [one.totals[0], one.totals[1], 2]
+                assert r[f"{name}.totals"].tolist() == [one.totals[0], one.totals[1], 3]
         for r in ranks:
             assert r["covariance"].tolist() == numbers(report)
 
