@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from logitless.ops.rows import Rows
 
 
-def _shared(rows: Rows) -> dict[str, Any]:
+def shared(rows: Rows) -> dict[str, Any]:
+    """What every backend's constructor takes."""
     names = ("n", "targets", "mask", "row_scale", "scale", "bias", "pre", "softcap")
     return {name: getattr(rows, name) for name in names}
 
@@ -29,7 +30,7 @@ class CudaCore:
         device = rows.targets.device
         # The emulator's arrays are on the CPU, where there is no stream.
         self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        self.rows = _core.CudaRows(**_shared(rows), device=device.index or 0)
+        self.rows = _core.CudaRows(**shared(rows), device=device.index or 0)
         self.n = rows.n
 
     def forward(self, tile: Any, state: Any, **options: Any) -> None:
@@ -49,11 +50,11 @@ class CudaCore:
 def _triton(rows: Rows) -> Any:
     from logitless.kernels.rows import TritonRows
 
-    return TritonRows(**_shared(rows))
+    return TritonRows(**shared(rows))
 
 
 CORES: dict[str, Callable[[Rows], Any]] = {
-    "cpu": lambda rows: _core.Rows(**_shared(rows), threads=rows.threads),
+    "cpu": lambda rows: _core.Rows(**shared(rows), threads=rows.threads),
     "cuda": CudaCore,
     "triton": _triton,
 }

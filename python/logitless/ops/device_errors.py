@@ -32,13 +32,17 @@ KINDS = (
     "its target is outside [0, {vocab})",
 )
 # Copies under way at a time. Where all are, a call queues none, and a later one brings its flag.
-_SLOTS = 16
+_SLOTS = 32
 
 
 class _Call(NamedTuple):
+    """A call whose copy of the flag is under way."""
+
     op: str
     vocab: int
     slot: int
+    # Whether its flag may be that of an earlier call, or of a replayed graph, without a copy.
+    shared: bool
 
 
 class _Watch:
@@ -51,7 +55,7 @@ class _Watch:
         self.events = [torch.cuda.Event() for _ in range(_SLOTS if self.on_gpu else 0)]
         self.calls: deque[_Call] = deque()
         self.free = list(range(_SLOTS))
-        self.captured = False
+        self.captured = self.missed = False
         # Backward runs in a thread of its own.
         self.lock = threading.Lock()
         # Another stream may be the next to write the flag.
@@ -73,12 +77,18 @@ class _Watch:
                 raise ValueError(f"{op}: {describe(value, vocab)}")
         else:
             with self.lock:
-                if self.free:
-                    slot = self.free.pop()
-                    self.copies[slot : slot + 1].copy_(self.flag, non_blocking=True)
-                    if self.on_gpu:
-                        self.events[slot].record(torch.cuda.current_stream(self.device))
-                    self.calls.append(_Call(op, vocab, slot))
+                self.queue_copy(op, vocab)
+
+    def queue_copy(self, op: str, vocab: int) -> None:
+        if not self.free:
+            self.missed = True
+            return
+        slot = self.free.pop()
+        self.copies[slot : slot + 1].copy_(self.flag, non_blocking=True)
+        if self.on_gpu:
+            self.events[slot].record(torch.cuda.current_stream(self.device))
+        self.calls.append(_Call(op, vocab, slot, self.missed or self.captured))
+        self.missed = False
 
     def raise_found(self) -> None:
         with self.lock:
@@ -88,21 +98,14 @@ class _Watch:
                 value = int(self.copies[call.slot])
                 if value != CLEAR:
                     self.clear()
-                    raise RuntimeError(self.found_later(call, value))
-
-    def found_later(self, call: _Call, value: int) -> str:
-        graph = " or in a CUDA graph replayed before it" if self.captured else ""
-        return (
-            f"{call.op}: {describe(value, call.vocab)}. Found after that call{graph} had returned, "
-            "since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the call "
-            "itself"
-        )
+                    raise RuntimeError(_found_later(call, value))
 
     def clear(self) -> None:
         """Start afresh. An error may take its time: nothing is under way afterwards."""
         self.wait()
         self.flag.fill_(CLEAR)
         self.calls.clear()
+        self.missed = False
         self.free = list(range(_SLOTS))
         self.wait()
 
@@ -149,6 +152,14 @@ def flag_temperatures(
 def describe(value: int, vocab: int) -> str:
     """ "row 17: its logits hold a NaN" of the flag row * 8 + kind."""
     return f"row {value // 8}: {KINDS[value % 8].format(vocab=vocab)}"
+
+
+def _found_later(call: _Call, value: int) -> str:
+    who = f"{call.op} (or a call or CUDA graph before it)" if call.shared else call.op
+    return (
+        f"{who}: {describe(value, call.vocab)}. Found after the call had returned, since kernels "
+        "on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
+    )
 
 
 def checks_at_once() -> bool:
