@@ -12,7 +12,6 @@ from places import Place
 from tolerances import (
     GRADIENT_ULP,
     assert_bitwise_equal,
-    assert_gradients,
     assert_values,
     dtype_name,
 )
@@ -59,7 +58,7 @@ def test_against_the_oracle(place: Place, dtype: torch.dtype, shape: tuple[int, 
         cases.to_numpy(z), t.numpy(), g_logp=g[0].numpy(), g_entropy=g[1].numpy(),
         g_lse=g[2].numpy(),
     )  # fmt: skip
-    assert_gradients(gradient, expected, dtype)
+    place.assert_gradients(gradient, expected)
 
 
 @pytest.mark.parametrize("kind", cases.CHAINS)
@@ -101,7 +100,7 @@ def test_chain(place: Place, dtype: torch.dtype, kind: str) -> None:
         scale = 1 + 2 * np.abs(cases.to_numpy(other) - right).max() / 1e-6
         if ours.dtype != dtype:
             scale += n * GRADIENT_ULP[dtype_name(dtype)] / 1e-6
-        assert_gradients(ours, right, ours.dtype, scale=scale)
+        place.assert_gradients(ours, right, scale=scale)
 
 
 def test_views_without_a_copy(place: Place) -> None:
