@@ -32,7 +32,10 @@ def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "triton" else found(name)
+    )
 
 
 def test_auto_takes_the_best_that_serves(

@@ -93,12 +93,19 @@ def _why_not_cuda(device: str, dtype: str) -> str:
 
 
 def _why_not_triton(device: str, dtype: str) -> str:
+    if _why_not_torch(device, dtype):
+        return _why_not_torch(device, dtype)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'logitless[triton]'"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if _kind(device) != "cuda" and not (interpreted and _kind(device) == "cpu"):
         return "it serves CUDA tensors, and CPU ones in Triton's interpreter (TRITON_INTERPRET=1)"
     return _wrong_dtype(dtype)
+
+
+def _why_not_torch(device: str, dtype: str) -> str:
+    missing = importlib.util.find_spec("torch") is None
+    return "torch is not installed: pip install 'logitless[torch]'" if missing else ""
 
 
 def _wrong_dtype(dtype: str) -> str:
@@ -109,7 +116,7 @@ _WHY_NOT: dict[str, Callable[[str, str], str]] = {
     "cpu": _why_not_cpu,
     "cuda": _why_not_cuda,
     "triton": _why_not_triton,
-    "torch": lambda device, dtype: "",
+    "torch": _why_not_torch,
 }
 
 
