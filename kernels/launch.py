@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+# Multiply-adds fuse: fewer roundings and a tenth fewer instructions. Triton's default is changing.
+OPTIONS = {"enable_fp_fusion": True}
+
+
 class Chain(NamedTuple):
     """y = softcap * tanh(slope * (raw + bias)), slope = pre / softcap; softcap 0: y = raw + bias."""
 
