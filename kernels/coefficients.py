@@ -3,7 +3,9 @@
 With a = g_lse - g_logp - g_entropy * H and b = -g_entropy the gradient of a column is
 
     dz = p * (a + b * log(p)) + g_logp * (column == target)
-       = exp2(t) * (constant + linear * t) + own * (column == target),  t = (y - m) * scale * log2(e)
+       = exp2(t) * (constant + linear * t) + own * (column == target)
+
+and t = (y - m) * scale * log2(e).
 
 A kernel of its own, since in every program of the backward pass the divisions and the logarithm
 in float64 would cost as much as 1000 columns do.

@@ -1,6 +1,8 @@
 """The state of every row turned into what the caller asked for.
 
-    logp = (target_y - m) * scale - log(s0);  entropy = log(s0) - s1 / s0;  lse = m * scale + log(s0)
+    logp = (target_y - m) * scale - log(s0)
+    entropy = log(s0) - s1 / s0
+    lse = m * scale + log(s0)
     varentropy = s2 / s0 - (s1 / s0)**2;  sum_p2 = q0 / s0**2
     entropy_change = (q1 - q0 * s1 / s0) / s0**2 - exp(logp) * (logp + entropy)
 
@@ -12,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import INF, row_scale_of
+from logitless.kernels.jit import INF
 from logitless.kernels.launch import OPTIONS, device_of
 
 ROWS = 128
