@@ -3,7 +3,9 @@
 With a = g_lse - g_logp - g_entropy * H and b = -g_entropy the gradient of a column is
 
     dz = p * (a + b * log(p)) + g_logp * (column == target)
-       = exp2(t) * (constant + linear * t) + own * (column == target),  t = (y - m) * scale * log2(e)
+       = exp2(t) * (constant + linear * t) + own * (column == target)
+
+and t = (y - m) * scale * log2(e).
 
 A kernel of its own, since in every program of the backward pass the divisions and the logarithm
 in float64 would cost as much as 1000 columns do.
@@ -15,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.jit import INF, LN2, LOG2E
-from logitless.kernels.launch import Chain, device_of
+from logitless.kernels.launch import OPTIONS, Chain, device_of
 
 # Floats a row: whether it has a gradient at all, m, scale * log2(e), constant, linear, own, 0, 0.
-COEFFICIENTS = 8
+COEFFICIENTS = tl.constexpr(8)
 ROWS = 128
 NUM_WARPS = 4
 
@@ -44,7 +46,6 @@ def coefficients_kernel(
     n,
     scale: tl.float64,
     pre: tl.float64,
-    COEFFICIENTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -66,7 +67,8 @@ def coefficients_kernel(
     target_y = tl.load(s_ptr + 6, mask=active, other=0.0)
 
     log_s0 = tl.log(s0)
-    entropy = log_s0 - s1 / s0
+    inv_s0 = 1.0 / s0
+    entropy = log_s0 - s1 * inv_s0
     a = g_lse - g_logp - g_entropy * entropy
     b = -g_entropy
     # The chain back to the raw logits: scale, and what stands before the softcap.
@@ -77,8 +79,8 @@ def coefficients_kernel(
     tl.store(c_ptr, active.to(tl.float32), mask=inside)
     tl.store(c_ptr + 1, m.to(tl.float32), mask=inside)
     tl.store(c_ptr + 2, (scale * LOG2E).to(tl.float32), mask=inside)
-    tl.store(c_ptr + 3, (factor / s0 * (a - b * log_s0)).to(tl.float32), mask=inside)
-    tl.store(c_ptr + 4, (factor / s0 * b * LN2).to(tl.float32), mask=inside)
+    tl.store(c_ptr + 3, (factor * inv_s0 * (a - b * log_s0)).to(tl.float32), mask=inside)
+    tl.store(c_ptr + 4, (factor * inv_s0 * b * LN2).to(tl.float32), mask=inside)
     tl.store(c_ptr + 5, own.to(tl.float32), mask=inside)
 
 
@@ -94,7 +96,7 @@ def coefficients(
 ) -> Tensor:
     """[n, COEFFICIENTS] float32."""
     n = len(state)
-    out = torch.empty(n, COEFFICIENTS, dtype=torch.float32, device=state.device)
+    out = torch.empty(n, COEFFICIENTS.value, dtype=torch.float32, device=state.device)
     with device_of(state):
         coefficients_kernel[(triton.cdiv(n, ROWS),)](
             out,
@@ -107,8 +109,8 @@ def coefficients(
             n,
             scale,
             chain.pre,
-            COEFFICIENTS=COEFFICIENTS,
             ROWS=ROWS,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )
     return out

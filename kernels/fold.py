@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import INF, LN2, NAN, is_active, row_scale_of, shifted
-from logitless.kernels.launch import device_of
+from logitless.kernels.jit import INF, LN2, is_active, row_scale_of, shifted
+from logitless.kernels.launch import OPTIONS, device_of
 from logitless.kernels.pieces import RECORD, piece_width
 
 # Records a step: 262,144 columns of bfloat16 are 64 pieces. One warp a row needs no barriers.
@@ -18,7 +18,7 @@ CHUNK = 64
 NUM_WARPS = 1
 
 
-@triton.jit(do_not_specialize=["pieces", "start"])
+@triton.jit(do_not_specialize=["width", "pieces", "start"])
 def fold_kernel(
     state_ptr,  # [n, 8] float64, in and out
     records_ptr,  # [n, pieces, RECORD] float32
@@ -32,7 +32,6 @@ def fold_kernel(
     FIRST: tl.constexpr,
     EXTRAS: tl.constexpr,
     PIECE: tl.constexpr,
-    RECORD: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -40,7 +39,7 @@ def fold_kernel(
     m = tl.full((), -INF, tl.float64)
     s0 = tl.full((), 0.0, tl.float64)
     s1, s2, q0, q1 = s0, s0, s0, s0
-    target_y = tl.full((), NAN, tl.float64)
+    target_y = tl.full((), float("nan"), tl.float64)
     argmax = tl.full((), -1.0, tl.float64)
     if not FIRST:
         m = tl.load(state_ptr)
@@ -57,7 +56,7 @@ def fold_kernel(
         for first in range(0, pieces, CHUNK):
             o = first + tl.arange(0, CHUNK)
             inside = o < pieces
-            p_ptr = records_ptr + o.to(tl.int64) * RECORD
+            p_ptr = records_ptr + o * RECORD
             p_m = tl.load(p_ptr, mask=inside, other=-INF).to(tl.float64)
             p_s0 = tl.load(p_ptr + 1, mask=inside, other=0.0).to(tl.float64)
             p_s1 = tl.load(p_ptr + 2, mask=inside, other=0.0).to(tl.float64) * LN2
@@ -69,7 +68,7 @@ def fold_kernel(
                 p_q1 = tl.load(p_ptr + 5, mask=inside, other=0.0).to(tl.float64) * LN2
                 # A tie keeps the earlier column, of a piece and of the state.
                 if top > m:
-                    best = tl.min(tl.where(p_m == top, o, pieces), 0).to(tl.int64)
+                    best = tl.min(tl.where(p_m == top, o, pieces), 0)
                     bits = tl.load(records_ptr + best * RECORD + 7).to(tl.int32, bitcast=True)
                     argmax = (bits + start).to(tl.float64)
             s0, s1, s2, q0, q1 = shifted(m, s0, s1, s2, q0, q1, top, scale, EXTRAS)
@@ -125,7 +124,7 @@ def fold(
             FIRST=first,
             EXTRAS=extras,
             PIECE=piece_width(logits.dtype),
-            RECORD=RECORD,
             CHUNK=CHUNK,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )
