@@ -1,8 +1,8 @@
 // d(logits) of a part of a row a block, written where they were read or elsewhere.
 #pragma once
 
-#include <device.cuh>
-#include <launch.cuh>
+#include <cuda/device.cuh>
+#include <cuda/launch.cuh>
 
 #include "chain.cuh"
 #include "kernels.h"

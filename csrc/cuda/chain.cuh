@@ -1,7 +1,7 @@
 // Logits from memory to registers, and through bias and softcap.
 #pragma once
 
-#include <device.cuh>
+#include <cuda/device.cuh>
 
 #include "rows.h"
 

@@ -1,8 +1,8 @@
 // From a row's state to its outputs: a thread a row.
 #pragma once
 
-#include <device.cuh>
-#include <launch.cuh>
+#include <cuda/device.cuh>
+#include <cuda/launch.cuh>
 
 #include "kernels.h"
 

@@ -1,8 +1,8 @@
 // From the records of a row's pieces to its state: a warp a row, always in the same order.
 #pragma once
 
-#include <device.cuh>
-#include <launch.cuh>
+#include <cuda/device.cuh>
+#include <cuda/launch.cuh>
 
 #include "kernels.h"
 

@@ -2,8 +2,8 @@
 // all reads in flight before the first is waited for.
 #pragma once
 
-#include <device.cuh>
-#include <launch.cuh>
+#include <cuda/device.cuh>
+#include <cuda/launch.cuh>
 #include <type_traits>
 
 #include "chain.cuh"
