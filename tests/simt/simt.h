@@ -141,4 +141,17 @@ class SharedArray {
   SharedStorage& storage_;
 };
 
+// One __shared__ value: an array of one, whose accesses are reported at its declaration.
+template <typename T>
+class SharedValue {
+ public:
+  explicit SharedValue(const char* name, Where where = Where::here())
+      : element_(shared_storage(name, 1, sizeof(T), where), 0, where) {}
+  operator T() const { return element_; }
+  void operator=(const T& value) { element_ = value; }
+
+ private:
+  SharedElement<T> element_;
+};
+
 }  // namespace simt
