@@ -64,8 +64,9 @@ inline void check_tile(const Rows& rows, const TensorView& tile, const char* nam
   const int64_t n = tile.ndim == 2 ? tile.shape[0] : tile.shape[0] * tile.shape[1];
   const int last = tile.ndim - 1;
   check(n == rows.n, name, " must have ", rows.n, " rows, got ", n);
+  // NumPy's strides of an empty array are zeros
   check(
-      tile.shape[last] <= 1 || tile.strides[last] == 1,
+      tile.size() == 0 || tile.shape[last] <= 1 || tile.strides[last] == 1,
       name,
       " must have contiguous rows (last stride 1)"
   );

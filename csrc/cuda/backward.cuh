@@ -110,7 +110,8 @@ LOGITLESS_KERNEL(kBackwardThreads) backward_kernel(const BackwardArgs args) {
   const Coefficients c = shared;
   const ChainMath chain(args.rows.chain);
   const auto gradient = [&](float value, int64_t column, float own) {
-    const float y = kChained ? chain(value, column) : value;
+    // the bias ends where the columns do
+    const float y = kChained && column < args.columns ? chain(value, column) : value;
     const float t = larger_or_nan((y - c.m) * c.scale, -150.0f);
     const float d = exp2_fast(t) * (c.constant + c.linear * t) + own;
     return kChained ? d * chain.derivative(y) : d;
