@@ -8,7 +8,7 @@
 
 #include <core/dtype.h>
 
-#include "cuda_names.h"
+#include "../cuda_names.h"
 
 namespace logitless::cuda {
 
