@@ -77,7 +77,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     bindings = ROOT / "csrc" / "bindings"
     sources = [
         *(tree / "csrc" / "cuda").glob("rows*.cu"),
-        *(bindings / name for name in ("register_cuda.cpp", "dlpack.cpp")),
+        *(bindings / name for name in ("register_cuda.cpp", "row_arrays.cpp", "dlpack.cpp")),
         ROOT / "csrc" / "cpu" / "errors.cpp",
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
     ]
