@@ -86,6 +86,21 @@ def test_policy_loss_of_a_head(place: Place, name: str) -> None:
         assert_gradients(ours, other, torch.float32, scale=5)
 
 
+@pytest.mark.parametrize(
+    ("budget", "op"), [(None, "linear_policy_loss"), (20_000, "linear_token_stats")]
+)
+def test_the_loss_names_a_bad_row(place: Place, budget: int | None, op: str) -> None:
+    """The loss is computed on the host, which then knows of the row behind a NaN."""
+    h, w, old = place.put(torch.randn(4, 8), torch.randn(2500, 8), torch.full((4,), -8.0))
+    t = torch.zeros(4, dtype=torch.int64, device=place.device)
+    h[2] = float("nan")
+    with pytest.raises(RuntimeError, match=f"{op}: row 2: its logits hold a NaN"):
+        ll.linear_policy_loss(
+            h.requires_grad_(), w, t, old, old, t == 0, ll.presets["ppo"],
+            backend=place.backend, memory_budget=budget,
+        )  # fmt: skip
+
+
 @pytest.mark.gpu
 def test_sampling_says_where_it_works() -> None:
     h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")

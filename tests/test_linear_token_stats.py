@@ -222,7 +222,6 @@ def test_bad_rows_keep_their_number_under_a_mask() -> None:
     [
         ({"tail_mass": 1e-3}, NotImplementedError, "tail_mass"),
         ({"tail_mass": 1e-9}, ValueError, "tail_mass must be 0 or >= 1e-5"),
-        ({"batch_invariant": True}, NotImplementedError, "batch_invariant"),
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least [0-9]+ bytes"),
         ({"memory_budget": "12 bananas"}, ValueError, "memory_budget must be bytes or like"),
         ({"logits_dtype": torch.float16}, ValueError, "logits_dtype must be"),
@@ -265,7 +264,7 @@ def test_op_registration() -> None:
     chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32), test_utils=tests
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, False), test_utils=tests
     )
     torch.library.opcheck(row_stats, (h @ w.t(), t, *chain, True, False), test_utils=tests)
 
