@@ -13,7 +13,6 @@ class Head(NamedTuple):
     n: int
     h: int
     v: int
-    own: int  # bytes of an element of hidden and weight
     item: int  # bytes of a logit
 
 
@@ -50,8 +49,8 @@ PEERS = (
     ),
     Peer(
         "Liger 0.8.5 fused_linear_cross_entropy (log-prob only)",
-        "logits of a chunk of next_pow2(N / ceil(V / H)) rows, d_weight",
-        lambda x: _liger_rows(x) * x.v * x.item + x.v * x.h * x.own,
+        "logits of a chunk of next_pow2(N / ceil(V / H)) rows",
+        lambda x: _liger_rows(x) * x.v * x.item,
     ),
     Peer(
         "Liger 0.8.5 fused_linear_scaled_cross_entropy, torch path",
@@ -76,7 +75,7 @@ PEERS = (
 )
 
 
-def peer_lines(n: int, h: int, v: int, own: int, item: int) -> list[tuple[int, str, str]]:
+def peer_lines(n: int, h: int, v: int, item: int) -> list[tuple[int, str, str]]:
     """(bytes, who, what), least first."""
-    head = Head(n, h, v, own, item)
+    head = Head(n, h, v, item)
     return sorted((peer.size(head), peer.name, peer.what) for peer in PEERS)

@@ -91,8 +91,8 @@ class Plan:
             " their gradient",
             "others hold, by what their documentation and sources say:",
         ]
-        own, item = ITEMSIZE[self.dtype], ITEMSIZE[self.logits_dtype]
-        others = peer_lines(self.tokens, self.hidden, self.vocab, own, item)
+        item = ITEMSIZE[self.logits_dtype]
+        others = peer_lines(self.tokens, self.hidden, self.vocab, item)
         lines += [f"  {_mib(size):>12}  {who}: {what}" for size, who, what in others]
         return "\n".join(lines)
 
