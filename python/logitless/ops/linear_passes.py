@@ -29,7 +29,7 @@ def fold(
     vocab = len(weight)
     if tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
-    scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0)
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
@@ -50,9 +50,9 @@ class Upstream(NamedTuple):
     g_entropy: Tensor | None
     g_lse: Tensor | None = None
 
-    def active(self, n: int) -> Tensor:
+    def active(self, targets: Tensor) -> Tensor:
         """Indices of the rows that have any gradient at all."""
-        some = torch.zeros(n, dtype=torch.bool)
+        some = torch.zeros_like(targets, dtype=torch.bool)
         for gradient in self:
             if gradient is not None:
                 some |= gradient != 0
@@ -94,11 +94,11 @@ def unfold(
     `place` None: the active rows are all of them, and kept tiles are worked on where they lie.
     """
     vocab, hidden = weight.shape
-    scratch = tiles.scratch(rows.n if tiles.kept < vocab or place is not None else 0)
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab or place is not None else 0, weight)
     partial = (
         None
         if tiles.dtype in WIDE
-        else torch.empty(
+        else weight.new_empty(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )

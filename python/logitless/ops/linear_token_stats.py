@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.ops.arrays import check_tokens, check_weight, framework
-from logitless.ops.options import (
-    ComputeOptions,
-    HeadOptions,
-    check_extras,
-    check_vocab_parallel,
-    choose_backend,
-)
+from logitless.ops.backends import check_numpy_backend
+from logitless.ops.options import ComputeOptions, HeadOptions, check_extras, check_vocab_parallel
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 from logitless.ops.tokens import is_tensor
@@ -71,7 +66,7 @@ def linear_token_stats(
     check_vocab_parallel(vocab_group, vocab_start)
     shape = check_head_inputs("linear_token_stats", hidden, weight, targets, mask, head)
     if not is_tensor(hidden):
-        choose_backend(backend, "cpu")
+        check_numpy_backend("linear_token_stats", backend)
         return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
 
@@ -101,10 +96,10 @@ def _torch_stats(
     from logitless.ops.plain import plain_stats
 
     call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
-    if choose_backend(compute.backend, hidden.device.type) == "torch":
+    if call.backend == "torch":
         if compute.batch_invariant:
             raise ValueError("batch_invariant must be False with backend='torch', got True")
-        flat, head_weight, *rows = call.arrays
+        flat, head_weight, *rows, _ = call.arrays
         dtype = call.logits_dtype
         logits = flat.to(dtype) @ head_weight.to(dtype).t()
         return to_stats(plain_stats(logits, *rows), shape, extras)
