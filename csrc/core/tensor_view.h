@@ -12,7 +12,6 @@ struct TensorView {
   int ndim = 0;
   int64_t shape[4] = {0, 0, 0, 0};
   int64_t strides[4] = {0, 0, 0, 0};
-  bool on_cpu = true;
 
   int64_t size() const {
     int64_t n = 1;
@@ -31,10 +30,9 @@ struct TensorView {
   }
 };
 
-// A contiguous CPU vector of n elements of type T, or an error naming the argument.
+// A contiguous vector of n elements of type T, or an error naming the argument.
 template <typename T>
 T* contiguous_data(const TensorView& view, Dtype dtype, int64_t n, const char* name) {
-  check(view.on_cpu, name, " must be on the CPU");
   check(
       view.dtype == dtype, name, " must be ", dtype_name(dtype), ", got ", dtype_name(view.dtype)
   );

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.ops.backends import ON_DEVICE
+from logitless.ops.library import backend_of
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.outputs import flat_head
 from logitless.ops.plan import Plan, plan
@@ -15,12 +17,16 @@ from logitless.ops.plan import Plan, plan
 class HeadCall(NamedTuple):
     """Flat inputs of one call. `arrays` starts every schema over hidden, weight and rows."""
 
-    # hidden [N, H], weight [V, H], targets, mask, bias, row_scale, scale, pre, softcap
+    # hidden [N, H], weight [V, H], targets, mask, bias, row_scale, scale, pre, softcap, backend
     arrays: tuple[Any, ...]
     logits_dtype: torch.dtype
     # of "hidden", "weight": what autograd will ask for; a bias needs the same products as none
     gradients: tuple[str, ...]
     needs: tuple[bool, bool, bool]  # hidden, weight, bias
+
+    @property
+    def backend(self) -> str:
+        return str(self.arrays[-1])
 
     def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan:
         hidden, weight = self.arrays[:2]
@@ -42,6 +48,8 @@ def head_call(
     compute: ComputeOptions,
     shape: tuple[int, ...],
 ) -> HeadCall:
+    backend = backend_of(compute.backend, hidden)
+    wide, look = hidden.dtype == torch.float64, backend not in ON_DEVICE
     differentiated = torch.is_grad_enabled()
     needs = tuple(
         differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
@@ -51,7 +59,8 @@ def head_call(
         weight,
         targets.reshape(-1).to(torch.int64).contiguous(),
         None if mask is None else mask.reshape(-1).contiguous(),
-        *flat_head(op, head, shape, mask, hidden.dtype == torch.float64),
+        *flat_head(op, head, shape, mask, wide, look=look),
+        backend,
     )
     asked = tuple(name for name, need in zip(("hidden", "weight"), needs, strict=False) if need)
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)

@@ -14,20 +14,20 @@ from torch import Tensor
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
-from logitless.ops.row_op import ROWS, UPSTREAM, make_rows
+from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
 from logitless.ops.tiles import TILES, Sum, Tiles
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *row_args, extras = args[:8]
-    tiles = Tiles(*args[8:])
-    rows = make_rows(*row_args)
+    *row_args, extras = args[: N_ROWS + 1]
+    tiles = Tiles(*args[N_ROWS + 1 :])
+    rows = make_rows(*row_args, op="linear_token_stats")
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
-    kept = torch.empty(tiles.padded(len(hidden)) * tiles.kept, dtype=tiles.dtype)
-    state = torch.empty(len(hidden), STATE, dtype=torch.float64)
+    kept = hidden.new_empty(tiles.padded(len(hidden)) * tiles.kept, dtype=tiles.dtype)
+    state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
     fold(tiles.operand(hidden, index), weight, rows, state[: rows.n], tiles, kept, extras)
     out = empty_outputs(rows.n, extras, hidden)
     rows.finish(state[: rows.n], len(weight), row_ids=index, **requested(out, extras))
@@ -44,18 +44,18 @@ def _scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras, tiles = hidden.shape[0], args[7], Tiles(*args[8:])
+    n, extras, tiles = hidden.shape[0], args[N_ROWS], Tiles(*args[N_ROWS + 1 :])
     state = hidden.new_empty(n, STATE, dtype=torch.float64)
     kept = hidden.new_empty(tiles.padded(n) * tiles.kept, dtype=tiles.dtype)
     return (*empty_outputs(n, extras, hidden).values(), state, kept)
 
 
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    row_args, (state, kept), upstream = args[:7], args[7:9], Upstream(*args[9:12])
-    tiles, needs = Tiles(*args[12:17]), args[17]
+    row_args, (state, kept, *g) = args[:N_ROWS], args[N_ROWS : N_ROWS + 5]
+    upstream, tiles, needs = Upstream(*g), Tiles(*args[N_ROWS + 5 : -1]), args[-1]
     hidden, weight = hidden.detach(), weight.detach()
-    rows, n = make_rows(*row_args), len(hidden)
-    index = upstream.active(n)
+    rows, n = make_rows(*row_args, op="linear_token_stats"), len(hidden)
+    index = upstream.active(rows.targets)
     if rows.mask is not None:
         index = index[rows.mask[index]]
     grads = empty_gradients(hidden, weight, needs)
@@ -111,7 +111,7 @@ _backward_op = register(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, mask, bias, row_scale, *rest = inputs
-    ctx.chain, ctx.tiles = rest[:3], rest[4:]
+    ctx.chain, ctx.tiles = rest[:4], rest[5:]
     ctx.mark_non_differentiable(*output[len(DIFFERENTIABLE) :])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, targets, mask, bias, row_scale, *output[-2:])
@@ -127,7 +127,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         needs,
     )  # fmt: skip
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 10)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 11)
 
 
 linear_stats = register(

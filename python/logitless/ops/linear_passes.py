@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless.ops.rows import Rows
+from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
 
 
@@ -26,7 +27,9 @@ def fold(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
     vocab = len(weight)
-    scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0)
+    if tiles.fixed:
+        require_row_independence(tiles, weight.device, weight.shape[1], vocab)
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
@@ -47,9 +50,9 @@ class Upstream(NamedTuple):
     g_entropy: Tensor | None
     g_lse: Tensor | None = None
 
-    def active(self, n: int) -> Tensor:
+    def active(self, targets: Tensor) -> Tensor:
         """Indices of the rows that have any gradient at all."""
-        some = torch.zeros(n, dtype=torch.bool)
+        some = torch.zeros_like(targets, dtype=torch.bool)
         for gradient in self:
             if gradient is not None:
                 some |= gradient != 0
@@ -91,11 +94,11 @@ def unfold(
     `place` None: the active rows are all of them, and kept tiles are worked on where they lie.
     """
     vocab, hidden = weight.shape
-    scratch = tiles.scratch(rows.n if tiles.kept < vocab or place is not None else 0)
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab or place is not None else 0, weight)
     partial = (
         None
         if tiles.dtype in WIDE
-        else torch.empty(
+        else weight.new_empty(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )

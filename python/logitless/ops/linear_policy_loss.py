@@ -9,7 +9,6 @@ from logitless.ops.options import (
     ComputeOptions,
     HeadOptions,
     check_vocab_parallel,
-    choose_backend,
 )
 from logitless.ops.policy_loss import check_loss_options, policy_loss
 from logitless.ops.tokens import is_tensor, refuse_grad
@@ -133,7 +132,7 @@ def _one_pass(
     op = "linear_policy_loss"
     shape = check_head_inputs(op, hidden, weight, targets, mask, head)
     call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
-    if not any(call.needs) or choose_backend(compute.backend, hidden.device.type) != "cpu":
+    if not any(call.needs) or call.backend == "torch":
         return None
     split = separable(spec, batch=loss_options["batch"] is not None)
     tiling = call.plan(compute, one_pass=True, split=split)

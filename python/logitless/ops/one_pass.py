@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from logitless.loss.spec import PolicyLossSpec
+from logitless.ops.device_errors import raise_now
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.loss_op import (
@@ -24,12 +25,12 @@ from logitless.ops.loss_op import (
     loss_and_metrics_fake,
 )
 from logitless.ops.outputs import empty_outputs, requested
-from logitless.ops.row_op import ROWS, make_rows
+from logitless.ops.row_op import N_ROWS, ROWS, make_rows
 from logitless.ops.rows import STATE
 from logitless.ops.tiles import TILES, Sum, Tiles
 from logitless.ops.tokens import make_tokens
 
-ROW_ARGUMENTS, LOSS_ARGUMENTS = 7, len(LossArguments._fields)
+LOSS_ARGUMENTS = len(LossArguments._fields)
 # float16 tiles of d(logits) would lose what is below 6e-8, and a loss's coefficients are about
 # 1 / tokens: they are multiplied by a power of two that brings the largest to this.
 LARGEST_FLOAT16 = 2.0**-4
@@ -52,7 +53,7 @@ class _Arguments(NamedTuple):
 
     @classmethod
     def of(cls, args: tuple[Any, ...]) -> _Arguments:
-        rows, rest = args[:ROW_ARGUMENTS], args[ROW_ARGUMENTS:]
+        rows, rest = args[:N_ROWS], args[N_ROWS:]
         chunk, *tiles, needs = rest[LOSS_ARGUMENTS:]
         return cls(rows, LossArguments(*rest[:LOSS_ARGUMENTS]), chunk, Tiles(*tiles), needs)
 
@@ -75,7 +76,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = _Arguments.of(args)
     hidden, weight = hidden.detach(), weight.detach()
     tiles = a.tiles._replace(kept=len(weight))
-    rows, shape = make_rows(*a.rows), a.loss.mask.shape
+    rows, shape = make_rows(*a.rows, op="linear_policy_loss"), a.loss.mask.shape
     names = a.loss.metric_names(entropy=True)
     index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
     rows = rows.gather(index)
@@ -85,8 +86,8 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     gradients[2].zero_()
     h = tiles.operand(hidden, index)
     held = min(a.chunk, rows.n)
-    kept = torch.empty(tiles.padded(held) * len(weight), dtype=tiles.dtype)
-    state = torch.empty(held, STATE, dtype=torch.float64)
+    kept = hidden.new_empty(tiles.padded(held) * len(weight), dtype=tiles.dtype)
+    state = hidden.new_empty(held, STATE, dtype=torch.float64)
     result, started = None, False
     for start in range(0, rows.n, max(a.chunk, 1)):
         chunk = slice(start, min(start + a.chunk, rows.n))
@@ -97,8 +98,9 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         logp[ids], entropy[ids] = out["logp"], out["entropy"]
         # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
         # chunk are right, and after the last chunk so is the loss.
+        raise_now(hidden.device)
         result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
-        g = Upstream(*(None if x is None else torch.from_numpy(x)[ids].double()
+        g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
                        for x in (result.g_logp, result.g_entropy)))  # fmt: skip
         started |= _add_chunk(
             operand, weight, part, state, g, tiles, kept, ids, gradients, a.needs, started,
@@ -120,7 +122,7 @@ def _first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
     """Memory for logp and entropy. Where the mask is true, finite numbers for rows still to come:
     logp is old_logp there. Raises for whatever is wrong with the shapes and dtypes of the loss."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    entropy = torch.zeros(loss.mask.shape, dtype=wide)
+    entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
     make_tokens(
         entropy, loss.advantages, loss.mask, old_logp=loss.old_logp, ref_logp=loss.ref_logp,
         rollout_logp=loss.rollout_logp,
@@ -148,7 +150,7 @@ def _add_chunk(
     whole: bool,
 ) -> bool:
     """Add a chunk's share to the gradients; False where none of its rows has any."""
-    active = g.active(rows.n)
+    active = g.active(rows.targets)
     if len(active) == 0:
         return False
     everything = len(active) == rows.n

@@ -50,8 +50,8 @@ class Tiles(NamedTuple):
         n = self.padded(len(h))
         return h if n == len(h) else torch.cat([h, h.new_zeros(n - len(h), h.shape[1])])
 
-    def scratch(self, n: int) -> Tensor:
-        return torch.empty(min(self.rows, self.padded(n)) * self.columns, dtype=self.dtype)
+    def scratch(self, n: int, like: Tensor) -> Tensor:
+        return like.new_empty(min(self.rows, self.padded(n)) * self.columns, dtype=self.dtype)
 
     def kept_tile(self, kept: Tensor, n: int, chunk: slice, start: int, width: int) -> Tensor:
         """Where the tile of a chunk lies among the kept: tile after tile, all rows of each."""
@@ -87,7 +87,7 @@ class Sum:
             torch.mm(a, b, out=self.out)
             return
         if self.total is None:
-            self.total = torch.empty(self.out.shape, dtype=torch.float32)
+            self.total = self.out.new_empty(self.out.shape, dtype=torch.float32)
         if self.total.dtype == a.dtype:
             # beta=0 ignores what is there, so fresh memory needs no zeros.
             beta = float(self.started)
