@@ -1,5 +1,7 @@
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "../core/philox.h"
 #include "../cpu/selection.h"
 #include "../cpu/token_loss.h"
@@ -138,6 +140,10 @@ py::dict token_loss(
             (args.given_loss != nullptr && args.given_slope != nullptr),
         "given_loss and given_slope must be given with Surrogate.given"
     );
+    check(
+        args.params.control != Control::penalise_selected || args.penalty_logp != nullptr,
+        "penalty_logp must be given with Control.penalise_selected"
+    );
     cpu::TokenLossSums sums;
     {
       py::gil_scoped_release release;
@@ -206,7 +212,7 @@ void covariance_scores(
   const Array advantages(advantages_object, "advantages");
   const Array mask(mask_object, "mask");
   const auto old_logp = optional_array(old_logp_object, "old_logp");
-  const Array scores(scores_object, "scores");
+  const auto scores = optional_array(scores_object, "scores");
   const Array candidate(candidate_object, "candidate");
   const int64_t n = logp->size();
   const auto number = [&](const char* name) { return band_fields[name].cast<double>(); };
@@ -287,10 +293,64 @@ void radix_histogram(
       data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
       n,
       {prefix_score, prefix_inverted_id},
-      level
+      level,
+      0
   );
   auto* out = data_of<int64_t>(bins, Dtype::i64, kRadixBins, "bins");
   for (int i = 0; i < kRadixBins; ++i) out[i] = counts[static_cast<size_t>(i)];
+}
+
+void compact(
+    py::handle flags_object,
+    py::handle scores_object,
+    py::handle ids_object,
+    py::handle out_scores_object,
+    py::handle out_ids_object
+) {
+  const Array flags(flags_object, "flags");
+  const auto scores = optional_array(scores_object, "scores");
+  const Array ids(ids_object, "ids");
+  const auto out_scores = optional_array(out_scores_object, "out_scores");
+  const Array out_ids(out_ids_object, "out_ids");
+  const int64_t n = flags->size();
+  const bool* flag = data_of<const bool>(flags, Dtype::boolean, n, "flags");
+  const int64_t kept = std::count(flag, flag + n, true);
+  cpu::compact(
+      flag,
+      n,
+      data_of<const uint64_t>(scores, Dtype::i64, n, "scores"),
+      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
+      data_of<uint64_t>(out_scores, Dtype::i64, kept, "out_scores"),
+      data_of<int64_t>(out_ids, Dtype::i64, kept, "out_ids"),
+      0
+  );
+}
+
+int64_t repeated_id(py::handle ids_object, py::handle mask_object) {
+  const Array ids(ids_object, "ids");
+  const Array mask(mask_object, "mask");
+  const int64_t n = ids->size();
+  const int64_t found = cpu::repeated_id(
+      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
+      data_of<const bool>(mask, Dtype::boolean, n, "mask"),
+      n
+  );
+  return found;
+}
+
+void members(py::handle ids_object, py::handle sorted_object, py::handle out_object) {
+  const Array ids(ids_object, "ids");
+  const Array sorted(sorted_object, "sorted");
+  const Array out(out_object, "out");
+  const int64_t n = ids->size();
+  cpu::members(
+      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
+      n,
+      data_of<const int64_t>(sorted, Dtype::i64, sorted->size(), "sorted"),
+      sorted->size(),
+      data_of<bool>(out, Dtype::boolean, n, "out"),
+      0
+  );
 }
 
 py::tuple philox(uint64_t x, uint64_t y, uint64_t seed) {
@@ -415,6 +475,32 @@ void register_loss(py::module_& m) {
       py::arg("level"),
       py::arg("bins"),
       "How many keys with this prefix have each value of one digit."
+  );
+  m.attr("NO_ID") = cpu::kNoId;
+  m.def(
+      "compact",
+      &compact,
+      py::arg("flags"),
+      py::arg("scores"),
+      py::arg("ids"),
+      py::arg("out_scores"),
+      py::arg("out_ids"),
+      "The scores and ids of the flagged tokens, in their order."
+  );
+  m.def(
+      "repeated_id",
+      &repeated_id,
+      py::arg("ids"),
+      py::arg("mask"),
+      "A negative id where the mask is true, else one that is there twice, else NO_ID."
+  );
+  m.def(
+      "members",
+      &members,
+      py::arg("ids"),
+      py::arg("sorted"),
+      py::arg("out"),
+      "Which ids are among the sorted ones."
   );
   m.def(
       "philox",

@@ -16,7 +16,10 @@ struct FixedSum {
 
   static constexpr double kLimit = 0x1p31;
 
-  LOGITLESS_HD void add(double v) { value += static_cast<__int128>(std::nearbyint(v * 0x1p64)); }
+  // high 2^-16 + low 2^-64
+  LOGITLESS_HD void add(int64_t high, int64_t low) {
+    value += static_cast<__int128>(high) * (int64_t{1} << 48) + low;
+  }
   LOGITLESS_HD void add(const FixedSum& other) { value += other.value; }
   // The sum as limb[0] + limb[1] 2^32 + limb[2] 2^64 + limb[3] 2^96: limbs of many ranks add up in
   // int64 without overflow. Only the last one carries the sign.

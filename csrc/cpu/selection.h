@@ -5,6 +5,7 @@
 
 #include "../core/covariance.h"
 #include "../core/radix_select.h"
+#include "token_steps.h"
 
 namespace logitless::cpu {
 
@@ -27,20 +28,11 @@ struct ValueSums {
   int64_t bad_token = -1;
 };
 
-// Tokens whose covariance lies strictly inside a band and whose ratio is not clipped.
-struct CovarianceBand {
-  TokenMeans means = {0, 0};
-  double low = -INFINITY;
-  double high = INFINITY;
-  double log_low = -INFINITY;
-  double log_high = INFINITY;
-};
-
 template <typename T>
 ValueSums value_sums(const SelectionTokens<T>& tokens);
 
-// Writes the ordered bits of each valid token's covariance; candidate[i] says whether token i lies
-// inside the band.
+// Writes the ordered bits of each valid token's covariance (where scores are not null);
+// candidate[i] says whether token i lies inside the band.
 template <typename T>
 void covariance_scores(
     const SelectionTokens<T>& tokens, const CovarianceBand& band, uint64_t* scores, bool* candidate
@@ -56,7 +48,32 @@ void random_scores(
 
 // How many keys that start like `prefix` have each value of digit `level`.
 std::array<int64_t, kRadixBins> radix_histogram(
-    const uint64_t* scores, const int64_t* ids, int64_t count, const SelectionKey& prefix, int level
+    const uint64_t* scores,
+    const int64_t* ids,
+    int64_t count,
+    const SelectionKey& prefix,
+    int level,
+    int threads
+);
+
+// The scores (or null) and ids of the flagged tokens, in their order.
+void compact(
+    const bool* flags,
+    int64_t count,
+    const uint64_t* scores,
+    const int64_t* ids,
+    uint64_t* out_scores,
+    int64_t* out_ids,
+    int threads
+);
+
+// A negative id of a valid token, else one that two of them have, else kNoId.
+constexpr int64_t kNoId = INT64_MAX;
+int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count);
+
+// out[i]: whether ids[i] is among the `chosen` sorted ids.
+void members(
+    const int64_t* ids, int64_t count, const int64_t* sorted, int64_t chosen, bool* out, int threads
 );
 
 }  // namespace logitless::cpu

@@ -3,125 +3,223 @@
 #include <algorithm>
 #include <vector>
 
-#include "exp.h"
 #include "parallel.h"
+#include "token_steps.h"
 
 namespace logitless::cpu {
 namespace {
 
 // Sums are taken block by block and the blocks added in order, so that threads cannot reorder them.
 constexpr int64_t kBlock = 4096;
-// Valid tokens taken at once: what a step needs of them stays in the nearest cache.
-constexpr int kStep = 256;
 
-struct Step {
-  int64_t token[kStep];
-  double log_ratio[kStep];
-  double ratio[kStep];
-  int count = 0;
-};
+bool finite(double x) { return std::fabs(x) < INFINITY; }
 
-inline bool finite(double x) { return std::fabs(x) < INFINITY; }
-
-template <Surrogate kind, typename T>
-Term policy_term(const TokenLossArgs<T>& args, int64_t i, const PolicyToken& token) {
-  const TokenLossParams& params = args.params;
-  Term term = kind == Surrogate::given ? Term{args.given_loss[i], args.given_slope[i]}
-                                       : surrogate_term<kind>(token, params);
-  const double factor = args.factor != nullptr ? args.factor[i] : 1;
-  if (factor == 0) return {0, 0};
-  const bool selected = args.selected != nullptr && args.selected[i];
-  const double away =
-      args.penalty_logp != nullptr ? token.logp - static_cast<double>(args.penalty_logp[i]) : 0;
-  term = controlled(term, token.advantage, selected, away, params);
-  return {factor * term.loss, factor * term.slope};
+template <typename T>
+bool load(
+    const TokenKernels& kernels, const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step
+) {
+  const TokenSource<T> source = {
+      args.logp, args.old_logp, args.advantages, args.weights, args.mask, args.weight
+  };
+  if constexpr (sizeof(T) == sizeof(float))
+    return kernels.load_f32(source, i, n, step);
+  else
+    return kernels.load_f64(source, i, n, step);
 }
 
-template <Surrogate kind, typename T>
-bool add_token(const TokenLossArgs<T>& args, const Step& step, int j, TokenLossSums& sums) {
+// What few losses have: a factor, a penalty or weights by sign, a KL or entropy term. Adds to the
+// sums what is not in `TokenLanes`; false: some value is not finite.
+template <typename T>
+bool extras(const TokenLossArgs<T>& args, int64_t i, int j, TokenStep& step, TokenLossSums& sums) {
   const TokenLossParams& params = args.params;
-  const int64_t i = step.token[j];
-  const double weight = args.weights != nullptr ? args.weights[i] : args.weight;
-  const double logp = args.logp[i];
-  const double own_ratio =
-      args.old_logp != nullptr ? logp - static_cast<double>(args.old_logp[i]) : 0;
+  const double weight = step.weight[j];
+  const double logp = step.logp[j];
   const double entropy = args.entropy != nullptr ? static_cast<double>(args.entropy[i]) : 0;
   const double kl_ratio = args.kl_logp != nullptr ? logp - static_cast<double>(args.kl_logp[i]) : 0;
-  const PolicyToken token = {
-      step.log_ratio[j], step.ratio[j], static_cast<double>(args.advantages[i]), logp
-  };
-  if (!(finite(logp) && finite(own_ratio) && finite(token.log_ratio) && finite(token.advantage) &&
-        finite(entropy) && finite(kl_ratio))) {
-    return false;
-  }
-  const Term policy = policy_term<kind>(args, i, token);
-  const Term kl = kl_term(kl_ratio, own_ratio, params.kl);
+  const double away =
+      args.penalty_logp != nullptr ? logp - static_cast<double>(args.penalty_logp[i]) : 0;
+  if (!(finite(entropy) && finite(kl_ratio) && finite(away))) return false;
+
+  const double factor = args.factor != nullptr ? args.factor[i] : 1;
+  const bool selected = args.selected != nullptr && args.selected[i];
+  const Term policy =
+      controlled({step.loss[j], step.slope[j]}, step.advantage[j], selected, away, params);
+  // by select: the term may be infinite
+  step.loss[j] = factor == 0 ? 0 : factor * policy.loss;
+  step.slope[j] = factor == 0 ? 0 : factor * policy.slope;
+
+  const Term kl = kl_term(kl_ratio, step.own_ratio[j], params.kl);
   const Term bonus = entropy_term(entropy, params);
-
   const double scaled = args.grad_scale * weight;
-  sums.loss += scaled * (policy.loss + params.kl.coefficient * kl.loss + bonus.loss);
-  sums.policy += weight * policy.loss;
+  sums.loss += scaled * (params.kl.coefficient * kl.loss + bonus.loss);
   sums.kl += weight * kl.loss;
-  // the geometric mean clips each token's own ratio
-  const double clip_ratio = kind == Surrogate::given ? own_ratio : token.log_ratio;
-  sums.clipped += ratio_clipped(clip_ratio, token.advantage, params.log_low, params.log_high);
-  sums.clipped_lower += dual_clipped(clip_ratio, token.advantage, params);
-  sums.selected += args.selected != nullptr && args.selected[i];
-  sums.old_minus_new -= own_ratio;
+  sums.selected += selected;
   sums.entropy += entropy;
-  sums.covariance += covariance(token.advantage, logp, args.means);
-
-  const double kl_slope = params.kl.coefficient * kl.slope;
-  if (args.g_policy != nullptr) {
-    args.g_policy[i] = scaled * policy.slope;
-    args.g_logp[i] = static_cast<T>(scaled * kl_slope);
-  } else {
-    args.g_logp[i] = static_cast<T>(scaled * (policy.slope + kl_slope));
-  }
   if (args.g_entropy != nullptr) args.g_entropy[i] = static_cast<T>(scaled * bonus.slope);
+  step.kl_slope[j] = scaled * params.kl.coefficient * kl.slope;
   return true;
 }
 
-template <Surrogate kind, typename T>
-void add_step(const TokenLossArgs<T>& args, Step& step, TokenLossSums& sums) {
-  for (int j = 0; j < step.count; ++j) {
-    const int64_t i = step.token[j];
-    if (args.log_ratio != nullptr) {
-      step.log_ratio[j] = args.log_ratio[i];
-    } else {
-      const double old = args.old_logp != nullptr ? args.old_logp[i] : args.logp[i];
-      step.log_ratio[j] = static_cast<double>(args.logp[i]) - old;
-    }
+// The tokens of a step have none of these, but for a control that selects.
+template <typename T>
+bool without_extras(const TokenLossArgs<T>& args) {
+  const TokenLossParams& params = args.params;
+  return args.entropy == nullptr && args.kl_logp == nullptr && args.factor == nullptr &&
+         args.g_entropy == nullptr && params.positive == 1 && params.negative == 1;
+}
+
+// The selected tokens pay their penalty: few, so one by one.
+template <typename T>
+bool penalise(
+    const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step, TokenLossSums& sums
+) {
+  bool good = true;
+  for (int j = 0; j < n; ++j) {
+    if (!args.selected[i + j] || step.weight[j] == 0) continue;
+    const double away = step.logp[j] - static_cast<double>(args.penalty_logp[i + j]);
+    const Term term =
+        controlled({step.loss[j], step.slope[j]}, step.advantage[j], true, away, args.params);
+    step.loss[j] = term.loss;
+    step.slope[j] = term.slope;
+    sums.selected += 1;
+    good &= finite(away);
   }
-  if constexpr (
-      kind != Surrogate::reinforce && kind != Surrogate::nothing && kind != Surrogate::dro &&
-      kind != Surrogate::given
-  ) {
-    exp_all(step.log_ratio, step.ratio, step.count);
-  }
-  for (int j = 0; j < step.count; ++j) {
-    if (!add_token<kind>(args, step, j, sums) && sums.bad_token < 0) {
-      sums.bad_token = step.token[j];
-    }
-  }
-  step.count = 0;
+  return good;
 }
 
 template <Surrogate kind, typename T>
-TokenLossSums block_sums(const TokenLossArgs<T>& args, int64_t begin, int64_t end) {
-  TokenLossSums sums;
-  Step step;
-  for (int64_t i = begin; i < end; ++i) {
-    const bool valid = args.weights != nullptr ? args.weights[i] != 0 : args.mask[i];
-    args.g_logp[i] = 0;
-    if (args.g_entropy != nullptr) args.g_entropy[i] = 0;
-    if (args.g_policy != nullptr) args.g_policy[i] = 0;
-    // no branch: masks are hard to predict
-    step.token[step.count] = i;
-    step.count += valid;
-    if (step.count == kStep) add_step<kind>(args, step, sums);
+void surrogate_step(
+    const TokenKernels& kernels, const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step
+) {
+  if constexpr (kind == Surrogate::given) {
+    for (int j = 0; j < n; ++j) {
+      const bool valid = step.weight[j] != 0;
+      step.loss[j] = valid ? args.given_loss[i + j] : 0;
+      step.slope[j] = valid ? args.given_slope[i + j] : 0;
+    }
+    return;
   }
-  add_step<kind>(args, step, sums);
+  if (args.log_ratio != nullptr) {
+    for (int j = 0; j < n; ++j) {
+      step.log_ratio[j] = step.weight[j] != 0 ? args.log_ratio[i + j] : 0;
+    }
+  }
+  const double* u = args.log_ratio != nullptr ? step.log_ratio : step.own_ratio;
+  if constexpr (
+      kind != Surrogate::reinforce && kind != Surrogate::nothing && kind != Surrogate::dro
+  ) {
+    kernels.exp(u, step.ratio, n);
+  }
+  if constexpr (kind == Surrogate::clip) {
+    kernels.clip(args.params, u, n, step);
+    return;
+  }
+  for (int j = 0; j < n; ++j) {
+    const Term term =
+        surrogate_term<kind>({u[j], step.ratio[j], step.advantage[j], step.logp[j]}, args.params);
+    step.loss[j] = term.loss;
+    step.slope[j] = term.slope;
+  }
+}
+
+// The first of the tokens whose values are not all finite.
+template <typename T>
+int64_t first_bad(const TokenLossArgs<T>& args, int64_t i, int n, const TokenStep& step) {
+  for (int j = 0; j < n; ++j) {
+    const bool known =
+        finite(step.logp[j]) && finite(step.own_ratio[j]) && finite(step.advantage[j]);
+    if (!known) return i + j;
+    if (step.weight[j] == 0) continue;
+    const bool more =
+        (args.log_ratio == nullptr || finite(args.log_ratio[i + j])) &&
+        (args.penalty_logp == nullptr || finite(static_cast<double>(args.penalty_logp[i + j]))) &&
+        (args.entropy == nullptr || finite(static_cast<double>(args.entropy[i + j]))) &&
+        (args.kl_logp == nullptr || finite(static_cast<double>(args.kl_logp[i + j])));
+    if (!more) return i + j;
+  }
+  return i;
+}
+
+template <Surrogate kind, typename T>
+void add_step(
+    const TokenKernels& kernels,
+    const TokenLossArgs<T>& args,
+    int64_t i,
+    int n,
+    TokenStep& step,
+    TokenLanes& lanes,
+    TokenLossSums& sums
+) {
+  bool good = load(kernels, args, i, n, step);
+  surrogate_step<kind>(kernels, args, i, n, step);
+  const bool plain = without_extras(args);
+  if (!plain) {
+    for (int j = 0; j < n; ++j) {
+      if (step.weight[j] != 0) {
+        good &= extras(args, i + j, j, step, sums);
+      } else {
+        step.kl_slope[j] = 0;
+        if (args.g_entropy != nullptr) args.g_entropy[i + j] = 0;
+      }
+    }
+  } else if (args.selected != nullptr && args.params.control == Control::penalise_selected) {
+    good &= penalise(args, i, n, step, sums);
+  } else if (args.selected != nullptr) {
+    const bool keep = args.params.control == Control::keep_selected;
+    sums.selected += kernels.select(keep, args.selected + i, n, step);
+  }
+  if (args.log_ratio != nullptr) {
+    for (int j = 0; j < n; ++j) good &= finite(step.log_ratio[j]);
+  }
+  if (!good) {
+    if (sums.bad_token < 0) sums.bad_token = first_bad(args, i, n, step);
+    return;
+  }
+  const double scale = args.grad_scale;
+  if (args.g_policy != nullptr) {
+    kernels.write_f64(scale, false, n, step, args.g_policy + i);
+    for (int j = 0; j < n; ++j) {
+      args.g_logp[i + j] = static_cast<T>(plain ? 0 : step.kl_slope[j]);
+    }
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    kernels.write_f32(scale, !plain, n, step, args.g_logp + i);
+  } else {
+    kernels.write_f64(scale, !plain, n, step, args.g_logp + i);
+  }
+  // the lanes take whole groups
+  for (int j = n; j % kLanes != 0; ++j) {
+    step.weight[j] = step.logp[j] = step.advantage[j] = step.own_ratio[j] = 0;
+    step.log_ratio[j] = step.loss[j] = 0;
+  }
+  // the geometric mean clips each token's own ratio
+  const bool own = kind == Surrogate::given || args.log_ratio == nullptr;
+  const double* clip_ratio = own ? step.own_ratio : step.log_ratio;
+  kernels.add(args.params, args.means, clip_ratio, n, step, lanes);
+}
+
+double total(const double (&lanes)[kLanes]) {
+  double sum = 0;
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+template <Surrogate kind, typename T>
+TokenLossSums block_sums(
+    const TokenKernels& kernels, const TokenLossArgs<T>& args, int64_t begin, int64_t end
+) {
+  TokenLossSums sums;
+  TokenLanes lanes;
+  TokenStep step;
+  for (int64_t i = begin; i < end; i += kStep) {
+    const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
+    add_step<kind>(kernels, args, i, n, step, lanes, sums);
+  }
+  sums.policy = total(lanes.policy);
+  sums.loss += args.grad_scale * sums.policy;
+  sums.clipped = total(lanes.clipped);
+  sums.clipped_lower = total(lanes.clipped_lower);
+  sums.old_minus_new = total(lanes.old_minus_new);
+  sums.covariance = total(lanes.covariance);
   return sums;
 }
 
@@ -129,10 +227,11 @@ template <Surrogate kind, typename T>
 TokenLossSums all_sums(const TokenLossArgs<T>& args) {
   const int64_t blocks = (args.tokens + kBlock - 1) / kBlock;
   std::vector<TokenLossSums> parts(static_cast<size_t>(blocks));
+  const TokenKernels& kernels = token_kernels();
   parallel_for(blocks, args.threads, [&](int64_t block) {
     const int64_t begin = block * kBlock;
     parts[static_cast<size_t>(block)] =
-        block_sums<kind>(args, begin, std::min(begin + kBlock, args.tokens));
+        block_sums<kind>(kernels, args, begin, std::min(begin + kBlock, args.tokens));
   });
   TokenLossSums sums;
   for (const TokenLossSums& part : parts) {

@@ -197,7 +197,7 @@ def covariance_scores(
     advantages: Array,
     mask: Array | None,
     old_logp: Array | None,
-    scores: Array,
+    scores: Array | None,
     candidate: Array,
     band: dict[str, Any],
     threads: int = 0,
@@ -208,6 +208,14 @@ def random_scores(ids: Array, seed: int, step: int, scores: Array, threads: int 
 def radix_histogram(
     scores: Array, ids: Array, prefix_score: int, prefix_inverted_id: int, level: int, bins: Array
 ) -> None: ...
+
+NO_ID: int
+
+def compact(
+    flags: Array, scores: Array | None, ids: Array, out_scores: Array | None, out_ids: Array
+) -> None: ...
+def repeated_id(ids: Array, mask: Array) -> int: ...
+def members(ids: Array, sorted: Array, out: Array) -> None: ...
 def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
 def build_info() -> dict[str, Any]: ...
 def cuda_device_reason(device: int) -> str: ...

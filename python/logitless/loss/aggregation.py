@@ -25,11 +25,12 @@ class Totals(NamedTuple):
     world_size: int = 1
 
 
-def count_totals(tokens: Tokens) -> Totals:
+def count_totals(tokens: Tokens, *, sequences: bool = True) -> Totals:
     """The totals of a call that is the whole batch."""
+    known = sequences and tokens.sequences is not None
     return Totals(
         tokens=int(np.count_nonzero(tokens.mask)),
-        sequences=0 if tokens.sequences is None else int(np.count_nonzero(valid_lengths(tokens))),
+        sequences=int(np.count_nonzero(valid_lengths(tokens))) if known else 0,
     )
 
 
@@ -44,9 +45,9 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     One number where it is the same for all, else [N] with 0 outside the mask. totals=None: this
     call is the whole batch.
     """
-    local = count_totals(tokens)
-    total = local if totals is None else totals
     per_sequence = spec.aggregation.startswith("seq-")
+    local = count_totals(tokens, sequences=per_sequence)
+    total = local if totals is None else totals
     if local.tokens > total.tokens or (per_sequence and local.sequences > total.sequences):
         raise ValueError(
             f"totals must count the whole optimizer batch, got {total}, but this call alone has "

@@ -101,8 +101,7 @@ def exact_means(
 
 def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
     """All valid tokens in the order of their covariance."""
-    scores, valid = _covariance_scores(tokens, means, None)
-    return Candidates(scores[valid], tokens.ids[valid])
+    return _compact(tokens, *_covariance_scores(tokens, means, None))
 
 
 def candidates(
@@ -111,8 +110,7 @@ def candidates(
     """The tokens `spec.control` may select, in the order of what it selects by."""
     control = spec.control
     if isinstance(control, (ClipCov, KLCov)):
-        scores, inside = _covariance_scores(tokens, means, spec)
-        return Candidates(scores[inside], tokens.ids[inside])
+        return _compact(tokens, *_covariance_scores(tokens, means, spec))
     if isinstance(control, TopEntropy):
         return _ordered(tokens, tokens.mask, _finite(tokens, "entropy", tokens.entropy))
     pushed_down = tokens.mask & (valid(tokens, tokens.advantages) < 0)
@@ -221,13 +219,17 @@ def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
 
 def _covariance_scores(
     tokens: Tokens, means: Means, spec: PolicyLossSpec | None
-) -> tuple[Int64s, Bools]:
-    """Scores in the order of cov, and which tokens are candidates (spec None: all valid ones)."""
+) -> tuple[Int64s | None, Bools]:
+    """Scores in the order of cov, and which tokens are candidates (spec None: all valid ones).
+
+    Clip-Cov has no scores: its order is random.
+    """
     control = None if spec is None else spec.control
     in_band = isinstance(control, ClipCov)
     low, high = (control.low, control.high) if isinstance(control, ClipCov) else (-np.inf, np.inf)
     log_low, log_high = (-np.inf, np.inf) if spec is None else log_range(spec.surrogate)
-    scores, inside = np.empty(tokens.logp.size, np.int64), np.empty(tokens.logp.size, np.bool_)
+    scores = None if in_band else np.empty(tokens.logp.size, np.int64)
+    inside = np.empty(tokens.logp.size, np.bool_)
     band = {
         "mean_advantage": means.advantage,
         "mean_logp": means.logp,
@@ -244,6 +246,14 @@ def _covariance_scores(
     if in_band and spec is not None and not own_ratio and tokens.old_logp is not None:
         inside &= ~_sequence_clipped(tokens, spec)
     return scores, inside
+
+
+def _compact(tokens: Tokens, scores: Int64s | None, which: Bools) -> Candidates:
+    """The candidates; without scores theirs are still to be written."""
+    number = np.count_nonzero(which)
+    out = Candidates(np.empty(number, np.int64), np.empty(number, np.int64))
+    _core.compact(which, scores, tokens.ids, None if scores is None else out.scores, out.ids)
+    return out
 
 
 def _sequence_clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:

@@ -28,6 +28,9 @@ def valid(tokens: Tokens, values: npt.NDArray[Any]) -> Float64s:
 def valid_lengths(tokens: Tokens) -> Int64s:
     """Valid tokens of each sequence, [B]."""
     sequences = tokens.whole()
+    if sequences.width is not None:
+        rows = tokens.mask.reshape(sequences.number, sequences.width)
+        return np.asarray(np.count_nonzero(rows, axis=1), np.int64)
     return np.bincount(sequences.of_token[tokens.mask], minlength=sequences.number)
 
 

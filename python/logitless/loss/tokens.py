@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,21 @@ Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True)
+class Sequences:
     """The sequences of a call: of padded rows [B, T] or of packed tokens [N] with cu_seqlens."""
 
-    of_token: Int64s  # [N]
-    number: int
+    lengths: Int64s  # [B], padding included
     # T of a padded call
     width: int | None
+
+    @property
+    def number(self) -> int:
+        return self.lengths.size
+
+    @cached_property
+    def of_token(self) -> Int64s:  # [N]
+        return np.repeat(np.arange(self.number, dtype=np.int64), self.lengths)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from logitless import _core
 from logitless.loss.aggregation import Totals, count_totals
 from logitless.loss.selection import Reduce, one_rank, select, spec_means
 from logitless.loss.sequences import whole_sequences
@@ -201,11 +202,9 @@ def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
                 f"old_logp must be finite where the mask is true, got {tokens.old_logp[bad[0]]} at "
                 f"{tokens.place(int(bad[0]))}"
             )
-    # sorting is about 10 times faster than np.unique
-    ids = np.sort(tokens.ids[tokens.mask])
-    repeated = ids[1:][ids[1:] == ids[:-1]]
-    if repeated.size or (ids.size and ids[0] < 0):
+    repeated = _core.repeated_id(tokens.ids, tokens.mask)
+    if repeated != _core.NO_ID:
         raise ValueError(
             "token_ids must be unique and not negative where the mask is true, got "
-            + (f"{repeated[0]} twice" if repeated.size else str(ids[0]))
+            + (f"{repeated} twice" if repeated >= 0 else str(repeated))
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from logitless import _core
 from logitless.loss.aggregation import Totals, token_weights
 from logitless.loss.selection import select, select_in_call, spec_means
 from logitless.loss.sequences import check_whole
@@ -250,10 +251,9 @@ def _torch_permutation(n: int) -> Int64s:
 
 def _members(tokens: Tokens, selected: Int64s) -> Bools:
     """Tokens whose id is in `selected`, which is sorted."""
-    if not selected.size:
-        return np.zeros(tokens.ids.size, np.bool_)
-    place = np.minimum(np.searchsorted(selected, tokens.ids), selected.size - 1)
-    return np.asarray(selected[place] == tokens.ids, np.bool_)
+    out = np.empty(tokens.ids.size, np.bool_)
+    _core.members(tokens.ids, selected, out)
+    return out
 
 
 def _torch_loss(

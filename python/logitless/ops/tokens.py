@@ -115,8 +115,7 @@ def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> S
             raise ValueError(
                 f"cu_seqlens goes with packed [N] inputs, got it with padded inputs {list(shape)}"
             )
-        rows = np.repeat(np.arange(shape[0], dtype=np.int64), shape[1])
-        return Sequences(rows, shape[0], shape[1])
+        return Sequences(np.full(shape[0], shape[1], np.int64), shape[1])
     if cu_seqlens is None:
         return None
     if cu_seqlens.dtype not in (np.int32, np.int64) or cu_seqlens.ndim != 1 or not cu_seqlens.size:
@@ -129,9 +128,7 @@ def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> S
             f"cu_seqlens must rise from 0 to N = {shape[0]}, each sequence whole, "
             f"got {cu_seqlens.tolist()}"
         )
-    return Sequences(
-        np.repeat(np.arange(lengths.size, dtype=np.int64), lengths), lengths.size, None
-    )
+    return Sequences(lengths.astype(np.int64), None)
 
 
 def _advantages(

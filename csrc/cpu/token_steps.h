@@ -1,0 +1,115 @@
+// The loops over tokens that are worth vectors: written once in token_steps.inl, compiled once per
+// instruction set, and the same bits from each, for nothing in them is fused or reordered.
+#pragma once
+
+#include "../core/covariance.h"
+#include "../core/token_loss.h"
+
+namespace logitless::cpu {
+
+// Tokens taken at once: what a step keeps of them stays in the nearest cache.
+constexpr int kStep = 256;
+
+// One step of the token loss, masked tokens as zeros. 64-byte aligned for the vectors.
+struct alignas(64) TokenStep {
+  double weight[kStep];
+  double logp[kStep];
+  double advantage[kStep];
+  // logp - old_logp, and the log ratio that the surrogate sees
+  double own_ratio[kStep];
+  double log_ratio[kStep];
+  double ratio[kStep];
+  double loss[kStep];
+  double slope[kStep];
+  // what the KL term adds to the slope, weighted
+  double kl_slope[kStep];
+};
+
+// Sums of a step in lanes: added in a fixed order whatever the vectors' width.
+constexpr int kLanes = 8;
+struct alignas(64) TokenLanes {
+  double policy[kLanes] = {};
+  double clipped[kLanes] = {};
+  double clipped_lower[kLanes] = {};
+  double old_minus_new[kLanes] = {};
+  double covariance[kLanes] = {};
+};
+
+template <typename T>
+struct TokenSource {
+  const T* logp;
+  const T* old_logp;  // or null
+  const T* advantages;
+  // weights[i], or null and `weight` where mask[i]
+  const double* weights;
+  const bool* mask;
+  double weight;
+};
+
+// Sums of values as multiples of 2^-64, in two halves: high 2^-16, low 2^-64.
+struct SplitSum {
+  int64_t high = 0;
+  int64_t low = 0;
+};
+
+// Tokens whose covariance lies strictly inside a band and whose ratio is not clipped.
+struct CovarianceBand {
+  TokenMeans means = {0, 0};
+  double low = -INFINITY;
+  double high = INFINITY;
+  double log_low = -INFINITY;
+  double log_high = INFINITY;
+};
+
+struct TokenKernels {
+  const char* isa;
+  // Fills weight, logp, advantage, own_ratio of n tokens from i on; false: some value is not
+  // finite.
+  bool (*load_f32)(const TokenSource<float>& source, int64_t i, int n, TokenStep& step);
+  bool (*load_f64)(const TokenSource<double>& source, int64_t i, int n, TokenStep& step);
+  void (*exp)(const double* x, double* out, int n);
+  // loss and slope of Surrogate::clip at log ratios u
+  void (*clip)(const TokenLossParams& params, const double* u, int n, TokenStep& step);
+  // Control::drop_selected, or keep_selected; returns how many are selected.
+  int (*select)(bool keep, const bool* selected, int n, TokenStep& step);
+  // g[j] = scale * weight * slope + kl_slope, or without the KL.
+  void (*write_f32)(double scale, bool kl, int n, const TokenStep& step, float* g);
+  void (*write_f64)(double scale, bool kl, int n, const TokenStep& step, double* g);
+  // Adds the step to the lanes; `clip_ratio` is what counts as clipped.
+  void (*add)(
+      const TokenLossParams& params,
+      const TokenMeans& means,
+      const double* clip_ratio,
+      int n,
+      const TokenStep& step,
+      TokenLanes& lanes
+  );
+  // values[mask] of up to 4096 tokens; false: some value is not finite or not below 2^31.
+  bool (*sum_f32)(const float* values, const bool* mask, int n, SplitSum& sum);
+  bool (*sum_f64)(const double* values, const bool* mask, int n, SplitSum& sum);
+  int (*count)(const bool* mask, int n);
+  // `random_key` of csrc/core/philox.h for each id
+  void (*random)(const int64_t* ids, int n, uint64_t seed, uint64_t step, uint64_t* out);
+  // Covariances of n tokens from i on: their ordered bits, and whether each is a candidate.
+  void (*cov_f32)(
+      const TokenSource<float>& source,
+      const CovarianceBand& band,
+      int64_t i,
+      int n,
+      uint64_t* scores,
+      bool* candidate
+  );
+  void (*cov_f64)(
+      const TokenSource<double>& source,
+      const CovarianceBand& band,
+      int64_t i,
+      int n,
+      uint64_t* scores,
+      bool* candidate
+  );
+};
+
+// Those of the instruction set that row_kernels() has.
+const TokenKernels& token_kernels();
+
+}  // namespace logitless::cpu

@@ -1,0 +1,286 @@
+// Included once per instruction set; see token_steps.h. Plain loops that the compiler vectorises,
+// no templates of the standard library.
+#include "token_steps.h"
+
+namespace logitless::cpu {
+namespace LOGITLESS_ISA {
+namespace {
+
+// Where 2^k below is a normal number.
+constexpr double kExpLimit = 700;
+
+template <typename To, typename From>
+inline To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// out[i] = exp(x[i]), to 1 ulp. Beyond +-kExpLimit the library's, which rounds to 0 and infinity.
+void exp_all(const double* __restrict x, double* __restrict out, int n) {
+  // 1.5 * 2^52 rounds what it is added to; with the exponent's bias on top, the sum's low bits are
+  // the biased exponent of 2^k.
+  constexpr double round = 0x1.8p52 + 1023;
+  // log(2) in two parts, the first with 17 zero bits so that k times it is exact
+  constexpr double ln2_high = 0x1.62e42fefa0000p-1;
+  constexpr double ln2_low = 0x1.cf79abc9e3b3ap-40;
+  int64_t far = 0;
+  for (int i = 0; i < n; ++i) {
+    const double shifted = x[i] * 1.4426950408889634074 + round;
+    const double k = shifted - round;
+    const double f = x[i] - k * ln2_high - k * ln2_low;
+    // Taylor's series of (e^f - 1 - f) / f^2: |f| < 0.35, so the next term is below 1e-17
+    double q = 1.0 / 6227020800;
+    q = q * f + 1.0 / 479001600;
+    q = q * f + 1.0 / 39916800;
+    q = q * f + 1.0 / 3628800;
+    q = q * f + 1.0 / 362880;
+    q = q * f + 1.0 / 40320;
+    q = q * f + 1.0 / 5040;
+    q = q * f + 1.0 / 720;
+    q = q * f + 1.0 / 120;
+    q = q * f + 1.0 / 24;
+    q = q * f + 1.0 / 6;
+    q = q * f + 0.5;
+    out[i] = (f * f * q + f + 1) * bits_as<double>(bits_as<uint64_t>(shifted) << 52);
+    far |= static_cast<int64_t>(!(__builtin_fabs(x[i]) < kExpLimit));
+  }
+  if (far == 0) return;
+  for (int i = 0; i < n; ++i) {
+    if (!(__builtin_fabs(x[i]) < kExpLimit)) out[i] = __builtin_exp(x[i]);
+  }
+}
+
+template <typename T>
+bool load(const TokenSource<T>& source, int64_t i, int n, TokenStep& step) {
+  double* __restrict weight = step.weight;
+  double* __restrict logp = step.logp;
+  double* __restrict advantage = step.advantage;
+  double* __restrict own = step.own_ratio;
+  const T* __restrict from_logp = source.logp + i;
+  const T* __restrict from_advantage = source.advantages + i;
+  if (source.weights != nullptr) {
+    const double* __restrict from = source.weights + i;
+    for (int j = 0; j < n; ++j) weight[j] = from[j];
+  } else {
+    const uint8_t* __restrict from = reinterpret_cast<const uint8_t*>(source.mask) + i;
+    const double uniform = source.weight;
+    for (int j = 0; j < n; ++j) weight[j] = from[j] != 0 ? uniform : 0.0;
+  }
+  for (int j = 0; j < n; ++j) {
+    const double lp = from_logp[j];
+    const double a = from_advantage[j];
+    logp[j] = weight[j] != 0 ? lp : 0.0;
+    advantage[j] = weight[j] != 0 ? a : 0.0;
+  }
+  if (source.old_logp != nullptr) {
+    const T* __restrict from = source.old_logp + i;
+    for (int j = 0; j < n; ++j) {
+      const double d = logp[j] - static_cast<double>(from[j]);
+      own[j] = weight[j] != 0 ? d : 0.0;
+    }
+  } else {
+    for (int j = 0; j < n; ++j) own[j] = 0.0;
+  }
+  // x - x is 0 of a finite number and NaN of all others
+  int64_t bad = 0;
+  for (int j = 0; j < n; ++j) {
+    const double sum = (logp[j] - logp[j]) + (advantage[j] - advantage[j]) + (own[j] - own[j]);
+    bad |= static_cast<int64_t>(sum != 0.0);
+  }
+  return bad == 0;
+}
+
+// `clip_term` of csrc/core/token_loss.h by selects.
+void clip(const TokenLossParams& params, const double* __restrict u, int n, TokenStep& step) {
+  const TokenLossParams p = params;
+  const double* __restrict r = step.ratio;
+  const double* __restrict a = step.advantage;
+  double* __restrict loss = step.loss;
+  double* __restrict slope = step.slope;
+  for (int j = 0; j < n; ++j) {
+    const bool up = a[j] > 0;
+    const bool down = a[j] < 0;
+    const bool cut = (up & (u[j] > p.log_high)) | (down & (u[j] < p.log_low));
+    const bool dual = down & (u[j] > p.log_dual);
+    double ratio = dual ? p.ratio_dual : r[j];
+    ratio = cut ? (up ? p.ratio_high : p.ratio_low) : ratio;
+    // a zero advantage is zero loss even where the ratio overflows
+    const double term = (up | down) ? -a[j] * ratio : 0.0;
+    loss[j] = term;
+    slope[j] = (cut | dual) ? 0.0 : term;
+  }
+}
+
+int select(bool keep, const bool* selected, int n, TokenStep& step) {
+  const uint8_t* __restrict flag = reinterpret_cast<const uint8_t*>(selected);
+  double* __restrict loss = step.loss;
+  double* __restrict slope = step.slope;
+  const uint8_t kept = keep ? 1 : 0;
+  int count = 0;
+  for (int j = 0; j < n; ++j) {
+    count += static_cast<int>(flag[j] & (step.weight[j] != 0));
+    loss[j] = flag[j] == kept ? loss[j] : 0.0;
+    slope[j] = flag[j] == kept ? slope[j] : 0.0;
+  }
+  return count;
+}
+
+template <typename T>
+void write(double scale, bool kl, int n, const TokenStep& step, T* __restrict g) {
+  const double* __restrict weight = step.weight;
+  const double* __restrict slope = step.slope;
+  const double* __restrict other = step.kl_slope;
+  if (kl) {
+    for (int j = 0; j < n; ++j) {
+      const double policy = weight[j] != 0 ? scale * weight[j] * slope[j] : 0.0;
+      g[j] = static_cast<T>(policy + other[j]);
+    }
+  } else {
+    for (int j = 0; j < n; ++j) {
+      g[j] = static_cast<T>(weight[j] != 0 ? scale * weight[j] * slope[j] : 0.0);
+    }
+  }
+}
+
+void add(
+    const TokenLossParams& params,
+    const TokenMeans& means,
+    const double* __restrict clip_ratio,
+    int n,
+    const TokenStep& step,
+    TokenLanes& lanes
+) {
+  const TokenLossParams p = params;
+  const TokenMeans m = means;
+  TokenLanes sums = lanes;
+  // the rest of a step is padded with tokens of weight 0
+  for (int i = 0; i < n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      const double w = step.weight[i + j];
+      const double a = step.advantage[i + j];
+      const double u = clip_ratio[i + j];
+      const bool cut = ((a > 0) & (u > p.log_high)) | ((a < 0) & (u < p.log_low));
+      const bool dual = (a < 0) & (u > p.log_dual);
+      const double cov = (a - m.advantage) * (step.logp[i + j] - m.logp);
+      sums.policy[j] += w != 0 ? w * step.loss[i + j] : 0.0;
+      sums.clipped[j] += cut ? 1.0 : 0.0;
+      sums.clipped_lower[j] += dual ? 1.0 : 0.0;
+      sums.old_minus_new[j] -= step.own_ratio[i + j];
+      sums.covariance[j] += w != 0 ? cov : 0.0;
+    }
+  }
+  lanes = sums;
+}
+
+template <typename T>
+bool sum(const T* __restrict values, const bool* mask, int n, SplitSum& total) {
+  // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits: of v 2^16, and of
+  // what is left of v 2^64. Both stay below 2^48, so that 4096 of them fit into int64.
+  constexpr double round = 0x1.8p52;
+  const int64_t base = bits_as<int64_t>(round);
+  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(mask);
+  int64_t high = 0, low = 0, bad = 0;
+  for (int i = 0; i < n; ++i) {
+    const double given = values[i];
+    const double v = valid[i] != 0 ? given : 0.0;
+    // written so that NaN fails it
+    bad |= static_cast<int64_t>(!(__builtin_fabs(v) < FixedSum::kLimit));
+    const double shifted = v * 0x1p16 + round;
+    const double rest = v - (shifted - round) * 0x1p-16;
+    high += bits_as<int64_t>(shifted) - base;
+    low += bits_as<int64_t>(rest * 0x1p64 + round) - base;
+  }
+  total.high = high;
+  total.low = low;
+  return bad == 0;
+}
+
+int count(const bool* mask, int n) {
+  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(mask);
+  int total = 0;
+  for (int i = 0; i < n; ++i) total += valid[i];
+  return total;
+}
+
+void random(
+    const int64_t* __restrict ids, int n, uint64_t seed, uint64_t step, uint64_t* __restrict out
+) {
+  constexpr uint64_t low = 0xffffffff;
+  // products of 32-bit halves in 64-bit lanes; the ids are the halves 0 and 1 of the counter
+  for (int i = 0; i < n; ++i) {
+    uint64_t c0 = static_cast<uint64_t>(ids[i]) & low, c1 = static_cast<uint64_t>(ids[i]) >> 32;
+    uint64_t c2 = step & low, c3 = step >> 32;
+    uint64_t key0 = seed & low, key1 = seed >> 32;
+    for (int round = 0; round < 10; ++round) {
+      const uint64_t product0 = uint64_t{0xD2511F53} * c0;
+      const uint64_t product1 = uint64_t{0xCD9E8D57} * c2;
+      c0 = (product1 >> 32) ^ c1 ^ key0;
+      c1 = product1 & low;
+      c2 = (product0 >> 32) ^ c3 ^ key1;
+      c3 = product0 & low;
+      key0 = (key0 + 0x9E3779B9) & low;
+      key1 = (key1 + 0xBB67AE85) & low;
+    }
+    out[i] = c0 | c1 << 32;
+  }
+}
+
+template <typename T>
+void cov(
+    const TokenSource<T>& source,
+    const CovarianceBand& band,
+    int64_t start,
+    int n,
+    uint64_t* __restrict scores,
+    bool* candidate
+) {
+  const CovarianceBand b = band;
+  const T* __restrict logp = source.logp + start;
+  const T* __restrict a = source.advantages + start;
+  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(source.mask) + start;
+  uint8_t* __restrict inside = reinterpret_cast<uint8_t*>(candidate);
+  for (int i = 0; i < n; ++i) {
+    // + 0.0 makes -0 and 0 the same
+    const double value = (static_cast<double>(a[i]) - b.means.advantage) *
+                             (static_cast<double>(logp[i]) - b.means.logp) +
+                         0.0;
+    const int64_t bits = bits_as<int64_t>(value);
+    // all bits of a negative number turn, the sign of the others
+    const int64_t sign = bits < 0 ? int64_t{-1} : int64_t{0};
+    scores[i] = static_cast<uint64_t>(bits ^ (sign | INT64_MIN));
+    inside[i] = static_cast<uint8_t>((value > b.low) & (value < b.high) & valid[i]);
+  }
+  if (source.old_logp == nullptr) return;
+  const T* __restrict old = source.old_logp + start;
+  for (int i = 0; i < n; ++i) {
+    const double u = static_cast<double>(logp[i]) - static_cast<double>(old[i]);
+    const bool cut = ((a[i] > 0) & (u > b.log_high)) | ((a[i] < 0) & (u < b.log_low));
+    inside[i] = static_cast<uint8_t>(inside[i] & !cut);
+  }
+}
+
+}  // namespace
+
+extern const TokenKernels token_kernels;
+const TokenKernels token_kernels = {
+    LOGITLESS_ISA_NAME,
+    load<float>,
+    load<double>,
+    exp_all,
+    clip,
+    select,
+    write<float>,
+    write<double>,
+    add,
+    sum<float>,
+    sum<double>,
+    count,
+    random,
+    cov<float>,
+    cov<double>,
+};
+
+}  // namespace LOGITLESS_ISA
+}  // namespace logitless::cpu

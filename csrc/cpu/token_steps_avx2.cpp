@@ -1,0 +1,3 @@
+#define LOGITLESS_ISA avx2
+#define LOGITLESS_ISA_NAME "avx2"
+#include "token_steps.inl"

@@ -1,0 +1,3 @@
+#define LOGITLESS_ISA avx512
+#define LOGITLESS_ISA_NAME "avx512"
+#include "token_steps.inl"
