@@ -21,7 +21,9 @@ from logitless.loss.selection import (
     select,
     take_largest,
 )
+from logitless.loss.presets import presets
 from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.token_loss import core_params
 from logitless.loss.tokens import Tokens
 from logitless.ops.tokens import make_tokens
 
@@ -213,6 +215,47 @@ def test_clip_cov_draws_anew_each_step_and_evenly() -> None:
     statistic *= (pool.size - 1) / pool.size
     dof = pool.size - 1
     assert abs(statistic - dof) < 5 * np.sqrt(2 * dof)
+
+
+def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums, covariances, random keys, exponentials and losses of each one this CPU has."""
+    rng = np.random.default_rng(2)
+    n = 10_007
+    lp, old, a = (rng.normal(size=n).astype(np.float32) for _ in range(3))
+    mask, selected = rng.random(n) < 0.8, rng.random(n) < 0.1
+    band = {"mean_advantage": 0.1, "mean_logp": -0.3, "low": 0.5, "high": 2.0,
+            "log_low": -0.2, "log_high": 0.2}  # fmt: skip
+    ids, x = rng.integers(0, 2**62, size=n), rng.normal(size=n) * 100
+    seen = {}
+    for isa in _core.build_info()["isas"]:
+        monkeypatch.setenv("LOGITLESS_ISA", isa)
+        sums, scores, inside = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n, bool)
+        keys, powers = np.empty(n, np.int64), np.empty(n)
+        _core.value_sums(lp, a, mask, sums)
+        _core.covariance_scores(lp, a, mask, old, scores, inside, band)
+        _core.random_scores(ids, 2**63 + 5, 7, keys)
+        _core.exp(x, powers)
+        out = [sums, scores[mask], inside, keys, powers]
+        for name in ("ppo", "clip_cov", "kl_cov", "sapo", "cispo"):
+            g = np.empty_like(lp)
+            values = _core.token_loss(
+                logp=lp, old_logp=old, advantages=a, weights=None, mask=mask, weight=1 / n,
+                entropy=None, kl_logp=None, penalty_logp=old, selected=selected, g_logp=g,
+                g_entropy=None, mean_advantage=0.1, mean_logp=-0.2, grad_scale=1.0,
+                params=core_params(presets[name]),
+            )  # fmt: skip
+            out += [g, np.array(list(values.values()))]
+        seen[isa] = [part.tobytes() for part in out]
+    assert len({tuple(parts) for parts in seen.values()}) == 1
+    np.testing.assert_allclose(powers, np.exp(x), rtol=4e-16)
+
+
+def test_exp_beyond_its_table() -> None:
+    x = np.array([-np.inf, -800.0, -745.0, -700.0, 0.0, 700.0, 709.7, 710.0, np.inf, np.nan])
+    out = np.empty_like(x)
+    _core.exp(x, out)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(out, np.exp(x), rtol=4e-16)
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -183,11 +183,17 @@ void members(
   for (int64_t k = 0; k < chosen; ++k) {
     table[place(sorted[k]) / 64] |= uint64_t{1} << (place(sorted[k]) % 64);
   }
+  const int64_t* stop = sorted + chosen;
   for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
+    // ids mostly rise, so the next one found is mostly the next of the sorted
+    const int64_t* next = sorted;
     for (int64_t i = begin; i < end; ++i) {
       const uint64_t at = place(ids[i]);
-      const bool maybe = ((table[at / 64] >> (at % 64)) & 1) != 0;
-      out[i] = maybe && std::binary_search(sorted, sorted + chosen, ids[i]);
+      out[i] = false;
+      if (((table[at / 64] >> (at % 64)) & 1) == 0) continue;
+      if (next == stop || *next != ids[i]) next = std::lower_bound(sorted, stop, ids[i]);
+      out[i] = next != stop && *next == ids[i];
+      next += out[i];
     }
   });
 }
@@ -205,12 +211,17 @@ std::array<int64_t, kRadixBins> radix_histogram(
   const int64_t chunks = (count + kChunk - 1) / kChunk;
   std::vector<std::array<int64_t, kRadixBins>> parts(static_cast<size_t>(chunks));
   parallel_for(chunks, threads, [&](int64_t chunk) {
-    auto& bins = parts[static_cast<size_t>(chunk)];
-    bins.fill(0);
+    // neighbours often fall into one bin, and adding twice to one number means waiting
+    constexpr int kCopies = 4;
+    int32_t bins[kCopies][kRadixBins] = {};
     const int64_t end = std::min((chunk + 1) * kChunk, count);
     for (int64_t i = chunk * kChunk; i < end; ++i) {
       const SelectionKey key = selection_key(scores[i], ids[i]);
-      if (radix_matches(key, prefix, level)) ++bins[static_cast<size_t>(radix_digit(key, level))];
+      if (radix_matches(key, prefix, level)) ++bins[i % kCopies][radix_digit(key, level)];
+    }
+    auto& part = parts[static_cast<size_t>(chunk)];
+    for (size_t i = 0; i < part.size(); ++i) {
+      part[i] = int64_t{bins[0][i]} + bins[1][i] + bins[2][i] + bins[3][i];
     }
   });
   std::array<int64_t, kRadixBins> bins{};

@@ -64,8 +64,8 @@ bool extras(const TokenLossArgs<T>& args, int64_t i, int j, TokenStep& step, Tok
 template <typename T>
 bool without_extras(const TokenLossArgs<T>& args) {
   const TokenLossParams& params = args.params;
-  return args.entropy == nullptr && args.kl_logp == nullptr && args.factor == nullptr &&
-         args.g_entropy == nullptr && params.positive == 1 && params.negative == 1;
+  return args.kl_logp == nullptr && args.factor == nullptr && args.g_entropy == nullptr &&
+         params.entropy_coefficient == 0 && params.positive == 1 && params.negative == 1;
 }
 
 // The selected tokens pay their penalty: few, so one by one.
@@ -167,6 +167,13 @@ void add_step(
   } else if (args.selected != nullptr) {
     const bool keep = args.params.control == Control::keep_selected;
     sums.selected += kernels.select(keep, args.selected + i, n, step);
+  }
+  if (plain && args.entropy != nullptr) {
+    for (int j = 0; j < n; ++j) {
+      const double entropy = static_cast<double>(args.entropy[i + j]);
+      sums.entropy += step.weight[j] != 0 ? entropy : 0;
+    }
+    good &= finite(sums.entropy);
   }
   if (args.log_ratio != nullptr) {
     for (int j = 0; j < n; ++j) good &= finite(step.log_ratio[j]);
