@@ -18,6 +18,8 @@ EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 CLIP, DUAL = 0.2, 3.0
 SPEC = ll.PolicyLossSpec(surrogate=ll.Clip(CLIP, CLIP, dual=DUAL), aggregation="token-mean")
 
+KL_COV = ll.presets["kl_cov"]
+
 
 def named(stats: ll.TokenStats) -> Results:
     return {"logp": stats.logp, "entropy": stats.entropy, **stats.extras}
@@ -43,6 +45,14 @@ def our_sample(hidden: Tensor, weight: Tensor) -> Results:
 
 def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
     out = ll.policy_loss(logp, tokens.old_logp, tokens.advantages, tokens.mask, SPEC)
+    return {"loss": out.loss}
+
+
+def our_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+    """Means, covariances and the selection of the whole batch, then its loss."""
+    data, ids = (tokens.advantages, tokens.mask), torch.arange(len(logp))
+    batch = ll.batch_stats(logp.detach(), *data, KL_COV, token_ids=ids, seed=0, step=0)
+    out = ll.policy_loss(logp, tokens.old_logp, *data, KL_COV, token_ids=ids, batch=batch)
     return {"loss": out.loss}
 
 
@@ -83,6 +93,19 @@ def plain_loss(logp: Tensor, tokens: TokenInputs) -> Results:
     return {"loss": (loss * mask).sum() / mask.sum()}
 
 
+def plain_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+    a, mask, d = tokens.advantages, tokens.mask, logp - tokens.old_logp
+    n = mask.sum()
+    with torch.no_grad():
+        cov = (a - (a * mask).sum() / n) * (logp - (logp * mask).sum() / n)
+        # the mask is all true here
+        k = max(int(KL_COV.control.fraction * len(logp)), 1)
+        chosen = cov.masked_fill(~mask, -torch.inf).topk(k).indices
+        penalty = torch.zeros_like(a).index_fill(0, chosen, KL_COV.control.coefficient)
+    loss = -a * d.exp() + penalty * d.abs()
+    return {"loss": (loss * mask).sum() / n}
+
+
 def plain_sample(hidden: Tensor, weight: Tensor) -> Results:
     log_p = (hidden @ weight.t()).float().log_softmax(-1)
     p = log_p.exp()
@@ -112,6 +135,7 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "policy": policy_from(plain_head),
     "sample": plain_sample,
     "loss": plain_loss,
+    "kl cov": plain_kl_cov,
 }
 
 OURS = Contender(
@@ -125,6 +149,7 @@ OURS = Contender(
         "policy": lambda: our_policy,
         "sample": lambda: our_sample,
         "loss": lambda: our_loss,
+        "kl cov": lambda: our_kl_cov,
     },
 )
 EAGER = Contender(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Contender, Results
-from benchmarks.contenders import CLIP, DUAL, policy_from
+from benchmarks.contenders import CLIP, DUAL, KL_COV, policy_from
 from benchmarks.inputs import TokenInputs
 
 Function = Callable[..., Results]
@@ -90,6 +90,29 @@ def verl_loss() -> Function:
     return run
 
 
+def verl_kl_cov() -> Function:
+    """Its selection is of the call, which here is the batch."""
+    kl_cov = attribute("verl.trainer.ppo.core_algos", "get_policy_loss_fn")("kl_cov")
+    control = KL_COV.control
+    config = attribute("verl.workers.config", "ActorConfig")(
+        strategy="fsdp",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        ppo_mini_batch_size=1,
+        policy_loss=attribute("verl.workers.config.actor", "PolicyLossConfig")(
+            loss_mode="kl_cov", kl_cov_ratio=control.fraction, ppo_kl_coef=control.coefficient
+        ),
+    )
+
+    def run(logp: Tensor, tokens: TokenInputs) -> Results:
+        config.global_batch_info.update(dp_size=1, batch_num_tokens=len(logp), global_batch_size=1)
+        old, advantages, mask = (x[None] for x in (tokens.old_logp, tokens.advantages, tokens.mask))
+        loss, _ = kl_cov(old, logp[None], advantages, mask, "token-mean", config)
+        return {"loss": loss}
+
+    return run
+
+
 def liger_head() -> Function:
     scaled = attribute(
         "liger_kernel.ops.fused_linear_scaled_cross_entropy",
@@ -133,7 +156,10 @@ def of_head(head: Callable[[], Function]) -> dict[str, Callable[[], Function]]:
 PEERS = [
     Contender("TRL", "peer", {"rows": trl_rows, **of_head(trl_head)}, package="trl"),
     Contender(
-        "verl", "peer", {"rows": verl_rows, **of_head(verl_head), "loss": verl_loss}, package="verl"
+        "verl",
+        "peer",
+        {"rows": verl_rows, **of_head(verl_head), "loss": verl_loss, "kl cov": verl_kl_cov},
+        package="verl",
     ),
     Contender("Liger", "peer", of_head(liger_head), package="liger-kernel"),
     Contender("Apple CCE", "peer", of_head(cce_head), ("logp",), package="cut-cross-entropy"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import calls
 from benchmarks.case import Call, Expected, Op, Oracle, Results, Setting
-from benchmarks.contenders import SPEC, our_rows
+from benchmarks.contenders import KL_COV, SPEC, our_rows
 from benchmarks.inputs import (
     HeadInputs,
     RowInputs,
@@ -209,6 +209,17 @@ def loss_oracle(x: TokenInputs) -> Oracle:
     return lambda _: {"loss": loss, "dlogp": slope}
 
 
+def kl_cov_oracle(x: TokenInputs) -> Oracle:
+    data = (f64(x.old_logp), f64(x.advantages), x.mask.cpu().numpy())
+    loss, _, slope, _ = reference.policy_loss(f64(x.logp), *data, KL_COV)
+    return lambda _: {"loss": np.array(loss), "dlogp": slope}
+
+
+def kl_cov_bytes(s: Setting) -> dict[str, int]:
+    return {**loss_bytes(s), "read logp, advantages for the means, then for the covariances":
+            4 * s.rows * STAT_BYTES}  # fmt: skip
+
+
 def loss_floor(x: TokenInputs) -> dict[str, Call]:
     out = torch.empty_like(x.logp)
 
@@ -276,6 +287,12 @@ OPS = [
         oracle=loss_oracle, floors=loss_floor, bytes=loss_bytes,
         # A token's ratio, clip, dual clip, weight and slope; the exp counts as one.
         flops=lambda s: 15.0 * s.rows,
+    ),
+    Op(
+        "kl cov loss", "losses", families=("kl cov",), inputs=token_inputs, call=calls.loss_both,
+        oracle=kl_cov_oracle, floors=loss_floor, bytes=kl_cov_bytes,
+        # And its covariance, and a digit of its key.
+        flops=lambda s: 20.0 * s.rows,
     ),
 ]  # fmt: skip
 BY_NAME = {op.name: op for op in OPS}

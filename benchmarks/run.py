@@ -25,7 +25,7 @@ SIZES = (32_000, 128_256, 151_936, 262_144)
 SETTINGS = {
     "rows": [Setting(dtype="float32"), Setting(dtype="bfloat16")],
     "head": [Setting(rows=1024, dtype="bfloat16")],
-    "losses": [Setting(rows=65_536)],
+    "losses": [Setting(rows=65_536), Setting(rows=1_048_576)],
 }
 QUICK = {
     "rows": Setting(rows=32),

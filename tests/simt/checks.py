@@ -33,7 +33,7 @@ def load(name: str, path: Path) -> Any:
     return module
 
 
-reference = load("reference", TESTS.parent / "python" / "logitless" / "reference.py")
+reference = load("reference", TESTS.parent / "python" / "logitless" / "reference" / "rows.py")
 tolerances = load("tolerances", TESTS / "tolerances.py")
 
 

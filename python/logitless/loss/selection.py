@@ -145,7 +145,7 @@ def select_in_call(
     tokens: Tokens, spec: PolicyLossSpec, means: Means, permute: Callable[[int], Int64s]
 ) -> Bools:
     """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`."""
-    place = dataclasses.replace(tokens, ids=np.arange(tokens.logp.size, dtype=np.int64))
+    place = dataclasses.replace(tokens, given_ids=None)
     running, k = candidates(place, spec, means), most_selected(spec, means.tokens)
     assert k is not None
     if isinstance(spec.control, ClipCov):
@@ -251,6 +251,8 @@ def _covariance_scores(
 def _compact(tokens: Tokens, scores: Int64s | None, which: Bools) -> Candidates:
     """The candidates; without scores theirs are still to be written."""
     number = np.count_nonzero(which)
+    if scores is not None and number == which.size:
+        return Candidates(scores, tokens.ids)
     out = Candidates(np.empty(number, np.int64), np.empty(number, np.int64))
     _core.compact(which, scores, tokens.ids, None if scores is None else out.scores, out.ids)
     return out

@@ -45,9 +45,16 @@ class Tokens:
     ref_logp: Floats | None
     rollout_logp: Floats | None
     entropy_change: Floats | None
-    ids: Int64s
+    # None: 0, 1, 2, ...
+    given_ids: Int64s | None
     # None: packed tokens without cu_seqlens
     sequences: Sequences | None
+
+    @cached_property
+    def ids(self) -> Int64s:
+        if self.given_ids is None:
+            return np.arange(self.logp.size, dtype=np.int64)
+        return self.given_ids
 
     def reference(self, name: str) -> Floats | None:
         """The log-probs that a KL or mask `against` this name is measured from."""

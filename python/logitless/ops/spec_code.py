@@ -11,10 +11,14 @@ from logitless.loss.spec import PolicyLossSpec
 
 # What was encoded in this process: a user's own part need not be importable by its name.
 _SPECS: dict[str, PolicyLossSpec] = {}
+_TEXTS: dict[PolicyLossSpec, str] = {}
 
 
 def encode(spec: PolicyLossSpec) -> str:
     """JSON; each dataclass is {"is": [its module, its name], "with": its fields}."""
+
+    if spec in _TEXTS:
+        return _TEXTS[spec]
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -32,6 +36,7 @@ def encode(spec: PolicyLossSpec) -> str:
         # two local classes of one name
         text = json.dumps([plain(spec), id(spec)])
         _SPECS[text] = spec
+    _TEXTS[spec] = text
     return text
 
 

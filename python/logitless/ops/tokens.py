@@ -77,9 +77,8 @@ def make_tokens(
     valid = to_numpy("mask", mask)
     if valid.dtype != np.bool_:
         raise TypeError(f"mask must be bool, got {valid.dtype}")
-    if token_ids is None:
-        ids = np.arange(values.size, dtype=np.int64)
-    else:
+    ids = None
+    if token_ids is not None:
         ids = to_numpy("token_ids", token_ids)
         if ids.dtype != np.int64:
             raise TypeError(f"token_ids must be int64, got {ids.dtype}")
@@ -94,7 +93,7 @@ def make_tokens(
         ref_logp=floats("ref_logp", ref_logp),
         rollout_logp=floats("rollout_logp", rollout_logp),
         entropy_change=floats("entropy_change", entropy_change),
-        ids=ids,
+        given_ids=ids,
         sequences=sequences,
     )
 
