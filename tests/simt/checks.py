@@ -292,7 +292,9 @@ def orders() -> None:
 def extras() -> None:
     """The first of equal maxima, wherever the others are; and no extras when none are asked."""
     for dtype in DTYPES:
-        places = ((1,), (3, 4), (5, 37), (900, 64), (0, PIECE), (PIECE + 2, 2047, 2048))
+        # Neighbours, lanes, vectors of one lane (128 or 256 columns apart), pieces.
+        places = ((1,), (3, 4), (37, 5), (900, 64), (1029, 1157, 1285), (0, PIECE),
+                  (PIECE + 2, 2047, 2048))  # fmt: skip
         p = rows.problem(len(places), PIECE + 3, dtype)
         values = np.minimum(p.values, 30.0)
         for i, columns in enumerate(places):
@@ -300,15 +302,32 @@ def extras() -> None:
         p.logits = rows.stored(values, dtype)
         result = rows.stats(p)
         assert result.outputs["argmax"].tolist() == [min(columns) for columns in places]
+        # A target that is impossible, and what that does to the others: nothing.
+        values[2, p.targets[2]] = -np.inf
+        assert_stats(p, result)
+        p.logits = rows.stored(values, dtype)
+        result = rows.stats(p)
+        assert_stats(p, result)
+        assert np.isneginf(result.outputs["logp"]).tolist() == [i == 2 for i in range(p.n)]
         few = rows.stats(p, extras=False)
         for name in few.outputs:
             tolerances.assert_bitwise_equal(few.outputs[name], result.outputs[name])
 
 
+def wild() -> None:
+    """Whatever `rows.wild` thinks of."""
+    for seed in range(60):
+        p, cuts = rows.wild(seed)
+        try:
+            both(p, cuts=cuts)
+        except Exception as error:
+            raise AssertionError(f"rows.wild({seed})") from error
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras,
+        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras, wild,
     )
 }  # fmt: skip
 
