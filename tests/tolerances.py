@@ -73,8 +73,8 @@ def assert_bitwise_equal(a: Any, b: Any) -> None:
     a, b = (np.ascontiguousarray(x.detach().view(-1).double() if hasattr(x, "detach") else x)
             for x in (a, b))  # fmt: skip
     assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
-    differs = (a.ravel().view(np.uint8).reshape(a.size, -1)
-               != b.ravel().view(np.uint8).reshape(b.size, -1)).any(1)  # fmt: skip
+    differs = (a.ravel().view(np.uint8).reshape(a.size, a.itemsize)
+               != b.ravel().view(np.uint8).reshape(b.size, b.itemsize)).any(1)  # fmt: skip
     if differs.any():
         first = int(np.argmax(differs))
         raise AssertionError(

@@ -1,4 +1,4 @@
-"""Checks of the emulated CUDA kernels against the oracle: python checks.py FOLDER CHECK...
+"""Checks of the emulated CUDA kernels against the oracle: python -m simt.checks FOLDER CHECK...
 
 FOLDER holds the module `simt_rows`. Runs without torch, in a Python of its own, since the address
 sanitizer must be there before anything else. The order of threads is LOGITLESS_SIMT_SEED's.
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import problem as rows
-from problem import CHAINS, REALS, Array, Forbidden, Problem, Result
+
+from simt import problem as rows
+from simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
 TESTS = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -244,6 +245,20 @@ def cut_tiles() -> None:
             assert (whole.outputs["argmax"] == cut.outputs["argmax"]).all()
 
 
+def far() -> None:
+    """Offsets beyond 2^31 elements, and beyond 2^32, where 32 bits would meet the row before."""
+    for dtype in ("float32", "bfloat16"):
+        p = rows.problem(3, 300, dtype)
+        expected, g = rows.stats(p), rows.upstream(3)
+        gradient = rows.gradient(p, expected, g)
+        q = Problem(dtype, rows.far_apart(p.logits, 2**31 + 8), p.targets)
+        same(rows.stats(q), expected)
+        out = rows.far_apart(np.zeros_like(p.logits), 2**31 + 8)
+        q.rows().backward(rows.exported(q.logits, dtype), expected.state,
+                          rows.exported(out, dtype), start=0, **g)  # fmt: skip
+        tolerances.assert_bitwise_equal(out, gradient)
+
+
 def alone() -> None:
     """A row by itself has the bits of the same row among others."""
     for dtype, kind in (("float32", "plain"), ("bfloat16", "all"), ("float16", "plain")):
@@ -277,7 +292,9 @@ def orders() -> None:
 def extras() -> None:
     """The first of equal maxima, wherever the others are; and no extras when none are asked."""
     for dtype in DTYPES:
-        places = ((1,), (3, 4), (5, 37), (900, 64), (0, PIECE), (PIECE + 2, 2047, 2048))
+        # Neighbours, lanes, vectors of one lane (128 or 256 columns apart), pieces.
+        places = ((1,), (3, 4), (37, 5), (900, 64), (1029, 1157, 1285), (0, PIECE),
+                  (PIECE + 2, 2047, 2048))  # fmt: skip
         p = rows.problem(len(places), PIECE + 3, dtype)
         values = np.minimum(p.values, 30.0)
         for i, columns in enumerate(places):
@@ -285,15 +302,32 @@ def extras() -> None:
         p.logits = rows.stored(values, dtype)
         result = rows.stats(p)
         assert result.outputs["argmax"].tolist() == [min(columns) for columns in places]
+        # A target that is impossible, and what that does to the others: nothing.
+        values[2, p.targets[2]] = -np.inf
+        assert_stats(p, result)
+        p.logits = rows.stored(values, dtype)
+        result = rows.stats(p)
+        assert_stats(p, result)
+        assert np.isneginf(result.outputs["logp"]).tolist() == [i == 2 for i in range(p.n)]
         few = rows.stats(p, extras=False)
         for name in few.outputs:
             tolerances.assert_bitwise_equal(few.outputs[name], result.outputs[name])
 
 
+def wild() -> None:
+    """Whatever `rows.wild` thinks of."""
+    for seed in range(60):
+        p, cuts = rows.wild(seed)
+        try:
+            both(p, cuts=cuts)
+        except Exception as error:
+            raise AssertionError(f"rows.wild({seed})") from error
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        shapes, chains, masks, errors, layout, cut_tiles, alone, orders, extras,
+        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras, wild,
     )
 }  # fmt: skip
 
