@@ -296,7 +296,7 @@ def test_wrong_arguments_are_named() -> None:
     t = torch.tensor([0, 1])
     z, state = torch.zeros(2, 5), empty_state(2)
     rows = TritonRows(2, targets=t)
-    for message, call in {
+    calls: dict[str, Any] = {
         r"targets must be torch\.int64": lambda: TritonRows(2, targets=t.int()),
         r"targets must have shape \[3\], got \[2\]": lambda: TritonRows(3, targets=t),
         r"mask must be torch\.bool": lambda: TritonRows(2, targets=t, mask=t),
@@ -312,6 +312,7 @@ def test_wrong_arguments_are_named() -> None:
         r"bias must cover columns 3 to 8, got 5": lambda: TritonRows(
             2, targets=t, bias=z[0]
         ).forward(z, state, start=3),
-    }.items():
+    }
+    for message, call in calls.items():
         with pytest.raises((TypeError, ValueError), match=message):
             call()
