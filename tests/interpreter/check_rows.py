@@ -26,7 +26,11 @@ round_to_nearest()
 
 # The interpreter computes with NumPy, which warns of what the kernels do on purpose: 0 / 0 in bad
 # rows and in lanes past the end of an array.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# And Triton 3.6 makes scalars of arrays, which NumPy 2.3 warns of (2.4 refuses it).
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Pieces are 2048 float32 or 4096 16-bit columns.
