@@ -47,10 +47,9 @@ def rows_backward(function: Function, x: RowInputs) -> Call:
 
 def rows_backward_in_place(function: Function, x: RowInputs) -> Call:
     """The logits are the contender's to overwrite, so each run gets them anew."""
-    work = torch.empty_like(x.logits)
 
     def prepare() -> tuple[Tensor, Results]:
-        logits = leaf(work.copy_(x.logits))
+        logits = leaf(x.scratch.copy_(x.logits))
         return logits, function(logits, x.targets)
 
     return Call(lambda state: finish(state, x), prepare)
@@ -65,12 +64,10 @@ def rows_both(function: Function, x: RowInputs) -> Call:
 
 
 def rows_both_in_place(function: Function, x: RowInputs) -> Call:
-    work = torch.empty_like(x.logits)
-
     def run(logits: Tensor) -> Results:
         return finish((logits, function(logits, x.targets)), x)
 
-    return Call(run, lambda: leaf(work.copy_(x.logits)))
+    return Call(run, lambda: leaf(x.scratch.copy_(x.logits)))
 
 
 def finish(state: tuple[Tensor, Results], x: RowInputs) -> Results:

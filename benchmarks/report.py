@@ -55,7 +55,10 @@ def installed(package: str) -> str | None:
 
 
 def git(*arguments: str) -> str | None:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
@@ -69,7 +72,7 @@ def describe(s: Setting, group: str) -> str:
         "head": f"N={s.rows} H={s.width} V={s.vocab} {s.dtype}, logits {s.logits}",
         "losses": f"N={s.rows} float32",
     }
-    return shapes[group]
+    return shapes.get(group, shapes["head"])
 
 
 def table(match: Match) -> str:
@@ -87,7 +90,7 @@ def table(match: Match) -> str:
 
 
 def line(match: Match, m: Measured) -> str:
-    ours = match["logitless"].times.median if "logitless" in match else float("nan")
+    ours = match.ours.times.median if match.ours else float("nan")
     span = f"{1e3 * m.times.low:.2f}-{1e3 * m.times.high:.2f}"
     error = f"{max(m.errors.values()):.1e}" if m.errors else ""
     peak = "" if m.peak_bytes is None else mib(m.peak_bytes)
