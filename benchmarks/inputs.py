@@ -38,7 +38,7 @@ class RowInputs:
 
     @functools.cached_property
     def scratch(self) -> Tensor:
-        """Shaped like the logits, for whoever's turn it is to write: one for all, for at the largest
+        """Shaped like the logits, for whoever's turn it is to write. One for all: at the largest
         sizes there is no room for one each."""
         return torch.empty_like(self.logits)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import logitless as ll
 from benchmarks.case import Setting
+from benchmarks.machine import cpu_model, git, installed
 from benchmarks.match import Match, Measured
 from benchmarks.peers import PEERS
 from benchmarks.timing import last_level_cache
@@ -38,28 +36,6 @@ def machine(device: str) -> dict[str, Any]:
         "changed_files": len((git("status", "--porcelain") or "").splitlines()),
         "command": " ".join(["./dev bench", *sys.argv[1:]]),
     }
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git(*arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def title(match: Match) -> str:

@@ -1,0 +1,141 @@
+"""The measuring stages: each case a match of the registry's, checked and then timed."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.case import Contender, Results, Setting
+from benchmarks.contenders import COMPILED, EAGER, OURS
+from benchmarks.gpu import cases
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.child import Leave, Work
+from benchmarks.gpu.store import DONE, FAILED
+from benchmarks.match import Match, play
+from benchmarks.peers import PEERS
+from benchmarks.targets import verdicts
+from benchmarks.timing import Timer
+
+BACKENDS = ("cuda", "triton")
+REPEATS = 20
+# Seconds of measured time after which a contender has run enough.
+ENOUGH = 0.3
+# What a match holds at once, of the bytes that its op moves: inputs, two gradients to compare, and
+# a tensor to overwrite. Heads are compared with torch that holds float32 logits and gradients.
+MATCH_HOLDS, HEAD_HOLDS, SPARE = 2.5, 8, 2 << 30
+# Of the memory free when we came: whoever shares the GPU keeps the rest, and what they have.
+SHARE = 0.95
+TIMES = ("median_ms", "runs_ms", "host_ms", "over_floor", "over_ours", "bytes_per_second",
+         "flops_per_second")  # fmt: skip
+
+
+def with_backend(function: Callable[..., Results], backend: str) -> Callable[..., Results]:
+    """Forced by the environment, so that any function of ours can be, whatever its options."""
+
+    def run(*arguments: Any) -> Results:
+        before = os.environ.get("LOGITLESS_BACKEND")
+        os.environ["LOGITLESS_BACKEND"] = backend
+        try:
+            return function(*arguments)
+        finally:
+            if before is None:
+                del os.environ["LOGITLESS_BACKEND"]
+            else:
+                os.environ["LOGITLESS_BACKEND"] = before
+
+    return run
+
+
+def ours(backend: str) -> Contender:
+    def bound(load: Callable[[], Callable[..., Results]]) -> Callable[[], Callable[..., Results]]:
+        return lambda: with_backend(load(), backend)
+
+    functions = {family: bound(load) for family, load in OURS.functions.items()}
+    return replace(OURS, name=f"{OURS.name} {backend}", functions=functions)
+
+
+def contenders(case: Case) -> list[Contender]:
+    mine = [ours(backend) for backend in BACKENDS]
+    compiled = [COMPILED] if case.compiled else []
+    return [*mine, EAGER, *compiled, *(PEERS if case.peers else [])]
+
+
+def bytes_needed(case: Case) -> float:
+    head = HEAD_HOLDS * case.logits_bytes if case.op.group == "head" else 0
+    return MATCH_HOLDS * sum(case.op.bytes(case.setting).values()) + head + SPARE
+
+
+class Measurer:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.timer = Timer(work.device)
+        self.last: Setting | None = None
+        if work.device == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, SHARE * free / total))
+            self.free = SHARE * free
+
+    def __call__(self, case: Case) -> dict[str, Any]:
+        setting = replace(case.setting, device=self.work.device)
+        if setting != self.last:
+            self.clear()
+            self.last = setting
+        if self.work.device == "cuda" and bytes_needed(case) > self.free:
+            raise Leave(f"needs {bytes_needed(case) / 2**30:.0f} GiB, {self.free / 2**30:.0f} free")
+        try:
+            match = play(
+                case.op, setting, contenders(case), 1 if self.work.rehearse else REPEATS,
+                self.timer, variants=case.variants, strict=False, enough=ENOUGH,
+            )  # fmt: skip
+        finally:
+            gc.collect()
+            if self.work.device == "cuda":
+                torch.cuda.empty_cache()
+        return entry(match, self.work.rehearse)
+
+    def clear(self) -> None:
+        """The inputs that the last op's maker keeps: two sets of them may not fit."""
+        for each in cases.OPS:
+            getattr(each.inputs, "cache_clear", lambda: None)()
+        gc.collect()
+
+
+def entry(match: Match, rehearse: bool) -> dict[str, Any]:
+    """A match as the results hold it; of a rehearsal without any number of a clock."""
+    fields = match.as_json()
+    if rehearse:
+        fields["measured"] = [
+            {k: v for k, v in m.items() if k not in TIMES} for m in fields["measured"]
+        ]
+    names = [f"{OURS.name} {backend}" for backend in BACKENDS]
+    failed = [f"{n}: {match.skipped[n]}" for n in names if n in match.skipped]
+    fields["status"] = DONE if any(name in match for name in names) else FAILED
+    fields["reason"] = "; ".join(failed)
+    fields["targets"] = [] if rehearse else verdicts([match])
+    if not rehearse:
+        print("\n".join(brief(match)), flush=True)
+    return fields
+
+
+def brief(match: Match) -> list[str]:
+    floor = match.floor.times.median
+    return [
+        f"    {m.name:26} {1e3 * m.times.median:9.3f} ms {100 * floor / m.times.median:6.1f}%"
+        for m in sorted(match.measured, key=lambda m: m.times.median)
+    ]
+
+
+def run(work: Work) -> None:
+    name = work.stage.name
+    measure = Measurer(work)
+    wanted = [
+        case
+        for case in cases.of(name, work.rehearse)
+        if not work.store.measured(case.key) or work.store.is_over(name, case.key)
+    ]
+    work.each([(case.key, lambda case=case: measure(case)) for case in wanted])
