@@ -1,1 +1,4 @@
-"""Triton kernels of logitless. They import torch and triton only; one kernel a file."""
+"""Triton kernels of logitless: one kernel and its launcher a file, `rows` on top of them.
+
+They import torch and triton only.
+"""

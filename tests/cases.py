@@ -55,7 +55,8 @@ def mask(seed: int, n: int) -> torch.Tensor:
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """float64, exactly."""
-    return tensor.detach().double().numpy() if tensor.is_floating_point() else tensor.numpy()
+    tensor = tensor.detach().cpu()
+    return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def chain(kind: str, seed: int, n: int, vocab: int) -> dict[str, Any]:

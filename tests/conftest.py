@@ -1,7 +1,8 @@
-"""Shared by all tests: versions in the header, and memory handed out full of NaN."""
+"""Shared by all tests: versions in the header, memory handed out full of NaN, and devices."""
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,6 +20,47 @@ def pytest_report_header() -> list[str]:
 
     names = ("numpy", "torch", "triton", "transformers", "hypothesis")
     return [f"{platform.machine()}, " + ", ".join(of(name) for name in names)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Triton's interpreter computes both sides of every select in NumPy, which warns of NaNs.
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        config.addinivalue_line("filterwarnings", "ignore:.*encountered in:RuntimeWarning")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "place" in metafunc.fixturenames:
+        from places import places
+
+        metafunc.parametrize("place", places(), indirect=True)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A backend and a device to test the device kernels on, see places.py."""
+    from places import prepare
+
+    return prepare(request.param, monkeypatch)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu need a device; those of the fixture `place` say so themselves."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            if item.get_closest_marker("skipif") is None:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of what needs a GPU did not run: easily forgotten where there is none."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
+    if skipped:
+        terminalreporter.write_line(f"gpu tests: {len(skipped)} skipped here, see the reasons")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +83,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             tensor = original(*args, **kwargs)
-            if tensor.device.type == "cpu":
+            if tensor.device.type in ("cpu", "cuda"):
                 tensor.detach().fill_(float("nan") if tensor.is_floating_point() else 85)
             return tensor
 

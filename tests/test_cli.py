@@ -3,12 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rl_cases import tiny_recipe
 
 import logitless as ll
 from logitless.cli import main
+from logitless.ops import backends, serving
 from logitless.rl.model import make_policy
 
 
@@ -93,11 +95,80 @@ def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *arguments, "--budget", "12 apples"]) == 2
 
 
-def test_doctor_says_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
+def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """Label -> the texts beside it, of `logitless doctor`."""
     assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert "logitless" in text
-    assert "torch" in text
+    lines: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        label, _, text = line.strip().partition("  ")
+        lines.setdefault(label, []).append(text.strip())
+    return lines
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the core says of its CUDA kernels, free to change."""
+    told = {"compiled": False, "emulated": False, "reason": "nvcc was not found"}
+    for module in (backends, serving):
+        monkeypatch.setattr(module, "cuda_build", lambda: told)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return told
+
+
+def test_doctor_says_what_serves_on_the_cpu(
+    build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_gpus", dict)
+    lines = doctor(capsys)
+    assert {"logitless", "python", "numpy", "isa", "threads"} <= {k.split()[0] for k in lines}
+    assert lines["cuda kernels"] == ["not compiled: nvcc was not found"]
+    for op in ("token_stats", "linear_token_stats", "linear_policy_loss"):
+        assert lines[op] == ["cpu, torch"]
+    assert lines["linear_sample"] == ["cpu"]
+    assert lines["not cuda"] == ["the core was built without CUDA: nvcc was not found"]
+    assert "TRITON_INTERPRET=1" in lines["not triton"][0]
+    assert lines["GPU"][0].startswith("none: torch")
+    # A build that emulates, and the interpreter: to be named, never what auto takes.
+    build["emulated"] = True
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert doctor(capsys)["token_stats"] == ["cpu, cuda, triton, torch"]
+
+
+def test_doctor_says_what_serves_on_a_gpu(
+    build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_gpus", lambda: {"cuda:0": "A GPU, sm_90"})
+    monkeypatch.setattr(backends, "_device_reason", lambda index: "")
+    assert doctor(capsys)["token_stats"] == ["cpu, torch", "triton, torch"]
+    build |= {"compiled": True, "architectures": "80,90,100", "toolkit": "13.0"}
+    lines = doctor(capsys)
+    assert lines["cuda kernels"] == ["for 80,90,100 by CUDA 13.0"]
+    assert lines["cuda:0"] == ["A GPU, sm_90"]
+    assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
+    assert lines["linear_sample"] == ["cpu", "nothing"]
+    assert lines["policy_loss, batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
+    assert lines["float64"] == ["torch"]
+    monkeypatch.setattr(backends, "_device_reason", lambda index: "no code for sm_75")
+    lines = doctor(capsys)
+    assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
+    assert "no code for sm_75" in lines["not cuda"]
+
+
+def test_doctor_works_without_torch() -> None:
+    """A machine without torch, played by an import that fails."""
+    code = (
+        "import importlib.util, sys\n"
+        "found = importlib.util.find_spec\n"
+        "hidden = lambda name, *a: None if name in ('torch', 'triton') else found(name, *a)\n"
+        "importlib.util.find_spec = hidden\n"
+        "from logitless.cli import main\n"
+        "assert main(['doctor']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not torch" in done.stdout
+    assert "torch is not installed: pip install 'logitless[torch]'" in done.stdout
 
 
 def test_sample_draws_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ def test_op_registration() -> None:
     from logitless.ops.row_op import row_stats
 
     h, w, t = problem(15, 4, 8, 50, torch.float32)
-    chain = (None, None, None, 1.0, 1.0, 0.0)
+    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32), test_utils=tests

@@ -24,7 +24,7 @@ def dtype_name(dtype: Any) -> str:
 
 def as_float64(array: Any) -> Any:
     if hasattr(array, "detach"):
-        return array.detach().double().numpy()
+        return array.detach().double().cpu().numpy()
     return np.asarray(array, np.float64)
 
 
@@ -70,14 +70,16 @@ def _assert_within(ours: Any, truth: Any, allowed: Any) -> None:
 
 def assert_bitwise_equal(a: Any, b: Any) -> None:
     """Same bits, NaN included; names how many differ, the first place and both values."""
-    a, b = (np.ascontiguousarray(x.detach().view(-1).double() if hasattr(x, "detach") else x)
-            for x in (a, b))  # fmt: skip
+    a, b = (
+        np.ascontiguousarray(x.detach().double().cpu() if hasattr(x, "detach") else x).ravel()
+        for x in (a, b)
+    )
     assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
-    differs = (a.ravel().view(np.uint8).reshape(a.size, -1)
-               != b.ravel().view(np.uint8).reshape(b.size, -1)).any(1)  # fmt: skip
+    bytes_a, bytes_b = (x.view(np.uint8).reshape(x.size, -1) for x in (a, b))
+    differs = (bytes_a != bytes_b).any(1)
     if differs.any():
         first = int(np.argmax(differs))
         raise AssertionError(
             f"{int(differs.sum())} of {a.size} differ; first at {first}: "
-            f"{a.ravel()[first]!r} and {b.ravel()[first]!r}"
+            f"{a[first]!r} and {b[first]!r}"
         )

@@ -72,9 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="(0)")
     sample.set_defaults(run=_sample)
 
-    commands.add_parser("doctor", help="versions, instruction sets and backends").set_defaults(
-        run=_doctor
-    )
+    commands.add_parser(
+        "doctor", help="versions, instruction sets, and which backend serves what"
+    ).set_defaults(run=_doctor)
 
     plan = commands.add_parser("plan", help="memory and products of one linear_policy_loss call")
     plan.add_argument("--tokens", type=int, required=True)
@@ -154,6 +154,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import platform
 
     import logitless as ll
+    from logitless.ops.serving import report
 
     print(f"logitless      {__version__}")
     print(f"python         {platform.python_version()} on {platform.machine()}")
@@ -172,7 +173,10 @@ def _doctor(options: argparse.Namespace) -> int:
             version = "not installed"
         print(f"{package:<14} {version}")
     for key, value in ll.build_info().items():
-        print(f"{key:<14} {_joined(value)}")
+        if key != "cuda":
+            print(f"{key:<14} {_joined(value)}")
+    for label, text in report():
+        print(f"{label:<40} {text}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The one helper that registers a torch.library op: schema, CPU kernel, fake kernel, autograd."""
+"""The one helper that registers a torch.library op: schema, kernel, fake kernel, autograd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from logitless.ops.backends import choose_backend
 
 _LIBRARY = torch.library.Library("logitless", "FRAGMENT")
 
@@ -20,12 +23,16 @@ def register(
 ) -> Callable[..., Any]:
     """Define `logitless::<schema>` and return its overload, ready to call.
 
+    One kernel serves CPU and CUDA tensors: it makes its memory where its inputs are, and the op's
+    backend argument says whose row kernels it calls.
+
     Backwards are ops too, registered without `backward` of their own: they run where autograd is
     off, since `begin_backward` refuses double backward.
     """
     name = schema.split("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, kernel, "CPU")
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"logitless::{name}", fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(
@@ -33,6 +40,19 @@ def register(
         )
     overload: Callable[..., Any] = getattr(torch.ops.logitless, name).default
     return overload
+
+
+def backend_of(backend: str, tensor: Tensor) -> str:
+    """`choose_backend` for a tensor; a constant of the graph where torch.compile traces."""
+    device, dtype = tensor.device, str(tensor.dtype).removeprefix("torch.")
+    name = device.type if device.index is None else f"{device.type}:{device.index}"
+    return _constant_choice(backend, name, dtype)
+
+
+# Asking a driver or the environment is not traceable, and needs to happen once a graph.
+@torch.compiler.assume_constant_result
+def _constant_choice(backend: str, device: str, dtype: str) -> str:
+    return choose_backend(backend, device, dtype)
 
 
 def begin_backward(ctx: Any, name: str, *, reuses_memory: bool) -> None:

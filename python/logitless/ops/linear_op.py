@@ -37,8 +37,8 @@ class Tiles(NamedTuple):
         for start in range(0, n, self.rows):
             yield slice(start, min(start + self.rows, n))
 
-    def scratch(self, n: int) -> Tensor:
-        return torch.empty(min(self.rows, n) * self.columns, dtype=self.dtype)
+    def scratch(self, n: int, device: torch.device) -> Tensor:
+        return torch.empty(min(self.rows, n) * self.columns, dtype=self.dtype, device=device)
 
 
 def _view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
@@ -47,17 +47,17 @@ def _view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *row_args, extras = args[:8]
-    tiles = Tiles(*args[8:])
-    rows = make_rows(*row_args)
+    *row_args, extras = args[:9]
+    tiles = Tiles(*args[9:])
+    rows = make_rows(*row_args, op="linear_token_stats")
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
     h = (hidden if index is None else hidden[index]).to(tiles.dtype)
     n, vocab = len(h), len(weight)
-    kept = torch.empty(len(hidden) * tiles.kept, dtype=tiles.dtype)
-    state = torch.empty(len(hidden), STATE, dtype=torch.float64)
-    scratch = tiles.scratch(n if tiles.kept < vocab else 0)
+    kept = hidden.new_empty(len(hidden) * tiles.kept, dtype=tiles.dtype)
+    state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
+    scratch = tiles.scratch(n if tiles.kept < vocab else 0, hidden.device)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
     for start, stop in tiles.spans(vocab):
         w = weight[start:stop].to(tiles.dtype)
@@ -84,15 +84,15 @@ def _scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras, tiles = hidden.shape[0], args[7], Tiles(*args[8:])
+    n, extras, tiles = hidden.shape[0], args[8], Tiles(*args[9:])
     state = hidden.new_empty(n, STATE, dtype=torch.float64)
     kept = hidden.new_empty(n * tiles.kept, dtype=tiles.dtype)
     return (*empty_outputs(n, extras, hidden).values(), state, kept)
 
 
-def _active(mask: Tensor | None, upstream: list[Tensor | None], n: int) -> Tensor:
+def _active(targets: Tensor, mask: Tensor | None, upstream: list[Tensor | None]) -> Tensor:
     """Indices of the rows that have any gradient at all."""
-    active = torch.zeros(n, dtype=torch.bool)
+    active = torch.zeros_like(targets, dtype=torch.bool)
     for gradient in upstream:
         if gradient is not None:
             active |= gradient != 0
@@ -125,11 +125,11 @@ class _Sum:
 
 
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    row_args, (state, kept), upstream = args[:7], args[7:9], list(args[9:12])
-    tiles, needs = Tiles(*args[12:16]), args[16]
+    row_args, (state, kept), upstream = args[:8], args[8:10], list(args[10:13])
+    tiles, needs = Tiles(*args[13:17]), args[17]
     hidden, weight = hidden.detach(), weight.detach()
-    rows, n, vocab = make_rows(*row_args), len(hidden), len(weight)
-    index = _active(rows.mask, upstream, n)
+    rows, n, vocab = make_rows(*row_args, op="linear_token_stats"), len(hidden), len(weight)
+    index = _active(rows.targets, rows.mask, upstream)
     grads = _empty_gradients(hidden, weight, needs)
     if len(index) == 0:
         return tuple(gradient.zero_() for gradient in grads)
@@ -143,7 +143,7 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     g = {name: None if value is None else value[index] for name, value in g.items()}
     rows = rows.gather(index)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
-    scratch = tiles.scratch(len(index))
+    scratch = tiles.scratch(len(index), hidden.device)
     d_hidden = grads[0] if len(index) == n else hidden.new_empty(h.shape)
     sums = [_Sum(d_hidden[chunk], tiles.dtype) for chunk, _ in chunks] if needs[0] else []
     for start, stop in tiles.spans(vocab):
@@ -205,7 +205,7 @@ _backward_op = register(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, mask, bias, row_scale, *rest = inputs
-    ctx.chain, ctx.tiles = rest[:3], rest[4:]
+    ctx.chain, ctx.tiles = rest[:4], rest[5:]
     ctx.mark_non_differentiable(*output[len(DIFFERENTIABLE) :])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, targets, mask, bias, row_scale, *output[-2:])
@@ -231,7 +231,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         needs,
     )
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 9)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 10)
 
 
 linear_stats = register(

@@ -13,7 +13,7 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import HeadOptions, check_vocab_parallel, choose_backend, not_yet
+from logitless.ops.options import HeadOptions, check_vocab_parallel, not_yet
 
 
 class Sample(NamedTuple):
@@ -75,7 +75,12 @@ def linear_sample(
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
     check_dtype(op, "row_ids", row_ids, "int64")
     check_head(op, head, "[N]", (n,), vocab)
-    choose_backend("cpu", hidden.device.type)
+    if hidden.device.type != "cpu":
+        raise NotImplementedError(
+            f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and "
+            "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
+            ".softmax(-1), 1), scored by linear_token_stats"
+        )
     with torch.no_grad():
         return _draw(op, hidden.detach(), weight.detach(), head, seed, step, row_ids.contiguous())
 
@@ -99,7 +104,7 @@ def _draw(
     bias = None if bias is None else bias.detach()
     state = torch.empty(n, STATE, dtype=torch.float64)
     best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
-    scratch = tiles.scratch(n)
+    scratch = tiles.scratch(n, hidden.device)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     parts = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
     for start, stop in tiles.spans(vocab):

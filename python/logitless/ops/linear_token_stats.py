@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.ops.arrays import check_tokens, check_weight, framework
-from logitless.ops.options import (
-    ComputeOptions,
-    HeadOptions,
-    check_extras,
-    check_vocab_parallel,
-    choose_backend,
-)
+from logitless.ops.backends import ON_DEVICE, check_numpy_backend
+from logitless.ops.options import ComputeOptions, HeadOptions, check_extras, check_vocab_parallel
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 
@@ -67,7 +62,7 @@ def linear_token_stats(
     vocab = check_weight(op, hidden, weight)
     shape = check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
     if kind == "numpy":
-        choose_backend(backend, "cpu")
+        check_numpy_backend(op, backend)
         return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
 
@@ -84,16 +79,19 @@ def _torch_stats(
 ) -> TokenStats:
     import torch
 
+    from logitless.ops.library import backend_of
     from logitless.ops.linear_op import linear_stats
     from logitless.ops.outputs import flat_head, to_stats
     from logitless.ops.plain import plain_stats
 
     op = "linear_token_stats"
-    chosen = choose_backend(compute.backend, hidden.device.type)
+    chosen = backend_of(compute.backend, hidden)
     flat = hidden.reshape(-1, hidden.shape[-1])
     flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
     flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    chain = flat_head(op, head, shape, mask, hidden.dtype == torch.float64)
+    chain = flat_head(
+        op, head, shape, mask, hidden.dtype == torch.float64, look=chosen not in ON_DEVICE
+    )
     dtype = _logits_dtype(compute.logits_dtype, hidden.dtype)
     if chosen == "torch":
         logits = flat.to(dtype) @ weight.to(dtype).t()
@@ -106,7 +104,7 @@ def _torch_stats(
         logits_dtype=dtype, backward=differentiated,
     )  # fmt: skip
     outputs = linear_stats(
-        flat, weight, flat_targets, flat_mask, *chain, bool(extras),
+        flat, weight, flat_targets, flat_mask, *chain, chosen, bool(extras),
         tiling.rows, tiling.columns, tiling.kept_columns, dtype,
     )  # fmt: skip
     return to_stats(outputs[:-2], shape, extras)

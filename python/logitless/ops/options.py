@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax", "dropped_mass", "dropped_entropy")
-BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 
 
 def not_yet(option: str, value: Any) -> NotImplementedError:
@@ -102,25 +100,3 @@ class ComputeOptions:
             raise not_yet("tail_mass", self.tail_mass)
         if self.batch_invariant:
             raise not_yet("batch_invariant", self.batch_invariant)
-
-
-def choose_backend(backend: str, device: str) -> str:
-    """The backend that serves a device: "cpu" (compiled core) or "torch" (plain, full logits).
-
-    `backend` is the caller's argument; "auto" defers to LOGITLESS_BACKEND and then to the device.
-    """
-    source = "backend"
-    if backend == "auto":
-        source, backend = "LOGITLESS_BACKEND", os.environ.get("LOGITLESS_BACKEND") or "auto"
-    if backend not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "torch":
-        return "torch"
-    if backend in ("cuda", "triton"):
-        raise not_yet(source, backend)
-    if device != "cpu":
-        raise NotImplementedError(
-            f"{source}={backend!r}: this build has kernels for CPU tensors only, got a tensor on "
-            f"{device!r}; backend='torch' computes there with full logits in plain torch"
-        )
-    return "cpu"

@@ -55,9 +55,19 @@ def stats_of(named: dict[str, Any], extras: tuple[str, ...]) -> TokenStats:
 
 
 def flat_head(
-    op: str, head: HeadOptions, shape: tuple[int, ...], mask: Tensor | None, wide: bool
+    op: str,
+    head: HeadOptions,
+    shape: tuple[int, ...],
+    mask: Tensor | None,
+    wide: bool,
+    *,
+    look: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, float, float, float]:
-    """(bias, row_scale, scale, pre, softcap) as the core takes them; row_scale is [N] float64."""
+    """(bias, row_scale, scale, pre, softcap) as the core takes them; row_scale is [N] float64.
+
+    Without `look` the values of a temperature tensor are not checked here, which would wait for a
+    device: its kernels flag them.
+    """
     import torch
 
     from logitless.ops.arrays import check_temperatures
@@ -65,9 +75,10 @@ def flat_head(
     row_scale, scale = None, head.numerator
     if isinstance(head.temperature, torch.Tensor):
         temperature = head.temperature.detach().reshape(-1).to(torch.float64)
-        used = temperature if mask is None else temperature[mask.reshape(-1)]
-        if used.numel():
-            check_temperatures(op, float(used.min()), float(used.max()))
+        if look:
+            used = temperature if mask is None else temperature[mask.reshape(-1)]
+            if used.numel():
+                check_temperatures(op, float(used.min()), float(used.max()))
         row_scale = scale / temperature
     else:
         scale = scale / float(head.temperature)

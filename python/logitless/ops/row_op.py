@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.ops.device_errors import raise_found
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
 from logitless.ops.rows import STATE, Rows
@@ -14,7 +15,7 @@ from logitless.ops.rows import STATE, Rows
 # The arguments every row op starts with, in the order of `make_rows`.
 ROWS = (
     "Tensor targets, Tensor? mask, Tensor? bias, Tensor? row_scale, "
-    "float scale, float pre, float softcap"
+    "float scale, float pre, float softcap, str backend"
 )
 UPSTREAM = "Tensor? g_logp, Tensor? g_entropy, Tensor? g_lse"
 
@@ -27,18 +28,29 @@ def make_rows(
     scale: float,
     pre: float,
     softcap: float,
+    backend: str,
+    *,
+    op: str = "token_stats",
 ) -> Rows:
+    """The start of every row op's forward and backward: here bad rows of earlier calls surface."""
+    if backend != "cpu":
+        raise_found(targets.device)
+        if row_scale is not None:
+            # The host has not seen these values: a bad one makes NaN of its row, never a number.
+            good = (row_scale > 0) & row_scale.isfinite()
+            row_scale = torch.where(good, row_scale, float("nan"))
     # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
     bias = None if bias is None else bias.detach()
     threads = torch.get_num_threads()
-    return Rows(len(targets), targets, mask, row_scale, scale, bias, pre, softcap, threads)
+    n = len(targets)
+    return Rows(n, targets, mask, row_scale, scale, bias, pre, softcap, threads, backend, op)
 
 
 def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras, _ = args
     rows = make_rows(*row_args)
     out = empty_outputs(rows.n, extras, logits)
-    state = torch.empty(rows.n, STATE, dtype=torch.float64)
+    state = torch.empty(rows.n, STATE, dtype=torch.float64, device=logits.device)
     rows.forward(logits.detach(), state, extras=extras)
     rows.finish(state, logits.shape[-1], **requested(out, extras))
     return (*out.values(), state)
@@ -91,7 +103,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         _backward_inplace_op(*args)
     gradient = logits if ctx.inplace else _backward_op(*args)
     g_bias = gradient.flatten(0, -2).sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
-    return (gradient, None, None, g_bias, *[None] * 6)
+    return (gradient, None, None, g_bias, *[None] * 7)
 
 
 row_stats = register(

@@ -1,12 +1,13 @@
-"""The compiled row kernels as one small object, for torch and NumPy alike (DLPack underneath)."""
+"""The row kernels as one small object, for torch and NumPy alike, on every backend."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from logitless import _core
+from logitless.ops.cores import CORES
 
 # Width of the core's running state per row, in float64: 64 bytes. And of its sampling state.
 STATE = 8
@@ -16,7 +17,11 @@ BLOCK: int = _core.BLOCK
 
 @dataclass(frozen=True)
 class Rows:
-    """What does not change from one vocabulary tile to the next. Arrays are flat and contiguous."""
+    """What does not change from one vocabulary tile to the next. Arrays are flat and contiguous.
+
+    On a device (backend "cuda" or "triton") nothing waits: calls queue work on the current stream,
+    and bad rows are named later, see device_errors.py.
+    """
 
     n: int
     targets: Any = None  # [n] int64; None only while sampling
@@ -27,10 +32,12 @@ class Rows:
     pre: float = 1.0
     softcap: float = 0.0
     threads: int = 0
+    backend: str = "cpu"
+    op: str = ""  # named where a bad row is found after the call
 
     @cached_property
-    def core(self) -> _core.Rows:
-        return _core.Rows(**{field.name: getattr(self, field.name) for field in fields(self)})
+    def core(self) -> Any:
+        return CORES[self.backend](self)
 
     def gather(self, index: Any) -> Rows:
         """The rows at `index`, all of them active; None: as they are."""
@@ -59,8 +66,19 @@ class Rows:
         self.core.forward(tile, state, start=start, first=first, extras=extras)
 
     def finish(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
-        """Write logp, entropy, lse (and extras) from the state; raise at the first bad row."""
-        self.core.finish(state, vocab, row_ids=row_ids, **outputs)
+        """Write logp, entropy, lse (and extras) from the state.
+
+        The first bad row raises, or on a device is flagged.
+        """
+        if self.backend == "cpu":
+            self.core.finish(state, vocab, row_ids=row_ids, **outputs)
+            return
+        from logitless.ops.device_errors import flag_temperatures, watched
+
+        with watched(self.op, state.device, vocab) as flag:
+            if self.row_scale is not None:
+                flag_temperatures(flag, self.row_scale, self.mask, row_ids)
+            self.core.finish(state, vocab, flag, row_ids=row_ids, **outputs)
 
     def backward(
         self,

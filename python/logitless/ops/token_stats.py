@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
-from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel, choose_backend
+from logitless.ops.backends import ON_DEVICE, check_numpy_backend
+from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 
 
@@ -63,7 +64,7 @@ def token_stats(
     vocab = (0, *shape_of(logits))[-1]
     shape = check_tokens(op, "logits", logits, targets, mask, head, vocab)
     if kind == "numpy":
-        choose_backend(backend, "cpu")
+        check_numpy_backend(op, backend)
         return _numpy_stats(logits, targets, mask, head, extras, shape)
     return _torch_stats(logits, targets, mask, head, extras, shape, inplace_backward, backend)
 
@@ -80,20 +81,24 @@ def _torch_stats(
 ) -> TokenStats:
     import torch
 
+    from logitless.ops.library import backend_of
     from logitless.ops.outputs import flat_head, to_stats
     from logitless.ops.plain import plain_stats
     from logitless.ops.row_op import row_stats
 
-    chosen = choose_backend(backend, logits.device.type)
+    chosen = backend_of(backend, logits)
     # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
     flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
     flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    chain = flat_head("token_stats", head, shape, mask, logits.dtype == torch.float64)
+    chain = flat_head(
+        "token_stats", head, shape, mask, logits.dtype == torch.float64,
+        look=chosen not in ON_DEVICE,
+    )  # fmt: skip
     if chosen == "torch":
         flat = logits.reshape(-1, logits.shape[-1])
         return to_stats(plain_stats(flat, flat_targets, flat_mask, *chain), shape, extras)
-    outputs = row_stats(logits, flat_targets, flat_mask, *chain, bool(extras), inplace)
+    outputs = row_stats(logits, flat_targets, flat_mask, *chain, chosen, bool(extras), inplace)
     return to_stats(outputs[:-1], shape, extras)
 
 

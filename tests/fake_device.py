@@ -1,0 +1,50 @@
+"""Row kernels that behave like a device's, on the CPU: bad rows lower a flag and nothing raises.
+
+The wiring of the ops (backend choice, flags, temperatures, dispatch) is tested with them where
+neither Triton's interpreter nor the CUDA emulator is at hand, and in milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless import _core
+
+
+class FakeRows:
+    """Forward and backward of the CPU core; finish in plain torch."""
+
+    def __init__(self, n: int, **shared: Any) -> None:
+        self.core = _core.Rows(n, **shared)
+        self.targets, self.mask = shared["targets"], shared["mask"]
+        row_scale = shared["row_scale"]
+        self.scale = torch.full((n,), shared["scale"], dtype=torch.float64)
+        self.scale = self.scale if row_scale is None else row_scale
+        self.forward, self.backward = self.core.forward, self.core.backward
+
+    def finish(
+        self, state: Tensor, vocab: int, error: Tensor, *, row_ids: Tensor | None = None, **out: Any
+    ) -> None:
+        m, s0, s1, s2, q0, q1, target, argmax = state.unbind(1)
+        values = {"entropy": s0.log() - s1 / s0, "lse": m * self.scale + s0.log()}
+        values["logp"] = (target - m) * self.scale - s0.log()
+        values["varentropy"] = s2 / s0 - (s1 / s0) ** 2
+        values["sum_p2"] = q0 / s0**2
+        own = values["logp"].exp() * (values["logp"] + values["entropy"])
+        values["entropy_change"] = (q1 - q0 * s1 / s0) / s0**2 - own.nan_to_num(0.0)
+        values["argmax"] = argmax.nan_to_num(-1).long()
+        outside = (self.targets < 0) | (self.targets >= vocab)
+        kind = torch.where(outside, 4, 0)
+        for number, bad in ((3, s0 == 0), (2, s0.isnan()), (1, m == float("inf"))):
+            kind = torch.where(bad, number, kind)
+        active = torch.ones(len(m), dtype=torch.bool) if self.mask is None else self.mask
+        wrong = (kind > 0) & active
+        rows = torch.arange(len(m)) if row_ids is None else row_ids
+        if wrong.any():
+            torch.minimum(error, (rows * 8 + kind)[wrong].amin(), out=error)
+        for name, tensor in out.items():
+            bad, none = (-1, -1) if name == "argmax" else (float("nan"), 0.0)
+            tensor.copy_(values[name].masked_fill(wrong, bad).masked_fill(~active, none))

@@ -1,0 +1,66 @@
+"""Where the tests of device kernels run: a GPU, its stand-ins on the CPU, or nowhere.
+
+A test that takes the fixture `place` runs on every backend of the GPU, where there is one. Without
+a GPU those runs are skipped and counted, and the test runs on the fake kernels of fake_device.py.
+LOGITLESS_TEST_PLACE=triton or =cuda (set by test_devices.py, in a process of its own) makes it run
+the real kernels instead: Triton ones in Triton's interpreter, CUDA ones in the emulator's build of
+the core.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from tolerances import assert_gradients
+
+from logitless.ops import backends
+from logitless.ops.cores import CORES, shared
+
+NO_GPU = "no CUDA device"
+
+
+class Place(NamedTuple):
+    backend: str
+    device: str
+    fake: bool = False
+
+    def put(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Copies there: leaves of their own, strides kept."""
+        return [x.detach().to(self.device, copy=True) for x in tensors]
+
+    def assert_gradients(self, ours: torch.Tensor, truth: Any, *, scale: float = 1.0) -> None:
+        """Triton's interpreter cuts bfloat16 off where the hardware rounds: another half ulp."""
+        cut = self == Place("triton", "cpu") and ours.dtype == torch.bfloat16
+        plain = np.asarray(truth) * (1 + 2**-9) if cut else None
+        assert_gradients(ours, truth, ours.dtype, plain=plain, scale=scale)
+
+    def wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+
+def places() -> list[object]:
+    """Parameters of the fixture `place`."""
+    standing_in = os.environ.get("LOGITLESS_TEST_PLACE")
+    if standing_in:
+        return [pytest.param(Place(standing_in, "cpu"), id=f"{standing_in}-emulated")]
+    params: list[object] = []
+    for name in backends.ON_DEVICE:
+        why = "" if torch.cuda.is_available() else NO_GPU
+        why = why or backends.why_not(name, "cuda:0")
+        marks = [pytest.mark.gpu, pytest.mark.skipif(bool(why), reason=f"{name}: {why}")]
+        params.append(pytest.param(Place(name, "cuda:0"), id=name, marks=marks))
+    return [*params, pytest.param(Place("triton", "cpu", fake=True), id="fake")]
+
+
+def prepare(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if place.fake:
+        from fake_device import FakeRows
+
+        monkeypatch.setitem(CORES, "triton", lambda rows: FakeRows(**shared(rows)))
+        monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
+    return place

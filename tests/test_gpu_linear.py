@@ -1,0 +1,94 @@
+"""The head ops through device kernels: products where hidden is, loss of its log-probs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+from places import Place
+from tolerances import assert_gradients, assert_values
+
+import logitless as ll
+from logitless import reference
+
+
+@pytest.mark.parametrize("kind", ["plain", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("budget", [None, 600_000], ids=["keep", "recompute"])
+def test_token_stats_of_a_head(place: Place, dtype: torch.dtype, kind: str, budget: Any) -> None:
+    n, hidden, vocab = 11, 16, 4503
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(n, hidden, generator=generator).to(dtype)
+    w = torch.randn(vocab, hidden, generator=generator).to(dtype)
+    t, g, mask = cases.targets(1, n, vocab), cases.upstream(1, n), cases.mask(1, n)
+    options = cases.chain(kind, 1, n, vocab)
+    exact = {"mask": mask.numpy(), **cases.numpy_chain(options)}
+    arrays = (cases.to_numpy(h), cases.to_numpy(w), t.numpy())
+    truth = reference.linear_token_stats(*arrays, **exact)
+    expected = reference.linear_token_stats_backward(
+        *arrays, g_logp=g[0].numpy(), g_entropy=g[1].numpy(), g_lse=g[2].numpy(), **exact
+    )
+
+    def run(device: str, backend: str) -> tuple[ll.TokenStats, tuple[torch.Tensor, ...]]:
+        there = {k: v.to(device) if torch.is_tensor(v) else v for k, v in options.items()}
+        leaves = [x.to(device, copy=True).requires_grad_() for x in (h, w)]
+        stats = ll.linear_token_stats(
+            *leaves, t.to(device), mask=mask.to(device), backend=backend,
+            memory_budget=budget, **there,
+        )  # fmt: skip
+        upstream = [x.to(device) for x in g]
+        loss = stats.logp * upstream[0] + stats.entropy * upstream[1] + stats.lse * upstream[2]
+        return stats, torch.autograd.grad(loss.sum(), leaves)
+
+    stats, gradients = run(place.device, place.backend)
+    # 16-bit tiles round the logits, as plain code does: compare against it, doubled.
+    plain, plain_gradients = run("cpu", "torch")
+    for name in ("logp", "entropy", "lse"):
+        ours = getattr(stats, name)
+        assert ours.device.type == torch.device(place.device).type
+        worst = np.abs(cases.to_numpy(getattr(plain, name)) - truth[name]).max()
+        assert_values(ours, truth[name], dtype, plain=truth[name] + worst)
+        assert (ours.cpu()[~mask] == 0).all()
+    for ours, plain_gradient, right in zip(gradients, plain_gradients, expected, strict=False):
+        worst = np.abs(cases.to_numpy(plain_gradient) - right).max()
+        assert_gradients(ours, right, dtype, scale=10 + 2 * worst / 1e-6)
+
+
+@pytest.mark.parametrize("name", ["ppo", "clip_cov"])
+def test_policy_loss_of_a_head(place: Place, name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    data = {
+        "hidden": torch.randn(4, 6, 8, generator=generator),
+        "weight": torch.randn(2500, 8, generator=generator),
+        "targets": torch.randint(0, 2500, (4, 6), generator=generator),
+        "advantages": torch.randn(4, 6, generator=generator),
+        "mask": torch.rand(4, 6, generator=generator) > 0.25,
+    }
+    data["old_logp"] = ll.linear_token_stats(
+        data["hidden"], data["weight"], data["targets"], backend="cpu"
+    ).logp + 0.3 * torch.randn(4, 6, generator=generator)
+
+    def run(device: str, backend: str) -> list[torch.Tensor]:
+        there = {k: v.to(device, copy=True) for k, v in data.items()}
+        leaves = [there[k].requires_grad_() for k in ("hidden", "weight")]
+        out = ll.linear_policy_loss(**there, spec=ll.presets[name], backend=backend)
+        assert out.loss.device == out.logp.device == leaves[0].device
+        return [out.loss.detach().view(1), *torch.autograd.grad(out.loss, leaves)]
+
+    loss, *gradients = run(place.device, place.backend)
+    expected, *right = run("cpu", "cpu")
+    assert_values(loss, expected, torch.float32)
+    for ours, other in zip(gradients, right, strict=True):
+        assert other.abs().max() > 0
+        assert_gradients(ours, other, torch.float32, scale=5)
+
+
+@pytest.mark.gpu
+def test_sampling_says_where_it_works() -> None:
+    h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")
+    ids = torch.arange(2, device="cuda")
+    with pytest.raises(NotImplementedError, match=r"on the CPU only, got hidden on cuda:0"):
+        ll.linear_sample(h, w, seed=0, step=0, row_ids=ids)
