@@ -38,8 +38,13 @@ struct DLManagedVersioned {
   DLTensor tensor;
 };
 
-constexpr int32_t kCpu = 1;
-constexpr int32_t kCudaHost = 3;
+// DLPack's numbers of the kinds of memory that are read here. Pinned memory is the CPU's; managed
+// memory counts as the device's it is said to be on.
+int to_device(DLDevice device) {
+  enum Type : int32_t { cpu = 1, cuda = 2, cuda_host = 3, cuda_managed = 13 };
+  if (device.type == cpu || device.type == cuda_host) return kCpu;
+  return device.type == cuda || device.type == cuda_managed ? device.id : kElsewhere;
+}
 
 Dtype to_dtype(DLType type, const char* name) {
   enum Code : uint8_t { integer = 0, unsigned_integer = 1, floating = 2, bfloat = 4, boolean = 6 };
@@ -96,7 +101,7 @@ Array::Array(py::handle object, const char* name) {
   view_.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
   view_.dtype = to_dtype(tensor->dtype, name);
   view_.ndim = tensor->ndim;
-  view_.on_cpu = tensor->device.type == kCpu || tensor->device.type == kCudaHost;
+  view_.device = to_device(tensor->device);
   int64_t stride = 1;
   for (int i = tensor->ndim - 1; i >= 0; --i) {
     view_.shape[i] = tensor->shape[i];

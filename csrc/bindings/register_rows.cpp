@@ -49,8 +49,8 @@ class Rows {
     const Array tile(logits, "logits");
     const Array states(state, "state");
     check(targets_.has_value(), "targets must be given");
-    const cpu::Rows rows = of_tile(tile, start);
-    cpu::RowState* data = states_of(states);
+    const logitless::Rows rows = of_tile(tile, start);
+    RowState* data = states_of(states);
     const py::gil_scoped_release release;
     cpu::rows_forward(rows, tile.view(), start, extras, first, data);
   }
@@ -72,20 +72,20 @@ class Rows {
     const auto ids = optional_array(row_ids, "row_ids");
     const auto argmax_array = optional_array(argmax, "argmax");
     const struct {
-      TensorView cpu::RowOutputs::* field;
+      TensorView RowOutputs::* field;
       const char* name;
       std::optional<Array> array;
     } reals[] = {
-        {&cpu::RowOutputs::logp, "logp", optional_array(logp, "logp")},
-        {&cpu::RowOutputs::entropy, "entropy", optional_array(entropy, "entropy")},
-        {&cpu::RowOutputs::lse, "lse", optional_array(lse, "lse")},
-        {&cpu::RowOutputs::varentropy, "varentropy", optional_array(varentropy, "varentropy")},
-        {&cpu::RowOutputs::sum_p2, "sum_p2", optional_array(sum_p2, "sum_p2")},
-        {&cpu::RowOutputs::entropy_change,
+        {&RowOutputs::logp, "logp", optional_array(logp, "logp")},
+        {&RowOutputs::entropy, "entropy", optional_array(entropy, "entropy")},
+        {&RowOutputs::lse, "lse", optional_array(lse, "lse")},
+        {&RowOutputs::varentropy, "varentropy", optional_array(varentropy, "varentropy")},
+        {&RowOutputs::sum_p2, "sum_p2", optional_array(sum_p2, "sum_p2")},
+        {&RowOutputs::entropy_change,
          "entropy_change",
          optional_array(entropy_change, "entropy_change")}
     };
-    cpu::RowOutputs out;
+    RowOutputs out;
     for (const auto& real : reals) out.*real.field = real_output(real.array, rows_.n, real.name);
     out.argmax = data_of<int64_t>(argmax_array, Dtype::i64, rows_.n, "argmax");
     const auto* names = data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids");
@@ -108,8 +108,8 @@ class Rows {
     const auto gl = optional_array(g_logp, "g_logp");
     const auto ge = optional_array(g_entropy, "g_entropy");
     const auto gz = optional_array(g_lse, "g_lse");
-    const cpu::Rows rows = of_tile(tile, start);
-    const cpu::RowState* data = states_of(states);
+    const logitless::Rows rows = of_tile(tile, start);
+    const RowState* data = states_of(states);
     const auto* gl_data = data_of<double>(gl, Dtype::f64, rows_.n, "g_logp");
     const auto* ge_data = data_of<double>(ge, Dtype::f64, rows_.n, "g_entropy");
     const auto* gz_data = data_of<double>(gz, Dtype::f64, rows_.n, "g_lse");
@@ -133,8 +133,8 @@ class Rows {
     const Array ids(row_ids, "row_ids");
     check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
     const cpu::SampleKey key{seed, step, data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids")};
-    const cpu::Rows rows = of_tile(tile, start);
-    cpu::RowState* data = states_of(states);
+    const logitless::Rows rows = of_tile(tile, start);
+    RowState* data = states_of(states);
     auto* best_data = reinterpret_cast<cpu::SampleState*>(
         data_of<double>(bests, Dtype::f64, 2 * rows_.n, "best")
     );
@@ -143,15 +143,13 @@ class Rows {
   }
 
  private:
-  cpu::RowState* states_of(const Array& state) const {
-    return reinterpret_cast<cpu::RowState*>(
-        data_of<double>(state, Dtype::f64, 8 * rows_.n, "state")
-    );
+  RowState* states_of(const Array& state) const {
+    return reinterpret_cast<RowState*>(data_of<double>(state, Dtype::f64, 8 * rows_.n, "state"));
   }
 
   // The rows with the bias moved to the tile's first column.
-  cpu::Rows of_tile(const Array& tile, int64_t start) const {
-    cpu::Rows rows = rows_;
+  logitless::Rows of_tile(const Array& tile, int64_t start) const {
+    logitless::Rows rows = rows_;
     if (!bias_) return rows;
     const Dtype compute = tile->dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
     const int64_t vocab = bias_->view().size();
@@ -165,7 +163,7 @@ class Rows {
   }
 
   std::optional<Array> targets_, mask_, row_scale_, bias_;
-  cpu::Rows rows_;
+  logitless::Rows rows_;
 };
 
 void exp2_floats(py::handle t, py::handle out) {

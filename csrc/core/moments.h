@@ -37,7 +37,7 @@ LOGITLESS_HD inline Moments merged(const Moments& a, const Moments& b, double sc
   if (a.s0 == 0) return b;
   const bool a_is_larger = a.m >= b.m;
   Moments big = a_is_larger ? a : b;
-  const Moments& small = a_is_larger ? b : a;
+  const Moments small = a_is_larger ? b : a;
   const Moments s = shifted(small, (small.m - big.m) * scale);
   big.s0 += s.s0;
   big.s1 += s.s1;

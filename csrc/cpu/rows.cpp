@@ -19,12 +19,12 @@ void write(const TensorView& out, int64_t row, double value) {
   }
 }
 
-// What is wrong with a row, or null.
-const char* row_error(const Moments& a) {
-  if (a.m == INFINITY) return "its logits hold a +inf";
-  if (std::isnan(a.s0)) return "its logits hold a NaN";
-  if (a.s0 == 0) return "it has no finite logit";
-  return nullptr;
+void check_row(RowError error, int64_t name, int64_t target, int64_t vocab) {
+  const auto ok = [&](RowError kind) { return error != kind; };
+  check(ok(RowError::infinite), "row ", name, ": its logits hold a +inf");
+  check(ok(RowError::nan), "row ", name, ": its logits hold a NaN");
+  check(ok(RowError::empty), "row ", name, ": it has no finite logit");
+  check(ok(RowError::target), "row ", name, ": target ", target, " is outside [0, ", vocab, ")");
 }
 
 }  // namespace
@@ -100,20 +100,9 @@ void rows_finish(
     TokenExtras extras{0, 0, 0};
     if (rows.active(row)) {
       const RowState& s = state[row];
-      const int64_t name = row_ids != nullptr ? row_ids[row] : row;
-      const char* error = row_error(s.moments);
-      check(error == nullptr, "row ", name, ": ", error);
       const int64_t target = rows.targets[row];
-      check(
-          target >= 0 && target < vocab,
-          "row ",
-          name,
-          ": target ",
-          target,
-          " is outside [0, ",
-          vocab,
-          ")"
-      );
+      const int64_t name = row_ids != nullptr ? row_ids[row] : row;
+      check_row(row_error(s.moments, target, vocab), name, target, vocab);
       values = token_values(s.moments, s.target, rows.scale_of(row));
       extras = token_extras(s.moments, values);
     }
@@ -157,11 +146,7 @@ void rows_backward(
       __builtin_memset(out, 0, input.n * dtype_bytes(gradient.dtype));
       return;
     }
-    const Moments& a = state[row].moments;
-    const double log_s0 = std::log(a.s0);
-    const double entropy = log_s0 - a.s1 / a.s0;
-    // dz_v = g_logp (1[v=a] - p_v) - g_H p_v (log p_v + H) + g_lse p_v
-    const BlockGradient g{a.m, 1 / a.s0, log_s0, gz - gl - ge * entropy, -ge, gl};
+    const RowGradient g = row_gradient(state[row].moments, gl, ge, gz);
     const int64_t target = rows.targets[row] - start - input.first;
     kernels.gradient(tile.dtype, input, g, target, out);
   });

@@ -2,9 +2,7 @@
 // them.
 #pragma once
 
-#include "../core/dtype.h"
-#include "../core/moments.h"
-#include "../core/tensor_view.h"
+#include "../core/rows.h"
 
 namespace logitless::cpu {
 
@@ -13,14 +11,6 @@ namespace logitless::cpu {
 // in double across blocks, so any tiling of the vocabulary in multiples of the block gives the same
 // bits.
 constexpr int64_t kBlock = 2048;
-
-// y = softcap(pre * (raw + bias)); z = scale * y. Without a softcap pre is 1 and scale holds
-// logit_scale.
-struct Chain {
-  const void* bias = nullptr;  // compute type, first column of the tile; may be null
-  double pre = 1;
-  double softcap = 0;  // 0: none
-};
 
 // Float storage computes in float, double in double.
 struct BlockInput {
@@ -36,12 +26,6 @@ struct BlockMoments {
   double target;  // y at `target_column` if that is in the block, else NaN
 };
 
-// dz = p * (a + b * log p) + g_logp * 1[target], then the chain back to the raw logits.
-struct BlockGradient {
-  double m, inv_s0, log_s0;
-  double a, b, g_logp;
-};
-
 struct RowKernels {
   const char* isa;
   // Moments of a block; target_column is relative to the block, outside [0, n) when not in it.
@@ -50,9 +34,7 @@ struct RowKernels {
   // one.
   int64_t (*find)(Dtype, const BlockInput&, double value);
   // d(raw) of a block, written to out (storage type; may be the input itself).
-  void (*gradient)(
-      Dtype, const BlockInput&, const BlockGradient&, int64_t target_column, void* out
-  );
+  void (*gradient)(Dtype, const BlockInput&, const RowGradient&, int64_t target_column, void* out);
   // e^((y - m) scale) of every column of a block, and y itself.
   void (*weights)(Dtype, const BlockInput&, double m, double* weights, double* y);
   // The vector 2^t by itself, for its test; n is a multiple of 64.
@@ -65,28 +47,6 @@ const RowKernels& row_kernels();
 // Names of the instruction sets this build holds and this CPU runs, best first, comma separated.
 const char* supported_isas();
 
-// The running state of one row; 64 bytes, kept by the caller between tiles.
-struct RowState {
-  Moments moments;
-  double target = NAN;  // y of the target once its tile was seen
-  double argmax = -1;   // global vocabulary id
-};
-static_assert(sizeof(RowState) == 64, "Python allocates [N, 8] float64 for it");
-
-// Everything about the rows of a call that does not change from tile to tile.
-struct Rows {
-  int64_t n = 0;
-  const int64_t* targets = nullptr;   // [n]
-  const uint8_t* mask = nullptr;      // [n] or null: all
-  const double* row_scale = nullptr;  // [n] or null: `scale`
-  double scale = 1;
-  Chain chain;
-  int threads = 0;
-
-  bool active(int64_t row) const { return mask == nullptr || mask[row] != 0; }
-  double scale_of(int64_t row) const { return row_scale != nullptr ? row_scale[row] : scale; }
-};
-
 // Folds a tile of logits [n, tile] (or [b, t, tile] with b t = n), whose first column is vocabulary
 // id `start` (a multiple of kBlock), into the state. With `first`, the state is started afresh.
 void rows_forward(
@@ -97,12 +57,6 @@ void rows_forward(
     bool first,
     RowState* state
 );
-
-struct RowOutputs {
-  TensorView logp, entropy, lse;                  // [n], float32 or float64
-  TensorView varentropy, sum_p2, entropy_change;  // [n] or data == null
-  int64_t* argmax = nullptr;                      // [n] or null
-};
 
 // Turns states into outputs (masked rows: 0; argmax -1) and throws at the first bad row: a NaN, a
 // +inf, no finite logit, or a target outside [0, vocab). `row_ids` names rows in messages (null:

@@ -86,8 +86,6 @@ struct Reader {
   }
 };
 
-bool chained(const BlockInput& in) { return in.chain.bias != nullptr || in.chain.softcap != 0; }
-
 // Asks for the next block while this one is computed on: the exp pass leaves the memory bus idle.
 template <typename S>
 inline void prefetch_next(const BlockInput& in, int64_t i) {
@@ -211,7 +209,7 @@ int64_t block_find(const BlockInput& in, double value) {
 // the same memory is fine: a vector is read before it is written, and the target kept aside.
 template <typename S, bool kChained>
 void block_gradient(
-    const BlockInput& in, const BlockGradient& g, int64_t target_column, void* out_data
+    const BlockInput& in, const RowGradient& g, int64_t target_column, void* out_data
 ) {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
@@ -275,7 +273,7 @@ void block_weights(const BlockInput& in, double m, double* weights, double* y_ou
 template <typename Fn>
 void visit(Dtype dtype, const BlockInput& in, Fn&& fn) {
   visit_float(dtype, "logits", [&](auto tag) {
-    chained(in) ? fn(tag, bool_constant<true>{}) : fn(tag, bool_constant<false>{});
+    in.chain.changes_logits() ? fn(tag, bool_constant<true>{}) : fn(tag, bool_constant<false>{});
   });
 }
 
@@ -297,7 +295,7 @@ int64_t find(Dtype dtype, const BlockInput& in, double value) {
 }
 
 void gradient(
-    Dtype dtype, const BlockInput& in, const BlockGradient& g, int64_t target, void* out
+    Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t target, void* out
 ) {
   visit(dtype, in, [&](auto storage, auto chain) {
     block_gradient<typename decltype(storage)::type, decltype(chain)::value>(in, g, target, out);

@@ -21,12 +21,6 @@ struct TileRow {
   }
 };
 
-// Rows are those of [N, V] or, with strides of their own, of [B, T, V].
-inline int64_t row_offset(const TensorView& tile, int64_t row) {
-  if (tile.ndim == 2) return row * tile.strides[0];
-  return row / tile.shape[1] * tile.strides[0] + row % tile.shape[1] * tile.strides[1];
-}
-
 inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row) {
   return {
       static_cast<const char*>(logits.data) + row_offset(logits, row) * dtype_bytes(logits.dtype),
@@ -38,22 +32,8 @@ inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row)
 }
 
 inline void check_tile(const Rows& rows, const TensorView& tile, const char* name, int64_t start) {
-  check(tile.on_cpu, name, " must be on the CPU");
-  check(
-      tile.ndim == 2 || tile.ndim == 3,
-      name,
-      " must be [N, V] or [B, T, V], got ",
-      tile.ndim,
-      " dimensions"
-  );
-  const int64_t n = tile.ndim == 2 ? tile.shape[0] : tile.shape[0] * tile.shape[1];
-  const int last = tile.ndim - 1;
-  check(n == rows.n, name, " must have ", rows.n, " rows, got ", n);
-  check(
-      tile.shape[last] <= 1 || tile.strides[last] == 1,
-      name,
-      " must have contiguous rows (last stride 1)"
-  );
+  check_device(tile, kCpu, name);
+  logitless::check_tile(rows, tile, name);
   check(
       start % kBlock == 0, "vocabulary tiles must start at a multiple of ", kBlock, ", got ", start
   );

@@ -1,0 +1,100 @@
+// What the row kernels of every device share: the rows of a call, their running state, what is
+// asked of them, and the coefficients of their gradient.
+#pragma once
+
+#include "moments.h"
+#include "tensor_view.h"
+
+namespace logitless {
+
+// y = softcap(pre * (raw + bias)); z = scale * y. Without a softcap pre is 1 and scale holds
+// logit_scale.
+struct Chain {
+  const void* bias = nullptr;  // compute type, first column of the tile; may be null
+  double pre = 1;
+  double softcap = 0;  // 0: none
+
+  LOGITLESS_HD bool changes_logits() const { return bias != nullptr || softcap != 0; }
+};
+
+// The running state of one row; 64 bytes, kept by the caller between tiles.
+struct RowState {
+  Moments moments;
+  double target = NAN;  // y of the target once its tile was seen
+  double argmax = -1;   // global vocabulary id
+};
+static_assert(sizeof(RowState) == 64, "Python allocates [N, 8] float64 for it");
+
+// Everything about the rows of a call that does not change from tile to tile.
+struct Rows {
+  int64_t n = 0;
+  const int64_t* targets = nullptr;   // [n]
+  const uint8_t* mask = nullptr;      // [n] or null: all
+  const double* row_scale = nullptr;  // [n] or null: `scale`
+  double scale = 1;
+  Chain chain;
+  int threads = 0;  // of the CPU
+
+  LOGITLESS_HD bool active(int64_t row) const { return mask == nullptr || mask[row] != 0; }
+  LOGITLESS_HD double scale_of(int64_t row) const {
+    return row_scale != nullptr ? row_scale[row] : scale;
+  }
+};
+
+struct RowOutputs {
+  TensorView logp, entropy, lse;                  // [n]
+  TensorView varentropy, sum_p2, entropy_change;  // [n] or data == null
+  int64_t* argmax = nullptr;                      // [n] or null
+};
+
+// Rows are those of [N, V] or, with strides of their own, of [B, T, V].
+LOGITLESS_HD inline int64_t row_offset(const TensorView& tile, int64_t row) {
+  if (tile.ndim == 2) return row * tile.strides[0];
+  return row / tile.shape[1] * tile.strides[0] + row % tile.shape[1] * tile.strides[1];
+}
+
+inline void check_tile(const Rows& rows, const TensorView& tile, const char* name) {
+  check(
+      tile.ndim == 2 || tile.ndim == 3,
+      name,
+      " must be [N, V] or [B, T, V], got ",
+      tile.ndim,
+      " dimensions"
+  );
+  const int64_t n = tile.ndim == 2 ? tile.shape[0] : tile.shape[0] * tile.shape[1];
+  const int last = tile.ndim - 1;
+  check(n == rows.n, name, " must have ", rows.n, " rows, got ", n);
+  // NumPy's strides of an empty array are zeros
+  check(
+      tile.size() == 0 || tile.shape[last] <= 1 || tile.strides[last] == 1,
+      name,
+      " must have contiguous rows (last stride 1)"
+  );
+}
+
+// What is wrong with a row. On a device a bad row is reported as row_id * 8 + one of these.
+enum class RowError : int64_t { none, infinite, nan, empty, target };
+
+LOGITLESS_HD inline RowError row_error(const Moments& a, int64_t target, int64_t vocab) {
+  if (a.m == INFINITY) return RowError::infinite;
+  if (a.s0 != a.s0) return RowError::nan;
+  if (a.s0 == 0) return RowError::empty;
+  return target >= 0 && target < vocab ? RowError::none : RowError::target;
+}
+
+// dz = p * (a + b * log p) + g_logp * 1[target], then the chain back to the raw logits.
+struct RowGradient {
+  double m, inv_s0, log_s0;
+  double a, b, g_logp;
+};
+
+// dz_v = g_logp (1[v=a] - p_v) - g_H p_v (log p_v + H) + g_lse p_v
+LOGITLESS_HD inline RowGradient row_gradient(
+    const Moments& a, double g_logp, double g_entropy, double g_lse
+) {
+  const double log_s0 = log(a.s0);
+  const double entropy = log_s0 - a.s1 / a.s0;
+  return {a.m, 1 / a.s0, log_s0, g_lse - g_logp - g_entropy * entropy, -g_entropy, g_logp};
+}
+
+}  // namespace logitless

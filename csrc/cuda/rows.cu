@@ -1,0 +1,97 @@
+// Drivers of the row kernels: checks, then launches.
+#include "finish.cuh"
+#include "fold.cuh"
+#include "rows.h"
+
+namespace logitless::cuda {
+namespace {
+
+// Calls fn(type_tag<S>{}) for the storage types that the kernels know.
+template <typename Fn>
+void visit_storage(Dtype dtype, const char* name, Fn&& fn) {
+  switch (dtype) {
+    case Dtype::f32: return fn(type_tag<float>{});
+    case Dtype::bf16: return fn(type_tag<bf16>{});
+    case Dtype::f16: return fn(type_tag<f16>{});
+    default: break;
+  }
+  check(false, name, " must be float32, bfloat16 or float16 on CUDA, got ", dtype_name(dtype));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void rows_forward(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool extras,
+    bool first,
+    RowState* state,
+    void* workspace,
+    Stream stream
+) {
+  check_tile(rows, logits, "logits");
+  check(
+      reinterpret_cast<uintptr_t>(workspace) % alignof(Record) == 0,
+      "workspace must be aligned to ",
+      alignof(Record),
+      " bytes"
+  );
+  auto* records = static_cast<Record*>(workspace);
+  const int64_t columns = logits.shape[logits.ndim - 1];
+  const DeviceGuard guard(stream.device);
+  visit_storage(logits.dtype, "logits", [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const int64_t width = piece_columns<S>(rows.chain.changes_logits());
+    const int64_t pieces = ceil_div(columns, width);
+    launch_pieces<S>(PiecesArgs{rows, logits, start, columns, pieces, records}, extras, stream);
+    const FoldArgs fold = {rows, start, columns, pieces, width, records, state, extras, first};
+    launch("fold", fold_kernel, ceil_div(rows.n, kFoldThreads / kWarp), kFoldThreads, stream, fold);
+  });
+}
+
+void rows_finish(
+    const Rows& rows,
+    const RowState* state,
+    int64_t vocab,
+    const int64_t* row_ids,
+    const RowOutputs& out,
+    int64_t* error,
+    Stream stream
+) {
+  const DeviceGuard guard(stream.device);
+  const FinishArgs args = {rows, state, vocab, row_ids, out, error};
+  launch("finish", finish_kernel, ceil_div(rows.n, kFinishThreads), kFinishThreads, stream, args);
+}
+
+void rows_backward(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    const RowState* state,
+    const Upstream& g_logp,
+    const Upstream& g_entropy,
+    const Upstream& g_lse,
+    const TensorView& gradient,
+    Stream stream
+) {
+  check_tile(rows, logits, "logits");
+  check_tile(rows, gradient, "gradient");
+  const int64_t columns = logits.shape[logits.ndim - 1];
+  check(
+      gradient.dtype == logits.dtype && gradient.shape[gradient.ndim - 1] == columns,
+      "gradient must have the dtype and width of logits"
+  );
+  const DeviceGuard guard(stream.device);
+  visit_storage(logits.dtype, "logits", [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const int64_t blocks = ceil_div(columns, block_columns<S>());
+    launch_backward<S>(
+        {rows, logits, gradient, start, columns, blocks, state, g_logp, g_entropy, g_lse}, stream
+    );
+  });
+}
+
+}  // namespace logitless::cuda

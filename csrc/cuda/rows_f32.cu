@@ -1,0 +1,3 @@
+#include "storage.cuh"
+
+LOGITLESS_STORAGE(float)

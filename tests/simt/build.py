@@ -1,0 +1,142 @@
+"""Builds the CUDA kernels for the SIMT machine of this folder, where they run on CPU arrays.
+
+    python tests/simt/build.py OUT [--sanitize]
+
+puts an importable `logitless` into OUT: the Python files as links and a `_core` whose CudaRows are
+emulated. `PYTHONPATH=OUT python ...` then uses it, whatever else is installed. `rows_module` builds
+the kernels and their binding alone, from any source tree, in seconds: for the tests of the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SIMT = Path(__file__).resolve().parent
+ROOT = SIMT.parents[1]
+CACHE = ROOT / "build" / "simt"
+COMPILER = os.environ.get("CXX", "g++")
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# An editable install finds its own logitless before PYTHONPATH is looked at; this goes first.
+SITE = """\
+import sys
+from importlib.machinery import PathFinder
+
+
+class Emulated:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "logitless":
+            return PathFinder.find_spec(name, path or [{out!r}])
+        return None
+
+
+sys.meta_path.insert(0, Emulated)
+"""
+
+
+def package(out: Path, *, sanitize: bool = False) -> None:
+    """An importable logitless in `out`, of links: only C++ needs building again after an edit."""
+    build = CACHE / f"cmake-{sys.implementation.cache_tag}{'-sanitize' * sanitize}"
+    switches = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "LOGITLESS_SIMT": "ON",
+        "LOGITLESS_SANITIZE": "ON" if sanitize else "OFF",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": _pybind11().get_cmake_dir(),
+    }
+    flags = [f"-D{name}={value}" for name, value in switches.items()]
+    _run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *flags])
+    _run(["cmake", "--build", str(build), "--target", "_core"])
+    (core,) = build.glob("_core*.so")
+    folder = out / "logitless"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for source in [*(ROOT / "python" / "logitless").iterdir(), ROOT / "kernels", core]:
+        # A core installed in place by somebody must not hide the one built here.
+        if source == core or source.suffix != ".so":
+            (folder / source.name).symlink_to(source.resolve())
+    (out / "sitecustomize.py").write_text(SITE.format(out=str(out.resolve())))
+
+
+def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
+    """Module `simt_rows` with CudaRows alone, made from tree/csrc under ASan and UBSan, into `out`.
+
+    Objects are kept by what the preprocessor made of them, so a changed line costs its own files.
+    """
+    csrc = tree / "csrc"
+    bindings = csrc / "bindings"
+    sources = [
+        *sorted((csrc / "cuda").glob("*.cu")),
+        *(bindings / name for name in ("register_cuda.cpp", "dlpack.cpp")),
+        csrc / "cpu" / "errors.cpp",
+        *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _object(source, csrc), sources))
+    module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
+    out.mkdir(parents=True, exist_ok=True)
+    _run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
+    return module
+
+
+def self_test(out: Path) -> Path:
+    """The machine with its own small kernels, as a program."""
+    objects = [_object(SIMT / name, ROOT / "csrc") for name in ("simt.cpp", "selftest.cpp")]
+    out.mkdir(parents=True, exist_ok=True)
+    _run([COMPILER, *SANITIZE, *map(str, objects), "-o", str(out / "selftest")])
+    return out / "selftest"
+
+
+def sanitizer_environment(**more: str) -> dict[str, str]:
+    """What a Python needs around it to load a sanitised module."""
+    library = subprocess.run(
+        [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    asan = "detect_leaks=0:handle_segv=0:abort_on_error=0"
+    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": asan, **more}
+
+
+def _object(source: Path, csrc: Path) -> Path:
+    options = [COMPILER, "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", *SANITIZE]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+    include = [SIMT, csrc, _pybind11().get_include(), sysconfig.get_path("include")]
+    command = [*options, *(f"-I{folder}" for folder in include), "-x", "c++", str(source)]
+    text = subprocess.run([*command, "-E"], capture_output=True, check=False).stdout
+    # The same file of another tree is the same object.
+    text = text.replace(str(csrc).encode(), b"csrc")
+    key = hashlib.sha256(" ".join(options).encode() + text).hexdigest()[:24]
+    target = CACHE / "objects" / f"{source.stem}-{key}.o"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}")
+        _run([*command, "-c", "-o", str(part)])
+        part.replace(target)
+    return target
+
+
+def _pybind11():  # type: ignore[no-untyped-def]
+    import pybind11
+
+    return pybind11
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{run.stdout[-4000:]}{run.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sanitize", action="store_true", help="ASan and UBSan (GCC or Clang)")
+    options = parser.parse_args()
+    package(options.out, sanitize=options.sanitize)

@@ -1,0 +1,8 @@
+// CudaRows on the SIMT machine and nothing else of the core: a small module for the kernels' tests.
+#include <pybind11/pybind11.h>
+
+namespace logitless::bindings {
+void register_cuda(pybind11::module_& m);
+}
+
+PYBIND11_MODULE(simt_rows, m) { logitless::bindings::register_cuda(m); }
