@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logitless.kernels.coefficients import COEFFICIENTS
 from logitless.kernels.jit import INF, LOWEST, row_offset, softcapped
-from logitless.kernels.launch import Chain, Strides, device_of, same_batches
+from logitless.kernels.launch import OPTIONS, Chain, Strides, device_of, same_batches
 
 BLOCK_BYTES = 8192
 NUM_WARPS = 4
@@ -40,7 +40,6 @@ def backward_kernel(
     softcap,
     BATCHED: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -115,7 +114,7 @@ def backward(
             chain.softcap,
             BATCHED=strides.batched,
             HAS_SOFTCAP=chain.softcap != 0,
-            COEFFICIENTS=COEFFICIENTS,
             BLOCK=block,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )

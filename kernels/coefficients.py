@@ -3,7 +3,9 @@
 With a = g_lse - g_logp - g_entropy * H and b = -g_entropy the gradient of a column is
 
     dz = p * (a + b * log(p)) + g_logp * (column == target)
-       = exp2(t) * (constant + linear * t) + own * (column == target),  t = (y - m) * scale * log2(e)
+       = exp2(t) * (constant + linear * t) + own * (column == target)
+
+and t = (y - m) * scale * log2(e).
 
 A kernel of its own, since in every program of the backward pass the divisions and the logarithm
 in float64 would cost as much as 1000 columns do.
@@ -15,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.jit import INF, LN2, LOG2E
-from logitless.kernels.launch import Chain, device_of
+from logitless.kernels.launch import OPTIONS, Chain, device_of
 
 # Floats a row: whether it has a gradient at all, m, scale * log2(e), constant, linear, own, 0, 0.
-COEFFICIENTS = 8
+COEFFICIENTS = tl.constexpr(8)
 ROWS = 128
 NUM_WARPS = 4
 
@@ -44,7 +46,6 @@ def coefficients_kernel(
     n,
     scale: tl.float64,
     pre: tl.float64,
-    COEFFICIENTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -94,7 +95,7 @@ def coefficients(
 ) -> Tensor:
     """[n, COEFFICIENTS] float32."""
     n = len(state)
-    out = torch.empty(n, COEFFICIENTS, dtype=torch.float32, device=state.device)
+    out = torch.empty(n, COEFFICIENTS.value, dtype=torch.float32, device=state.device)
     with device_of(state):
         coefficients_kernel[(triton.cdiv(n, ROWS),)](
             out,
@@ -107,8 +108,8 @@ def coefficients(
             n,
             scale,
             chain.pre,
-            COEFFICIENTS=COEFFICIENTS,
             ROWS=ROWS,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )
     return out

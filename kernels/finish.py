@@ -1,6 +1,8 @@
 """The state of every row turned into what the caller asked for.
 
-    logp = (target_y - m) * scale - log(s0);  entropy = log(s0) - s1 / s0;  lse = m * scale + log(s0)
+    logp = (target_y - m) * scale - log(s0)
+    entropy = log(s0) - s1 / s0
+    lse = m * scale + log(s0)
     varentropy = s2 / s0 - (s1 / s0)**2;  sum_p2 = q0 / s0**2
     entropy_change = (q1 - q0 * s1 / s0) / s0**2 - exp(logp) * (logp + entropy)
 
@@ -12,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import INF, NAN, row_scale_of
-from logitless.kernels.launch import device_of
+from logitless.kernels.jit import INF
+from logitless.kernels.launch import OPTIONS, device_of
 
 ROWS = 128
 NUM_WARPS = 4
@@ -23,7 +25,7 @@ NO_ERROR = tl.constexpr(2**63 - 1)
 @triton.jit
 def _store(out_ptr, row, value, active, bad, inside):
     if out_ptr is not None:
-        value = tl.where(active, tl.where(bad, NAN, value), 0.0)
+        value = tl.where(active, tl.where(bad, float("nan"), value), 0.0)
         tl.store(out_ptr + row, value.to(tl.float32), mask=inside)
 
 
@@ -93,9 +95,7 @@ def finish_kernel(
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
         q1 = tl.load(s_ptr + 5, mask=inside, other=0.0)
         own = tl.where(logp == -INF, 0.0, tl.exp(logp) * (logp + entropy))
-        _store(
-            entropy_change_ptr, row, (q1 - q0 * mean) / (s0 * s0) - own, active, bad, inside
-        )
+        _store(entropy_change_ptr, row, (q1 - q0 * mean) / (s0 * s0) - own, active, bad, inside)
     if argmax_ptr is not None:
         argmax = tl.load(s_ptr + 7, mask=inside, other=-1.0)
         argmax = tl.where(active & (bad == 0), argmax, -1.0)
@@ -141,4 +141,5 @@ def finish(
             scale,
             ROWS=ROWS,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import INF, LN2, NAN, is_active, row_scale_of, shifted
-from logitless.kernels.launch import device_of
+from logitless.kernels.jit import INF, LN2, is_active, row_scale_of, shifted
+from logitless.kernels.launch import OPTIONS, device_of
 from logitless.kernels.pieces import RECORD, piece_width
 
 # Records a step: 262,144 columns of bfloat16 are 64 pieces. One warp a row needs no barriers.
@@ -32,7 +32,6 @@ def fold_kernel(
     FIRST: tl.constexpr,
     EXTRAS: tl.constexpr,
     PIECE: tl.constexpr,
-    RECORD: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -40,7 +39,7 @@ def fold_kernel(
     m = tl.full((), -INF, tl.float64)
     s0 = tl.full((), 0.0, tl.float64)
     s1, s2, q0, q1 = s0, s0, s0, s0
-    target_y = tl.full((), NAN, tl.float64)
+    target_y = tl.full((), float("nan"), tl.float64)
     argmax = tl.full((), -1.0, tl.float64)
     if not FIRST:
         m = tl.load(state_ptr)
@@ -125,7 +124,7 @@ def fold(
             FIRST=first,
             EXTRAS=extras,
             PIECE=piece_width(logits.dtype),
-            RECORD=RECORD,
             CHUNK=CHUNK,
             num_warps=NUM_WARPS,
+            **OPTIONS,
         )

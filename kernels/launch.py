@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Multiply-adds fuse: fewer roundings and a tenth fewer instructions. Triton's default is changing.
+OPTIONS = {"enable_fp_fusion": True}
+
 
 class Chain(NamedTuple):
-    """y = softcap * tanh(slope * (raw + bias)), slope = pre / softcap; softcap 0: y = raw + bias."""
+    """y = softcap * tanh(slope * (raw + bias)) with slope = pre / softcap, or raw + bias."""
 
     pre: float
     slope: float
