@@ -30,6 +30,9 @@ MODULES = {
     "plots": "plots",
 }
 
+# Less is no use to a case.
+USEFUL_SECONDS = 2.0
+
 
 class Leave(Exception):
     """A case that is left out, with the reason."""
@@ -61,7 +64,7 @@ class Work:
         for key, run in todo.items():
             if self.store.is_over(self.stage.name, key):
                 continue
-            if self.seconds_left < 2.0 and not self.rehearse:
+            if self.seconds_left < USEFUL_SECONDS:
                 print(f"no time for {key} and what follows", flush=True)
                 return
             self.one(key, run)

@@ -75,6 +75,7 @@ class Measurer:
         self.work = work
         self.timer = Timer(work.device)
         self.last: Setting | None = None
+        self.free = float("inf")
         if work.device == "cuda":
             free, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction(min(1.0, SHARE * free / total))
@@ -85,7 +86,7 @@ class Measurer:
         if setting != self.last:
             self.clear()
             self.last = setting
-        if self.work.device == "cuda" and bytes_needed(case) > self.free:
+        if bytes_needed(case) > self.free:
             raise Leave(f"needs {bytes_needed(case) / 2**30:.0f} GiB, {self.free / 2**30:.0f} free")
         try:
             match = play(

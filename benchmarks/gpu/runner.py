@@ -85,7 +85,10 @@ def watch(command: Sequence[str], environment: dict[str, str], seconds: float, l
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    # Who left its session lives on and may hold the pipe; then it stays open.
     reader.join(timeout=5)
+    if not reader.is_alive():
+        process.stdout.close()
     return End(code, tuple(line.rstrip() for line in lines[-LAST_LINES:]))
 
 
