@@ -67,7 +67,8 @@ def coefficients_kernel(
     target_y = tl.load(s_ptr + 6, mask=active, other=0.0)
 
     log_s0 = tl.log(s0)
-    entropy = log_s0 - s1 / s0
+    inv_s0 = 1.0 / s0
+    entropy = log_s0 - s1 * inv_s0
     a = g_lse - g_logp - g_entropy * entropy
     b = -g_entropy
     # The chain back to the raw logits: scale, and what stands before the softcap.
@@ -78,8 +79,8 @@ def coefficients_kernel(
     tl.store(c_ptr, active.to(tl.float32), mask=inside)
     tl.store(c_ptr + 1, m.to(tl.float32), mask=inside)
     tl.store(c_ptr + 2, (scale * LOG2E).to(tl.float32), mask=inside)
-    tl.store(c_ptr + 3, (factor / s0 * (a - b * log_s0)).to(tl.float32), mask=inside)
-    tl.store(c_ptr + 4, (factor / s0 * b * LN2).to(tl.float32), mask=inside)
+    tl.store(c_ptr + 3, (factor * inv_s0 * (a - b * log_s0)).to(tl.float32), mask=inside)
+    tl.store(c_ptr + 4, (factor * inv_s0 * b * LN2).to(tl.float32), mask=inside)
     tl.store(c_ptr + 5, own.to(tl.float32), mask=inside)
 
 

@@ -79,7 +79,8 @@ def finish_kernel(
 
     # log(s0) >= 0 and s1 <= 0: the entropy is a sum of two non-negative terms.
     log_s0 = tl.log(s0)
-    mean = s1 / s0
+    inv_s0 = 1.0 / s0
+    mean = s1 * inv_s0
     logp = (target_y - m) * scale - log_s0
     entropy = log_s0 - mean
     _store(logp_ptr, row, logp, active, bad, inside)
@@ -87,15 +88,15 @@ def finish_kernel(
     _store(lse_ptr, row, m * scale + log_s0, active, bad, inside)
     if varentropy_ptr is not None:
         s2 = tl.load(s_ptr + 3, mask=inside, other=0.0)
-        _store(varentropy_ptr, row, s2 / s0 - mean * mean, active, bad, inside)
+        _store(varentropy_ptr, row, s2 * inv_s0 - mean * mean, active, bad, inside)
     if sum_p2_ptr is not None:
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
-        _store(sum_p2_ptr, row, q0 / (s0 * s0), active, bad, inside)
+        _store(sum_p2_ptr, row, q0 * inv_s0 * inv_s0, active, bad, inside)
     if entropy_change_ptr is not None:
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
         q1 = tl.load(s_ptr + 5, mask=inside, other=0.0)
         own = tl.where(logp == -INF, 0.0, tl.exp(logp) * (logp + entropy))
-        _store(entropy_change_ptr, row, (q1 - q0 * mean) / (s0 * s0) - own, active, bad, inside)
+        _store(entropy_change_ptr, row, (q1 - q0 * mean) * inv_s0 * inv_s0 - own, active, bad, inside)
     if argmax_ptr is not None:
         argmax = tl.load(s_ptr + 7, mask=inside, other=-1.0)
         argmax = tl.where(active & (bad == 0), argmax, -1.0)

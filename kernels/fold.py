@@ -18,7 +18,7 @@ CHUNK = 64
 NUM_WARPS = 1
 
 
-@triton.jit(do_not_specialize=["pieces", "start"])
+@triton.jit(do_not_specialize=["width", "pieces", "start"])
 def fold_kernel(
     state_ptr,  # [n, 8] float64, in and out
     records_ptr,  # [n, pieces, RECORD] float32
@@ -56,7 +56,7 @@ def fold_kernel(
         for first in range(0, pieces, CHUNK):
             o = first + tl.arange(0, CHUNK)
             inside = o < pieces
-            p_ptr = records_ptr + o.to(tl.int64) * RECORD
+            p_ptr = records_ptr + o * RECORD
             p_m = tl.load(p_ptr, mask=inside, other=-INF).to(tl.float64)
             p_s0 = tl.load(p_ptr + 1, mask=inside, other=0.0).to(tl.float64)
             p_s1 = tl.load(p_ptr + 2, mask=inside, other=0.0).to(tl.float64) * LN2
@@ -68,7 +68,7 @@ def fold_kernel(
                 p_q1 = tl.load(p_ptr + 5, mask=inside, other=0.0).to(tl.float64) * LN2
                 # A tie keeps the earlier column, of a piece and of the state.
                 if top > m:
-                    best = tl.min(tl.where(p_m == top, o, pieces), 0).to(tl.int64)
+                    best = tl.min(tl.where(p_m == top, o, pieces), 0)
                     bits = tl.load(records_ptr + best * RECORD + 7).to(tl.int32, bitcast=True)
                     argmax = (bits + start).to(tl.float64)
             s0, s1, s2, q0, q1 = shifted(m, s0, s1, s2, q0, q1, top, scale, EXTRAS)

@@ -13,6 +13,11 @@ TILE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENT_DTYPES = (torch.float32, torch.float64)
 
 
+def runs_on(device: torch.device) -> bool:
+    """A GPU, or Triton's interpreter."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _check(name: str, tensor: Tensor | None, device: torch.device, shape: tuple[int, ...],
            *dtypes: torch.dtype) -> None:  # fmt: skip
     if tensor is None:
@@ -50,7 +55,7 @@ class TritonRows:
         self.targets, self.mask, self.row_scale, self.bias = targets, mask, row_scale, bias
         self.chain = Chain(float(pre), pre / softcap if softcap else 0.0, float(softcap))
         self.device = targets.device
-        if not (targets.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        if not runs_on(targets.device):
             raise ValueError(
                 f"targets must be on a GPU for the Triton kernels, got {targets.device}; "
                 "TRITON_INTERPRET=1 runs them on CPU tensors, slowly"

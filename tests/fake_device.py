@@ -46,5 +46,5 @@ class FakeRows:
         if wrong.any():
             torch.minimum(error, (rows * 8 + kind)[wrong].amin(), out=error)
         for name, tensor in out.items():
-            bad, none = (-1, -1) if name == "argmax" else (float("nan"), 0.0)
-            tensor.copy_(values[name].masked_fill(wrong, bad).masked_fill(~active, none))
+            nothing, empty = (-1, -1) if name == "argmax" else (float("nan"), 0.0)
+            tensor.copy_(values[name].masked_fill(wrong, nothing).masked_fill(~active, empty))

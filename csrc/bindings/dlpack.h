@@ -9,10 +9,19 @@
 
 namespace logitless::bindings {
 
+// Where the arrays of a call have to be: on the CPU, or on a CUDA device where work on them is
+// queued on `stream`. The numbers of streams are DLPack's: 1 is the legacy default stream, and -1
+// leaves the order of work to the caller.
+struct Place {
+  static constexpr int kCpu = -1;
+  int device = kCpu;
+  int64_t stream = -1;
+};
+
 // Holds the DLPack capsule alive as long as the view is used. `name` goes into error messages.
 class Array {
  public:
-  Array(pybind11::handle object, const char* name);
+  Array(pybind11::handle object, const char* name, const Place& place = {});
   const TensorView& view() const { return view_; }
   const TensorView* operator->() const { return &view_; }
 
@@ -22,9 +31,11 @@ class Array {
 };
 
 // None gives an empty optional.
-std::optional<Array> optional_array(pybind11::handle object, const char* name);
+std::optional<Array> optional_array(
+    pybind11::handle object, const char* name, const Place& place = {}
+);
 
-// Contiguous CPU data of n elements.
+// Contiguous data of n elements.
 template <typename T>
 T* data_of(const Array& array, Dtype dtype, int64_t n, const char* name) {
   return contiguous_data<T>(array.view(), dtype, n, name);

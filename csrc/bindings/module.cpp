@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 namespace logitless::bindings {
+void register_cuda(pybind11::module_& m);
 void register_info(pybind11::module_& m);
 void register_loss(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
@@ -10,6 +11,7 @@ void register_rows(pybind11::module_& m);
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace logitless::bindings;
   m.doc() = "Compiled core of logitless. Private: use the functions of the logitless package.";
+  register_cuda(m);
   register_info(m);
   register_loss(m);
   register_rows(m);

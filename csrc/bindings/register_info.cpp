@@ -2,10 +2,25 @@
 
 #include "../cpu/parallel.h"
 #include "../cpu/rows.h"
+#include "../cuda/rows.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
+namespace {
+
+py::dict cuda_info() {
+  const cuda::BuildInfo build = cuda::build_info();
+  py::dict info;
+  info["compiled"] = build.compiled;
+  info["emulated"] = build.emulated;
+  info["architectures"] = build.architectures;
+  info["toolkit"] = build.toolkit;
+  info["reason"] = build.reason;
+  return info;
+}
+
+}  // namespace
 
 void register_info(py::module_& m) {
   m.def(
@@ -16,10 +31,16 @@ void register_info(py::module_& m) {
         info["isas"] = py::str(cpu::supported_isas()).attr("split")(",");
         info["threads"] = cpu::default_threads();
         info["compiler"] = __VERSION__;
-        info["cuda"] = false;
+        info["cuda"] = cuda_info();
         return info;
       },
       "What this build holds and what this CPU runs."
+  );
+  m.def(
+      "cuda_device_reason",
+      &cuda::device_reason,
+      "Why this build cannot run on a CUDA device; empty if it can.",
+      py::arg("device")
   );
   m.def("default_threads", &cpu::default_threads, "Threads used when the caller names none.");
 }

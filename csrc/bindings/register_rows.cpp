@@ -3,20 +3,12 @@
 
 #include "../cpu/rows.h"
 #include "../cpu/sample.h"
-#include "dlpack.h"
+#include "row_arrays.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
 namespace {
-
-TensorView real_output(const std::optional<Array>& array, int64_t n, const char* name) {
-  if (!array) return {};
-  const TensorView& view = array->view();
-  check(view.dtype == Dtype::f32 || view.dtype == Dtype::f64, name, " must be float32 or float64");
-  contiguous_data<void>(view, view.dtype, n, name);
-  return view;
-}
 
 class Rows {
  public:
@@ -31,26 +23,15 @@ class Rows {
       double softcap,
       int threads
   )
-      : targets_(optional_array(targets, "targets")),
-        mask_(optional_array(mask, "mask")),
-        row_scale_(optional_array(row_scale, "row_scale")),
-        bias_(optional_array(bias, "bias")) {
-    rows_.n = n;
-    rows_.targets = data_of<int64_t>(targets_, Dtype::i64, n, "targets");
-    rows_.mask = data_of<uint8_t>(mask_, Dtype::boolean, n, "mask");
-    rows_.row_scale = data_of<double>(row_scale_, Dtype::f64, n, "row_scale");
-    rows_.scale = scale;
-    rows_.threads = threads;
-    rows_.chain.pre = pre;
-    rows_.chain.softcap = softcap;
-  }
+      : arrays_(n, targets, mask, row_scale, scale, bias, pre, softcap, Place{}),
+        threads_(threads) {}
 
   void forward(py::handle logits, py::handle state, int64_t start, bool first, bool extras) const {
     const Array tile(logits, "logits");
     const Array states(state, "state");
-    check(targets_.has_value(), "targets must be given");
+    arrays_.check_targets();
     const logitless::Rows rows = of_tile(tile, start);
-    RowState* data = states_of(states);
+    RowState* data = arrays_.states_of(states);
     const py::gil_scoped_release release;
     cpu::rows_forward(rows, tile.view(), start, extras, first, data);
   }
@@ -68,28 +49,13 @@ class Rows {
       py::handle argmax
   ) const {
     const Array states(state, "state");
-    check(targets_.has_value(), "targets must be given");
+    arrays_.check_targets();
     const auto ids = optional_array(row_ids, "row_ids");
-    const auto argmax_array = optional_array(argmax, "argmax");
-    const struct {
-      TensorView RowOutputs::* field;
-      const char* name;
-      std::optional<Array> array;
-    } reals[] = {
-        {&RowOutputs::logp, "logp", optional_array(logp, "logp")},
-        {&RowOutputs::entropy, "entropy", optional_array(entropy, "entropy")},
-        {&RowOutputs::lse, "lse", optional_array(lse, "lse")},
-        {&RowOutputs::varentropy, "varentropy", optional_array(varentropy, "varentropy")},
-        {&RowOutputs::sum_p2, "sum_p2", optional_array(sum_p2, "sum_p2")},
-        {&RowOutputs::entropy_change,
-         "entropy_change",
-         optional_array(entropy_change, "entropy_change")}
-    };
-    RowOutputs out;
-    for (const auto& real : reals) out.*real.field = real_output(real.array, rows_.n, real.name);
-    out.argmax = data_of<int64_t>(argmax_array, Dtype::i64, rows_.n, "argmax");
-    const auto* names = data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids");
-    cpu::rows_finish(rows_, states_of(states), vocab, names, out);
+    const OutputArrays out(
+        {logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax}, n(), true, Place{}
+    );
+    const auto* names = data_of<int64_t>(ids, Dtype::i64, n(), "row_ids");
+    cpu::rows_finish(arrays_.rows(), arrays_.states_of(states), vocab, names, out.view());
   }
 
   void backward(
@@ -104,15 +70,15 @@ class Rows {
     const Array tile(logits, "logits");
     const Array states(state, "state");
     const Array out(gradient, "gradient");
-    check(targets_.has_value(), "targets must be given");
+    arrays_.check_targets();
     const auto gl = optional_array(g_logp, "g_logp");
     const auto ge = optional_array(g_entropy, "g_entropy");
     const auto gz = optional_array(g_lse, "g_lse");
     const logitless::Rows rows = of_tile(tile, start);
-    const RowState* data = states_of(states);
-    const auto* gl_data = data_of<double>(gl, Dtype::f64, rows_.n, "g_logp");
-    const auto* ge_data = data_of<double>(ge, Dtype::f64, rows_.n, "g_entropy");
-    const auto* gz_data = data_of<double>(gz, Dtype::f64, rows_.n, "g_lse");
+    const RowState* data = arrays_.states_of(states);
+    const auto* gl_data = data_of<double>(gl, Dtype::f64, n(), "g_logp");
+    const auto* ge_data = data_of<double>(ge, Dtype::f64, n(), "g_entropy");
+    const auto* gz_data = data_of<double>(gz, Dtype::f64, n(), "g_lse");
     const py::gil_scoped_release release;
     cpu::rows_backward(rows, tile.view(), start, data, gl_data, ge_data, gz_data, out.view());
   }
@@ -132,38 +98,27 @@ class Rows {
     const Array bests(best, "best");
     const Array ids(row_ids, "row_ids");
     check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
-    const cpu::SampleKey key{seed, step, data_of<int64_t>(ids, Dtype::i64, rows_.n, "row_ids")};
+    const cpu::SampleKey key{seed, step, data_of<int64_t>(ids, Dtype::i64, n(), "row_ids")};
     const logitless::Rows rows = of_tile(tile, start);
-    RowState* data = states_of(states);
-    auto* best_data = reinterpret_cast<cpu::SampleState*>(
-        data_of<double>(bests, Dtype::f64, 2 * rows_.n, "best")
-    );
+    RowState* data = arrays_.states_of(states);
+    auto* best_data =
+        reinterpret_cast<cpu::SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n(), "best"));
     const py::gil_scoped_release release;
     cpu::rows_sample(rows, tile.view(), start, first, key, data, best_data);
   }
 
  private:
-  RowState* states_of(const Array& state) const {
-    return reinterpret_cast<RowState*>(data_of<double>(state, Dtype::f64, 8 * rows_.n, "state"));
-  }
+  int64_t n() const { return arrays_.rows().n; }
 
-  // The rows with the bias moved to the tile's first column.
   logitless::Rows of_tile(const Array& tile, int64_t start) const {
-    logitless::Rows rows = rows_;
-    if (!bias_) return rows;
     const Dtype compute = tile->dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-    const int64_t vocab = bias_->view().size();
-    const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
-    check(
-        0 <= start && start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries"
-    );
-    const char* data = contiguous_data<char>(bias_->view(), compute, vocab, "bias");
-    rows.chain.bias = data + start * dtype_bytes(compute);
+    logitless::Rows rows = arrays_.of_tile(tile, start, compute);
+    rows.threads = threads_;
     return rows;
   }
 
-  std::optional<Array> targets_, mask_, row_scale_, bias_;
-  logitless::Rows rows_;
+  RowArrays arrays_;
+  int threads_;
 };
 
 void exp2_floats(py::handle t, py::handle out) {

@@ -32,7 +32,6 @@ inline TileRow tile_row(const Rows& rows, const TensorView& logits, int64_t row)
 }
 
 inline void check_tile(const Rows& rows, const TensorView& tile, const char* name, int64_t start) {
-  check_device(tile, kCpu, name);
   logitless::check_tile(rows, tile, name);
   check(
       start % kBlock == 0, "vocabulary tiles must start at a multiple of ", kBlock, ", got ", start

@@ -21,7 +21,9 @@ std::string device_reason(int) { return std::string("built without CUDA: ") + bu
 DeviceGuard::DeviceGuard(int) { fail(); }
 DeviceGuard::~DeviceGuard() = default;
 
-void rows_forward(const Rows&, const TensorView&, int64_t, bool, bool, RowState*, void*, Stream) {
+void rows_forward(
+    const Rows&, const TensorView&, int64_t, bool, bool, RowState*, void*, int64_t, Stream
+) {
   fail();
 }
 

@@ -30,17 +30,22 @@ void rows_forward(
     bool first,
     RowState* state,
     void* workspace,
+    int64_t workspace_size,
     Stream stream
 ) {
   check_tile(rows, logits, "logits");
+  const int64_t columns = logits.shape[logits.ndim - 1];
+  const int64_t needed = workspace_bytes(rows.n, columns);
   check(
-      reinterpret_cast<uintptr_t>(workspace) % alignof(Record) == 0,
-      "workspace must be aligned to ",
+      workspace_size >= needed && reinterpret_cast<uintptr_t>(workspace) % alignof(Record) == 0,
+      "workspace must be ",
+      needed,
+      " bytes aligned to ",
       alignof(Record),
-      " bytes"
+      ", got ",
+      workspace_size
   );
   auto* records = static_cast<Record*>(workspace);
-  const int64_t columns = logits.shape[logits.ndim - 1];
   const DeviceGuard guard(stream.device);
   visit_storage(logits.dtype, "logits", [&](auto tag) {
     using S = typename decltype(tag)::type;

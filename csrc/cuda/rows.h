@@ -67,6 +67,7 @@ void rows_forward(
     bool first,
     RowState* state,
     void* workspace,
+    int64_t workspace_size,
     Stream stream
 );
 

@@ -1,7 +1,7 @@
 """Types of the compiled core. Private: the functions of the logitless package wrap it.
 
-An Array is anything with __dlpack__ on the CPU: a torch tensor or a NumPy array. Outputs are given
-by the caller and written in place. tests/test_stubs.py keeps the parameters in step with the code.
+An Array is anything with __dlpack__: a torch tensor or a NumPy array; on the CPU, but for those of
+CudaRows. Outputs are given by the caller and written in place. tests/test_stubs.py keeps the parameters in step with the code.
 """
 
 from __future__ import annotations
@@ -76,6 +76,62 @@ class Rows:
         first: bool = True,
     ) -> None: ...
 
+class CudaRows:
+    def __init__(
+        self,
+        n: int,
+        *,
+        targets: Array | None = None,
+        mask: Array | None = None,
+        row_scale: Array | None = None,
+        scale: float = 1.0,
+        bias: Array | None = None,
+        pre: float = 1.0,
+        softcap: float = 0.0,
+        device: int = 0,
+    ) -> None: ...
+    @staticmethod
+    def workspace_bytes(n: int, columns: int, itemsize: int) -> int: ...
+    def forward(
+        self,
+        logits: Array,
+        state: Array,
+        workspace: Array,
+        *,
+        start: int = 0,
+        first: bool = True,
+        extras: bool = False,
+        stream: int = 0,
+    ) -> None: ...
+    def finish(
+        self,
+        state: Array,
+        vocab: int,
+        error: Array,
+        *,
+        logp: Array,
+        entropy: Array,
+        lse: Array,
+        row_ids: Array | None = None,
+        varentropy: Array | None = None,
+        sum_p2: Array | None = None,
+        entropy_change: Array | None = None,
+        argmax: Array | None = None,
+        stream: int = 0,
+    ) -> None: ...
+    def backward(
+        self,
+        logits: Array,
+        state: Array,
+        gradient: Array,
+        *,
+        start: int = 0,
+        g_logp: Array | None = None,
+        g_entropy: Array | None = None,
+        g_lse: Array | None = None,
+        stream: int = 0,
+    ) -> None: ...
+
 def exp2(t: Array, out: Array) -> None: ...
 
 class Control(enum.Enum):
@@ -127,4 +183,5 @@ def radix_histogram(
 ) -> None: ...
 def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
 def build_info() -> dict[str, Any]: ...
+def cuda_device_reason(device: int) -> str: ...
 def default_threads() -> int: ...

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from logitless.ops.backends import choose_backend
 
+# Asking a driver or the environment is not traceable, and needs to happen once a graph.
+_constant_choice: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
+    choose_backend
+)
 _LIBRARY = torch.library.Library("logitless", "FRAGMENT")
 
 
@@ -47,12 +51,6 @@ def backend_of(backend: str, tensor: Tensor) -> str:
     device, dtype = tensor.device, str(tensor.dtype).removeprefix("torch.")
     name = device.type if device.index is None else f"{device.type}:{device.index}"
     return _constant_choice(backend, name, dtype)
-
-
-# Asking a driver or the environment is not traceable, and needs to happen once a graph.
-@torch.compiler.assume_constant_result
-def _constant_choice(backend: str, device: str, dtype: str) -> str:
-    return choose_backend(backend, device, dtype)
 
 
 def begin_backward(ctx: Any, name: str, *, reuses_memory: bool) -> None:
