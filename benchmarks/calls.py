@@ -104,7 +104,8 @@ def loss_both(function: Function, x: TokenInputs) -> Call:
 def amax(logits: Tensor) -> Tensor:
     """A plain read. Pairs of bfloat16 are read as int32: the maximum of bfloat16 itself is slower
     than the memory."""
-    words = logits.view(torch.int32) if logits.element_size() == 2 else logits
+    pairs = logits.element_size() == 2 and logits.shape[-1] % 2 == 0
+    words = logits.view(torch.int32) if pairs else logits
     return words.amax(-1)
 
 

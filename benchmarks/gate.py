@@ -8,6 +8,7 @@ plain torch on all rows: catches what a few rows cannot show, such as a chunk dr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from benchmarks.case import Expected, Results
 ROWS = 8
 # A few float32 roundings.
 FLOOR = 1e-5
+# Triton's interpreter cuts bfloat16 off where the hardware rounds: another half ulp.
+INTERPRETED = {"float32": 0.0, "bfloat16": 2.0**-8}
 # Some keep log-probs and softmax in the dtype of the logits, which costs them two digits.
 SAME_THING = {"float32": 2e-3, "bfloat16": 1e-1}
 # An error that even rounding the logits to bfloat16 does not explain.
@@ -61,6 +64,8 @@ def oracle_objection(
     if not found:
         return "gives nothing that can be checked"
     share = FLOOR if kind == "ours" else SAME_THING[dtype]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        share += INTERPRETED[dtype]
     for name, error in found.items():
         size = float(np.abs(expected[name]).max()) if name in VALUES else 1.0
         allowed = share * max(size, 1.0) + 2 * plain.get(name, 0.0)

@@ -171,4 +171,6 @@ def _of_amdgcn(code: Any) -> Resources:
     spilled = value("vgpr_spill_count") + value("sgpr_spill_count")
     spilled += value("private_segment_fixed_size")
     registers = f"{value('vgpr_count')}+{value('sgpr_count')}"
-    return Resources(registers, spilled, max(value("group_segment_fixed_size"), code.metadata.shared))
+    return Resources(
+        registers, spilled, max(value("group_segment_fixed_size"), code.metadata.shared)
+    )

@@ -252,13 +252,22 @@ def test_the_registry_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_promised_sizes_are_measured_the_telling_ones_first() -> None:
-    found = cases.of("sizes", False)
+    found = [case for case in cases.of("sizes", False) if not case.compiled]
     shapes = {(c.op.name, c.setting.rows, c.setting.vocab, c.setting.dtype) for c in found}
     assert len(shapes) == len(found) == 3 * 3 * 4 * 2
     assert (found[0].setting.vocab, found[0].setting.dtype) == (151_936, "bfloat16")
     first = cases.of("headline", False)[0]
     assert first.key == "forward, 8192 x 151936 bfloat16"
     assert first.key in {case.key for case in found}
+
+
+def test_nobody_waits_for_a_compiler() -> None:
+    """Those cases come after all others of their stage, and have a name of their own."""
+    for stage in cases.STAGES:
+        found = cases.of(stage, False)
+        assert [c.compiled for c in found] == sorted(c.compiled for c in found)
+        assert len({case.key for case in found}) == len(found)
+    assert any(c.compiled for c in cases.of("headline", False))
 
 
 def test_backends_are_forced_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +356,10 @@ def fake_case(key_op: str, vocab: int, faster: float = 1.0) -> dict[str, Any]:
         Measured("torch eager", "torch", Times((6e-3, 7e-3)), {"logp": 2e-6}, 1 << 30),
     )
     at = Setting(rows=8192, vocab=vocab, dtype="bfloat16", device="cuda")
-    return measure.entry(Match(OPS[key_op], at, lines, {"TRL": "trl is not installed"}), False)
+    return measure.entry(
+        Match(OPS[key_op], at, lines, {"TRL": "trl is not installed"}), False,
+        rows_of_sizes=OPS[key_op].sizes,
+    )  # fmt: skip
 
 
 def test_at_most_eight_files_with_plain_names(tmp_path: Path) -> None:
@@ -371,6 +383,16 @@ def test_the_report_has_the_numbers() -> None:
     line = next(line for line in text.splitlines() if line.startswith("| **logitless cuda**"))
     assert "0.650" in line and "84.6%" in line and "1.0e-06" in line
     assert "| 8192 | 1000 | bfloat16 | 0.550, 100% | 0.650, 85% | 6.500, 8% |" in text
+
+
+def test_a_line_of_sizes_has_the_compiled_case_beside_the_other() -> None:
+    case = fake_case("forward", 1000)
+    compiled = {**case, "measured": [dict(m) for m in case["measured"]]}
+    compiled["measured"][1]["median_ms"] = 99.0
+    compiled["measured"][2]["name"] = "torch.compile"
+    text = markdown.sizes(results({"sizes": {"a": case, "a, compiled": compiled}}))
+    (line,) = [line for line in text.splitlines() if "8192" in line]
+    assert line.count("6.500") == 2 and "99.0" not in line
 
 
 def test_compare_has_ratios_and_names_what_only_one_has(

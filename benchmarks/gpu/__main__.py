@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.gpu import compare, kit
 from benchmarks.gpu.markdown import NAME as REPORT
 from benchmarks.gpu.runner import Job
-from benchmarks.gpu.stages import ALL_SECONDS, STAGES
+from benchmarks.gpu.stages import ALL_SECONDS, REHEARSAL_SLACK, STAGES
 from benchmarks.gpu.store import load
 
 
@@ -35,8 +35,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--skip", type=comma, default=[], metavar="STAGE,...", help="all but these")
     add("--rehearse", action="store_true", help="the same on a CPU: tiny, emulated, no times")
     add("--fresh", action="store_true", help="forget what the folder holds")
-    add("--seconds", type=float, default=ALL_SECONDS, help=f"for everything ({ALL_SECONDS})")
-    return parser.parse_args(arguments)
+    add("--seconds", type=float, help=f"for everything ({ALL_SECONDS})")
+    options = parser.parse_args(arguments)
+    slack = REHEARSAL_SLACK if options.rehearse else 1
+    options.seconds = options.seconds or slack * ALL_SECONDS
+    return options
 
 
 def main(arguments: list[str]) -> int:

@@ -45,7 +45,7 @@ sys.meta_path.insert(0, Built)
 def architectures() -> str:
     """Of the GPUs here, as CMake has them: 9.0 is 90."""
     found = {gpu.get("compute_cap", "").replace(".", "") for gpu in gpus()}
-    return ";".join(sorted(found & {name for name in found if name.isdigit()}))
+    return ",".join(sorted(found & {name for name in found if name.isdigit()}))
 
 
 def pip_command(switches: dict[str, str]) -> list[str]:
@@ -96,7 +96,7 @@ def ask(folder: Path) -> dict[str, Any]:
     where, info = json.loads(answer.stdout.splitlines()[-1])
     if not Path(where).is_relative_to(folder):
         raise RuntimeError(f"imported logitless from {where}, not from {folder}")
-    return {"folder": where, "build_info": info}
+    return {"build_info": info}
 
 
 def doctor(rehearse: bool) -> dict[str, Any]:

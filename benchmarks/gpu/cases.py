@@ -33,7 +33,7 @@ REHEARSAL_TOKENS = 64
 class Case:
     op: Op
     setting: Setting
-    # Each shape costs torch.compile seconds.
+    # Beside torch.compile, to which each shape costs many seconds: apart, so that nobody waits for it.
     compiled: bool = False
     peers: bool = True
     variants: bool = False
@@ -43,7 +43,7 @@ class Case:
         s = self.setting
         width = f" H={s.width}" if self.op.group == "head" else ""
         size = f"{s.rows}" if self.op.group == "losses" else f"{s.rows} x {s.vocab}{width}"
-        return f"{self.op.name}, {size} {s.dtype}"
+        return f"{self.op.name}, {size} {s.dtype}{', compiled' * self.compiled}"
 
     @property
     def logits_bytes(self) -> int:
@@ -57,10 +57,9 @@ def headline() -> Iterator[Case]:
     ours.sort(key=lambda op: (not op.sizes, "fresh" in op.name))
     for dtype in DTYPES:
         for op in ours:
-            setting = replace(HEADLINE["rows"], dtype=dtype)
-            # In float32 the compiler is asked where it is asked for a target alone.
-            compiled = dtype == DTYPES[0] or op.sizes
-            yield Case(op, setting, compiled=compiled, variants=not op.sizes)
+            yield Case(op, replace(HEADLINE["rows"], dtype=dtype), variants=not op.sizes)
+    for op in ours:
+        yield Case(op, HEADLINE["rows"], compiled=True, peers=False)
 
 
 def sizes() -> Iterator[Case]:
@@ -70,15 +69,17 @@ def sizes() -> Iterator[Case]:
                 setting = Setting(rows=rows, vocab=vocab, dtype=dtype)
                 for op in OPS:
                     if op.sizes:
-                        compiled = op.name == "forward" and rows == ROWS[0] and dtype == DTYPES[0]
-                        yield Case(op, setting, compiled=compiled)
+                        yield Case(op, setting)
+    for vocab in VOCABS[1:]:
+        yield Case(OPS[0], Setting(rows=ROWS[0], vocab=vocab, dtype=DTYPES[0]), compiled=True)
 
 
 def others() -> Iterator[Case]:
-    for op in OPS:
-        if op.group != "rows":
+    found = [op for op in OPS if op.group != "rows"]
+    for compiled in (False, True):
+        for op in found:
             setting = HEADLINE.get(op.group, HEADLINE[""])
-            yield Case(op, setting, compiled=True, variants=True)
+            yield Case(op, setting, compiled=compiled, peers=not compiled, variants=not compiled)
 
 
 def smoke() -> Iterator[Case]:
@@ -107,5 +108,5 @@ def small(cases: list[Case], stage: str) -> list[Case]:
         setting = replace(REHEARSAL, rows=rows, vocab=vocab, dtype=dtype)
         if dtype == DTYPES[0] or stage == "smoke" or case.op.group == "losses":
             little = replace(case, setting=setting, compiled=False, variants=False)
-            chosen[little.key] = little
+            chosen.setdefault(little.key, little)
     return list(chosen.values())

@@ -72,7 +72,7 @@ class Work:
     def one(self, key: str, run: Callable[[], dict[str, Any]]) -> None:
         name, started = self.stage.name, time.monotonic()
         self.store.set_case(name, key, RUNNING)
-        if self.stage.case_seconds:
+        if self.stage.case_seconds and not self.rehearse:
             # A kernel that hangs cannot be interrupted: the process ends and is begun anew.
             faulthandler.dump_traceback_later(self.stage.case_seconds, exit=True)
         try:

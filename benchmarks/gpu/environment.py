@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 from typing import Any
 
 from benchmarks.gpu.child import Work
@@ -63,7 +62,7 @@ def facts() -> dict[str, Any]:
         "neighbours": neighbours(),
         "cpu": cpu_model(),
         "system": platform.platform(),
-        "python": f"{platform.python_version()} at {sys.executable}",
+        "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "programs": {name: tool_version(name) for name in PROGRAMS},
         "commit": git("rev-parse", "HEAD"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ class Recorder:
             return
         self.counts[report.outcome] += 1
         if report.outcome == "failed":
-            reason = report.longreprtext[-CHARACTERS:]
+            reason = report.longreprtext[-CHARACTERS:].replace(f"{ROOT}{os.sep}", "")
             self.store.set_case(self.stage, report.nodeid, FAILED, reason=reason)
         if report.outcome == "failed" or sum(self.counts.values()) % COUNTED_AT_ONCE == 0:
             self.count()
@@ -38,11 +39,13 @@ class Recorder:
         self.count()
 
     def count(self) -> None:
-        self.store.set_case(self.stage, "count", DONE, **self.counts)
+        self.store.set_case(self.stage, "count", DONE, counts=self.counts)
 
 
 def run(work: Work) -> int:
     work.store.set_stage(work.stage.name, cases={}, planned=[])
+    # Of what else is installed nothing is to take part, or to warn.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     arguments = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "--no-header"]
     code = pytest.main([*arguments, str(ROOT / "tests")], [Recorder(work.store, work.stage.name)])
     # No test at all is what a machine without a GPU may have.

@@ -91,7 +91,7 @@ def run(
         if reason is None and left < USEFUL_SECONDS:
             reason = "no time left"
         if reason is None:
-            limit = min(left, stage.seconds)
+            limit = min(left, stage.limit(job.rehearse))
             print(f"[gpu] {stage.name}: {stage.what} (at most {limit:.0f} s)", flush=True)
             run_one(stage, job, store, deadline)
         else:

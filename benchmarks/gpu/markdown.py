@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ def stages(data: Data) -> str:
     for name, stage in data["stages"].items():
         found = stage.get("cases", {}).values()
         done = sum(case["status"] == DONE for case in found)
-        planned = len(stage.get("planned", found))
+        planned = len(stage.get("planned") or found)
         took = "" if data["rehearsal"] else stage.get("seconds", "")
         lines.append(
             f"| {name} | {stage.get('status')} | {took} | {done} of {planned}"
@@ -97,7 +98,7 @@ def tests(data: Data) -> str:
     found = cases(data, "tests")
     if "count" not in found:
         return ""
-    counts = ", ".join(f"{found['count'][k]} {k}" for k in ("passed", "failed", "skipped"))
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in found["count"]["counts"].items())
     failed = [f"- `{key}`: {cell(c['reason'])}" for key, c in found.items() if key != "count"]
     return "\n".join([f"## Tests\n\n{counts}.", *failed])
 
@@ -140,14 +141,17 @@ def sizes(data: Data) -> str:
     """A table for each op: a line per size, a column per contender: ms, and the part of the floor's
     rate."""
     found = [c for stage in ("headline", "sizes") for c in cases(data, stage).values()]
-    found = [case for case in found if case.get("measured")]
+    found = [case for case in found if case.get("measured") and case.get("rows_of_sizes")]
     if not found or data["rehearsal"]:
         return ""
     parts = []
     for op in sorted({case["op"] for case in found}):
         mine = [case for case in found if case["op"] == op]
         names = list(dict.fromkeys(m["name"] for case in mine for m in case["measured"]))
-        lines = [size_line(case, names) for case in sorted(mine, key=size)]
+        lines = [
+            size_line(list(alike), names)
+            for _, alike in itertools.groupby(sorted(mine, key=size), key=size)
+        ]
         parts.append(f"### {op}\n\n" + rows(f"N | V | dtype | {' | '.join(names)}", lines))
     note = "Milliseconds, and the floor's time as a part of it."
     return "## Sizes\n\n" + note + "\n\n" + "\n\n".join(parts)
@@ -158,8 +162,10 @@ def size(case: dict[str, Any]) -> tuple[str, int, int]:
     return at["dtype"], at["vocab"], at["rows"]
 
 
-def size_line(case: dict[str, Any], names: list[str]) -> str:
-    at, by_name = case["setting"], {m["name"]: m for m in case["measured"]}
+def size_line(alike: list[dict[str, Any]], names: list[str]) -> str:
+    """The cases of one size, of which the first to have a contender gives its time."""
+    at = alike[0]["setting"]
+    by_name = {m["name"]: m for case in reversed(alike) for m in case["measured"]}
     cells = [
         f"{by_name[n]['median_ms']:.3f}, {100 / by_name[n]['over_floor']:.0f}%"
         if n in by_name

@@ -97,7 +97,9 @@ class Measurer:
             gc.collect()
             if self.work.device == "cuda":
                 torch.cuda.empty_cache()
-        return entry(match, self.work.rehearse)
+        # The targets of a size are judged once.
+        judged = {} if case.compiled else {"targets": verdicts([match])}
+        return entry(match, self.work.rehearse, rows_of_sizes=case.op.sizes, **judged)
 
     def clear(self) -> None:
         """The inputs that the last op's maker keeps: two sets of them may not fit."""
@@ -106,9 +108,9 @@ class Measurer:
         gc.collect()
 
 
-def entry(match: Match, rehearse: bool) -> dict[str, Any]:
+def entry(match: Match, rehearse: bool, **more: Any) -> dict[str, Any]:
     """A match as the results hold it; of a rehearsal without any number of a clock."""
-    fields = match.as_json()
+    fields = {**match.as_json(), **more}
     if rehearse:
         fields["measured"] = [
             {k: v for k, v in m.items() if k not in TIMES} for m in fields["measured"]
@@ -117,7 +119,6 @@ def entry(match: Match, rehearse: bool) -> dict[str, Any]:
     failed = [f"{n}: {match.skipped[n]}" for n in names if n in match.skipped]
     fields["status"] = DONE if any(name in match for name in names) else FAILED
     fields["reason"] = "; ".join(failed)
-    fields["targets"] = [] if rehearse else verdicts([match])
     if not rehearse:
         print("\n".join(brief(match)), flush=True)
     return fields

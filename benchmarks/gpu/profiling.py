@@ -51,7 +51,7 @@ def by_kernel(op: str, backend: str) -> dict[str, Any]:
             call()
         torch.cuda.synchronize()
     found = [
-        {"kernel": e.key, "calls": e.count / RUNS, "us": e.device_time_total / RUNS}
+        {"kernel": e.key, "calls": e.count / RUNS, "us": e.self_device_time_total / RUNS}
         for e in profile.key_averages()
         if e.device_type == torch.autograd.DeviceType.CUDA
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from benchmarks.gpu.stages import Stage
 from benchmarks.gpu.store import Store
 
 LOG = "log.txt"
+CUDA = "/usr/local/cuda"
 # What one process may add to the log, of which the folder may hold 16 MiB in all.
 LOG_BYTES = 500_000
 # A stage whose process died under a case is begun again behind that case, this often.
@@ -43,7 +45,7 @@ class End:
     @property
     def reason(self) -> str:
         how = "hit its time limit" if self.code is None else f"ended with status {self.code}"
-        return "\n".join([how, *self.last_lines])
+        return "\n".join([how, *self.last_lines]).replace(f"{ROOT}{os.sep}", "")
 
 
 def child_command(stage: Stage, job: Job, seconds: float) -> list[str]:
@@ -57,8 +59,11 @@ def child_environment(job: Job) -> dict[str, str]:
     paths = [*([str(core)] if isinstance(core, Path) else []), str(ROOT)]
     offline = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
     more = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if job.rehearse else {}
+    # Where nvcc is installed but not on the PATH.
+    toolkit = [] if shutil.which("nvcc") else [f"{os.environ.get('CUDA_HOME', CUDA)}/bin"]
     return {
         **os.environ, **offline, **more,
+        "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *toolkit]),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
@@ -115,7 +120,7 @@ def run_stage(
 ) -> None:
     """Until it is done, has used its time, or has died too often."""
     started = time.monotonic()
-    limit = min(started + stage.seconds, deadline)
+    limit = min(started + stage.limit(job.rehearse), deadline)
     store.set_stage(stage.name, status="running", limit_seconds=stage.seconds)
     for life in range(LIVES):
         left = limit - time.monotonic()

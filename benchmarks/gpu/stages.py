@@ -11,6 +11,8 @@ from benchmarks.gpu.built import built
 
 # Of a whole run: what is rented by the ten minutes has some seconds left for its own doings.
 ALL_SECONDS = 570
+# A rehearsal runs wherever tests run, and takes its time where they do not have the machine alone.
+REHEARSAL_SLACK = 4
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Stage:
     gpu_only: bool = False  # nothing of it can be rehearsed
     # Seconds one case may take before its process is taken for hung, and begun again behind it.
     case_seconds: int = 0
+
+    def limit(self, rehearse: bool) -> int:
+        return self.seconds * (REHEARSAL_SLACK if rehearse else 1)
 
 
 MEASURING = ("torch", "triton", "numpy")
@@ -54,7 +59,9 @@ def objection(
     stage: Stage,
     rehearse: bool,
     importable: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
-    on_path: Callable[[str], bool] = lambda name: shutil.which(name) is not None,
+    on_path: Callable[[str], bool] = lambda name: (
+        shutil.which(name) is not None or importlib.util.find_spec(name) is not None
+    ),
 ) -> str | None:
     """Why this stage cannot run here, or None."""
     if rehearse and stage.gpu_only:
