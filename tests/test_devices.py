@@ -164,3 +164,12 @@ def run_tests(place: str, **environment: str) -> str:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter() -> None:
     assert " passed" in run_tests("triton", TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+def test_cuda_kernels_in_the_emulator(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11")
+    build = [sys.executable, str(TESTS / "simt" / "build.py"), str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in run_tests("cuda", PYTHONPATH=str(tmp_path))

@@ -177,7 +177,7 @@ BAD = [
     ("inf", r"row 3: its logits hold a \+inf"),
     ("empty", "row 3: it has no finite logit"),
     ("target", r"row 3: its target is outside \[0, 3000\)"),
-    ("temperature", "row 3: its temperature is not finite and > 0"),
+    ("temperature", "row 3: its temperature must be finite and > 0"),
 ]
 
 

@@ -75,7 +75,7 @@ def assert_bitwise_equal(a: Any, b: Any) -> None:
         for x in (a, b)
     )
     assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
-    bytes_a, bytes_b = (x.view(np.uint8).reshape(x.size, -1) for x in (a, b))
+    bytes_a, bytes_b = (x.view(np.uint8).reshape(x.size, x.itemsize) for x in (a, b))
     differs = (bytes_a != bytes_b).any(1)
     if differs.any():
         first = int(np.argmax(differs))

@@ -10,12 +10,14 @@ the kernels and their binding alone, from any source tree, in seconds: for the t
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,20 +69,20 @@ def package(out: Path, *, sanitize: bool = False) -> None:
 
 
 def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
-    """Module `simt_rows` with CudaRows alone, made from tree/csrc under ASan and UBSan, into `out`.
+    """Module `simt_rows` with CudaRows alone, under ASan and UBSan, into `out`.
 
-    Objects are kept by what the preprocessor made of them, so a changed line costs its own files.
+    The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of them,
+    so a changed line costs its own files.
     """
-    csrc = tree / "csrc"
-    bindings = csrc / "bindings"
+    bindings = ROOT / "csrc" / "bindings"
     sources = [
-        *sorted((csrc / "cuda").glob("*.cu")),
-        *(bindings / name for name in ("register_cuda.cpp", "dlpack.cpp")),
-        csrc / "cpu" / "errors.cpp",
+        *(tree / "csrc" / "cuda").glob("rows*.cu"),
+        *(bindings / name for name in ("register_cuda.cpp", "row_arrays.cpp", "dlpack.cpp")),
+        ROOT / "csrc" / "cpu" / "errors.cpp",
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _object(source, csrc), sources))
+        objects = list(pool.map(_object, sources))
     module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
     out.mkdir(parents=True, exist_ok=True)
     _run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
@@ -89,29 +91,56 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
 
 def self_test(out: Path) -> Path:
     """The machine with its own small kernels, as a program."""
-    objects = [_object(SIMT / name, ROOT / "csrc") for name in ("simt.cpp", "selftest.cpp")]
+    objects = [_object(SIMT / name) for name in ("simt.cpp", "selftest.cpp")]
     out.mkdir(parents=True, exist_ok=True)
     _run([COMPILER, *SANITIZE, *map(str, objects), "-o", str(out / "selftest")])
     return out / "selftest"
 
 
+def no_sanitizer() -> str:
+    """Why nothing can be built here under the sanitizers, or ''."""
+    if sys.platform != "linux" or shutil.which(COMPILER) is None:
+        return f"needs Linux and {COMPILER}"
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "empty.cpp"), Path(folder, "empty")
+        source.write_text("int main() { return 0; }\n")
+        run = subprocess.run(
+            [COMPILER, *SANITIZE, str(source), "-o", str(program)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if run.returncode or subprocess.run([str(program)], check=False).returncode:
+            return f"{COMPILER} has no address sanitizer: {run.stderr[:200]}"
+    return ""
+
+
 def sanitizer_environment(**more: str) -> dict[str, str]:
     """What a Python needs around it to load a sanitised module."""
-    library = subprocess.run(
-        [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    )
-    asan = "detect_leaks=0:handle_segv=0:abort_on_error=0"
-    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": asan, **more}
+    # The sanitizer looks for the C++ library's throw when it starts, which Python alone lacks.
+    libraries = [
+        subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    asan = "detect_leaks=0"
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": asan, **more}
 
 
-def _object(source: Path, csrc: Path) -> Path:
-    options = [COMPILER, "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", *SANITIZE]
-    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
-    include = [SIMT, csrc, _pybind11().get_include(), sysconfig.get_path("include")]
+@functools.cache
+def _object(source: Path) -> Path:
+    """`source` compiled; the headers of its own tree go before this one's."""
+    tree = next(folder for folder in source.parents if folder.name in ("csrc", "simt"))
+    options = [COMPILER, "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+    # What wraps the kernels for Python is slow to compile, and not what is looked at here.
+    wraps = tree.name == "csrc" and source.parent.name == "bindings"
+    options += ["-O0"] if wraps or source.name == "module.cpp" else ["-O1", *SANITIZE]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    include = [SIMT, tree, ROOT / "csrc", _pybind11().get_include()]
+    include.append(sysconfig.get_path("include"))
     command = [*options, *(f"-I{folder}" for folder in include), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, check=False).stdout
     # The same file of another tree is the same object.
-    text = text.replace(str(csrc).encode(), b"csrc")
+    text = text.replace(str(tree).encode(), b"")
     key = hashlib.sha256(" ".join(options).encode() + text).hexdigest()[:24]
     target = CACHE / "objects" / f"{source.stem}-{key}.o"
     if not target.exists():

@@ -1,4 +1,4 @@
-"""Checks of the emulated CUDA kernels against the oracle: python checks.py FOLDER CHECK...
+"""Checks of the emulated CUDA kernels against the oracle: python -m simt.checks FOLDER CHECK...
 
 FOLDER holds the module `simt_rows`. Runs without torch, in a Python of its own, since the address
 sanitizer must be there before anything else. The order of threads is LOGITLESS_SIMT_SEED's.
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import problem as rows
-from problem import CHAINS, REALS, Array, Forbidden, Problem, Result
+
+from simt import problem as rows
+from simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
 TESTS = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -244,6 +245,20 @@ def cut_tiles() -> None:
             assert (whole.outputs["argmax"] == cut.outputs["argmax"]).all()
 
 
+def far() -> None:
+    """Offsets beyond 2^31 elements, and beyond 2^32, where 32 bits would meet the row before."""
+    for dtype in ("float32", "bfloat16"):
+        p = rows.problem(3, 300, dtype)
+        expected, g = rows.stats(p), rows.upstream(3)
+        gradient = rows.gradient(p, expected, g)
+        q = Problem(dtype, rows.far_apart(p.logits, 2**31 + 8), p.targets)
+        same(rows.stats(q), expected)
+        out = rows.far_apart(np.zeros_like(p.logits), 2**31 + 8)
+        q.rows().backward(rows.exported(q.logits, dtype), expected.state,
+                          rows.exported(out, dtype), start=0, **g)  # fmt: skip
+        tolerances.assert_bitwise_equal(out, gradient)
+
+
 def alone() -> None:
     """A row by itself has the bits of the same row among others."""
     for dtype, kind in (("float32", "plain"), ("bfloat16", "all"), ("float16", "plain")):
@@ -293,7 +308,7 @@ def extras() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        shapes, chains, masks, errors, layout, cut_tiles, alone, orders, extras,
+        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras,
     )
 }  # fmt: skip
 

@@ -141,5 +141,6 @@ int main(int, char** argv) {
     return 1;
   }
   for (const int value : out) std::printf("%d ", value);
+  std::printf("\n");
   return 0;
 }

@@ -25,7 +25,7 @@ CLEAR = 2**63 - 1
 # Kinds 1-4 are the kernels' own, 0 is written here: a bad temperature makes NaN of its row, and is
 # to be named before that.
 KINDS = (
-    "its temperature is not finite and > 0",
+    "its temperature must be finite and > 0",
     "its logits hold a +inf",
     "its logits hold a NaN",
     "it has no finite logit",

@@ -1,14 +1,14 @@
-// What csrc/cuda/device.cuh takes from CUDA, on the SIMT machine. Where the device promises less than
-// C++ does, so does this file.
+// What csrc/cuda/device.cuh takes from CUDA, on the SIMT machine. Where the device promises less
+// than C++ does, so does this file.
 #pragma once
+
+#include <core/dtype.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include <core/dtype.h>
-
-#include "cuda_names.h"
+#include "../cuda_names.h"
 
 namespace logitless::cuda {
 
@@ -46,9 +46,7 @@ LOGITLESS_DEVICE Words4 load16(const void* source, simt::Where where = simt::Whe
   return *static_cast<const Words4*>(source);
 }
 LOGITLESS_DEVICE void store16(
-    void* target,
-    const Words4& v,
-    simt::Where where = simt::Where::here()
+    void* target, const Words4& v, simt::Where where = simt::Where::here()
 ) {
   simt::check_aligned(target, 16, "a store", where);
   *static_cast<Words4*>(target) = v;
@@ -67,8 +65,8 @@ LOGITLESS_DEVICE float product(float a, float b) { return a * b; }
 
 LOGITLESS_DEVICE void atomic_lower(int64_t* address, int64_t value) { atomicMin(address, value); }
 
-// float -> 16 bits with round to nearest even, for `digits` binary digits of which one is implied and
-// a smallest normal number of 2^lowest.
+// float -> 16 bits with round to nearest even, for `digits` binary digits of which one is implied
+// and a smallest normal number of 2^lowest.
 LOGITLESS_DEVICE uint32_t narrowed(float value, int digits, int lowest) {
   const uint32_t sign = as_bits(value) >> 16 & 0x8000u;
   if (value != value) return 0x7fffu;
@@ -76,8 +74,7 @@ LOGITLESS_DEVICE uint32_t narrowed(float value, int digits, int lowest) {
   if (std::isinf(value)) return sign | infinity;
   const double size = std::fabs(static_cast<double>(value));
   const int exponent = size == 0 ? lowest : std::max(std::ilogb(size), lowest);
-  const auto units =
-      static_cast<int64_t>(std::nearbyint(std::ldexp(size, digits - 1 - exponent)));
+  const auto units = static_cast<int64_t>(std::nearbyint(std::ldexp(size, digits - 1 - exponent)));
   // A mantissa that rounds up to the next power of two carries into the exponent by itself.
   const int64_t bits = units + (int64_t{exponent - lowest} << (digits - 1));
   return sign | (bits < infinity ? static_cast<uint32_t>(bits) : infinity);

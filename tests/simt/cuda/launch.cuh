@@ -20,8 +20,6 @@ void launch(
   simt::run(name, grid, dim3(static_cast<unsigned>(threads)), [&] { kernel(args); });
 }
 
-inline int64_t block_index() {
-  return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-}
+inline int64_t block_index() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
 
 }  // namespace logitless::cuda
