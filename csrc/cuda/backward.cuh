@@ -40,37 +40,41 @@ LOGITLESS_DEVICE Coefficients coefficients(const RowGradient& g, const Rows& row
 template <typename S>
 struct Part {
   bool wide;
-  int64_t left;  // columns from the block's first on
+  int left;  // columns from the thread's first on
 
-  LOGITLESS_DEVICE int column(int i, int thread) const {
-    if (!wide) return i * kBackwardThreads + thread;
-    return (i / kPerVector<S> * kBackwardThreads + thread) * kPerVector<S> + i % kPerVector<S>;
+  // Vector k starts k steps after the thread's first column; its columns are `stride` apart.
+  static constexpr int kStep = kBackwardThreads * kPerVector<S>;
+  LOGITLESS_DEVICE int stride() const { return wide ? 1 : kBackwardThreads; }
+  LOGITLESS_DEVICE int owner(int column) const {
+    return (wide ? column / kPerVector<S> : column) % kBackwardThreads;
   }
-  LOGITLESS_DEVICE int owner(int64_t column) const {
-    return static_cast<int>((wide ? column / kPerVector<S> : column) % kBackwardThreads);
+  LOGITLESS_DEVICE void load(const S* mine, Words4 (&v)[kBackwardVectors]) const {
+    if (wide) {
+#pragma unroll
+      for (int k = 0; k < kBackwardVectors; ++k) v[k] = load16(mine + k * kStep);
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kBackwardVectors; ++k) {
+      v[k] = load_elements(mine + k * kStep, left - k * kStep, kBackwardThreads);
+    }
   }
-  LOGITLESS_DEVICE Words4 load(const S* block, int k, int thread) const {
-    const S* source = block + column(k * kPerVector<S>, thread);
-    if (wide) return load16(source);
-    return load_elements(source, left - column(k * kPerVector<S>, thread), kBackwardThreads);
-  }
-  LOGITLESS_DEVICE void store(S* block, int k, int thread, const Words4& v) const {
+  LOGITLESS_DEVICE void store(S* mine, int k, const Words4& v) const {
     constexpr int kPerWord = Packed<S>::kPerWord;
     if (wide) {
-      store16(block + column(k * kPerVector<S>, thread), v);
+      store16(mine + k * kStep, v);
       return;
     }
 #pragma unroll
     for (int i = 0; i < kPerVector<S>; ++i) {
-      const int c = column(k * kPerVector<S> + i, thread);
-      if (c < left) block[c] = Packed<S>::element(v.word[i / kPerWord], i % kPerWord);
+      const int c = k * kStep + i * kBackwardThreads;
+      if (c < left) mine[c] = Packed<S>::element(v.word[i / kPerWord], i % kPerWord);
     }
   }
 };
 
 template <typename S, bool kChained>
-LOGITLESS_KERNEL(kBackwardThreads) backward_kernel(const BackwardArgs args) {
-  constexpr int kPerWord = Packed<S>::kPerWord;
+LOGITLESS_KERNEL(kBackwardThreads, (kChained ? 5 : 6)) backward_kernel(const BackwardArgs args) {
   LOGITLESS_SHARED(Coefficients, shared);
   const int thread = static_cast<int>(threadIdx.x);
   const uint64_t index = block_index();
@@ -81,26 +85,31 @@ LOGITLESS_KERNEL(kBackwardThreads) backward_kernel(const BackwardArgs args) {
   const int64_t first = index % blocks * kBlockColumns<S>;
   const S* source = static_cast<const S*>(args.logits.data) + row_offset(args.logits, row) + first;
   S* out = static_cast<S*>(args.gradient.data) + row_offset(args.gradient, row) + first;
-  const int64_t left = args.columns - first;
-  const Part<S> part = {left >= kBlockColumns<S> && aligned16(source) && aligned16(out), left};
+  const int64_t rest = args.columns - first;
+  const int left = static_cast<int>(rest < kBlockColumns<S> ? rest : kBlockColumns<S>);
+  const bool wide = left == kBlockColumns<S> && aligned16(source) && aligned16(out);
+  const int mine = wide ? thread * kPerVector<S> : thread;
+  const Part<S> part = {wide, left - mine};
 
   const double g_logp = args.g_logp.at(row);
   const double g_entropy = args.g_entropy.at(row);
   const double g_lse = args.g_lse.at(row);
   if (!args.rows.active(row) || (g_logp == 0 && g_entropy == 0 && g_lse == 0)) {
 #pragma unroll
-    for (int k = 0; k < kBackwardVectors; ++k) part.store(out, k, thread, Words4{});
+    for (int k = 0; k < kBackwardVectors; ++k) part.store(out + mine, k, Words4{});
     return;
   }
 
+  // Elements are waited for a vector at a time, so they are asked for in advance.
+  static_assert(sizeof(S) * kBlockColumns<S> == kBackwardThreads * kLineBytes, "a line a thread");
+  constexpr int kPerLine = kLineBytes / static_cast<int>(sizeof(S));
+  if (!wide && thread * kPerLine < left) prefetch(source + thread * kPerLine);
   Words4 raw[kBackwardVectors];
-#pragma unroll
-  for (int k = 0; k < kBackwardVectors; ++k) raw[k] = part.load(source, k, thread);
+  part.load(source + mine, raw);
   // Whoever writes the target's column also keeps its logit, which may lie where it writes.
   const int64_t target = args.rows.targets[row] - args.start - first;
-  const bool owns =
-      target >= 0 && target < left && target < kBlockColumns<S> && part.owner(target) == thread;
-  const float at_target = owns ? value_of(source[target]) : 0.0f;
+  const bool owns = target >= 0 && target < left && part.owner(static_cast<int>(target)) == thread;
+  float own[1] = {owns ? value_of(source[target]) : 0.0f};
   if (thread == 0) {
     shared = coefficients(
         row_gradient(args.state[row].moments, g_logp, g_entropy, g_lse), args.rows, row
@@ -109,32 +118,28 @@ LOGITLESS_KERNEL(kBackwardThreads) backward_kernel(const BackwardArgs args) {
   sync_block();
   const Coefficients c = shared;
   const ChainMath chain(args.rows.chain);
-  const auto gradient = [&](float value, int64_t column, float own) {
-    // the bias ends where the columns do
-    const float y = kChained && column < args.columns ? chain(value, column) : value;
-    const float t = larger_or_nan((y - c.m) * c.scale, -150.0f);
-    const float d = exp2_fast(t) * (c.constant + c.linear * t) + own;
-    return kChained ? d * chain.derivative(y) : d;
+  // d(raw) of columns in place of their logits.
+  const auto differentiate = [&](auto& values, int column, float extra) {
+    if (kChained) chain.apply(values, first + column, left - column, part.stride());
+#pragma unroll
+    for (float& value : values) {
+      const float y = value;
+      const float t = larger_or_nan((y - c.m) * c.scale, -150.0f);
+      value = exp2_fast(t) * (c.constant + c.linear * t) + extra;
+      if (kChained) value *= chain.derivative(y);
+    }
   };
 #pragma unroll
   for (int k = 0; k < kBackwardVectors; ++k) {
-    Words4 result;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      float values[kPerWord];
-      Packed<S>::unpack(raw[k].word[w], values);
-#pragma unroll
-      for (int h = 0; h < kPerWord; ++h) {
-        const int column = part.column((k * 4 + w) * kPerWord + h, thread);
-        values[h] = gradient(values[h], first + column, 0.0f);
-      }
-      result.word[w] = Packed<S>::pack(values);
-    }
-    part.store(out, k, thread, result);
+    float values[kPerVector<S>];
+    unpack<S>(raw[k], values);
+    differentiate(values, mine + k * Part<S>::kStep, 0.0f);
+    part.store(out + mine, k, pack<S>(values));
   }
   if (owns) {
-    float values[kPerWord] = {gradient(at_target, first + target, c.own)};
-    out[target] = Packed<S>::element(Packed<S>::pack(values), 0);
+    differentiate(own, static_cast<int>(target), c.own);
+    const float pair[Packed<S>::kPerWord] = {own[0]};
+    out[target] = Packed<S>::element(Packed<S>::pack(pair), 0);
   }
 }
 

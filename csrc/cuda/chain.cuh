@@ -15,9 +15,11 @@ LOGITLESS_DEVICE bool aligned16(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
+constexpr int kLineBytes = 128;
+
 // A vector of columns `stride` apart, element by element; those from `left` on read as -inf.
 template <typename S>
-LOGITLESS_DEVICE Words4 load_elements(const S* source, int64_t left, int64_t stride) {
+LOGITLESS_DEVICE Words4 load_elements(const S* source, int left, int stride) {
   constexpr int kPerWord = Packed<S>::kPerWord;
   Words4 v;
 #pragma unroll
@@ -25,10 +27,37 @@ LOGITLESS_DEVICE Words4 load_elements(const S* source, int64_t left, int64_t str
     v.word[w] = 0;
 #pragma unroll
     for (int h = 0; h < kPerWord; ++h) {
-      const int64_t c = (w * kPerWord + h) * stride;
+      const int c = (w * kPerWord + h) * stride;
       const uint32_t bits = c < left ? Packed<S>::bits(source[c]) : Packed<S>::kLowest;
       v.word[w] |= bits << (16 * h);
     }
+  }
+  return v;
+}
+
+// The columns of a vector as floats.
+template <typename S>
+LOGITLESS_DEVICE void unpack(const Words4& v, float (&out)[kPerVector<S>]) {
+  constexpr int kPerWord = Packed<S>::kPerWord;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    float values[kPerWord];
+    Packed<S>::unpack(v.word[w], values);
+#pragma unroll
+    for (int h = 0; h < kPerWord; ++h) out[w * kPerWord + h] = values[h];
+  }
+}
+
+template <typename S>
+LOGITLESS_DEVICE Words4 pack(const float (&in)[kPerVector<S>]) {
+  constexpr int kPerWord = Packed<S>::kPerWord;
+  Words4 v;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    float values[kPerWord];
+#pragma unroll
+    for (int h = 0; h < kPerWord; ++h) values[h] = in[w * kPerWord + h];
+    v.word[w] = Packed<S>::pack(values);
   }
   return v;
 }
@@ -44,15 +73,39 @@ struct ChainMath {
         slope(chain.softcap == 0 ? 0.0f : static_cast<float>(chain.pre / chain.softcap)),
         inv_cap(chain.softcap == 0 ? 0.0f : static_cast<float>(1 / chain.softcap)) {}
 
-  LOGITLESS_DEVICE float operator()(float raw, int64_t column) const {
-    const float shifted = bias == nullptr ? raw : raw + bias[column];
+  // The columns from `column` on, `stride` apart, as far as there are any (`left`).
+  template <int kCount>
+  LOGITLESS_DEVICE void apply(float (&y)[kCount], int64_t column, int left, int stride) const {
+    if (bias != nullptr) add_bias(y, bias + column, left, stride);
+    if (cap == 0) return;
     // rounded before the maximum is subtracted, so that the same column is the same y everywhere
-    return cap == 0 ? shifted : product(cap, tanhf(shifted * slope));
+#pragma unroll
+    for (float& value : y) value = product(cap, tanhf(value * slope));
   }
   // dy / d(raw + bias), without `pre`.
   LOGITLESS_DEVICE float derivative(float y) const {
     const float t = y * inv_cap;
     return cap == 0 ? 1.0f : 1.0f - t * t;
+  }
+
+ private:
+  template <int kCount>
+  LOGITLESS_DEVICE static void add_bias(
+      float (&y)[kCount], const float* source, int left, int stride
+  ) {
+    if (kCount % 4 == 0 && stride == 1 && left >= kCount && aligned16(source)) {
+#pragma unroll
+      for (int i = 0; i + 3 < kCount; i += 4) {
+        const Words4 v = load16(source + i);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) y[i + w] += as_float(v.word[w]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i * stride < left) y[i] += source[i * stride];
+    }
   }
 };
 

@@ -9,7 +9,8 @@
 namespace logitless::cuda {
 
 #define LOGITLESS_DEVICE __device__ __forceinline__
-#define LOGITLESS_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads of a block, and how many blocks a multiprocessor should hold at least.
+#define LOGITLESS_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 // One value of a block, or an array of them.
 #define LOGITLESS_SHARED(type, name) __shared__ type name
 
@@ -42,7 +43,15 @@ LOGITLESS_DEVICE Words4 load16(const void* source) {
   return v;
 }
 LOGITLESS_DEVICE void store16(void* target, const Words4& v) {
-  *static_cast<uint4*>(target) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(target), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// Brings the line of an address to L2.
+LOGITLESS_DEVICE void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
 }
 
 // The larger number, and NaN only where both are.

@@ -14,7 +14,7 @@ LOGITLESS_DEVICE void write(const TensorView& out, int64_t row, double value) {
   if (out.data != nullptr) static_cast<float*>(out.data)[row] = static_cast<float>(value);
 }
 
-LOGITLESS_KERNEL(kFinishThreads) finish_kernel(const FinishArgs args) {
+LOGITLESS_KERNEL(kFinishThreads, 8) finish_kernel(const FinishArgs args) {
   const int64_t row = block_index() * kFinishThreads + threadIdx.x;
   if (row >= args.rows.n) return;
   TokenValues values{0, 0, 0};

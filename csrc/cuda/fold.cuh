@@ -24,7 +24,7 @@ LOGITLESS_DEVICE Moments moments_of(const Record& record) {
   };
 }
 
-LOGITLESS_KERNEL(kFoldThreads) fold_kernel(const FoldArgs args) {
+LOGITLESS_KERNEL(kFoldThreads, 8) fold_kernel(const FoldArgs args) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = block_index() * (kFoldThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= args.rows.n) return;

@@ -13,7 +13,7 @@
 namespace logitless::cuda {
 
 #define LOGITLESS_DEVICE inline
-#define LOGITLESS_KERNEL(threads) void
+#define LOGITLESS_KERNEL(threads, blocks) void
 // One value of a block.
 #define LOGITLESS_SHARED(type, name) ::simt::SharedValue<type> name(#name)
 
@@ -50,6 +50,11 @@ LOGITLESS_DEVICE void store16(
 ) {
   simt::check_aligned(target, 16, "a store", where);
   *static_cast<Words4*>(target) = v;
+}
+
+// The device ignores an address that is nobody's; here it is an error.
+LOGITLESS_DEVICE void prefetch(const void* address) {
+  static_cast<void>(*static_cast<const volatile char*>(address));
 }
 
 LOGITLESS_DEVICE float larger(float a, float b) { return std::fmax(a, b); }
