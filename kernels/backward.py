@@ -45,7 +45,7 @@ def backward_kernel(
     program = tl.program_id(0)
     row32 = program // blocks
     # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
-    first = (program - row32 * blocks).to(tl.int64) * BLOCK
+    first = (program % blocks).to(tl.int64) * BLOCK
     o = tl.arange(0, BLOCK)
     inside = o < width - first.to(tl.int32)
     out_ptr = gradient_ptr + first

@@ -17,8 +17,8 @@ def row_offset(row, stride_batch, stride_row, rows_per_batch, BATCHED: tl.conste
     # A [B, T, V] view has two strides; one that is a plain [N, V] is spared the division.
     if BATCHED:
         batch = row // rows_per_batch
-        step = row - batch * rows_per_batch
-        offset = batch.to(tl.int64) * stride_batch + step.to(tl.int64) * stride_row
+        offset = batch.to(tl.int64) * stride_batch
+        offset += (row % rows_per_batch).to(tl.int64) * stride_row
     else:
         offset = row.to(tl.int64) * stride_row
     return offset

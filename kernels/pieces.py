@@ -60,11 +60,10 @@ def pieces_kernel(
 ):
     program = tl.program_id(0)
     row32 = program // pieces
-    piece = program - row32 * pieces
     row = row32.to(tl.int64)
     if is_active(mask_ptr, row):
         # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
-        first = piece.to(tl.int64) * PIECE
+        first = (program % pieces).to(tl.int64) * PIECE
         tile_ptr = logits_ptr + first
         tile_ptr += row_offset(row32, stride_batch, stride_row, rows_per_batch, BATCHED)
         o = tl.arange(0, PIECE)
