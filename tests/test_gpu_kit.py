@@ -119,7 +119,11 @@ def test_finished_cases_are_not_run_again(tmp_path: Path) -> None:
     ran: list[str] = []
 
     def case(name: str) -> Any:
-        return name, lambda: ran.append(name) or {"status": "done"}
+        def run() -> dict[str, Any]:
+            ran.append(name)
+            return {}
+
+        return name, run
 
     work.each([case("a")])
     work.each([case("a"), case("b")])
@@ -231,9 +235,9 @@ def test_without_cuda_there_is_still_triton(
 
     monkeypatch.setattr(build, "install", install)
     monkeypatch.setattr(build, "architectures", lambda: "90")
-    monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("benchmarks.gpu.build.shutil.which", lambda name: f"/bin/{name}")
     if broken == ("ON",):
-        assert "no such kernel" in build.build()["without_cuda"]
+        assert "no such kernel" in build.build()["reason"]
     else:
         with pytest.raises(RuntimeError, match="no such kernel"):
             build.build()
@@ -244,7 +248,7 @@ def test_without_cuda_there_is_still_triton(
 
 def test_the_registry_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     new = replace(OPS["policy loss"], name="brand new", group="a group of its own")
-    monkeypatch.setattr(cases, "OPS", [*cases.OPS, new])
+    monkeypatch.setattr("benchmarks.gpu.cases.OPS", [*OPS.values(), new])
     for rehearse in (False, True):
         assert any(case.op is new for case in cases.of("others", rehearse))
     everywhere = {case.op.name for stage in cases.STAGES for case in cases.of(stage, False)}
@@ -273,7 +277,12 @@ def test_nobody_waits_for_a_compiler() -> None:
 def test_backends_are_forced_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOGITLESS_BACKEND", raising=False)
     seen: list[Any] = []
-    run = measure.with_backend(lambda: seen.append(os.environ["LOGITLESS_BACKEND"]) or {}, "cuda")
+
+    def look() -> dict[str, Any]:
+        seen.append(os.environ["LOGITLESS_BACKEND"])
+        return {}
+
+    run = measure.with_backend(look, "cuda")
     run()
     assert seen == ["cuda"] and "LOGITLESS_BACKEND" not in os.environ
     monkeypatch.setenv("LOGITLESS_BACKEND", "torch")
@@ -308,6 +317,20 @@ def test_our_failure_is_told_and_is_trouble() -> None:
     ]
     good = measure.entry(small_match(), rehearse=False)
     assert not markdown.troubles(results({"headline": {"a case": good}}))
+
+
+def test_what_a_backend_does_not_have_yet_is_trouble_for_rows_alone() -> None:
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError("not on CUDA yet")
+
+    functions = {"rows": lambda: refuse, "sample": lambda: refuse}
+    mine = Contender("logitless cuda", "ours", functions)
+    setting = Setting(rows=4, vocab=500, width=8)
+    for op, status in (("forward", "failed"), ("head sample", "done")):
+        match = play(OPS[op], setting, [mine, EAGER], 2, Timer("cpu"), strict=False)
+        fields = measure.entry(match, rehearse=False)
+        assert fields["status"] == status and "not on CUDA yet" in str(fields["skipped"])
+        assert bool(markdown.troubles(results({"others": {"a": fields}}))) == (status == "failed")
 
 
 def test_a_rehearsal_keeps_no_times() -> None:

@@ -126,12 +126,16 @@ def compile_here(work: Work) -> dict[str, Any]:
 def build() -> dict[str, Any]:
     chips = architectures()
     if shutil.which("nvcc") is None or not chips:
-        lacking = "nvcc" if chips else "a GPU that nvidia-smi names"
-        return {**install({"LOGITLESS_CUDA": "OFF"}), "without_cuda": f"no {lacking}"}
+        return without_cuda("no nvcc" if chips else "no GPU that nvidia-smi names")
     try:
         return install({"LOGITLESS_CUDA": "ON", "LOGITLESS_CUDA_ARCHITECTURES": chips})
     except RuntimeError as error:
-        return {**install({"LOGITLESS_CUDA": "OFF"}), "without_cuda": str(error)}
+        return without_cuda(str(error))
+
+
+def without_cuda(reason: str) -> dict[str, Any]:
+    found = install({"LOGITLESS_CUDA": "OFF"})
+    return {**found, "reason": f"built without CUDA: {reason}"}
 
 
 def run(work: Work) -> int:

@@ -33,7 +33,7 @@ REHEARSAL_TOKENS = 64
 class Case:
     op: Op
     setting: Setting
-    # Beside torch.compile, to which each shape costs many seconds: apart, so that nobody waits for it.
+    # With torch.compile, which needs many seconds for each shape: apart, so that nobody waits.
     compiled: bool = False
     peers: bool = True
     variants: bool = False
@@ -99,7 +99,7 @@ def of(stage: str, rehearse: bool) -> list[Case]:
 
 def small(cases: list[Case], stage: str) -> list[Case]:
     """The same ops with next to nothing to do, each once."""
-    chosen = {}
+    chosen: dict[str, Case] = {}
     for case in cases:
         rows = REHEARSAL_TOKENS if case.op.group == "losses" else REHEARSAL.rows
         # Sizes that no other stage has, for what is measured once is not measured again.

@@ -223,10 +223,9 @@ def summary(keys: list[str]) -> str:
 
 def built(data: Data) -> str:
     found = cases(data, "build")
-    package, doctor = found.get("package", {}), found.get("doctor", {}).get("text", "")
-    lines = []
-    if package.get("without_cuda"):
-        lines.append(f"**Built without CUDA**: {cell(package['without_cuda'][-2000:])}")
+    reason = found.get("package", {}).get("reason")
+    doctor = found.get("doctor", {}).get("text")
+    lines = [f"```\n{reason}\n```"] if reason else []
     if doctor:
         lines.append(f"```\n{doctor.strip()}\n```")
     return "## Build\n\n" + "\n\n".join(lines) if lines else ""

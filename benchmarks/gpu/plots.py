@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,5 +91,5 @@ def run(work: Work) -> None:
 
     # What was drawn before is drawn again: there may be more to draw.
     work.store.set_stage(work.stage.name, cases={})
-    pictures = [(n, lambda s=s, n=n: picture(s, n)) for s, n in PICTURES.items()]
+    pictures = [(n, functools.partial(picture, s, n)) for s, n in PICTURES.items()]
     work.each([*pictures, (SIZES, sizes)])

@@ -7,6 +7,7 @@ ncu, where it is allowed. Clocks are left as they are.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def by_kernel(op: str, backend: str) -> dict[str, Any]:
     found = [
         {"kernel": e.key, "calls": e.count / RUNS, "us": e.self_device_time_total / RUNS}
         for e in profile.key_averages()
-        if e.device_type == torch.autograd.DeviceType.CUDA
+        if e.device_type.name == "CUDA"
     ]
     found.sort(key=lambda line: -float(line["us"]))
     return {"kernels": found[:12]}
@@ -90,9 +91,9 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 def run(work: Work) -> None:
     timed = [
-        (f"{op}, {backend}", lambda op=op, backend=backend: by_kernel(op, backend))
+        (f"{op}, {backend}", functools.partial(by_kernel, op, backend))
         for op in OPS
         for backend in BACKENDS
     ]
-    counted = [(f"ncu, {name}", lambda name=name: by_metric(name)) for name in BACKENDS]
+    counted = [(f"ncu, {name}", functools.partial(by_metric, name)) for name in BACKENDS]
     work.each([*timed, *counted])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -31,4 +32,4 @@ def check(tool: str) -> dict[str, Any]:
 
 
 def run(work: Work) -> None:
-    work.each([(tool, lambda tool=tool: check(tool)) for tool in TOOLS])
+    work.each([(tool, functools.partial(check, tool)) for tool in TOOLS])
