@@ -11,7 +11,7 @@ import torch
 
 import logitless as ll
 from benchmarks.case import Setting
-from benchmarks.machine import cpu_model, git, installed
+from benchmarks.about import cpu_model, git, installed
 from benchmarks.match import Match, Measured
 from benchmarks.peers import PEERS
 from benchmarks.timing import last_level_cache

@@ -287,5 +287,5 @@ def test_op_registration(place: Place) -> None:
     torch.library.opcheck(row_stats, (z, t, *chain, True, False), test_utils=tests)
     h.requires_grad_()
     torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32), test_utils=tests
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, False), test_utils=tests
     )

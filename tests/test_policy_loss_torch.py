@@ -262,12 +262,17 @@ def test_data_may_not_require_grad(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "entropy"])
 def test_the_op_is_a_good_citizen(name: str) -> None:
     """torch's own checks: schema, fake kernel, autograd registration, compilation."""
-    from logitless.ops.given_gradient import given_gradient
+    from logitless.ops.loss_op import loss_arguments, policy_loss_op
 
-    logp, entropy = (torch.rand(5, requires_grad=True) for _ in range(2))
-    bonus = (entropy, torch.rand(5)) if name == "entropy" else (None, None)
-    arguments = (torch.rand(()), logp, torch.rand(5), *bonus)
-    torch.library.opcheck(given_gradient, arguments)
+    t = tensors(make_batch(dtype=np.float32))
+    arguments = loss_arguments(
+        t["old_logp"], t["advantages"], t["mask"], SPECS[name], ref_logp=None, rollout_logp=None,
+        cu_seqlens=None, token_ids=None, batch=None, totals=None, grad_scale=1.0,
+    )  # fmt: skip
+    logp, entropy = (t[k].nan_to_num().requires_grad_() for k in ("logp", "entropy"))
+    torch.library.opcheck(
+        policy_loss_op, (logp, entropy if name == "entropy" else None, *arguments)
+    )
 
 
 def test_double_backward_raises() -> None:

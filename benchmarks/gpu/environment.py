@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from benchmarks.gpu.child import Work
-from benchmarks.machine import cpu_model, git, installed
+from benchmarks.about import cpu_model, git, installed
 
 QUERY = (
     "name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free",

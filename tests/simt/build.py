@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 SIMT = Path(__file__).resolve().parent
 ROOT = SIMT.parents[1]
@@ -151,10 +153,8 @@ def _object(source: Path) -> Path:
     return target
 
 
-def _pybind11():  # type: ignore[no-untyped-def]
-    import pybind11
-
-    return pybind11
+def _pybind11() -> Any:
+    return importlib.import_module("pybind11")
 
 
 def _run(command: list[str]) -> None:

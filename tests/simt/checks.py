@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from simt import problem as rows
 from simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
@@ -300,15 +299,32 @@ def extras() -> None:
         p.logits = rows.stored(values, dtype)
         result = rows.stats(p)
         assert result.outputs["argmax"].tolist() == [min(columns) for columns in places]
+        # A target that is impossible, and what that does to the others: nothing.
+        values[2, p.targets[2]] = -np.inf
+        assert_stats(p, result)
+        p.logits = rows.stored(values, dtype)
+        result = rows.stats(p)
+        assert_stats(p, result)
+        assert np.isneginf(result.outputs["logp"]).tolist() == [i == 2 for i in range(p.n)]
         few = rows.stats(p, extras=False)
         for name in few.outputs:
             tolerances.assert_bitwise_equal(few.outputs[name], result.outputs[name])
 
 
+def wild() -> None:
+    """Whatever `rows.wild` thinks of."""
+    for seed in range(60):
+        p, cuts = rows.wild(seed)
+        try:
+            both(p, cuts=cuts)
+        except Exception as error:
+            raise AssertionError(f"rows.wild({seed})") from error
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras,
+        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras, wild,
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ poisoned by the address sanitizer.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,7 +80,7 @@ class Problem:
 
     @property
     def vocab(self) -> int:
-        return self.logits.shape[-1]
+        return int(self.logits.shape[-1])
 
     @property
     def values(self) -> Array:
@@ -127,7 +128,7 @@ class Result:
 
 def tiles(vocab: int, cuts: tuple[int, ...]) -> list[slice]:
     edges = [0, *cuts, vocab]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def stats(
@@ -180,7 +181,8 @@ def like(array: Array) -> Array:
     """Memory of its own with the same strides, ending with the last element."""
     last = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     bytes_ = np.zeros(last + array.itemsize if array.size else 0, np.uint8)
-    return np.ndarray(array.shape, array.dtype, bytes_, 0, array.strides)
+    copy: Array = np.ndarray(array.shape, array.dtype, bytes_, 0, array.strides)
+    return copy
 
 
 def at_offset(array: Array, elements: int) -> Array:
@@ -190,7 +192,7 @@ def at_offset(array: Array, elements: int) -> Array:
     bytes_ = np.zeros(array.nbytes + slack, np.uint8)
     begin = (elements * item - bytes_.ctypes.data) % 64
     bytes_ = bytes_[begin : begin + array.nbytes]
-    copy = np.ndarray(array.shape, array.dtype, bytes_)
+    copy: Array = np.ndarray(array.shape, array.dtype, bytes_)
     copy[...] = array
     return copy
 
@@ -211,13 +213,13 @@ class Forbidden:
 
 
 def far_apart(array: Array, stride: int) -> Array:
-    """A copy of [N, V] whose rows are `stride` elements apart, in memory that is mostly not there."""
+    """A copy of [N, V] whose rows are `stride` elements apart, most of the memory not there."""
     n, vocab = array.shape
     size = ((n - 1) * stride + vocab) * array.itemsize
     # MAP_NORESERVE: Python names it from 3.13 on.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
     strides = (stride * array.itemsize, array.itemsize)
-    copy = np.ndarray(array.shape, array.dtype, mmap.mmap(-1, size, flags), 0, strides)
+    copy: Array = np.ndarray(array.shape, array.dtype, mmap.mmap(-1, size, flags), 0, strides)
     copy[...] = array
     return copy
 
@@ -252,6 +254,26 @@ def problem(n: int, vocab: int, dtype: str, kind: str = "plain", seed: int = 0) 
         z[-1, : vocab // 3] = -np.inf  # masked vocabulary
     targets = random.integers(vocab // 3, vocab, n)
     return Problem(dtype, stored(z, dtype), targets, chain(kind, n, vocab))
+
+
+def wild(seed: int) -> tuple[Problem, tuple[int, ...]]:
+    """Anything at all that has a meaning: sizes, spreads, shifts, ties, -inf, masks, and cuts."""
+    random = np.random.default_rng(seed)
+    dtype = ("float32", "bfloat16", "float16")[seed % 3]
+    n = int(random.integers(1, 7))
+    vocab = int(random.choice([random.integers(1, 70), random.integers(70, 9000)]))
+    spread = random.choice([0.0, 0.1, 4.0, 30.0, 1000.0], n)
+    shift = random.choice([0.0, -50.0, 1e4, -3e4], n)
+    values = random.standard_normal((n, vocab)) * spread[:, None] + shift[:, None]
+    targets = random.integers(0, vocab, n)
+    values[random.random((n, vocab)) < random.choice([0.0, 0.5, 0.99])] = -np.inf
+    values[np.arange(n), targets] = shift
+    mask = random.random(n) < 0.7 if random.random() < 0.5 else None
+    cuts = (
+        random.integers(1, vocab, 3) if vocab > 3 and random.random() < 0.5 else np.array([], int)
+    )
+    p = Problem(dtype, stored(values, dtype), targets, mask=mask)
+    return p, tuple(sorted({int(cut) for cut in cuts}))
 
 
 def upstream(n: int, dtype: Any = np.float64, seed: int = 0) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 
 namespace logitless::cuda {
 
-BuildInfo build_info() { return {true, true, "emulated", "", ""}; }
+BuildInfo build_info() { return {true, true, "", "", ""}; }
 
 std::string device_reason(int device) {
   return device == 0 ? "" : "the emulator has device 0 only, got " + std::to_string(device);

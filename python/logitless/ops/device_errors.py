@@ -135,6 +135,13 @@ def raise_found(device: torch.device) -> None:
         watch.raise_found()
 
 
+def raise_now(device: torch.device) -> None:
+    """The same where the host is about to wait for its values anyway."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    raise_found(device)
+
+
 def flag_temperatures(
     flag: Tensor,  # [1] int64
     row_scale: Tensor,  # [n] float64, NaN where the temperature was bad

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logitless.ops.linear_token_stats import linear_token_stats
-from logitless.ops.policy_loss import policy_loss
-from logitless.ops.tokens import refuse_grad
+from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats
+from logitless.ops.options import (
+    ComputeOptions,
+    HeadOptions,
+    check_vocab_parallel,
+)
+from logitless.ops.policy_loss import check_loss_options, policy_loss
+from logitless.ops.tokens import is_tensor, refuse_grad
 
 if TYPE_CHECKING:
     from logitless.loss.aggregation import Totals
@@ -71,6 +76,24 @@ def linear_policy_loss(
         rollout_logp=rollout_logp,
         temperature=temperature,
     )
+    head = HeadOptions(temperature, softcap, logit_scale, bias)
+    compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+    loss_options = {
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+        "cu_seqlens": cu_seqlens,
+        "token_ids": token_ids,
+        "batch": batch,
+        "totals": totals,
+        "grad_scale": grad_scale,
+    }
+    check_loss_options(spec, batch, totals, grad_scale, token_ids)
+    check_vocab_parallel(vocab_group, vocab_start)
+    data = (old_logp, advantages, mask, spec)
+    if is_tensor(hidden):
+        out = _one_pass(hidden, weight, targets, head, compute, data, loss_options)
+        if out is not None:
+            return out
     stats = linear_token_stats(
         hidden,
         weight,
@@ -80,28 +103,45 @@ def linear_policy_loss(
         softcap=softcap,
         logit_scale=logit_scale,
         bias=bias,
-        vocab_group=vocab_group,
-        vocab_start=vocab_start,
         memory_budget=memory_budget,
         tail_mass=tail_mass,
         logits_dtype=logits_dtype,
         batch_invariant=batch_invariant,
         backend=backend,
     )
-    out = policy_loss(
-        stats.logp,
-        old_logp,
-        advantages,
-        mask,
-        spec,
-        entropy=stats.entropy,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-        token_ids=token_ids,
-        batch=batch,
-        totals=totals,
-        grad_scale=grad_scale,
-    )
+    loss, metrics = policy_loss(stats.logp, *data, entropy=stats.entropy, **loss_options)
     detached = (x.detach() if hasattr(x, "detach") else x for x in (stats.logp, stats.entropy))
-    return LinearPolicyLossOutput(out.loss, out.metrics, *detached)
+    return LinearPolicyLossOutput(loss, metrics, *detached)
+
+
+def _one_pass(
+    hidden: Any,
+    weight: Any,
+    targets: Any,
+    head: HeadOptions,
+    compute: ComputeOptions,
+    data: tuple[Any, Any, Any, PolicyLossSpec],
+    loss_options: dict[str, Any],
+) -> LinearPolicyLossOutput | None:
+    """Forward and backward at once, where that is the plan; None: one after the other."""
+    from logitless.ops.head_call import head_call, tile_arguments
+    from logitless.ops.loss_op import loss_arguments
+    from logitless.ops.one_pass import one_pass, separable
+
+    *_, mask, spec = data
+    op = "linear_policy_loss"
+    shape = check_head_inputs(op, hidden, weight, targets, mask, head)
+    call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
+    if not any(call.needs) or call.backend == "torch":
+        return None
+    split = separable(spec, batch=loss_options["batch"] is not None)
+    tiling = call.plan(compute, one_pass=True, split=split)
+    if not tiling.chunk_rows:
+        return None
+    arguments = loss_arguments(*data, **loss_options)
+    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    loss, values, logp, entropy, *_ = one_pass(
+        *call.arrays, *arguments, tiling.chunk_rows, *tiles, list(call.needs)
+    )
+    metrics = dict(zip(arguments.metric_names(entropy=True), values.unbind(), strict=True))
+    return LinearPolicyLossOutput(loss, metrics, logp, entropy)

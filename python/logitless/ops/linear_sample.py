@@ -90,21 +90,21 @@ def _draw(
 ) -> Sample:
     import torch
 
-    from logitless.ops.linear_op import Tiles
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
     from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
+    from logitless.ops.tiles import Tiles
 
     n, vocab = len(hidden), len(weight)
     tiling = plan(n, hidden.shape[1], vocab, hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype)
+    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, False)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )
     bias = None if bias is None else bias.detach()
     state = torch.empty(n, STATE, dtype=torch.float64)
     best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
-    scratch = tiles.scratch(n, hidden.device)
+    scratch = tiles.scratch(n, hidden)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     parts = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
     for start, stop in tiles.spans(vocab):

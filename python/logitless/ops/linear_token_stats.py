@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.ops.arrays import check_tokens, check_weight, framework
-from logitless.ops.backends import ON_DEVICE, check_numpy_backend
+from logitless.ops.backends import check_numpy_backend
 from logitless.ops.options import ComputeOptions, HeadOptions, check_extras, check_vocab_parallel
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
+from logitless.ops.tokens import is_tensor
 
 
 def linear_token_stats(
@@ -57,14 +58,20 @@ def linear_token_stats(
     compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
-    op = "linear_token_stats"
-    kind = framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
-    vocab = check_weight(op, hidden, weight)
-    shape = check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
-    if kind == "numpy":
-        check_numpy_backend(op, backend)
+    shape = check_head_inputs("linear_token_stats", hidden, weight, targets, mask, head)
+    if not is_tensor(hidden):
+        check_numpy_backend("linear_token_stats", backend)
         return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
+
+
+def check_head_inputs(
+    op: str, hidden: Any, weight: Any, targets: Any, mask: Any, head: HeadOptions
+) -> tuple[int, ...]:
+    """Everything a head op asks of its arrays; returns the shape of targets."""
+    framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
+    vocab = check_weight(op, hidden, weight)
+    return check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
 
 
 def _torch_stats(
@@ -77,49 +84,21 @@ def _torch_stats(
     extras: tuple[str, ...],
     shape: tuple[int, ...],
 ) -> TokenStats:
-    import torch
-
-    from logitless.ops.library import backend_of
+    from logitless.ops.head_call import head_call, tile_arguments
     from logitless.ops.linear_op import linear_stats
-    from logitless.ops.outputs import flat_head, to_stats
+    from logitless.ops.outputs import to_stats
     from logitless.ops.plain import plain_stats
 
-    op = "linear_token_stats"
-    chosen = backend_of(compute.backend, hidden)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
-    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    chain = flat_head(
-        op, head, shape, mask, hidden.dtype == torch.float64, look=chosen not in ON_DEVICE
-    )
-    dtype = _logits_dtype(compute.logits_dtype, hidden.dtype)
-    if chosen == "torch":
-        logits = flat.to(dtype) @ weight.to(dtype).t()
-        return to_stats(plain_stats(logits, flat_targets, flat_mask, *chain), shape, extras)
-    differentiated = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (hidden, weight, head.bias)
-    )
-    tiling = plan(
-        len(flat), flat.shape[1], len(weight), hidden.dtype, compute.memory_budget,
-        logits_dtype=dtype, backward=differentiated,
-    )  # fmt: skip
-    outputs = linear_stats(
-        flat, weight, flat_targets, flat_mask, *chain, chosen, bool(extras),
-        tiling.rows, tiling.columns, tiling.kept_columns, dtype,
-    )  # fmt: skip
+    call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
+    if call.backend == "torch":
+        flat, head_weight, *rows, _ = call.arrays
+        dtype = call.logits_dtype
+        logits = flat.to(dtype) @ head_weight.to(dtype).t()
+        return to_stats(plain_stats(logits, *rows), shape, extras)
+    tiling = call.plan(compute, one_pass=False)
+    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    outputs = linear_stats(*call.arrays, bool(extras), *tiles)
     return to_stats(outputs[:-2], shape, extras)
-
-
-def _logits_dtype(asked: Any, dtype: Any) -> Any:
-    import torch
-
-    if asked is None or asked == dtype:
-        return dtype
-    if asked != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got {asked}"
-        )
-    return asked
 
 
 def _numpy_stats(

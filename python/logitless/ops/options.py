@@ -98,5 +98,3 @@ class ComputeOptions:
             )
         if self.tail_mass:
             raise not_yet("tail_mass", self.tail_mass)
-        if self.batch_invariant:
-            raise not_yet("batch_invariant", self.batch_invariant)

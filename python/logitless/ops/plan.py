@@ -1,21 +1,31 @@
-"""Which tiles the linear path works in, from shapes alone: same shapes, same plan, always."""
+"""Which way a head call is computed, from shapes alone: same shapes, same plan, always."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from logitless.ops import cost
+from logitless.ops.cost import ITEMSIZE, Way, Work
+from logitless.ops.peer_memory import peer_lines
 
 # Tiles are multiples of the core's block, so that any tiling gives the same bits.
 from logitless.ops.rows import BLOCK
 
-# Rows per product. Fewer cost speed: at H=1024 bf16, 128 rows take 1.4x and 512 rows 1.13x the
-# time of 1024.
+# Rows per product. Fewer cost speed, see cost.CPU.
 ROWS = 1024
+# Rows per product where every product has the same shape, whatever the batch: see batch_invariant.
+FIXED_ROWS = 256
 # Bytes of a tile of logits: smaller ones pay more barriers (2 threads, 160 x 64 x 151936 float32:
 # 183, 111 and 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
 TILE_BYTES = 4 << 20
+# Bytes of the rows of weight that belong to a tile, and so of the partial sums of their gradient.
+WEIGHT_BYTES = 8 << 20
 DEFAULT_BUDGET = 512 << 20
+# Rows of the shortest chunk of the one-pass: below, products cost too much.
+SHORTEST_CHUNK = 64
+GRADIENTS = ("hidden", "weight")
 
 _UNITS = {
     "B": 1,
@@ -26,7 +36,6 @@ _UNITS = {
     "MB": 10**6,
     "GB": 10**9,
 }
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,19 @@ class Plan:
     rows: int  # per product
     columns: int  # of the vocabulary per tile
     kept_columns: int  # whose logits are kept from forward to backward
+    chunk_rows: int  # of the one-pass: rows whose logits are held at once; 0: it is not one-pass
     scratch_bytes: int
-    kept_bytes: int
+    kept_bytes: int  # logits held: kept ones, or those of a chunk
     accumulator_bytes: int
+    products: float  # with every row active: 3 at best, 4 where no logits are kept
+    expected_seconds: float  # on the machine that the cost model was measured on
+
+    @property
+    def mode(self) -> str:
+        """ "one-pass", "keep", "recompute" or "mix"."""
+        if self.chunk_rows:
+            return "one-pass"
+        return {0: "recompute", self.vocab: "keep"}.get(self.kept_columns, "mix")
 
     @property
     def total_bytes(self) -> int:
@@ -52,24 +71,29 @@ class Plan:
 
     @property
     def full_logits_bytes(self) -> int:
-        return self.tokens * self.vocab * _ITEMSIZE[self.logits_dtype]
-
-    @property
-    def products(self) -> float:
-        """Forward and backward with every row active: 3 with all logits kept, 4 with none."""
-        return 4.0 - self.kept_columns / self.vocab
+        return self.tokens * self.vocab * ITEMSIZE[self.logits_dtype]
 
     def __str__(self) -> str:
+        held = {
+            "one-pass": f"{self.chunk_rows} rows at a time, forward and backward at once",
+            "keep": "all logits kept for the backward",
+            "recompute": "logits made again in the backward",
+            "mix": f"logits of {self.kept_columns} columns kept, others made again",
+        }[self.mode]
         lines = [
             f"{self.tokens} tokens x {self.hidden} hidden x {self.vocab} vocabulary, {self.dtype},"
             f" logits in {self.logits_dtype}",
-            f"tiles of {self.rows} rows x {self.columns} columns; logits of {self.kept_columns}"
-            f" columns kept for backward; {self.products:.2f} products",
-            f"scratch {_mib(self.scratch_bytes)} + kept {_mib(self.kept_bytes)} + accumulators"
+            f"{self.mode}: {held}; {self.products:.2f} products on tiles of {self.rows} rows x"
+            f" {self.columns} columns",
+            f"scratch {_mib(self.scratch_bytes)} + logits {_mib(self.kept_bytes)} + accumulators"
             f" {_mib(self.accumulator_bytes)} = {_mib(self.total_bytes)} of {_mib(self.budget)}",
             f"full logits would take {_mib(self.full_logits_bytes)}, and as much again for"
             " their gradient",
+            "others hold, by what their documentation and sources say:",
         ]
+        item = ITEMSIZE[self.logits_dtype]
+        others = peer_lines(self.tokens, self.hidden, self.vocab, item)
+        lines += [f"  {_mib(size):>12}  {who}: {what}" for size, who, what in others]
         return "\n".join(lines)
 
 
@@ -96,56 +120,115 @@ def plan(
     budget: int | str | None = None,
     *,
     logits_dtype: Any = None,
+    gradients: tuple[str, ...] = GRADIENTS,
     backward: bool = True,
+    one_pass: bool = True,
+    split: bool = True,
+    batch_invariant: bool = False,
 ) -> Plan:
-    """The tiling that `linear_token_stats` uses for these shapes and this memory budget.
+    """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
 
     `dtype` and `logits_dtype` are torch dtypes or their names; `budget` as `memory_budget` there:
-    None is min(512 MiB, the full logits), or one tile where that is more. Counted: scratch, kept
-    tiles, float32 accumulators; not inputs, outputs or .grad. Raises ValueError below the smallest
-    budget that can work.
+    None is min(512 MiB, what holding all logits takes). Counted: scratch, kept tiles, float32
+    accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
+    asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
+    `linear_token_stats` does it, whose upstream gradients are not known in the forward;
+    `split=False`: a loss whose coefficients need all rows at once. The cheapest way that fits is
+    taken, by the model in `ops/cost.py`; time and free memory of the machine never enter it.
+
+    Raises ValueError below the smallest budget that can work, naming it.
     """
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
     for label, size in (("tokens", tokens), ("hidden", hidden), ("vocab", vocab)):
         if size < (0 if label == "tokens" else 1):
             raise ValueError(f"{label} must be positive, got {size}")
-    item = _ITEMSIZE[realised]
-    full = tokens * vocab * item
-
-    def sizes(rows: int) -> tuple[int, int, int]:
-        """(columns, scratch, accumulators) for this many rows a product."""
-        fitting = TILE_BYTES // (rows * item) // BLOCK * BLOCK
-        columns = min(max(fitting, BLOCK), vocab)
-        # Operands in another dtype than the logits are cast tile by tile.
-        cast = (columns + rows) * hidden * item if realised != name else 0
-        wide = backward and realised in ("bfloat16", "float16")
-        sums = 4 * hidden * (tokens + (columns if rows < tokens else 0)) if wide or cast else 0
-        partial = rows * hidden * item if wide or cast else 0
-        return columns, rows * columns * item + cast + partial, sums if backward else 0
-
-    rows = max(1, min(tokens, ROWS))
-    columns, scratch, accumulators = sizes(rows)
-    default = max(min(DEFAULT_BUDGET, full), scratch + accumulators)
-    limit = default if budget is None else parse_bytes(budget)
-    while rows > 1 and scratch + accumulators > limit:
-        rows = -(-rows // 2)
-        columns, scratch, accumulators = sizes(rows)
-    if scratch + accumulators > limit:
+    if not set(gradients) <= set(GRADIENTS):
+        raise ValueError(f"gradients must be some of {GRADIENTS}, got {gradients}")
+    needed = tuple(gradients) if backward else ()
+    work = Work(tokens, hidden, vocab, name, realised, needed, backward)
+    fixed = batch_invariant
+    heights = [FIXED_ROWS] if fixed else _halved(max(1, min(tokens, ROWS)), 1)
+    limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
+    ways = _two_pass_ways(work, heights, limit, fixed)
+    if one_pass and backward and tokens:
+        ways += _one_pass_ways(work, heights, limit, fixed, split)
+    if not ways:
+        least = min(cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed))
         raise ValueError(
-            f"memory_budget must be at least {scratch + accumulators} bytes for {tokens} tokens x "
-            f"{hidden} hidden x {vocab} vocabulary in {realised}, got {limit}"
+            f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
+            f"{vocab} vocabulary in {realised}, got {limit}"
         )
-    room = (limit - scratch - accumulators) // (item * tokens) if backward and tokens else 0
-    kept = vocab if room >= vocab else room // columns * columns
+    best = min(ways, key=lambda way: cost.seconds(work, way, cost.CPU))
     return Plan(
-        tokens, hidden, vocab, name, realised, limit, rows, columns, kept,
-        scratch, kept * tokens * item, accumulators,
+        tokens, hidden, vocab, name, realised, limit,
+        best.rows, best.columns, best.kept, best.chunk,
+        cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
+        cost.accumulator_bytes(work, best), cost.products(work, best),
+        cost.seconds(work, best, cost.CPU),
     )  # fmt: skip
+
+
+def _halved(size: int, smallest: int) -> list[int]:
+    sizes = [size]
+    while sizes[-1] > smallest:
+        sizes.append(max(-(-sizes[-1] // 2), smallest))
+    return sizes
+
+
+def _columns(work: Work, rows: int) -> int:
+    """As wide as tile and weights may be; in blocks of the core."""
+    fitting = min(
+        TILE_BYTES // (rows * work.item), WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype])
+    )
+    return min(max(fitting // BLOCK * BLOCK, BLOCK), work.vocab)
+
+
+def _default_budget(work: Work, rows: int, fixed: bool) -> int:
+    """What holding all logits at once takes, up to a limit that one tile may exceed."""
+    way = Way(rows, _columns(work, rows), 0, fixed=fixed)
+    whole = [replace(way, kept=work.vocab)]
+    if work.backward and work.tokens:
+        whole.append(replace(way, chunk=work.tokens))
+    most = max(cost.total_bytes(work, way) for way in whole)
+    return max(min(DEFAULT_BUDGET, most), cost.total_bytes(work, way))
+
+
+def _bare_ways(work: Work, heights: list[int], fixed: bool) -> list[Way]:
+    return [Way(rows, _columns(work, rows), 0, fixed=fixed) for rows in heights]
+
+
+def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: bool) -> list[Way]:
+    """The tallest products that fit, without kept logits and with as many as there is room for."""
+    for way in _bare_ways(work, heights, fixed):
+        room = limit - cost.total_bytes(work, way)
+        if room < 0:
+            continue
+        if not work.backward or not work.tokens:
+            return [way]
+        fitting = room // (work.item * cost.padded(work.tokens, way))
+        kept = work.vocab if fitting >= work.vocab else fitting // way.columns * way.columns
+        return [way, replace(way, kept=kept)] if kept else [way]
+    return []
+
+
+def _one_pass_ways(
+    work: Work, heights: list[int], limit: int, fixed: bool, split: bool
+) -> list[Way]:
+    """Chunks of all rows, half of them, a quarter ...: those that fit."""
+    ways = []
+    for chunk in _halved(work.tokens, min(SHORTEST_CHUNK, work.tokens) if split else work.tokens):
+        rows = FIXED_ROWS if fixed else min(chunk, ROWS)
+        if fixed and chunk < work.tokens:
+            chunk = -(-chunk // rows) * rows
+        way = Way(rows, _columns(work, rows), 0, chunk, fixed)
+        if cost.total_bytes(work, way) <= limit:
+            ways.append(way)
+    return ways
 
 
 def _dtype_name(label: str, dtype: Any) -> str:
     name = str(dtype).removeprefix("torch.")
-    if name not in _ITEMSIZE:
-        raise ValueError(f"{label} must be one of {', '.join(_ITEMSIZE)}, got {dtype}")
+    if name not in ITEMSIZE:
+        raise ValueError(f"{label} must be one of {', '.join(ITEMSIZE)}, got {dtype}")
     return name

@@ -77,23 +77,21 @@ def policy_loss(
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
     )
-    tokens, result = policy_coefficients(
-        logp,
-        old_logp,
-        advantages,
-        mask,
-        spec,
-        entropy=entropy,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-        token_ids=token_ids,
-        batch=batch,
-        totals=totals,
-        grad_scale=grad_scale,
-    )
+    options: dict[str, Any] = {
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+        "cu_seqlens": cu_seqlens,
+        "token_ids": token_ids,
+        "batch": batch,
+        "totals": totals,
+        "grad_scale": grad_scale,
+    }
     if is_tensor(logp):
-        return _torch_output(tokens, result, logp, entropy)
+        check_loss_options(spec, batch, totals, grad_scale, token_ids)
+        return _torch_loss(logp, entropy, (old_logp, advantages, mask, spec), options)
+    tokens, result = policy_coefficients(
+        logp, old_logp, advantages, mask, spec, entropy=entropy, **options
+    )
     metrics = {name: np.float32(value) for name, value in result.metrics.items()}
     return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
 
@@ -115,19 +113,9 @@ def policy_coefficients(
     grad_scale: float = 1.0,
 ) -> tuple[Tokens, TokenLoss]:
     """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
-    for argument, given, kind in (
-        ("spec", spec, PolicyLossSpec),
-        ("batch", batch, BatchStats),
-        ("totals", totals, Totals),
-    ):
-        if given is not None and not isinstance(given, kind):
-            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
+    check_loss_options(spec, batch, totals, grad_scale, token_ids)
     if rollout_logp is not None:
         raise NotImplementedError("rollout_logp: no rollout correction is built yet, pass None")
-    if batch is not None and totals is not None:
-        raise ValueError("totals must be None where batch is given, which carries its own totals")
-    if not math.isfinite(grad_scale):
-        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
     for name, field, value in (("kl", spec.kl, ref_logp), ("entropy", spec.entropy, entropy)):
         if field is not None and value is None:
             missing = "ref_logp" if name == "kl" else "entropy"
@@ -145,7 +133,7 @@ def policy_coefficients(
     if batch is not None:
         totals = batch.totals
     weights = token_weights(tokens, spec, totals)
-    means, selected = _selection(tokens, spec, batch, totals, token_ids is not None)
+    means, selected = _selection(tokens, spec, batch, totals)
     result = evaluate(
         tokens,
         spec,
@@ -158,24 +146,48 @@ def policy_coefficients(
     return tokens, result
 
 
+def check_loss_options(
+    spec: PolicyLossSpec,
+    batch: BatchStats | None,
+    totals: Totals | None,
+    grad_scale: float,
+    token_ids: Any,
+) -> None:
+    """What can be wrong before a value is looked at."""
+    for argument, given, kind in (
+        ("spec", spec, PolicyLossSpec),
+        ("batch", batch, BatchStats),
+        ("totals", totals, Totals),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
+    if not math.isfinite(grad_scale):
+        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
+    if batch is None:
+        return
+    if totals is not None:
+        raise ValueError("totals must be None where batch is given, which carries its own totals")
+    if spec.control is not None and not spec.selects:
+        return
+    if batch.control != spec.control:
+        raise ValueError(
+            f"batch was made for control={batch.control}, but the spec has {spec.control}"
+        )
+    if spec.selects and token_ids is None:
+        raise ValueError("token_ids must be given with batch: selected tokens are found by id")
+
+
 def _selection(
     tokens: Tokens,
     spec: PolicyLossSpec,
     batch: BatchStats | None,
     totals: Totals | None,
-    has_ids: bool,
 ) -> tuple[Means | None, Bools | None]:
     """The means where they are known, and the selected tokens of this call where some are."""
     if spec.control is not None and not spec.selects:
         means = batch_means(tokens)
         return means, select_in_call(tokens, spec, means, _torch_permutation)
     if batch is not None:
-        if batch.control != spec.control:
-            raise ValueError(
-                f"batch was made for control={batch.control}, but the spec has {spec.control}"
-            )
-        if spec.selects and not has_ids:
-            raise ValueError("token_ids must be given with batch: selected tokens are found by id")
         means = Means(batch.mean_advantage, batch.mean_logp, batch.count)
         return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None
     if totals is not None:
@@ -205,25 +217,15 @@ def _members(tokens: Tokens, selected: Int64s) -> Bools:
     return np.asarray(selected[place] == tokens.ids, np.bool_)
 
 
-def _torch_output(tokens: Tokens, result: TokenLoss, logp: Any, entropy: Any) -> PolicyLossOutput:
-    import torch
+def _torch_loss(
+    logp: Any, entropy: Any, data: tuple[Any, Any, Any, PolicyLossSpec], options: dict[str, Any]
+) -> PolicyLossOutput:
+    from logitless.ops.loss_op import loss_arguments, policy_loss_op
 
-    from logitless.ops.given_gradient import given_gradient
-
-    def coefficients(values: Any, like: Any) -> Any:
-        return torch.from_numpy(values).view(tokens.shape).to(like.dtype)
-
-    dtype = torch.float64 if logp.dtype == torch.float64 else torch.float32
+    arguments = loss_arguments(*data, **options)
     # .cpu() is the identity on the CPU and carries gradients back to another device
-    loss = given_gradient(
-        torch.tensor(result.loss, dtype=dtype),
-        logp.cpu(),
-        coefficients(result.g_logp, logp),
-        None if result.g_entropy is None else entropy.cpu(),
-        None if result.g_entropy is None else coefficients(result.g_entropy, entropy),
-    )
-    metrics = {
-        name: torch.tensor(value, dtype=torch.float32, device=logp.device)
-        for name, value in result.metrics.items()
-    }
+    given = (x.cpu() if is_tensor(x) else x for x in (logp, entropy, *arguments))
+    loss, values, *_ = policy_loss_op(*given)
+    names = arguments.metric_names(entropy=entropy is not None)
+    metrics = dict(zip(names, values.to(logp.device).unbind(), strict=True))
     return PolicyLossOutput(loss.to(logp.device), metrics)

@@ -17,6 +17,7 @@ ROWS = (
     "Tensor targets, Tensor? mask, Tensor? bias, Tensor? row_scale, "
     "float scale, float pre, float softcap, str backend"
 )
+N_ROWS = 8
 UPSTREAM = "Tensor? g_logp, Tensor? g_entropy, Tensor? g_lse"
 
 

@@ -1,0 +1,153 @@
+"""What a way to compute the head costs: bytes held and seconds expected, from shapes alone.
+
+A product is N x H x V. With f the share of the vocabulary whose logits are kept, and every row
+active:
+
+    keep, recompute and their mix    3 + (1 - f) products; the kept logits go to fresh memory
+    one-pass, in chunks of C rows    3 products; a buffer of C x V logits, used again by each chunk;
+                                     with more than one chunk d_weight is a float32 sum of V x H
+                                     that each chunk reads and writes
+
+A frozen weight or hidden drops its product; rows without a gradient drop theirs as well, which no
+shape can tell, so it is not in the model: it speaks for keeping a little more than the model knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Speeds that decide between products and memory. Only their ratios matter."""
+
+    flops: dict[str, float]  # per second of a product, by dtype
+    # A product packs its operands, which takes as long as this many rows more.
+    packing_rows: int
+    page: float  # seconds per byte of memory that the system has to hand out
+    stream: float  # bytes per second, memory already there
+
+
+# Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
+# python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none.
+CPU = Machine(
+    flops={"bfloat16": 0.93e12, "float32": 0.21e12, "float16": 0.055e12, "float64": 0.11e12},
+    packing_rows=20,
+    page=0.5e-9,
+    stream=65e9,
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked for: the shapes, the dtypes and the gradients of one call."""
+
+    tokens: int
+    hidden: int
+    vocab: int
+    dtype: str  # of hidden and weight
+    logits_dtype: str  # in which tiles are realised
+    gradients: tuple[str, ...]  # of "hidden", "weight": those that need products
+    backward: bool = True
+
+    @property
+    def item(self) -> int:
+        return ITEMSIZE[self.logits_dtype]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether gradients are stored in 16 bits, so that their sums need room of their own."""
+        return ITEMSIZE[self.dtype] == 2
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.tokens * self.vocab * self.item
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do the work."""
+
+    rows: int  # per product
+    columns: int  # of the vocabulary per tile
+    kept: int  # columns whose logits live until the backward
+    chunk: int = 0  # rows per chunk of the one-pass; 0: forward and backward apart
+    fixed: bool = False  # every product has exactly `rows` rows
+
+
+def chunks(work: Work, way: Way) -> int:
+    return -(-work.tokens // way.chunk) if way.chunk else 1
+
+
+def padded(n: int, way: Way) -> int:
+    return -(-n // way.rows) * way.rows if way.fixed else n
+
+
+def scratch_bytes(work: Work, way: Way) -> int:
+    """A tile, operands cast or gathered, and products on their way into a sum."""
+    held, own = padded(way.chunk or work.tokens, way), ITEMSIZE[work.dtype]
+    tile = way.rows * way.columns * work.item
+    operands = padded(work.tokens, way) * work.hidden * work.item
+    if work.logits_dtype != work.dtype:
+        operands += way.columns * work.hidden * work.item
+    if not work.backward:
+        return tile + operands
+    operands += held * work.hidden * (own + (work.item if way.chunk else 0))
+    partial = max(way.rows, way.columns) * work.hidden * work.item if work.item == 2 else 0
+    return tile + operands + partial
+
+
+def kept_bytes(work: Work, way: Way) -> int:
+    columns = work.vocab if way.chunk else way.kept
+    return padded(way.chunk or work.tokens, way) * columns * work.item
+
+
+def accumulator_bytes(work: Work, way: Way) -> int:
+    """float32 sums of gradients that are stored in 16 bits."""
+    if not work.gradients or not work.narrow:
+        return 0
+    held = padded(way.chunk or work.tokens, way)
+    hidden = held * work.hidden
+    if way.chunk and work.dtype == "float16":
+        # Not rounded before the gradient of the loss is known: see one_pass.py.
+        hidden += work.tokens * work.hidden
+    weight = 0
+    if "weight" in work.gradients:
+        if sums_weight(work, way):
+            weight = work.vocab * work.hidden
+        elif way.rows < held or work.logits_dtype != work.dtype:
+            weight = way.columns * work.hidden
+    return 4 * (hidden + weight)
+
+
+def sums_weight(work: Work, way: Way) -> bool:
+    """Whether d_weight is summed over chunks of rows, or must stay wide until it is scaled."""
+    return bool(way.chunk) and (chunks(work, way) > 1 or work.dtype == "float16")
+
+
+def total_bytes(work: Work, way: Way) -> int:
+    return scratch_bytes(work, way) + kept_bytes(work, way) + accumulator_bytes(work, way)
+
+
+def products(work: Work, way: Way) -> float:
+    again = 0.0 if way.chunk or not work.backward else 1.0 - way.kept / work.vocab
+    return 1.0 + len(work.gradients) + again
+
+
+def seconds(work: Work, way: Way, machine: Machine) -> float:
+    """Products, fresh pages, and traffic of what does not fit the caches."""
+    rows = max(1, way.rows if way.fixed else min(way.rows, way.chunk or work.tokens))
+    product = (
+        2.0 * padded(work.tokens, way) * work.hidden * work.vocab / machine.flops[work.logits_dtype]
+    )
+    product *= 1.0 + machine.packing_rows / rows
+    kept = kept_bytes(work, way)
+    fresh = kept
+    traffic = 2.0 * (work.logits_bytes if way.chunk else kept)
+    if sums_weight(work, way) and "weight" in work.gradients:
+        weight = max(4, ITEMSIZE[work.dtype]) * work.vocab * work.hidden
+        fresh += weight if work.narrow else 0
+        traffic += 2.0 * chunks(work, way) * weight
+    return products(work, way) * product + fresh * machine.page + traffic / machine.stream

@@ -1,0 +1,103 @@
+"""The arrays of a head call as its ops take them, and the tiling that serves them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.ops.backends import ON_DEVICE
+from logitless.ops.library import backend_of
+from logitless.ops.options import ComputeOptions, HeadOptions
+from logitless.ops.outputs import flat_head
+from logitless.ops.plan import Plan, plan
+
+
+class HeadCall(NamedTuple):
+    """Flat inputs of one call. `arrays` starts every schema over hidden, weight and rows."""
+
+    # hidden [N, H], weight [V, H], targets, mask, bias, row_scale, scale, pre, softcap, backend
+    arrays: tuple[Any, ...]
+    logits_dtype: torch.dtype
+    # of "hidden", "weight": what autograd will ask for; a bias needs the same products as none
+    gradients: tuple[str, ...]
+    needs: tuple[bool, bool, bool]  # hidden, weight, bias
+
+    @property
+    def backend(self) -> str:
+        return str(self.arrays[-1])
+
+    def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan:
+        hidden, weight = self.arrays[:2]
+        tiling: Plan = _plan(
+            int(hidden.shape[0]), int(hidden.shape[1]), int(weight.shape[0]), hidden.dtype,
+            compute.memory_budget, self.logits_dtype, self.gradients, any(self.needs), one_pass,
+            split, compute.batch_invariant,
+        )  # fmt: skip
+        return tiling
+
+
+def head_call(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    head: HeadOptions,
+    compute: ComputeOptions,
+    shape: tuple[int, ...],
+) -> HeadCall:
+    backend = backend_of(compute.backend, hidden)
+    wide, look = hidden.dtype == torch.float64, backend not in ON_DEVICE
+    differentiated = torch.is_grad_enabled()
+    needs = tuple(
+        differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
+    )
+    arrays = (
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        targets.reshape(-1).to(torch.int64).contiguous(),
+        None if mask is None else mask.reshape(-1).contiguous(),
+        *flat_head(op, head, shape, mask, wide, look=look),
+        backend,
+    )
+    asked = tuple(name for name, need in zip(("hidden", "weight"), needs, strict=False) if need)
+    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    return HeadCall(arrays, dtype, asked, (needs[0], needs[1], needs[2]))
+
+
+def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
+    if asked is None or asked == dtype:
+        return dtype
+    if asked != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got {asked}"
+        )
+    return torch.float32
+
+
+# A compiled graph holds the plan as a constant: it follows from what the graph is guarded on.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _plan(
+    n: int,
+    hidden: int,
+    vocab: int,
+    dtype: torch.dtype,
+    budget: int | str | None,
+    logits: torch.dtype,
+    gradients: tuple[str, ...],
+    backward: bool,
+    one_pass: bool,
+    split: bool,
+    fixed: bool,
+) -> Plan:
+    return plan(
+        n, hidden, vocab, dtype, budget, logits_dtype=logits, gradients=gradients,
+        backward=backward, one_pass=one_pass, split=split, batch_invariant=fixed,
+    )  # fmt: skip
+
+
+def tile_arguments(tiling: Plan, dtype: torch.dtype, *, fixed: bool) -> tuple[Any, ...]:
+    """The end of every schema over tiles, see `tiles.TILES`."""
+    return tiling.rows, tiling.columns, tiling.kept_columns, dtype, fixed

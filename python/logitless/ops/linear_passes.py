@@ -1,0 +1,134 @@
+"""The two passes over vocabulary tiles that every head op is made of. All in place, nothing held.
+
+Products belong to torch.mm; what surrounds them works on the tile while it is in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.ops.rows import Rows
+from logitless.ops.tiles import WIDE, Sum, Tiles, view
+
+
+def fold(
+    h: Tensor,  # [n, H], padded by tiles.operand
+    weight: Tensor,  # [V, H]
+    rows: Rows,  # of n rows, without a mask
+    state: Tensor,  # [n, STATE]
+    tiles: Tiles,
+    kept: Tensor,  # flat: padded n * tiles.kept
+    extras: bool,
+) -> None:
+    """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
+    vocab = len(weight)
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
+    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
+    for start, stop in tiles.spans(vocab):
+        w, width = weight[start:stop].to(tiles.dtype), stop - start
+        for chunk, part in chunks:
+            operand = h[tiles.height(chunk)]
+            if stop <= tiles.kept:
+                tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
+            else:
+                tile = view(scratch, 0, len(operand), width)
+            torch.mm(operand, w.t(), out=tile)
+            part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
+
+
+class Upstream(NamedTuple):
+    """d loss / d of each row's results, [n] float64 or None."""
+
+    g_logp: Tensor | None
+    g_entropy: Tensor | None
+    g_lse: Tensor | None = None
+
+    def active(self, targets: Tensor) -> Tensor:
+        """Indices of the rows that have any gradient at all."""
+        some = torch.zeros_like(targets, dtype=torch.bool)
+        for gradient in self:
+            if gradient is not None:
+                some |= gradient != 0
+        return some.nonzero().squeeze(1)
+
+    def at(self, index: Tensor | slice) -> dict[str, Tensor | None]:
+        return {
+            name: None if value is None else value[index] for name, value in self._asdict().items()
+        }
+
+
+class Gradients(NamedTuple):
+    """Where the gradients go; None where none is asked for."""
+
+    # [active rows, H], padded
+    hidden: Tensor | None
+    # (start, stop, products to come) -> the sum of d_weight[start:stop]
+    weight: Callable[[int, int, int], Sum] | None
+    # [V], added to
+    bias: Tensor | None
+    # what each product is multiplied by: undoes a scale of the coefficients
+    alpha: float = 1.0
+
+
+def unfold(
+    h: Tensor,  # [n, H], padded: the active rows
+    weight: Tensor,  # [V, H]
+    rows: Rows,  # the active rows
+    state: Tensor,  # [n, STATE]
+    g: Upstream,  # [n] each
+    tiles: Tiles,
+    kept: Tensor,
+    place: Tensor | None,  # [n] position among the rows of `fold`, which had `folded` of them
+    folded: int,
+    out: Gradients,
+) -> None:
+    """Logits again, from `kept` or by another product; d(logits) in their place; the products.
+
+    `place` None: the active rows are all of them, and kept tiles are worked on where they lie.
+    """
+    vocab, hidden = weight.shape
+    scratch = tiles.scratch(rows.n if tiles.kept < vocab or place is not None else 0, weight)
+    partial = (
+        None
+        if tiles.dtype in WIDE
+        else weight.new_empty(
+            max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
+        )
+    )
+    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
+    d_hidden, alpha = out.hidden, out.alpha
+    sums = []
+    if d_hidden is not None:
+        sums = [Sum(d_hidden[tiles.height(chunk)], alpha=alpha) for chunk, _ in chunks]
+    for start, stop in tiles.spans(vocab):
+        w, width = weight[start:stop].to(tiles.dtype), stop - start
+        d_weight = None if out.weight is None else out.weight(start, stop, len(chunks))
+        for i, (chunk, part) in enumerate(chunks):
+            operand = h[tiles.height(chunk)]
+            whole = view(scratch, 0, len(operand), width) if len(scratch) else None
+            if stop > tiles.kept:
+                tile = torch.mm(operand, w.t(), out=whole)
+            elif place is None:
+                tile = tiles.kept_tile(kept, folded, chunk, start, width)
+            else:
+                assert whole is not None
+                stored = view(kept, tiles.padded(folded) * start, folded, width)
+                torch.index_select(stored, 0, place[chunk], out=whole[: part.n])
+                whole[part.n :].zero_()
+                tile = whole
+            mine = tile[: part.n]
+            part.backward(mine, state[chunk], mine, start=start, **g.at(chunk))
+            if sums:
+                sums[i].add(tile, w, partial)
+            if d_weight is not None:
+                d_weight.add(mine.t(), operand[: part.n], partial)
+            if out.bias is not None:
+                out.bias[start:stop].add_(mine.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
+        if d_weight is not None:
+            d_weight.finish()
+    for total in sums:
+        total.finish()

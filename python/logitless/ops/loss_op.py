@@ -1,0 +1,190 @@
+"""torch op of the policy loss: tokens in; loss, metrics and coefficients out, by one core call."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitless.loss.aggregation import Totals
+from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.token_loss import TokenLoss
+from logitless.ops.batch_stats import BatchStats
+from logitless.ops.device_errors import raise_now
+from logitless.ops.library import begin_backward, register
+from logitless.ops.policy_loss import policy_coefficients
+from logitless.ops.spec_code import decode, encode
+
+# What a loss knows beside logp and entropy, in the order of `LossArguments`.
+LOSS = (
+    "Tensor old_logp, Tensor advantages, Tensor valid, Tensor? ref_logp, Tensor? rollout_logp, "
+    "Tensor? cu_seqlens, Tensor? token_ids, Tensor? selected, SymInt[]? totals, float[]? means, "
+    "float grad_scale, str spec"
+)
+
+
+class LossArguments(NamedTuple):
+    """Everything as an op takes it. Tensors as the caller gave them."""
+
+    old_logp: Tensor
+    advantages: Tensor
+    mask: Tensor
+    ref_logp: Tensor | None
+    rollout_logp: Tensor | None
+    cu_seqlens: Tensor | None
+    token_ids: Tensor | None
+    selected: Tensor | None  # of the batch, sorted
+    totals: list[int] | None  # tokens, sequences, world_size
+    means: list[float] | None  # of the batch: advantage, logp, count; None without one
+    grad_scale: float
+    spec: str
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `policy_coefficients`, entropy aside."""
+        totals = None if self.totals is None else Totals(*(int(x) for x in self.totals))
+        batch = None
+        if self.means is not None:
+            assert totals is not None
+            advantage, logp, count = self.means
+            control = decode(self.spec).control
+            batch = BatchStats(totals, advantage, logp, int(count), self.selected, 0, 0, control)
+        return {
+            "ref_logp": self.ref_logp,
+            "rollout_logp": self.rollout_logp,
+            "cu_seqlens": self.cu_seqlens,
+            "token_ids": self.token_ids,
+            "batch": batch,
+            "totals": totals if batch is None else None,
+            "grad_scale": self.grad_scale,
+        }
+
+    def metric_names(self, *, entropy: bool) -> tuple[str, ...]:
+        """The metrics of a call with these arguments, in the order of the op's second output."""
+        given = (self.ref_logp is not None, self.rollout_logp is not None)
+        known = "batch" if self.means else "totals" if self.totals is not None else "call"
+        names: tuple[str, ...] = _metric_names(self.spec, entropy, given, known)
+        return names
+
+
+def loss_arguments(
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    spec: PolicyLossSpec,
+    *,
+    ref_logp: Tensor | None,
+    rollout_logp: Tensor | None,
+    cu_seqlens: Tensor | None,
+    token_ids: Tensor | None,
+    batch: BatchStats | None,
+    totals: Totals | None,
+    grad_scale: float,
+) -> LossArguments:
+    selected = means = None
+    if batch is not None:
+        totals, selected = batch.totals, torch.as_tensor(batch.selected)
+        means = [batch.mean_advantage, batch.mean_logp, float(batch.count)]
+    counts = None if totals is None else list(totals)
+    return LossArguments(
+        old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
+        counts, means, float(grad_scale), _spec_code(spec),
+    )  # fmt: skip
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spec_code(spec: PolicyLossSpec) -> str:
+    return encode(spec)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.lru_cache(maxsize=256)
+def _metric_names(
+    spec: str, entropy: bool, given: tuple[bool, bool], known: str
+) -> tuple[str, ...]:
+    """By asking: a call of one token that is masked, and so costs nothing and draws nothing."""
+    x: Any = np.zeros((1, 1))
+    nothing, ids, none_selected = (x.astype(kind) for kind in (np.bool_, np.int64, np.int64))
+    ref, rollout = (x if there else None for there in given)
+    one = Totals(1, 1)
+    options = LossArguments(
+        x, x, nothing, ref, rollout, None, ids, none_selected[0, :0],
+        None if known == "call" else list(one), [0.0, 0.0, 1.0] if known == "batch" else None,
+        1.0, spec,
+    ).options()  # fmt: skip
+    _, result = policy_coefficients(
+        x, x, x, nothing, decode(spec), entropy=x if entropy else None, **options
+    )
+    return tuple(result.metrics)
+
+
+def coefficients(logp: Tensor, entropy: Tensor | None, arguments: LossArguments) -> TokenLoss:
+    a = arguments
+    _, result = policy_coefficients(
+        logp, a.old_logp, a.advantages, a.mask, decode(a.spec), entropy=entropy, **a.options()
+    )
+    return result
+
+
+def loss_and_metrics(result: TokenLoss, names: tuple[str, ...], like: Tensor) -> list[Tensor]:
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    values = [result.metrics[name] for name in names]
+    return [
+        torch.tensor(result.loss, dtype=wide, device=like.device),
+        torch.tensor(values, dtype=torch.float32, device=like.device),
+    ]
+
+
+def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> list[Tensor]:
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return [like.new_empty((), dtype=wide), like.new_empty(len(names), dtype=torch.float32)]
+
+
+def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    arguments = LossArguments(*args)
+    raise_now(logp.device)
+    result = coefficients(logp.detach(), None if entropy is None else entropy.detach(), arguments)
+
+    def given(values: Any, like: Tensor | None) -> Tensor:
+        if values is None or like is None:
+            return logp.new_empty(0)
+        return torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
+
+    outputs = loss_and_metrics(result, arguments.metric_names(entropy=entropy is not None), logp)
+    return (*outputs, given(result.g_logp, logp), given(result.g_entropy, entropy))
+
+
+def _forward_fake(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    arguments = LossArguments(*args)
+    outputs = loss_and_metrics_fake(arguments.metric_names(entropy=entropy is not None), logp)
+    bonus = entropy is not None and decode(arguments.spec).entropy is not None
+    g_entropy = logp.new_empty(0) if entropy is None or not bonus else _contiguous(entropy)
+    return (*outputs, _contiguous(logp), g_entropy)
+
+
+def _contiguous(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.bonus = inputs[1] is not None and decode(inputs[-1]).entropy is not None
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    # the coefficients are constants to autograd: a derivative of them would be silently 0
+    begin_backward(ctx, "policy_loss", reuses_memory=False)
+    g_logp, g_entropy = ctx.saved_tensors
+    return g_logp * grad, g_entropy * grad if ctx.bonus else None, *[None] * 12
+
+
+policy_loss_op = register(
+    f"policy_loss(Tensor logp, Tensor? entropy, {LOSS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+)

@@ -1,0 +1,236 @@
+"""torch op of the policy loss straight from hidden x weight, its gradients made in the forward.
+
+A chunk of rows at a time: all logits of the chunk, their statistics, the loss's coefficients, and
+the rows that have any go back through the same logits: three products, and nothing is kept. The
+backward scales what the forward made by the gradient of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.loss.spec import EntropyBonus, PolicyLossSpec
+from logitless.ops.device_errors import raise_now
+from logitless.ops.library import begin_backward, register
+from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
+from logitless.ops.loss_op import (
+    LOSS,
+    LossArguments,
+    coefficients,
+    loss_and_metrics,
+    loss_and_metrics_fake,
+)
+from logitless.ops.outputs import empty_outputs, requested
+from logitless.ops.row_op import N_ROWS, ROWS, make_rows
+from logitless.ops.rows import STATE
+from logitless.ops.tiles import TILES, Sum, Tiles
+from logitless.ops.tokens import make_tokens
+
+LOSS_ARGUMENTS = len(LossArguments._fields)
+# float16 tiles of d(logits) would lose what is below 6e-8, and a loss's coefficients are about
+# 1 / tokens: they are multiplied by a power of two that brings the largest to this.
+LARGEST_FLOAT16 = 2.0**-4
+
+
+def separable(spec: PolicyLossSpec, *, batch: bool) -> bool:
+    """Whether a token's coefficients follow from its own logp and what is known before."""
+    by_token = spec.ratio == "token" and spec.correction is None
+    by_token &= spec.entropy is None or isinstance(spec.entropy, EntropyBonus)
+    return by_token and (spec.control is None or (spec.selects and batch))
+
+
+class _Arguments(NamedTuple):
+    rows: tuple[Any, ...]
+    loss: LossArguments
+    chunk: int
+    tiles: Tiles
+    needs: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...]) -> _Arguments:
+        rows, rest = args[:N_ROWS], args[N_ROWS:]
+        chunk, *tiles, needs = rest[LOSS_ARGUMENTS:]
+        return cls(rows, LossArguments(*rest[:LOSS_ARGUMENTS]), chunk, Tiles(*tiles), needs)
+
+
+def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tensor]:
+    """Memory for d_hidden, d_weight, d_bias; what is not rounded yet, for it is not complete, is
+    float32."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    unscaled = wide if hidden.dtype == torch.float16 else hidden.dtype
+    summed = unscaled if a.chunk >= len(hidden) else wide
+    sizes = (hidden.shape, weight.shape, (len(weight),))
+    dtypes = (unscaled, summed, wide)
+    return [
+        hidden.new_empty(size if need else (0,), dtype=dtype)
+        for size, dtype, need in zip(sizes, dtypes, a.needs, strict=True)
+    ]
+
+
+def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = _Arguments.of(args)
+    hidden, weight = hidden.detach(), weight.detach()
+    tiles = a.tiles._replace(kept=len(weight))
+    rows, shape = make_rows(*a.rows, op="linear_policy_loss"), a.loss.mask.shape
+    names = a.loss.metric_names(entropy=True)
+    index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
+    rows = rows.gather(index)
+    logp, entropy = _first_values(hidden, a.loss)
+    gradients = _empty_gradients(hidden, weight, a)
+    gradients[0].zero_()
+    gradients[2].zero_()
+    h = tiles.operand(hidden, index)
+    held = min(a.chunk, rows.n)
+    kept = hidden.new_empty(tiles.padded(held) * len(weight), dtype=tiles.dtype)
+    state = hidden.new_empty(held, STATE, dtype=torch.float64)
+    result, started = None, False
+    for start in range(0, rows.n, max(a.chunk, 1)):
+        chunk = slice(start, min(start + a.chunk, rows.n))
+        part, ids, operand = rows.part(chunk), index[chunk], h[tiles.height(chunk)]
+        fold(operand, weight, part, state, tiles, kept, False)
+        out = empty_outputs(part.n, False, hidden)
+        part.finish(state[: part.n], len(weight), row_ids=ids, **requested(out, False))
+        logp[ids], entropy[ids] = out["logp"], out["entropy"]
+        # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
+        # chunk are right, and after the last chunk so is the loss.
+        raise_now(hidden.device)
+        result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
+        g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
+                       for x in (result.g_logp, result.g_entropy)))  # fmt: skip
+        started |= _add_chunk(
+            operand, weight, part, state, g, tiles, kept, ids, gradients, a.needs, started,
+            whole=chunk.stop - chunk.start == rows.n,
+        )  # fmt: skip
+    if result is None:
+        result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
+    if not started:
+        gradients[1].zero_()
+    return (
+        *loss_and_metrics(result, names, logp),
+        logp.view(shape),
+        entropy.view(shape),
+        *gradients,
+    )
+
+
+def _first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
+    """Memory for logp and entropy. Where the mask is true, finite numbers for rows still to come:
+    logp is old_logp there. Raises for whatever is wrong with the shapes and dtypes of the loss."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
+    make_tokens(
+        entropy, loss.advantages, loss.mask, old_logp=loss.old_logp, ref_logp=loss.ref_logp,
+        cu_seqlens=loss.cu_seqlens, token_ids=loss.token_ids,
+    )  # fmt: skip
+    logp = torch.where(loss.mask, loss.old_logp.to(wide), entropy)
+    return logp.view(-1), entropy.view(-1)
+
+
+def _add_chunk(
+    operand: Tensor,
+    weight: Tensor,
+    rows: Any,
+    state: Tensor,
+    g: Upstream,
+    tiles: Tiles,
+    kept: Tensor,
+    ids: Tensor,  # of the chunk's rows among all
+    gradients: list[Tensor],
+    needs: tuple[bool, bool, bool],
+    started: bool,
+    *,
+    whole: bool,
+) -> bool:
+    """Add a chunk's share to the gradients; False where none of its rows has any."""
+    active = g.active(rows.targets)
+    if len(active) == 0:
+        return False
+    everything = len(active) == rows.n
+    padded = tiles.padded(len(active))
+    chosen = Upstream(**g.at(active))
+    scale = _power_of_two(chosen) if tiles.dtype == torch.float16 else 1.0
+    d_hidden, d_weight, d_bias = gradients
+    mine = d_hidden.new_empty(padded, operand.shape[1]) if needs[0] else None
+    unfold(
+        operand if everything else tiles.operand(operand, active),
+        weight,
+        rows if everything else rows.gather(active),
+        state[: rows.n] if everything else state[active],
+        Upstream(*(None if x is None else x * scale for x in chosen)),
+        tiles,
+        kept,
+        None if everything else active,
+        rows.n,
+        Gradients(
+            mine,
+            (lambda a, b, parts: Sum(d_weight[a:b], single=whole and parts == 1,
+                                     started=started, alpha=1 / scale))
+            if needs[1] else None,
+            d_bias if needs[2] else None,
+            1 / scale,
+        ),
+    )  # fmt: skip
+    if mine is not None:
+        d_hidden.index_copy_(0, ids[active], mine[: len(active)])
+    return True
+
+
+def _power_of_two(g: Upstream) -> float:
+    largest = max(float(x.abs().max()) for x in g if x is not None)
+    return float(2.0 ** -math.ceil(math.log2(largest / LARGEST_FLOAT16)))
+
+
+def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = _Arguments.of(args)
+    names = a.loss.metric_names(entropy=True)
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    values = (hidden.new_empty(a.loss.mask.shape, dtype=wide) for _ in range(2))
+    scalars = loss_and_metrics_fake(names, hidden)
+    return (*scalars, *values, *_empty_gradients(hidden, weight, a))
+
+
+def _scale(gradients: list[Tensor], by: Tensor) -> None:
+    factor = by.item()
+    if factor != 1.0:
+        for gradient in gradients:
+            # a Python number multiplies in float32, whatever the tensor stores
+            gradient.mul_(factor)
+
+
+_scale_op = register(
+    "scale_gradients_(Tensor(a!)[] gradients, Tensor by) -> ()", _scale, lambda *_: None
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
+    ctx.needs = inputs[-1]
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(*output[-3:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    begin_backward(ctx, "linear_policy_loss", reuses_memory=True)
+    gradients = list(ctx.saved_tensors)
+    _scale_op(gradients, grad)
+    dtypes = (*ctx.dtypes, gradients[2].dtype)
+    d_hidden, d_weight, d_bias = (
+        x.to(dtype) if need else None
+        for x, dtype, need in zip(gradients, dtypes, ctx.needs, strict=True)
+    )
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * (ctx.inputs - 5))
+
+
+one_pass = register(
+    f"linear_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, int chunk_rows, {TILES}, "
+    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+)

@@ -1,0 +1,107 @@
+"""The tiling of a head call, and the running sums of its products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WIDE = (torch.float32, torch.float64)
+# The tail of every schema over tiles, in the order of `Tiles`.
+TILES = (
+    "int tile_rows, int tile_columns, int kept_columns, ScalarType logits_dtype, bool fixed_height"
+)
+
+
+class Tiles(NamedTuple):
+    """Rows a product, vocabulary columns a tile, columns whose logits are kept for backward.
+
+    `fixed`: every product has exactly `rows` rows, padded with zeros, so that a row's result cannot
+    depend on how many others there are.
+    """
+
+    rows: int
+    columns: int
+    kept: int
+    dtype: torch.dtype
+    fixed: bool
+
+    def spans(self, vocab: int) -> Iterator[tuple[int, int]]:
+        for start in range(0, vocab, self.columns):
+            yield start, min(start + self.columns, vocab)
+
+    def chunks(self, n: int) -> Iterator[slice]:
+        """The rows of each product, without padding."""
+        for start in range(0, n, self.rows):
+            yield slice(start, min(start + self.rows, n))
+
+    def padded(self, n: int) -> int:
+        return -(-n // self.rows) * self.rows if self.fixed else n
+
+    def height(self, chunk: slice) -> slice:
+        """The rows that the product of a chunk has, padding included."""
+        return slice(chunk.start, self.padded(chunk.stop))
+
+    def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:
+        """hidden[index] in the dtype of the logits, padded."""
+        h = (hidden if index is None else hidden[index]).to(self.dtype)
+        n = self.padded(len(h))
+        return h if n == len(h) else torch.cat([h, h.new_zeros(n - len(h), h.shape[1])])
+
+    def scratch(self, n: int, like: Tensor) -> Tensor:
+        return like.new_empty(min(self.rows, self.padded(n)) * self.columns, dtype=self.dtype)
+
+    def kept_tile(self, kept: Tensor, n: int, chunk: slice, start: int, width: int) -> Tensor:
+        """Where the tile of a chunk lies among the kept: tile after tile, all rows of each."""
+        rows = self.height(chunk)
+        offset = self.padded(n) * start + rows.start * width
+        return view(kept, offset, rows.stop - rows.start, width)
+
+
+def view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
+    """A contiguous [n, width] window of a flat buffer."""
+    return buffer[offset : offset + n * width].view(n, width)
+
+
+class Sum:
+    """out = alpha * (a sum of products).
+
+    A wide `out` is added to in place; a 16-bit one is summed in float32 and rounded once, unless
+    `single` says that there is but one product, whose own float32 sum then rounds straight into
+    `out`. Partial products of 16-bit operands round to the operands' dtype.
+    """
+
+    def __init__(
+        self, out: Tensor, *, single: bool = False, started: bool = False, alpha: float = 1.0
+    ) -> None:
+        self.out, self.started, self.alpha = out, started, alpha
+        wide = out.dtype in WIDE
+        self.direct = single and not wide and alpha == 1.0
+        self.total: Tensor | None = out if wide else None
+
+    def add(self, a: Tensor, b: Tensor, scratch: Tensor | None = None) -> None:
+        """Add a @ b; `scratch`: flat memory for the product, where it may not go to `out`."""
+        if self.direct and a.dtype == self.out.dtype:
+            torch.mm(a, b, out=self.out)
+            return
+        if self.total is None:
+            self.total = self.out.new_empty(self.out.shape, dtype=torch.float32)
+        if self.total.dtype == a.dtype:
+            # beta=0 ignores what is there, so fresh memory needs no zeros.
+            beta = float(self.started)
+            torch.addmm(self.total, a, b, beta=beta, alpha=self.alpha, out=self.total)
+        else:
+            memory = None if scratch is None else view(scratch, 0, *self.out.shape)
+            product = torch.mm(a, b, out=memory)
+            if self.started:
+                self.total.add_(product, alpha=self.alpha)
+            else:
+                # not torch.mul(product, alpha), which would round to the product's dtype
+                self.total.copy_(product).mul_(self.alpha)
+        self.started = True
+
+    def finish(self) -> None:
+        if self.total is not None and self.total is not self.out:
+            self.out.copy_(self.total)

@@ -1,0 +1,12 @@
+"""A SIMT machine: the CUDA kernels' own source, compiled as C++, runs on the CPU.
+
+simt.h, simt.cpp     device threads as fibers, barriers, shuffles, shared memory; a wrong use
+                     is an error naming kernel, block and thread; LOGITLESS_SIMT_SEED picks the order
+cuda_names.h, cuda/  CUDA's words; cuda/device.cuh and cuda/launch.cuh stand in for csrc/cuda's
+runtime.cpp          the one device there is
+selftest.cpp         right and wrong kernels for the machine itself
+module.cpp           CudaRows alone, for the tests of the kernels under sanitizers
+build.py             builds that module, and a whole logitless with emulated kernels
+problem.py           row problems as NumPy arrays that end where their memory ends
+checks.py            the kernels against the oracle
+"""

@@ -1,0 +1,117 @@
+"""The planner: what fits, what is cheapest, the same for the same shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import logitless as ll
+from logitless import cli
+from logitless.ops import cost
+from logitless.ops.cost import Way, Work
+
+QWEN = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.integers(0, 70000),
+    hidden=st.integers(1, 8192),
+    vocab=st.integers(1, 262144),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    budget=st.none() | st.integers(1, 1 << 34),
+    gradients=st.sampled_from([("hidden", "weight"), ("hidden",), ("weight",)]),
+    one_pass=st.booleans(),
+    batch_invariant=st.booleans(),
+)
+def test_plans(
+    tokens: int, hidden: int, vocab: int, dtype: str, budget: int | None, **options: Any
+) -> None:
+    try:
+        plan = ll.plan(tokens, hidden, vocab, dtype, budget, **options)
+    except ValueError as error:
+        needed = int(str(error).split("at least ")[1].split()[0])
+        assert budget is not None
+        assert budget < needed
+        assert ll.plan(tokens, hidden, vocab, dtype, needed, **options).total_bytes <= needed
+        return
+    assert plan.total_bytes <= plan.budget
+    assert plan.columns == vocab or plan.columns % 2048 == 0
+    assert plan.kept_columns == vocab or plan.kept_columns % plan.columns == 0
+    assert 0 <= plan.products - len(options["gradients"]) - 1 <= 1
+    assert options["one_pass"] or not plan.chunk_rows
+    if options["batch_invariant"]:
+        assert plan.rows == ll.plan(7, hidden, vocab, dtype, batch_invariant=True).rows
+        assert plan.chunk_rows in (0, tokens) or plan.chunk_rows % plan.rows == 0
+    assert plan == ll.plan(tokens, hidden, vocab, dtype, budget, **options)
+    assert f"{plan.columns} columns" in str(plan)
+
+
+def test_room_to_keep_is_used() -> None:
+    apart = ll.plan(1024, **QWEN, one_pass=False)
+    assert (apart.mode, apart.products) == ("keep", 3.0)
+    # 311 MB of logits, and what a tile and the sums of d_hidden take
+    assert apart.full_logits_bytes < apart.total_bytes < 1.1 * apart.full_logits_bytes
+    assert ll.plan(1024, **QWEN).products == 3.0
+
+
+def test_a_small_budget_mixes() -> None:
+    plan = ll.plan(1024, **QWEN, budget="64MiB")
+    assert plan.mode == "mix"
+    assert 3.5 < plan.products < 4.0
+    assert plan.total_bytes <= 64 << 20
+
+
+def test_narrow_heads_make_logits_again() -> None:
+    """At width 64 a product is cheaper than the pages of its result."""
+    assert ll.plan(1024, 64, 151936, "bfloat16", one_pass=False).mode == "recompute"
+    assert ll.plan(1024, 1024, 151936, "bfloat16", one_pass=False).mode == "keep"
+
+
+def test_one_pass_needs_room_for_the_sum_of_d_weight() -> None:
+    """16384 rows do not fit: chunks of them, once there is room for 4 * V * H bytes as well."""
+    options = {"tokens": 16384, **QWEN}
+    assert ll.plan(**options).mode == "mix"
+    roomy = ll.plan(**options, budget="1.5GiB")
+    assert roomy.mode == "one-pass"
+    assert roomy.accumulator_bytes > 4 * QWEN["vocab"] * QWEN["hidden"]
+    assert 1024 <= roomy.chunk_rows < 16384
+    # a frozen head needs no such sum
+    frozen = ll.plan(**options, gradients=("hidden",))
+    assert frozen.mode == "one-pass"
+    assert (frozen.products, frozen.chunk_rows >= 512) == (2.0, True)
+
+
+def test_the_default_budget() -> None:
+    assert ll.plan(16384, **QWEN).budget == 512 << 20
+    assert ll.plan(64, 64, 5000).total_bytes <= ll.plan(64, 64, 5000).budget < 4 << 20
+
+
+def test_costs_follow_the_formula() -> None:
+    """A machine on which a product takes a second and memory nothing."""
+    work = Work(1000, 10, 50, "float32", "float32", ("hidden", "weight"))
+    machine = cost.Machine({"float32": 2.0 * 1000 * 10 * 50}, 0, 0.0, 1e30)
+    for kept, seconds in ((0, 4.0), (25, 3.5), (50, 3.0)):
+        assert cost.seconds(work, Way(1000, 50, kept), machine) == pytest.approx(seconds)
+    assert cost.seconds(work, Way(1000, 50, 0, 100), machine) == pytest.approx(3.0)
+    # fresh pages: kept logits or those of a chunk, not of all chunks
+    pages = cost.Machine({"float32": 1e30}, 0, 1.0, 1e30)
+    assert cost.seconds(work, Way(1000, 50, 25), pages) == pytest.approx(1000 * 25 * 4)
+    assert cost.seconds(work, Way(100, 50, 0, 100), pages) == pytest.approx(100 * 50 * 4)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"tokens": 1024, **QWEN}
+    arguments = ["plan", *(word for k, v in sizes.items() for word in (f"--{k}", str(v)))]
+    assert cli.main([*arguments, "--budget", "64MiB"]) == 0
+    printed = capsys.readouterr().out
+    assert "mix: logits of" in printed
+    assert "of 64.0 MiB" in printed
+    assert "full logits would take 296.8 MiB" in printed
+    for peer in ("Liger 0.8.5", "verl 0.9.1", "TRL 1.16", "cut-cross-entropy", "torch 2.13"):
+        assert peer in printed
+    assert cli.main([*arguments, "--budget", "1MiB"]) == 2
+    assert "memory_budget must be at least" in capsys.readouterr().err
