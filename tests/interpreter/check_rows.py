@@ -6,6 +6,7 @@ runs this file in a process of its own with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import cases
@@ -150,7 +151,7 @@ def test_vocabulary_tiles(dtype: torch.dtype, cuts: list[int]) -> None:
     chain = cases.chain("all", 4, n, vocab)
     rows, state = make_rows(t, **chain), empty_state(n)
     edges = [0, *cuts, vocab]
-    tiles = list(zip(edges, edges[1:], strict=False))
+    tiles = list(pairwise(edges))
     for start, stop in tiles:
         rows.forward(z[:, start:stop], state, start=start, first=start == 0, extras=True)
     truth = reference.token_stats(cases.to_numpy(z), t.numpy(), **cases.numpy_chain(chain))
