@@ -57,7 +57,7 @@ def main() -> None:
         torch.set_num_threads(int(sys.argv[1]))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for dtype in DTYPES:
-        print(f"{str(dtype):<16} {product_rate(dtype, N) / 1e12:6.3f} TFLOP/s, {N} rows")
+        print(f"{dtype!s:<16} {product_rate(dtype, N) / 1e12:6.3f} TFLOP/s, {N} rows")
     for rows in (64, 128, 256, 512):
         print(
             f"{'torch.bfloat16':<16} {product_rate(torch.bfloat16, rows) / 1e12:6.3f}, {rows} rows"

@@ -133,9 +133,10 @@ def _object(source: Path) -> Path:
     """`source` compiled; the headers of its own tree go before this one's."""
     tree = next(folder for folder in source.parents if folder.name in ("csrc", "simt"))
     options = [COMPILER, "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-    # What wraps the kernels for Python is slow to compile, and not what is looked at here.
-    wraps = tree.name == "csrc" and source.parent.name == "bindings"
-    options += ["-O0"] if wraps or source.name == "module.cpp" else ["-O1", *SANITIZE]
+    # Kernels are compiled more often than they run. What wraps them for Python is slow to compile,
+    # and not what is looked at here.
+    wraps = source.parent.name == "bindings" or source.name == "module.cpp"
+    options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else SANITIZE)]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     include = [SIMT, tree, ROOT / "csrc", _pybind11().get_include()]
     include.append(sysconfig.get_path("include"))

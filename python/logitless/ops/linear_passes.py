@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless.ops.rows import Rows
+from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
 
 
@@ -26,6 +27,8 @@ def fold(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
     vocab = len(weight)
+    if tiles.fixed:
+        require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
