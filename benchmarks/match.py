@@ -121,7 +121,27 @@ def run_and_peak(call: Call, device: str) -> tuple[Results, int | None]:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     results = call.run(prepared)
+    # What went wrong on the device is to be raised here, and not in somebody else's turn.
+    torch.cuda.synchronize()
     return results, torch.cuda.max_memory_allocated() - before
+
+
+class DeviceLost(RuntimeError):
+    """After an error that no later call of this process recovers from; `name` made it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+def is_lost(device: str) -> bool:
+    if torch.device(device).type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @dataclass
@@ -170,6 +190,8 @@ class Jury:
                 raise
             first = next(iter(str(error).splitlines()), "")[:200]
             self.skipped[name] = f"{type(error).__name__}: {first}"
+            if is_lost(self.setting.device):
+                raise DeviceLost(name, self.skipped[name]) from error
             return None
         if not small:
             self.peaks[name] = peak

@@ -20,7 +20,7 @@ from benchmarks.contenders import EAGER, plain_rows  # noqa: E402
 from benchmarks.gpu import build, cases, compare, kit, markdown, measure, plots  # noqa: E402
 from benchmarks.gpu import built as built_module  # noqa: E402
 from benchmarks.gpu.__main__ import main  # noqa: E402
-from benchmarks.gpu.child import MODULES, Leave, Work  # noqa: E402
+from benchmarks.gpu.child import AGAIN, MODULES, Leave, Work  # noqa: E402
 from benchmarks.gpu.profiling import parse  # noqa: E402
 from benchmarks.gpu.runner import LOG, Job, child_environment, run_stage  # noqa: E402
 from benchmarks.gpu.stages import BY_NAME, STAGES, Stage, objection  # noqa: E402
@@ -317,6 +317,65 @@ def test_our_failure_is_told_and_is_trouble() -> None:
     ]
     good = measure.entry(small_match(), rehearse=False)
     assert not markdown.troubles(results({"headline": {"a case": good}}))
+
+
+def test_who_loses_the_device_is_left_out_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    culprit = Contender("logitless cuda", "ours", {"rows": lambda: broken})
+    good = Contender("logitless triton", "ours", {"rows": lambda: plain_rows})
+    monkeypatch.setattr(measure, "contenders", lambda case: [culprit, good, EAGER])
+    monkeypatch.setattr("benchmarks.match.is_lost", lambda device: True)
+    store = Store(tmp_path)
+    work = Work(replace(FAKE, name="sizes"), tmp_path, True, time.monotonic() + 60, store)
+    case = cases.of("sizes", True)[0]
+
+    def stage() -> None:
+        work.each([(case.key, lambda: measure.Measurer(work)(case))])
+
+    with pytest.raises(SystemExit) as exit_status:
+        stage()
+    assert exit_status.value.code == AGAIN and not store.cases("sizes")
+    stage()
+    found = store.cases("sizes")[case.key]
+    assert "logitless triton" in {m["name"] for m in found["measured"]}
+    assert "illegal memory access" in found["skipped"]["logitless cuda"]
+    assert "illegal memory access" in markdown.troubles(store.read())[0]
+
+
+def test_a_process_may_ask_to_be_begun_again(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    seen = f"Path({str(mark)!r})"
+    ask = "from benchmarks.gpu.child import Again; raise Again('please')"
+    line = f"{seen}.exists() or ({seen}.touch(), exec({ask!r}))"
+    store = run_fake(tmp_path, "1", line, "2")
+    assert list(statuses(store).values()) == ["done"] * 3
+    assert store.stage("fake")["status"] == "done"
+
+
+def test_pictures_have_time_kept_for_them(tmp_path: Path) -> None:
+    deadlines: dict[str, float] = {}
+
+    def run_one(stage: Stage, job: Job, store: Store, deadline: float) -> None:
+        deadlines[stage.name] = deadline - started
+        store.set_stage(stage.name, status="done", reason="")
+
+    started = time.monotonic()
+    job, stages = Job(tmp_path, rehearse=True), kit.chosen(["smoke", "plots"], [])
+    kit.run(job, stages, 100, run_one=run_one, objection=lambda *_: None)
+    kept = BY_NAME["plots"].kept_seconds
+    assert kept > 0 and deadlines["plots"] - deadlines["smoke"] == pytest.approx(kept)
+
+
+def test_without_a_gpu_the_rehearsal_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kit, "device_name", lambda rehearse: kit.NO_GPU)
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "--rehearse" in capsys.readouterr().err
 
 
 def test_what_a_backend_does_not_have_yet_is_trouble_for_rows_alone() -> None:

@@ -32,10 +32,16 @@ MODULES = {
 
 # Less is no use to a case.
 USEFUL_SECONDS = 2.0
+# The status with which a process asks to be begun again.
+AGAIN = 75
 
 
 class Leave(Exception):
     """A case that is left out, with the reason."""
+
+
+class Again(Exception):
+    """This process is no use any more; another is to do the case again."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,10 @@ class Work:
             fields, status = run(), DONE
         except Leave as reason:
             fields, status = {"reason": str(reason)}, SKIPPED
+        except Again as reason:
+            print(f"again, in another process: {key} {reason}", flush=True)
+            self.store.forget_case(name, key)
+            sys.exit(AGAIN)
         # Whatever it is, the next case is to have its turn.
         except Exception as error:
             traceback.print_exc()

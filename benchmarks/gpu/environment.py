@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from typing import Any
 
-from benchmarks.gpu.child import Work
 from benchmarks.about import cpu_model, git, installed
+from benchmarks.gpu.child import Work
 
 QUERY = (
     "name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free",

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.gpu.built import ROOT
 from benchmarks.gpu.child import Work
 from benchmarks.gpu.store import DONE, FAILED, Store
+from benchmarks.match import is_lost
 
 # Of the reason of a failure.
 CHARACTERS = 1500
@@ -20,8 +21,8 @@ COUNTED_AT_ONCE = 25
 class Recorder:
     """A plugin of pytest."""
 
-    def __init__(self, store: Store, stage: str) -> None:
-        self.store, self.stage = store, stage
+    def __init__(self, store: Store, stage: str, device: str) -> None:
+        self.store, self.stage, self.device = store, stage, device
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -32,6 +33,9 @@ class Recorder:
         if report.outcome == "failed":
             reason = report.longreprtext[-CHARACTERS:].replace(f"{ROOT}{os.sep}", "")
             self.store.set_case(self.stage, report.nodeid, FAILED, reason=reason)
+            if self.device == "cuda" and is_lost(self.device):
+                self.count()
+                pytest.exit(f"{report.nodeid} lost the device", returncode=1)
         if report.outcome == "failed" or sum(self.counts.values()) % COUNTED_AT_ONCE == 0:
             self.count()
 
@@ -47,6 +51,7 @@ def run(work: Work) -> int:
     # Of what else is installed nothing is to take part, or to warn.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     arguments = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "--no-header"]
-    code = pytest.main([*arguments, str(ROOT / "tests")], [Recorder(work.store, work.stage.name)])
+    recorder = Recorder(work.store, work.stage.name, work.device)
+    code = pytest.main([*arguments, str(ROOT / "tests")], [recorder])
     # No test at all is what a machine without a GPU may have.
     return 0 if code in (0, 5) else int(code)

@@ -19,6 +19,9 @@ from benchmarks.gpu.store import REHEARSAL, Store, write_whole
 USEFUL_SECONDS = 5.0
 
 
+NO_GPU = "no GPU"
+
+
 def device_name(rehearse: bool) -> str:
     if rehearse:
         return REHEARSAL
@@ -26,8 +29,8 @@ def device_name(rehearse: bool) -> str:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return "no GPU"
-    return next(iter(answer.stdout.strip().splitlines()), "") or "no GPU"
+        return NO_GPU
+    return next(iter(answer.stdout.strip().splitlines()), "") or NO_GPU
 
 
 def default_out(rehearse: bool) -> Path:
@@ -54,8 +57,11 @@ def open_store(job: Job, stages: Sequence[Stage], fresh: bool) -> Store:
         for stage in stages:
             store.forget_stage(stage.name)
     if other or not found:
+        device = device_name(job.rehearse)
+        if device == NO_GPU:
+            raise ValueError("nvidia-smi names no GPU; --rehearse runs the same stages on a CPU")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        about = {"format": 1, "device": device_name(job.rehearse), **kind, "started": now}
+        about = {"format": 1, "device": device, **kind, "started": now}
         with store.edit() as data:
             data.clear()
             data.update(about, stages={})
@@ -87,13 +93,14 @@ def run(
             print(f"[gpu] {stage.name}: finished before", flush=True)
             continue
         reason = objection(stage, job.rehearse)
-        left = deadline - time.monotonic()
+        kept = sum(later.kept_seconds for later in stages[stages.index(stage) + 1 :])
+        left = deadline - kept - time.monotonic()
         if reason is None and left < USEFUL_SECONDS:
             reason = "no time left"
         if reason is None:
             limit = min(left, stage.limit(job.rehearse))
             print(f"[gpu] {stage.name}: {stage.what} (at most {limit:.0f} s)", flush=True)
-            run_one(stage, job, store, deadline)
+            run_one(stage, job, store, deadline - kept)
         else:
             store.set_stage(stage.name, status="skipped", reason=reason)
         found = store.stage(stage.name)

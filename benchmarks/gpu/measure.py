@@ -15,9 +15,9 @@ from benchmarks.case import Contender, Results, Setting
 from benchmarks.contenders import COMPILED, EAGER, OURS
 from benchmarks.gpu import cases
 from benchmarks.gpu.cases import Case
-from benchmarks.gpu.child import Leave, Work
+from benchmarks.gpu.child import Again, Leave, Work
 from benchmarks.gpu.store import DONE, FAILED
-from benchmarks.match import Match, play
+from benchmarks.match import DeviceLost, Match, is_lost, play
 from benchmarks.peers import PEERS
 from benchmarks.registry import OPS
 from benchmarks.targets import verdicts
@@ -90,18 +90,32 @@ class Measurer:
             self.last = setting
         if bytes_needed(case) > self.free:
             raise Leave(f"needs {bytes_needed(case) / 2**30:.0f} GiB, {self.free / 2**30:.0f} free")
+        banned = self.banned
+        entered = [each for each in contenders(case) if each.name not in banned]
         try:
             match = play(
-                case.op, setting, contenders(case), 1 if self.work.rehearse else REPEATS,
+                case.op, setting, entered, 1 if self.work.rehearse else REPEATS,
                 self.timer, variants=case.variants, strict=False, enough=ENOUGH,
             )  # fmt: skip
+        except DeviceLost as error:
+            # Without whoever it was the others can still be measured, in a new process.
+            reason = f"lost the device in {case.key}: {error.reason}"
+            self.work.store.set_stage(self.work.stage.name, banned={**banned, error.name: reason})
+            raise Again(reason) from error
         finally:
             gc.collect()
-            if self.work.device == "cuda":
+            if self.work.device == "cuda" and not is_lost("cuda"):
                 torch.cuda.empty_cache()
+        match = replace(match, skipped={**match.skipped, **banned})
         # The targets of a size are judged once.
         judged = {} if case.compiled else {"targets": verdicts([match])}
         return entry(match, self.work.rehearse, rows_of_sizes=case.op.sizes, **judged)
+
+    @property
+    def banned(self) -> dict[str, str]:
+        """Contenders that ended a process of this stage -> why."""
+        found: dict[str, str] = self.work.store.stage(self.work.stage.name).get("banned", {})
+        return found
 
     def clear(self) -> None:
         """The inputs that the last op's maker keeps: two sets of them may not fit."""

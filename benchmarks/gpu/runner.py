@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.gpu.built import ROOT, built
+from benchmarks.gpu.child import AGAIN
 from benchmarks.gpu.stages import Stage
 from benchmarks.gpu.store import Store
 
@@ -122,12 +123,12 @@ def run_stage(
     started = time.monotonic()
     limit = min(started + stage.limit(job.rehearse), deadline)
     store.set_stage(stage.name, status="running", limit_seconds=stage.seconds)
-    for life in range(LIVES):
+    for _ in range(LIVES):
         left = limit - time.monotonic()
         end = watch(command(stage, job, left), child_environment(job), left, job.out / LOG)
         victims = store.fail_running(stage.name, end.reason)
         # Only where a case took the process down is there something to go on to.
-        if end.code == 0 or end.code is None or not victims or life == LIVES - 1:
+        if end.code == 0 or end.code is None or not (victims or end.code == AGAIN):
             break
     status = "done" if end.code == 0 else "timed out" if end.code is None else "failed"
     store.set_stage(

@@ -60,6 +60,10 @@ class Store:
             cases = data.setdefault("stages", {}).setdefault(stage, {}).setdefault("cases", {})
             cases[key] = {"status": status, **fields}
 
+    def forget_case(self, stage: str, key: str) -> None:
+        with self.edit() as data:
+            del data["stages"][stage]["cases"][key]
+
     def is_over(self, stage: str, key: str) -> bool:
         return self.cases(stage).get(key, {}).get("status") in OVER
 
