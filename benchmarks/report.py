@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import logitless as ll
-from benchmarks.case import Setting
 from benchmarks.about import cpu_model, git, installed
+from benchmarks.case import Setting
 from benchmarks.match import Match, Measured
 from benchmarks.peers import PEERS
 from benchmarks.timing import last_level_cache

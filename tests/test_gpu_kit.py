@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.case import Contender, Setting  # noqa: E402
 from benchmarks.contenders import EAGER, plain_rows  # noqa: E402
-from benchmarks.gpu import build, cases, compare, kit, markdown, measure, plots  # noqa: E402
+from benchmarks.gpu import build, cases, compare, environment, kit, markdown, measure, plots  # noqa: E402
 from benchmarks.gpu import built as built_module  # noqa: E402
 from benchmarks.gpu.__main__ import main  # noqa: E402
 from benchmarks.gpu.child import AGAIN, MODULES, Leave, Work  # noqa: E402
@@ -222,6 +222,16 @@ def test_the_gpu_at_hand_is_the_only_architecture(monkeypatch: pytest.MonkeyPatc
     assert build.architectures() == "90"
     monkeypatch.setattr(build, "gpus", lambda: [{"compute_cap": "[N/A]"}])
     assert build.architectures() == ""
+
+
+def test_a_driver_that_knows_less_still_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(command: list[str]) -> str | None:
+        return None if "clocks" in command[1] else "NVIDIA Test, 1.0, 8.0, 10 MiB, 1 MiB, 9 MiB"
+
+    monkeypatch.setattr(environment, "said", said)
+    (gpu,) = environment.gpus()
+    assert gpu["name"] == "NVIDIA Test" and gpu["compute_cap"] == "8.0"
+    assert build.architectures() == "80"
 
 
 @pytest.mark.parametrize("broken", [("ON",), ("ON", "OFF")])

@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.about import cpu_model, git, installed
 from benchmarks.gpu.child import Work
 
+# What the kit cannot do without; the rest is for the reader, and not known to every driver.
+NEEDED = ("name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free")
 QUERY = (
-    "name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free",
-    "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",
+    *NEEDED, "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",
     "temperature.gpu", "utilization.gpu", "clocks_event_reasons.active", "ecc.mode.current",
     "mig.mode.current", "persistence_mode", "pcie.link.gen.current",
 )  # fmt: skip
@@ -35,9 +36,12 @@ def said(command: list[str], seconds: float = 30) -> str | None:
 
 
 def gpus() -> list[dict[str, str]]:
-    lines = said(["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"])
-    rows = [line.split(", ") for line in (lines or "").splitlines()]
-    return [dict(zip(QUERY, row, strict=False)) for row in rows]
+    for names in (QUERY, NEEDED):
+        lines = said(["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"])
+        if lines:
+            rows = [line.split(", ") for line in lines.splitlines()]
+            return [dict(zip(names, row, strict=False)) for row in rows]
+    return []
 
 
 def neighbours() -> list[str] | None:

@@ -86,7 +86,6 @@ def run(
 ) -> bool:
     """Whether everything that could run did, and ours were right in it."""
     deadline = time.monotonic() + seconds
-    job.out.mkdir(parents=True, exist_ok=True)
     store = open_store(job, stages, fresh)
     for stage in stages:
         if store.stage(stage.name).get("status") == "done":
