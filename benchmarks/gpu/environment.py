@@ -13,9 +13,9 @@ from benchmarks.gpu.child import Work
 # What the kit cannot do without; the rest is for the reader, and not known to every driver.
 NEEDED = ("name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free")
 QUERY = (
-    *NEEDED, "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",
-    "temperature.gpu", "utilization.gpu", "clocks_event_reasons.active", "ecc.mode.current",
-    "mig.mode.current", "persistence_mode", "pcie.link.gen.current",
+    *NEEDED, "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw",
+    "power.limit", "temperature.gpu", "utilization.gpu", "clocks_event_reasons.active",
+    "ecc.mode.current", "mig.mode.current", "persistence_mode", "pcie.link.gen.current",
 )  # fmt: skip
 PACKAGES = (
     "torch", "triton", "numpy", "transformers", "pybind11", "scikit-build-core", "cmake", "ninja",
