@@ -10,6 +10,7 @@ the kernels and their binding alone, from any source tree, in seconds: for the t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -26,6 +27,8 @@ from typing import Any
 SIMT = Path(__file__).resolve().parent
 ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
+# About four versions of the kernels and their planted bugs, 100 MB.
+KEPT_OBJECTS = 300
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An editable install finds its own logitless before PYTHONPATH is looked at; this goes first.
@@ -88,6 +91,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
     out.mkdir(parents=True, exist_ok=True)
     _run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
+    _forget()
     return module
 
 
@@ -151,7 +155,16 @@ def _object(source: Path) -> Path:
         part = target.with_suffix(f".{os.getpid()}")
         _run([*command, "-c", "-o", str(part)])
         part.replace(target)
+    target.touch()
     return target
+
+
+def _forget() -> None:
+    """Of the objects, those that nobody asked for longest go; another test run may do the same."""
+    with contextlib.suppress(FileNotFoundError):
+        kept = sorted((CACHE / "objects").glob("*.o"), key=lambda file: -file.stat().st_mtime)
+        for file in kept[KEPT_OBJECTS:]:
+            file.unlink()
 
 
 def _pybind11() -> Any:
