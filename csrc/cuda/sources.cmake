@@ -3,6 +3,7 @@
 
 file(GLOB _kernels CONFIGURE_DEPENDS csrc/cuda/rows*.cu)
 
+# Sets _reason, and CMAKE_CUDA_COMPILER where there is one.
 function(logitless_find_nvcc)
   set(_reason "LOGITLESS_CUDA=OFF" PARENT_SCOPE)
   if(LOGITLESS_CUDA STREQUAL "OFF")
