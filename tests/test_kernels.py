@@ -16,6 +16,7 @@ from ttir import narrow_offsets
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from benchmarks import triton_builds
+from benchmarks.kernel_resources import half, split, stale
 from benchmarks.resources import Measured, Resources, objections
 from benchmarks.triton_builds import TARGETS, call, compiling
 
@@ -149,3 +150,26 @@ def test_only_alignment_recompiles() -> None:
     """Rows that do not divide by 16 get narrow loads: one more variant, whatever the widths."""
     widths = [{"vocab": width} for width in (4096, 8192, 8191, 4097, 151937, 3)]
     assert variants(*widths) == {**ONCE, "pieces": 2, "backward": 2}
+
+
+def test_a_stale_table_is_told_from_one_of_another_compiler() -> None:
+    fold = Measured("fold", "plain", "sm_80", Resources("41", 0, 0))
+    text = half("Triton 3.9.0", [fold])
+    assert split("introduction\n\n" + text) == {"Triton 3.9.0": text}
+    assert stale({"Triton 3.9.0": text}, {"Triton 3.9.0": text}) == ([], [])
+    wrong, unknown = stale({"Triton 3.9.0": text.replace("41", "40")}, {"Triton 3.9.0": text})
+    assert wrong[0].endswith("is stale: run ./dev kernels")
+    assert wrong[1:] == [
+        "  - | `fold` | plain | 40 / 0 / 0 |",
+        "  + | `fold` | plain | 41 / 0 / 0 |",
+    ]
+    assert unknown == []
+    other, cuda = {"Triton 3.6.0": text}, {"CUDA, nvcc 13.0.88": text}
+    assert stale({"Triton 3.9.0": text}, other) == (
+        [], ["not compared: the table has another version than Triton 3.6.0"]
+    )  # fmt: skip
+    assert stale({"Triton 3.9.0": text, **cuda}, {"Triton 3.9.0": text}) == (
+        [], ["not compared: no compiler here for the half of CUDA, nvcc 13.0.88"]
+    )  # fmt: skip
+    missing, _ = stale({}, cuda)
+    assert missing == ["kernel_resources.md has no half of CUDA, nvcc 13.0.88: run ./dev kernels"]
