@@ -1,6 +1,6 @@
 """Builds the CUDA kernels for the SIMT machine of this folder, where they run on CPU arrays.
 
-    python tests/simt/build.py OUT [--sanitize]
+    python tests/simt/build.py OUT
 
 puts an importable `logitless` into OUT: the Python files as links and a `_core` whose CudaRows are
 emulated. `PYTHONPATH=OUT python ...` then uses it, whatever else is installed. `rows_module` builds
@@ -49,13 +49,12 @@ sys.meta_path.insert(0, Emulated)
 """
 
 
-def package(out: Path, *, sanitize: bool = False) -> None:
+def package(out: Path) -> None:
     """An importable logitless in `out`, of links: only C++ needs building again after an edit."""
-    build = CACHE / f"cmake-{sys.implementation.cache_tag}{'-sanitize' * sanitize}"
+    build = CACHE / f"cmake-{sys.implementation.cache_tag}"
     switches = {
         "CMAKE_BUILD_TYPE": "Release",
         "LOGITLESS_SIMT": "ON",
-        "LOGITLESS_SANITIZE": "ON" if sanitize else "OFF",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": _pybind11().get_cmake_dir(),
     }
@@ -180,6 +179,4 @@ def _run(command: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--sanitize", action="store_true", help="ASan and UBSan (GCC or Clang)")
-    options = parser.parse_args()
-    package(options.out, sanitize=options.sanitize)
+    package(parser.parse_args().out)
