@@ -10,6 +10,7 @@ from logitless.ops.options import ComputeOptions, HeadOptions, check_extras, che
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 from logitless.ops.tokens import is_tensor
+from logitless.ops.weights import refuse_special_weight
 
 
 def linear_token_stats(
@@ -58,12 +59,14 @@ def linear_token_stats(
         not covered.
 
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
-    floating dtype. NumPy inputs: forward only.
+    floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
+    weight is an error that says what to do. NumPy inputs: forward only.
     """
     head = HeadOptions(temperature, softcap, logit_scale, bias)
     compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
+    hidden, weight = under_autocast(hidden, weight)
     shape = check_head_inputs("linear_token_stats", hidden, weight, targets, mask, head)
     if not is_tensor(hidden):
         check_numpy_backend("linear_token_stats", backend)
@@ -71,11 +74,21 @@ def linear_token_stats(
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
 
 
+def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
+    if not (is_tensor(hidden) and is_tensor(weight)):
+        return hidden, weight
+    from logitless.ops.library import autocast
+
+    return autocast(hidden, weight)
+
+
 def check_head_inputs(
     op: str, hidden: Any, weight: Any, targets: Any, mask: Any, head: HeadOptions
 ) -> tuple[int, ...]:
     """Everything a head op asks of its arrays; returns the shape of targets."""
     framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
+    if is_tensor(weight):
+        refuse_special_weight(op, weight)
     vocab = check_weight(op, hidden, weight)
     return check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
 

@@ -65,7 +65,7 @@ class LossArguments(NamedTuple):
         """The metrics of a call with these arguments, in the order of the op's second output."""
         given = (self.ref_logp is not None, self.rollout_logp is not None)
         known = "batch" if self.means else "totals" if self.totals is not None else "call"
-        names: tuple[str, ...] = _metric_names(self.spec, entropy, given, known)
+        names: tuple[str, ...] = _constant_metric_names(self.spec, entropy, given, known)
         return names
 
 
@@ -99,9 +99,8 @@ def _spec_code(spec: PolicyLossSpec) -> str:
     return encode(spec)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.lru_cache(maxsize=256)
-def _metric_names(
+def _asked_metric_names(
     spec: str, entropy: bool, given: tuple[bool, bool], known: str
 ) -> tuple[str, ...]:
     """By asking: a call of one token that is masked, and so costs nothing and draws nothing."""
@@ -118,6 +117,11 @@ def _metric_names(
         x, x, x, nothing, decode(spec), entropy=x if entropy else None, **options
     )
     return tuple(result.metrics)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_metric_names(*question: Any) -> tuple[str, ...]:
+    return _asked_metric_names(*question)
 
 
 def coefficients(logp: Tensor, entropy: Tensor | None, arguments: LossArguments) -> TokenLoss:
