@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
     from logitless.ops.build import build_info
+    from logitless.ops.check import Check, check
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 # Public name -> module that holds it.
 _HOMES = {
     "BatchStats": "logitless.ops.batch_stats",
+    "Check": "logitless.ops.check",
     "Clip": "logitless.loss.spec",
     "ClipCov": "logitless.loss.spec",
     "Covariance": "logitless.entropy.covariance",
@@ -57,6 +59,7 @@ _HOMES = {
     "Unclipped": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
     "build_info": "logitless.ops.build",
+    "check": "logitless.ops.check",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
@@ -72,6 +75,7 @@ _HOMES = {
 __all__ = [
     "KL",
     "BatchStats",
+    "Check",
     "Clip",
     "ClipCov",
     "Covariance",
@@ -90,6 +94,7 @@ __all__ = [
     "__version__",
     "batch_stats",
     "build_info",
+    "check",
     "covariance",
     "fit_entropy_law",
     "linear_policy_loss",
