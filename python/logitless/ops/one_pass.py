@@ -208,6 +208,8 @@ _scale_op = register(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    # or autograd would hand zeros the size of the head to a backward that ignores them
+    ctx.set_materialize_grads(False)
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
     ctx.needs = inputs[-1]
     ctx.inputs = len(inputs)
