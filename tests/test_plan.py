@@ -44,8 +44,10 @@ def test_plans(
     assert 0 <= plan.products - len(options["gradients"]) - 1 <= 1
     assert options["one_pass"] or not plan.chunk_rows
     if options["batch_invariant"]:
-        assert plan.rows == ll.plan(7, hidden, vocab, dtype, batch_invariant=True).rows
-        assert plan.chunk_rows in (0, tokens) or plan.chunk_rows % plan.rows == 0
+        other = ll.plan(7, hidden, vocab, dtype, batch_invariant=True)
+        assert (plan.fixed_rows, plan.columns) == (other.fixed_rows, other.columns)
+        assert plan.rows % plan.fixed_rows == 0 < plan.fixed_rows
+        assert plan.chunk_rows in (0, tokens) or plan.chunk_rows % plan.fixed_rows == 0
     assert plan == ll.plan(tokens, hidden, vocab, dtype, budget, **options)
     assert f"{plan.columns} columns" in str(plan)
 

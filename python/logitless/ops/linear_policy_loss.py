@@ -140,7 +140,7 @@ def _one_pass(
     if not tiling.chunk_rows:
         return None
     arguments = loss_arguments(*data, **loss_options)
-    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    tiles = tile_arguments(tiling, call.logits_dtype)
     loss, values, logp, entropy, *_ = one_pass(
         *call.arrays, *arguments, tiling.chunk_rows, *tiles, list(call.needs)
     )

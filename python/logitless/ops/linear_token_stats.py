@@ -53,8 +53,8 @@ def linear_token_stats(
         other implementation; torch.float32 avoids that and pays for float32 products.
 
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
-        the call has, in whatever order and number: every product has one shape, 256 rows padded
-        with zeros (5% more time at H = 1024 for a full tile). A check of the machine's products
+        the call has, in whatever order and number: logits and d_hidden come from products of one
+        shape, 256 rows padded with zeros. A check of the machine's products
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
 
@@ -117,7 +117,7 @@ def _torch_stats(
         logits = flat.to(dtype) @ head_weight.to(dtype).t()
         return to_stats(plain_stats(logits, *rows), shape, extras)
     tiling = call.plan(compute, one_pass=False)
-    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    tiles = tile_arguments(tiling, call.logits_dtype)
     outputs = linear_stats(*call.arrays, bool(extras), *tiles)
     return to_stats(outputs[:-2], shape, extras)
 
