@@ -47,10 +47,9 @@ def rows_backward(function: Function, x: RowInputs) -> Call:
 
 def rows_backward_in_place(function: Function, x: RowInputs) -> Call:
     """The logits are the contender's to overwrite, so each run gets them anew."""
-    work = torch.empty_like(x.logits)
 
     def prepare() -> tuple[Tensor, Results]:
-        logits = leaf(work.copy_(x.logits))
+        logits = leaf(x.scratch.copy_(x.logits))
         return logits, function(logits, x.targets)
 
     return Call(lambda state: finish(state, x), prepare)
@@ -65,12 +64,10 @@ def rows_both(function: Function, x: RowInputs) -> Call:
 
 
 def rows_both_in_place(function: Function, x: RowInputs) -> Call:
-    work = torch.empty_like(x.logits)
-
     def run(logits: Tensor) -> Results:
         return finish((logits, function(logits, x.targets)), x)
 
-    return Call(run, lambda: leaf(work.copy_(x.logits)))
+    return Call(run, lambda: leaf(x.scratch.copy_(x.logits)))
 
 
 def finish(state: tuple[Tensor, Results], x: RowInputs) -> Results:
@@ -107,7 +104,8 @@ def loss_both(function: Function, x: TokenInputs) -> Call:
 def amax(logits: Tensor) -> Tensor:
     """A plain read. Pairs of bfloat16 are read as int32: the maximum of bfloat16 itself is slower
     than the memory."""
-    words = logits.view(torch.int32) if logits.element_size() == 2 else logits
+    pairs = logits.element_size() == 2 and logits.shape[-1] % 2 == 0
+    words = logits.view(torch.int32) if pairs else logits
     return words.amax(-1)
 
 

@@ -82,3 +82,7 @@ class Op:
     variants: Callable[[Any], dict[str, Call]] = field(default=lambda _: {})
     # Outputs that may differ from one contender to the next, such as a drawn token.
     random: tuple[str, ...] = ()
+    # Each row's outputs and gradients depend on that row alone, so any rows of a run can be judged.
+    rowwise: bool = False
+    # Also timed at every size of `./dev gpu`.
+    sizes: bool = False

@@ -37,7 +37,7 @@ def our_policy(hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInp
 
 
 def our_sample(hidden: Tensor, weight: Tensor) -> Results:
-    rows = torch.arange(len(hidden))
+    rows = torch.arange(len(hidden), device=hidden.device)
     return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows)._asdict()
 
 

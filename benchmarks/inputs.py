@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.case import Setting
 
-GAUSSIAN_SCALE = 3.0
+GAUSSIAN, GAUSSIAN_SCALE = "gaussian", 3.0
 # Of the log of a row's scale: unequal enough that most rows are sure and some are forks.
 ROW_SPREAD = 0.4
 ENTROPY_TOLERANCE = 0.02
@@ -33,8 +33,14 @@ class RowInputs:
     targets: Tensor  # [N]
     upstream: Tensor  # [N] float32, the gradient that arrives at logp and at entropy
 
-    def first(self, n: int) -> RowInputs:
-        return RowInputs(self.logits[:n], self.targets[:n], self.upstream[:n])
+    def pick(self, rows: Tensor) -> RowInputs:
+        return RowInputs(self.logits[rows], self.targets[rows], self.upstream[rows])
+
+    @functools.cached_property
+    def scratch(self) -> Tensor:
+        """Shaped like the logits, for whoever's turn it is to write. One for all: at the largest
+        sizes there is no room for one each."""
+        return torch.empty_like(self.logits)
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,24 @@ class HeadInputs:
 @functools.lru_cache(maxsize=1)
 def row_inputs(setting: Setting) -> RowInputs:
     g = generator(setting)
-    logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
-    logits = scale_rows(logits, setting, g)
+    logits = noise(setting, g) if setting.logits == GAUSSIAN else peaked(setting, g)
     targets = choose_targets(logits, setting, g)
     return RowInputs(logits, targets, normal(setting, g))
+
+
+def noise(setting: Setting, g: torch.Generator) -> Tensor:
+    """Gaussian logits, a few rows at a time: nothing float32 of their size beside them."""
+    logits = torch.empty(
+        setting.rows, setting.vocab, dtype=setting.torch_dtype, device=setting.device
+    )
+    for part in logits.split(CHUNK):
+        part.copy_(torch.randn(part.shape, generator=g, device=setting.device).mul_(GAUSSIAN_SCALE))
+    return logits
+
+
+def peaked(setting: Setting, g: torch.Generator) -> Tensor:
+    logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
+    return scale_rows(logits, setting, g)
 
 
 @functools.lru_cache(maxsize=1)
@@ -111,7 +131,7 @@ def scale_rows(
     weight: Tensor | None = None,
 ) -> Tensor:
     """`rows` times what gives their softmax the asked mean entropy, in the setting's dtype."""
-    if setting.logits == "gaussian":
+    if setting.logits == GAUSSIAN:
         return (GAUSSIAN_SCALE * rows).to(setting.torch_dtype)
     rows *= (ROW_SPREAD * normal(setting, g)).exp_()[:, None]
     scale = scale_for_entropy(rows, float(setting.logits), setting.torch_dtype, weight)
@@ -149,7 +169,7 @@ def mean_entropy(rows: Tensor, scale: float, dtype: torch.dtype, weight: Tensor 
 
 def choose_targets(logits: Tensor, setting: Setting, g: torch.Generator) -> Tensor:
     """Drawn from the policy itself where it is peaked; any token where it is noise."""
-    if setting.logits == "gaussian":
+    if setting.logits == GAUSSIAN:
         return torch.randint(logits.shape[1], (len(logits),), generator=g, device=setting.device)
     return torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p in probabilities(logits)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from benchmarks import gate
 from benchmarks.case import Call, Contender, Op, Results, Setting
 from benchmarks.contenders import COMPILED, EAGER, OURS
 from benchmarks.peers import PEERS
-from benchmarks.timing import Timer, Times, interleave
+from benchmarks.timing import ENOUGH_SECONDS, Timer, Times, interleave
 
 FLOOR = "floor"
 
@@ -47,9 +48,14 @@ class Match:
     def floor(self) -> Measured:
         return next(m for m in self.measured if m.kind == FLOOR)
 
+    @property
+    def ours(self) -> Measured | None:
+        """The line of ours that others are compared with: the first."""
+        return next((m for m in self.measured if m.kind == OURS.kind), None)
+
     def as_json(self) -> dict[str, Any]:
         moved, flops = self.op.bytes(self.setting), self.op.flops(self.setting)
-        ours = self["logitless"].times.median if "logitless" in self else None
+        ours = self.ours.times.median if self.ours else None
         return {
             "op": self.op.name,
             "setting": asdict(self.setting),
@@ -62,6 +68,7 @@ class Match:
                     "kind": m.kind,
                     "median_ms": 1e3 * m.times.median,
                     "runs_ms": [1e3 * t for t in m.times.runs],
+                    "host_ms": 1e3 * statistics.median(m.times.host) if m.times.host else None,
                     "over_floor": m.times.median / self.floor.times.median,
                     "over_ours": None if ours is None else m.times.median / ours,
                     "bytes_per_second": sum(moved.values()) / m.times.median,
@@ -91,7 +98,9 @@ def load(op: Op, contender: Contender) -> Callable[..., Results] | str:
         return f"{type(error).__name__}: {error}"
 
 
-def make_calls(op: Op, contenders: Sequence[Contender], inputs: Any) -> dict[str, tuple[str, Any]]:
+def make_calls(
+    op: Op, contenders: Sequence[Contender], inputs: Any, variants: bool = True
+) -> dict[str, tuple[str, Any]]:
     """name -> (kind, call or why there is none); floors excluded."""
     calls: dict[str, tuple[str, Any]] = {}
     for contender in contenders:
@@ -100,74 +109,158 @@ def make_calls(op: Op, contenders: Sequence[Contender], inputs: Any) -> dict[str
         function = load(op, contender)
         call = function if isinstance(function, str) else op.call(function, inputs)
         calls[contender.name] = (contender.kind, call)
-    return {**calls, **{name: ("ours", call) for name, call in op.variants(inputs).items()}}
+    more = op.variants(inputs) if variants else {}
+    return {**calls, **{name: ("ours", call) for name, call in more.items()}}
 
 
-def attempt(kind: str, call: Call | str) -> Results | str:
-    """One run, or why there is none. Ours may not fail; others are left out in their own words."""
-    if isinstance(call, str):
-        return call
+def run_and_peak(call: Call, device: str) -> tuple[Results, int | None]:
+    """Results, and on CUDA how far the run drove the allocated memory up."""
+    prepared = call.prepare()
+    if torch.device(device).type != "cuda":
+        return call.run(prepared), None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = call.run(prepared)
+    # What went wrong on the device is to be raised here, and not in somebody else's turn.
+    torch.cuda.synchronize()
+    return results, torch.cuda.max_memory_allocated() - before
+
+
+class DeviceLost(RuntimeError):
+    """After an error that no later call of this process recovers from; `name` made it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+def is_lost(device: str) -> bool:
+    if torch.device(device).type != "cuda":
+        return False
     try:
-        return call()
-    except Exception as error:
-        if kind == "ours":
-            raise
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
-def judge(
-    op: Op, dtype: str, contenders: Sequence[Contender], inputs: Any
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """The errors of those that pass against the oracle, and the reasons of those that do not."""
-    oracle = op.oracle(inputs)
-    calls = make_calls(op, contenders, inputs)
-    plain: dict[str, float] = {}
-    passed: dict[str, dict[str, float]] = {}
-    failed: dict[str, str] = {}
-    # Plain torch first: its error is the measure of the others.
-    for name in sorted(calls, key=lambda name: name != EAGER.name):
-        kind, call = calls[name]
-        results = attempt(kind, call)
-        if isinstance(results, str):
-            failed[name] = results
-            continue
-        expected = oracle(results)
-        found = gate.errors(results, expected)
-        plain = found if name == EAGER.name else plain
-        objection = gate.oracle_objection(kind, found, plain, expected, dtype)
-        if objection is None:
-            passed[name] = found
+@dataclass
+class Jury:
+    """Who is right on these inputs, and with what error.
+
+    Against the oracle on a few rows: rows of the very run that is timed, the last among them, where
+    each row stands for itself, else a run of the first rows alone. Against plain torch on all.
+    """
+
+    op: Op
+    setting: Setting
+    inputs: Any
+    contenders: Sequence[Contender]
+    variants: bool
+    strict: bool  # ours may not fail; others are left out in their own words
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    peaks: dict[str, int | None] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = self.setting.rows
+        ends = torch.linspace(0, n - 1, min(n, gate.ROWS)).long().to(self.setting.device)
+        self.rows = ends if self.op.rowwise else None
+        few = self.inputs.first(gate.ROWS) if self.rows is None else self.inputs.pick(self.rows)
+        self.oracle = self.op.oracle(few)
+        self.small = make_calls(self.op, self.contenders, few, self.variants)
+        self.plain: Results = {}
+        # The error of plain torch is the measure of the others.
+        self.plain_errors: dict[str, float] = {}
+        if EAGER.name in self.small:
+            results = self.attempt(EAGER.name, self.small[EAGER.name], small=True)
+            if results is not None:
+                self.plain_errors = gate.errors(results, self.oracle(results))
+
+    def attempt(self, name: str, entry: tuple[str, Call | str], small: bool = False) -> Any:
+        """The results of one run, or None with the reason in `skipped`."""
+        kind, call = entry
+        if isinstance(call, str):
+            self.skipped[name] = call
+            return None
+        try:
+            results, peak = run_and_peak(call, self.setting.device)
+        except Exception as error:
+            if kind == "ours" and self.strict:
+                raise
+            first = next(iter(str(error).splitlines()), "")[:200]
+            self.skipped[name] = f"{type(error).__name__}: {first}"
+            if is_lost(self.setting.device):
+                raise DeviceLost(name, self.skipped[name]) from error
+            return None
+        if not small:
+            self.peaks[name] = peak
+        return results
+
+    def admits(self, name: str, entry: tuple[str, Call | str]) -> bool:
+        results = self.attempt(name, entry)
+        objection = None if results is None else self.objection(name, entry[0], results)
+        if objection is not None:
+            self.skipped[name] = f"not timed: {objection}"
+        elif name == EAGER.name:
+            self.plain = results or {}
+        return name not in self.skipped
+
+    def objection(self, name: str, kind: str, results: Results) -> str | None:
+        few: Results | None
+        if self.rows is None:
+            few = self.attempt(name, self.small[name], small=True)
         else:
-            failed[name] = f"not timed: {objection}"
-    return passed, failed
+            few = {key: value.detach()[self.rows] for key, value in results.items()}
+        if few is None:
+            return self.skipped[name]
+        expected = self.oracle(few)
+        found = gate.errors(few, expected)
+        dtype = self.setting.dtype
+        objection = gate.oracle_objection(kind, found, self.plain_errors, expected, dtype)
+        if objection is None:
+            self.errors[name] = found
+            objection = gate.agreement_objection(results, self.plain, dtype, self.op.random)
+        return objection
 
 
 def play(
-    op: Op, setting: Setting, contenders: Sequence[Contender], repeats: int, timer: Timer
+    op: Op,
+    setting: Setting,
+    contenders: Sequence[Contender],
+    repeats: int,
+    timer: Timer,
+    *,
+    variants: bool = True,
+    strict: bool = True,
+    enough: float = ENOUGH_SECONDS,
 ) -> Match:
     """Checks everyone, then times who passed. The checks warm up too."""
     torch._dynamo.reset()
     inputs = op.inputs(setting)
-    passed, skipped = judge(op, setting.dtype, contenders, inputs.first(gate.ROWS))
-    entered = {n: kc for n, kc in make_calls(op, contenders, inputs).items() if n in passed}
-    plain = attempt(*entered[EAGER.name]) if EAGER.name in entered else {}
-    calls: dict[str, Call] = {}
-    for name, (kind, call) in entered.items():
-        results = plain if name == EAGER.name else attempt(kind, call)
-        if not isinstance(results, str) and not isinstance(plain, str):
-            results = gate.agreement_objection(results, plain, setting.dtype, op.random) or results
-        if isinstance(results, str):
-            skipped[name] = f"not timed: {results}"
-        else:
-            calls[name] = call
-    del plain, results
+    jury = Jury(op, setting, inputs, contenders, variants, strict)
+    entered = make_calls(op, contenders, inputs, variants)
+    # Plain torch first: the others are compared with it.
+    admitted = [
+        name
+        for name in sorted(entered, key=lambda name: name != EAGER.name)
+        if jury.admits(name, entered[name])
+    ]
+    calls = {name: entered[name][1] for name in entered if name in admitted}
+    jury.plain = {}
     gc.collect()
     floors = op.floors(inputs)
     for floor in floors.values():
         floor()
-    times = interleave({**calls, **floors}, repeats, timer)
+    times = interleave({**calls, **floors}, repeats, timer, enough)
     measured = (
-        Measured(name, FLOOR if name in floors else entered[name][0], t, passed.get(name, {}))
-        for name, t in times.items()
+        Measured(
+            name,
+            FLOOR if name in floors else entered[name][0],
+            found,
+            jury.errors.get(name, {}),
+            jury.peaks.get(name),
+        )
+        for name, found in times.items()
     )
-    return Match(op, setting, tuple(measured), skipped)
+    return Match(op, setting, tuple(measured), jury.skipped)

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 import torch
 
 from benchmarks.case import Contender, Setting
-from benchmarks.match import FLOOR, Match, entrants, make_calls
+from benchmarks.match import FLOOR, Match, entrants, make_calls, run_and_peak
 from benchmarks.registry import BY_NAME
 from logitless.rl import memory
 
@@ -51,13 +51,11 @@ def measure_here(op_name: str, setting: Setting, name: str) -> int:
     inputs = op.inputs(setting)
     _, call = make_calls(op, chosen, inputs)[name]
     call()
-    prepared = call.prepare()
     gc.collect()
     if torch.device(setting.device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call.run(prepared)
-        return torch.cuda.max_memory_allocated() - before
+        return run_and_peak(call, setting.device)[1] or 0
+    prepared = call.prepare()
+    gc.collect()
     # Freed memory that the allocator still holds would hide what the run takes.
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

@@ -58,10 +58,9 @@ def read_floor(x: RowInputs) -> dict[str, Call]:
 
 
 def copy_floor(x: RowInputs) -> dict[str, Call]:
-    into = torch.empty_like(x.logits)
     return {
-        "copy": Call(lambda _: {"copy": into.copy_(x.logits)}),
-        "copy in place": Call(lambda _: {"copy": into.mul_(1.0)}),
+        "copy": Call(lambda _: {"copy": x.scratch.copy_(x.logits)}),
+        "copy in place": Call(lambda _: {"copy": x.scratch.mul_(1.0)}),
     }
 
 
@@ -71,10 +70,8 @@ def fresh_floor(x: RowInputs) -> dict[str, Call]:
 
 
 def read_and_copy_floor(x: RowInputs) -> dict[str, Call]:
-    into = torch.empty_like(x.logits)
-
     def run(_: None) -> Results:
-        return {"max": calls.amax(x.logits), "copy": into.copy_(x.logits)}
+        return {"max": calls.amax(x.logits), "copy": x.scratch.copy_(x.logits)}
 
     return {"max read + copy": Call(run)}
 
@@ -108,7 +105,7 @@ def backward_bytes(s: Setting) -> dict[str, int]:
 
 
 def rows_op(name: str, **parts: Any) -> Op:
-    return Op(name, "rows", inputs=row_inputs, oracle=rows_oracle, **parts)
+    return Op(name, "rows", inputs=row_inputs, oracle=rows_oracle, rowwise=True, **parts)
 
 
 def per_logit(flops: int) -> Any:
@@ -229,7 +226,7 @@ def loss_bytes(s: Setting) -> dict[str, int]:
 OPS = [
     rows_op(
         "forward", families=("rows",), call=calls.rows_forward, floors=read_floor,
-        variants=forward_variants, bytes=forward_bytes, flops=per_logit(FORWARD_FLOPS),
+        variants=forward_variants, bytes=forward_bytes, flops=per_logit(FORWARD_FLOPS), sizes=True,
     ),
     rows_op(
         "forward with extras", families=("rows with extras",), call=calls.rows_forward,
@@ -238,12 +235,12 @@ OPS = [
     ),
     rows_op(
         "backward", families=("rows",), call=calls.rows_backward, floors=fresh_floor,
-        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS),
+        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS), sizes=True,
     ),
     rows_op(
         "backward in place", families=("rows in place", "rows"),
         call=calls.rows_backward_in_place, floors=copy_floor,
-        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS),
+        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS), sizes=True,
     ),
     rows_op(
         "forward+backward", families=("rows",), call=calls.rows_both, floors=read_and_copy_floor,

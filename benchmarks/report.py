@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import logitless as ll
+from benchmarks.about import cpu_model, git, installed
 from benchmarks.case import Setting
 from benchmarks.match import Match, Measured
 from benchmarks.peers import PEERS
@@ -40,25 +38,6 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git(*arguments: str) -> str | None:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
 def title(match: Match) -> str:
     return f"{match.op.name}  {describe(match.setting, match.op.group)}"
 
@@ -69,7 +48,7 @@ def describe(s: Setting, group: str) -> str:
         "head": f"N={s.rows} H={s.width} V={s.vocab} {s.dtype}, logits {s.logits}",
         "losses": f"N={s.rows} float32",
     }
-    return shapes[group]
+    return shapes.get(group, shapes["head"])
 
 
 def table(match: Match) -> str:
@@ -87,7 +66,7 @@ def table(match: Match) -> str:
 
 
 def line(match: Match, m: Measured) -> str:
-    ours = match["logitless"].times.median if "logitless" in match else float("nan")
+    ours = match.ours.times.median if match.ours else float("nan")
     span = f"{1e3 * m.times.low:.2f}-{1e3 * m.times.high:.2f}"
     error = f"{max(m.errors.values()):.1e}" if m.errors else ""
     peak = "" if m.peak_bytes is None else mib(m.peak_bytes)

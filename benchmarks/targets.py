@@ -1,4 +1,4 @@
-"""The ratios this project promises, each the quotient of two lines of one match."""
+"""What this project promises: quotients of two lines of one match, or one line's milliseconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.match import Match
 
 # Where they are promised.
 VOCAB = 151_936
-ROWS = 512
+ROWS, GPU_ROWS = 512, 8192
 
 
 @dataclass(frozen=True)
@@ -18,23 +18,32 @@ class Target:
     op: str
     dtype: str
     over: str  # numerator
-    under: str
+    under: str  # "": the time of `over` itself, in milliseconds
     limit: float
     at_most: bool = True
+    rows: int = ROWS
+    device: str = "cpu"
+    note: str = ""
 
-    def ratio(self, match: Match) -> float:
-        return match[self.over].times.median / match[self.under].times.median
+    def value(self, match: Match) -> float:
+        time = match[self.over].times.median
+        return time / match[self.under].times.median if self.under else 1e3 * time
 
-    def met(self, ratio: float) -> bool:
-        return ratio <= self.limit if self.at_most else ratio >= self.limit
+    def met(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value >= self.limit
 
     def applies(self, match: Match) -> bool:
         at: Setting = match.setting
         return (
-            (self.op, self.dtype, ROWS, VOCAB) == (match.op.name, at.dtype, at.rows, at.vocab)
+            (self.op, self.dtype, self.rows, VOCAB) == (match.op.name, at.dtype, at.rows, at.vocab)
+            and at.device.startswith(self.device)
             and self.over in match
-            and self.under in match
+            and (not self.under or self.under in match)
         )
+
+
+def on_gpu(op: str, over: str, under: str, limit: float, note: str = "") -> Target:
+    return Target(op, "bfloat16", over, under, limit, rows=GPU_ROWS, device="cuda", note=note)
 
 
 TARGETS = [
@@ -45,6 +54,10 @@ TARGETS = [
     Target("backward in place", "float32", "logitless", "copy", 1.5),
     Target("forward+backward", "float32", "torch eager", "logitless, in place", 10.0, False),
     Target("forward with extras", "float32", "logitless", "logitless, no extras", 1.25),
+    on_gpu("forward", "logitless cuda", "", 0.85, "ms, promised of an H100"),
+    on_gpu("forward", "logitless triton", "", 0.85, "ms, promised of an H100"),
+    on_gpu("backward in place", "logitless cuda", "copy", 1.15),
+    on_gpu("backward in place", "logitless triton", "copy", 1.15),
 ]
 
 
@@ -53,11 +66,12 @@ def verdicts(matches: Sequence[Match]) -> list[str]:
     lines = []
     for target in TARGETS:
         for match in filter(target.applies, matches):
-            ratio = target.ratio(match)
+            value = target.value(match)
             lines.append(
-                f"{'met   ' if target.met(ratio) else 'MISSED'}  {ratio:6.2f}"
+                f"{'met   ' if target.met(value) else 'MISSED'}  {value:6.2f}"
                 f"  {'<=' if target.at_most else '>='} {target.limit:<5g}"
-                f"  {target.op} {target.dtype}: {target.over} / {target.under}"
-                f" (logits {match.setting.logits})"
+                f"  {target.op} {target.dtype}: {target.over}"
+                f"{' / ' if target.under else ''}{target.under}"
+                f" ({target.note + '; ' if target.note else ''}logits {match.setting.logits})"
             )
     return lines

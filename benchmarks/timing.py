@@ -7,15 +7,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from benchmarks.case import Call, Results
+from benchmarks.case import Call
 
 # A call that has taken this many seconds in all, and has run this often, has run enough.
 ENOUGH_SECONDS, ENOUGH_RUNS = 2.0, 3
 # Where the machine does not say.
 LAST_LEVEL_CACHE = 32 << 20
+# Reads of the flush buffer before a run on CUDA: 2 ms on an H200, so that the launches of the run,
+# a fraction of that, are queued before the device gets to them and are not timed with it.
+HEAD_START = 64
+
+
+class Run(NamedTuple):
+    seconds: float  # on the clock of the device
+    host: float  # until the call returned, which on CUDA is before its work is done
 
 
 class Timer:
@@ -29,20 +38,27 @@ class Timer:
         self.cuda = torch.device(device).type == "cuda"
         self.flush = torch.zeros(2 * last_level_cache(device) // 4, device=device)
 
-    def __call__(self, call: Call) -> tuple[float, Results]:
+    def __call__(self, call: Call) -> Run:
         prepared = call.prepare()
-        self.flush.sum()
         if not self.cuda:
+            self.flush.sum()
             started = time.perf_counter()
-            results = call.run(prepared)
-            return time.perf_counter() - started, results
+            call.run(prepared)
+            seconds = time.perf_counter() - started
+            return Run(seconds, seconds)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        for _ in range(HEAD_START):
+            self.flush.sum()
         begin.record()
+        started = time.perf_counter()
         results = call.run(prepared)
+        host = time.perf_counter() - started
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3, results
+        # Until here: memory given back earlier would be handed to someone else while in use.
+        del results
+        return Run(begin.elapsed_time(end) / 1e3, host)
 
 
 def last_level_cache(device: str) -> int:
@@ -61,6 +77,7 @@ class Times:
     """Seconds of the runs of one call."""
 
     runs: tuple[float, ...]
+    host: tuple[float, ...] = ()  # until each returned, where that is another time
 
     @property
     def median(self) -> float:
@@ -75,17 +92,19 @@ class Times:
         return max(self.runs)
 
 
-def interleave(calls: Mapping[str, Call], repeats: int, timer: Timer) -> dict[str, Times]:
+def interleave(
+    calls: Mapping[str, Call], repeats: int, timer: Timer, enough: float = ENOUGH_SECONDS
+) -> dict[str, Times]:
     """Every call `repeats` times, in rounds whose order rotates, every other one backwards: a slow
     moment of the machine hits all of them, and nobody always runs after the same neighbour. The
-    slow ones run less often."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    slow ones, those that have taken `enough` seconds, run less often."""
+    found: dict[str, list[Run]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(repeats):
         shift = turn % len(names)
         order = names[shift:] + names[:shift]
         for name in reversed(order) if turn % 2 else order:
-            runs = seconds[name]
-            if len(runs) < ENOUGH_RUNS or sum(runs) < ENOUGH_SECONDS:
-                runs.append(timer(calls[name])[0])
-    return {name: Times(tuple(runs)) for name, runs in seconds.items()}
+            runs = found[name]
+            if len(runs) < ENOUGH_RUNS or sum(run.seconds for run in runs) < enough:
+                runs.append(timer(calls[name]))
+    return {name: Times(*zip(*runs, strict=True)) for name, runs in found.items()}

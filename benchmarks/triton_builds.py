@@ -13,19 +13,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-# (backend, architecture, warp size) and the shared memory a block may have, from the vendors'
-# tables: CUDA C++ Programming Guide (compute capabilities 8.0, 9.0, 10.0), CDNA 3 ISA (LDS).
-TARGETS = {
-    "sm_80": (("cuda", 80, 32), 163 * 1024),
-    "sm_90": (("cuda", 90, 32), 227 * 1024),
-    "sm_100": (("cuda", 100, 32), 227 * 1024),
-    "gfx942": (("hip", "gfx942", 64), 64 * 1024),
+from benchmarks.resources import Measured, Resources
+
+# Backend, architecture, warp size.
+TARGETS: dict[str, tuple[Any, ...]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +55,7 @@ class _Driver:
     def __init__(self, target: str) -> None:
         from triton.backends.compiler import GPUTarget
 
-        self.target, self.name = GPUTarget(*TARGETS[target][0]), target
+        self.target, self.name = GPUTarget(*TARGETS[target]), target
 
     def get_current_target(self) -> Any:
         return self.target
@@ -67,35 +69,45 @@ class _Driver:
 
 
 @contextmanager
-def compiling(target: str) -> Iterator[list[tuple[str, Any]]]:
-    """Launches inside compile for `target` and run nothing; yields (kernel, code) of each."""
+def compiling(
+    target: str, package: str = "logitless.kernels", only: tuple[str, ...] = ()
+) -> Iterator[list[tuple[str, Any]]]:
+    """Launches inside compile for `target` and run nothing; yields (kernel, code) of each.
+
+    `package`: where the kernels are; `only`: names of kernels, the others are passed over.
+    """
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from logitless.kernels import rows
-
+    rows = import_module(f"{package}.rows")
     launched: list[tuple[str, Any]] = []
     run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
-        code = run(self, *args, warmup=True, **kwargs)
-        launched.append((self.__name__.removesuffix("_kernel"), code))
-        return code
+    def compile_only(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> None:
+        name = self.__name__.removesuffix("_kernel")
+        if not only or name in only:
+            launched.append((name, run(self, *args, warmup=True, **kwargs)))
 
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(rows, "runs_on", lambda device: True),
+        mock.patch.object(rows, "runs_on", return_value=True),
     ):
         yield launched
 
 
 def call(
-    n: int, vocab: int, dtype: torch.dtype, options: frozenset[str] = frozenset(), **chain: float
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+    start: int = 0,
+    **chain: float,
 ) -> None:
     """A forward, a finish and a backward in place, as the ops call them."""
-    from logitless.kernels.rows import TritonRows
-
+    TritonRows = import_module(f"{package}.rows").TritonRows
     width = vocab + 3 if "odd" in options else vocab
     shape = (2, n // 2, width) if "batched" in options else (n, width)
     # Rows of a batch that do not follow the rows of the last: two strides.
@@ -106,12 +118,12 @@ def call(
     if "mask" in options:
         given["mask"] = torch.ones(n, dtype=torch.bool)
     if "chain" in options:
-        given |= {"bias": torch.zeros(width), "softcap": 15.0, "pre": 0.5}
+        given = {"bias": torch.zeros(start + width), "softcap": 15.0, "pre": 0.5} | given
         given["row_scale"] = torch.ones(n, dtype=torch.float64)
     rows = TritonRows(n, targets=torch.zeros(n, dtype=torch.int64), **given)
     state = torch.empty(n, 8, dtype=torch.float64)
     extras = "extras" in options
-    rows.forward(logits, state, first="later" not in options, extras=extras)
+    rows.forward(logits, state, start=start, first="later" not in options, extras=extras)
     names = ["logp", "entropy", "lse"]
     names += ["varentropy", "sum_p2", "entropy_change"] if extras else []
     outputs = {name: torch.empty(n) for name in names}
@@ -119,11 +131,11 @@ def call(
         outputs["argmax"] = torch.empty(n, dtype=torch.int64)
     row_ids = torch.arange(n) if "mask" in options else None
     error = torch.tensor([2**63 - 1])
-    rows.finish(state, width, error, row_ids=row_ids, **outputs)
+    rows.finish(state, start + width, error, row_ids=row_ids, **outputs)
     upstream = {"g_logp": torch.ones(n), "g_entropy": torch.ones(n)}
     if "chain" in options:
         upstream |= {"g_lse": torch.ones(n, dtype=torch.float64)}
-    rows.backward(logits, state, logits, **upstream)
+    rows.backward(logits, state, logits, start=start, **upstream)
 
 
 def builds(target: str) -> list[Build]:
@@ -134,16 +146,15 @@ def builds(target: str) -> list[Build]:
             with compiling(target) as launched:
                 call(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:
-                name = f"{dtype}, {configuration}"
+                # The others see no logits.
+                by_dtype = kernel in ("pieces", "fold", "backward")
+                name = f"{dtype}, {configuration}" if by_dtype else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))
     return sorted(found.values(), key=lambda build: build.kernel)
 
 
-@dataclass(frozen=True)
-class Resources:
-    registers: str  # of a thread; on AMD vector and scalar ones
-    spilled: int  # bytes of a thread on NVIDIA, registers on AMD
-    shared: int  # bytes of a program
+def measure(target: str) -> list[Measured]:
+    return [Measured(b.kernel, b.configuration, target, resources(b)) for b in builds(target)]
 
 
 def resources(build: Build) -> Resources:
@@ -171,4 +182,6 @@ def _of_amdgcn(code: Any) -> Resources:
     spilled = value("vgpr_spill_count") + value("sgpr_spill_count")
     spilled += value("private_segment_fixed_size")
     registers = f"{value('vgpr_count')}+{value('sgpr_count')}"
-    return Resources(registers, spilled, max(value("group_segment_fixed_size"), code.metadata.shared))
+    return Resources(
+        registers, spilled, max(value("group_segment_fixed_size"), code.metadata.shared)
+    )

@@ -17,6 +17,8 @@ from logitless.kernels.coefficients import COEFFICIENTS
 from logitless.kernels.jit import INF, LOWEST, row_offset, softcapped
 from logitless.kernels.launch import OPTIONS, Chain, Strides, device_of, same_batches
 
+# 8 KiB over four warps: 53 registers and 15 instructions a bfloat16 element on sm_90, where reading
+# and writing it leave an H200 twice the 14 of the forward pass; 9 programs share a multiprocessor.
 BLOCK_BYTES = 8192
 NUM_WARPS = 4
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import INF, LN2, LOG2E
+from logitless.kernels.jit import LN2, LOG2E
 from logitless.kernels.launch import OPTIONS, Chain, device_of
 
 # Floats a row: whether it has a gradient at all, m, scale * log2(e), constant, linear, own, 0, 0.
@@ -64,7 +64,6 @@ def coefficients_kernel(
     m = tl.load(s_ptr, mask=active, other=0.0)
     s0 = tl.load(s_ptr + 1, mask=active, other=1.0)
     s1 = tl.load(s_ptr + 2, mask=active, other=0.0)
-    target_y = tl.load(s_ptr + 6, mask=active, other=0.0)
 
     log_s0 = tl.log(s0)
     inv_s0 = 1.0 / s0
@@ -73,15 +72,13 @@ def coefficients_kernel(
     b = -g_entropy
     # The chain back to the raw logits: scale, and what stands before the softcap.
     factor = scale * pre
-    # A logit of -inf is a constant: nothing flows back into it, not even where it is the target.
-    own = tl.where(target_y == -INF, 0.0, g_logp * factor)
     c_ptr = coefficients_ptr + row * COEFFICIENTS
     tl.store(c_ptr, active.to(tl.float32), mask=inside)
     tl.store(c_ptr + 1, m.to(tl.float32), mask=inside)
     tl.store(c_ptr + 2, (scale * LOG2E).to(tl.float32), mask=inside)
     tl.store(c_ptr + 3, (factor * inv_s0 * (a - b * log_s0)).to(tl.float32), mask=inside)
     tl.store(c_ptr + 4, (factor * inv_s0 * b * LN2).to(tl.float32), mask=inside)
-    tl.store(c_ptr + 5, own.to(tl.float32), mask=inside)
+    tl.store(c_ptr + 5, (g_logp * factor).to(tl.float32), mask=inside)
 
 
 def coefficients(

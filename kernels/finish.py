@@ -96,7 +96,9 @@ def finish_kernel(
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
         q1 = tl.load(s_ptr + 5, mask=inside, other=0.0)
         own = tl.where(logp == -INF, 0.0, tl.exp(logp) * (logp + entropy))
-        _store(entropy_change_ptr, row, (q1 - q0 * mean) * inv_s0 * inv_s0 - own, active, bad, inside)
+        _store(
+            entropy_change_ptr, row, (q1 - q0 * mean) * inv_s0 * inv_s0 - own, active, bad, inside
+        )
     if argmax_ptr is not None:
         argmax = tl.load(s_ptr + 7, mask=inside, other=-1.0)
         argmax = tl.where(active & (bad == 0), argmax, -1.0)

@@ -51,8 +51,9 @@ def same_batches(a: Strides, b: Strides) -> tuple[Strides, Strides]:
     """Both of them cut into the batches of the one that has batches."""
     if a.batched == b.batched:
         return a, b
-    t = max(x.rows_per_batch for x in (a, b) if x.batched)
-    return tuple(x if x.batched else Strides(True, t * x.row, x.row, t) for x in (a, b))
+    if a.batched:
+        return a, Strides(True, a.rows_per_batch * b.row, b.row, a.rows_per_batch)
+    return Strides(True, b.rows_per_batch * a.row, a.row, b.rows_per_batch), b
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:

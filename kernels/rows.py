@@ -136,20 +136,17 @@ class TritonRows:
         self._check("error", error, torch.int64, shape=(1,))
         self._check("row_ids", row_ids, torch.int64)
         self._check("argmax", argmax, torch.int64)
-        reals = {
-            "logp": logp,
-            "entropy": entropy,
-            "lse": lse,
-            "varentropy": varentropy,
-            "sum_p2": sum_p2,
-            "entropy_change": entropy_change,
-        }
-        for name, out in reals.items():
-            self._check(name, out, torch.float32)
+        self._check("logp", logp, torch.float32)
+        self._check("entropy", entropy, torch.float32)
+        self._check("lse", lse, torch.float32)
+        self._check("varentropy", varentropy, torch.float32)
+        self._check("sum_p2", sum_p2, torch.float32)
+        self._check("entropy_change", entropy_change, torch.float32)
         if self.n == 0:
             return
         rows = (self.targets, self.mask, self.row_scale, row_ids)
-        finish.finish(state, vocab, error, *rows, self.scale, *reals.values(), argmax)
+        extras = (varentropy, sum_p2, entropy_change, argmax)
+        finish.finish(state, vocab, error, *rows, self.scale, logp, entropy, lse, *extras)
 
     def backward(
         self,
@@ -164,9 +161,9 @@ class TritonRows:
     ) -> None:
         """Write d(logits) of a tile; rows without a gradient are not read and get zeros."""
         self._check("state", state, torch.float64, shape=(self.n, STATE))
-        upstream = {"g_logp": g_logp, "g_entropy": g_entropy, "g_lse": g_lse}
-        for name, g in upstream.items():
-            self._check(name, g, *GRADIENT_DTYPES)
+        self._check("g_logp", g_logp, *GRADIENT_DTYPES)
+        self._check("g_entropy", g_entropy, *GRADIENT_DTYPES)
+        self._check("g_lse", g_lse, *GRADIENT_DTYPES)
         strides = self._strides("logits", logits)
         gradient_strides = self._strides("gradient", gradient)
         if gradient.dtype != logits.dtype or gradient.shape[-1] != logits.shape[-1]:
@@ -177,7 +174,7 @@ class TritonRows:
         if self.n == 0 or logits.shape[-1] == 0:
             return
         per_row = coefficients.coefficients(
-            state, self.mask, self.row_scale, *upstream.values(), self.scale, self.chain
+            state, self.mask, self.row_scale, g_logp, g_entropy, g_lse, self.scale, self.chain
         )
         backward.backward(
             logits,

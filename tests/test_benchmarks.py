@@ -21,7 +21,7 @@ from benchmarks.contenders import EAGER, OURS, plain_rows  # noqa: E402
 from benchmarks.inputs import head_inputs, row_inputs, token_inputs  # noqa: E402
 from benchmarks.peak import peak_of  # noqa: E402
 from benchmarks.registry import BY_NAME, OPS  # noqa: E402
-from benchmarks.timing import Timer, Times, interleave  # noqa: E402
+from benchmarks.timing import Run, Timer, Times, interleave  # noqa: E402
 from logitless import reference  # noqa: E402
 
 SMALL = Setting(rows=16, vocab=1000, width=32)
@@ -90,14 +90,17 @@ def test_what_is_wrong_is_not_timed(kind: str, dtype: str) -> None:
     assert "entropy is off" in found.skipped["wrong"]
 
 
-def test_an_error_beyond_the_first_rows_is_found() -> None:
+@pytest.mark.parametrize(("row", "words"), [(13, "on all rows"), (15, "logp is off")])
+def test_an_error_in_any_row_is_found(row: int, words: str) -> None:
+    """The last row of the timed run is among those judged by the oracle, row 13 is not."""
+
     def wrong(logits: Any, targets: Any) -> Any:
         results = plain_rows(logits, targets)
-        results["logp"][12:] = -1.0
+        results["logp"][row] -= 5.0
         return results
 
     found = play("forward", [EAGER, Contender("wrong", "peer", {"rows": lambda: wrong})])
-    assert "on all rows" in found.skipped["wrong"]
+    assert words in found.skipped["wrong"]
 
 
 def test_nan_is_not_right() -> None:
@@ -150,14 +153,15 @@ def test_turns_rotate_and_the_slow_run_less_often() -> None:
 
     class Slow(Timer):
         def __call__(self, call: Call) -> Any:
-            return 2.0, call()
+            call()
+            return Run(2.0, 2.0)
 
     assert len(interleave({"a": call("a")}, 9, Slow("cpu"))["a"].runs) == 3
 
 
 def test_preparation_is_not_timed() -> None:
     call = Call(lambda _: {}, lambda: time.sleep(0.2))
-    assert Timer("cpu")(call)[0] < 0.1
+    assert Timer("cpu")(call).seconds < 0.1
 
 
 def test_targets_are_judged_where_they_are_promised() -> None:

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from places import Place
+from test_one_pass import APART, CHUNKS, force
 from tolerances import assert_gradients, assert_values
 
 import logitless as ll
 from logitless import reference
+from logitless.ops.cost import Way
+
+WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
 
 
 @pytest.mark.parametrize("kind", ["plain", "all"])
@@ -57,8 +61,11 @@ def test_token_stats_of_a_head(place: Place, dtype: torch.dtype, kind: str, budg
         assert_gradients(ours, right, dtype, scale=10 + 2 * worst / 1e-6)
 
 
-@pytest.mark.parametrize("name", ["ppo", "clip_cov"])
-def test_policy_loss_of_a_head(place: Place, name: str) -> None:
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("name", ["ppo", "kl_cov"])
+def test_policy_loss_of_a_head(
+    place: Place, name: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(2)
     data = {
         "hidden": torch.randn(4, 6, 8, generator=generator),
@@ -70,6 +77,7 @@ def test_policy_loss_of_a_head(place: Place, name: str) -> None:
     data["old_logp"] = ll.linear_token_stats(
         data["hidden"], data["weight"], data["targets"], backend="cpu"
     ).logp + 0.3 * torch.randn(4, 6, generator=generator)
+    force(monkeypatch, way)
 
     def run(device: str, backend: str) -> list[torch.Tensor]:
         there = {k: v.to(device, copy=True) for k, v in data.items()}
@@ -87,17 +95,20 @@ def test_policy_loss_of_a_head(place: Place, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "op"), [(None, "linear_policy_loss"), (20_000, "linear_token_stats")]
+    ("way", "op"), [(WAYS["one-pass"], "linear_policy_loss"), (WAYS["apart"], "linear_token_stats")]
 )
-def test_the_loss_names_a_bad_row(place: Place, budget: int | None, op: str) -> None:
+def test_the_loss_names_a_bad_row(
+    place: Place, way: Way, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss is computed on the host, which then knows of the row behind a NaN."""
+    force(monkeypatch, way)
     h, w, old = place.put(torch.randn(4, 8), torch.randn(2500, 8), torch.full((4,), -8.0))
     t = torch.zeros(4, dtype=torch.int64, device=place.device)
     h[2] = float("nan")
     with pytest.raises(RuntimeError, match=f"{op}: row 2: its logits hold a NaN"):
         ll.linear_policy_loss(
             h.requires_grad_(), w, t, old, old, t == 0, ll.presets["ppo"],
-            backend=place.backend, memory_budget=budget,
+            backend=place.backend,
         )  # fmt: skip
 
 

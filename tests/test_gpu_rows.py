@@ -61,6 +61,33 @@ def test_against_the_oracle(place: Place, dtype: torch.dtype, shape: tuple[int, 
     place.assert_gradients(gradient, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("n", "vocab"), [(1, 262_144), (7, 151_936), (130, 128_257), (1000, 32_000)]
+)
+def test_rows_as_long_as_real_ones(place: Place, n: int, vocab: int, dtype: torch.dtype) -> None:
+    """The device and the CPU's kernels against the oracle; stand-ins take a part of the sizes."""
+    if place.device == "cpu":
+        n, vocab = min(n, 9), vocab // 16
+    z, t = cases.logits(3, n, vocab, dtype), cases.targets(3, n, vocab)
+    g, temperature = cases.upstream(3, n), torch.rand(n) + 0.5
+    exact = {"temperature": cases.to_numpy(temperature)}
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy(), **exact)
+    expected, _ = reference.token_stats_backward(
+        cases.to_numpy(z), t.numpy(), g_logp=g[0].numpy(), g_entropy=g[1].numpy(),
+        g_lse=g[2].numpy(), **exact,
+    )  # fmt: skip
+    for backend, device in ((place.backend, place.device), ("cpu", "cpu")):
+        leaf = z.to(device, copy=True).requires_grad_()
+        stats = ll.token_stats(
+            leaf, t.to(device), temperature=temperature.to(device), backend=backend
+        )
+        for name in VALUES:
+            assert_values(getattr(stats, name), truth[name], dtype)
+        loss = weighted(stats, [x.to(device) for x in g])
+        place.assert_gradients(torch.autograd.grad(loss, leaf)[0], expected, scale=2)
+
+
 @pytest.mark.parametrize("kind", cases.CHAINS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chain(place: Place, dtype: torch.dtype, kind: str) -> None:

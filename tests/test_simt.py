@@ -134,11 +134,11 @@ BUGS = {
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "write_past_the_row": Bug(
-        "cuda/backward.cuh", "if (c < left) block[c]", "if (c <= left) block[c]", "shapes",
+        "cuda/backward.cuh", "if (c < left) mine[c]", "if (c <= left) mine[c]", "shapes",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "bias_past_the_row": Bug(
-        "cuda/backward.cuh", "kChained && column < args.columns ?", "kChained ?", "chains",
+        "cuda/chain.cuh", "if (i * stride < left) y[i] +=", "y[i] +=", "chains",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "dropped_shuffle_step": Bug(
@@ -152,12 +152,13 @@ BUGS = {
         ("which does not take part",),
     ),
     "assumed_alignment": Bug(
-        "cuda/pieces.cuh", "const bool aligned = aligned16(row + first);",
+        "cuda/pieces.cuh", "const bool aligned = aligned16(source);",
         "const bool aligned = true;", "layout",
         ("at a misaligned address",),
     ),
     "target_read_too_late": Bug(
-        "cuda/backward.cuh", "gradient(at_target,", "gradient(value_of(source[target]),", "shapes",
+        "cuda/backward.cuh", "    differentiate(own,",
+        "    own[0] = value_of(source[target]);\n    differentiate(own,", "shapes",
         ("differ; first at",),
     ),
     "lost_update": Bug(
@@ -169,13 +170,13 @@ BUGS = {
         ("AddressSanitizer: SEGV",),
     ),
     "narrow_offset": Bug(
-        "cuda/pieces.cuh", "+ row_offset(args.logits, row);",
-        "+ static_cast<int32_t>(row_offset(args.logits, row));", "far",
+        "cuda/pieces.cuh", "+ row_offset(args.logits, row) +",
+        "+ static_cast<int32_t>(row_offset(args.logits, row)) +", "far",
         ("AddressSanitizer: SEGV", "differ; first at"),
     ),
     "last_of_equal_maxima": Bug(
-        "cuda/pieces.cuh", "column = other < column ? other : column;",
-        "column = other > column ? other : column;", "extras",
+        "cuda/pieces.cuh", "for (int k = P::kVectors - 1; k >= 0; --k) {",
+        "for (int k = 0; k < P::kVectors; ++k) {", "extras",
         ("AssertionError",),
     ),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 from logitless import _core
 
 STUB = Path(__file__).parents[1] / "python" / "logitless" / "_core.pyi"
+CLASSES = ("Rows", "CudaRows")
 Parameters = list[tuple[str, str]]
 
 
@@ -38,16 +39,18 @@ def signatures() -> tuple[dict[str, Parameters], dict[str, Parameters]]:
     for node in ast.parse(STUB.read_text()).body:
         if isinstance(node, ast.FunctionDef):
             stubs[node.name] = stubbed(node)
-        elif isinstance(node, ast.ClassDef) and node.name == "Rows":
+        elif isinstance(node, ast.ClassDef) and node.name in CLASSES:
             for method in node.body:
                 assert isinstance(method, ast.FunctionDef)
-                stubs[f"Rows.{method.name}"] = stubbed(method)
+                stubs[f"{node.name}.{method.name}"] = stubbed(method)
     for name, value in vars(_core).items():
         if inspect.isroutine(value):
             core[name] = compiled(value)
-    for name, value in vars(_core.Rows).items():
-        if inspect.isroutine(value) and (name == "__init__" or not name.startswith("_")):
-            core[f"Rows.{name}"] = compiled(value)
+    for owner in CLASSES:
+        for name in vars(getattr(_core, owner)):
+            value = getattr(getattr(_core, owner), name)
+            if inspect.isroutine(value) and (name == "__init__" or not name.startswith("_")):
+                core[f"{owner}.{name}"] = compiled(value)
     return stubs, core
 
 

@@ -168,8 +168,11 @@ def test_impossible_target() -> None:
     stats = ll.token_stats(z, torch.tensor([1]))
     assert stats.logp.item() == -float("inf")
     assert stats.entropy.item() == pytest.approx(0.5822, abs=1e-4)
-    (gradient,) = torch.autograd.grad(stats.entropy.sum(), z)
+    (gradient,) = torch.autograd.grad(stats.entropy.sum(), z, retain_graph=True)
     assert gradient.isfinite().all()
+    (gradient,) = torch.autograd.grad(stats.logp.sum(), z)
+    (expected,) = torch.autograd.grad(z.log_softmax(-1)[0, 1], z)
+    assert_gradients(gradient, expected.numpy(), torch.float32)
 
 
 def test_inplace_backward_uses_the_memory_of_logits() -> None:

@@ -1,4 +1,4 @@
-"""What the compiler sees of a Triton kernel: is every offset that grows with N computed in 64 bits?"""
+"""What the compiler sees of a Triton kernel: are offsets that grow with N computed in 64 bits?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def narrow_offsets(ttir: str) -> list[str]:
     addition of 32 bits anywhere between the program's index and the pointer counts. Division and
     remainder of the index by a row's pieces only make it smaller.
     """
-    made_by = {name: operation for name, operation in LINE.findall(ttir)}
+    made_by = dict(LINE.findall(ttir))
     bad = []
     for name, operation in made_by.items():
         if not operation.startswith("tt.addptr"):
@@ -45,4 +45,7 @@ def _all_before(value: str, made_by: dict[str, str]) -> set[str]:
 
 
 def _can_wrap(operation: str) -> bool:
-    return operation.startswith(("arith.muli", "arith.addi", "arith.subi", "arith.shli")) and "i32" in operation
+    return (
+        operation.startswith(("arith.muli", "arith.addi", "arith.subi", "arith.shli"))
+        and "i32" in operation
+    )

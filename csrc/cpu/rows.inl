@@ -294,9 +294,7 @@ int64_t find(Dtype dtype, const BlockInput& in, double value) {
   return column;
 }
 
-void gradient(
-    Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t target, void* out
-) {
+void gradient(Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t target, void* out) {
   visit(dtype, in, [&](auto storage, auto chain) {
     block_gradient<typename decltype(storage)::type, decltype(chain)::value>(in, g, target, out);
   });

@@ -46,8 +46,8 @@ void rows_forward(
       workspace_size
   );
   auto* records = static_cast<Record*>(workspace);
-  const DeviceGuard guard(stream.device);
   visit_storage(logits.dtype, "logits", [&](auto tag) {
+    const DeviceGuard guard(stream.device);
     using S = typename decltype(tag)::type;
     const int64_t width = piece_columns<S>(rows.chain.changes_logits());
     const int64_t pieces = ceil_div(columns, width);
@@ -89,8 +89,8 @@ void rows_backward(
       gradient.dtype == logits.dtype && gradient.shape[gradient.ndim - 1] == columns,
       "gradient must have the dtype and width of logits"
   );
-  const DeviceGuard guard(stream.device);
   visit_storage(logits.dtype, "logits", [&](auto tag) {
+    const DeviceGuard guard(stream.device);
     using S = typename decltype(tag)::type;
     const int64_t blocks = ceil_div(columns, block_columns<S>());
     launch_backward<S>(

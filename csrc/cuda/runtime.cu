@@ -1,6 +1,7 @@
 // What is asked of the CUDA runtime outside of kernels: devices, and what this build can run on.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 

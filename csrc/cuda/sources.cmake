@@ -3,6 +3,7 @@
 
 file(GLOB _kernels CONFIGURE_DEPENDS csrc/cuda/rows*.cu)
 
+# Sets _reason, and CMAKE_CUDA_COMPILER where there is one.
 function(logitless_find_nvcc)
   set(_reason "LOGITLESS_CUDA=OFF" PARENT_SCOPE)
   if(LOGITLESS_CUDA STREQUAL "OFF")
@@ -22,7 +23,7 @@ if(LOGITLESS_SIMT)
   # tests/simt has files of the names that <cuda/...> asks for.
   file(GLOB _machine CONFIGURE_DEPENDS tests/simt/*.cpp)
   list(FILTER _machine EXCLUDE REGEX "/(module|selftest)\\.cpp$")
-  set_source_files_properties(${_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+  set_source_files_properties(${_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas")
   set(LOGITLESS_CUDA_SOURCES ${_kernels} ${_machine})
   set(LOGITLESS_CUDA_INCLUDE tests/simt csrc)
   set(LOGITLESS_CUDA_DEFINITIONS LOGITLESS_SIMT)

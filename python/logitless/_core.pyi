@@ -1,7 +1,8 @@
 """Types of the compiled core. Private: the functions of the logitless package wrap it.
 
 An Array is anything with __dlpack__: a torch tensor or a NumPy array; on the CPU, but for those of
-CudaRows. Outputs are given by the caller and written in place. tests/test_stubs.py keeps the parameters in step with the code.
+CudaRows. Outputs are given by the caller and written in place. tests/test_stubs.py keeps the
+parameters in step with the code.
 """
 
 from __future__ import annotations

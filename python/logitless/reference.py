@@ -101,9 +101,7 @@ def token_stats_backward(
         entropy = -_expectation(p, z - lse)
         onehot = np.arange(len(z)) == a
         surprise = np.where(p > 0, np.where(p > 0, z - lse, 0.0) + entropy, 0.0)
-        row = gp[i] * (onehot - p) - gh[i] * p * surprise + gl[i] * p
-        # a logit of -inf is a constant: nothing flows back into it
-        dz[i] = np.where(np.isneginf(z), 0.0, row)
+        dz[i] = gp[i] * (onehot - p) - gh[i] * p * surprise + gl[i] * p
     dlogits = dz.reshape(raw.shape) * _chain_slope(raw, mask=mask, **chain)
     return dlogits, dlogits.reshape(-1, raw.shape[-1]).sum(axis=0)
 

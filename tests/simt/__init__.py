@@ -1,7 +1,7 @@
 """A SIMT machine: the CUDA kernels' own source, compiled as C++, runs on the CPU.
 
-simt.h, simt.cpp     device threads as fibers, barriers, shuffles, shared memory; a wrong use
-                     is an error naming kernel, block and thread; LOGITLESS_SIMT_SEED picks the order
+simt.h, simt.cpp     device threads as fibers, barriers, shuffles, shared memory; wrong use is
+                     an error that names kernel, block, thread; LOGITLESS_SIMT_SEED: the order
 cuda_names.h, cuda/  CUDA's words; cuda/device.cuh and cuda/launch.cuh stand in for csrc/cuda's
 runtime.cpp          the one device there is
 selftest.cpp         right and wrong kernels for the machine itself

@@ -1,6 +1,6 @@
 """Builds the CUDA kernels for the SIMT machine of this folder, where they run on CPU arrays.
 
-    python tests/simt/build.py OUT [--sanitize]
+    python tests/simt/build.py OUT
 
 puts an importable `logitless` into OUT: the Python files as links and a `_core` whose CudaRows are
 emulated. `PYTHONPATH=OUT python ...` then uses it, whatever else is installed. `rows_module` builds
@@ -10,6 +10,7 @@ the kernels and their binding alone, from any source tree, in seconds: for the t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -26,6 +27,8 @@ from typing import Any
 SIMT = Path(__file__).resolve().parent
 ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
+# About four versions of the kernels and their planted bugs, 100 MB.
+KEPT_OBJECTS = 300
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An editable install finds its own logitless before PYTHONPATH is looked at; this goes first.
@@ -46,13 +49,12 @@ sys.meta_path.insert(0, Emulated)
 """
 
 
-def package(out: Path, *, sanitize: bool = False) -> None:
+def package(out: Path) -> None:
     """An importable logitless in `out`, of links: only C++ needs building again after an edit."""
-    build = CACHE / f"cmake-{sys.implementation.cache_tag}{'-sanitize' * sanitize}"
+    build = CACHE / f"cmake-{sys.implementation.cache_tag}"
     switches = {
         "CMAKE_BUILD_TYPE": "Release",
         "LOGITLESS_SIMT": "ON",
-        "LOGITLESS_SANITIZE": "ON" if sanitize else "OFF",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": _pybind11().get_cmake_dir(),
     }
@@ -88,6 +90,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
     out.mkdir(parents=True, exist_ok=True)
     _run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
+    _forget()
     return module
 
 
@@ -133,9 +136,10 @@ def _object(source: Path) -> Path:
     """`source` compiled; the headers of its own tree go before this one's."""
     tree = next(folder for folder in source.parents if folder.name in ("csrc", "simt"))
     options = [COMPILER, "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-    # What wraps the kernels for Python is slow to compile, and not what is looked at here.
-    wraps = tree.name == "csrc" and source.parent.name == "bindings"
-    options += ["-O0"] if wraps or source.name == "module.cpp" else ["-O1", *SANITIZE]
+    # Kernels are compiled more often than they run. What wraps them for Python is slow to compile,
+    # and not what is looked at here.
+    wraps = source.parent.name == "bindings" or source.name == "module.cpp"
+    options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else SANITIZE)]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     include = [SIMT, tree, ROOT / "csrc", _pybind11().get_include()]
     include.append(sysconfig.get_path("include"))
@@ -150,7 +154,16 @@ def _object(source: Path) -> Path:
         part = target.with_suffix(f".{os.getpid()}")
         _run([*command, "-c", "-o", str(part)])
         part.replace(target)
+    target.touch()
     return target
+
+
+def _forget() -> None:
+    """Of the objects, those that nobody asked for longest go; another test run may do the same."""
+    with contextlib.suppress(FileNotFoundError):
+        kept = sorted((CACHE / "objects").glob("*.o"), key=lambda file: -file.stat().st_mtime)
+        for file in kept[KEPT_OBJECTS:]:
+            file.unlink()
 
 
 def _pybind11() -> Any:
@@ -166,6 +179,4 @@ def _run(command: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--sanitize", action="store_true", help="ASan and UBSan (GCC or Clang)")
-    options = parser.parse_args()
-    package(options.out, sanitize=options.sanitize)
+    package(parser.parse_args().out)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from simt import problem as rows
 from simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
@@ -291,7 +292,9 @@ def orders() -> None:
 def extras() -> None:
     """The first of equal maxima, wherever the others are; and no extras when none are asked."""
     for dtype in DTYPES:
-        places = ((1,), (3, 4), (5, 37), (900, 64), (0, PIECE), (PIECE + 2, 2047, 2048))
+        # Neighbours, lanes, vectors of one lane (128 or 256 columns apart), pieces.
+        places = ((1,), (3, 4), (37, 5), (900, 64), (1029, 1157, 1285), (0, PIECE),
+                  (PIECE + 2, 2047, 2048))  # fmt: skip
         p = rows.problem(len(places), PIECE + 3, dtype)
         values = np.minimum(p.values, 30.0)
         for i, columns in enumerate(places):

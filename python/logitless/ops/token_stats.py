@@ -51,9 +51,15 @@ def token_stats(
 
     inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
 
+    backend: "auto" is the compiled core on the CPU; on a GPU its CUDA kernels or else Triton's, and
+    plain torch for float64. "cpu", "cuda", "triton" or "torch" name one. Nothing waits for a GPU,
+    and calls may be captured in a CUDA graph after a first one outside of it.
+
     Raises ValueError or TypeError naming the argument for bad shapes, dtypes and options, and
     ValueError naming the first row that holds a NaN, a +inf, no finite logit, or (where the mask
-    is True) a target outside [0, V).
+    is True) a target outside [0, V). On a GPU such a row, and one whose temperature is bad, gives
+    NaN, and RuntimeError in a later call or backward; LOGITLESS_CHECK=1 raises in the call itself.
+    NotImplementedError says why where no kernels serve.
     """
     head = HeadOptions(temperature, softcap, logit_scale, bias)
     extras = check_extras(extras)

@@ -7,6 +7,7 @@ write. A draw depends on (seed, step, sequence, position) alone, not on who else
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -130,10 +131,15 @@ def _forward(
         input_ids=ids,
         attention_mask=attention.long(),
         position_ids=positions,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{_cache_argument(policy.body): cache},
     ).last_hidden_state
     return states
+
+
+def _cache_argument(body: Any) -> str:
+    """transformers 5.24 renamed it, model by model."""
+    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
 
 
 def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
