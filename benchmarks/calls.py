@@ -116,7 +116,7 @@ def products(x: HeadInputs, rows: Sequence[int], forwards: int = 1) -> Call:
     logits = torch.empty(len(h), len(w), dtype=h.dtype, device=h.device)
 
     def run(_: None) -> Results:
-        for _ in range(forwards):
+        for _again in range(forwards):
             torch.mm(h[: rows[0]], w.t(), out=logits[: rows[0]])
         if not rows[1]:
             return {}

@@ -49,7 +49,7 @@ def errors(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, tuple[f
 
 def both_ways(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
     leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
-    stats = ll.linear_token_stats(*leaves, targets, logits_dtype=dtype)
+    stats = ll.linear_token_stats(leaves[0], leaves[1], targets, logits_dtype=dtype)
     torch.autograd.grad((stats.logp + 0.1 * stats.entropy).sum(), leaves)
 
 

@@ -196,7 +196,7 @@ def head_floors(x: HeadInputs) -> dict[str, Call]:
 
 def head_variants(x: HeadInputs) -> dict[str, Call]:
     """A budget without room for the logits; bits that do not depend on the batch."""
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         f"logitless, {SMALL_BUDGET}": {"memory_budget": SMALL_BUDGET},
         "logitless, batch_invariant": {"batch_invariant": True},
     }

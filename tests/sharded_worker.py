@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -111,7 +112,7 @@ def fsdp2(mine: dict[str, Tensor], statistics: ll.BatchStats, tied: bool) -> Non
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    policy = Policy(tied)
+    policy: Any = Policy(tied)
     fully_shard(policy.body, mesh=mesh)
     # embedding and head belong to the root, whose weights are gathered all through its forward
     fully_shard(policy, mesh=mesh)

@@ -13,7 +13,7 @@ from logitless import cli
 from logitless.ops import cost
 from logitless.ops.cost import Way, Work
 
-QWEN = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
+QWEN: dict[str, Any] = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
 
 
 @settings(max_examples=200, deadline=None)

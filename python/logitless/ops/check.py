@@ -94,7 +94,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
 
     def run(dtype: Any, **ways: Any) -> dict[str, Any]:
         leaves = [x.detach().to(dtype).requires_grad_() for x in (h, weight)]
-        stats = linear_token_stats(*leaves, t, bias=bias, **{**options, **ways})
+        stats = linear_token_stats(leaves[0], leaves[1], t, bias=bias, **{**options, **ways})
         loss = (stats.logp + 0.1 * stats.entropy).sum()
         gradients = torch.autograd.grad(loss, leaves)
         values = (stats.logp, stats.entropy, stats.lse, *gradients)

@@ -174,7 +174,6 @@ def _contiguous(like: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
     ctx.bonus = inputs[1] is not None and decode(inputs[-1]).entropy is not None
     ctx.save_for_backward(*output[2:])
 

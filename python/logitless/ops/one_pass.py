@@ -216,8 +216,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(*output[-3:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     begin_backward(ctx, "linear_policy_loss", reuses_memory=True)
+    if grad is None:
+        return tuple([None] * ctx.inputs)
     gradients = list(ctx.saved_tensors)
     _scale_op(gradients, grad)
     dtypes = (*ctx.dtypes, gradients[2].dtype)
