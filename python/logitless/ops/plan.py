@@ -153,7 +153,8 @@ def plan(
     limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
     ways = _two_pass_ways(work, heights, limit, fixed)
     if one_pass and backward and tokens:
-        ways += _one_pass_ways(work, heights, limit, fixed, split)
+        # First, so that it is taken where it costs the same: it lets go of the logits at once.
+        ways = _one_pass_ways(work, heights, limit, fixed, split) + ways
     if not ways:
         least = min(cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed))
         raise ValueError(
