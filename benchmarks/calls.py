@@ -109,14 +109,15 @@ def amax(logits: Tensor) -> Tensor:
     return words.amax(-1)
 
 
-def products(x: HeadInputs, rows: Sequence[int]) -> Call:
-    """The bare matrix products: hidden x weight for rows[0] rows, dlogits x weight and
-    dlogits x hidden for rows[1]. Only the logits' buffer is there before."""
+def products(x: HeadInputs, rows: Sequence[int], forwards: int = 1) -> Call:
+    """The bare matrix products: hidden x weight for rows[0] rows, `forwards` times; dlogits x
+    weight and dlogits x hidden for rows[1]. Only the logits' buffer is there before."""
     h, w = x.hidden, x.weight
     logits = torch.empty(len(h), len(w), dtype=h.dtype, device=h.device)
 
     def run(_: None) -> Results:
-        torch.mm(h[: rows[0]], w.t(), out=logits[: rows[0]])
+        for _again in range(forwards):
+            torch.mm(h[: rows[0]], w.t(), out=logits[: rows[0]])
         if not rows[1]:
             return {}
         grad = logits[: rows[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 # Clip range of the policy loss, and the dual clip that some peers cannot turn off.
 CLIP, DUAL = 0.2, 3.0
 SPEC = ll.PolicyLossSpec(surrogate=ll.Clip(CLIP, CLIP, dual=DUAL), aggregation="token-mean")
+BONUS = 0.01
+SPEC_WITH_BONUS = replace(SPEC, entropy=ll.EntropyBonus(BONUS))
 
 KL_COV = ll.presets["kl_cov"]
 
@@ -29,13 +32,29 @@ def our_rows(logits: Tensor, targets: Tensor, **options: Any) -> Results:
     return named(ll.token_stats(logits, targets, **options))
 
 
-def our_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
-    return named(ll.linear_token_stats(hidden, weight, targets))
+def our_head(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> Results:
+    return named(ll.linear_token_stats(hidden, weight, targets, **options))
 
 
-def our_policy(hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs) -> Results:
+def our_policy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    tokens: TokenInputs,
+    spec: ll.PolicyLossSpec = SPEC,
+    **options: Any,
+) -> Results:
     data = (tokens.old_logp, tokens.advantages, tokens.mask)
-    return {"loss": ll.linear_policy_loss(hidden, weight, targets, *data, SPEC).loss}
+    return {"loss": ll.linear_policy_loss(hidden, weight, targets, *data, spec, **options).loss}
+
+
+def our_policy_apart(
+    hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec
+) -> Results:
+    """The statistics, then the loss of them: the logits are kept for the backward."""
+    stats = ll.linear_token_stats(hidden, weight, targets)
+    data = (tokens.old_logp, tokens.advantages, tokens.mask)
+    return {"loss": ll.policy_loss(stats.logp, *data, spec, entropy=stats.entropy).loss}
 
 
 def our_sample(hidden: Tensor, weight: Tensor) -> Results:
@@ -106,6 +125,14 @@ def plain_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
     return {"loss": (loss * mask).sum() / n}
 
 
+def plain_policy_with_bonus(
+    hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs
+) -> Results:
+    stats = plain_head(hidden, weight, targets)
+    loss = plain_loss(stats["logp"], tokens)["loss"] - BONUS * stats["entropy"].mean()
+    return {"loss": loss}
+
+
 def plain_sample(hidden: Tensor, weight: Tensor) -> Results:
     log_p = (hidden @ weight.t()).float().log_softmax(-1)
     p = log_p.exp()
@@ -133,6 +160,7 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "rows with extras": plain_extras,
     "head": plain_head,
     "policy": policy_from(plain_head),
+    "policy with bonus": plain_policy_with_bonus,
     "sample": plain_sample,
     "loss": plain_loss,
     "kl cov": plain_kl_cov,
@@ -147,6 +175,7 @@ OURS = Contender(
         "rows with extras": lambda: functools.partial(our_rows, extras=EXTRAS),
         "head": lambda: our_head,
         "policy": lambda: our_policy,
+        "policy with bonus": lambda: functools.partial(our_policy, spec=SPEC_WITH_BONUS),
         "sample": lambda: our_sample,
         "loss": lambda: our_loss,
         "kl cov": lambda: our_kl_cov,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,27 @@ def head_inputs(setting: Setting) -> HeadInputs:
     targets = choose_targets(logits, setting, g)
     tokens = token_inputs(setting, logp_of(logits, targets))
     return HeadInputs(hidden, weight, targets, normal(setting, g), tokens)
+
+
+def unclipped(x: HeadInputs, advantages: Tensor) -> HeadInputs:
+    """The same with these advantages, and ratios that no clip touches."""
+    inside = (x.tokens.logp - x.tokens.old_logp).clamp(-0.1, 0.1)
+    old = x.tokens.logp - inside
+    return replace(x, tokens=replace(x.tokens, old_logp=old, advantages=advantages))
+
+
+def all_active(setting: Setting) -> HeadInputs:
+    """Every row has a gradient."""
+    x = head_inputs(setting)
+    return unclipped(x, normal(setting, generator(setting)) + 0.1)
+
+
+def fifth_active(setting: Setting) -> HeadInputs:
+    """One row in five has a gradient, as with top-entropy 20%."""
+    x = all_active(setting)
+    advantages = x.tokens.advantages.clone()
+    advantages[torch.arange(setting.rows, device=setting.device) % 5 != 0] = 0.0
+    return unclipped(x, advantages)
 
 
 def token_inputs(setting: Setting, logp: Tensor | None = None) -> TokenInputs:

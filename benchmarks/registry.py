@@ -12,11 +12,21 @@ from torch import Tensor
 
 from benchmarks import calls
 from benchmarks.case import Call, Expected, Op, Oracle, Results, Setting
-from benchmarks.contenders import KL_COV, SPEC, our_rows
+from benchmarks.contenders import (
+    KL_COV,
+    SPEC,
+    SPEC_WITH_BONUS,
+    our_head,
+    our_policy,
+    our_policy_apart,
+    our_rows,
+)
 from benchmarks.inputs import (
     HeadInputs,
     RowInputs,
     TokenInputs,
+    all_active,
+    fifth_active,
     head_inputs,
     row_inputs,
     token_inputs,
@@ -150,6 +160,19 @@ def loss_and_slope(logp: npt.NDArray[Any], x: TokenInputs) -> tuple[Any, npt.NDA
     return np.array(loss), slope
 
 
+def bonus_oracle(x: HeadInputs) -> Oracle:
+    h, w, targets = head_arrays(x)
+    values = reference.linear_token_stats(h, w, targets)
+    data = (f64(x.tokens.old_logp), f64(x.tokens.advantages), x.tokens.mask.cpu().numpy())
+    loss, _, g_logp, g_entropy = reference.policy_loss(
+        values["logp"], *data, SPEC_WITH_BONUS, entropy=values["entropy"]
+    )
+    dhidden, dweight, _ = reference.linear_token_stats_backward(
+        h, w, targets, g_logp=g_logp, g_entropy=g_entropy
+    )
+    return lambda _: {"loss": np.array(loss), "dhidden": dhidden, "dweight": dweight}
+
+
 def sample_oracle(x: HeadInputs) -> Oracle:
     """Any token may be drawn; its logp and the entropy are then given."""
     h, w, _ = head_arrays(x)
@@ -163,6 +186,33 @@ def sample_oracle(x: HeadInputs) -> Oracle:
 
 def three_products(x: HeadInputs) -> dict[str, Call]:
     return {"three bare products": calls.products(x, (len(x.hidden), len(x.hidden)))}
+
+
+SMALL_BUDGET = "64MiB"
+
+
+def head_floors(x: HeadInputs) -> dict[str, Call]:
+    return {**three_products(x), "four bare products": calls.products(x, (len(x.hidden),) * 2, 2)}
+
+
+def head_variants(x: HeadInputs) -> dict[str, Call]:
+    """A budget without room for the logits; bits that do not depend on the batch."""
+    ways: dict[str, dict[str, Any]] = {
+        f"logitless, {SMALL_BUDGET}": {"memory_budget": SMALL_BUDGET},
+        "logitless, batch_invariant": {"batch_invariant": True},
+    }
+    return {
+        name: calls.head_both(functools.partial(our_head, **way), x) for name, way in ways.items()
+    }
+
+
+def bonus_variants(x: HeadInputs) -> dict[str, Call]:
+    small = functools.partial(our_policy, spec=SPEC_WITH_BONUS, memory_budget=SMALL_BUDGET)
+    apart = functools.partial(our_policy_apart, spec=SPEC_WITH_BONUS)
+    return {
+        "logitless, apart": calls.policy_both(apart, x),
+        f"logitless, {SMALL_BUDGET}": calls.policy_both(small, x),
+    }
 
 
 def policy_floor(x: HeadInputs) -> dict[str, Call]:
@@ -265,7 +315,7 @@ OPS = [
     ),
     Op(
         "head forward+backward", "head", families=("head",), inputs=head_inputs,
-        call=calls.head_both, oracle=head_oracle, floors=three_products,
+        call=calls.head_both, oracle=head_oracle, floors=head_floors, variants=head_variants,
         bytes=head_bytes, flops=product_flops(3),
     ),
     Op(
@@ -273,6 +323,17 @@ OPS = [
         call=calls.policy_both, oracle=policy_oracle, floors=policy_floor,
         # Half the rows have no advantage, hence no backward.
         bytes=head_bytes, flops=product_flops(2),
+    ),
+    Op(
+        "head policy loss, every row", "head", families=("policy with bonus",), inputs=all_active,
+        call=calls.policy_both, oracle=bonus_oracle, floors=head_floors, variants=bonus_variants,
+        bytes=head_bytes, flops=product_flops(3),
+    ),
+    Op(
+        "head policy loss, a fifth of the rows", "head", families=("policy",), inputs=fifth_active,
+        call=calls.policy_both, oracle=policy_oracle,
+        floors=lambda x: {**three_products(x), **policy_floor(x)},
+        bytes=head_bytes, flops=product_flops(1.4),
     ),
     Op(
         "head sample", "head", families=("sample",), inputs=head_inputs, call=calls.sample,

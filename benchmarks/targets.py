@@ -10,7 +10,7 @@ from benchmarks.match import Match
 
 # Where they are promised.
 VOCAB = 151_936
-ROWS, GPU_ROWS = 512, 8192
+ROWS, HEAD_ROWS, GPU_ROWS = 512, 1024, 8192
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Target:
         )
 
 
+def of_head(op: str, over: str, under: str, limit: float, at_most: bool = True) -> Target:
+    return Target(op, "bfloat16", over, under, limit, at_most, rows=HEAD_ROWS)
+
+
 def on_gpu(op: str, over: str, under: str, limit: float, note: str = "") -> Target:
     return Target(op, "bfloat16", over, under, limit, rows=GPU_ROWS, device="cuda", note=note)
 
@@ -54,6 +58,19 @@ TARGETS = [
     Target("backward in place", "float32", "logitless", "copy", 1.5),
     Target("forward+backward", "float32", "torch eager", "logitless, in place", 10.0, False),
     Target("forward with extras", "float32", "logitless", "logitless, no extras", 1.25),
+    of_head("head forward+backward", "logitless", "three bare products", 1.05),
+    of_head("head forward+backward", "logitless, 64MiB", "four bare products", 1.05),
+    of_head("head policy loss, every row", "logitless", "three bare products", 1.05),
+    of_head("head policy loss, a fifth of the rows", "logitless", "three bare products", 0.55),
+    of_head("head forward+backward", "torch eager", "logitless", 2.5, at_most=False),
+    *(
+        of_head("head forward+backward", peer, "logitless", 2.5, at_most=False)
+        for peer in ("Liger", "verl", "TRL")
+    ),
+    *(
+        of_head("head forward+backward", "logitless", peer, 1.05)
+        for peer in ("Apple CCE", "torch linear_cross_entropy")
+    ),
     on_gpu("forward", "logitless cuda", "", 0.85, "ms, promised of an H100"),
     on_gpu("forward", "logitless triton", "", 0.85, "ms, promised of an H100"),
     on_gpu("backward in place", "logitless cuda", "copy", 1.15),

@@ -18,11 +18,11 @@ from logitless.ops.cost import Way
 N, H, V, R = 40, 24, 4999, 16
 COLUMNS = 2048
 WAYS = {
-    "keep": Way(R, COLUMNS, V, 0, True),
-    "mix": Way(R, COLUMNS, COLUMNS, 0, True),
-    "recompute": Way(R, COLUMNS, 0, 0, True),
-    "one-pass": Way(R, COLUMNS, 0, N, True),
-    "one-pass in chunks": Way(R, COLUMNS, 0, R, True),
+    "keep": Way(2 * R, COLUMNS, V, 0, R),
+    "mix": Way(R, COLUMNS, COLUMNS, 0, R),
+    "recompute": Way(2 * R, COLUMNS, 0, 0, R),
+    "one-pass": Way(2 * R, COLUMNS, 0, N, R),
+    "one-pass in chunks": Way(R, COLUMNS, 0, R, R),
 }
 
 

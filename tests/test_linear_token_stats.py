@@ -264,6 +264,6 @@ def test_op_registration() -> None:
     chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, False), test_utils=tests
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, 0), test_utils=tests
     )
     torch.library.opcheck(row_stats, (h @ w.t(), t, *chain, True, False), test_utils=tests)

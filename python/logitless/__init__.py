@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     )
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
     from logitless.ops.build import build_info
+    from logitless.ops.check import Check, check
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 # Public name -> module that holds it.
 _HOMES = {
     "BatchStats": "logitless.ops.batch_stats",
+    "Check": "logitless.ops.check",
     "Cispo": "logitless.loss.spec",
     "Clip": "logitless.loss.spec",
     "ClipB": "logitless.loss.spec",
@@ -101,6 +103,7 @@ _HOMES = {
     "Vespo": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
     "build_info": "logitless.ops.build",
+    "check": "logitless.ops.check",
     "corrections": "logitless.loss.corrections",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
@@ -118,6 +121,7 @@ _HOMES = {
 __all__ = [
     "KL",
     "BatchStats",
+    "Check",
     "Cispo",
     "Clip",
     "ClipB",
@@ -158,6 +162,7 @@ __all__ = [
     "__version__",
     "batch_stats",
     "build_info",
+    "check",
     "corrections",
     "covariance",
     "fit_entropy_law",

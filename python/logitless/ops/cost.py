@@ -70,11 +70,11 @@ class Work:
 class Way:
     """One way to do the work."""
 
-    rows: int  # per product
+    rows: int  # per tile
     columns: int  # of the vocabulary per tile
     kept: int  # columns whose logits live until the backward
     chunk: int = 0  # rows per chunk of the one-pass; 0: forward and backward apart
-    fixed: bool = False  # every product has exactly `rows` rows
+    fixed: int = 0  # rows of every product for logits and d_hidden; 0: those of a tile
 
 
 def chunks(work: Work, way: Way) -> int:
@@ -82,7 +82,7 @@ def chunks(work: Work, way: Way) -> int:
 
 
 def padded(n: int, way: Way) -> int:
-    return -(-n // way.rows) * way.rows if way.fixed else n
+    return -(-n // way.fixed) * way.fixed if way.fixed else n
 
 
 def scratch_bytes(work: Work, way: Way) -> int:
@@ -138,7 +138,7 @@ def products(work: Work, way: Way) -> float:
 
 def seconds(work: Work, way: Way, machine: Machine) -> float:
     """Products, fresh pages, and traffic of what does not fit the caches."""
-    rows = max(1, way.rows if way.fixed else min(way.rows, way.chunk or work.tokens))
+    rows = way.fixed or max(1, min(way.rows, way.chunk or work.tokens))
     product = (
         2.0 * padded(work.tokens, way) * work.hidden * work.vocab / machine.flops[work.logits_dtype]
     )

@@ -98,6 +98,6 @@ def _plan(
     )  # fmt: skip
 
 
-def tile_arguments(tiling: Plan, dtype: torch.dtype, *, fixed: bool) -> tuple[Any, ...]:
+def tile_arguments(tiling: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
     """The end of every schema over tiles, see `tiles.TILES`."""
-    return tiling.rows, tiling.columns, tiling.kept_columns, dtype, fixed
+    return tiling.rows, tiling.columns, tiling.kept_columns, dtype, tiling.fixed_rows

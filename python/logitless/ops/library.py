@@ -43,7 +43,32 @@ def register(
             f"logitless::{name}", backward, setup_context=setup, lib=_LIBRARY
         )
     overload: Callable[..., Any] = getattr(torch.ops.logitless, name).default
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, _without_autocast(overload, device), f"Autocast{device}")
     return overload
+
+
+def _without_autocast(overload: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """The products inside an op keep the dtypes they were given; `autocast` has done the casts."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device}")
+
+    def call(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return overload(*args)
+
+    return call
+
+
+def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as F.linear would take them under torch.autocast; gradients come back in their own
+    dtypes. float64 stays, as it does there."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden, weight
+    dtype = torch.get_autocast_dtype(device)
+    cast = (torch.float32, torch.bfloat16, torch.float16)
+    one, other = (x.to(dtype) if x.dtype in cast else x for x in (hidden, weight))
+    return one, other
 
 
 def backend_of(backend: str, tensor: Tensor) -> str:

@@ -39,7 +39,8 @@ def fold(
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
-            torch.mm(operand, w.t(), out=tile)
+            for piece in tiles.pieces(len(operand)):
+                torch.mm(operand[piece], w.t(), out=tile[piece])
             part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
 
 
@@ -106,7 +107,8 @@ def unfold(
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
     if d_hidden is not None:
-        sums = [Sum(d_hidden[tiles.height(chunk)], alpha=alpha) for chunk, _ in chunks]
+        tall = (d_hidden[tiles.height(chunk)] for chunk, _ in chunks)
+        sums = [[Sum(x[piece], alpha=alpha) for piece in tiles.pieces(len(x))] for x in tall]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
         d_weight = None if out.weight is None else out.weight(start, stop, len(chunks))
@@ -114,7 +116,10 @@ def unfold(
             operand = h[tiles.height(chunk)]
             whole = view(scratch, 0, len(operand), width) if len(scratch) else None
             if stop > tiles.kept:
-                tile = torch.mm(operand, w.t(), out=whole)
+                assert whole is not None
+                for piece in tiles.pieces(len(operand)):
+                    torch.mm(operand[piece], w.t(), out=whole[piece])
+                tile = whole
             elif place is None:
                 tile = tiles.kept_tile(kept, folded, chunk, start, width)
             else:
@@ -126,12 +131,14 @@ def unfold(
             mine = tile[: part.n]
             part.backward(mine, state[chunk], mine, start=start, **g.at(chunk))
             if sums:
-                sums[i].add(tile, w, partial)
+                for piece, total in zip(tiles.pieces(len(tile)), sums[i], strict=True):
+                    total.add(tile[piece], w, partial)
             if d_weight is not None:
                 d_weight.add(mine.t(), operand[: part.n], partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(mine.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:
             d_weight.finish()
-    for total in sums:
-        total.finish()
+    for totals in sums:
+        for total in totals:
+            total.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats
+from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
 from logitless.ops.options import (
     ComputeOptions,
     HeadOptions,
@@ -89,6 +89,7 @@ def linear_policy_loss(
     }
     check_loss_options(spec, batch, totals, grad_scale, token_ids)
     check_vocab_parallel(vocab_group, vocab_start)
+    hidden, weight = under_autocast(hidden, weight)
     data = (old_logp, advantages, mask, spec)
     if is_tensor(hidden):
         out = _one_pass(hidden, weight, targets, head, compute, data, loss_options)
@@ -139,7 +140,7 @@ def _one_pass(
     if not tiling.chunk_rows:
         return None
     arguments = loss_arguments(*data, **loss_options)
-    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    tiles = tile_arguments(tiling, call.logits_dtype)
     loss, values, logp, entropy, *_ = one_pass(
         *call.arrays, *arguments, tiling.chunk_rows, *tiles, list(call.needs)
     )

@@ -97,7 +97,7 @@ def _draw(
 
     n, vocab = len(hidden), len(weight)
     tiling = plan(n, hidden.shape[1], vocab, hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, False)
+    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, 0)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )

@@ -10,6 +10,7 @@ from logitless.ops.options import ComputeOptions, HeadOptions, check_extras, che
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 from logitless.ops.tokens import is_tensor
+from logitless.ops.weights import refuse_special_weight
 
 
 def linear_token_stats(
@@ -52,18 +53,20 @@ def linear_token_stats(
         other implementation; torch.float32 avoids that and pays for float32 products.
 
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
-        the call has, in whatever order and number: every product has one shape, 256 rows padded
-        with zeros (5% more time at H = 1024 for a full tile). A check of the machine's products
+        the call has, in whatever order and number: logits and d_hidden come from products of one
+        shape, 256 rows padded with zeros. A check of the machine's products
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
 
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
-    floating dtype. NumPy inputs: forward only.
+    floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
+    weight is an error that says what to do. NumPy inputs: forward only.
     """
     head = HeadOptions(temperature, softcap, logit_scale, bias)
     compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
     extras = check_extras(extras)
     check_vocab_parallel(vocab_group, vocab_start)
+    hidden, weight = under_autocast(hidden, weight)
     shape = check_head_inputs("linear_token_stats", hidden, weight, targets, mask, head)
     if not is_tensor(hidden):
         check_numpy_backend("linear_token_stats", backend)
@@ -71,11 +74,21 @@ def linear_token_stats(
     return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
 
 
+def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
+    if not (is_tensor(hidden) and is_tensor(weight)):
+        return hidden, weight
+    from logitless.ops.library import autocast
+
+    return autocast(hidden, weight)
+
+
 def check_head_inputs(
     op: str, hidden: Any, weight: Any, targets: Any, mask: Any, head: HeadOptions
 ) -> tuple[int, ...]:
     """Everything a head op asks of its arrays; returns the shape of targets."""
     framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
+    if is_tensor(weight):
+        refuse_special_weight(op, weight)
     vocab = check_weight(op, hidden, weight)
     return check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
 
@@ -104,7 +117,7 @@ def _torch_stats(
         logits = flat.to(dtype) @ head_weight.to(dtype).t()
         return to_stats(plain_stats(logits, *rows), shape, extras)
     tiling = call.plan(compute, one_pass=False)
-    tiles = tile_arguments(tiling, call.logits_dtype, fixed=compute.batch_invariant)
+    tiles = tile_arguments(tiling, call.logits_dtype)
     outputs = linear_stats(*call.arrays, bool(extras), *tiles)
     return to_stats(outputs[:-2], shape, extras)
 

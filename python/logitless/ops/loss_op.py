@@ -70,7 +70,7 @@ class LossArguments(NamedTuple):
         """The metrics of a call with these arguments, in the order of the op's second output."""
         given = tuple(x is not None for x in (self.old_logp, self.ref_logp, self.rollout_logp))
         known = "batch" if self.means else "totals" if self.totals is not None else "call"
-        names: tuple[str, ...] = _metric_names(self.spec, entropy, given, known)
+        names: tuple[str, ...] = _constant_metric_names(self.spec, entropy, given, known)
         return names
 
 
@@ -106,9 +106,10 @@ def _spec_code(spec: PolicyLossSpec) -> str:
     return encode(spec)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.lru_cache(maxsize=256)
-def _metric_names(spec: str, entropy: bool, given: tuple[bool, ...], known: str) -> tuple[str, ...]:
+def _asked_metric_names(
+    spec: str, entropy: bool, given: tuple[bool, ...], known: str
+) -> tuple[str, ...]:
     """By asking: a call of one token that is masked, and so costs nothing and draws nothing."""
     x: Any = np.zeros((1, 1))
     nothing, ids, none_selected = (x.astype(kind) for kind in (np.bool_, np.int64, np.int64))
@@ -123,6 +124,11 @@ def _metric_names(spec: str, entropy: bool, given: tuple[bool, ...], known: str)
         x, old, x, nothing, decode(spec), entropy=x if entropy else None, **options
     )
     return tuple(result.metrics)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_metric_names(*question: Any) -> tuple[str, ...]:
+    return _asked_metric_names(*question)
 
 
 def coefficients(logp: Tensor, entropy: Tensor | None, arguments: LossArguments) -> TokenLoss:

@@ -212,14 +212,18 @@ _scale_op = register(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    # or autograd would hand zeros the size of the head to a backward that ignores them
+    ctx.set_materialize_grads(False)
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
     ctx.needs = inputs[-1]
     ctx.inputs = len(inputs)
     ctx.save_for_backward(*output[-3:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     begin_backward(ctx, "linear_policy_loss", reuses_memory=True)
+    if grad is None:
+        return tuple([None] * ctx.inputs)
     gradients = list(ctx.saved_tensors)
     _scale_op(gradients, grad)
     dtypes = (*ctx.dtypes, gradients[2].dtype)

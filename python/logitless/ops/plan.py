@@ -13,9 +13,9 @@ from logitless.ops.peer_memory import peer_lines
 # Tiles are multiples of the core's block, so that any tiling gives the same bits.
 from logitless.ops.rows import BLOCK
 
-# Rows per product. Fewer cost speed, see cost.CPU.
+# Rows per tile, and per product. Fewer cost speed, see cost.CPU.
 ROWS = 1024
-# Rows per product where every product has the same shape, whatever the batch: see batch_invariant.
+# Rows per product where all products have one shape, whatever the batch: see batch_invariant.
 FIXED_ROWS = 256
 # Bytes of a tile of logits: smaller ones pay more barriers (2 threads, 160 x 64 x 151936 float32:
 # 183, 111 and 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
@@ -48,7 +48,8 @@ class Plan:
     dtype: str  # of hidden and weight
     logits_dtype: str  # in which tiles are realised
     budget: int
-    rows: int  # per product
+    rows: int  # per tile
+    fixed_rows: int  # of every product with batch_invariant; 0: those of a tile
     columns: int  # of the vocabulary per tile
     kept_columns: int  # whose logits are kept from forward to backward
     chunk_rows: int  # of the one-pass: rows whose logits are held at once; 0: it is not one-pass
@@ -147,12 +148,13 @@ def plan(
         raise ValueError(f"gradients must be some of {GRADIENTS}, got {gradients}")
     needed = tuple(gradients) if backward else ()
     work = Work(tokens, hidden, vocab, name, realised, needed, backward)
-    fixed = batch_invariant
-    heights = [FIXED_ROWS] if fixed else _halved(max(1, min(tokens, ROWS)), 1)
+    fixed = FIXED_ROWS if batch_invariant else 0
+    heights = _halved(ROWS, fixed) if fixed else _halved(max(1, min(tokens, ROWS)), 1)
     limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
     ways = _two_pass_ways(work, heights, limit, fixed)
     if one_pass and backward and tokens:
-        ways += _one_pass_ways(work, heights, limit, fixed, split)
+        # First, so that it is taken where it costs the same: it lets go of the logits at once.
+        ways = _one_pass_ways(work, heights, limit, fixed, split) + ways
     if not ways:
         least = min(cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed))
         raise ValueError(
@@ -162,7 +164,7 @@ def plan(
     best = min(ways, key=lambda way: cost.seconds(work, way, cost.CPU))
     return Plan(
         tokens, hidden, vocab, name, realised, limit,
-        best.rows, best.columns, best.kept, best.chunk,
+        best.rows, best.fixed, best.columns, best.kept, best.chunk,
         cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
         cost.accumulator_bytes(work, best), cost.products(work, best),
         cost.seconds(work, best, cost.CPU),
@@ -176,17 +178,18 @@ def _halved(size: int, smallest: int) -> list[int]:
     return sizes
 
 
-def _columns(work: Work, rows: int) -> int:
-    """As wide as tile and weights may be; in blocks of the core."""
+def _columns(work: Work, rows: int, fixed: int) -> int:
+    """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
+    rows = ROWS if fixed else rows
     fitting = min(
         TILE_BYTES // (rows * work.item), WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype])
     )
     return min(max(fitting // BLOCK * BLOCK, BLOCK), work.vocab)
 
 
-def _default_budget(work: Work, rows: int, fixed: bool) -> int:
+def _default_budget(work: Work, rows: int, fixed: int) -> int:
     """What holding all logits at once takes, up to a limit that one tile may exceed."""
-    way = Way(rows, _columns(work, rows), 0, fixed=fixed)
+    way = Way(rows, _columns(work, rows, fixed), 0, fixed=fixed)
     whole = [replace(way, kept=work.vocab)]
     if work.backward and work.tokens:
         whole.append(replace(way, chunk=work.tokens))
@@ -194,11 +197,11 @@ def _default_budget(work: Work, rows: int, fixed: bool) -> int:
     return max(min(DEFAULT_BUDGET, most), cost.total_bytes(work, way))
 
 
-def _bare_ways(work: Work, heights: list[int], fixed: bool) -> list[Way]:
-    return [Way(rows, _columns(work, rows), 0, fixed=fixed) for rows in heights]
+def _bare_ways(work: Work, heights: list[int], fixed: int) -> list[Way]:
+    return [Way(rows, _columns(work, rows, fixed), 0, fixed=fixed) for rows in heights]
 
 
-def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: bool) -> list[Way]:
+def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: int) -> list[Way]:
     """The tallest products that fit, without kept logits and with as many as there is room for."""
     for way in _bare_ways(work, heights, fixed):
         room = limit - cost.total_bytes(work, way)
@@ -213,15 +216,16 @@ def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: bool) -> l
 
 
 def _one_pass_ways(
-    work: Work, heights: list[int], limit: int, fixed: bool, split: bool
+    work: Work, heights: list[int], limit: int, fixed: int, split: bool
 ) -> list[Way]:
     """Chunks of all rows, half of them, a quarter ...: those that fit."""
     ways = []
     for chunk in _halved(work.tokens, min(SHORTEST_CHUNK, work.tokens) if split else work.tokens):
-        rows = FIXED_ROWS if fixed else min(chunk, ROWS)
-        if fixed and chunk < work.tokens:
-            chunk = -(-chunk // rows) * rows
-        way = Way(rows, _columns(work, rows), 0, chunk, fixed)
+        rows = min(chunk, ROWS)
+        if fixed:
+            rows = min(-(-chunk // fixed) * fixed, ROWS)
+            chunk = -(-chunk // fixed) * fixed if chunk < work.tokens else chunk
+        way = Way(rows, _columns(work, rows, fixed), 0, chunk, fixed)
         if cost.total_bytes(work, way) <= limit:
             ways.append(way)
     return ways

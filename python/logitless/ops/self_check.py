@@ -18,7 +18,7 @@ def require_row_independence(tiles: Tiles, device: torch.device, hidden: int, vo
     for width in {min(tiles.columns, vocab), last} - {0}:
         # Under autocast or a default device the check would test something else.
         with torch.device(device):
-            _check(device, tiles.dtype, tiles.rows, hidden, width, torch.get_num_threads())
+            _check(device, tiles.dtype, tiles.fixed, hidden, width, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=1024)

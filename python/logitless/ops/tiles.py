@@ -10,38 +10,41 @@ from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
 # The tail of every schema over tiles, in the order of `Tiles`.
-TILES = (
-    "int tile_rows, int tile_columns, int kept_columns, ScalarType logits_dtype, bool fixed_height"
-)
+TILES = "int tile_rows, int tile_columns, int kept_columns, ScalarType logits_dtype, int fixed_rows"
 
 
 class Tiles(NamedTuple):
-    """Rows a product, vocabulary columns a tile, columns whose logits are kept for backward.
+    """Rows and vocabulary columns of a tile, columns whose logits are kept for backward.
 
-    `fixed`: every product has exactly `rows` rows, padded with zeros, so that a row's result cannot
-    depend on how many others there are.
+    `fixed`: 0, or the rows of each product that gives logits or d_hidden, padded with zeros, so
+    that a row's result cannot depend on how many others there are; it divides `rows`.
     """
 
     rows: int
     columns: int
     kept: int
     dtype: torch.dtype
-    fixed: bool
+    fixed: int
 
     def spans(self, vocab: int) -> Iterator[tuple[int, int]]:
         for start in range(0, vocab, self.columns):
             yield start, min(start + self.columns, vocab)
 
     def chunks(self, n: int) -> Iterator[slice]:
-        """The rows of each product, without padding."""
+        """The rows of each tile, without padding."""
         for start in range(0, n, self.rows):
             yield slice(start, min(start + self.rows, n))
 
     def padded(self, n: int) -> int:
-        return -(-n // self.rows) * self.rows if self.fixed else n
+        return -(-n // self.fixed) * self.fixed if self.fixed else n
+
+    def pieces(self, height: int) -> Iterator[slice]:
+        """The rows of each product of a tile."""
+        for start in range(0, height, self.fixed or height):
+            yield slice(start, start + (self.fixed or height))
 
     def height(self, chunk: slice) -> slice:
-        """The rows that the product of a chunk has, padding included."""
+        """The rows of a tile, padding included."""
         return slice(chunk.start, self.padded(chunk.stop))
 
     def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:

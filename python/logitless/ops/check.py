@@ -1,0 +1,127 @@
+"""Public: the head ops against full logits, on a few rows of the user's own model and batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats
+from logitless.ops.options import HeadOptions
+
+QUANTITIES = ("logp", "entropy", "lse", "d_hidden", "d_weight")
+ROWS = 16
+# Ours may be off by twice what plain torch is in the same dtype, and by a few roundings of the
+# values themselves (float32 results, gradients in the dtype of hidden).
+FLOOR = 1e-5
+
+
+class Error(NamedTuple):
+    """The largest error of a quantity against float64: values in nats, gradients relative to the
+    largest entry."""
+
+    ours: float
+    plain: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found; printable."""
+
+    rows: int
+    vocab: int
+    dtype: str
+    errors: dict[str, Error]
+
+    @property
+    def ok(self) -> bool:
+        return all(error.ours <= error.allowed for error in self.errors.values())
+
+    def raise_if_off(self) -> Check:
+        """self, or AssertionError with the table."""
+        if not self.ok:
+            raise AssertionError(str(self))
+        return self
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.rows} rows x {self.vocab} vocabulary in {self.dtype}: largest error against"
+            " float64",
+            f"{'':<10}{'logitless':>12}{'full logits':>14}{'allowed':>12}",
+        ]
+        for name, (ours, plain, allowed) in self.errors.items():
+            verdict = "" if ours <= allowed else "  <- off"
+            lines.append(f"{name:<10}{ours:>12.2e}{plain:>14.2e}{allowed:>12.2e}{verdict}")
+        return "\n".join(lines)
+
+
+def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
+    """Compare the head ops with full logits on the first `rows` tokens of your batch, and print it.
+
+    Equivalent plain code::
+
+        logits = hidden.double() @ weight.double().T     # the truth, on `rows` rows
+        ours = linear_token_stats(hidden, weight, targets, **options)
+        plain = log_softmax(hidden @ weight.T)           # in the dtype of hidden, by autograd
+        print(largest error of ours, and of plain, per quantity)
+
+    head: a module with `.weight` [V, H] and, maybe, `.bias` [V] (a Linear lm_head), or the weight
+    itself. batch: a mapping or object with `hidden` [N, H] or [B, T, H], `targets` and, maybe,
+    `mask`; the rows are the first that the mask has. options: those of `linear_token_stats`
+    (temperature as a number, softcap, logit_scale, logits_dtype, memory_budget, backend ...).
+
+    The upstream gradient is 1 for logp and 0.1 for entropy in every row. Returns a `Check`: `.ok`,
+    `.errors`, `.raise_if_off()`; nothing is raised for a large error unless that is called. Errors
+    of the inputs as in `linear_token_stats`.
+    """
+    import torch
+
+    weight = head if isinstance(head, torch.Tensor) else head.weight
+    bias = options.pop("bias", None if head is weight else getattr(head, "bias", None))
+    hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
+    chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}
+    check_head_inputs("check", hidden, weight, targets, mask, HeadOptions(bias=bias, **chain))
+    flat_targets = targets.reshape(-1)
+    chosen = torch.arange(flat_targets.numel(), device=flat_targets.device)
+    chosen = (chosen if mask is None else mask.reshape(-1).nonzero().squeeze(1))[:rows]
+    if not len(chosen):
+        raise ValueError("check: batch must have at least one token, got none that the mask has")
+    h = hidden.detach().reshape(-1, hidden.shape[-1])[chosen]
+    t = flat_targets[chosen]
+    bias = None if bias is None else bias.detach()
+
+    def run(dtype: Any, **ways: Any) -> dict[str, Any]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (h, weight)]
+        stats = linear_token_stats(leaves[0], leaves[1], t, bias=bias, **{**options, **ways})
+        loss = (stats.logp + 0.1 * stats.entropy).sum()
+        gradients = torch.autograd.grad(loss, leaves)
+        values = (stats.logp, stats.entropy, stats.lse, *gradients)
+        return dict(zip(QUANTITIES, (x.detach().double() for x in values), strict=True))
+
+    with torch.enable_grad():
+        truth = run(torch.float64, backend="torch", logits_dtype=None, batch_invariant=False)
+        plain = run(h.dtype, backend="torch", logits_dtype=None, batch_invariant=False)
+        ours = run(h.dtype)
+    eps = torch.finfo(h.dtype).eps
+    found = {name: _error(name, ours, plain, truth, eps) for name in QUANTITIES}
+    result = Check(len(chosen), len(weight), str(h.dtype).removeprefix("torch."), found)
+    sys.stdout.write(f"{result}\n")
+    return result
+
+
+def _field(batch: Any, name: str) -> Any:
+    value = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+    if value is None and name != "mask":
+        raise TypeError(f"check: batch must have {name}, got a {type(batch).__name__} without it")
+    return value
+
+
+def _error(name: str, ours: Any, plain: Any, truth: Any, eps: float) -> Error:
+    size = float(truth[name].abs().max())
+    gradient = name.startswith("d_")
+    share = 1.0 / max(size, 1e-30) if gradient else 1.0
+    mine, theirs = (float((x[name] - truth[name]).abs().max()) * share for x in (ours, plain))
+    floor = 2 * eps if gradient else FLOOR * max(1.0, size)
+    return Error(mine, theirs, 2 * theirs + floor)
