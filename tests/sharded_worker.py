@@ -6,6 +6,7 @@ Run by test_sharded.py; docs/sharded.md shows the same calls.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def main() -> None:
     {"ddp": ddp, "fsdp2": fsdp2}[kind](mine, statistics, tied)
     dist.barrier()
     dist.destroy_process_group()
+    # gloo's threads may outlive the group, and at a normal exit abort the process once in a while
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from loss_cases import SELECTING, chosen, make_batch
 
 from logitless import _core, reference
+from logitless.loss.presets import presets
 from logitless.loss.selection import (
     Candidates,
     batch_means,
@@ -21,7 +22,6 @@ from logitless.loss.selection import (
     select,
     take_largest,
 )
-from logitless.loss.presets import presets
 from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.token_loss import core_params
 from logitless.loss.tokens import Tokens

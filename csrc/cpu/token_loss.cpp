@@ -91,6 +91,11 @@ template <Surrogate kind, typename T>
 void surrogate_step(
     const TokenKernels& kernels, const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step
 ) {
+  if (args.log_ratio != nullptr) {
+    for (int j = 0; j < n; ++j) {
+      step.log_ratio[j] = step.weight[j] != 0 ? args.log_ratio[i + j] : 0;
+    }
+  }
   if constexpr (kind == Surrogate::given) {
     for (int j = 0; j < n; ++j) {
       const bool valid = step.weight[j] != 0;
@@ -98,11 +103,6 @@ void surrogate_step(
       step.slope[j] = valid ? args.given_slope[i + j] : 0;
     }
     return;
-  }
-  if (args.log_ratio != nullptr) {
-    for (int j = 0; j < n; ++j) {
-      step.log_ratio[j] = step.weight[j] != 0 ? args.log_ratio[i + j] : 0;
-    }
   }
   const double* u = args.log_ratio != nullptr ? step.log_ratio : step.own_ratio;
   if constexpr (
