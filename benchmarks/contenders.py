@@ -22,6 +22,8 @@ BONUS = 0.01
 SPEC_WITH_BONUS = replace(SPEC, entropy=ll.EntropyBonus(BONUS))
 
 KL_COV = ll.presets["kl_cov"]
+assert isinstance(KL_COV.control, ll.KLCov)
+KL_CONTROL: ll.KLCov = KL_COV.control
 
 
 def named(stats: ll.TokenStats) -> Results:
@@ -118,9 +120,9 @@ def plain_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
     with torch.no_grad():
         cov = (a - (a * mask).sum() / n) * (logp - (logp * mask).sum() / n)
         # the mask is all true here
-        k = max(int(KL_COV.control.fraction * len(logp)), 1)
+        k = max(int(KL_CONTROL.fraction * len(logp)), 1)
         chosen = cov.masked_fill(~mask, -torch.inf).topk(k).indices
-        penalty = torch.zeros_like(a).index_fill(0, chosen, KL_COV.control.coefficient)
+        penalty = torch.zeros_like(a).index_fill(0, chosen, KL_CONTROL.coefficient)
     loss = -a * d.exp() + penalty * d.abs()
     return {"loss": (loss * mask).sum() / n}
 

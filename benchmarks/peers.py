@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Contender, Results
-from benchmarks.contenders import CLIP, DUAL, KL_COV, policy_from
+from benchmarks.contenders import CLIP, DUAL, KL_CONTROL, policy_from
 from benchmarks.inputs import TokenInputs
 
 Function = Callable[..., Results]
@@ -93,14 +93,13 @@ def verl_loss() -> Function:
 def verl_kl_cov() -> Function:
     """Its selection is of the call, which here is the batch."""
     kl_cov = attribute("verl.trainer.ppo.core_algos", "get_policy_loss_fn")("kl_cov")
-    control = KL_COV.control
     config = attribute("verl.workers.config", "ActorConfig")(
         strategy="fsdp",
         rollout_n=1,
         ppo_micro_batch_size_per_gpu=1,
         ppo_mini_batch_size=1,
         policy_loss=attribute("verl.workers.config.actor", "PolicyLossConfig")(
-            loss_mode="kl_cov", kl_cov_ratio=control.fraction, ppo_kl_coef=control.coefficient
+            loss_mode="kl_cov", kl_cov_ratio=KL_CONTROL.fraction, ppo_kl_coef=KL_CONTROL.coefficient
         ),
     )
 

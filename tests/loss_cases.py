@@ -32,6 +32,7 @@ from logitless.loss.spec import (
     Unclipped,
     Vespo,
 )
+from logitless.loss.surrogates import Gmpo
 from logitless.reference.ratio import log_ratios
 from logitless.reference.selection import sequence_of_token
 
@@ -76,7 +77,7 @@ SPECS: dict[str, PolicyLossSpec] = {
     "wide_gspo_token": replace(presets["gspo_token"], surrogate=Clip(0.05, 0.08)),
     "wide_luspo": replace(presets["luspo"], surrogate=Clip(0.05, 0.08)),
     "narrow_gmpo": replace(
-        presets["gmpo"], surrogate=replace(presets["gmpo"].surrogate, low=0.2, high=0.1)
+        presets["gmpo"], surrogate=Gmpo(low=0.2, high=0.1)
     ),
     "gmpo_tis": replace(presets["gmpo"], correction=corrections["tis"]),
     "rloo_clip": PolicyLossSpec("sequence_sum", Clip(0.2, 0.2), aggregation=_SEQUENCE),

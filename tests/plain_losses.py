@@ -20,18 +20,19 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
     if spec.kl is not None:
         reference = x[f"{spec.kl.against}_logp"]
         kl = plain_kl(x["logp"] - reference, spec.kl.estimator)
-        weights = {
+        weights: dict[str, Any] = {
             "none": lambda: 1.0,
             "ratio": lambda: (x["logp"] - x["old_logp"]).exp(),
             "score": lambda: (x["logp"] - x["logp"].detach()).exp(),
         }
         loss = loss + spec.kl.coefficient * weights[spec.kl.weight]() * kl
-    kind = type(spec.entropy).__name__
+    term: Any = spec.entropy
+    kind = type(term).__name__
     if kind == "EntropyBonus":
-        loss = loss - spec.entropy.coefficient * x["entropy"]
+        loss = loss - term.coefficient * x["entropy"]
     if kind == "EntropyFloor":
-        gap = (spec.entropy.target - x["entropy"]).clamp(min=0)
-        loss = loss + spec.entropy.strength * gap**2 / (2 * spec.entropy.target)
+        gap = (term.target - x["entropy"]).clamp(min=0)
+        loss = loss + term.strength * gap**2 / (2 * term.target)
     return _aggregated(torch.where(mask, loss, ZERO), spec, mask, selected)
 
 
@@ -60,7 +61,8 @@ def log_ratio(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
 
 
 def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
-    s, a, logp = spec.surrogate, x["advantages"], x["logp"]
+    s: Any = spec.surrogate
+    a, logp = x["advantages"], x["logp"]
     kind, u = type(s).__name__, log_ratio(x, spec, mask)
     r = u.exp()
     if kind == "NoPolicy":
@@ -126,8 +128,8 @@ def _low_var(y: Any) -> Any:
 def _controlled(
     x: dict[str, Any], spec: PolicyLossSpec, selected: Any, loss: Any, mask: Any
 ) -> Any:
-    c, a = spec.control, x["advantages"]
-    kind = type(c).__name__
+    c: Any = spec.control
+    a, kind = x["advantages"], type(c).__name__
     if kind in ("ClipCov", "ClipB", "ClipV"):
         loss = torch.where(selected, ZERO, loss)
     if kind == "TopEntropy":
@@ -151,12 +153,13 @@ def _controlled(
 def plain_correction(q: Any, c: Any, mask: Any) -> Any:
     def at(level: str, f: Any) -> Any:
         kept = torch.where(mask, f, ZERO)
-        return {
+        levels: dict[str, Any] = {
             "token": lambda: f,
             "sum": lambda: kept.sum(-1, keepdim=True).expand_as(f),
             "mean": lambda: means(f, mask).expand_as(f),
             "max": lambda: kept.max(-1, keepdim=True).values.expand_as(f),
-        }[level]()
+        }
+        return levels[level]()
 
     level = {"token": "token", "sequence": "sum", "geometric": "mean", None: "token"}[c.level]
     w = at(level, q).exp() if c.level else torch.ones_like(q)

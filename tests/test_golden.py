@@ -215,7 +215,8 @@ def test_kl_cov_over_micro_batches() -> None:
     assert mine == pytest.approx(theirs["kl_cov"], rel=1e-12)
     assert abs(theirs["kl_cov.halves"] - theirs["kl_cov"]) > 0.01 * abs(theirs["kl_cov"])
     # scope="micro" is verl's
-    micro = replace(spec, control=replace(spec.control, scope="micro"))
+    control: Any = spec.control
+    micro = replace(spec, control=replace(control, scope="micro"))
     totals = Totals(int(MASK.sum()), len(MASK))
     assert sum(ours(micro, r, totals=totals).loss for r in rows) == pytest.approx(
         theirs["kl_cov.halves"], rel=1e-12

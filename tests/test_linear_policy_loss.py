@@ -40,7 +40,8 @@ def spec_of(name: str) -> ll.PolicyLossSpec:
     if spec.control is None or not (spec.selects or type(spec.control).__name__ in wide):
         return spec
     changes = wide.get(type(spec.control).__name__, {"fraction": 0.3})
-    return dataclasses.replace(spec, control=dataclasses.replace(spec.control, **changes))
+    control: Any = spec.control
+    return dataclasses.replace(spec, control=dataclasses.replace(control, **changes))
 
 
 def inputs_of(spec: ll.PolicyLossSpec, data: dict[str, torch.Tensor]) -> dict[str, Any]:

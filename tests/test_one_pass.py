@@ -144,7 +144,8 @@ def test_selection_over_the_call_takes_one_chunk() -> None:
     from logitless.ops.one_pass import separable
 
     spec = spec_of("clip_cov")
-    micro = dataclasses.replace(spec, control=dataclasses.replace(spec.control, scope="micro"))
+    control: Any = spec.control
+    micro = dataclasses.replace(spec, control=dataclasses.replace(control, scope="micro"))
     assert separable(ll.presets["ppo"], batch=False)
     assert separable(spec, batch=True)
     assert not separable(spec, batch=False)
