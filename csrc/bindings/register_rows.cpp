@@ -3,6 +3,7 @@
 
 #include "../cpu/rows.h"
 #include "../cpu/sample.h"
+#include "candidate_arrays.h"
 #include "row_arrays.h"
 
 namespace py = pybind11;
@@ -26,14 +27,38 @@ class Rows {
       : arrays_(n, targets, mask, row_scale, scale, bias, pre, softcap, Place{}),
         threads_(threads) {}
 
-  void forward(py::handle logits, py::handle state, int64_t start, bool first, bool extras) const {
+  void forward(
+      py::handle logits,
+      py::handle state,
+      int64_t start,
+      bool first,
+      bool extras,
+      const CandidateArrays* candidates
+  ) const {
     const Array tile(logits, "logits");
     const Array states(state, "state");
     arrays_.check_targets();
     const logitless::Rows rows = of_tile(tile, start);
     RowState* data = arrays_.states_of(states);
+    const cpu::Candidates* kept = candidates == nullptr ? nullptr : &candidates->of_rows(n());
+    const int64_t width = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
+    check(
+        kept == nullptr || start + width <= INT32_MAX,
+        "candidates need ids below 2^31, got a tile up to ",
+        start + width
+    );
     const py::gil_scoped_release release;
-    cpu::rows_forward(rows, tile.view(), start, extras, first, data);
+    cpu::rows_forward(rows, tile.view(), start, extras, first, data, kept);
+  }
+
+  void settle(py::handle state, const CandidateArrays& candidates) const {
+    const Array states(state, "state");
+    const RowState* data = arrays_.states_of(states);
+    logitless::Rows rows = arrays_.rows();
+    rows.threads = threads_;
+    const cpu::Candidates& kept = candidates.of_rows(n());
+    const py::gil_scoped_release release;
+    cpu::settle_candidates(rows, data, kept);
   }
 
   void finish(
@@ -144,6 +169,16 @@ void register_rows(py::module_& m) {
       py::arg("out")
   );
   m.attr("BLOCK") = cpu::kBlock;
+  py::class_<CandidateArrays>(m, "Candidates", "The largest logits of each row; see candidates.h.")
+      .def(
+          py::init<py::handle, py::handle, py::handle, py::handle, double>(),
+          py::kw_only(),
+          py::arg("y"),
+          py::arg("ids"),
+          py::arg("floor"),
+          py::arg("count"),
+          py::arg("tau")
+      );
   py::class_<Rows>(m, "Rows", "What the tiles of one call share; a method per row kernel.")
       .def(
           py::init<
@@ -176,7 +211,15 @@ void register_rows(py::module_& m) {
           py::kw_only(),
           py::arg("start") = 0,
           py::arg("first") = true,
-          py::arg("extras") = false
+          py::arg("extras") = false,
+          py::arg("candidates") = none
+      )
+      .def(
+          "settle",
+          &Rows::settle,
+          "After the last tile: leave each row's candidates sorted, largest first.",
+          py::arg("state"),
+          py::arg("candidates")
       )
       .def(
           "finish",

@@ -33,6 +33,9 @@ struct RowKernels {
   // First column whose y is `value`, or -1. Asked for the maximum, and only where a row has a new
   // one.
   int64_t (*find)(Dtype, const BlockInput&, double value);
+  // y and column of every entry with y > floor, in order; returns how many. Room for the whole
+  // block.
+  int64_t (*above)(Dtype, const BlockInput&, double floor, double* y, int32_t* columns);
   // d(raw) of a block, written to out (storage type; may be the input itself).
   void (*gradient)(Dtype, const BlockInput&, const RowGradient&, int64_t target_column, void* out);
   // e^((y - m) scale) of every column of a block, and y itself.
@@ -47,15 +50,19 @@ const RowKernels& row_kernels();
 // Names of the instruction sets this build holds and this CPU runs, best first, comma separated.
 const char* supported_isas();
 
+struct Candidates;
+
 // Folds a tile of logits [n, tile] (or [b, t, tile] with b t = n), whose first column is vocabulary
 // id `start` (a multiple of kBlock), into the state. With `first`, the state is started afresh.
+// `candidates`, unless null, take part: see candidates.h.
 void rows_forward(
     const Rows& rows,
     const TensorView& logits,
     int64_t start,
     bool extras,
     bool first,
-    RowState* state
+    RowState* state,
+    const Candidates* candidates = nullptr
 );
 
 // Turns states into outputs (masked rows: 0; argmax -1) and throws at the first bad row: a NaN, a

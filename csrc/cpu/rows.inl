@@ -205,6 +205,36 @@ int64_t block_find(const BlockInput& in, double value) {
   return -1;
 }
 
+template <typename S, bool kChained>
+int64_t block_above(const BlockInput& in, double floor, double* y_out, int32_t* columns) {
+  using T = typename Storage<S>::T;
+  using Vec = typename Simd<T>::Vec;
+  constexpr int kW = kWidth<T>;
+  const Reader<S, kChained> y_at(in);
+  // The largest T that is not above the floor: the same comparison, a vector at a time.
+  T limit = T(floor);
+  if (static_cast<double>(limit) > floor) limit = next_below(limit);
+  int64_t found = 0;
+  const auto take = [&](Vec y, uint64_t lanes, int64_t c) __attribute__((always_inline)) {
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      y_out[found] = y[lane];
+      columns[found++] = static_cast<int32_t>(c + lane);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kW <= in.n; c += kW) {
+    const Vec y = y_at(c);
+    const uint64_t lanes = lanes_above(y, Vec{} + limit);
+    if (__builtin_expect(lanes != 0, 0)) take(y, lanes, c);
+  }
+  if (c < in.n) {
+    const Vec y = y_at.tail(c, in.n - c);
+    take(y, lanes_above(y, Vec{} + limit) & ((uint64_t{1} << (in.n - c)) - 1), c);
+  }
+  return found;
+}
+
 // One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
 // the same memory is fine: a vector is read before it is written, and the target kept aside.
 template <typename S, bool kChained>
@@ -294,6 +324,15 @@ int64_t find(Dtype dtype, const BlockInput& in, double value) {
   return column;
 }
 
+int64_t above(Dtype dtype, const BlockInput& in, double floor, double* y, int32_t* columns) {
+  int64_t found = 0;
+  visit(dtype, in, [&](auto storage, auto chain) {
+    using S = typename decltype(storage)::type;
+    found = block_above<S, decltype(chain)::value>(in, floor, y, columns);
+  });
+  return found;
+}
+
 void gradient(Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t target, void* out) {
   visit(dtype, in, [&](auto storage, auto chain) {
     block_gradient<typename decltype(storage)::type, decltype(chain)::value>(in, g, target, out);
@@ -320,7 +359,7 @@ void exp2_floats(const float* t, int64_t n, float* out) {
 #define LOGITLESS_STRING(name) LOGITLESS_STRING2(name)
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, gradient, weights, exp2_floats
+    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, above, gradient, weights, exp2_floats
 };
 
 }  // namespace LOGITLESS_ISA

@@ -16,6 +16,9 @@ class Array(Protocol):
 # Width of the vocabulary tiles that are numbered for sampling.
 BLOCK: int
 
+class Candidates:
+    def __init__(self, *, y: Array, ids: Array, floor: Array, count: Array, tau: float) -> None: ...
+
 class Rows:
     def __init__(
         self,
@@ -38,7 +41,9 @@ class Rows:
         start: int = 0,
         first: bool = True,
         extras: bool = False,
+        candidates: Candidates | None = None,
     ) -> None: ...
+    def settle(self, state: Array, candidates: Candidates) -> None: ...
     def finish(
         self,
         state: Array,
