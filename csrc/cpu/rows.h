@@ -26,6 +26,16 @@ struct BlockMoments {
   double target;  // y at `target_column` if that is in the block, else NaN
 };
 
+// Columns first to first + n of sum over i < count of values[i] * dense[columns[i], :].
+struct SparseSum {
+  const void* dense;  // storage type
+  int64_t stride;     // elements from row to row
+  const int32_t* columns;
+  const void* values;  // compute type
+  int64_t count;
+  int64_t first, n;
+};
+
 struct RowKernels {
   const char* isa;
   // Moments of a block; target_column is relative to the block, outside [0, n) when not in it.
@@ -40,6 +50,10 @@ struct RowKernels {
   void (*gradient)(Dtype, const BlockInput&, const RowGradient&, int64_t target_column, void* out);
   // e^((y - m) scale) of every column of a block, and y itself.
   void (*weights)(Dtype, const BlockInput&, double m, double* weights, double* y);
+  // The sum into memory of the compute type; every column by itself, in the order of the entries.
+  void (*sparse_sum)(Dtype, const SparseSum&, void* sums);
+  // out (storage type) = sums, or with `add` out + sums, rounded once.
+  void (*deposit)(Dtype, const void* sums, int64_t n, bool add, void* out);
   // The vector 2^t by itself, for its test; n is a multiple of 64.
   void (*exp2)(const float* t, int64_t n, float* out);
 };

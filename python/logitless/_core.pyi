@@ -44,6 +44,28 @@ class Rows:
         candidates: Candidates | None = None,
     ) -> None: ...
     def settle(self, state: Array, candidates: Candidates) -> None: ...
+    def measure_support(
+        self,
+        state: Array,
+        candidates: Candidates,
+        *,
+        mass: Array,
+        entropy: Array,
+        spare: float,
+    ) -> None: ...
+    def support_gradient(
+        self,
+        state: Array,
+        candidates: Candidates,
+        *,
+        index: Array,
+        offsets: Array,
+        columns: Array,
+        values: Array,
+        g_logp: Array | None = None,
+        g_entropy: Array | None = None,
+        g_lse: Array | None = None,
+    ) -> None: ...
     def finish(
         self,
         state: Array,
@@ -139,6 +161,32 @@ class CudaRows:
     ) -> None: ...
 
 def exp2(t: Array, out: Array) -> None: ...
+def sparse_transpose(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    row_names: Array,
+    scratch: Array,
+    out_offsets: Array,
+    out_names: Array,
+    out_columns: Array,
+    out_values: Array,
+) -> int: ...
+def sparse_multiply(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    names: Array,
+    dense: Array,
+    out: Array,
+    add: bool = False,
+    threads: int = 0,
+) -> None: ...
+def sparse_add_row_sums(
+    offsets: Array, columns: Array, values: Array, *, names: Array, out: Array
+) -> None: ...
 
 class Control(enum.Enum):
     none = ...

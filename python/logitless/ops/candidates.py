@@ -45,8 +45,9 @@ class Candidates:
         )
 
     def part(self, chunk: slice) -> Candidates:
-        arrays = (self.y, self.ids, self.floor, self.count)
-        return Candidates(*(x[chunk] for x in arrays), tau=self.tau)
+        return Candidates(
+            self.y[chunk], self.ids[chunk], self.floor[chunk], self.count[chunk], self.tau
+        )
 
     @cached_property
     def core(self) -> _core.Candidates:
