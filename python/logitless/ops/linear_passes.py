@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.ops.candidates import Candidates
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
@@ -24,16 +25,21 @@ def fold(
     tiles: Tiles,
     kept: Tensor,  # flat: padded n * tiles.kept
     extras: bool,
+    candidates: Candidates | None = None,  # of n rows
 ) -> None:
-    """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
+    """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay, and
+    in `candidates` each row's largest entries."""
     vocab = len(weight)
     if tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
-    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
+    chunks = [
+        (chunk, rows.part(chunk), None if candidates is None else candidates.part(chunk))
+        for chunk in tiles.chunks(rows.n)
+    ]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
-        for chunk, part in chunks:
+        for chunk, part, largest in chunks:
             operand = h[tiles.height(chunk)]
             if stop <= tiles.kept:
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
@@ -41,7 +47,10 @@ def fold(
                 tile = view(scratch, 0, len(operand), width)
             for piece in tiles.pieces(len(operand)):
                 torch.mm(operand[piece], w.t(), out=tile[piece])
-            part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
+            part.forward(
+                tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
+                candidates=largest,
+            )  # fmt: skip
 
 
 class Upstream(NamedTuple):

@@ -135,14 +135,29 @@ def _one_pass(
     call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
     if not any(call.needs) or call.backend == "torch":
         return None
+    arguments = loss_arguments(*data, **loss_options)
+    if compute.tail_mass:
+        return _from_support(call, compute, arguments)
     split = separable(spec, batch=loss_options["batch"] is not None)
     tiling = call.plan(compute, one_pass=True, split=split)
     if not tiling.chunk_rows:
         return None
-    arguments = loss_arguments(*data, **loss_options)
     tiles = tile_arguments(tiling, call.logits_dtype)
     loss, values, logp, entropy, *_ = one_pass(
         *call.arrays, *arguments, tiling.chunk_rows, *tiles, list(call.needs)
     )
     metrics = dict(zip(arguments.metric_names(entropy=True), values.unbind(), strict=True))
+    return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+
+
+def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
+    from logitless.ops.head_call import tile_arguments
+    from logitless.ops.support_policy_loss import support_metric_names, support_policy_loss
+
+    tiling = call.plan(compute, one_pass=True)
+    tiles = tile_arguments(tiling, call.logits_dtype)
+    loss, values, logp, entropy, *_ = support_policy_loss(
+        *call.arrays, *arguments, compute.tail_mass, *tiles, list(call.needs)
+    )
+    metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)

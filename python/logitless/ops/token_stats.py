@@ -7,7 +7,7 @@ from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
-from logitless.ops.options import HeadOptions, check_extras, check_vocab_parallel
+from logitless.ops.options import EXTRAS, HeadOptions, check_extras, check_vocab_parallel
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 
 
@@ -62,7 +62,7 @@ def token_stats(
     NotImplementedError says why where no kernels serve.
     """
     head = HeadOptions(temperature, softcap, logit_scale, bias)
-    extras = check_extras(extras)
+    extras = check_extras(extras, known=EXTRAS[:-2])
     check_vocab_parallel(vocab_group, vocab_start)
     op = "token_stats"
     kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
