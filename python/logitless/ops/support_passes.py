@@ -148,7 +148,8 @@ def _columns(tiles: Tiles, n: int, weight: Tensor) -> int:
     if tiles.fixed or n >= tiles.rows:
         return tiles.columns
     limit = max(WEIGHT_BYTES // (weight.shape[1] * weight.element_size()), tiles.columns)
-    return min(tiles.rows * tiles.columns // n // BLOCK * BLOCK, limit, len(weight))
+    room = min(tiles.rows * tiles.columns // n // BLOCK * BLOCK, limit, len(weight))
+    return max(room, tiles.columns)
 
 
 def folded_rows(rows: Rows, index: Tensor | None, hidden: Tensor) -> Folded:
