@@ -13,7 +13,8 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import HeadOptions, check_vocab_parallel, not_yet
+from logitless.ops.options import HeadOptions, not_yet
+from logitless.ops.vocab_parallel import Meeting, fingerprint, head_facts
 
 
 class Sample(NamedTuple):
@@ -60,29 +61,50 @@ def linear_sample(
     import torch
 
     op = "linear_sample"
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    check_vocab_parallel(vocab_group, vocab_start)
+    meeting = Meeting(op, vocab_group, vocab_start)
     for name, value in (("top_k", top_k), ("top_p", top_p)):
         if value is not None:
             raise not_yet(name, value)
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
-    if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
-        raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
-    n, vocab = len(hidden), check_weight(op, hidden, weight)
-    check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
-    check_shape(op, "row_ids", row_ids, "[N]", (n,))
-    check_dtype(op, "row_ids", row_ids, "int64")
-    check_head(op, head, "[N]", (n,), vocab)
-    if hidden.device.type != "cpu":
-        raise NotImplementedError(
-            f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and "
-            "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
-            ".softmax(-1), 1), scored by linear_token_stats"
-        )
+    with meeting:
+        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
+            raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
+        n, vocab = len(hidden), check_weight(op, hidden, weight)
+        check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
+        check_shape(op, "row_ids", row_ids, "[N]", (n,))
+        check_dtype(op, "row_ids", row_ids, "int64")
+        check_head(op, head, "[N]", (n,), vocab, sharded=bool(meeting))
+        if hidden.device.type != "cpu":
+            raise NotImplementedError(
+                f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and"
+                " weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
+                ".softmax(-1), 1), scored by linear_token_stats"
+            )
+        if not 0 <= step < 1 << 43:
+            raise ValueError(f"{op}: step must be below 2^43, got {step}")
+    shard = meeting.shard(
+        vocab,
+        (
+            *head_facts(head),
+            ("the shape of hidden", [n, shape_of(hidden)[1]]),
+            ("the dtype", str(hidden.dtype)),
+            ("row_ids (their checksum)", fingerprint(row_ids)),
+            ("seed", seed),
+            ("step", step),
+        ),
+    )
     with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, seed, step, row_ids.contiguous())
+        hidden, weight, row_ids = hidden.detach(), weight.detach(), row_ids.contiguous()
+        if not meeting:
+            return _draw(op, hidden, weight, head, seed, step, row_ids)
+        from logitless.ops.sharded_sample import draw_sharded
+
+        token, out = draw_sharded(op, hidden, weight, head, seed, step, row_ids, shard)
+        return Sample(token, out["logp"], out["entropy"])
 
 
 def _draw(

@@ -72,13 +72,6 @@ def check_extras(extras: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(extras)
 
 
-def check_vocab_parallel(vocab_group: Any, vocab_start: int) -> None:
-    if vocab_group is not None:
-        raise not_yet("vocab_group", vocab_group)
-    if vocab_start != 0:
-        raise not_yet("vocab_start", vocab_start)
-
-
 @dataclass(frozen=True)
 class ComputeOptions:
     """How the linear ops compute: memory, precision of the logits, backend."""

@@ -1,0 +1,294 @@
+"""One of two or three gloo ranks, each with a part of the vocabulary: everything equals one rank.
+
+Run by test_vocab_parallel.py. Every rank knows the whole problem and computes it alone as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cases
+import torch
+import torch.distributed as dist
+from test_linear_policy_loss import batch, inputs_of, spec_of
+from test_linear_token_stats import EXTRAS, problem
+from test_one_pass import LEAVES, took_one_pass
+from tolerances import assert_bitwise_equal, assert_gradients, assert_values
+from torch import Tensor
+
+import logitless as ll
+
+RANK, WORLD = int(sys.argv[1]), int(sys.argv[2])
+N, H, V = 21, 24, 5003
+# Who has which columns: as equal as can be; of all sizes, one rank with less than a block; in an
+# order that is not that of ranks; one rank with nothing.
+LAYOUTS = {
+    2: {
+        "even": [(0, 2502), (2502, V)],
+        "uneven": [(0, 100), (100, V)],
+        "reversed": [(1777, V), (0, 1777)],
+        "empty": [(0, V), (V, V)],
+    },
+    3: {
+        "even": [(0, 1668), (1668, 3336), (3336, V)],
+        "uneven": [(0, 700), (700, 1900), (1900, V)],
+        "reversed": [(4096, V), (2048, 4096), (0, 2048)],
+        "empty": [(0, 3000), (9, 9), (3000, V)],
+    },
+}[WORLD]
+SLACK = {torch.float32: 10.0, torch.float64: 1e3, torch.bfloat16: 1e4, torch.float16: 1e3}
+
+
+def group() -> dict[str, Any]:
+    return {"vocab_group": dist.group.WORLD}
+
+
+def mine(ends: list[tuple[int, int]]) -> slice:
+    return slice(*ends[RANK])
+
+
+def part(ends: list[tuple[int, int]], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of this rank: its part of the bias, and where it starts."""
+    own = dict(options, **group(), vocab_start=ends[RANK][0])
+    if own.get("bias") is not None:
+        own["bias"] = own["bias"].detach()[mine(ends)].clone().requires_grad_()
+    return own
+
+
+def same_on_all_ranks(*tensors: Tensor) -> None:
+    for x in tensors:
+        x = x.detach().contiguous()
+        all_of_them = [torch.empty_like(x) for _ in range(WORLD)]
+        dist.all_gather(all_of_them, x)
+        for other in all_of_them:
+            assert_bitwise_equal(other, x)
+
+
+def values(stats: ll.TokenStats) -> list[Tensor]:
+    return [stats.logp, stats.entropy, stats.lse, *stats.extras.values()]
+
+
+def compare(ours: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> None:
+    for got, right in zip(ours, truth, strict=True):
+        if got.dtype == torch.int64:
+            assert torch.equal(got, right)
+        else:
+            # 16-bit tiles may round once more or less where a product is cut otherwise
+            slack = {torch.bfloat16: 5e3, torch.float16: 1e3}.get(dtype, 1.0)
+            assert_values(got / slack, right.detach() / slack, dtype)
+
+
+def gradients_of(stats: ll.TokenStats, g: Any, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    loss = (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum()
+    return torch.autograd.grad(loss, leaves)
+
+
+def layouts() -> Iterator[list[tuple[int, int]]]:
+    yield from LAYOUTS.values()
+
+
+# ---- values and gradients
+
+
+def token_stats() -> None:
+    g, mask = cases.upstream(1, N), cases.mask(1, N)
+    for ends in layouts():
+        for dtype in cases.DTYPES:
+            for kind in ("plain", "all"):
+                z, t = cases.logits(1, N, V, dtype), cases.targets(1, N, V)
+                z[~mask] = float("nan")
+                options = cases.chain(kind, 1, N, V)
+                whole = [z.clone().requires_grad_()]
+                own = [z[:, mine(ends)].clone().requires_grad_()]
+                shared = {"mask": mask, "extras": EXTRAS}
+                if "bias" in options:
+                    whole.append(options["bias"].requires_grad_())
+                local = part(ends, options)
+                if "bias" in options:
+                    own.append(local["bias"])
+                expected = ll.token_stats(whole[0], t, **shared, **options)
+                stats = ll.token_stats(own[0], t, **shared, **local)
+                same_on_all_ranks(*values(stats))
+                for got, right in zip(values(stats), values(expected), strict=True):
+                    if got.dtype == torch.int64:
+                        assert torch.equal(got, right)
+                    else:
+                        assert_values(got, right.detach(), dtype)
+                right = gradients_of(expected, g, whole)
+                got = gradients_of(stats, g, own)
+                assert_gradients(got[0], right[0][:, mine(ends)], dtype, scale=SLACK[dtype] / 10)
+                for ours, theirs in zip(got[1:], right[1:], strict=True):
+                    assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=100)
+
+
+def token_stats_of_padded_batches_in_place() -> None:
+    z, t = cases.logits(2, 12, V), cases.targets(2, 12, V).view(3, 4)
+    for ends in layouts():
+        leaf = z.view(3, 4, V)[..., mine(ends)].clone().requires_grad_()
+        memory = leaf * 1.0
+        stats = ll.token_stats(memory, t, inplace_backward=True, **part(ends, {}))
+        whole = z.view(3, 4, V).clone().requires_grad_()
+        expected = ll.token_stats(whole, t)
+        assert_values(stats.logp, expected.logp.detach(), torch.float32)
+        (got,) = torch.autograd.grad(stats.entropy.sum(), leaf)
+        (right,) = torch.autograd.grad(expected.entropy.sum(), whole)
+        assert_gradients(got, right[..., mine(ends)], torch.float32)
+
+
+BUDGETS = {"default": {}, "keep": {"memory_budget": "1GiB"}, "recompute": {"memory_budget": 700_000}}
+
+
+def linear_token_stats() -> None:
+    for ends in layouts():
+        for dtype in cases.DTYPES:
+            for kind in ("plain", "all"):
+                for budget in BUDGETS.values():
+                    one_head(ends, dtype, kind, budget)
+        one_head(ends, torch.bfloat16, "all", {"logits_dtype": torch.float32})
+        one_head(ends, torch.float32, "all", {"batch_invariant": True})
+
+
+def one_head(ends: Any, dtype: torch.dtype, kind: str, ways: dict[str, Any]) -> None:
+    h, w, t = problem(1, N, H, V, dtype)
+    g, mask = cases.upstream(1, N), cases.mask(1, N)
+    shared = {"mask": mask, "extras": EXTRAS, **ways}
+    options = cases.chain(kind, 1, N, V)
+    whole = [h, w]
+    own = [h.detach().clone().requires_grad_(), w.detach()[mine(ends)].clone().requires_grad_()]
+    if "bias" in options:
+        whole.append(options["bias"].requires_grad_())
+    local = part(ends, options)
+    if "bias" in options:
+        own.append(local["bias"])
+    expected = ll.linear_token_stats(h, w, t, **shared, **options)
+    stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
+    same_on_all_ranks(*values(stats))
+    compare(values(stats)[:-1], values(expected)[:-1], dtype)
+    right, got = gradients_of(expected, g, whole), gradients_of(stats, g, own)
+    same_on_all_ranks(got[0])
+    assert right[0].abs().max() > 0
+    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
+    for ours, theirs in zip(got[1:], right[1:], strict=True):
+        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
+
+
+def only_requested_gradients() -> None:
+    h, w, t = problem(7, N, H, V, torch.float32)
+    for ends in layouts():
+        weight = w.detach()[mine(ends)]
+        expected = torch.autograd.grad(ll.linear_token_stats(h, w, t).logp.sum(), (h, w))
+        stats = ll.linear_token_stats(h, weight, t, **part(ends, {}))
+        (got,) = torch.autograd.grad(stats.logp.sum(), h)
+        assert_gradients(got, expected[0], torch.float32, scale=10)
+        leaf = weight.clone().requires_grad_()
+        stats = ll.linear_token_stats(h.detach(), leaf, t, **part(ends, {}))
+        (got,) = torch.autograd.grad(stats.logp.sum(), leaf)
+        assert_gradients(got, expected[1][mine(ends)], torch.float32, scale=10)
+        nothing = torch.zeros(N, dtype=torch.bool)
+        stats = ll.linear_token_stats(h, leaf, t, mask=nothing, **part(ends, {}))
+        got, zero = torch.autograd.grad(stats.logp.sum(), (h, leaf))
+        assert not got.any()
+        assert not zero.any()
+        with torch.no_grad():
+            assert not ll.linear_token_stats(h, leaf, t, **part(ends, {})).logp.requires_grad
+
+
+def padded_shards() -> None:
+    """Rows of the weight beyond the vocabulary: cut away by the caller, or impossible by a bias."""
+    h, w, t = problem(3, N, H, V, torch.float32)
+    expected = ll.linear_token_stats(h, w, t, extras=EXTRAS)
+    width = -(-V // WORLD)
+    padded = torch.cat((w.detach(), torch.randn(width * WORLD - V, H)))
+    own = padded[RANK * width : (RANK + 1) * width].clone().requires_grad_()
+    valid = min((RANK + 1) * width, V) - RANK * width
+    cut = ll.linear_token_stats(
+        h, own[:valid], t, extras=EXTRAS, vocab_start=RANK * width, **group()
+    )
+    compare(values(cut), values(expected), torch.float32)
+    bias = torch.where(torch.arange(width) < valid, 0.0, -float("inf"))
+    masked = ll.linear_token_stats(
+        h, own, t, bias=bias, extras=EXTRAS, vocab_start=RANK * width, **group()
+    )
+    compare(values(masked), values(expected), torch.float32)
+    g = cases.upstream(3, N)
+    right = gradients_of(expected, g, [w])[0][RANK * width : RANK * width + valid]
+    for stats in (cut, masked):
+        (got,) = gradients_of(stats, g, [own])
+        assert_gradients(got[:valid], right, torch.float32, scale=10)
+        assert not got[valid:].any()
+
+
+# ---- the loss
+
+
+def linear_policy_loss() -> None:
+    for ends in ([tuple(min(x, 2500) for x in ends) for ends in part] for part in layouts()):
+        for name in ("ppo", "grpo", "clip_cov", "kl_cov", "dapo", "gspo", "top_entropy"):
+            for budget in ({}, {"memory_budget": 400_000}):
+                one_loss(ends, name, torch.float32, budget)
+        for dtype in cases.DTYPES:
+            one_loss(ends, "ppo", dtype, {"bias": torch.randn(2500), "temperature": 0.8})
+
+
+def one_loss(ends: Any, name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    spec = spec_of(name) if name in ll.presets else None
+    if spec is None:
+        return
+    spec = dataclasses.replace(spec, entropy=ll.EntropyBonus(0.05))
+    data = batch(3)
+    options = {**inputs_of(spec, data), **options}
+    data = {k: v.to(dtype).requires_grad_() if k in LEAVES else v for k, v in data.items()}
+    local = part(ends, options)
+    shard = {
+        **data,
+        "hidden": data["hidden"].detach().clone().requires_grad_(),
+        "weight": data["weight"].detach()[mine(ends)].clone().requires_grad_(),
+    }
+    whole = [data[k] for k in LEAVES]
+    own = [shard[k] for k in LEAVES]
+    if options.get("bias") is not None:
+        whole.append(options["bias"].requires_grad_())
+        own.append(local["bias"])
+    expected = ll.linear_policy_loss(**data, spec=spec, **options)
+    out = ll.linear_policy_loss(**shard, spec=spec, **local)
+    same_on_all_ranks(out.loss, out.logp, out.entropy, *out.metrics.values())
+    compare([out.loss.view(1), out.logp, out.entropy],
+            [expected.loss.view(1), expected.logp, expected.entropy], dtype)  # fmt: skip
+    assert out.metrics.keys() == expected.metrics.keys()
+    right = torch.autograd.grad(expected.loss * 0.7, whole)
+    got = torch.autograd.grad(out.loss * 0.7, own)
+    same_on_all_ranks(got[0])
+    assert right[0].abs().max() > 0
+    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
+    for ours, theirs in zip(got[1:], right[1:], strict=True):
+        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    store = Path(sys.argv[3])
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=RANK, world_size=WORLD)
+    checks: list[Callable[[], None]] = [
+        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats, only_requested_gradients, padded_shards, linear_policy_loss,
+    ]
+    import time
+    for check in checks:
+        if len(sys.argv) > 4 and sys.argv[4] != check.__name__: continue
+        a=time.time()
+        check()
+        if RANK==0: print(check.__name__, time.time()-a, flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+    # gloo's threads may outlive the group, and at a normal exit abort the process once in a while
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
