@@ -270,13 +270,238 @@ def one_loss(ends: Any, name: str, dtype: torch.dtype, options: dict[str, Any]) 
         assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
 
 
+# ---- sampling
+
+
+def linear_sample() -> None:
+    """The token that one rank draws, bit for bit where the product is exact."""
+    n, ids = 200, torch.arange(200) * 7
+    generator = torch.Generator().manual_seed(3)
+    exact = [torch.randint(-3, 4, (size, 8), generator=generator).float() for size in (n, V)]
+    rough = [torch.randn(size, 8, generator=generator) for size in (n, V)]
+    chains = {kind: cases.chain(kind, 1, n, V) for kind in ("plain", "all")}
+    half = torch.where(torch.arange(V) % 2 == 0, 0.0, -float("inf"))
+    chains["half impossible"] = {"bias": half}
+    inside_a_block = [(0, 90), (90, 300), (300, V)] if WORLD == 3 else [(0, V - 1), (V - 1, V)]
+    drawn_by = set()
+    for ends in [*layouts(), inside_a_block]:
+        for options in chains.values():
+            own = {k: v for k, v in part(ends, options).items()}
+            for dtype in (torch.float32, torch.bfloat16):
+                for h, w in ([x.to(dtype) for x in pair] for pair in (exact, rough)):
+                    key = {"seed": 11, "step": 3, "row_ids": ids}
+                    expected = ll.linear_sample(h, w, **key, **options)
+                    sample = ll.linear_sample(h, w[mine(ends)], **key, **own)
+                    same_on_all_ranks(*sample)
+                    assert torch.equal(sample.token, expected.token)
+                    compare([sample.logp, sample.entropy], [expected.logp, expected.entropy], dtype)
+            drawn_by |= set((sample.token // 2048).tolist())
+    assert drawn_by == {0, 1, 2}
+
+
+def rounded_alike() -> None:
+    """Where blocks and shards end together every sum is that of one rank, but for their order."""
+    h, w = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), torch.randn(V, 8)
+    dist.broadcast(w, 0)
+    ends = [(0, 2048), (2048, V), (V, V)][:WORLD]
+    key = {"seed": 1, "step": 1, "row_ids": torch.arange(5)}
+    expected = ll.linear_sample(h, w, **key)
+    sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, {}))
+    for got, right in zip(sample, expected, strict=True):
+        assert_bitwise_equal(got, right)
+
+
+# ---- what is not as it should be
+
+
+def refusal(kind: type[Exception], call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
+
+
+def errors() -> None:
+    h, w, t = (x.detach() for x in problem(5, N, H, V, torch.float32))
+    ends = LAYOUTS["uneven"]
+    own, local = w[mine(ends)], part(ends, {})
+
+    def stats(hidden: Tensor = h, weight: Tensor = own, targets: Tensor = t, **change: Any) -> Any:
+        return ll.linear_token_stats(hidden, weight, targets, **{**local, **change})
+
+    # a range of columns that another rank has as well, and one that none has
+    for shift in (-1, 1):
+        start = local["vocab_start"] + (shift if RANK == WORLD - 1 else 0)
+        message = refusal(ValueError, lambda: stats(vocab_start=start))  # noqa: B023
+        assert "must cover a vocabulary from 0 on, without gap or overlap" in message
+        assert f"[{ends[-1][0] + shift}, {V + shift})" in message
+    # a NaN and an infinity that only one rank sees, and a target that nobody has
+    for poison, text in ((float("nan"), "a NaN"), (float("inf"), r"a +inf")):
+        bad = own.clone()
+        if RANK == WORLD - 1:
+            bad[-1] = poison
+        assert refusal(ValueError, lambda: stats(h.abs() + 1, bad)) == (  # noqa: B023
+            f"row 0: its logits hold {text}"
+        )
+    mask = torch.arange(N) > 4
+    for target in (V, -1):
+        changed = t.clone()
+        changed[2], changed[7] = target, target
+        message = refusal(ValueError, lambda: stats(targets=changed, mask=mask))  # noqa: B023
+        assert f"row 7: target {target} is outside [0, {V})" in message
+    impossible = torch.full((len(own),), -float("inf"))
+    assert "row 0: it has no finite logit" in refusal(ValueError, lambda: stats(bias=impossible))
+    # what one rank alone fails at
+    bias = torch.zeros(len(own) + (RANK == 1))
+    message = refusal(ValueError if RANK == 1 else RuntimeError, lambda: stats(bias=bias))
+    assert f"bias must be [V] = [{ends[1][1] - ends[1][0]}]" in message
+    assert RANK == 1 or "rank 1 of vocab_group failed: ValueError: linear_token" in message
+    # a budget that only the widest shard does not fit
+    message = refusal(ValueError, lambda: stats(memory_budget=20_000))
+    assert "memory_budget must be at least" in message
+    # ranks that ask for different things
+    other = torch.where(torch.arange(N) == RANK, 0, t)
+    for name, change in (
+        ("targets (their checksum)", {"targets": other}),
+        ("temperature", {"temperature": 1.0 + RANK}),
+        ("temperature", {"temperature": torch.full((N,), 1.0 + RANK)}),
+        ("whether there are extras", {"extras": EXTRAS[:RANK]}),
+        ("the shape of targets", {"hidden": h[: N - RANK], "targets": t[: N - RANK]}),
+        ("which of hidden, weight and bias", {"weight": own.clone().requires_grad_(RANK == 0)}),
+    ):
+        message = refusal(ValueError, lambda: stats(**change))  # noqa: B023
+        assert f"{name} must be the same" in message or name in message, message
+        assert "on every rank of vocab_group" in message
+    sampled = {"seed": RANK, "step": 0, "row_ids": torch.arange(N), **local}
+    assert "seed must be the same" in refusal(
+        ValueError, lambda: ll.linear_sample(h, own, **sampled)
+    )
+    mixed = (
+        (lambda: ll.token_stats(h @ own.T, t, **local)) if RANK == 0 else stats  # fmt: skip
+    )
+    assert "the op must be the same" in refusal(ValueError, mixed)
+    data = batch(3)
+    verl = dataclasses.replace(ll.presets["clip_cov"].control, scope="micro")
+    spec = dataclasses.replace(ll.presets["clip_cov"], control=verl)
+    torch.manual_seed(RANK)
+    loss = {**data, "weight": data["weight"][: 2500 if RANK == 0 else 0]}
+    message = refusal(ValueError, lambda: ll.linear_policy_loss(**loss, spec=spec, **group()))
+    assert "torch's CPU generator" in message
+    # not built, and not for these
+    torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
+    assert "vocab_group with backend='torch' is not built" in torch_backend
+    arrays = [x.numpy() for x in (h, own, t)]
+    for op, given in (
+        (ll.linear_token_stats, arrays),
+        (ll.token_stats, [arrays[0] @ arrays[1].T, arrays[2]]),
+    ):
+        message = refusal(ValueError, lambda: op(*given, **local))  # noqa: B023
+        assert "vocab_group takes torch tensors" in message
+    stats()
+
+
+# ---- among torch's other tools
+
+
+def dtensor() -> None:
+    """A weight that is a DTensor over the ranks of vocab_group, its gradient one as well."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    h, w, t = (x.detach() for x in problem(6, N, H, V, torch.float32))
+    h.requires_grad_()
+    bias = torch.randn(V, generator=torch.Generator().manual_seed(1))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    weight = distribute_tensor(w, mesh, [Shard(0)]).requires_grad_()
+    cut_bias = distribute_tensor(bias, mesh, [Shard(0)])
+    for vocab_start in (0, -(-V // WORLD) * RANK):
+        whole = w.clone().requires_grad_()
+        expected = ll.linear_token_stats(h, whole, t, bias=bias)
+        stats = ll.linear_token_stats(
+            h, weight, t, bias=cut_bias, vocab_start=vocab_start, **group()
+        )
+        assert_values(stats.logp, expected.logp.detach(), torch.float32)
+        got, got_hidden = torch.autograd.grad(stats.entropy.sum(), (weight, h))
+        right, right_hidden = torch.autograd.grad(expected.entropy.sum(), (whole, h))
+        assert isinstance(got, DTensor)
+        assert got.placements == (Shard(0),)
+        assert_gradients(got.full_tensor(), right, torch.float32, scale=10)
+        assert_gradients(got_hidden, right_hidden, torch.float32, scale=10)
+    key = {"seed": 1, "step": 1, "row_ids": torch.arange(N)}
+    sample = ll.linear_sample(h, weight, **key, **group())
+    assert torch.equal(sample.token, ll.linear_sample(h, w, **key).token)
+    data = batch(4)
+    loss = ll.linear_policy_loss(**data, spec=ll.presets["ppo"]).loss
+    data["weight"] = distribute_tensor(data["weight"], mesh, [Shard(0)])
+    assert_values(
+        ll.linear_policy_loss(**data, spec=ll.presets["ppo"], **group()).loss.view(1),
+        loss.view(1), torch.float32,
+    )  # fmt: skip
+    # whose ranks may have other tokens, where nobody says that they have not
+    assert "weight is a DTensor" in refusal(TypeError, lambda: ll.linear_token_stats(h, weight, t))
+    for placement in (Replicate(), Shard(1)):
+        other = distribute_tensor(w, mesh, [placement])
+        message = refusal(
+            ValueError, lambda: ll.linear_token_stats(h, other, t, **group())  # noqa: B023
+        )
+        assert "weight as a DTensor must be Shard(0) over the ranks of vocab_group" in message
+    assert "vocab_start must be left at 0" in refusal(
+        ValueError, lambda: ll.linear_token_stats(h, weight, t, vocab_start=7, **group())
+    )
+
+
+def compiled() -> None:
+    """One graph, and the ops' registration by torch's own checker."""
+    h, w, t = problem(8, N, H, V, torch.float32)
+    ends = LAYOUTS["even"]
+    own, local = w.detach()[mine(ends)].clone().requires_grad_(), part(ends, {})
+    spec = ll.presets["ppo"]
+    data = {"old_logp": ll.linear_token_stats(h, w, t).logp.detach() - 0.05,
+            "advantages": torch.linspace(-1, 1, N), "mask": cases.mask(8, N)}  # fmt: skip
+
+    def f(hidden: Tensor, weight: Tensor) -> Tensor:
+        x = torch.tanh(hidden)
+        stats = ll.linear_token_stats(x, weight, t, **local)
+        rows = ll.token_stats(x @ weight.t(), t, **local)
+        loss = ll.linear_policy_loss(x, weight, t, **data, spec=spec, **local).loss
+        return loss + (stats.entropy * rows.logp).sum()
+
+    eager, right = f(h, own), torch.autograd.grad(f(h, own), (h, own))
+    loss = torch.compile(f, fullgraph=True, backend="aot_eager")(h, own)
+    assert_bitwise_equal(loss, eager)
+    for ours, theirs in zip(torch.autograd.grad(loss, (h, own)), right, strict=True):
+        assert_gradients(ours, theirs, torch.float32, scale=5)
+
+
+def registered() -> None:
+    from logitless.ops.linear_op import linear_stats
+    from logitless.ops.row_op import row_stats
+
+    h, w, t = problem(15, 4, 8, 50, torch.float32)
+    ends = [(0, 20), (20, 50), (50, 50)][:WORLD]
+    w = w.detach()[mine(ends)].clone().requires_grad_()
+    shard = (dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
+    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, 0, *shard), test_utils=tests
+    )
+    logits = (h @ w.t()).detach().requires_grad_()
+    torch.library.opcheck(
+        row_stats, (logits, t, *chain, True, False, *shard), test_utils=tests
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
     store = Path(sys.argv[3])
     dist.init_process_group("gloo", init_method=store.as_uri(), rank=RANK, world_size=WORLD)
     checks: list[Callable[[], None]] = [
-        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats, only_requested_gradients, padded_shards, linear_policy_loss,
-    ]
+        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats,
+        only_requested_gradients, padded_shards, linear_policy_loss, linear_sample, rounded_alike,
+        errors, dtensor, compiled, registered,
+    ]  # fmt: skip
     import time
     for check in checks:
         if len(sys.argv) > 4 and sys.argv[4] != check.__name__: continue

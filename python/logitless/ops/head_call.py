@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.outputs import flat_head
 from logitless.ops.plan import Plan, plan
 from logitless.ops.shard import Shard
-from logitless.ops.vocab_parallel import Meeting, head_facts, rows_facts
+from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
 class HeadCall(NamedTuple):
@@ -55,24 +56,24 @@ class HeadCall(NamedTuple):
         head: HeadOptions,
         compute: ComputeOptions,
         shape: tuple[int, ...],
-        more: tuple[tuple[str, Any], ...],
+        more: Callable[[], Facts],
     ) -> HeadCall:
         """The same with the shard that the ranks of vocab_group agree on."""
-        if not meeting:
-            return self
         hidden, weight, targets, mask = self.arrays[:4]
-        needs = dict(zip(("hidden", "weight", "bias"), self.needs, strict=True))
-        same = (
-            ("the width of hidden", int(hidden.shape[-1])),
-            *head_facts(head),
-            *rows_facts(hidden, targets, mask, shape),
-            *((f"whether {name} requires grad", need) for name, need in needs.items()),
-            ("memory_budget", str(compute.memory_budget)),
-            ("logits_dtype", str(self.logits_dtype)),
-            ("batch_invariant", compute.batch_invariant),
-            ("tail_mass", float(compute.tail_mass)),
-            *more,
-        )
+
+        def same() -> Facts:
+            return (
+                ("the width of hidden", int(hidden.shape[-1])),
+                *head_facts(head),
+                *rows_facts(hidden, targets, mask, shape),
+                ("which of hidden, weight and bias require grad", list(self.needs)),
+                ("memory_budget", str(compute.memory_budget)),
+                ("logits_dtype", str(self.logits_dtype)),
+                ("batch_invariant", compute.batch_invariant),
+                ("tail_mass", float(compute.tail_mass)),
+                *more(),
+            )
+
         return self._replace(shard=meeting.shard(int(weight.shape[0]), same))
 
 

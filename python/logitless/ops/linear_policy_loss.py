@@ -9,7 +9,7 @@ from logitless.ops.linear_token_stats import check_head_inputs, linear_token_sta
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.policy_loss import check_loss_options, policy_loss
 from logitless.ops.tokens import is_tensor, refuse_grad
-from logitless.ops.vocab_parallel import Meeting, fingerprint
+from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint
 
 if TYPE_CHECKING:
     from logitless.loss.aggregation import Totals
@@ -144,7 +144,7 @@ def _one_pass(
         call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
         arguments = loss_arguments(*data, **loss_options)
-    call = call.sharded(meeting, head, compute, shape, _facts(arguments, spec))
+    call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))
     if not any(call.needs) or call.backend == "torch":
         return None
     split = separable(spec, batch=loss_options["batch"] is not None)
@@ -158,7 +158,7 @@ def _one_pass(
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
 
 
-def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> tuple[tuple[str, Any], ...]:
+def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""
     import torch

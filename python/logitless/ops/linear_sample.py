@@ -14,7 +14,7 @@ from logitless.ops.arrays import (
     shape_of,
 )
 from logitless.ops.options import HeadOptions, not_yet
-from logitless.ops.vocab_parallel import Meeting, fingerprint, head_facts
+from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
 
 
 class Sample(NamedTuple):
@@ -86,17 +86,18 @@ def linear_sample(
             )
         if not 0 <= step < 1 << 43:
             raise ValueError(f"{op}: step must be below 2^43, got {step}")
-    shard = meeting.shard(
-        vocab,
-        (
+
+    def same() -> Facts:
+        return (
             *head_facts(head),
-            ("the shape of hidden", [n, shape_of(hidden)[1]]),
+            ("the shape of hidden", list(shape_of(hidden))),
             ("the dtype", str(hidden.dtype)),
             ("row_ids (their checksum)", fingerprint(row_ids)),
             ("seed", seed),
             ("step", step),
-        ),
-    )
+        )
+
+    shard = meeting.shard(vocab, same)
     with torch.no_grad():
         hidden, weight, row_ids = hidden.detach(), weight.detach(), row_ids.contiguous()
         if not meeting:

@@ -132,8 +132,8 @@ def _torch_stats(
         dtype = call.logits_dtype
         logits = flat.to(dtype) @ head_weight.to(dtype).t()
         return to_stats(plain_stats(logits, *rows), shape, extras)
-    asked = (("whether there are extras", bool(extras)),)
-    call = call.sharded(meeting, head, compute, shape, asked)
+    asked = ("whether there are extras", bool(extras))
+    call = call.sharded(meeting, head, compute, shape, lambda: (asked,))
     tiles = call.tiles(call.plan(compute, one_pass=False))
     outputs = linear_stats(*call.arrays, bool(extras), *tiles)
     return to_stats(outputs[:-2], shape, extras)

@@ -9,7 +9,7 @@ from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, 
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
 from logitless.ops.options import HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
-from logitless.ops.vocab_parallel import Meeting, head_facts, rows_facts
+from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
 def token_stats(
@@ -111,11 +111,11 @@ def _torch_stats(
             "token_stats", head, shape, mask, logits.dtype == torch.float64,
             look=chosen not in ON_DEVICE,
         )  # fmt: skip
-    same = (
-        *head_facts(head),
-        *rows_facts(logits, flat_targets, flat_mask, shape),
-        ("whether there are extras", bool(extras)),
-    )
+
+    def same() -> Facts:
+        rows = rows_facts(logits, flat_targets, flat_mask, shape)
+        return (*head_facts(head), *rows, ("whether there are extras", bool(extras)))
+
     shard = meeting.shard(logits.shape[-1], same)
     if chosen == "torch":
         flat = logits.reshape(-1, logits.shape[-1])

@@ -7,9 +7,9 @@ that never comes.
 
 from __future__ import annotations
 
-import json
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from logitless.ops.options import HeadOptions
     from logitless.ops.shard import Shard
 
-# Bytes of a rank's message, and letters of the error in it: JSON writes up to six bytes for one.
-MESSAGE = 4096
-LONGEST_ERROR = 600
+# (name, value) of text, numbers and lists of them.
+Facts: TypeAlias = tuple[tuple[str, Any], ...]
 
 
 class Meeting:
@@ -48,8 +47,9 @@ class Meeting:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self.group and isinstance(error, Exception):
-            text = f"{type(error).__name__}: {error}"
-            _exchange(self.group, {"error": text[:LONGEST_ERROR]})
+            from logitless.ops.agreement import tell
+
+            tell(self.group, f"{type(error).__name__}: {error}")
 
     def local(self, name: str, tensor: Any) -> Any:
         """This rank's part of a weight or bias, of which a DTensor is cut along the vocabulary."""
@@ -66,13 +66,14 @@ class Meeting:
         if self and backend == "torch":
             raise NotImplementedError(f"{self.op}: vocab_group with backend='torch' is not built")
 
-    def shard(self, width: int, same: tuple[tuple[str, Any], ...]) -> Shard:
-        """Who has which columns. `same`: names and values that must agree, text and numbers."""
+    def shard(self, width: int, same: Callable[[], Facts]) -> Shard:
+        """Who has which columns. `same`: what must agree; not asked for without a group."""
+        from logitless.ops.agreement import agreed
         from logitless.ops.shard import Shard
 
         if not self:
             return Shard()
-        return Shard(*_agreed(self.op, self.group, self.start, width, same))
+        return Shard(*agreed(self.op, self.group, self.start, width, same()))
 
 
 def _name_of(op: str, group: Any) -> str:
@@ -117,57 +118,6 @@ def _local_part(meeting: Meeting, name: str, tensor: Any) -> Any:
     return tensor.to_local()
 
 
-def _agreed(
-    op: str, group: str, start: int, width: int, same: tuple[tuple[str, Any], ...]
-) -> tuple[str, list[int]]:
-    """(group, bounds). A constant of a compiled graph: it follows from what that is guarded on."""
-    facts = {"op": op, "range": [start, start + width], "same": [list(pair) for pair in same]}
-    answers = _exchange(group, facts)
-    for rank, answer in enumerate(answers):
-        if "error" in answer:
-            raise RuntimeError(f"{op}: rank {rank} of vocab_group failed: {answer['error']}")
-        for (name, mine), (_, other) in zip(
-            [("the op", answers[0]["op"]), *answers[0]["same"]],
-            [("the op", answer["op"]), *answer["same"]],
-            strict=False,
-        ):
-            if mine != other:
-                raise ValueError(
-                    f"{op}: {name} must be the same on every rank of vocab_group, "
-                    f"got {mine} on rank 0 and {other} on rank {rank}"
-                )
-    ranges = [(a, b) if b > a else (0, 0) for a, b in (answer["range"] for answer in answers)]
-    at = 0
-    for a, b in sorted(r for r in ranges if r[1] > r[0]):
-        if a != at:
-            at = -1
-            break
-        at = b
-    if at <= 0:
-        got = ", ".join(f"[{a}, {b})" for a, b in (answer["range"] for answer in answers))
-        raise ValueError(
-            f"{op}: the shards of vocab_group must cover a vocabulary from 0 on, without gap or "
-            f"overlap; vocab_start and the columns of ranks 0, 1, ... say {got}"
-        )
-    return group, [bound for r in ranges for bound in r]
-
-
-def _exchange(name: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    import torch
-    import torch.distributed as dist
-
-    from logitless.ops.shard import process_group
-
-    group = process_group(name)
-    text = json.dumps(facts).encode()
-    assert len(text) <= MESSAGE, "a message must fit"
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    mine = torch.frombuffer(bytearray(text.ljust(MESSAGE)), dtype=torch.uint8).to(device)
-    everyone = [torch.zeros_like(mine) for _ in range(group.size())]
-    dist.all_gather(everyone, mine, group=group)
-    return [json.loads(bytes(answer.cpu().tolist())) for answer in everyone]
-
-
 def fingerprint(*arrays: Any) -> int:
     """A checksum of tensors on the CPU (None aside), so that ranks with other data are told apart.
 
@@ -179,12 +129,13 @@ def fingerprint(*arrays: Any) -> int:
     for x in arrays:
         if x is None or torch.compiler.is_compiling() or x.device.type != "cpu":
             continue
-        total = zlib.crc32(x.detach().contiguous().view(-1).view(torch.uint8).numpy(), total)
+        flat = x.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+        total = zlib.crc32(flat.view(torch.uint8).numpy(), total)
     return total
 
 
-def head_facts(head: HeadOptions) -> tuple[tuple[str, Any], ...]:
-    """What of the chain must be the same on every rank, as `Meeting.shard` takes it."""
+def head_facts(head: HeadOptions) -> Facts:
+    """What of the chain must be the same on every rank."""
     t = head.temperature
     return (
         ("temperature", float(t) if isinstance(t, (int, float)) else fingerprint(t)),
@@ -196,7 +147,7 @@ def head_facts(head: HeadOptions) -> tuple[tuple[str, Any], ...]:
 
 def rows_facts(
     source: Any, targets: Any, mask: Any, shape: tuple[int, ...]
-) -> tuple[tuple[str, Any], ...]:
+) -> Facts:
     """The same of the rows: logits or hidden, and what is flat."""
     return (
         ("the dtype", str(source.dtype)),
