@@ -127,7 +127,7 @@ def token_stats() -> None:
 
 
 def token_stats_of_padded_batches_in_place() -> None:
-    z, t = cases.logits(2, 12, V), cases.targets(2, 12, V).view(3, 4)
+    z, t = cases.logits(2, 12, V, torch.float32), cases.targets(2, 12, V).view(3, 4)
     for ends in layouts():
         leaf = z.view(3, 4, V)[..., mine(ends)].clone().requires_grad_()
         memory = leaf * 1.0
