@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.ops import memory
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
@@ -26,7 +27,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
-    kept = hidden.new_empty(tiles.padded(len(hidden)) * tiles.kept, dtype=tiles.dtype)
+    kept = memory.buffer(tiles.padded(len(hidden)) * tiles.kept, tiles.dtype, hidden)
     state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
     fold(tiles.operand(hidden, index), weight, rows, state[: rows.n], tiles, kept, extras)
     out = empty_outputs(rows.n, extras, hidden)
@@ -96,7 +97,7 @@ def empty_gradients(
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
-        torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
+        memory.buffer_like(weight) if needs[1] else hidden.new_empty(0),
         hidden.new_empty(len(weight) if needs[2] else 0, dtype=wide),
     )
 
