@@ -89,7 +89,7 @@ def padded(n: int, way: Way) -> int:
 
 
 def scratch_bytes(work: Work, way: Way) -> int:
-    """A tile, operands cast or gathered, and products on their way into a sum."""
+    """A tile and its transpose, operands cast or gathered, products on their way into a sum."""
     held, own = padded(way.chunk or work.tokens, way), ITEMSIZE[work.dtype]
     tile = way.rows * way.columns * work.item
     operands = padded(work.tokens, way) * work.hidden * work.item
@@ -97,6 +97,8 @@ def scratch_bytes(work: Work, way: Way) -> int:
         operands += way.columns * work.hidden * work.item
     if not work.backward:
         return tile + operands
+    if work.item == 2 and "weight" in work.gradients:
+        tile *= 2
     operands += held * work.hidden * (own + (work.item if way.chunk else 0))
     partial = max(way.rows, way.columns) * work.hidden * work.item if work.item == 2 else 0
     return tile + operands + partial
