@@ -74,7 +74,8 @@ void transpose(const TensorView& tile, const TensorView& out, int threads) {
           continue;
         }
         for (int64_t c = column; c < std::min(column + kSide, last); ++c) {
-          for (int64_t r = row; r < std::min(row + kSide, n); ++r) to[c * n + r] = in[r * width + c];
+          for (int64_t r = row; r < std::min(row + kSide, n); ++r)
+            to[c * n + r] = in[r * width + c];
         }
       }
     }

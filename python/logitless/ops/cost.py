@@ -32,9 +32,9 @@ class Machine:
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
 # python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none. Memory
-# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py), and
-# two fifths of it are what makes the leaner way win where the two take the same time: 160 x 64 x
-# 151936 float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
+# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py),
+# and two fifths of it make the leaner way win where two take the same time: 160 x 64 x 151936
+# float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
 CPU = Machine(
     flops={"bfloat16": 0.93e12, "float32": 0.21e12, "float16": 0.055e12, "float64": 0.11e12},
     packing_rows=20,
