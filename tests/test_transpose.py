@@ -28,8 +28,8 @@ def test_wrong_arrays_are_named() -> None:
     tile = torch.zeros(4, 6, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="tile must be of 16 bits, got float32"):
         _core.transpose(tile.float(), tile)
-    with pytest.raises(ValueError, match="out must hold 24 elements, got 20"):
-        _core.transpose(tile, torch.zeros(20, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"out must be \[width, n\] where tile is \[n, width\]"):
+        _core.transpose(tile, torch.zeros(4, 6, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="out must be bfloat16, got float16"):
         _core.transpose(tile, torch.zeros(6, 4, dtype=torch.float16))
     with pytest.raises(ValueError, match="tile must be contiguous"):

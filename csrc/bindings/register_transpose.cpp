@@ -13,6 +13,10 @@ void transpose(py::handle tile, py::handle out, int threads) {
   const Array to(out, "out");
   check(from->ndim == 2, "tile must be [n, width], got ", from->ndim, " dimensions");
   check(dtype_bytes(from->dtype) == 2, "tile must be of 16 bits, got ", dtype_name(from->dtype));
+  check(
+      to->ndim == 2 && to->shape[0] == from->shape[1] && to->shape[1] == from->shape[0],
+      "out must be [width, n] where tile is [n, width]"
+  );
   const int64_t size = from->size();
   contiguous_data<void>(from.view(), from->dtype, size, "tile");
   contiguous_data<void>(to.view(), from->dtype, size, "out");

@@ -13,7 +13,8 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import HeadOptions, check_vocab_parallel, not_yet
+from logitless.ops.options import ComputeOptions, HeadOptions, check_vocab_parallel, not_yet
+from logitless.ops.weights import refuse_special_weight
 
 
 class Sample(NamedTuple):
@@ -39,6 +40,9 @@ def linear_sample(
     row_ids: Any,  # [N] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
+    memory_budget: int | str | None = None,
+    logits_dtype: Any = None,
+    batch_invariant: bool = False,
 ) -> Sample:
     """Sample a token per row in one pass over vocabulary tiles.
 
@@ -54,6 +58,12 @@ def linear_sample(
     wherever a row stands in the batch, up to the rounding of the product itself. Give every
     sequence its own row id and every position its own step.
 
+    memory_budget, logits_dtype: as in `linear_token_stats`.
+    batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
+        call has, and logp and entropy those of `linear_token_stats(..., batch_invariant=True)` on
+        the same token. Without it the products of a batch of another size may round logits
+        differently, and those of scoring do (docs/sampling.md has the numbers).
+
     torch tensors on the CPU; never differentiable. Raises ValueError or TypeError naming the
     argument, and ValueError naming the first row with a NaN, a +inf or no finite logit.
     """
@@ -61,6 +71,7 @@ def linear_sample(
 
     op = "linear_sample"
     head = HeadOptions(temperature, softcap, logit_scale, bias)
+    compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
     check_vocab_parallel(vocab_group, vocab_start)
     for name, value in (("top_k", top_k), ("top_p", top_p)):
         if value is not None:
@@ -70,6 +81,7 @@ def linear_sample(
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
     if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
         raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
+    refuse_special_weight(op, weight)
     n, vocab = len(hidden), check_weight(op, hidden, weight)
     check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
@@ -81,40 +93,53 @@ def linear_sample(
             "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
             ".softmax(-1), 1), scored by linear_token_stats"
         )
+    noise = Noise(seed, step, row_ids.contiguous())
     with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, seed, step, row_ids.contiguous())
+        return _draw(op, hidden.detach(), weight.detach(), head, compute, noise)
+
+
+class Noise(NamedTuple):
+    """What the random numbers of a call are a function of."""
+
+    seed: int
+    step: int
+    row_ids: Any  # [N] int64
+
+    def of(self, chunk: slice) -> dict[str, Any]:
+        """Arguments of `Rows.sample`."""
+        return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
 
 
 def _draw(
-    op: str, hidden: Any, weight: Any, head: HeadOptions, seed: int, step: int, row_ids: Any
+    op: str, hidden: Any, weight: Any, head: HeadOptions, compute: ComputeOptions, noise: Noise
 ) -> Sample:
     import torch
 
+    from logitless.ops.head_call import logits_dtype
+    from logitless.ops.logit_tiles import logit_tiles
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
     from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
     from logitless.ops.tiles import Tiles
 
     n, vocab = len(hidden), len(weight)
-    tiling = plan(n, hidden.shape[1], vocab, hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, 0)
+    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    tiling = plan(
+        n, hidden.shape[1], vocab, hidden.dtype, compute.memory_budget, logits_dtype=dtype,
+        backward=False, batch_invariant=compute.batch_invariant,
+    )  # fmt: skip
+    tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )
     bias = None if bias is None else bias.detach()
+    rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)
     best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
-    scratch = tiles.scratch(n, hidden)
-    rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
-    parts = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
-    for start, stop in tiles.spans(vocab):
-        for chunk, part in parts:
-            tile = scratch[: part.n * (stop - start)].view(part.n, stop - start)
-            torch.mm(hidden[chunk], weight[start:stop].t(), out=tile)
-            part.sample(
-                tile, state[chunk], best[chunk], row_ids=row_ids[chunk], seed=seed, step=step,
-                start=start, first=start == 0,
-            )  # fmt: skip
+    for start, chunk, tile in logit_tiles(tiles.operand(hidden, None), weight, n, tiles):
+        rows.part(chunk).sample(
+            tile, state[chunk], best[chunk], start=start, first=start == 0, **noise.of(chunk)
+        )
     # A row without a finite logit drew nothing; finish names it before it looks at the target.
     token = best[:, 1].to(torch.int64)
     out = empty_outputs(n, False, hidden)
