@@ -59,9 +59,9 @@ def our_policy_apart(
     return {"loss": ll.policy_loss(stats.logp, *data, spec, entropy=stats.entropy).loss}
 
 
-def our_sample(hidden: Tensor, weight: Tensor) -> Results:
+def our_sample(hidden: Tensor, weight: Tensor, **options: Any) -> Results:
     rows = torch.arange(len(hidden), device=hidden.device)
-    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows)._asdict()
+    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows, **options)._asdict()
 
 
 def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:

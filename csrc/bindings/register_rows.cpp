@@ -191,7 +191,8 @@ void register_rows(py::module_& m) {
       .def(
           "merge",
           &Rows::merge,
-          "Merge states of consecutive pieces of the vocabulary, [pieces, n, 8], into state [n, 8].",
+          "Merge states of consecutive pieces of the vocabulary, [pieces, n, 8], into state [n, "
+          "8].",
           py::arg("pieces"),
           py::arg("state")
       )

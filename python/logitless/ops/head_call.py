@@ -67,10 +67,7 @@ class HeadCall(NamedTuple):
                 *head_facts(head),
                 *rows_facts(hidden, targets, mask, shape),
                 ("which of hidden, weight and bias require grad", list(self.needs)),
-                ("memory_budget", str(compute.memory_budget)),
-                ("logits_dtype", str(self.logits_dtype)),
-                ("batch_invariant", compute.batch_invariant),
-                ("tail_mass", float(compute.tail_mass)),
+                *compute.facts,
                 *more(),
             )
 

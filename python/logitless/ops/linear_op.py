@@ -1,8 +1,8 @@
 """torch op over hidden x weight: statistics forward; backward by kept logits or another product.
 
 Rows outside the mask never enter a product; rows whose upstream gradients are all zero never enter
-a backward product. Of a sharded vocabulary each rank folds its own columns; their states are gathered
-and merged once in the forward, and d_hidden is added up once in the backward.
+a backward product. Of a sharded vocabulary each rank folds its own columns; their states are
+gathered and merged once in the forward, and d_hidden is added up once in the backward.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.ops import memory
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
@@ -32,7 +33,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
-    kept = hidden.new_empty(tiles.padded(len(hidden)) * tiles.kept, dtype=tiles.dtype)
+    kept = memory.buffer(tiles.padded(len(hidden)) * tiles.kept, tiles.dtype, hidden)
     state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
     mine, local = state[: rows.n], shard.local(rows)
     fold(tiles.operand(hidden, index), weight, local, mine, tiles, kept, extras)
@@ -108,7 +109,7 @@ def empty_gradients(
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
-        torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
+        memory.buffer_like(weight) if needs[1] else hidden.new_empty(0),
         hidden.new_empty(len(weight) if needs[2] else 0, dtype=wide),
     )
 

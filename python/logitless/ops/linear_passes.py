@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logitless import _core
 from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
-from logitless.ops.tiles import WIDE, Sum, Tiles, view
+from logitless.ops.tiles import NARROW, WIDE, Sum, Tiles, view
 
 
 def fold(
@@ -45,6 +46,15 @@ def fold(
             for piece in tiles.pieces(len(operand)):
                 torch.mm(operand[piece], w.t(), out=tile[piece])
             part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
+
+
+def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:
+    """tile.t(), laid out in `scratch` where products want it so: see csrc/cpu/transpose.h."""
+    if scratch is None:
+        return tile.t()
+    out = view(scratch, 0, tile.shape[1], tile.shape[0])
+    _core.transpose(tile, out, torch.get_num_threads())
+    return out
 
 
 class Upstream(NamedTuple):
@@ -106,6 +116,8 @@ def unfold(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )
+    turns = out.weight is not None and weight.device.type == "cpu" and tiles.dtype in NARROW
+    turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
@@ -139,7 +151,7 @@ def unfold(
                 for piece, total in zip(tiles.pieces(len(tile)), sums[i], strict=True):
                     total.add(tile[piece], w, partial)
             if d_weight is not None:
-                d_weight.add(mine.t(), operand[: part.n], partial)
+                d_weight.add(turned(mine, turn), operand[: part.n], partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(mine.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:

@@ -138,9 +138,7 @@ def _one_pass(
     *_, mask, spec = data
     op = "linear_policy_loss"
     with meeting:
-        shape = check_head_inputs(
-            op, hidden, weight, targets, mask, head, sharded=bool(meeting)
-        )
+        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=bool(meeting))
         call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
         arguments = loss_arguments(*data, **loss_options)

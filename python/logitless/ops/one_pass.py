@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from logitless.loss.spec import PolicyLossSpec
+from logitless.ops import memory
 from logitless.ops.device_errors import raise_now
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
@@ -71,7 +72,9 @@ def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tens
     sizes = (hidden.shape, weight.shape, (len(weight),))
     dtypes = (unscaled, summed, wide)
     return [
-        hidden.new_empty(size if need else (0,), dtype=dtype)
+        memory.buffer(math.prod(size), dtype, hidden).view(size)
+        if need
+        else hidden.new_empty(0, dtype=dtype)
         for size, dtype, need in zip(sizes, dtypes, a.needs, strict=True)
     ]
 
@@ -90,7 +93,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     gradients[2].zero_()
     h = tiles.operand(hidden, index)
     held = min(a.chunk, rows.n)
-    kept = hidden.new_empty(tiles.padded(held) * len(weight), dtype=tiles.dtype)
+    kept = memory.buffer(tiles.padded(held) * len(weight), tiles.dtype, hidden)
     state = hidden.new_empty(held, STATE, dtype=torch.float64)
     result, started = None, False
     for start in range(0, rows.n, max(a.chunk, 1)):

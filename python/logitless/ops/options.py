@@ -91,3 +91,13 @@ class ComputeOptions:
             )
         if self.tail_mass:
             raise not_yet("tail_mass", self.tail_mass)
+
+    @property
+    def facts(self) -> tuple[tuple[str, Any], ...]:
+        """What must be the same on every rank of vocab_group, where plans must be."""
+        return (
+            ("memory_budget", str(self.memory_budget)),
+            ("logits_dtype", str(self.logits_dtype)),
+            ("batch_invariant", self.batch_invariant),
+            ("tail_mass", float(self.tail_mass)),
+        )

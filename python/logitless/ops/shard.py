@@ -1,4 +1,4 @@
-"""A rank's share of the vocabulary as the ops take it: a group's name, and who has which columns."""
+"""A rank's part of the vocabulary as the ops take it: a group's name, who has which columns."""
 
 from __future__ import annotations
 

@@ -8,68 +8,55 @@ state by one exchange.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from logitless.ops.options import HeadOptions
-from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
-from logitless.ops.plan import plan
+from logitless.ops.logit_tiles import logit_tiles
 from logitless.ops.row_op import empty_states
-from logitless.ops.rows import BLOCK, SAMPLE_STATE, STATE, Rows
+from logitless.ops.rows import BLOCK, STATE, Rows
 from logitless.ops.shard import Shard
 from logitless.ops.tiles import Tiles
 
 
-def draw_sharded(
-    op: str,
-    hidden: Tensor,  # [n, H]
+def sample_shard(
+    h: Tensor,  # [n, H], padded by tiles.operand
     weight: Tensor,  # [V of this rank, H]
-    head: HeadOptions,
-    seed: int,
-    step: int,
-    row_ids: Tensor,  # [n]
+    rows: Rows,  # of n rows; its bias is that of the whole vocabulary
+    tiles: Tiles,
     shard: Shard,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Token, and logp and entropy, of every row; the same on every rank."""
-    n, vocab, start, stop = len(hidden), shard.vocab(0), shard.start, shard.start + len(weight)
-    bias, row_scale, scale, pre, cap = flat_head(
-        op, head, (n,), None, hidden.dtype == torch.float64
-    )
-    bias = None if bias is None else _whole_bias(bias.detach(), shard)
-    rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
-    state = hidden.new_empty(n, STATE, dtype=torch.float64)
-    best = hidden.new_empty(n, SAMPLE_STATE, dtype=torch.float64)
+    draw: Callable[[int, slice, Tensor], None],  # (vocabulary id, rows, tile): as `Rows.sample`
+    state: Tensor,  # [n, STATE]
+    best: Tensor,  # [n, SAMPLE_STATE]
+) -> None:
+    """State, best score and token of every row over the whole vocabulary, the same on every rank.
+
+    `draw` works on the same state and best, and starts nothing afresh.
+    """
     empty_states(state)
     best[:, 0], best[:, 1] = -float("inf"), -1.0
-
-    def sample(chunk: slice, tile: Tensor, first: int) -> None:
-        rows.part(chunk).sample(
-            tile, state[chunk], best[chunk], row_ids=row_ids[chunk], seed=seed, step=step,
-            start=first, first=False,
-        )  # fmt: skip
-
-    tiling = plan(n, hidden.shape[1], shard.widest(0), hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, 0)
-    scratch = tiles.scratch(n, hidden)
-    leads = _leads(hidden, weight, shard)
+    n, start, stop = rows.n, shard.start, shard.start + len(weight)
+    leads = _leads(h, weight, n, tiles, shard)
     begin = start + _lead(start, stop)
     # The last block is whole without others' columns only at the end of the vocabulary.
-    end = stop if stop == vocab else max(stop // BLOCK * BLOCK, begin)
-    for first in range(begin, end, tiles.columns):
-        w = weight[first - start : min(first + tiles.columns, end) - start]
-        for chunk in tiles.chunks(n):
-            operand = hidden[chunk]
-            tile = scratch[: len(operand) * len(w)].view(len(operand), len(w))
-            torch.mm(operand, w.t(), out=tile)
-            sample(chunk, tile, first)
+    end = stop if stop == shard.vocab(0) else max(stop // BLOCK * BLOCK, begin)
+    if begin < end:
+        for first, chunk, tile in logit_tiles(h, weight[begin - start : end - start], n, tiles):
+            draw(begin + first, chunk, tile)
     if end < stop:
-        parts = [hidden @ weight[end - start :].t()]
+        parts = [_logits(h, weight[end - start :], n, tiles)]
         parts += [lead for first, lead in leads if stop <= first < end + BLOCK]
-        sample(slice(0, n), torch.cat(parts, 1), end)
-    return _best_of_all(rows, state, best, shard, hidden)
+        draw(end, slice(0, n), torch.cat(parts, 1))
+    _best_of_all(rows, state, best, shard)
+
+
+def whole_bias(bias: Tensor, shard: Shard) -> Tensor:  # [V of this rank] -> [V]
+    """The vocabulary's numbers are few where its logits are not: everyone gets them all."""
+    padded = bias.new_zeros(shard.widest(0))
+    padded[: len(bias)] = bias
+    everyone, ends = shard.gather(padded), shard.ranges
+    return torch.cat([everyone[rank][: ends[rank][1] - ends[rank][0]] for rank in shard.order])
 
 
 def _lead(start: int, stop: int) -> int:
@@ -77,15 +64,17 @@ def _lead(start: int, stop: int) -> int:
     return min(stop, -(-start // BLOCK) * BLOCK) - start
 
 
-def _leads(hidden: Tensor, weight: Tensor, shard: Shard) -> list[tuple[int, Tensor]]:
-    """(first column, logits) of every rank's lead, in the order of columns."""
+def _leads(
+    h: Tensor, weight: Tensor, n: int, tiles: Tiles, shard: Shard
+) -> list[tuple[int, Tensor]]:
+    """(vocabulary id, logits) of every rank's lead, in the order of columns."""
     widths = [_lead(*ends) for ends in shard.ranges]
     if not any(widths):
         return []
-    mine = hidden.new_zeros(len(hidden), max(widths))
+    mine = h.new_zeros(n, max(widths))
     own = _lead(shard.start, shard.start + len(weight))
     if own:
-        mine[:, :own] = hidden @ weight[:own].t()
+        mine[:, :own] = _logits(h, weight[:own], n, tiles)
     everyone = shard.gather(mine)
     return [
         (shard.ranges[rank][0], everyone[rank][:, : widths[rank]])
@@ -94,25 +83,20 @@ def _leads(hidden: Tensor, weight: Tensor, shard: Shard) -> list[tuple[int, Tens
     ]
 
 
-def _whole_bias(bias: Tensor, shard: Shard) -> Tensor:
-    """[V]: numbers of the vocabulary are small where its logits are not."""
-    padded = bias.new_zeros(shard.widest(0))
-    padded[: len(bias)] = bias
-    everyone = shard.gather(padded)
-    ends = shard.ranges
-    return torch.cat([everyone[rank][: ends[rank][1] - ends[rank][0]] for rank in shard.order])
+def _logits(h: Tensor, weight: Tensor, n: int, tiles: Tiles) -> Tensor:
+    """[n, V of weight], which is less than a block."""
+    out = h.new_empty(n, len(weight))
+    for first, chunk, tile in logit_tiles(h, weight, n, tiles):
+        out[chunk, first : first + tile.shape[1]] = tile
+    return out
 
 
-def _best_of_all(
-    rows: Rows, state: Tensor, best: Tensor, shard: Shard, like: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _best_of_all(rows: Rows, state: Tensor, best: Tensor, shard: Shard) -> None:
     everyone = shard.gather(torch.cat((state, best), 1))[shard.order]
     rows.merge(everyone[:, :, :STATE].contiguous(), state)
     # Of equal scores the earlier block's, as in one pass.
     winner = everyone[:, :, STATE].argmax(0)
     drawn = everyone.gather(0, winner[None, :, None].expand(1, *everyone.shape[1:]))[0]
-    state[:, 6], token = drawn[:, 6], drawn[:, STATE + 1].to(torch.int64)
-    out = empty_outputs(rows.n, False, like)
-    finished: dict[str, Any] = {name: out[name] for name in DIFFERENTIABLE}
-    replace(rows, targets=token).finish(state, shard.vocab(0), **finished)
-    return token, out
+    # y of the token: that of each rank's own draw is in its state.
+    state[:, 6] = drawn[:, 6]
+    best.copy_(drawn[:, STATE:])

@@ -24,10 +24,10 @@ Facts: TypeAlias = tuple[tuple[str, Any], ...]
 class Meeting:
     """The ranks of vocab_group at the start of a call; without a group nothing is done or sent.
 
-        meeting = Meeting(op, vocab_group, vocab_start)
-        with meeting:
-            ...                      # everything that one rank alone may fail at
-        shard = meeting.shard(...)   # raises on every rank what any of them failed at
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        ...                      # everything that one rank alone may fail at
+    shard = meeting.shard(...)   # raises on every rank what any of them failed at
     """
 
     def __init__(self, op: str, group: Any, start: int) -> None:
@@ -145,9 +145,7 @@ def head_facts(head: HeadOptions) -> Facts:
     )
 
 
-def rows_facts(
-    source: Any, targets: Any, mask: Any, shape: tuple[int, ...]
-) -> Facts:
+def rows_facts(source: Any, targets: Any, mask: Any, shape: tuple[int, ...]) -> Facts:
     """The same of the rows: logits or hidden, and what is flat."""
     return (
         ("the dtype", str(source.dtype)),
