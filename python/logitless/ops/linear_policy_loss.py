@@ -66,6 +66,8 @@ def linear_policy_loss(
     no backward product. `.loss` is differentiable, once, in hidden, weight and bias only: any other
     argument that requires grad is a ValueError. Under no_grad nothing is kept.
 
+    With vocab_group the loss is the same number on every rank of it: count it once.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(

@@ -59,6 +59,9 @@ def linear_token_stats(
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
 
+    vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
+        DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
+
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
     floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
     weight is an error that says what to do. NumPy inputs: forward only.
