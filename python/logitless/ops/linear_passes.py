@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless import _core
+from logitless.ops.logit_tiles import LogitProduct
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import NARROW, WIDE, Sum, Tiles, view
@@ -31,6 +32,7 @@ def fold(
     if tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
+    product = LogitProduct(rows.n, tiles, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
@@ -40,8 +42,7 @@ def fold(
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
-            for piece in tiles.pieces(len(operand)):
-                torch.mm(operand[piece], w.t(), out=tile[piece])
+            product(operand, w, tile)
             part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
 
 
@@ -113,6 +114,7 @@ def unfold(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )
+    product = LogitProduct(rows.n, tiles, weight)
     turns = out.weight is not None and weight.device.type == "cpu" and tiles.dtype in NARROW
     turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
@@ -129,8 +131,7 @@ def unfold(
             whole = view(scratch, 0, len(operand), width) if len(scratch) else None
             if stop > tiles.kept:
                 assert whole is not None
-                for piece in tiles.pieces(len(operand)):
-                    torch.mm(operand[piece], w.t(), out=whole[piece])
+                product(operand, w, whole)
                 tile = whole
             elif place is None:
                 tile = tiles.kept_tile(kept, folded, chunk, start, width)
