@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from logitless import _core
-from logitless.ops.logit_tiles import LogitProduct
+from logitless.ops.logit_tiles import LogitProduct, turns_pay
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
-from logitless.ops.tiles import NARROW, WIDE, Sum, Tiles, view
+from logitless.ops.tiles import WIDE, Sum, Tiles, view
 
 
 def fold(
@@ -115,7 +115,7 @@ def unfold(
         )
     )
     product = LogitProduct(rows.n, tiles, weight)
-    turns = out.weight is not None and weight.device.type == "cpu" and tiles.dtype in NARROW
+    turns = out.weight is not None and turns_pay(weight, tiles)
     turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
