@@ -39,6 +39,7 @@ class Rows:
         first: bool = True,
         extras: bool = False,
     ) -> None: ...
+    def merge(self, pieces: Array, state: Array) -> None: ...
     def finish(
         self,
         state: Array,

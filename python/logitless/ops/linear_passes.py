@@ -13,6 +13,7 @@ from torch import Tensor
 
 from logitless import _core
 from logitless.ops.logit_tiles import LogitProduct, turns_pay
+from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
@@ -29,7 +30,9 @@ def fold(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
     vocab = len(weight)
-    if tiles.fixed:
+    if not vocab:
+        empty_states(state)
+    elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     product = LogitProduct(rows.n, tiles, weight)
@@ -120,7 +123,9 @@ def unfold(
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
-    if d_hidden is not None:
+    if d_hidden is not None and not vocab:
+        d_hidden.zero_()
+    elif d_hidden is not None:
         tall = (d_hidden[tiles.height(chunk)] for chunk, _ in chunks)
         sums = [[Sum(x[piece], alpha=alpha) for piece in tiles.pieces(len(x))] for x in tall]
     for start, stop in tiles.spans(vocab):
