@@ -194,16 +194,30 @@ def token_loss(
 def value_sums(
     logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
 ) -> int: ...
-def covariance_scores(
+
+OCTAVES: int
+
+def covariance_octaves(
     logp: Array,
     advantages: Array,
-    mask: Array | None,
+    mask: Array,
     old_logp: Array | None,
-    scores: Array | None,
-    candidate: Array,
     band: dict[str, Any],
+    bins: Array,
     threads: int = 0,
-) -> None: ...
+) -> int: ...
+def covariance_candidates(
+    logp: Array,
+    advantages: Array,
+    mask: Array,
+    old_logp: Array | None,
+    ids: Array,
+    band: dict[str, Any],
+    least: int,
+    scores: Array,
+    out_ids: Array,
+    threads: int = 0,
+) -> tuple[int, int]: ...
 def exp(x: Array, out: Array, threads: int = 0) -> None: ...
 def ordered_scores(values: Array, scores: Array, threads: int = 0) -> None: ...
 def random_scores(ids: Array, seed: int, step: int, scores: Array, threads: int = 0) -> None: ...
@@ -213,9 +227,6 @@ def radix_histogram(
 
 NO_ID: int
 
-def compact(
-    flags: Array, scores: Array | None, ids: Array, out_scores: Array | None, out_ids: Array
-) -> None: ...
 def repeated_id(ids: Array, mask: Array) -> int: ...
 def members(ids: Array, sorted: Array, out: Array) -> None: ...
 def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
