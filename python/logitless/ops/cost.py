@@ -107,11 +107,11 @@ def scratch_bytes(work: Work, way: Way) -> int:
     operands = padded(work.tokens, way) * work.hidden * work.item
     if work.logits_dtype != work.dtype:
         operands += way.columns * work.hidden * work.item
-    if not work.backward:
-        short = min(way.rows, SHORT_ROWS) * way.columns * work.item
-        return tile + operands + (short if turns(way.rows, work.logits_dtype, way.fixed) else 0)
-    if work.item == 2 and "weight" in work.gradients:
+    turned = work.item == 2 and "weight" in work.gradients
+    if turned or turns(way.rows, work.logits_dtype, way.fixed):
         tile *= 2
+    if not work.backward:
+        return tile + operands
     operands += held * work.hidden * (own + (work.item if way.chunk else 0))
     partial = max(way.rows, way.columns) * work.hidden * work.item if work.item == 2 else 0
     return tile + operands + partial

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from logitless import _core
+from logitless.ops.logit_tiles import LogitProduct, turns_pay
 from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
-from logitless.ops.tiles import NARROW, WIDE, Sum, Tiles, view
+from logitless.ops.tiles import WIDE, Sum, Tiles, view
 
 
 def fold(
@@ -34,6 +35,7 @@ def fold(
     elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
+    product = LogitProduct(rows.n, tiles, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
@@ -43,8 +45,7 @@ def fold(
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
-            for piece in tiles.pieces(len(operand)):
-                torch.mm(operand[piece], w.t(), out=tile[piece])
+            product(operand, w, tile)
             part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
 
 
@@ -116,7 +117,8 @@ def unfold(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )
-    turns = out.weight is not None and weight.device.type == "cpu" and tiles.dtype in NARROW
+    product = LogitProduct(rows.n, tiles, weight)
+    turns = out.weight is not None and turns_pay(weight, tiles)
     turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
@@ -134,8 +136,7 @@ def unfold(
             whole = view(scratch, 0, len(operand), width) if len(scratch) else None
             if stop > tiles.kept:
                 assert whole is not None
-                for piece in tiles.pieces(len(operand)):
-                    torch.mm(operand[piece], w.t(), out=whole[piece])
+                product(operand, w, whole)
                 tile = whole
             elif place is None:
                 tile = tiles.kept_tile(kept, folded, chunk, start, width)
