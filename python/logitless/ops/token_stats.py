@@ -50,9 +50,9 @@ def token_stats(
     policy-gradient step of weight 1 on its own logits ("The Entropy Mechanism of Reinforcement
     Learning for Reasoning Language Models", 2025).
 
-    vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on, the others are
-        with the other ranks of this torch.distributed group, which pass the same rows; targets are
-        ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
+    vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
+        are with the other ranks of this torch.distributed group, which pass the same rows; targets
+        are ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
 
     inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
 
