@@ -103,6 +103,19 @@ class Rows:
         start: int = 0,
         first: bool = True,
     ) -> None: ...
+    def draw_truncated(
+        self,
+        state: Array,
+        token: Array,
+        *,
+        candidates: Candidates | None = None,
+        logits: Array | None = None,
+        top_k: int,
+        top_p: float,
+        row_ids: Array,
+        seed: int,
+        step: int,
+    ) -> None: ...
 
 class CudaRows:
     def __init__(

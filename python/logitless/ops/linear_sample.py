@@ -13,7 +13,8 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import ComputeOptions, HeadOptions, check_vocab_parallel, not_yet
+from logitless.ops.options import ComputeOptions, HeadOptions, check_vocab_parallel
+from logitless.ops.truncated_draw import Truncation
 from logitless.ops.weights import refuse_special_weight
 
 
@@ -58,6 +59,13 @@ def linear_sample(
     wherever a row stands in the batch, up to the rounding of the product itself. Give every
     sequence its own row id and every position its own step.
 
+    top_k, top_p: draw from the top_k largest z alone (of equal ones the smaller token), of these
+        from the fewest largest whose share of their mass reaches top_p, renormalised: the order of
+        Hugging Face and vLLM. Exact, and the noise is a function of (seed, step, row_ids[i]) still.
+        logp and entropy stay those of the whole softmax(z), which is what training scores. The
+        largest 256 logits of a row (top_k: as many, at most 1024) are kept on the way; a row whose
+        set may be larger gets another product, with the other such rows, within the budget.
+
     memory_budget, logits_dtype: as in `linear_token_stats`.
     batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
         call has, and logp and entropy those of `linear_token_stats(..., batch_invariant=True)` on
@@ -73,9 +81,7 @@ def linear_sample(
     head = HeadOptions(temperature, softcap, logit_scale, bias)
     compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
     check_vocab_parallel(vocab_group, vocab_start)
-    for name, value in (("top_k", top_k), ("top_p", top_p)):
-        if value is not None:
-            raise not_yet(name, value)
+    truncation = Truncation(top_k, top_p)
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
@@ -95,7 +101,7 @@ def linear_sample(
         )
     noise = Noise(seed, step, row_ids.contiguous())
     with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, compute, noise)
+        return _draw(op, hidden.detach(), weight.detach(), head, compute, truncation, noise)
 
 
 class Noise(NamedTuple):
@@ -109,18 +115,27 @@ class Noise(NamedTuple):
         """Arguments of `Rows.sample`."""
         return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
 
+    def at(self, index: Any) -> Noise:
+        return self._replace(row_ids=self.row_ids[index])
+
 
 def _draw(
-    op: str, hidden: Any, weight: Any, head: HeadOptions, compute: ComputeOptions, noise: Noise
+    op: str,
+    hidden: Any,
+    weight: Any,
+    head: HeadOptions,
+    compute: ComputeOptions,
+    truncation: Truncation,
+    noise: Noise,
 ) -> Sample:
     import torch
 
     from logitless.ops.head_call import logits_dtype
-    from logitless.ops.logit_tiles import logit_tiles
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
-    from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
+    from logitless.ops.rows import STATE, Rows
     from logitless.ops.tiles import Tiles
+    from logitless.ops.truncated_draw import draw_truncated
 
     n, vocab = len(hidden), len(weight)
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
@@ -135,13 +150,29 @@ def _draw(
     bias = None if bias is None else bias.detach()
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)
+    if truncation.limits(vocab):
+        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, state)
+    else:
+        token = _draw_whole(hidden, weight, rows, tiles, noise, state)
+    out = empty_outputs(n, False, hidden)
+    replace(rows, targets=token).finish(state, vocab, **{k: out[k] for k in DIFFERENTIABLE})
+    return Sample(token, out["logp"], out["entropy"])
+
+
+def _draw_whole(
+    hidden: Any, weight: Any, rows: Any, tiles: Any, noise: Noise, state: Any
+) -> Any:  # [N] int64
+    """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
+    import torch
+
+    from logitless.ops.logit_tiles import logit_tiles
+    from logitless.ops.rows import SAMPLE_STATE
+
+    n = len(hidden)
     best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
     for start, chunk, tile in logit_tiles(tiles.operand(hidden, None), weight, n, tiles):
         rows.part(chunk).sample(
             tile, state[chunk], best[chunk], start=start, first=start == 0, **noise.of(chunk)
         )
     # A row without a finite logit drew nothing; finish names it before it looks at the target.
-    token = best[:, 1].to(torch.int64)
-    out = empty_outputs(n, False, hidden)
-    replace(rows, targets=token).finish(state, vocab, **{k: out[k] for k in DIFFERENTIABLE})
-    return Sample(token, out["logp"], out["entropy"])
+    return best[:, 1].to(torch.int64)
