@@ -225,7 +225,8 @@ def test_bad_rows_keep_their_number_under_a_mask() -> None:
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least [0-9]+ bytes"),
         ({"memory_budget": "12 bananas"}, ValueError, "memory_budget must be bytes or like"),
         ({"logits_dtype": torch.float16}, ValueError, "logits_dtype must be"),
-        ({"vocab_start": 5}, NotImplementedError, "vocab_start"),
+        ({"vocab_start": 5}, ValueError, "vocab_start must be 0 without vocab_group, got 5"),
+        ({"vocab_group": "tp"}, TypeError, "vocab_group must be a torch.distributed process group"),
     ],
 )
 def test_bad_options_are_named(

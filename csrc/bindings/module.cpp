@@ -7,6 +7,7 @@ void register_info(pybind11::module_& m);
 void register_loss(pybind11::module_& m);
 void register_memory(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
+void register_selection(pybind11::module_& m);
 void register_support(pybind11::module_& m);
 void register_transpose(pybind11::module_& m);
 }  // namespace logitless::bindings
@@ -19,6 +20,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_loss(m);
   register_memory(m);
   register_rows(m);
+  register_selection(m);
   register_support(m);
   register_transpose(m);
 }

@@ -35,6 +35,7 @@ void register_transpose(py::module_& m) {
       py::arg("out"),
       py::arg("threads") = 0
   );
+  m.def("turns_pay", &cpu::turns_pay, "Whether products of 16 bits want plain operands here.");
 }
 
 }  // namespace logitless::bindings

@@ -5,6 +5,10 @@
 
 #include "parallel.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace logitless::cpu {
 namespace {
 
@@ -56,6 +60,23 @@ void turn_square(const uint16_t* in, int64_t in_stride, uint16_t* out, int64_t o
 }
 
 }  // namespace
+
+bool turns_pay() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  // leaf 7: AMX-BF16 and AMX-TILE
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) {
+    return false;
+  }
+  // leaf 1: whether the system saves extended state at all, which xgetbv then tells more of
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c >> 27 & 1) == 0) return false;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low >> 17 & 3) == 3;  // configuration and data of tiles
+#else
+  return false;
+#endif
+}
 
 void transpose(const TensorView& tile, const TensorView& out, int threads) {
   const int64_t n = tile.shape[0], width = tile.shape[1];

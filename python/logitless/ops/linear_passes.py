@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from logitless import _core
-from logitless.ops.logit_tiles import LogitProduct
+from logitless.ops.logit_tiles import LogitProduct, turns_pay
+from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
-from logitless.ops.tiles import NARROW, WIDE, Sum, Tiles, view
+from logitless.ops.tiles import WIDE, Sum, Tiles, view
 
 
 def fold(
@@ -29,7 +30,9 @@ def fold(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
     vocab = len(weight)
-    if tiles.fixed:
+    if not vocab:
+        empty_states(state)
+    elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     product = LogitProduct(rows.n, tiles, weight)
@@ -115,12 +118,14 @@ def unfold(
         )
     )
     product = LogitProduct(rows.n, tiles, weight)
-    turns = out.weight is not None and weight.device.type == "cpu" and tiles.dtype in NARROW
+    turns = out.weight is not None and turns_pay(weight, tiles)
     turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
-    if d_hidden is not None:
+    if d_hidden is not None and not vocab:
+        d_hidden.zero_()
+    elif d_hidden is not None:
         tall = (d_hidden[tiles.height(chunk)] for chunk, _ in chunks)
         sums = [[Sum(x[piece], alpha=alpha) for piece in tiles.pieces(len(x))] for x in tall]
     for start, stop in tiles.spans(vocab):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.ops.arrays import (
     check_dtype,
@@ -13,9 +13,15 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import ComputeOptions, HeadOptions, check_vocab_parallel
+from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.truncated_draw import Truncation
+from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
 from logitless.ops.weights import refuse_special_weight
+
+if TYPE_CHECKING:
+    from logitless.ops.rows import Rows
+    from logitless.ops.shard import Shard
+    from logitless.ops.tiles import Tiles
 
 
 class Sample(NamedTuple):
@@ -78,30 +84,68 @@ def linear_sample(
     import torch
 
     op = "linear_sample"
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
-    check_vocab_parallel(vocab_group, vocab_start)
-    truncation = Truncation(top_k, top_p)
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
+        truncation = Truncation(top_k, top_p)
+        _check(op, hidden, weight, head, truncation, seed, step, row_ids, bool(meeting))
+    noise = Noise(seed, step, row_ids.contiguous())
+
+    def same() -> Facts:
+        return (
+            *head_facts(head),
+            ("the shape of hidden", list(shape_of(hidden))),
+            ("the dtype", str(hidden.dtype)),
+            *compute.facts,
+            ("row_ids (their checksum)", fingerprint(row_ids)),
+            ("seed", seed),
+            ("step", step),
+        )
+
+    shard = meeting.shard(len(weight), same)
+    with torch.no_grad():
+        operands = (hidden.detach(), weight.detach())
+        return _draw(op, *operands, head, compute, truncation, noise, shard)
+
+
+def _check(
+    op: str,
+    hidden: Any,
+    weight: Any,
+    head: HeadOptions,
+    truncation: Truncation,
+    seed: Any,
+    step: Any,
+    row_ids: Any,
+    sharded: bool,
+) -> None:
+    if sharded and truncation.limits(len(weight)):
+        raise NotImplementedError(
+            f"{op}: top_k={truncation.top_k}, top_p={truncation.top_p} together with vocab_group is"
+            " not built: the set would have to be found over all shards"
+        )
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
+    # The core says so too, but not of a rank without a block of its own.
+    if step >= 1 << 43:
+        raise ValueError(f"{op}: step must be below 2^43, got {step}")
     if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
         raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
-    refuse_special_weight(op, weight)
+    refuse_special_weight(op, weight, sharded=sharded)
     n, vocab = len(hidden), check_weight(op, hidden, weight)
     check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
     check_dtype(op, "row_ids", row_ids, "int64")
-    check_head(op, head, "[N]", (n,), vocab)
+    check_head(op, head, "[N]", (n,), vocab, sharded=sharded)
     if hidden.device.type != "cpu":
         raise NotImplementedError(
             f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and "
             "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
             ".softmax(-1), 1), scored by linear_token_stats"
         )
-    noise = Noise(seed, step, row_ids.contiguous())
-    with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, compute, truncation, noise)
 
 
 class Noise(NamedTuple):
@@ -127,6 +171,7 @@ def _draw(
     compute: ComputeOptions,
     truncation: Truncation,
     noise: Noise,
+    shard: Shard,
 ) -> Sample:
     import torch
 
@@ -134,45 +179,57 @@ def _draw(
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
     from logitless.ops.rows import STATE, Rows
+    from logitless.ops.sharded_sample import whole_bias
     from logitless.ops.tiles import Tiles
     from logitless.ops.truncated_draw import draw_truncated
 
     n, vocab = len(hidden), len(weight)
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     tiling = plan(
-        n, hidden.shape[1], vocab, hidden.dtype, compute.memory_budget, logits_dtype=dtype,
-        backward=False, batch_invariant=compute.batch_invariant,
+        n, hidden.shape[1], shard.widest(vocab), hidden.dtype, compute.memory_budget,
+        logits_dtype=dtype, backward=False, batch_invariant=compute.batch_invariant,
     )  # fmt: skip
     tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )
     bias = None if bias is None else bias.detach()
+    if shard.group and bias is not None:
+        bias = whole_bias(bias, shard)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)
     if truncation.limits(vocab):
         token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, state)
     else:
-        token = _draw_whole(hidden, weight, rows, tiles, noise, state)
+        token = _draw_whole(tiles.operand(hidden, None), weight, rows, tiles, noise, shard, state)
     out = empty_outputs(n, False, hidden)
-    replace(rows, targets=token).finish(state, vocab, **{k: out[k] for k in DIFFERENTIABLE})
+    values = {name: out[name] for name in DIFFERENTIABLE}
+    replace(rows, targets=token).finish(state, shard.vocab(vocab), **values)
     return Sample(token, out["logp"], out["entropy"])
 
 
 def _draw_whole(
-    hidden: Any, weight: Any, rows: Any, tiles: Any, noise: Noise, state: Any
+    h: Any, weight: Any, rows: Rows, tiles: Tiles, noise: Noise, shard: Shard, state: Any
 ) -> Any:  # [N] int64
     """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
     import torch
 
     from logitless.ops.logit_tiles import logit_tiles
     from logitless.ops.rows import SAMPLE_STATE
+    from logitless.ops.sharded_sample import sample_shard
 
-    n = len(hidden)
-    best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
-    for start, chunk, tile in logit_tiles(tiles.operand(hidden, None), weight, n, tiles):
+    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
+
+    def draw(start: int, chunk: slice, tile: Any) -> None:
+        first = start == 0 and not shard.group
         rows.part(chunk).sample(
-            tile, state[chunk], best[chunk], start=start, first=start == 0, **noise.of(chunk)
+            tile, state[chunk], best[chunk], start=start, first=first, **noise.of(chunk)
         )
+
+    if shard.group:
+        sample_shard(h, weight, rows, tiles, shard, draw, state, best)
+    else:
+        for start, chunk, tile in logit_tiles(h, weight, rows.n, tiles):
+            draw(start, chunk, tile)
     # A row without a finite logit drew nothing; finish names it before it looks at the target.
     return best[:, 1].to(torch.int64)

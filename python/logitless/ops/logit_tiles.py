@@ -13,6 +13,11 @@ from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import Tiles, view
 
 
+def turns_pay(weight: Tensor, tiles: Tiles) -> bool:
+    """Whether products with transposed operands are better made of turned tiles."""
+    return tiles.dtype == torch.bfloat16 and weight.device.type == "cpu" and _core.turns_pay()
+
+
 class LogitProduct:
     """Makes the tiles of n rows of hidden x weight, in the way that is fastest for so many."""
 
@@ -20,7 +25,7 @@ class LogitProduct:
         self.tiles = tiles
         # The last tile may be shorter than the others: only all of them, or none, are turned.
         rows, dtype = min(n, tiles.rows), str(tiles.dtype).removeprefix("torch.")
-        turned = weight.device.type == "cpu" and turns(rows, dtype, tiles.fixed)
+        turned = turns_pay(weight, tiles) and turns(rows, dtype, tiles.fixed)
         self.scratch = tiles.scratch(n, weight) if turned else None
 
     def __call__(
