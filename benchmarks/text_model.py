@@ -27,13 +27,14 @@ def texts() -> Iterator[str]:
     paths = {name: Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib")}
     files = sorted(paths["purelib"].rglob("*.*")) + sorted(paths["stdlib"].glob("*.py"))
     for path in files:
-        if path.suffix not in SUFFIXES or (path.suffix == ".py" and paths["purelib"] in path.parents):
+        is_code = path.suffix == ".py"
+        if path.suffix not in SUFFIXES or (is_code and paths["purelib"] in path.parents):
             continue
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        yield docstrings(text) if path.suffix == ".py" else text
+        yield docstrings(text) if is_code else text
 
 
 def docstrings(source: str) -> str:
