@@ -8,6 +8,7 @@ void register_loss(pybind11::module_& m);
 void register_memory(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
+void register_support(pybind11::module_& m);
 void register_transpose(pybind11::module_& m);
 }  // namespace logitless::bindings
 
@@ -20,5 +21,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_memory(m);
   register_rows(m);
   register_selection(m);
+  register_support(m);
   register_transpose(m);
 }

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "candidates.h"
 #include "parallel.h"
 #include "tiles.h"
 
@@ -35,12 +36,14 @@ void rows_forward(
     int64_t start,
     bool extras,
     bool first,
-    RowState* state
+    RowState* state,
+    const Candidates* candidates
 ) {
   check_tile(rows, logits, "logits", start);
   const RowKernels& kernels = row_kernels();
-  if (first) {
-    for (int64_t row = 0; row < rows.n; ++row) state[row] = RowState{};
+  for (int64_t row = 0; first && row < rows.n; ++row) {
+    state[row] = RowState{};
+    if (candidates != nullptr) clear_candidates(*candidates, row);
   }
   const auto piece_of = [&](int64_t row, int64_t index, BlockMoments* piece) {
     const TileRow tile = tile_row(rows, logits, row);
@@ -56,6 +59,18 @@ void rows_forward(
       // A tie keeps the earlier column, as torch.argmax does on a CPU.
       if (piece.moments.m > state[row].moments.m) peak = index;
       fold(state[row], piece, rows.scale_of(row));
+      if (candidates == nullptr) continue;
+      const TileRow tile = tile_row(rows, logits, row);
+      const double block_max = piece.moments.m, row_max = state[row].moments.m;
+      capture_block(
+          *candidates,
+          row,
+          tile.dtype,
+          tile.block(index),
+          start + index * kBlock,
+          block_max,
+          row_max
+      );
     }
     if (!extras || peak < 0) return;
     const TileRow tile = tile_row(rows, logits, row);

@@ -26,6 +26,16 @@ struct BlockMoments {
   double target;  // y at `target_column` if that is in the block, else NaN
 };
 
+// Columns first to first + n of sum over i < count of values[i] * dense[columns[i], :].
+struct SparseSum {
+  const void* dense;  // storage type
+  int64_t stride;     // elements from row to row
+  const int32_t* columns;
+  const void* values;  // compute type
+  int64_t count;
+  int64_t first, n;
+};
+
 struct RowKernels {
   const char* isa;
   // Moments of a block; target_column is relative to the block, outside [0, n) when not in it.
@@ -33,10 +43,17 @@ struct RowKernels {
   // First column whose y is `value`, or -1. Asked for the maximum, and only where a row has a new
   // one.
   int64_t (*find)(Dtype, const BlockInput&, double value);
+  // y and column of every entry with y > floor, in order; returns how many. Room for the whole
+  // block.
+  int64_t (*above)(Dtype, const BlockInput&, double floor, double* y, int32_t* columns);
   // d(raw) of a block, written to out (storage type; may be the input itself).
   void (*gradient)(Dtype, const BlockInput&, const RowGradient&, int64_t target_column, void* out);
   // e^((y - m) scale) of every column of a block, and y itself.
   void (*weights)(Dtype, const BlockInput&, double m, double* weights, double* y);
+  // The sum into memory of the compute type; every column by itself, in the order of the entries.
+  void (*sparse_sum)(Dtype, const SparseSum&, void* sums);
+  // out (storage type) = sums, or with `add` out + sums, rounded once.
+  void (*deposit)(Dtype, const void* sums, int64_t n, bool add, void* out);
   // The vector 2^t by itself, for its test; n is a multiple of 64.
   void (*exp2)(const float* t, int64_t n, float* out);
 };
@@ -47,15 +64,19 @@ const RowKernels& row_kernels();
 // Names of the instruction sets this build holds and this CPU runs, best first, comma separated.
 const char* supported_isas();
 
+struct Candidates;
+
 // Folds a tile of logits [n, tile] (or [b, t, tile] with b t = n), whose first column is vocabulary
 // id `start` (a multiple of kBlock), into the state. With `first`, the state is started afresh.
+// `candidates`, unless null, take part: see candidates.h.
 void rows_forward(
     const Rows& rows,
     const TensorView& logits,
     int64_t start,
     bool extras,
     bool first,
-    RowState* state
+    RowState* state,
+    const Candidates* candidates = nullptr
 );
 
 // Merges the states of the same rows over consecutive pieces of the vocabulary, `pieces` after one

@@ -205,6 +205,48 @@ int64_t block_find(const BlockInput& in, double value) {
   return -1;
 }
 
+template <typename S, bool kChained>
+int64_t block_above(const BlockInput& in, double floor, double* y_out, int32_t* columns) {
+  using T = typename Storage<S>::T;
+  using Vec = typename Simd<T>::Vec;
+  constexpr int kW = kWidth<T>;
+  const Reader<S, kChained> y_at(in);
+  // The largest T that is not above the floor: the same comparison, a vector at a time.
+  T limit = T(floor);
+  if (static_cast<double>(limit) > floor) limit = next_below(limit);
+  int64_t found = 0;
+  const auto take = [&](Vec y, uint64_t lanes, int64_t c) __attribute__((always_inline)) {
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctzll(lanes);
+      y_out[found] = y[lane];
+      columns[found++] = static_cast<int32_t>(c + lane);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= in.n; c += kLanes) {
+    Vec most = Vec{} - T(INFINITY);
+    for (int u = 0; u < kGroup<T>; u += 2) {
+      Vec v0, v1;
+      y_at.pair(c + u * kW, v0, v1);
+      most = larger(v0, larger(v1, most));
+    }
+    if (lanes_above(most, Vec{} + limit) == 0) continue;
+    for (int u = 0; u < kGroup<T>; ++u) {
+      const Vec y = y_at(c + u * kW);
+      take(y, lanes_above(y, Vec{} + limit), c + u * kW);
+    }
+  }
+  for (; c + kW <= in.n; c += kW) {
+    const Vec y = y_at(c);
+    take(y, lanes_above(y, Vec{} + limit), c);
+  }
+  if (c < in.n) {
+    const Vec y = y_at.tail(c, in.n - c);
+    take(y, lanes_above(y, Vec{} + limit) & ((uint64_t{1} << (in.n - c)) - 1), c);
+  }
+  return found;
+}
+
 // One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
 // the same memory is fine: a vector is read before it is written, and the target kept aside.
 template <typename S, bool kChained>
@@ -269,6 +311,80 @@ void block_weights(const BlockInput& in, double m, double* weights, double* y_ou
   }
 }
 
+// Vectors of sums held in registers while the entries go by.
+constexpr int kSums = kBytes == 64 ? 16 : 8;
+// Rows of the dense matrix lie anywhere: one is asked for this many entries ahead.
+constexpr int64_t kAhead = 6;
+
+// kCount vectors of columns from c on, for all entries.
+template <typename S, int kCount>
+LOGITLESS_INLINE void sum_columns(
+    const SparseSum& in, int64_t c, typename Simd<typename Storage<S>::T>::Vec* sums
+) {
+  using T = typename Storage<S>::T;
+  constexpr int kW = kWidth<T>;
+  const S* dense = static_cast<const S*>(in.dense) + in.first + c;
+  const T* values = static_cast<const T*>(in.values);
+  for (int64_t i = 0; i < in.count; ++i) {
+    if (i + kAhead < in.count) {
+      const char* ahead = reinterpret_cast<const char*>(dense + in.columns[i + kAhead] * in.stride);
+      for (size_t line = 0; line < kCount * kW * sizeof(S); line += 64) {
+        __builtin_prefetch(ahead + line);
+      }
+    }
+    const S* row = dense + in.columns[i] * in.stride;
+    for (int u = 0; u < kCount; ++u) sums[u] += values[i] * Storage<S>::read(row + u * kW);
+  }
+}
+
+template <typename S>
+void sparse_sum_of(const SparseSum& in, typename Storage<S>::T* out) {
+  using T = typename Storage<S>::T;
+  using Vec = typename Simd<T>::Vec;
+  constexpr int kW = kWidth<T>;
+  int64_t c = 0;
+  for (; c + kSums * kW <= in.n; c += kSums * kW) {
+    Vec sums[kSums] = {};
+    sum_columns<S, kSums>(in, c, sums);
+    for (int u = 0; u < kSums; ++u) store(out + c + u * kW, sums[u]);
+  }
+  for (; c + kW <= in.n; c += kW) {
+    Vec sum[1] = {};
+    sum_columns<S, 1>(in, c, sum);
+    store(out + c, sum[0]);
+  }
+  if (c == in.n) return;
+  Vec sum{};
+  const S* dense = static_cast<const S*>(in.dense) + in.first + c;
+  for (int64_t i = 0; i < in.count; ++i) {
+    S row[kW] = {};
+    __builtin_memcpy(row, dense + in.columns[i] * in.stride, (in.n - c) * sizeof(S));
+    sum += static_cast<const T*>(in.values)[i] * Storage<S>::read(row);
+  }
+  T last[kW];
+  store(last, sum);
+  __builtin_memcpy(out + c, last, (in.n - c) * sizeof(T));
+}
+
+template <typename S>
+void deposit_in(const typename Storage<S>::T* sums, int64_t n, bool add, S* out) {
+  using T = typename Storage<S>::T;
+  using Vec = typename Simd<T>::Vec;
+  constexpr int kW = kWidth<T>;
+  const auto total = [&](Vec sum, const S* old) __attribute__((always_inline)) {
+    return add ? sum + Storage<S>::read(old) : sum;
+  };
+  int64_t c = 0;
+  for (; c + kW <= n; c += kW) Storage<S>::write(out + c, total(load<Vec>(sums + c), out + c));
+  if (c == n) return;
+  S old[kW] = {};
+  T last[kW] = {};
+  __builtin_memcpy(old, out + c, (n - c) * sizeof(S));
+  __builtin_memcpy(last, sums + c, (n - c) * sizeof(T));
+  Storage<S>::write(old, total(load<Vec>(last), old));
+  __builtin_memcpy(out + c, old, (n - c) * sizeof(S));
+}
+
 // Calls fn(storage tag, chained tag).
 template <typename Fn>
 void visit(Dtype dtype, const BlockInput& in, Fn&& fn) {
@@ -294,6 +410,15 @@ int64_t find(Dtype dtype, const BlockInput& in, double value) {
   return column;
 }
 
+int64_t above(Dtype dtype, const BlockInput& in, double floor, double* y, int32_t* columns) {
+  int64_t found = 0;
+  visit(dtype, in, [&](auto storage, auto chain) {
+    using S = typename decltype(storage)::type;
+    found = block_above<S, decltype(chain)::value>(in, floor, y, columns);
+  });
+  return found;
+}
+
 void gradient(Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t target, void* out) {
   visit(dtype, in, [&](auto storage, auto chain) {
     block_gradient<typename decltype(storage)::type, decltype(chain)::value>(in, g, target, out);
@@ -303,6 +428,20 @@ void gradient(Dtype dtype, const BlockInput& in, const RowGradient& g, int64_t t
 void weights(Dtype dtype, const BlockInput& in, double m, double* out, double* y) {
   visit(dtype, in, [&](auto storage, auto chain) {
     block_weights<typename decltype(storage)::type, decltype(chain)::value>(in, m, out, y);
+  });
+}
+
+void sparse_sum(Dtype dtype, const SparseSum& in, void* sums) {
+  visit_float(dtype, "dense", [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    sparse_sum_of<S>(in, static_cast<typename Storage<S>::T*>(sums));
+  });
+}
+
+void deposit(Dtype dtype, const void* sums, int64_t n, bool add, void* out) {
+  visit_float(dtype, "out", [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    deposit_in<S>(static_cast<const typename Storage<S>::T*>(sums), n, add, static_cast<S*>(out));
   });
 }
 
@@ -320,7 +459,7 @@ void exp2_floats(const float* t, int64_t n, float* out) {
 #define LOGITLESS_STRING(name) LOGITLESS_STRING2(name)
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, gradient, weights, exp2_floats
+    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, above, gradient, weights, sparse_sum, deposit, exp2_floats
 };
 
 }  // namespace LOGITLESS_ISA

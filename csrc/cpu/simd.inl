@@ -104,6 +104,36 @@ LOGITLESS_INLINE VecF larger(VecF a, VecF b) {
 }
 LOGITLESS_INLINE VecD larger(VecD a, VecD b) { return a > b ? a : b; }
 
+// Bit i: a[i] > b[i].
+LOGITLESS_INLINE uint64_t lanes_above(VecF a, VecF b) {
+#if defined(__x86_64__) && LOGITLESS_VECTOR_BYTES == 64
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined(__x86_64__) && LOGITLESS_VECTOR_BYTES == 32
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+#elif defined(__x86_64__)
+  return static_cast<unsigned>(_mm_movemask_ps(_mm_cmpgt_ps(a, b)));
+#else
+  const auto above = a > b;
+  uint64_t bits = 0;
+  for (int i = 0; i < kBytes / 4; ++i) bits |= uint64_t(above[i] & 1) << i;
+  return bits;
+#endif
+}
+LOGITLESS_INLINE uint64_t lanes_above(VecD a, VecD b) {
+  const auto above = a > b;
+  uint64_t bits = 0;
+  for (int i = 0; i < kBytes / 8; ++i) bits |= uint64_t(above[i] & 1) << i;
+  return bits;
+}
+
+// The float before a finite x or +inf.
+LOGITLESS_INLINE float next_below(float x) {
+  int32_t bits = bit_cast<int32_t>(x);
+  if (x == 0) return -0x1p-149f;
+  return bit_cast<float>(x > 0 ? bits - 1 : bits + 1);
+}
+LOGITLESS_INLINE double next_below(double x) { return x; }
+
 // 2^t for t in [kLowest, 127] (1023 in double), which the caller clamps with larger(kLowest, t):
 // what lies below -126.5, -inf included, gives exactly 0. Maximum error 1 ulp for float (1.25
 // without FMA), checked over every float of the range by tests. NaN stays NaN, since scaling by 2^k

@@ -16,6 +16,9 @@ class Array(Protocol):
 # Width of the vocabulary tiles that are numbered for sampling.
 BLOCK: int
 
+class Candidates:
+    def __init__(self, *, y: Array, ids: Array, floor: Array, count: Array, tau: float) -> None: ...
+
 class Rows:
     def __init__(
         self,
@@ -38,6 +41,30 @@ class Rows:
         start: int = 0,
         first: bool = True,
         extras: bool = False,
+        candidates: Candidates | None = None,
+    ) -> None: ...
+    def settle(self, state: Array, candidates: Candidates) -> None: ...
+    def measure_support(
+        self,
+        state: Array,
+        candidates: Candidates,
+        *,
+        mass: Array,
+        entropy: Array,
+        spare: float,
+    ) -> None: ...
+    def support_gradient(
+        self,
+        state: Array,
+        candidates: Candidates,
+        *,
+        index: Array,
+        offsets: Array,
+        columns: Array,
+        values: Array,
+        g_logp: Array | None = None,
+        g_entropy: Array | None = None,
+        g_lse: Array | None = None,
     ) -> None: ...
     def merge(self, pieces: Array, state: Array) -> None: ...
     def finish(
@@ -76,6 +103,19 @@ class Rows:
         step: int,
         start: int = 0,
         first: bool = True,
+    ) -> None: ...
+    def draw_truncated(
+        self,
+        state: Array,
+        token: Array,
+        *,
+        candidates: Candidates | None = None,
+        logits: Array | None = None,
+        top_k: int,
+        top_p: float,
+        row_ids: Array,
+        seed: int,
+        step: int,
     ) -> None: ...
 
 class CudaRows:
@@ -135,6 +175,32 @@ class CudaRows:
     ) -> None: ...
 
 def exp2(t: Array, out: Array) -> None: ...
+def sparse_transpose(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    row_names: Array,
+    scratch: Array,
+    out_offsets: Array,
+    out_names: Array,
+    out_columns: Array,
+    out_values: Array,
+) -> int: ...
+def sparse_multiply(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    names: Array,
+    dense: Array,
+    out: Array,
+    add: bool = False,
+    threads: int = 0,
+) -> None: ...
+def sparse_add_row_sums(
+    offsets: Array, columns: Array, values: Array, *, names: Array, out: Array
+) -> None: ...
 
 class Control(enum.Enum):
     none = ...

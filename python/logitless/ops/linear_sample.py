@@ -13,12 +13,15 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import ComputeOptions, HeadOptions, not_yet
+from logitless.ops.options import ComputeOptions, HeadOptions
+from logitless.ops.truncated_draw import Truncation
 from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
 from logitless.ops.weights import refuse_special_weight
 
 if TYPE_CHECKING:
+    from logitless.ops.rows import Rows
     from logitless.ops.shard import Shard
+    from logitless.ops.tiles import Tiles
 
 
 class Sample(NamedTuple):
@@ -62,6 +65,13 @@ def linear_sample(
     wherever a row stands in the batch, up to the rounding of the product itself. Give every
     sequence its own row id and every position its own step.
 
+    top_k, top_p: draw from the top_k largest z alone (of equal ones the smaller token), of these
+        from the fewest largest whose share of their mass reaches top_p, renormalised: the order of
+        Hugging Face and vLLM. Exact, and the noise is a function of (seed, step, row_ids[i]) still.
+        logp and entropy stay those of the whole softmax(z), which is what training scores. The
+        largest 256 logits of a row (top_k: as many, at most 1024) are kept on the way; a row whose
+        set may be larger gets another product, with the other such rows, within the budget.
+
     memory_budget, logits_dtype: as in `linear_token_stats`.
     batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
         call has, and logp and entropy those of `linear_token_stats(..., batch_invariant=True)` on
@@ -82,7 +92,8 @@ def linear_sample(
         weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
-        _check(op, hidden, weight, head, top_k, top_p, seed, step, row_ids, bool(meeting))
+        truncation = Truncation(top_k, top_p)
+        _check(op, hidden, weight, head, truncation, seed, step, row_ids, bool(meeting))
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -98,7 +109,8 @@ def linear_sample(
 
     shard = meeting.shard(len(weight), same)
     with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, compute, noise, shard)
+        operands = (hidden.detach(), weight.detach())
+        return _draw(op, *operands, head, compute, truncation, noise, shard)
 
 
 def _check(
@@ -106,16 +118,17 @@ def _check(
     hidden: Any,
     weight: Any,
     head: HeadOptions,
-    top_k: Any,
-    top_p: Any,
+    truncation: Truncation,
     seed: Any,
     step: Any,
     row_ids: Any,
     sharded: bool,
 ) -> None:
-    for name, value in (("top_k", top_k), ("top_p", top_p)):
-        if value is not None:
-            raise not_yet(name, value)
+    if sharded and truncation.limits(len(weight)):
+        raise NotImplementedError(
+            f"{op}: top_k={truncation.top_k}, top_p={truncation.top_p} together with vocab_group is"
+            " not built: the set would have to be found over all shards"
+        )
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
@@ -149,6 +162,9 @@ class Noise(NamedTuple):
         """Arguments of `Rows.sample`."""
         return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
 
+    def at(self, index: Any) -> Noise:
+        return self._replace(row_ids=self.row_ids[index])
+
 
 def _draw(
     op: str,
@@ -156,18 +172,19 @@ def _draw(
     weight: Any,
     head: HeadOptions,
     compute: ComputeOptions,
+    truncation: Truncation,
     noise: Noise,
     shard: Shard,
 ) -> Sample:
     import torch
 
     from logitless.ops.head_call import logits_dtype
-    from logitless.ops.logit_tiles import logit_tiles
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
-    from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
-    from logitless.ops.sharded_sample import sample_shard, whole_bias
+    from logitless.ops.rows import STATE, Rows
+    from logitless.ops.sharded_sample import whole_bias
     from logitless.ops.tiles import Tiles
+    from logitless.ops.truncated_draw import draw_truncated
 
     n, vocab = len(hidden), len(weight)
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
@@ -184,7 +201,27 @@ def _draw(
         bias = whole_bias(bias, shard)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)
-    best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
+    if truncation.limits(vocab):
+        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, state)
+    else:
+        token = _draw_whole(tiles.operand(hidden, None), weight, rows, tiles, noise, shard, state)
+    out = empty_outputs(n, False, hidden)
+    values = {name: out[name] for name in DIFFERENTIABLE}
+    replace(rows, targets=token).finish(state, shard.vocab(vocab), **values)
+    return Sample(token, out["logp"], out["entropy"])
+
+
+def _draw_whole(
+    h: Any, weight: Any, rows: Rows, tiles: Tiles, noise: Noise, shard: Shard, state: Any
+) -> Any:  # [N] int64
+    """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
+    import torch
+
+    from logitless.ops.logit_tiles import logit_tiles
+    from logitless.ops.rows import SAMPLE_STATE
+    from logitless.ops.sharded_sample import sample_shard
+
+    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
 
     def draw(start: int, chunk: slice, tile: Any) -> None:
         first = start == 0 and not shard.group
@@ -192,15 +229,10 @@ def _draw(
             tile, state[chunk], best[chunk], start=start, first=first, **noise.of(chunk)
         )
 
-    h = tiles.operand(hidden, None)
     if shard.group:
         sample_shard(h, weight, rows, tiles, shard, draw, state, best)
     else:
-        for start, chunk, tile in logit_tiles(h, weight, n, tiles):
+        for start, chunk, tile in logit_tiles(h, weight, rows.n, tiles):
             draw(start, chunk, tile)
     # A row without a finite logit drew nothing; finish names it before it looks at the target.
-    token = best[:, 1].to(torch.int64)
-    out = empty_outputs(n, False, hidden)
-    values = {name: out[name] for name in DIFFERENTIABLE}
-    replace(rows, targets=token).finish(state, shard.vocab(vocab), **values)
-    return Sample(token, out["logp"], out["entropy"])
+    return best[:, 1].to(torch.int64)

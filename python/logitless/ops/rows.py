@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from logitless import _core
+from logitless.ops.candidates import Candidates
 from logitless.ops.cores import CORES
 
 # Width of the core's running state per row, in float64: 64 bytes. And of its sampling state.
@@ -61,9 +62,15 @@ class Rows:
         start: int = 0,
         first: bool = True,
         extras: bool = False,
+        candidates: Candidates | None = None,
     ) -> None:
-        """Fold logits[:, start : start + width] into the state."""
-        self.core.forward(tile, state, start=start, first=first, extras=extras)
+        """Fold logits[:, start : start + width] into the state, and keep the largest on the way."""
+        kept = {} if candidates is None else {"candidates": candidates.core}
+        self.core.forward(tile, state, start=start, first=first, extras=extras, **kept)
+
+    def settle(self, state: Any, candidates: Candidates) -> None:
+        """After the last tile: leave each row's candidates sorted, largest first."""
+        self.core.settle(state, candidates.core)
 
     def merge(self, pieces: Any, state: Any) -> None:
         """Write the state over all columns from those of consecutive ranges of them.
