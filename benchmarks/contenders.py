@@ -64,9 +64,9 @@ def our_policy_apart(
     return {"loss": ll.policy_loss(stats.logp, *data, spec, entropy=stats.entropy).loss}
 
 
-def our_sample(hidden: Tensor, weight: Tensor) -> Results:
+def our_sample(hidden: Tensor, weight: Tensor, **options: Any) -> Results:
     rows = torch.arange(len(hidden), device=hidden.device)
-    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows)._asdict()
+    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows, **options)._asdict()
 
 
 def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
@@ -78,9 +78,7 @@ def our_selecting(logp: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec) ->
     """Means, covariances and the selection of the whole batch, then its loss."""
     data, ids = (tokens.advantages, tokens.mask), token_ids(len(logp))
     old = tokens.old_logp if spec is CLIP_COV else None
-    batch = ll.batch_stats(
-        logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0
-    )
+    batch = ll.batch_stats(logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0)
     out = ll.policy_loss(logp, tokens.old_logp, *data, spec, token_ids=ids, batch=batch)
     return {"loss": out.loss}
 

@@ -23,6 +23,7 @@ from benchmarks.contenders import (
     our_policy,
     our_policy_apart,
     our_rows,
+    our_sample,
 )
 from benchmarks.inputs import (
     HeadInputs,
@@ -232,6 +233,28 @@ def one_product(x: HeadInputs) -> dict[str, Call]:
     return {"bare product": calls.products(x, (len(x.hidden), 0))}
 
 
+def decoding(x: HeadInputs) -> dict[str, Call]:
+    """Beside the product what others do for a token, with nothing to score it by."""
+    return {
+        **one_product(x),
+        "Hugging Face greedy": calls.greedy(x),
+        "softmax and multinomial": calls.multinomial(x),
+    }
+
+
+def sample_variants(x: HeadInputs) -> dict[str, Call]:
+    return {"logitless, batch_invariant": calls.sample(our_invariant_sample, x)}
+
+
+# Rows of a decoding step: as many as sequences.
+DECODING_ROWS = 64
+our_invariant_sample = functools.partial(our_sample, batch_invariant=True)
+
+
+def decoding_step(s: Setting) -> Setting:
+    return replace(s, rows=min(s.rows, DECODING_ROWS))
+
+
 def head_bytes(s: Setting) -> dict[str, int]:
     hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
     return {
@@ -366,6 +389,13 @@ OPS = [
         "head sample", "head", families=("sample",), inputs=head_inputs, call=calls.sample,
         oracle=sample_oracle, floors=one_product, bytes=sample_bytes, flops=product_flops(1),
         random=("token", "logp"),
+    ),
+    Op(
+        f"head sample, {DECODING_ROWS} rows", "head", families=("sample",),
+        inputs=lambda s: head_inputs(s).first(DECODING_ROWS), call=calls.sample,
+        oracle=sample_oracle, floors=decoding, variants=sample_variants,
+        bytes=lambda s: sample_bytes(decoding_step(s)),
+        flops=lambda s: product_flops(1)(decoding_step(s)), random=("token", "logp"),
     ),
     Op(
         "policy loss", "losses", families=("loss",), inputs=token_inputs, call=calls.loss_both,

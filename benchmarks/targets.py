@@ -67,6 +67,8 @@ TARGETS = [
     of_head("head forward+backward", "logitless, 64MiB", "four bare products", 1.05),
     of_head("head policy loss, every row", "logitless", "three bare products", 1.05),
     of_head("head policy loss, a fifth of the rows", "logitless", "three bare products", 0.55),
+    of_head("head sample, 64 rows", "softmax and multinomial", "logitless", 5.0, at_most=False),
+    of_head("head sample, 64 rows", "logitless", "Hugging Face greedy", 1.0),
     of_head("head forward+backward", "torch eager", "logitless", 2.5, at_most=False),
     *(
         of_head("head forward+backward", peer, "logitless", 2.5, at_most=False)

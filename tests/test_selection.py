@@ -279,9 +279,7 @@ def test_kl_cov_takes_the_largest_however_the_covariances_lie() -> None:
 def test_repeated_ids_and_members_of_runs(data: st.DataObject) -> None:
     """Ids that rise by one in parts longer and shorter than what is looked at at once."""
     starts = data.draw(st.lists(st.integers(0, 3000), min_size=1, max_size=5))
-    lengths = data.draw(
-        st.lists(st.integers(1, 700), min_size=len(starts), max_size=len(starts))
-    )
+    lengths = data.draw(st.lists(st.integers(1, 700), min_size=len(starts), max_size=len(starts)))
     parts = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
     ids = np.concatenate(parts).astype(np.int64)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))

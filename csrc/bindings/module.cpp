@@ -8,6 +8,7 @@ void register_loss(pybind11::module_& m);
 void register_memory(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
+void register_transpose(pybind11::module_& m);
 }  // namespace logitless::bindings
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_memory(m);
   register_rows(m);
   register_selection(m);
+  register_transpose(m);
 }

@@ -36,6 +36,16 @@ class Rows {
     cpu::rows_forward(rows, tile.view(), start, extras, first, data);
   }
 
+  void merge(py::handle pieces, py::handle state) const {
+    const Array all(pieces, "pieces");
+    const Array states(state, "state");
+    const int64_t count = all->ndim > 0 ? all->shape[0] : 0;
+    const auto* data = reinterpret_cast<const RowState*>(
+        data_of<double>(all, Dtype::f64, 8 * n() * count, "pieces")
+    );
+    cpu::rows_merge(arrays_.rows(), data, count, arrays_.states_of(states));
+  }
+
   void finish(
       py::handle state,
       int64_t vocab,
@@ -177,6 +187,14 @@ void register_rows(py::module_& m) {
           py::arg("start") = 0,
           py::arg("first") = true,
           py::arg("extras") = false
+      )
+      .def(
+          "merge",
+          &Rows::merge,
+          "Merge states of consecutive pieces of the vocabulary, [pieces, n, 8], into state [n, "
+          "8].",
+          py::arg("pieces"),
+          py::arg("state")
       )
       .def(
           "finish",

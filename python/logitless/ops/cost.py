@@ -19,6 +19,13 @@ from dataclasses import dataclass
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
+# Up to this many rows weight x hidden is the faster product: it packs hidden, where hidden x weight
+# packs the whole weight. Of bfloat16, width 1024, over 151936 columns, on 2 threads with AMX: 64
+# rows 25 ms instead of 46, and 3 to turn the tiles; 256 rows 45 instead of 76, and 11. Of float32
+# both take the same.
+SHORT_ROWS = 256
+
+
 @dataclass(frozen=True)
 class Machine:
     """Speeds that decide between products and memory. Only their ratios matter."""
@@ -32,9 +39,9 @@ class Machine:
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
 # python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none. Memory
-# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py), and
-# two fifths of it are what makes the leaner way win where the two take the same time: 160 x 64 x
-# 151936 float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
+# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py),
+# and two fifths of it make the leaner way win where two take the same time: 160 x 64 x 151936
+# float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
 CPU = Machine(
     flops={"bfloat16": 0.93e12, "float32": 0.21e12, "float16": 0.055e12, "float64": 0.11e12},
     packing_rows=20,
@@ -88,13 +95,21 @@ def padded(n: int, way: Way) -> int:
     return -(-n // way.fixed) * way.fixed if way.fixed else n
 
 
+def turns(rows: int, logits_dtype: str, fixed: int) -> bool:
+    """Whether a forward makes tiles of so many rows as weight x hidden, and turns them."""
+    return logits_dtype == "bfloat16" and 1 < rows <= SHORT_ROWS and not fixed
+
+
 def scratch_bytes(work: Work, way: Way) -> int:
-    """A tile, operands cast or gathered, and products on their way into a sum."""
+    """A tile and its transpose, operands cast or gathered, products on their way into a sum."""
     held, own = padded(way.chunk or work.tokens, way), ITEMSIZE[work.dtype]
     tile = way.rows * way.columns * work.item
     operands = padded(work.tokens, way) * work.hidden * work.item
     if work.logits_dtype != work.dtype:
         operands += way.columns * work.hidden * work.item
+    turned = work.item == 2 and "weight" in work.gradients
+    if turned or turns(way.rows, work.logits_dtype, way.fixed):
+        tile *= 2
     if not work.backward:
         return tile + operands
     operands += held * work.hidden * (own + (work.item if way.chunk else 0))

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logitless import _core
+from logitless.ops.logit_tiles import LogitProduct, turns_pay
+from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
@@ -27,9 +30,12 @@ def fold(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
     vocab = len(weight)
-    if tiles.fixed:
+    if not vocab:
+        empty_states(state)
+    elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
+    product = LogitProduct(rows.n, tiles, weight)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
@@ -39,9 +45,17 @@ def fold(
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
-            for piece in tiles.pieces(len(operand)):
-                torch.mm(operand[piece], w.t(), out=tile[piece])
+            product(operand, w, tile)
             part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
+
+
+def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:
+    """tile.t(), laid out in `scratch` where products want it so: see csrc/cpu/transpose.h."""
+    if scratch is None:
+        return tile.t()
+    out = view(scratch, 0, tile.shape[1], tile.shape[0])
+    _core.transpose(tile, out, torch.get_num_threads())
+    return out
 
 
 class Upstream(NamedTuple):
@@ -103,10 +117,15 @@ def unfold(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )
+    product = LogitProduct(rows.n, tiles, weight)
+    turns = out.weight is not None and turns_pay(weight, tiles)
+    turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
-    if d_hidden is not None:
+    if d_hidden is not None and not vocab:
+        d_hidden.zero_()
+    elif d_hidden is not None:
         tall = (d_hidden[tiles.height(chunk)] for chunk, _ in chunks)
         sums = [[Sum(x[piece], alpha=alpha) for piece in tiles.pieces(len(x))] for x in tall]
     for start, stop in tiles.spans(vocab):
@@ -117,8 +136,7 @@ def unfold(
             whole = view(scratch, 0, len(operand), width) if len(scratch) else None
             if stop > tiles.kept:
                 assert whole is not None
-                for piece in tiles.pieces(len(operand)):
-                    torch.mm(operand[piece], w.t(), out=whole[piece])
+                product(operand, w, whole)
                 tile = whole
             elif place is None:
                 tile = tiles.kept_tile(kept, folded, chunk, start, width)
@@ -134,7 +152,7 @@ def unfold(
                 for piece, total in zip(tiles.pieces(len(tile)), sums[i], strict=True):
                     total.add(tile[piece], w, partial)
             if d_weight is not None:
-                d_weight.add(mine.t(), operand[: part.n], partial)
+                d_weight.add(turned(mine, turn), operand[: part.n], partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(mine.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:
