@@ -92,6 +92,27 @@ def sample(function: Function, x: HeadInputs) -> Call:
     return Call(lambda _: function(x.hidden, x.weight))
 
 
+def greedy(x: HeadInputs) -> Call:
+    """A step of transformers' greedy decoding after the body: logits in the model's dtype, a
+    float32 copy of them (`_sample` in generation/utils.py, 5.24), argmax."""
+
+    def run(_: None) -> Results:
+        scores = (x.hidden @ x.weight.t()).to(copy=True, dtype=torch.float32)
+        return {"token": scores.argmax(-1)}
+
+    return Call(run)
+
+
+def multinomial(x: HeadInputs) -> Call:
+    """The least that draws a token from full logits: no log-prob, no entropy."""
+
+    def run(_: None) -> Results:
+        p = (x.hidden @ x.weight.t()).float().softmax(-1)
+        return {"token": torch.multinomial(p, 1)[:, 0]}
+
+    return Call(run)
+
+
 def loss_both(function: Function, x: TokenInputs) -> Call:
     def run(_: None) -> Results:
         logp = leaf(x.logp)

@@ -21,6 +21,11 @@ SPEC = ll.PolicyLossSpec(surrogate=ll.Clip(CLIP, CLIP, dual=DUAL), aggregation="
 BONUS = 0.01
 SPEC_WITH_BONUS = replace(SPEC, entropy=ll.EntropyBonus(BONUS))
 
+# Clip-Cov at verl's own settings, and with its clip.
+CLIP_CONTROL = ll.ClipCov(fraction=2e-4, low=1.0, high=5.0)
+CLIP_COV = ll.PolicyLossSpec(
+    surrogate=ll.Clip(CLIP, CLIP), control=CLIP_CONTROL, aggregation="token-mean"
+)
 KL_COV = ll.presets["kl_cov"]
 assert isinstance(KL_COV.control, ll.KLCov)
 KL_CONTROL: ll.KLCov = KL_COV.control
@@ -59,9 +64,9 @@ def our_policy_apart(
     return {"loss": ll.policy_loss(stats.logp, *data, spec, entropy=stats.entropy).loss}
 
 
-def our_sample(hidden: Tensor, weight: Tensor) -> Results:
+def our_sample(hidden: Tensor, weight: Tensor, **options: Any) -> Results:
     rows = torch.arange(len(hidden), device=hidden.device)
-    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows)._asdict()
+    return ll.linear_sample(hidden, weight, seed=0, step=0, row_ids=rows, **options)._asdict()
 
 
 def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
@@ -69,12 +74,19 @@ def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
     return {"loss": out.loss}
 
 
-def our_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+def our_selecting(logp: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec) -> Results:
     """Means, covariances and the selection of the whole batch, then its loss."""
-    data, ids = (tokens.advantages, tokens.mask), torch.arange(len(logp))
-    batch = ll.batch_stats(logp.detach(), *data, KL_COV, token_ids=ids, seed=0, step=0)
-    out = ll.policy_loss(logp, tokens.old_logp, *data, KL_COV, token_ids=ids, batch=batch)
+    data, ids = (tokens.advantages, tokens.mask), token_ids(len(logp))
+    old = tokens.old_logp if spec is CLIP_COV else None
+    batch = ll.batch_stats(logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0)
+    out = ll.policy_loss(logp, tokens.old_logp, *data, spec, token_ids=ids, batch=batch)
     return {"loss": out.loss}
+
+
+@functools.lru_cache(maxsize=1)
+def token_ids(n: int) -> Tensor:
+    """A part of the inputs: a trainer numbers its tokens once a rollout."""
+    return torch.arange(n)
 
 
 def plain_rows(logits: Tensor, targets: Tensor) -> Results:
@@ -127,6 +139,21 @@ def plain_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
     return {"loss": (loss * mask).sum() / n}
 
 
+def plain_clip_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+    a, mask = tokens.advantages, tokens.mask
+    n, ratio = mask.sum(), (logp - tokens.old_logp).exp()
+    free, cut = -a * ratio, -a * ratio.clamp(1 - CLIP, 1 + CLIP)
+    with torch.no_grad():
+        cov = (a - (a * mask).sum() / n) * (logp - (logp * mask).sum() / n)
+        inside = (cov > CLIP_CONTROL.low) & (cov < CLIP_CONTROL.high) & mask & (cut <= free)
+        places = inside.nonzero()[:, 0]
+        # the mask is all true here
+        k = max(int(CLIP_CONTROL.fraction * len(logp)), 1)
+        chosen = places[torch.randperm(len(places))[:k]]
+        kept = torch.ones_like(a).index_fill(0, chosen, 0.0)
+    return {"loss": (torch.maximum(free, cut) * kept * mask).sum() / n}
+
+
 def plain_policy_with_bonus(
     hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs
 ) -> Results:
@@ -165,6 +192,7 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "policy with bonus": plain_policy_with_bonus,
     "sample": plain_sample,
     "loss": plain_loss,
+    "clip cov": plain_clip_cov,
     "kl cov": plain_kl_cov,
 }
 
@@ -180,7 +208,8 @@ OURS = Contender(
         "policy with bonus": lambda: functools.partial(our_policy, spec=SPEC_WITH_BONUS),
         "sample": lambda: our_sample,
         "loss": lambda: our_loss,
-        "kl cov": lambda: our_kl_cov,
+        "clip cov": lambda: functools.partial(our_selecting, spec=CLIP_COV),
+        "kl cov": lambda: functools.partial(our_selecting, spec=KL_COV),
     },
 )
 EAGER = Contender(

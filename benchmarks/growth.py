@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ VOCABS = (32_000, 64_000, 128_256, 151_936, 262_144)
 ROWS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 # Where the other one grows.
 AT_VOCAB, AT_ROWS = 151_936, 1024
-RUNS = 3
+# A size that has taken this many seconds, and has run twice, has run enough.
+RUNS, ENOUGH_SECONDS = 5, 6.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,18 @@ def measure(rows: int, vocab: int, width: int, budget: str) -> Point:
 
     run()
     hidden.grad = weight.grad = None
+    ll.release_memory()
     memory.reset_peak()
     before = memory.current()
     run()
     outputs = 2 * width * (rows + vocab)
     peak = memory.peak() - before - outputs
     plan = ll.plan(rows, width, vocab, "bfloat16", budget)
-    seconds = sorted(run() for _ in range(RUNS))[RUNS // 2]
-    return Point(rows, vocab, width, budget, seconds, peak, plan.total_bytes, plan.mode)
+    seconds: list[float] = []
+    while len(seconds) < RUNS and (len(seconds) < 2 or sum(seconds) < ENOUGH_SECONDS):
+        seconds.append(run())
+    median = statistics.median(seconds)
+    return Point(rows, vocab, width, budget, median, peak, plan.total_bytes, plan.mode)
 
 
 def in_a_process(*sizes: object) -> Point:

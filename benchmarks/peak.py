@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+import logitless as ll
 from benchmarks.case import Contender, Setting
 from benchmarks.match import FLOOR, Match, entrants, make_calls, run_and_peak
 from benchmarks.registry import BY_NAME
@@ -57,6 +58,7 @@ def measure_here(op_name: str, setting: Setting, name: str) -> int:
     prepared = call.prepare()
     gc.collect()
     # Freed memory that the allocator still holds would hide what the run takes.
+    ll.release_memory()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
     memory.reset_peak()

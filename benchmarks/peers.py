@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Contender, Results
-from benchmarks.contenders import CLIP, DUAL, KL_CONTROL, policy_from
+from benchmarks.contenders import CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, policy_from
 from benchmarks.inputs import TokenInputs
 
 Function = Callable[..., Results]
@@ -67,49 +67,47 @@ def verl_head() -> Function:
     return run
 
 
-def verl_loss() -> Function:
-    vanilla = attribute("verl.trainer.ppo.core_algos", "get_policy_loss_fn")("vanilla")
-    config = attribute("verl.workers.config", "ActorConfig")(
-        strategy="fsdp",
-        rollout_n=1,
-        ppo_micro_batch_size_per_gpu=1,
-        ppo_mini_batch_size=1,
-        clip_ratio=CLIP,
-        clip_ratio_low=CLIP,
-        clip_ratio_high=CLIP,
-        clip_ratio_c=DUAL,
-    )
+def verl_policy(name: str, **options: Any) -> Callable[[], Function]:
+    """Its loss `name`; where that selects tokens, those of the call, which here is the batch."""
 
-    def run(logp: Tensor, tokens: TokenInputs) -> Results:
-        # One padded sequence that holds all the tokens.
-        config.global_batch_info.update(dp_size=1, batch_num_tokens=len(logp), global_batch_size=1)
-        old, advantages, mask = (x[None] for x in (tokens.old_logp, tokens.advantages, tokens.mask))
-        loss, _ = vanilla(old, logp[None], advantages, mask, "token-mean", config)
-        return {"loss": loss}
+    def load() -> Function:
+        function = attribute("verl.trainer.ppo.core_algos", "get_policy_loss_fn")(name)
+        config = attribute("verl.workers.config", "ActorConfig")(
+            strategy="fsdp",
+            rollout_n=1,
+            ppo_micro_batch_size_per_gpu=1,
+            ppo_mini_batch_size=1,
+            clip_ratio=CLIP,
+            clip_ratio_low=CLIP,
+            clip_ratio_high=CLIP,
+            clip_ratio_c=DUAL,
+            policy_loss=attribute("verl.workers.config.actor", "PolicyLossConfig")(
+                loss_mode=name, **options
+            ),
+        )
 
-    return run
+        def run(logp: Tensor, tokens: TokenInputs) -> Results:
+            # One padded sequence that holds all the tokens.
+            counts = {"dp_size": 1, "batch_num_tokens": len(logp), "global_batch_size": 1}
+            config.global_batch_info.update(counts)
+            data = (tokens.old_logp, logp, tokens.advantages, tokens.mask)
+            loss, _ = function(*(x[None] for x in data), "token-mean", config)
+            return {"loss": loss}
+
+        return run
+
+    return load
 
 
-def verl_kl_cov() -> Function:
-    """Its selection is of the call, which here is the batch."""
-    kl_cov = attribute("verl.trainer.ppo.core_algos", "get_policy_loss_fn")("kl_cov")
-    config = attribute("verl.workers.config", "ActorConfig")(
-        strategy="fsdp",
-        rollout_n=1,
-        ppo_micro_batch_size_per_gpu=1,
-        ppo_mini_batch_size=1,
-        policy_loss=attribute("verl.workers.config.actor", "PolicyLossConfig")(
-            loss_mode="kl_cov", kl_cov_ratio=KL_CONTROL.fraction, ppo_kl_coef=KL_CONTROL.coefficient
-        ),
-    )
-
-    def run(logp: Tensor, tokens: TokenInputs) -> Results:
-        config.global_batch_info.update(dp_size=1, batch_num_tokens=len(logp), global_batch_size=1)
-        old, advantages, mask = (x[None] for x in (tokens.old_logp, tokens.advantages, tokens.mask))
-        loss, _ = kl_cov(old, logp[None], advantages, mask, "token-mean", config)
-        return {"loss": loss}
-
-    return run
+verl_clip_cov = verl_policy(
+    "clip_cov",
+    clip_cov_ratio=CLIP_CONTROL.fraction,
+    clip_cov_lb=CLIP_CONTROL.low,
+    clip_cov_ub=CLIP_CONTROL.high,
+)
+verl_kl_cov = verl_policy(
+    "kl_cov", kl_cov_ratio=KL_CONTROL.fraction, ppo_kl_coef=KL_CONTROL.coefficient
+)
 
 
 def liger_head() -> Function:
@@ -157,7 +155,13 @@ PEERS = [
     Contender(
         "verl",
         "peer",
-        {"rows": verl_rows, **of_head(verl_head), "loss": verl_loss, "kl cov": verl_kl_cov},
+        {
+            "rows": verl_rows,
+            **of_head(verl_head),
+            "loss": verl_policy("vanilla"),
+            "clip cov": verl_clip_cov,
+            "kl cov": verl_kl_cov,
+        },
         package="verl",
     ),
     Contender("Liger", "peer", of_head(liger_head), package="liger-kernel"),

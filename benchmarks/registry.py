@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from benchmarks import calls
 from benchmarks.case import Call, Expected, Op, Oracle, Results, Setting
 from benchmarks.contenders import (
+    CLIP_CONTROL,
+    CLIP_COV,
     KL_COV,
     SPEC,
     SPEC_WITH_BONUS,
@@ -20,6 +23,7 @@ from benchmarks.contenders import (
     our_policy,
     our_policy_apart,
     our_rows,
+    our_sample,
 )
 from benchmarks.inputs import (
     HeadInputs,
@@ -229,6 +233,28 @@ def one_product(x: HeadInputs) -> dict[str, Call]:
     return {"bare product": calls.products(x, (len(x.hidden), 0))}
 
 
+def decoding(x: HeadInputs) -> dict[str, Call]:
+    """Beside the product what others do for a token, with nothing to score it by."""
+    return {
+        **one_product(x),
+        "Hugging Face greedy": calls.greedy(x),
+        "softmax and multinomial": calls.multinomial(x),
+    }
+
+
+def sample_variants(x: HeadInputs) -> dict[str, Call]:
+    return {"logitless, batch_invariant": calls.sample(our_invariant_sample, x)}
+
+
+# Rows of a decoding step: as many as sequences.
+DECODING_ROWS = 64
+our_invariant_sample = functools.partial(our_sample, batch_invariant=True)
+
+
+def decoding_step(s: Setting) -> Setting:
+    return replace(s, rows=min(s.rows, DECODING_ROWS))
+
+
 def head_bytes(s: Setting) -> dict[str, int]:
     hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
     return {
@@ -262,7 +288,31 @@ def kl_cov_oracle(x: TokenInputs) -> Oracle:
     return lambda _: {"loss": np.array(loss), "dlogp": slope}
 
 
-def kl_cov_bytes(s: Setting) -> dict[str, int]:
+def clip_cov_oracle(x: TokenInputs) -> Oracle:
+    """Any tokens of the band may be drawn, so that a few slopes differ from one to the next: they
+    are those where the result has 0, and must be as many as there should be."""
+    data = (f64(x.old_logp), f64(x.advantages), x.mask.cpu().numpy())
+    free = replace(CLIP_COV, control=None)
+    logp, a = f64(x.logp), data[1]
+    loss, _, slope, _ = reference.policy_loss(logp, *data, free)
+    cov = (a - a.mean()) * (logp - logp.mean())
+    inside = (cov > CLIP_CONTROL.low) & (cov < CLIP_CONTROL.high) & (slope != 0)
+    number = min(max(int(CLIP_CONTROL.fraction * len(logp)), 1), int(inside.sum()))
+
+    def expected(results: Results) -> Expected:
+        dropped = inside & (f64(results["dlogp"]) == 0)
+        if dropped.sum() != number:
+            raise ValueError(f"clip cov: {dropped.sum()} tokens dropped, expected {number}")
+        # the policy term of an unclipped token is its own slope
+        return {
+            "loss": np.array(loss - slope[dropped].sum()),
+            "dlogp": np.where(dropped, 0.0, slope),
+        }
+
+    return expected
+
+
+def selection_bytes(s: Setting) -> dict[str, int]:
     return {**loss_bytes(s), "read logp, advantages for the means, then for the covariances":
             4 * s.rows * STAT_BYTES}  # fmt: skip
 
@@ -341,14 +391,26 @@ OPS = [
         random=("token", "logp"),
     ),
     Op(
+        f"head sample, {DECODING_ROWS} rows", "head", families=("sample",),
+        inputs=lambda s: head_inputs(s).first(DECODING_ROWS), call=calls.sample,
+        oracle=sample_oracle, floors=decoding, variants=sample_variants,
+        bytes=lambda s: sample_bytes(decoding_step(s)),
+        flops=lambda s: product_flops(1)(decoding_step(s)), random=("token", "logp"),
+    ),
+    Op(
         "policy loss", "losses", families=("loss",), inputs=token_inputs, call=calls.loss_both,
         oracle=loss_oracle, floors=loss_floor, bytes=loss_bytes,
         # A token's ratio, clip, dual clip, weight and slope; the exp counts as one.
         flops=lambda s: 15.0 * s.rows,
     ),
     Op(
+        "clip cov loss", "losses", families=("clip cov",), inputs=token_inputs,
+        call=calls.loss_both, oracle=clip_cov_oracle, floors=loss_floor, bytes=selection_bytes,
+        flops=lambda s: 20.0 * s.rows, random=("loss", "dlogp"),
+    ),
+    Op(
         "kl cov loss", "losses", families=("kl cov",), inputs=token_inputs, call=calls.loss_both,
-        oracle=kl_cov_oracle, floors=loss_floor, bytes=kl_cov_bytes,
+        oracle=kl_cov_oracle, floors=loss_floor, bytes=selection_bytes,
         # And its covariance, and a digit of its key.
         flops=lambda s: 20.0 * s.rows,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,8 @@ def settings(options: argparse.Namespace, group: str) -> Iterator[Setting]:
     given = {k: getattr(options, k) for k in ("rows", "width") if getattr(options, k)}
     base = replace(defaults[0], device=options.device, **given)
     if group == "losses":
-        yield base
+        given_size = options.quick or options.rows
+        yield from [base] if given_size else (replace(d, device=options.device) for d in defaults)
         return
     sizes = options.sizes or [str(base.vocab)]
     sizes = [str(size) for size in SIZES] if sizes == ["all"] else sizes
@@ -115,6 +117,7 @@ def tables(found: Iterable[Match]) -> list[Match]:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    os.environ.setdefault("LOGITLESS_NUM_THREADS", str(options.threads))
     about = machine(options.device)
     print("\n".join(f"{key:24} {value}" for key, value in about.items()) + "\n", flush=True)
     found = tables(matches(options))

@@ -11,6 +11,7 @@ from benchmarks.match import Match
 # Where they are promised.
 VOCAB = 151_936
 ROWS, HEAD_ROWS, GPU_ROWS = 512, 1024, 8192
+TOKENS = 1_048_576
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ def of_head(op: str, over: str, under: str, limit: float, at_most: bool = True) 
     return Target(op, "bfloat16", over, under, limit, at_most, rows=HEAD_ROWS)
 
 
+def of_losses(op: str) -> Target:
+    return Target(op, "float32", "verl", "logitless", 5.0, at_most=False, rows=TOKENS)
+
+
 def on_gpu(op: str, over: str, under: str, limit: float, note: str = "") -> Target:
     return Target(op, "bfloat16", over, under, limit, rows=GPU_ROWS, device="cuda", note=note)
 
@@ -62,6 +67,8 @@ TARGETS = [
     of_head("head forward+backward", "logitless, 64MiB", "four bare products", 1.05),
     of_head("head policy loss, every row", "logitless", "three bare products", 1.05),
     of_head("head policy loss, a fifth of the rows", "logitless", "three bare products", 0.55),
+    of_head("head sample, 64 rows", "softmax and multinomial", "logitless", 5.0, at_most=False),
+    of_head("head sample, 64 rows", "logitless", "Hugging Face greedy", 1.0),
     of_head("head forward+backward", "torch eager", "logitless", 2.5, at_most=False),
     *(
         of_head("head forward+backward", peer, "logitless", 2.5, at_most=False)
@@ -71,6 +78,7 @@ TARGETS = [
         of_head("head forward+backward", "logitless", peer, 1.05)
         for peer in ("Apple CCE", "torch linear_cross_entropy")
     ),
+    *(of_losses(op) for op in ("policy loss", "clip cov loss", "kl cov loss")),
     on_gpu("forward", "logitless cuda", "", 0.85, "ms, promised of an H100"),
     on_gpu("forward", "logitless triton", "", 0.85, "ms, promised of an H100"),
     on_gpu("backward in place", "logitless cuda", "copy", 1.15),

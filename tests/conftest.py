@@ -89,5 +89,12 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+    from logitless.ops import memory
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+        (memory, "buffer"),
+    ):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

@@ -208,8 +208,8 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.library.opcheck(
         one_pass,
         (hidden.view(n, -1), weight, data["targets"].view(-1), data["mask"].view(-1), None, None,
-         1.0, 1.0, 0.0, "cpu", *arguments, 10, 4, 2048, 0, torch.float32, False,
-         [True, True, False]),
+         1.0, 1.0, 0.0, "cpu", *arguments, 10, [True, True, False], 4, 2048, 0,
+         torch.float32, 0),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
     assert vocab > 2048

@@ -70,8 +70,9 @@ def test_a_small_budget_mixes() -> None:
 
 
 def test_narrow_heads_make_logits_again() -> None:
-    """At width 64 a product is cheaper than the pages of its result."""
+    """At width 64 a product is not worth the memory of its result."""
     assert ll.plan(1024, 64, 151936, "bfloat16", one_pass=False).mode == "recompute"
+    assert ll.plan(1024, 256, 151936, "bfloat16", one_pass=False).mode == "keep"
     assert ll.plan(1024, 1024, 151936, "bfloat16", one_pass=False).mode == "keep"
 
 
@@ -101,7 +102,7 @@ def test_costs_follow_the_formula() -> None:
     for kept, seconds in ((0, 4.0), (25, 3.5), (50, 3.0)):
         assert cost.seconds(work, Way(1000, 50, kept), machine) == pytest.approx(seconds)
     assert cost.seconds(work, Way(1000, 50, 0, 100), machine) == pytest.approx(3.0)
-    # fresh pages: kept logits or those of a chunk, not of all chunks
+    # memory held: kept logits or those of a chunk, not of all chunks
     pages = cost.Machine({"float32": 1e30}, 0, 1.0, 1e30)
     assert cost.seconds(work, Way(1000, 50, 25), pages) == pytest.approx(1000 * 25 * 4)
     assert cost.seconds(work, Way(100, 50, 0, 100), pages) == pytest.approx(100 * 50 * 4)

@@ -257,3 +257,21 @@ def test_double_backward_raises() -> None:
     loss = ours(t, presets["ppo"]).loss
     with pytest.raises(RuntimeError, match="policy_loss: double backward"):
         torch.autograd.grad(loss, t["logp"], create_graph=True)
+
+
+@pytest.mark.parametrize("upstream", [1.0, -2.5])
+@pytest.mark.parametrize("name", ["ppo", "entropy"])
+def test_a_kept_graph_gives_the_same_gradients_again(name: str, upstream: float) -> None:
+    """Backward gives the coefficients themselves away only where nobody needs them again."""
+    t = with_grad(tensors(make_batch()))
+    wanted = [t[k] for k in ("logp", "entropy") if name == "entropy" or k == "logp"]
+    loss = upstream * ours(t, SPECS[name]).loss
+    seen = []
+    for keep in (True, True, False):
+        grads = torch.autograd.grad(loss, wanted, retain_graph=keep)
+        seen.append([g.clone() for g in grads])
+        for g in grads:
+            g.zero_()
+    for again in seen[1:]:
+        assert all(map(torch.equal, seen[0], again))
+    assert all(bool(g.nan_to_num().abs().sum() > 0) for g in seen[0])

@@ -22,7 +22,7 @@ from logitless.loss.selection import (
     select,
     take_largest,
 )
-from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.spec import KLCov, PolicyLossSpec
 from logitless.loss.token_loss import core_params
 from logitless.loss.tokens import Tokens
 from logitless.ops.tokens import make_tokens
@@ -217,6 +217,85 @@ def test_clip_cov_draws_anew_each_step_and_evenly() -> None:
     assert abs(statistic - dof) < 5 * np.sqrt(2 * dof)
 
 
+def covariance_arrays(
+    lp: Any, a: Any, mask: Any, old: Any, ids: Any, band: dict[str, float], threads: int = 0
+) -> tuple[Any, Any, Any]:
+    """Octaves of the candidates; their scores and ids."""
+    octaves = np.empty(_core.OCTAVES, np.int64)
+    scores, found = np.empty(lp.size, np.int64), np.empty(lp.size, np.int64)
+    assert _core.covariance_octaves(lp, a, mask, old, band, octaves, threads) == -1
+    number, bad = _core.covariance_candidates(
+        lp, a, mask, old, ids, band, 1, scores, found, threads
+    )
+    assert bad == -1 and octaves.sum() == number
+    return octaves, scores[:number], found[:number]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 7, 4099, 300_001])
+def test_candidates_of_a_band_are_those_of_plain_code(n: int, dtype: Any) -> None:
+    rng = np.random.default_rng(n)
+    lp, old, a = (rng.normal(size=n).astype(dtype) for _ in range(3))
+    mask = rng.random(n) < 0.7
+    lp[~mask], old[~mask] = np.nan, np.inf
+    ids = rng.permutation(n).astype(np.int64)
+    band = {"mean_advantage": 0.1, "mean_logp": -0.3, "low": 0.2, "high": 2.0,
+            "log_low": -0.2, "log_high": 0.3}  # fmt: skip
+    d = lp.astype(np.float64) - np.where(mask, old, 0)
+    cov = (a.astype(np.float64) - 0.1) * (lp.astype(np.float64) + 0.3)
+    clipped = ((a > 0) & (d > 0.3)) | ((a < 0) & (d < -0.2))
+    inside = mask & (cov > 0.2) & (cov < 2.0) & ~clipped
+    octaves, scores, found = covariance_arrays(lp, a, mask, old, ids, band)
+    assert np.array_equal(found, ids[inside])
+    assert np.array_equal(score_values(scores), cov[inside])
+    assert np.array_equal(
+        octaves, np.bincount(scores.view(np.uint64) >> np.uint64(52), minlength=octaves.size)
+    )
+    old[np.flatnonzero(mask)[-1:]] = np.nan
+    bad = _core.covariance_octaves(lp, a, mask, old, band, octaves)
+    assert bad == (np.flatnonzero(mask)[-1] if mask.any() else -1)
+
+
+def test_kl_cov_takes_the_largest_however_the_covariances_lie() -> None:
+    """Few or many in the octave of the k-th, negative ones among them, ties, fewer than k."""
+    rng = np.random.default_rng(5)
+    n, spec = 5000, SELECTING["many_kl_cov"]
+    assert isinstance(spec.control, KLCov)
+    normal = rng.normal(size=n)
+    signs = rng.integers(-1, 2, size=n).astype(np.float64)
+    for a in (normal, np.ones(n), np.abs(normal) + 1, np.exp(4 * normal), signs):
+        lp = -np.abs(rng.integers(0, 50, size=n) / 8.0)
+        for mask in (np.ones(n, bool), rng.random(n) < 0.3, np.arange(n) == 17):
+            ids = rng.permutation(n).astype(np.int64)
+            tokens = make_tokens(lp, a, mask, token_ids=ids)
+            means = batch_means(tokens)
+            cov = (a - means.advantage) * (lp - means.logp)
+            k = max(int(spec.control.fraction * means.tokens), 1)
+            order = [i for i in np.lexsort((ids, -cov)) if mask[i]][:k]
+            assert select(tokens, spec, means, seed=0, step=0).tolist() == sorted(ids[order])
+
+
+@given(st.data())
+def test_repeated_ids_and_members_of_runs(data: st.DataObject) -> None:
+    """Ids that rise by one in parts longer and shorter than what is looked at at once."""
+    starts = data.draw(st.lists(st.integers(0, 3000), min_size=1, max_size=5))
+    lengths = data.draw(st.lists(st.integers(1, 700), min_size=len(starts), max_size=len(starts)))
+    parts = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    ids = np.concatenate(parts).astype(np.int64)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    mask = rng.random(ids.size) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    values, counts = np.unique(ids[mask], return_counts=True)
+    repeated = _core.repeated_id(ids, mask)
+    if (counts > 1).any():
+        assert repeated in values[counts > 1]
+    else:
+        assert repeated == _core.NO_ID
+    chosen = np.unique(rng.integers(0, 4000, size=data.draw(st.integers(0, 60)))).astype(np.int64)
+    out = np.empty(ids.size, np.bool_)
+    _core.members(ids, chosen, out)
+    assert np.array_equal(out, np.isin(ids, chosen))
+
+
 def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums, covariances, random keys, exponentials and losses of each one this CPU has."""
     rng = np.random.default_rng(2)
@@ -229,13 +308,12 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
     seen = {}
     for isa in _core.build_info()["isas"]:
         monkeypatch.setenv("LOGITLESS_ISA", isa)
-        sums, scores, inside = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n, bool)
-        keys, powers = np.empty(n, np.int64), np.empty(n)
+        sums, keys, powers = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n)
         _core.value_sums(lp, a, mask, sums)
-        _core.covariance_scores(lp, a, mask, old, scores, inside, band)
+        octaves, scores, inside = covariance_arrays(lp, a, mask, old, ids, band)
         _core.random_scores(ids, 2**63 + 5, 7, keys)
         _core.exp(x, powers)
-        out = [sums, scores[mask], inside, keys, powers]
+        out = [sums, octaves, scores, inside, keys, powers]
         for name in ("ppo", "clip_cov", "kl_cov", "sapo", "cispo"):
             g = np.empty_like(lp)
             values = _core.token_loss(
@@ -260,14 +338,15 @@ def test_exp_beyond_its_table() -> None:
 
 def test_threads_do_not_change_a_bit() -> None:
     rng = np.random.default_rng(1)
-    n = 30_000
+    # more than one chunk of the candidates
+    n = 600_000
     lp, a, mask = rng.normal(size=n), rng.normal(size=n), rng.random(n) < 0.8
     band = {"mean_advantage": 0.1, "mean_logp": -0.3, "low": 0.5, "high": 2.0,
             "log_low": -0.2, "log_high": 0.2}  # fmt: skip
     seen = set()
     for threads in (1, 2, 5):
-        sums, scores, inside = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n, bool)
+        sums = np.zeros(9, np.int64)
         _core.value_sums(lp, a, mask, sums, threads)
-        _core.covariance_scores(lp, a, mask, np.zeros(n), scores, inside, band, threads)
-        seen.add((sums.tobytes(), scores.tobytes(), inside.tobytes()))
+        parts = covariance_arrays(lp, a, mask, np.zeros(n), np.arange(n), band, threads)
+        seen.add((sums.tobytes(), *(part.tobytes() for part in parts)))
     assert len(seen) == 1

@@ -11,7 +11,7 @@ from typing import Any
 from logitless import _core
 
 STUB = Path(__file__).parents[1] / "python" / "logitless" / "_core.pyi"
-CLASSES = ("Rows", "CudaRows")
+CLASSES = ("Rows", "CudaRows", "Memory")
 Parameters = list[tuple[str, str]]
 
 

@@ -47,12 +47,11 @@ def test_every_preset(name: str) -> None:
     a = arguments(1, torch.float32)
     spec = ll.presets[name]
     extra: dict[str, Any] = {}
-    if name == "clip_v":
-        pytest.skip("needs entropy_change, which linear_policy_loss has none of")
     if spec.control is not None and spec.control.selects:
         data = (a["old_logp"], a["advantages"], a["mask"], spec)
         extra["batch"] = ll.batch_stats(
             *data, old_logp=a["old_logp"], entropy=torch.ones(B, T), token_ids=a["token_ids"],
+            entropy_change=torch.linspace(-1, 1, B * T).view(B, T) if name == "clip_v" else None,
             seed=0, step=0,
         )  # fmt: skip
     exact, right = run(spec, a, **extra)

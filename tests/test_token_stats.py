@@ -280,7 +280,7 @@ def test_rows_without_meaning(backend: str) -> None:
         ({"extras": ("entropie",)}, ValueError, "unknown name 'entropie'"),
         ({"extras": "argmax"}, TypeError, "extras must be a tuple"),
         ({"extras": ("dropped_mass",)}, NotImplementedError, "dropped_mass"),
-        ({"vocab_group": object()}, NotImplementedError, "vocab_group"),
+        ({"vocab_group": object()}, TypeError, "vocab_group must be a torch.distributed process"),
         ({"backend": "gpu"}, ValueError, "backend must be one of"),
         ({"backend": "triton"}, NotImplementedError, "triton"),
         ({"logits": torch.zeros(3, 5, dtype=torch.int64)}, TypeError, "logits must be float32 or"),

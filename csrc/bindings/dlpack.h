@@ -45,4 +45,11 @@ T* data_of(const std::optional<Array>& array, Dtype dtype, int64_t n, const char
   return array ? contiguous_data<T>(array->view(), dtype, n, name) : nullptr;
 }
 
+// float32 or float64: the dtype of logp, which all numbers of a call share.
+template <typename Fn>
+auto visit_real(const Array& logp, Fn&& fn) {
+  if (logp->dtype == Dtype::f64) return fn(type_tag<double>{}, Dtype::f64);
+  return fn(type_tag<float>{}, Dtype::f32);
+}
+
 }  // namespace logitless::bindings

@@ -5,8 +5,11 @@ namespace logitless::bindings {
 void register_cuda(pybind11::module_& m);
 void register_info(pybind11::module_& m);
 void register_loss(pybind11::module_& m);
+void register_memory(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
+void register_selection(pybind11::module_& m);
 void register_support(pybind11::module_& m);
+void register_transpose(pybind11::module_& m);
 }  // namespace logitless::bindings
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
@@ -15,6 +18,9 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_cuda(m);
   register_info(m);
   register_loss(m);
+  register_memory(m);
   register_rows(m);
+  register_selection(m);
   register_support(m);
+  register_transpose(m);
 }

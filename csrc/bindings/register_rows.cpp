@@ -3,6 +3,7 @@
 
 #include "../cpu/rows.h"
 #include "../cpu/sample.h"
+#include "../cpu/truncated.h"
 #include "candidate_arrays.h"
 #include "row_arrays.h"
 #include "sparse_array.h"
@@ -60,6 +61,16 @@ class Rows {
     const cpu::Candidates& kept = candidates.of_rows(n());
     const py::gil_scoped_release release;
     cpu::settle_candidates(rows, data, kept);
+  }
+
+  void merge(py::handle pieces, py::handle state) const {
+    const Array all(pieces, "pieces");
+    const Array states(state, "state");
+    const int64_t count = all->ndim > 0 ? all->shape[0] : 0;
+    const auto* data = reinterpret_cast<const RowState*>(
+        data_of<double>(all, Dtype::f64, 8 * n() * count, "pieces")
+    );
+    cpu::rows_merge(arrays_.rows(), data, count, arrays_.states_of(states));
   }
 
   void finish(
@@ -183,8 +194,7 @@ class Rows {
     const Array states(state, "state");
     const Array bests(best, "best");
     const Array ids(row_ids, "row_ids");
-    check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
-    const cpu::SampleKey key{seed, step, data_of<int64_t>(ids, Dtype::i64, n(), "row_ids")};
+    const cpu::SampleKey key = key_of(ids, seed, step);
     const logitless::Rows rows = of_tile(tile, start);
     RowState* data = arrays_.states_of(states);
     auto* best_data =
@@ -193,8 +203,45 @@ class Rows {
     cpu::rows_sample(rows, tile.view(), start, first, key, data, best_data);
   }
 
+  // From candidates where they are given, else from whole rows of logits [n, V].
+  void draw_truncated(
+      py::handle state,
+      py::handle token,
+      const CandidateArrays* candidates,
+      py::handle logits,
+      int64_t top_k,
+      double top_p,
+      py::handle row_ids,
+      uint64_t seed,
+      uint64_t step
+  ) const {
+    const Array states(state, "state");
+    const Array tokens(token, "token");
+    const Array ids(row_ids, "row_ids");
+    const auto whole = optional_array(logits, "logits");
+    const cpu::SampleKey key = key_of(ids, seed, step);
+    const cpu::Truncation truncation{top_k, top_p};
+    RowState* data = arrays_.states_of(states);
+    auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n(), "token");
+    check(whole.has_value() != (candidates != nullptr), "give candidates or logits");
+    logitless::Rows rows = whole ? of_tile(*whole, 0) : arrays_.rows();
+    rows.threads = threads_;
+    const cpu::Candidates* kept = whole ? nullptr : &candidates->of_rows(n());
+    const py::gil_scoped_release release;
+    if (whole) {
+      cpu::draw_from_rows(rows, whole->view(), truncation, key, data, drawn);
+    } else {
+      cpu::draw_from_candidates(rows, *kept, truncation, key, data, drawn);
+    }
+  }
+
  private:
   int64_t n() const { return arrays_.rows().n; }
+
+  cpu::SampleKey key_of(const Array& row_ids, uint64_t seed, uint64_t step) const {
+    check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
+    return {seed, step, data_of<int64_t>(row_ids, Dtype::i64, n(), "row_ids")};
+  }
 
   logitless::Rows of_tile(const Array& tile, int64_t start) const {
     const Dtype compute = tile->dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
@@ -309,6 +356,14 @@ void register_rows(py::module_& m) {
           py::arg("g_lse") = none
       )
       .def(
+          "merge",
+          &Rows::merge,
+          "Merge states of consecutive pieces of the vocabulary, [pieces, n, 8], into state [n, "
+          "8].",
+          py::arg("pieces"),
+          py::arg("state")
+      )
+      .def(
           "finish",
           &Rows::finish,
           "Turn state [n, 8] into logp, entropy, lse and extras; raise at the first bad row.",
@@ -351,6 +406,22 @@ void register_rows(py::module_& m) {
           py::arg("step"),
           py::arg("start") = 0,
           py::arg("first") = true
+      )
+      .def(
+          "draw_truncated",
+          &Rows::draw_truncated,
+          "Draw from the top_k and top_p of settled candidates (token -1: they do not suffice) or of "
+          "whole rows of logits.",
+          py::arg("state"),
+          py::arg("token"),
+          py::kw_only(),
+          py::arg("candidates") = none,
+          py::arg("logits") = none,
+          py::arg("top_k"),
+          py::arg("top_p"),
+          py::arg("row_ids"),
+          py::arg("seed"),
+          py::arg("step")
       );
 }
 

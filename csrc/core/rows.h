@@ -25,6 +25,16 @@ struct RowState {
 };
 static_assert(sizeof(RowState) == 64, "Python allocates [N, 8] float64 for it");
 
+// A row of which two pieces were seen apart, `a` the earlier columns. One of them had the target; a
+// tie of maxima keeps the earlier argmax.
+LOGITLESS_HD inline RowState merged(const RowState& a, const RowState& b, double scale) {
+  RowState r;
+  r.moments = merged(a.moments, b.moments, scale);
+  r.target = a.target == a.target ? a.target : b.target;
+  r.argmax = b.moments.m > a.moments.m ? b.argmax : a.argmax;
+  return r;
+}
+
 // Everything about the rows of a call that does not change from tile to tile.
 struct Rows {
   int64_t n = 0;

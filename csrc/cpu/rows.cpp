@@ -103,6 +103,16 @@ void rows_forward(
   }
 }
 
+void rows_merge(const Rows& rows, const RowState* pieces, int64_t count, RowState* state) {
+  for (int64_t row = 0; row < rows.n; ++row) {
+    RowState all{};
+    for (int64_t piece = 0; piece < count; ++piece) {
+      all = merged(all, pieces[piece * rows.n + row], rows.scale_of(row));
+    }
+    state[row] = all;
+  }
+}
+
 void rows_finish(
     const Rows& rows,
     const RowState* state,

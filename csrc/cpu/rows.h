@@ -79,6 +79,11 @@ void rows_forward(
     const Candidates* candidates = nullptr
 );
 
+// Merges the states of the same rows over consecutive pieces of the vocabulary, `pieces` after one
+// another as [count, n], into `state`. In their order, so that everyone who has them gets the same
+// bits.
+void rows_merge(const Rows& rows, const RowState* pieces, int64_t count, RowState* state);
+
 // Turns states into outputs (masked rows: 0; argmax -1) and throws at the first bad row: a NaN, a
 // +inf, no finite logit, or a target outside [0, vocab). `row_ids` names rows in messages (null:
 // their index).

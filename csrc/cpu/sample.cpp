@@ -1,23 +1,11 @@
 #include "sample.h"
 
-#include "../core/philox.h"
+#include "noise.h"
 #include "parallel.h"
 #include "tiles.h"
 
 namespace logitless::cpu {
 namespace {
-
-// (0, 1), never an end: 53 bits and a half.
-double uniform(uint32_t high, uint32_t low) {
-  const uint64_t bits = (uint64_t{high} << 21) ^ (low >> 11);
-  return (static_cast<double>(bits) + 0.5) * 0x1p-53;
-}
-
-// The top bit keeps these counters apart from those of random token selection under the same seed.
-PhiloxWords block_noise(const SampleKey& key, int64_t row, int64_t block) {
-  const uint64_t place = uint64_t{1} << 63 | key.step << 20 | static_cast<uint64_t>(block);
-  return philox_words(key.seed, static_cast<uint64_t>(key.row_ids[row]), place);
-}
 
 // First column whose cumulated weight passes u * total; a column of weight 0 never does.
 int64_t inverse_cdf(const double* weights, int64_t n, double u) {

@@ -61,24 +61,123 @@ ValueSums value_sums(const SelectionTokens<T>& tokens) {
   return sums;
 }
 
-template <typename T>
-void covariance_scores(
-    const SelectionTokens<T>& tokens, const CovarianceBand& band, uint64_t* scores, bool* candidate
+namespace {
+
+// Tokens whose scores are in the nearest cache at once.
+constexpr int kScores = 1024;
+
+// fn(scores, i, n) over the scores of tokens [begin, end), a few at a time. Returns the first token
+// whose old_logp is not finite, or -1.
+template <typename T, typename Fn>
+int64_t for_scores(
+    const SelectionTokens<T>& tokens,
+    const CovarianceBand& band,
+    int64_t begin,
+    int64_t end,
+    Fn&& fn
 ) {
   const TokenKernels& kernels = token_kernels();
   const TokenSource<T> source = {
       tokens.logp, tokens.old_logp, tokens.advantages, nullptr, tokens.mask, 0
   };
-  for_blocks(tokens.count, tokens.threads, [&](int64_t, int64_t begin, int64_t end) {
-    const int n = static_cast<int>(end - begin);
-    uint64_t unused[kBlock];
-    uint64_t* out = scores != nullptr ? scores + begin : unused;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      kernels.cov_f32(source, band, begin, n, out, candidate + begin);
-    } else {
-      kernels.cov_f64(source, band, begin, n, out, candidate + begin);
+  alignas(64) uint64_t scores[kScores];
+  for (int64_t i = begin; i < end; i += kScores) {
+    const int n = static_cast<int>(std::min<int64_t>(kScores, end - i));
+    bool good;
+    if constexpr (sizeof(T) == sizeof(float))
+      good = kernels.cov_f32(source, band, i, n, scores);
+    else
+      good = kernels.cov_f64(source, band, i, n, scores);
+    if (!good) {
+      for (int64_t j = i;; ++j) {
+        if (tokens.mask[j] && !std::isfinite(tokens.old_logp[j])) return j;
+      }
     }
+    fn(scores, i, n);
+  }
+  return -1;
+}
+
+int64_t first_of(const std::vector<int64_t>& bad_tokens) {
+  for (int64_t bad : bad_tokens) {
+    if (bad >= 0) return bad;
+  }
+  return -1;
+}
+
+// A few blocks that one thread takes at once, with bins or an output of their own.
+constexpr int64_t kChunk = 64 * kBlock;
+
+int64_t chunks_of(int64_t count) { return (count + kChunk - 1) / kChunk; }
+
+}  // namespace
+
+template <typename T>
+CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band) {
+  // neighbours often fall into one bin, and adding twice to one number means waiting
+  constexpr int kCopies = 2;
+  const int64_t chunks = chunks_of(tokens.count);
+  std::vector<int64_t> bad(static_cast<size_t>(chunks));
+  std::vector<std::array<int32_t, kCopies * kOctaves>> parts(static_cast<size_t>(chunks));
+  parallel_for(chunks, tokens.threads, [&](int64_t chunk) {
+    int32_t* even = parts[static_cast<size_t>(chunk)].data();
+    int32_t* odd = even + kOctaves;
+    const int64_t end = std::min((chunk + 1) * kChunk, tokens.count);
+    const auto add = [&](const uint64_t* scores, int64_t, int n) {
+      int j = 0;
+      for (; j + 2 <= n; j += 2) {
+        ++even[scores[j] >> (64 - kOctaveBits)];
+        ++odd[scores[j + 1] >> (64 - kOctaveBits)];
+      }
+      if (j < n) ++even[scores[j] >> (64 - kOctaveBits)];
+    };
+    bad[static_cast<size_t>(chunk)] = for_scores(tokens, band, chunk * kChunk, end, add);
   });
+  CovarianceOctaves octaves;
+  octaves.bins.resize(kOctaves);
+  for (const auto& part : parts) {
+    for (size_t i = 0; i < part.size(); ++i) octaves.bins[i % kOctaves] += part[i];
+  }
+  // those that are no candidates
+  octaves.bins[0] = 0;
+  octaves.bad_token = first_of(bad);
+  return octaves;
+}
+
+template <typename T>
+CandidateCount covariance_candidates(
+    const SelectionTokens<T>& tokens,
+    const CovarianceBand& band,
+    uint64_t least,
+    uint64_t* scores,
+    int64_t* ids
+) {
+  const int64_t chunks = chunks_of(tokens.count);
+  std::vector<int64_t> bad(static_cast<size_t>(chunks)), counts(bad);
+  const TokenKernels& kernels = token_kernels();
+  // each chunk in front of its own part of the outputs, then the gaps close
+  parallel_for(chunks, tokens.threads, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk;
+    int64_t place = begin;
+    const auto keep = [&](const uint64_t* found, int64_t i, int n) {
+      place += kernels.at_least(found, tokens.ids + i, n, least, scores + place, ids + place);
+    };
+    const int64_t end = std::min(begin + kChunk, tokens.count);
+    bad[static_cast<size_t>(chunk)] = for_scores(tokens, band, begin, end, keep);
+    counts[static_cast<size_t>(chunk)] = place - begin;
+  });
+  CandidateCount all;
+  all.bad_token = first_of(bad);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t count = counts[static_cast<size_t>(chunk)];
+    const int64_t from = chunk * kChunk;
+    if (all.count != from) {
+      std::copy(scores + from, scores + from + count, scores + all.count);
+      std::copy(ids + from, ids + from + count, ids + all.count);
+    }
+    all.count += count;
+  }
+  return all;
 }
 
 void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads) {
@@ -102,39 +201,7 @@ void random_scores(
   });
 }
 
-void compact(
-    const bool* flags,
-    int64_t count,
-    const uint64_t* scores,
-    const int64_t* ids,
-    uint64_t* out_scores,
-    int64_t* out_ids,
-    int threads
-) {
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  std::vector<int64_t> starts(static_cast<size_t>(blocks) + 1);
-  const TokenKernels& kernels = token_kernels();
-  for_blocks(count, threads, [&](int64_t block, int64_t begin, int64_t end) {
-    starts[static_cast<size_t>(block) + 1] =
-        kernels.count(flags + begin, static_cast<int>(end - begin));
-  });
-  for (size_t block = 0; block < static_cast<size_t>(blocks); ++block) {
-    starts[block + 1] += starts[block];
-  }
-  for_blocks(count, threads, [&](int64_t block, int64_t begin, int64_t end) {
-    int64_t place = starts[static_cast<size_t>(block)];
-    const int64_t stop = starts[static_cast<size_t>(block) + 1];
-    for (int64_t i = begin; place < stop; ++i) {
-      // no branch: flags are hard to predict. What is written too much, the next one overwrites.
-      if (scores != nullptr) out_scores[place] = scores[i];
-      out_ids[place] = ids[i];
-      place += flags[i];
-    }
-    (void)end;
-  });
-}
-
-int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count) {
+int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int threads) {
   // Ids mostly come in runs that rise by one from token to token, masked ones included, a run per
   // sequence: unique if no run overlaps another.
   struct Run {
@@ -144,14 +211,33 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count) {
   // so many short runs that sorting them is no better than sorting the ids
   const size_t most = static_cast<size_t>(count) / 16 + 16;
   int64_t offset = 0;
-  for (int64_t i = 0; i < count && runs.size() <= most; ++i) {
-    if (!mask[i]) continue;
-    if (ids[i] < 0) return ids[i];
+  const auto add = [&](int64_t i, int64_t last) {
     if (runs.empty() || ids[i] - i != offset) {
       offset = ids[i] - i;
-      runs.push_back({ids[i], ids[i]});
+      runs.push_back({ids[i], last});
     } else {
-      runs.back().last = ids[i];
+      runs.back().last = last;
+    }
+  };
+  const int64_t parts = (count + kStep - 1) / kStep;
+  std::vector<uint8_t> rises(static_cast<size_t>(parts));
+  for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kStep) {
+      const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
+      rises[static_cast<size_t>(i / kStep)] = token_kernels().consecutive(ids + i, n);
+    }
+  });
+  for (int64_t begin = 0; begin < count && runs.size() <= most; begin += kStep) {
+    const int64_t end = std::min<int64_t>(begin + kStep, count);
+    // whole, masked ones included: at worst a run overlaps another that its valid tokens do not
+    if (rises[static_cast<size_t>(begin / kStep)] != 0 && ids[begin] >= 0) {
+      add(begin, ids[end - 1]);
+      continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      if (!mask[i]) continue;
+      if (ids[i] < 0) return ids[i];
+      add(i, ids[i]);
     }
   }
   const auto by_first = [](const Run& a, const Run& b) { return a.first < b.first; };
@@ -173,7 +259,8 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count) {
 void members(
     const int64_t* ids, int64_t count, const int64_t* sorted, int64_t chosen, bool* out, int threads
 ) {
-  // A table of bits, most of them 0, answers for nearly all tokens; a search for the others.
+  // Where ids do not rise by one, a table of bits, most of them 0, answers for nearly all tokens; a
+  // search for the others.
   int bits = 12;
   while ((int64_t{1} << bits) < 16 * chosen && bits < 26) ++bits;
   std::vector<uint64_t> table((size_t{1} << bits) / 64);
@@ -185,15 +272,25 @@ void members(
   }
   const int64_t* stop = sorted + chosen;
   for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
-    // ids mostly rise, so the next one found is mostly the next of the sorted
-    const int64_t* next = sorted;
-    for (int64_t i = begin; i < end; ++i) {
-      const uint64_t at = place(ids[i]);
-      out[i] = false;
-      if (((table[at / 64] >> (at % 64)) & 1) == 0) continue;
-      if (next == stop || *next != ids[i]) next = std::lower_bound(sorted, stop, ids[i]);
-      out[i] = next != stop && *next == ids[i];
-      next += out[i];
+    for (int64_t i = begin; i < end; i += kStep) {
+      const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
+      if (token_kernels().consecutive(ids + i, n)) {
+        // ids that rise by one: the chosen among them are found from their side
+        std::fill(out + i, out + i + n, false);
+        const int64_t* next = std::lower_bound(sorted, stop, ids[i]);
+        for (; next != stop && *next <= ids[i + n - 1]; ++next) out[i + (*next - ids[i])] = true;
+        continue;
+      }
+      // the next one found is mostly the next of the sorted
+      const int64_t* next = sorted;
+      for (int64_t j = i; j < i + n; ++j) {
+        const uint64_t at = place(ids[j]);
+        out[j] = false;
+        if (((table[at / 64] >> (at % 64)) & 1) == 0) continue;
+        if (next == stop || *next != ids[j]) next = std::lower_bound(sorted, stop, ids[j]);
+        out[j] = next != stop && *next == ids[j];
+        next += out[j];
+      }
     }
   });
 }
@@ -206,9 +303,7 @@ std::array<int64_t, kRadixBins> radix_histogram(
     int level,
     int threads
 ) {
-  // a few blocks at a time, each with its own bins
-  constexpr int64_t kChunk = 64 * kBlock;
-  const int64_t chunks = (count + kChunk - 1) / kChunk;
+  const int64_t chunks = chunks_of(count);
   std::vector<std::array<int64_t, kRadixBins>> parts(static_cast<size_t>(chunks));
   parallel_for(chunks, threads, [&](int64_t chunk) {
     // neighbours often fall into one bin, and adding twice to one number means waiting
@@ -233,11 +328,17 @@ std::array<int64_t, kRadixBins> radix_histogram(
 
 template ValueSums value_sums(const SelectionTokens<float>& tokens);
 template ValueSums value_sums(const SelectionTokens<double>& tokens);
-template void covariance_scores(
-    const SelectionTokens<float>&, const CovarianceBand&, uint64_t*, bool*
+template CovarianceOctaves covariance_octaves(
+    const SelectionTokens<float>& tokens, const CovarianceBand& band
 );
-template void covariance_scores(
-    const SelectionTokens<double>&, const CovarianceBand&, uint64_t*, bool*
+template CandidateCount covariance_candidates(
+    const SelectionTokens<float>&, const CovarianceBand&, uint64_t, uint64_t*, int64_t*
+);
+template CovarianceOctaves covariance_octaves(
+    const SelectionTokens<double>& tokens, const CovarianceBand& band
+);
+template CandidateCount covariance_candidates(
+    const SelectionTokens<double>&, const CovarianceBand&, uint64_t, uint64_t*, int64_t*
 );
 
 }  // namespace logitless::cpu

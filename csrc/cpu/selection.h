@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include "../core/covariance.h"
 #include "../core/radix_select.h"
@@ -31,11 +32,33 @@ struct ValueSums {
 template <typename T>
 ValueSums value_sums(const SelectionTokens<T>& tokens);
 
-// Writes the ordered bits of each valid token's covariance (where scores are not null);
-// candidate[i] says whether token i lies inside the band.
+// The leading bits of a score: sign and exponent, a bin for each power of two.
+constexpr int kOctaveBits = 12;
+constexpr int kOctaves = 1 << kOctaveBits;
+
+// How many candidates have each octave of the covariance; first bad token as in ValueSums, here
+// one whose old_logp is not finite.
+struct CovarianceOctaves {
+  std::vector<int64_t> bins;
+  int64_t bad_token = -1;
+};
 template <typename T>
-void covariance_scores(
-    const SelectionTokens<T>& tokens, const CovarianceBand& band, uint64_t* scores, bool* candidate
+CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band);
+
+// The scores and ids of the candidates whose score is at least `least`, in their order, at the
+// front of two arrays with room for all tokens. Scores are computed again rather than kept: the
+// pages of a new array for all of them cost more.
+struct CandidateCount {
+  int64_t count = 0;
+  int64_t bad_token = -1;
+};
+template <typename T>
+CandidateCount covariance_candidates(
+    const SelectionTokens<T>& tokens,
+    const CovarianceBand& band,
+    uint64_t least,
+    uint64_t* scores,
+    int64_t* ids
 );
 
 void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads);
@@ -56,20 +79,9 @@ std::array<int64_t, kRadixBins> radix_histogram(
     int threads
 );
 
-// The scores (or null) and ids of the flagged tokens, in their order.
-void compact(
-    const bool* flags,
-    int64_t count,
-    const uint64_t* scores,
-    const int64_t* ids,
-    uint64_t* out_scores,
-    int64_t* out_ids,
-    int threads
-);
-
 // A negative id of a valid token, else one that two of them have, else kNoId.
 constexpr int64_t kNoId = INT64_MAX;
-int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count);
+int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int threads);
 
 // out[i]: whether ids[i] is among the `chosen` sorted ids.
 void members(

@@ -52,6 +52,9 @@ struct SplitSum {
   int64_t low = 0;
 };
 
+// The score of a token that is none: below those of all finite numbers.
+constexpr uint64_t kNoCandidate = 0;
+
 // Tokens whose covariance lies strictly inside a band and whose ratio is not clipped.
 struct CovarianceBand {
   TokenMeans means = {0, 0};
@@ -90,23 +93,34 @@ struct TokenKernels {
   int (*count)(const bool* mask, int n);
   // `random_key` of csrc/core/philox.h for each id
   void (*random)(const int64_t* ids, int n, uint64_t seed, uint64_t step, uint64_t* out);
-  // Covariances of n tokens from i on: their ordered bits, and whether each is a candidate.
-  void (*cov_f32)(
+  // Ordered bits of the covariances of n tokens from i on, kNoCandidate for those outside the band,
+  // clipped or masked; false: some old_logp is not finite.
+  bool (*cov_f32)(
       const TokenSource<float>& source,
       const CovarianceBand& band,
       int64_t i,
       int n,
-      uint64_t* scores,
-      bool* candidate
+      uint64_t* scores
   );
-  void (*cov_f64)(
+  bool (*cov_f64)(
       const TokenSource<double>& source,
       const CovarianceBand& band,
       int64_t i,
       int n,
-      uint64_t* scores,
-      bool* candidate
+      uint64_t* scores
   );
+  // Moves the tokens whose score is at least `least` to the front of the outputs, which have room
+  // for n; returns how many.
+  int (*at_least)(
+      const uint64_t* scores,
+      const int64_t* ids,
+      int n,
+      uint64_t least,
+      uint64_t* out_scores,
+      int64_t* out_ids
+  );
+  // Whether n >= 1 ids rise by one from each to the next.
+  bool (*consecutive)(const int64_t* ids, int n);
 };
 
 // Those of the instruction set that row_kernels() has.

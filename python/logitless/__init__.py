@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
+    from logitless.ops.memory import release_memory
     from logitless.ops.outputs import TokenStats
     from logitless.ops.plan import Plan, plan
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
@@ -113,6 +114,7 @@ _HOMES = {
     "plan": "logitless.ops.plan",
     "policy_loss": "logitless.ops.policy_loss",
     "presets": "logitless.loss.presets",
+    "release_memory": "logitless.ops.memory",
     "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
@@ -172,6 +174,7 @@ __all__ = [
     "plan",
     "policy_loss",
     "presets",
+    "release_memory",
     "rollout_weights",
     "token_ids",
     "token_stats",

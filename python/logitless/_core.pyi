@@ -66,6 +66,7 @@ class Rows:
         g_entropy: Array | None = None,
         g_lse: Array | None = None,
     ) -> None: ...
+    def merge(self, pieces: Array, state: Array) -> None: ...
     def finish(
         self,
         state: Array,
@@ -102,6 +103,19 @@ class Rows:
         step: int,
         start: int = 0,
         first: bool = True,
+    ) -> None: ...
+    def draw_truncated(
+        self,
+        state: Array,
+        token: Array,
+        *,
+        candidates: Candidates | None = None,
+        logits: Array | None = None,
+        top_k: int,
+        top_p: float,
+        row_ids: Array,
+        seed: int,
+        step: int,
     ) -> None: ...
 
 class CudaRows:
@@ -246,16 +260,30 @@ def token_loss(
 def value_sums(
     logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
 ) -> int: ...
-def covariance_scores(
+
+OCTAVES: int
+
+def covariance_octaves(
     logp: Array,
     advantages: Array,
-    mask: Array | None,
+    mask: Array,
     old_logp: Array | None,
-    scores: Array | None,
-    candidate: Array,
     band: dict[str, Any],
+    bins: Array,
     threads: int = 0,
-) -> None: ...
+) -> int: ...
+def covariance_candidates(
+    logp: Array,
+    advantages: Array,
+    mask: Array,
+    old_logp: Array | None,
+    ids: Array,
+    band: dict[str, Any],
+    least: int,
+    scores: Array,
+    out_ids: Array,
+    threads: int = 0,
+) -> tuple[int, int]: ...
 def exp(x: Array, out: Array, threads: int = 0) -> None: ...
 def ordered_scores(values: Array, scores: Array, threads: int = 0) -> None: ...
 def random_scores(ids: Array, seed: int, step: int, scores: Array, threads: int = 0) -> None: ...
@@ -265,12 +293,16 @@ def radix_histogram(
 
 NO_ID: int
 
-def compact(
-    flags: Array, scores: Array | None, ids: Array, out_scores: Array | None, out_ids: Array
-) -> None: ...
 def repeated_id(ids: Array, mask: Array) -> int: ...
 def members(ids: Array, sorted: Array, out: Array) -> None: ...
 def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
 def build_info() -> dict[str, Any]: ...
 def cuda_device_reason(device: int) -> str: ...
 def default_threads() -> int: ...
+def transpose(tile: Array, out: Array, threads: int = 0) -> None: ...
+def turns_pay() -> bool: ...
+def spare_bytes() -> int: ...
+def release_memory() -> int: ...
+
+class Memory:
+    def __init__(self, bytes: int) -> None: ...

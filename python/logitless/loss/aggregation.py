@@ -29,7 +29,7 @@ def count_totals(tokens: Tokens, *, sequences: bool = True) -> Totals:
     """The totals of a call that is the whole batch."""
     known = sequences and tokens.sequences is not None
     return Totals(
-        tokens=int(np.count_nonzero(tokens.mask)),
+        tokens=tokens.number_valid,
         sequences=int(np.count_nonzero(valid_lengths(tokens))) if known else 0,
     )
 

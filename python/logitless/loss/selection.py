@@ -31,6 +31,8 @@ Reduce = Callable[[Int64s], Int64s]
 
 LIMBS = 4
 BINS, LEVELS = 256, 16
+# Candidates that a histogram counts in the time of its own call.
+FEW = 4096
 
 
 class Candidates(NamedTuple):
@@ -101,16 +103,21 @@ def exact_means(
 
 def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
     """All valid tokens in the order of their covariance."""
-    return _compact(tokens, *_covariance_scores(tokens, means, None))
+    return _covariance_candidates(tokens, _band(means), None)
 
 
 def candidates(
     tokens: Tokens, spec: PolicyLossSpec, means: Means, reduce: Reduce = one_rank
 ) -> Candidates:
-    """The tokens `spec.control` may select, in the order of what it selects by."""
+    """The tokens `spec.control` may select, in the order of what it selects by; of KL-Cov only
+    those that may be among the k largest. Clip-Cov's order is random: its scores are still to be
+    written."""
     control = spec.control
-    if isinstance(control, (ClipCov, KLCov)):
-        return _compact(tokens, *_covariance_scores(tokens, means, spec))
+    if isinstance(control, ClipCov):
+        return _clip_cov_candidates(tokens, spec, control, means)
+    if isinstance(control, KLCov):
+        k = selection_size(control.fraction, means.tokens)
+        return _largest_covariances(tokens, means, k, reduce)
     if isinstance(control, TopEntropy):
         return _ordered(tokens, tokens.mask, _finite(tokens, "entropy", tokens.entropy))
     pushed_down = tokens.mask & (valid(tokens, tokens.advantages) < 0)
@@ -169,15 +176,16 @@ def most_selected(spec: PolicyLossSpec, tokens: int) -> int | None:
 
 def take_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> Int64s:
     """Unordered: the ids on this rank of the k largest keys of all ranks, or all if fewer."""
-    words, needed = [0, 0], k
+    words, needed, rest = [0, 0], k, running
     for level in range(LEVELS):
-        counts = _histogram(running, words, level, reduce)
+        counts = _histogram(rest, words, level, reduce)
         if level == 0 and counts.sum() <= k:
             return running.ids
         digit, needed = _digit(counts, needed)
         words[level // 8] |= digit << (56 - 8 * (level % 8))
         if counts[digit] == needed:
             break
+        rest = _starting(rest, words, level)
     else:
         raise ValueError("token_ids must be unique over the optimizer batch, got one id twice")
     # the lower digits of the prefix are 0: the last bin taken, and all above it, are what is not
@@ -194,6 +202,7 @@ def kth_largest(running: Candidates, k: int, reduce: Reduce = one_rank) -> float
     for level in range(LEVELS // 2):
         digit, needed = _digit(_histogram(running, words, level, reduce), needed)
         words[0] |= digit << (56 - 8 * level)
+        running = _starting(running, words, level)
     return float(score_values(np.array([words[0]], np.uint64).view(np.int64))[0])
 
 
@@ -210,52 +219,77 @@ def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce
     return reduce(bins)
 
 
+def _starting(running: Candidates, words: list[int], level: int) -> Candidates:
+    """Those whose score starts like the prefix: only they count at the next level. Where they are
+    few already, looking for fewer costs more than counting them again."""
+    if running.ids.size < FEW or level >= LEVELS // 2:
+        return running
+    shift = np.uint64(56 - 8 * level)
+    same = running.scores.view(np.uint64) >> shift == np.uint64(words[0]) >> shift
+    return Candidates(running.scores[same], running.ids[same])
+
+
 def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
     """The bin that holds the needed-th largest key, and how many of that bin are needed."""
     from_top = np.cumsum(counts[::-1])
     place = int(np.searchsorted(from_top, needed))
-    return BINS - 1 - place, needed - (int(from_top[place - 1]) if place else 0)
+    return counts.size - 1 - place, needed - (int(from_top[place - 1]) if place else 0)
 
 
-def _covariance_scores(
-    tokens: Tokens, means: Means, spec: PolicyLossSpec | None
-) -> tuple[Int64s | None, Bools]:
-    """Scores in the order of cov, and which tokens are candidates (spec None: all valid ones).
-
-    Clip-Cov has no scores: its order is random.
-    """
-    control = None if spec is None else spec.control
-    in_band = isinstance(control, ClipCov)
-    low, high = (control.low, control.high) if isinstance(control, ClipCov) else (-np.inf, np.inf)
-    log_low, log_high = (-np.inf, np.inf) if spec is None else log_range(spec.surrogate)
-    scores = None if in_band else np.empty(tokens.logp.size, np.int64)
-    inside = np.empty(tokens.logp.size, np.bool_)
-    band = {
+def _band(
+    means: Means,
+    values: tuple[float, float] = (-np.inf, np.inf),
+    log_ratios: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, float]:
+    """Candidates have a covariance inside `values` and a log ratio that leaves `log_ratios` not on
+    the side of their advantage."""
+    return {
         "mean_advantage": means.advantage,
         "mean_logp": means.logp,
-        "low": low,
-        "high": high,
-        "log_low": log_low,
-        "log_high": log_high,
+        "low": values[0],
+        "high": values[1],
+        "log_low": log_ratios[0],
+        "log_high": log_ratios[1],
     }
-    own_ratio = spec is not None and not spec.sequence_ratio
-    old_logp = tokens.old_logp if in_band and own_ratio else None
-    _core.covariance_scores(
-        tokens.logp, tokens.advantages, tokens.mask, old_logp, scores, inside, band
+
+
+def _covariance_candidates(
+    tokens: Tokens, band: dict[str, float], old_logp: Floats | None, least: int = 1
+) -> Candidates:
+    """Those whose score is at least `least`; 1 is below the score of any number."""
+    # room for all of them, which costs nothing where nothing is written
+    out = Candidates(*(np.empty(tokens.logp.size, np.int64) for _ in range(2)))
+    number, bad = _core.covariance_candidates(
+        tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, least, *out
     )
-    if in_band and spec is not None and not own_ratio and tokens.old_logp is not None:
-        inside &= ~_sequence_clipped(tokens, spec)
-    return scores, inside
+    if bad >= 0:
+        assert old_logp is not None
+        raise ValueError(
+            f"old_logp must be finite where the mask is true, got {old_logp[bad]} at "
+            f"{tokens.place(bad)}"
+        )
+    return Candidates(out.scores[:number], out.ids[:number])
 
 
-def _compact(tokens: Tokens, scores: Int64s | None, which: Bools) -> Candidates:
-    """The candidates; without scores theirs are still to be written."""
-    number = np.count_nonzero(which)
-    if scores is not None and number == which.size:
-        return Candidates(scores, tokens.ids)
-    out = Candidates(np.empty(number, np.int64), np.empty(number, np.int64))
-    _core.compact(which, scores, tokens.ids, None if scores is None else out.scores, out.ids)
-    return out
+def _clip_cov_candidates(
+    tokens: Tokens, spec: PolicyLossSpec, control: ClipCov, means: Means
+) -> Candidates:
+    band = _band(means, (control.low, control.high), log_range(spec.surrogate))
+    old_logp = tokens.old_logp
+    if spec.sequence_ratio and old_logp is not None:
+        _finite(tokens, "old_logp", old_logp)
+        unclipped = tokens.mask & ~_sequence_clipped(tokens, spec)
+        tokens, old_logp = dataclasses.replace(tokens, mask=unclipped), None
+    return _covariance_candidates(tokens, band, old_logp)
+
+
+def _largest_covariances(tokens: Tokens, means: Means, k: int, reduce: Reduce) -> Candidates:
+    """The k largest of all ranks are among them: none below the octave of the k-th."""
+    band, octaves = _band(means), np.empty(_core.OCTAVES, np.int64)
+    _core.covariance_octaves(tokens.logp, tokens.advantages, tokens.mask, None, band, octaves)
+    octaves = reduce(octaves)
+    least = _digit(octaves, k)[0] << 52 if octaves.sum() > k else 1
+    return _covariance_candidates(tokens, band, None, least)
 
 
 def _sequence_clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:

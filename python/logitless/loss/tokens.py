@@ -56,6 +56,10 @@ class Tokens:
             return np.arange(self.logp.size, dtype=np.int64)
         return self.given_ids
 
+    @cached_property
+    def number_valid(self) -> int:
+        return int(np.count_nonzero(self.mask))
+
     def reference(self, name: str) -> Floats | None:
         """The log-probs that a KL or mask `against` this name is measured from."""
         return {"ref": self.ref_logp, "old": self.old_logp, "rollout": self.rollout_logp}[name]

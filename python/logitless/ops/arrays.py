@@ -47,9 +47,20 @@ def check_dtype(op: str, name: str, array: Any, *expected: str) -> None:
         raise TypeError(f"{op}: {name} must be {' or '.join(expected)}, got {array.dtype}")
 
 
-def check_head(op: str, head: HeadOptions, letters: str, shape: tuple[int, ...], v: int) -> None:
-    """The arrays among the head's options; `shape` is that of the tokens, written `letters`."""
-    if v < 1:
+def check_head(
+    op: str,
+    head: HeadOptions,
+    letters: str,
+    shape: tuple[int, ...],
+    v: int,
+    *,
+    sharded: bool = False,
+) -> None:
+    """The arrays among the head's options; `shape` is that of the tokens, written `letters`.
+
+    Of a vocabulary that is `sharded` a rank may have nothing.
+    """
+    if v < 1 and not sharded:
         raise ValueError(f"{op}: the vocabulary must have at least one entry, got V = {v}")
     if not isinstance(head.temperature, (int, float)):
         check_shape(op, "temperature", head.temperature, letters, shape)
@@ -65,6 +76,8 @@ def check_tokens(
     mask: Any,  # bool, shape of targets, or None
     head: HeadOptions,
     vocab: int,
+    *,
+    sharded: bool = False,
 ) -> tuple[int, ...]:
     """Everything a token op asks of its arrays before it starts; returns the shape of targets."""
     shape = shape_of(targets)
@@ -77,7 +90,7 @@ def check_tokens(
     if mask is not None:
         check_shape(op, "mask", mask, letters, shape)
         check_dtype(op, "mask", mask, "bool")
-    check_head(op, head, letters, shape, vocab)
+    check_head(op, head, letters, shape, vocab, sharded=sharded)
     return shape
 
 

@@ -10,7 +10,7 @@ from logitless import _core
 from logitless.loss.aggregation import Totals, count_totals
 from logitless.loss.selection import Reduce, one_rank, select, spec_means
 from logitless.loss.sequences import whole_sequences
-from logitless.loss.spec import ClipCov, Control, Correction, PolicyLossSpec
+from logitless.loss.spec import Control, Correction, PolicyLossSpec
 from logitless.loss.tokens import Int64s, Tokens
 from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad, to_numpy
 
@@ -195,13 +195,6 @@ def group_sum(group: Any) -> Reduce:
 def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
     if spec.per_sequence:
         tokens.whole()
-    if isinstance(spec.control, ClipCov) and tokens.old_logp is not None:
-        bad = np.flatnonzero(tokens.mask & ~np.isfinite(tokens.old_logp))
-        if bad.size:
-            raise ValueError(
-                f"old_logp must be finite where the mask is true, got {tokens.old_logp[bad[0]]} at "
-                f"{tokens.place(int(bad[0]))}"
-            )
     repeated = _core.repeated_id(tokens.ids, tokens.mask)
     if repeated != _core.NO_ID:
         raise ValueError(

@@ -3,7 +3,7 @@
 A product is N x H x V. With f the share of the vocabulary whose logits are kept, and every row
 active:
 
-    keep, recompute and their mix    3 + (1 - f) products; the kept logits go to fresh memory
+    keep, recompute and their mix    3 + (1 - f) products; the kept logits go to memory
     one-pass, in chunks of C rows    3 products; a buffer of C x V logits, used again by each chunk;
                                      with more than one chunk d_weight is a float32 sum of V x H
                                      that each chunk reads and writes
@@ -21,6 +21,13 @@ from logitless.ops.candidates import ENTRY_BYTES, KEPT
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
+# Up to this many rows weight x hidden is the faster product: it packs hidden, where hidden x weight
+# packs the whole weight. Of bfloat16, width 1024, over 151936 columns, on 2 threads with AMX: 64
+# rows 25 ms instead of 46, and 3 to turn the tiles; 256 rows 45 instead of 76, and 11. Of float32
+# both take the same.
+SHORT_ROWS = 256
+
+
 @dataclass(frozen=True)
 class Machine:
     """Speeds that decide between products and memory. Only their ratios matter."""
@@ -28,16 +35,19 @@ class Machine:
     flops: dict[str, float]  # per second of a product, by dtype
     # A product packs its operands, which takes as long as this many rows more.
     packing_rows: int
-    page: float  # seconds per byte of memory that the system has to hand out
+    page: float  # seconds that a byte held is worth
     stream: float  # bytes per second, memory already there
 
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
-# python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none.
+# python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none. Memory
+# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py),
+# and two fifths of it make the leaner way win where two take the same time: 160 x 64 x 151936
+# float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
 CPU = Machine(
     flops={"bfloat16": 0.93e12, "float32": 0.21e12, "float16": 0.055e12, "float64": 0.11e12},
     packing_rows=20,
-    page=0.5e-9,
+    page=0.2e-9,
     stream=65e9,
 )
 
@@ -87,13 +97,21 @@ def padded(n: int, way: Way) -> int:
     return -(-n // way.fixed) * way.fixed if way.fixed else n
 
 
+def turns(rows: int, logits_dtype: str, fixed: int) -> bool:
+    """Whether a forward makes tiles of so many rows as weight x hidden, and turns them."""
+    return logits_dtype == "bfloat16" and 1 < rows <= SHORT_ROWS and not fixed
+
+
 def scratch_bytes(work: Work, way: Way) -> int:
-    """A tile, operands cast or gathered, and products on their way into a sum."""
+    """A tile and its transpose, operands cast or gathered, products on their way into a sum."""
     held, own = padded(way.chunk or work.tokens, way), ITEMSIZE[work.dtype]
     tile = way.rows * way.columns * work.item
     operands = padded(work.tokens, way) * work.hidden * work.item
     if work.logits_dtype != work.dtype:
         operands += way.columns * work.hidden * work.item
+    turned = work.item == 2 and "weight" in work.gradients
+    if turned or turns(way.rows, work.logits_dtype, way.fixed):
+        tile *= 2
     if not work.backward:
         return tile + operands
     operands += held * work.hidden * (own + (work.item if way.chunk else 0))
@@ -154,17 +172,17 @@ def products(work: Work, way: Way) -> float:
 
 
 def seconds(work: Work, way: Way, machine: Machine) -> float:
-    """Products, fresh pages, and traffic of what does not fit the caches."""
+    """Products, memory held, and traffic of what does not fit the caches."""
     rows = way.fixed or max(1, min(way.rows, way.chunk or work.tokens))
     product = (
         2.0 * padded(work.tokens, way) * work.hidden * work.vocab / machine.flops[work.logits_dtype]
     )
     product *= 1.0 + machine.packing_rows / rows
     kept = kept_bytes(work, way)
-    fresh = kept
+    held = kept
     traffic = 2.0 * (work.logits_bytes if way.chunk else kept)
     if sums_weight(work, way) and "weight" in work.gradients:
         weight = max(4, ITEMSIZE[work.dtype]) * work.vocab * work.hidden
-        fresh += weight if work.narrow else 0
+        held += weight if work.narrow else 0
         traffic += 2.0 * chunks(work, way) * weight
-    return products(work, way) * product + fresh * machine.page + traffic / machine.stream
+    return products(work, way) * product + held * machine.page + traffic / machine.stream

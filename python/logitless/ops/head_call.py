@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from logitless.ops.library import backend_of
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.outputs import flat_head
 from logitless.ops.plan import Plan, plan
+from logitless.ops.shard import Shard
+from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
 class HeadCall(NamedTuple):
@@ -24,18 +27,51 @@ class HeadCall(NamedTuple):
     gradients: tuple[str, ...]
     needs: tuple[bool, bool, bool]  # hidden, weight, bias
 
+    shard: Shard = Shard()
+
     @property
     def backend(self) -> str:
         return str(self.arrays[-1])
 
     def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan:
+        """That of the widest shard, so that all ranks have the same."""
         hidden, weight = self.arrays[:2]
         tiling: Plan = _plan(
-            int(hidden.shape[0]), int(hidden.shape[1]), int(weight.shape[0]), hidden.dtype,
-            compute.memory_budget, self.logits_dtype, self.gradients, any(self.needs), one_pass,
-            split, compute.batch_invariant, compute.tail_mass,
+            int(hidden.shape[0]), int(hidden.shape[1]), self.shard.widest(int(weight.shape[0])),
+            hidden.dtype, compute.memory_budget, self.logits_dtype, self.gradients,
+            any(self.needs), one_pass, split, compute.batch_invariant, compute.tail_mass,
         )  # fmt: skip
         return tiling
+
+    def tiles(self, tiling: Plan) -> tuple[Any, ...]:
+        """The end of every schema over tiles, see `tiles.TILES` and `shard.SHARD`."""
+        kept = min(tiling.kept_columns, int(self.arrays[1].shape[0]))
+        return (
+            tiling.rows, tiling.columns, kept, self.logits_dtype, tiling.fixed_rows, *self.shard
+        )  # fmt: skip
+
+    def sharded(
+        self,
+        meeting: Meeting,
+        head: HeadOptions,
+        compute: ComputeOptions,
+        shape: tuple[int, ...],
+        more: Callable[[], Facts],
+    ) -> HeadCall:
+        """The same with the shard that the ranks of vocab_group agree on."""
+        hidden, weight, targets, mask = self.arrays[:4]
+
+        def same() -> Facts:
+            return (
+                ("the width of hidden", int(hidden.shape[-1])),
+                *head_facts(head),
+                *rows_facts(hidden, targets, mask, shape),
+                ("which of hidden, weight and bias require grad", list(self.needs)),
+                *compute.facts,
+                *more(),
+            )
+
+        return self._replace(shard=meeting.shard(int(weight.shape[0]), same))
 
 
 def head_call(
@@ -103,8 +139,3 @@ def _plan(
         backward=backward, one_pass=one_pass, split=split, batch_invariant=fixed,
         tail_mass=tail_mass,
     )  # fmt: skip
-
-
-def tile_arguments(tiling: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
-    """The end of every schema over tiles, see `tiles.TILES`."""
-    return tiling.rows, tiling.columns, tiling.kept_columns, dtype, tiling.fixed_rows

@@ -88,3 +88,11 @@ def begin_backward(ctx: Any, name: str, *, reuses_memory: bool) -> None:
             "supported, because backward reuses the saved memory; run the forward again"
         )
     ctx.spent = reuses_memory
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward that runs now may be followed by another through the same forward
+    (retain_graph=True), so that what was saved has to stay as it is. True where torch, of which
+    this is no public function, does not say."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or bool(ask())

@@ -1,7 +1,8 @@
 """torch op over hidden x weight: statistics forward; backward by kept logits or another product.
 
 Rows outside the mask never enter a product; rows whose upstream gradients are all zero never enter
-a backward product.
+a backward product. Of a sharded vocabulary each rank folds its own columns; their states are
+gathered and merged once in the forward, and d_hidden is added up once in the backward.
 """
 
 from __future__ import annotations
@@ -11,26 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.ops import memory
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.tiles import TILES, Sum, Tiles
+from logitless.ops.shard import SHARD, Shard, sum_dtype
+from logitless.ops.tiles import N_TILES, TILES, Sum, Tiles
+
+
+def _tiling(args: tuple[Any, ...]) -> tuple[Tiles, Shard]:
+    return Tiles(*args[:N_TILES]), Shard(*args[N_TILES:])
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras = args[: N_ROWS + 1]
-    tiles = Tiles(*args[N_ROWS + 1 :])
+    tiles, shard = _tiling(args[N_ROWS + 1 :])
     rows = make_rows(*row_args, op="linear_token_stats")
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
     hidden, weight = hidden.detach(), weight.detach()
-    kept = hidden.new_empty(tiles.padded(len(hidden)) * tiles.kept, dtype=tiles.dtype)
+    kept = memory.buffer(tiles.padded(len(hidden)) * tiles.kept, tiles.dtype, hidden)
     state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
-    fold(tiles.operand(hidden, index), weight, rows, state[: rows.n], tiles, kept, extras)
+    mine, local = state[: rows.n], shard.local(rows)
+    fold(tiles.operand(hidden, index), weight, local, mine, tiles, kept, extras)
+    shard.merge(mine, rows)
     out = empty_outputs(rows.n, extras, hidden)
-    rows.finish(state[: rows.n], len(weight), row_ids=index, **requested(out, extras))
+    rows.finish(mine, shard.vocab(len(weight)), row_ids=index, **requested(out, extras))
     if index is not None:
         out = {name: scatter(value, index, len(hidden), name) for name, value in out.items()}
     return (*out.values(), state, kept)
@@ -44,7 +53,7 @@ def scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras, tiles = hidden.shape[0], args[N_ROWS], Tiles(*args[N_ROWS + 1 :])
+    n, extras, (tiles, _) = hidden.shape[0], args[N_ROWS], _tiling(args[N_ROWS + 1 :])
     state = hidden.new_empty(n, STATE, dtype=torch.float64)
     kept = hidden.new_empty(tiles.padded(n) * tiles.kept, dtype=tiles.dtype)
     return (*empty_outputs(n, extras, hidden).values(), state, kept)
@@ -52,9 +61,9 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     row_args, (state, kept, *g) = args[:N_ROWS], args[N_ROWS : N_ROWS + 5]
-    upstream, tiles, needs = Upstream(*g), Tiles(*args[N_ROWS + 5 : -1]), args[-1]
+    upstream, needs, (tiles, shard) = Upstream(*g), args[N_ROWS + 5], _tiling(args[N_ROWS + 6 :])
     hidden, weight = hidden.detach(), weight.detach()
-    rows, n = make_rows(*row_args, op="linear_token_stats"), len(hidden)
+    rows, n = shard.local(make_rows(*row_args, op="linear_token_stats")), len(hidden)
     index = upstream.active(rows.targets)
     if rows.mask is not None:
         index = index[rows.mask[index]]
@@ -66,8 +75,9 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     place = index if rows.mask is None else (rows.mask.cumsum(0) - 1)[index]
     everything = len(index) == folded
     padded = tiles.padded(len(index))
-    in_place = len(index) == n == padded
-    d_hidden = grads[0] if in_place else hidden.new_empty(padded, hidden.shape[1])
+    dtype = sum_dtype(shard, hidden.dtype)
+    in_place = len(index) == n == padded and dtype == hidden.dtype
+    d_hidden = grads[0] if in_place else hidden.new_empty(padded, hidden.shape[1], dtype=dtype)
     unfold(
         tiles.operand(hidden, None if len(index) == n else index),
         weight,
@@ -84,8 +94,11 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
             grads[2].zero_() if needs[2] else None,
         ),
     )
-    if needs[0] and not in_place:
-        grads[0].zero_().index_copy_(0, index, d_hidden[: len(index)])
+    if needs[0]:
+        own = d_hidden[: len(index)]
+        shard.reduce(own)
+        if not in_place:
+            grads[0].zero_().index_copy_(0, index, own.to(hidden.dtype))
     return grads
 
 
@@ -96,16 +109,16 @@ def empty_gradients(
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
-        torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
+        memory.buffer_like(weight) if needs[1] else hidden.new_empty(0),
         hidden.new_empty(len(weight) if needs[2] else 0, dtype=wide),
     )
 
 
 _backward_op = register(
     f"linear_stats_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, Tensor(a!) kept, "
-    f"{UPSTREAM}, {TILES}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    f"{UPSTREAM}, bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor)",
     _backward_kernel,
-    lambda hidden, weight, *args: empty_gradients(hidden, weight, args[-1]),
+    lambda hidden, weight, *args: empty_gradients(hidden, weight, args[N_ROWS + 5]),
 )
 
 
@@ -123,15 +136,15 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     g = [as_float64(gradient) for gradient in upstream[:3]]
     grads = _backward_op(
-        hidden, weight, targets, mask, bias, row_scale, *ctx.chain, state, kept, *g, *ctx.tiles,
-        needs,
+        hidden, weight, targets, mask, bias, row_scale, *ctx.chain, state, kept, *g, needs,
+        *ctx.tiles,
     )  # fmt: skip
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 11)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 13)
 
 
 linear_stats = register(
-    f"linear_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, {TILES})"
+    f"linear_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, {TILES}, {SHARD})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,

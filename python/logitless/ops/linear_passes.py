@@ -11,7 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logitless import _core
 from logitless.ops.candidates import Candidates
+from logitless.ops.logit_tiles import LogitProduct, turns_pay
+from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
 from logitless.ops.self_check import require_row_independence
 from logitless.ops.tiles import WIDE, Sum, Tiles, view
@@ -30,9 +33,12 @@ def fold(
     """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay, and
     in `candidates` each row's largest entries."""
     vocab = len(weight)
-    if tiles.fixed:
+    if not vocab:
+        empty_states(state)
+    elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
+    product = LogitProduct(rows.n, tiles, weight)
     chunks = [
         (chunk, rows.part(chunk), None if candidates is None else candidates.part(chunk))
         for chunk in tiles.chunks(rows.n)
@@ -45,12 +51,20 @@ def fold(
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
-            for piece in tiles.pieces(len(operand)):
-                torch.mm(operand[piece], w.t(), out=tile[piece])
+            product(operand, w, tile)
             part.forward(
                 tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
                 candidates=largest,
             )  # fmt: skip
+
+
+def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:
+    """tile.t(), laid out in `scratch` where products want it so: see csrc/cpu/transpose.h."""
+    if scratch is None:
+        return tile.t()
+    out = view(scratch, 0, tile.shape[1], tile.shape[0])
+    _core.transpose(tile, out, torch.get_num_threads())
+    return out
 
 
 class Upstream(NamedTuple):
@@ -112,10 +126,15 @@ def unfold(
             max(min(tiles.rows, tiles.padded(rows.n)), tiles.columns) * hidden, dtype=tiles.dtype
         )
     )
+    product = LogitProduct(rows.n, tiles, weight)
+    turns = out.weight is not None and turns_pay(weight, tiles)
+    turn = tiles.scratch(rows.n, weight) if turns else None
     chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
     d_hidden, alpha = out.hidden, out.alpha
     sums = []
-    if d_hidden is not None:
+    if d_hidden is not None and not vocab:
+        d_hidden.zero_()
+    elif d_hidden is not None:
         tall = (d_hidden[tiles.height(chunk)] for chunk, _ in chunks)
         sums = [[Sum(x[piece], alpha=alpha) for piece in tiles.pieces(len(x))] for x in tall]
     for start, stop in tiles.spans(vocab):
@@ -126,8 +145,7 @@ def unfold(
             whole = view(scratch, 0, len(operand), width) if len(scratch) else None
             if stop > tiles.kept:
                 assert whole is not None
-                for piece in tiles.pieces(len(operand)):
-                    torch.mm(operand[piece], w.t(), out=whole[piece])
+                product(operand, w, whole)
                 tile = whole
             elif place is None:
                 tile = tiles.kept_tile(kept, folded, chunk, start, width)
@@ -143,7 +161,7 @@ def unfold(
                 for piece, total in zip(tiles.pieces(len(tile)), sums[i], strict=True):
                     total.add(tile[piece], w, partial)
             if d_weight is not None:
-                d_weight.add(mine.t(), operand[: part.n], partial)
+                d_weight.add(turned(mine, turn), operand[: part.n], partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(mine.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
-from logitless.ops.options import (
-    ComputeOptions,
-    HeadOptions,
-    check_vocab_parallel,
-)
+from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.policy_loss import check_loss_options, policy_loss
 from logitless.ops.tokens import is_tensor, refuse_grad
+from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint
 
 if TYPE_CHECKING:
     from logitless.loss.aggregation import Totals
     from logitless.loss.spec import PolicyLossSpec
     from logitless.ops.batch_stats import BatchStats
+    from logitless.ops.loss_op import LossArguments
 
 
 class LinearPolicyLossOutput(NamedTuple):
@@ -67,6 +66,8 @@ def linear_policy_loss(
     no backward product. `.loss` is differentiable, once, in hidden, weight and bias only: any other
     argument that requires grad is a ValueError. Under no_grad nothing is kept.
 
+    With vocab_group the loss is the same number on every rank of it: count it once.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(
@@ -76,8 +77,7 @@ def linear_policy_loss(
         rollout_logp=rollout_logp,
         temperature=temperature,
     )
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+    meeting = Meeting("linear_policy_loss", vocab_group, vocab_start)
     loss_options = {
         "ref_logp": ref_logp,
         "rollout_logp": rollout_logp,
@@ -87,12 +87,17 @@ def linear_policy_loss(
         "totals": totals,
         "grad_scale": grad_scale,
     }
-    check_loss_options(spec, batch, totals, grad_scale, token_ids)
-    check_vocab_parallel(vocab_group, vocab_start)
-    hidden, weight = under_autocast(hidden, weight)
     data = (old_logp, advantages, mask, spec)
+    with meeting:
+        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+        check_loss_options(spec, batch, totals, grad_scale, token_ids)
+        hidden, weight = under_autocast(hidden, weight)
+        if not is_tensor(hidden):
+            meeting.refuse_numpy()
     if is_tensor(hidden):
-        out = _one_pass(hidden, weight, targets, head, compute, data, loss_options)
+        out = _one_pass(hidden, weight, targets, head, compute, data, loss_options, meeting)
         if out is not None:
             return out
     stats = linear_token_stats(
@@ -104,6 +109,8 @@ def linear_policy_loss(
         softcap=softcap,
         logit_scale=logit_scale,
         bias=bias,
+        vocab_group=vocab_group,
+        vocab_start=meeting.start,
         memory_budget=memory_budget,
         tail_mass=tail_mass,
         logits_dtype=logits_dtype,
@@ -123,41 +130,61 @@ def _one_pass(
     compute: ComputeOptions,
     data: tuple[Any, Any, Any, PolicyLossSpec],
     loss_options: dict[str, Any],
+    meeting: Meeting,
 ) -> LinearPolicyLossOutput | None:
     """Forward and backward at once, where that is the plan; None: one after the other."""
-    from logitless.ops.head_call import head_call, tile_arguments
+    from logitless.ops.head_call import head_call
     from logitless.ops.loss_op import loss_arguments
     from logitless.ops.one_pass import one_pass, separable
 
     *_, mask, spec = data
     op = "linear_policy_loss"
-    shape = check_head_inputs(op, hidden, weight, targets, mask, head)
-    call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
+    with meeting:
+        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=bool(meeting))
+        call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
+        meeting.refuse_backend(call.backend)
+        compute.refuse_sharded(op, bool(meeting))
+        arguments = loss_arguments(*data, **loss_options)
+    call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))
     if not any(call.needs) or call.backend == "torch":
         return None
-    arguments = loss_arguments(*data, **loss_options)
     if compute.tail_mass:
         return _from_support(call, compute, arguments)
     split = separable(spec, batch=loss_options["batch"] is not None)
     tiling = call.plan(compute, one_pass=True, split=split)
     if not tiling.chunk_rows:
         return None
-    tiles = tile_arguments(tiling, call.logits_dtype)
     loss, values, logp, entropy, *_ = one_pass(
-        *call.arrays, *arguments, tiling.chunk_rows, *tiles, list(call.needs)
+        *call.arrays, *arguments, tiling.chunk_rows, list(call.needs), *call.tiles(tiling)
     )
     metrics = dict(zip(arguments.metric_names(entropy=True), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
 
 
 def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
-    from logitless.ops.head_call import tile_arguments
     from logitless.ops.support_policy_loss import support_metric_names, support_policy_loss
+    from logitless.ops.tiles import N_TILES
 
-    tiling = call.plan(compute, one_pass=True)
-    tiles = tile_arguments(tiling, call.logits_dtype)
+    tiles = call.tiles(call.plan(compute, one_pass=True))[:N_TILES]
     loss, values, logp, entropy, *_ = support_policy_loss(
         *call.arrays, *arguments, compute.tail_mass, *tiles, list(call.needs)
     )
     metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
+    """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
+    so the parts of one gradient, would be of different losses."""
+    import torch
+
+    tensors = [x for x in arguments if is_tensor(x)]
+    plain = [x for x in arguments if not is_tensor(x)]
+    if torch.compiler.is_compiling():
+        return ()
+    facts = [
+        ("the loss (a checksum)", zlib.crc32(str(plain).encode())),
+        ("the data of the loss (a checksum)", fingerprint(*tensors)),
+    ]
+    if getattr(spec.control, "scope", "batch") == "micro":
+        state = fingerprint(torch.get_rng_state())
+        facts.append(("torch's CPU generator, from which scope='micro' may draw,", state))
+    return tuple(facts)

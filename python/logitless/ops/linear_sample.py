@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.ops.arrays import (
     check_dtype,
@@ -13,7 +13,15 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.options import HeadOptions, check_vocab_parallel, not_yet
+from logitless.ops.options import ComputeOptions, HeadOptions
+from logitless.ops.truncated_draw import Truncation
+from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
+from logitless.ops.weights import refuse_special_weight
+
+if TYPE_CHECKING:
+    from logitless.ops.rows import Rows
+    from logitless.ops.shard import Shard
+    from logitless.ops.tiles import Tiles
 
 
 class Sample(NamedTuple):
@@ -39,6 +47,9 @@ def linear_sample(
     row_ids: Any,  # [N] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
+    memory_budget: int | str | None = None,
+    logits_dtype: Any = None,
+    batch_invariant: bool = False,
 ) -> Sample:
     """Sample a token per row in one pass over vocabulary tiles.
 
@@ -54,69 +65,174 @@ def linear_sample(
     wherever a row stands in the batch, up to the rounding of the product itself. Give every
     sequence its own row id and every position its own step.
 
+    top_k, top_p: draw from the top_k largest z alone (of equal ones the smaller token), of these
+        from the fewest largest whose share of their mass reaches top_p, renormalised: the order of
+        Hugging Face and vLLM. Exact, and the noise is a function of (seed, step, row_ids[i]) still.
+        logp and entropy stay those of the whole softmax(z), which is what training scores. The
+        largest 256 logits of a row (top_k: as many, at most 1024) are kept on the way; a row whose
+        set may be larger gets another product, with the other such rows, within the budget.
+
+    memory_budget, logits_dtype: as in `linear_token_stats`.
+    batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
+        call has, and logp and entropy those of `linear_token_stats(..., batch_invariant=True)` on
+        the same token. Without it the products of a batch of another size may round logits
+        differently, and those of scoring do (docs/sampling.md has the numbers).
+
+    vocab_group, vocab_start: as in `linear_token_stats`; every rank gets the token that one rank
+        with the whole vocabulary would draw, up to the rounding of products of other shapes.
+
     torch tensors on the CPU; never differentiable. Raises ValueError or TypeError naming the
     argument, and ValueError naming the first row with a NaN, a +inf or no finite logit.
     """
     import torch
 
     op = "linear_sample"
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    check_vocab_parallel(vocab_group, vocab_start)
-    for name, value in (("top_k", top_k), ("top_p", top_p)):
-        if value is not None:
-            raise not_yet(name, value)
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
+        truncation = Truncation(top_k, top_p)
+        _check(op, hidden, weight, head, truncation, seed, step, row_ids, bool(meeting))
+    noise = Noise(seed, step, row_ids.contiguous())
+
+    def same() -> Facts:
+        return (
+            *head_facts(head),
+            ("the shape of hidden", list(shape_of(hidden))),
+            ("the dtype", str(hidden.dtype)),
+            *compute.facts,
+            ("row_ids (their checksum)", fingerprint(row_ids)),
+            ("seed", seed),
+            ("step", step),
+        )
+
+    shard = meeting.shard(len(weight), same)
+    with torch.no_grad():
+        operands = (hidden.detach(), weight.detach())
+        return _draw(op, *operands, head, compute, truncation, noise, shard)
+
+
+def _check(
+    op: str,
+    hidden: Any,
+    weight: Any,
+    head: HeadOptions,
+    truncation: Truncation,
+    seed: Any,
+    step: Any,
+    row_ids: Any,
+    sharded: bool,
+) -> None:
+    if sharded and truncation.limits(len(weight)):
+        raise NotImplementedError(
+            f"{op}: top_k={truncation.top_k}, top_p={truncation.top_p} together with vocab_group is"
+            " not built: the set would have to be found over all shards"
+        )
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
+    # The core says so too, but not of a rank without a block of its own.
+    if step >= 1 << 43:
+        raise ValueError(f"{op}: step must be below 2^43, got {step}")
     if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
         raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
+    refuse_special_weight(op, weight, sharded=sharded)
     n, vocab = len(hidden), check_weight(op, hidden, weight)
     check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
     check_dtype(op, "row_ids", row_ids, "int64")
-    check_head(op, head, "[N]", (n,), vocab)
+    check_head(op, head, "[N]", (n,), vocab, sharded=sharded)
     if hidden.device.type != "cpu":
         raise NotImplementedError(
             f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and "
             "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
             ".softmax(-1), 1), scored by linear_token_stats"
         )
-    with torch.no_grad():
-        return _draw(op, hidden.detach(), weight.detach(), head, seed, step, row_ids.contiguous())
+
+
+class Noise(NamedTuple):
+    """What the random numbers of a call are a function of."""
+
+    seed: int
+    step: int
+    row_ids: Any  # [N] int64
+
+    def of(self, chunk: slice) -> dict[str, Any]:
+        """Arguments of `Rows.sample`."""
+        return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
+
+    def at(self, index: Any) -> Noise:
+        return self._replace(row_ids=self.row_ids[index])
 
 
 def _draw(
-    op: str, hidden: Any, weight: Any, head: HeadOptions, seed: int, step: int, row_ids: Any
+    op: str,
+    hidden: Any,
+    weight: Any,
+    head: HeadOptions,
+    compute: ComputeOptions,
+    truncation: Truncation,
+    noise: Noise,
+    shard: Shard,
 ) -> Sample:
     import torch
 
+    from logitless.ops.head_call import logits_dtype
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
-    from logitless.ops.rows import SAMPLE_STATE, STATE, Rows
+    from logitless.ops.rows import STATE, Rows
+    from logitless.ops.sharded_sample import whole_bias
     from logitless.ops.tiles import Tiles
+    from logitless.ops.truncated_draw import draw_truncated
 
     n, vocab = len(hidden), len(weight)
-    tiling = plan(n, hidden.shape[1], vocab, hidden.dtype, backward=False)
-    tiles = Tiles(tiling.rows, tiling.columns, 0, hidden.dtype, 0)
+    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    tiling = plan(
+        n, hidden.shape[1], shard.widest(vocab), hidden.dtype, compute.memory_budget,
+        logits_dtype=dtype, backward=False, batch_invariant=compute.batch_invariant,
+    )  # fmt: skip
+    tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
     bias, row_scale, scale, pre, cap = flat_head(
         op, head, (n,), None, hidden.dtype == torch.float64
     )
     bias = None if bias is None else bias.detach()
-    state = torch.empty(n, STATE, dtype=torch.float64)
-    best = torch.empty(n, SAMPLE_STATE, dtype=torch.float64)
-    scratch = tiles.scratch(n, hidden)
+    if shard.group and bias is not None:
+        bias = whole_bias(bias, shard)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
-    parts = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(n)]
-    for start, stop in tiles.spans(vocab):
-        for chunk, part in parts:
-            tile = scratch[: part.n * (stop - start)].view(part.n, stop - start)
-            torch.mm(hidden[chunk], weight[start:stop].t(), out=tile)
-            part.sample(
-                tile, state[chunk], best[chunk], row_ids=row_ids[chunk], seed=seed, step=step,
-                start=start, first=start == 0,
-            )  # fmt: skip
-    # A row without a finite logit drew nothing; finish names it before it looks at the target.
-    token = best[:, 1].to(torch.int64)
+    state = torch.empty(n, STATE, dtype=torch.float64)
+    if truncation.limits(vocab):
+        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, state)
+    else:
+        token = _draw_whole(tiles.operand(hidden, None), weight, rows, tiles, noise, shard, state)
     out = empty_outputs(n, False, hidden)
-    replace(rows, targets=token).finish(state, vocab, **{k: out[k] for k in DIFFERENTIABLE})
+    values = {name: out[name] for name in DIFFERENTIABLE}
+    replace(rows, targets=token).finish(state, shard.vocab(vocab), **values)
     return Sample(token, out["logp"], out["entropy"])
+
+
+def _draw_whole(
+    h: Any, weight: Any, rows: Rows, tiles: Tiles, noise: Noise, shard: Shard, state: Any
+) -> Any:  # [N] int64
+    """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
+    import torch
+
+    from logitless.ops.logit_tiles import logit_tiles
+    from logitless.ops.rows import SAMPLE_STATE
+    from logitless.ops.sharded_sample import sample_shard
+
+    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
+
+    def draw(start: int, chunk: slice, tile: Any) -> None:
+        first = start == 0 and not shard.group
+        rows.part(chunk).sample(
+            tile, state[chunk], best[chunk], start=start, first=first, **noise.of(chunk)
+        )
+
+    if shard.group:
+        sample_shard(h, weight, rows, tiles, shard, draw, state, best)
+    else:
+        for start, chunk, tile in logit_tiles(h, weight, rows.n, tiles):
+            draw(start, chunk, tile)
+    # A row without a finite logit drew nothing; finish names it before it looks at the target.
+    return best[:, 1].to(torch.int64)

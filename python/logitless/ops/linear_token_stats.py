@@ -7,16 +7,11 @@ from typing import Any
 
 from logitless.ops.arrays import check_tokens, check_weight, framework
 from logitless.ops.backends import check_numpy_backend
-from logitless.ops.options import (
-    DROPPED,
-    ComputeOptions,
-    HeadOptions,
-    check_extras,
-    check_vocab_parallel,
-)
+from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 from logitless.ops.tokens import is_tensor
+from logitless.ops.vocab_parallel import Meeting
 from logitless.ops.weights import refuse_special_weight
 
 
@@ -65,20 +60,28 @@ def linear_token_stats(
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
 
+    vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
+        DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
+
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
     floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
     weight is an error that says what to do. NumPy inputs: forward only.
     """
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
-    extras = check_extras(extras)
-    check_vocab_parallel(vocab_group, vocab_start)
-    hidden, weight = under_autocast(hidden, weight)
-    shape = check_head_inputs("linear_token_stats", hidden, weight, targets, mask, head)
-    if not is_tensor(hidden):
-        check_numpy_backend("linear_token_stats", backend)
-        return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
-    return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape)
+    op = "linear_token_stats"
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+        extras = check_extras(extras)
+        hidden, weight = under_autocast(hidden, weight)
+        sharded = bool(meeting)
+        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=sharded)
+        if not is_tensor(hidden):
+            check_numpy_backend(op, backend)
+            meeting.refuse_numpy()
+            return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
+    return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape, meeting)
 
 
 def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
@@ -90,14 +93,21 @@ def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
 
 
 def check_head_inputs(
-    op: str, hidden: Any, weight: Any, targets: Any, mask: Any, head: HeadOptions
+    op: str,
+    hidden: Any,
+    weight: Any,
+    targets: Any,
+    mask: Any,
+    head: HeadOptions,
+    *,
+    sharded: bool = False,
 ) -> tuple[int, ...]:
     """Everything a head op asks of its arrays; returns the shape of targets."""
     framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
     if is_tensor(weight):
-        refuse_special_weight(op, weight)
+        refuse_special_weight(op, weight, sharded=sharded)
     vocab = check_weight(op, hidden, weight)
-    return check_tokens(op, "hidden", hidden, targets, mask, head, vocab)
+    return check_tokens(op, "hidden", hidden, targets, mask, head, vocab, sharded=sharded)
 
 
 def _torch_stats(
@@ -109,13 +119,17 @@ def _torch_stats(
     compute: ComputeOptions,
     extras: tuple[str, ...],
     shape: tuple[int, ...],
+    meeting: Meeting,
 ) -> TokenStats:
-    from logitless.ops.head_call import head_call, tile_arguments
+    from logitless.ops.head_call import head_call
     from logitless.ops.linear_op import linear_stats
     from logitless.ops.outputs import to_stats
     from logitless.ops.plain import plain_stats
 
-    call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
+    with meeting:
+        call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
+        meeting.refuse_backend(call.backend)
+        compute.refuse_sharded("linear_token_stats", bool(meeting))
     if call.backend == "torch":
         if compute.batch_invariant:
             raise ValueError("batch_invariant must be False with backend='torch', got True")
@@ -126,16 +140,17 @@ def _torch_stats(
         return with_nothing_dropped(to_stats(plain_stats(logits, *rows), shape, others), extras)
     dropped = tuple(name for name in extras if name in DROPPED)
     others = tuple(name for name in extras if name not in DROPPED)
+    asked = ("whether there are extras", bool(others))
+    call = call.sharded(meeting, head, compute, shape, lambda: (asked,))
     measured = bool(compute.tail_mass) and (any(call.needs) or bool(dropped))
     if not measured:
-        compute = replace(compute, tail_mass=0.0)
-    tiling = call.plan(compute, one_pass=False)
-    tiles = tile_arguments(tiling, call.logits_dtype)
-    if not measured:
+        tiles = call.tiles(call.plan(replace(compute, tail_mass=0.0), one_pass=False))
         outputs = linear_stats(*call.arrays, bool(others), *tiles)
         return with_nothing_dropped(to_stats(outputs[:-2], shape, others), extras)
     from logitless.ops.support_op import SAVED, linear_support_stats
+    from logitless.ops.tiles import N_TILES
 
+    tiles = call.tiles(call.plan(compute, one_pass=False))[:N_TILES]
     outputs = linear_support_stats(*call.arrays, bool(others), compute.tail_mass, *tiles)
     *outputs, mass, entropy = outputs[:-SAVED]
     stats = to_stats(tuple(outputs), shape, others)
@@ -145,7 +160,8 @@ def _torch_stats(
 
 def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
     """An exact call drops nothing."""
-    named = {name: stats.extras[name] if name in stats.extras else stats.logp * 0 for name in extras}
+    given = stats.extras
+    named = {name: given[name] if name in given else stats.logp * 0 for name in extras}
     return stats._replace(extras=named)
 
 

@@ -14,7 +14,7 @@ from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.token_loss import TokenLoss
 from logitless.ops.batch_stats import BatchStats
 from logitless.ops.device_errors import raise_now
-from logitless.ops.library import begin_backward, register
+from logitless.ops.library import begin_backward, graph_is_kept, register
 from logitless.ops.policy_loss import policy_coefficients
 from logitless.ops.spec_code import decode, encode
 
@@ -190,10 +190,18 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     begin_backward(ctx, "policy_loss", reuses_memory=False)
     g_logp, g_entropy = ctx.saved_tensors
     return (
-        g_logp * grad,
-        g_entropy * grad if ctx.bonus else None,
+        _scaled(g_logp, grad),
+        _scaled(g_entropy, grad) if ctx.bonus else None,
         *[None] * len(LossArguments._fields),
     )
+
+
+def _scaled(coefficients: Tensor, grad: Tensor) -> Tensor:
+    """Their product; the coefficients themselves where grad is 1, as it is after loss.backward(),
+    and nobody needs them again: the pass is a fifth of forward and backward."""
+    # a fake or functional tensor is traced; on a GPU asking for the number would wait for it
+    known = type(grad) is Tensor and grad.device.type == "cpu" and not graph_is_kept()
+    return coefficients if known and grad.item() == 1.0 else coefficients * grad
 
 
 policy_loss_op = register(

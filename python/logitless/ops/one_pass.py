@@ -1,7 +1,8 @@
 """torch op of the policy loss straight from hidden x weight, its gradients made in the forward.
 
 A chunk of rows at a time: all logits of the chunk, their statistics, the loss's coefficients, and
-the rows that have any go back through the same logits: three products, and nothing is kept. The
+the rows that have any go back through the same logits: three products, and nothing is kept. Where
+the vocabulary is sharded, a chunk's states are gathered once and its d_hidden added up once. The
 backward scales what the forward made by the gradient of the loss.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from logitless.loss.spec import PolicyLossSpec
+from logitless.ops import memory
 from logitless.ops.device_errors import raise_now
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
@@ -27,7 +29,8 @@ from logitless.ops.loss_op import (
 from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.tiles import TILES, Sum, Tiles
+from logitless.ops.shard import SHARD, Shard, sum_dtype
+from logitless.ops.tiles import N_TILES, TILES, Sum, Tiles
 from logitless.ops.tokens import make_tokens
 
 LOSS_ARGUMENTS = len(LossArguments._fields)
@@ -48,14 +51,16 @@ class _Arguments(NamedTuple):
     rows: tuple[Any, ...]
     loss: LossArguments
     chunk: int
-    tiles: Tiles
     needs: tuple[bool, bool, bool]
+    tiles: Tiles
+    shard: Shard
 
     @classmethod
     def of(cls, args: tuple[Any, ...]) -> _Arguments:
         rows, rest = args[:N_ROWS], args[N_ROWS:]
-        chunk, *tiles, needs = rest[LOSS_ARGUMENTS:]
-        return cls(rows, LossArguments(*rest[:LOSS_ARGUMENTS]), chunk, Tiles(*tiles), needs)
+        chunk, needs, *tiling = rest[LOSS_ARGUMENTS:]
+        tiles, shard = Tiles(*tiling[:N_TILES]), Shard(*tiling[N_TILES:])
+        return cls(rows, LossArguments(*rest[:LOSS_ARGUMENTS]), chunk, needs, tiles, shard)
 
 
 def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tensor]:
@@ -67,7 +72,9 @@ def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tens
     sizes = (hidden.shape, weight.shape, (len(weight),))
     dtypes = (unscaled, summed, wide)
     return [
-        hidden.new_empty(size if need else (0,), dtype=dtype)
+        memory.buffer(math.prod(size), dtype, hidden).view(size)
+        if need
+        else hidden.new_empty(0, dtype=dtype)
         for size, dtype, need in zip(sizes, dtypes, a.needs, strict=True)
     ]
 
@@ -86,15 +93,17 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     gradients[2].zero_()
     h = tiles.operand(hidden, index)
     held = min(a.chunk, rows.n)
-    kept = hidden.new_empty(tiles.padded(held) * len(weight), dtype=tiles.dtype)
+    kept = memory.buffer(tiles.padded(held) * len(weight), tiles.dtype, hidden)
     state = hidden.new_empty(held, STATE, dtype=torch.float64)
     result, started = None, False
     for start in range(0, rows.n, max(a.chunk, 1)):
         chunk = slice(start, min(start + a.chunk, rows.n))
         part, ids, operand = rows.part(chunk), index[chunk], h[tiles.height(chunk)]
-        fold(operand, weight, part, state, tiles, kept, False)
+        local, folded = a.shard.local(part), state[: part.n]
+        fold(operand, weight, local, folded, tiles, kept, False)
+        a.shard.merge(folded, part)
         out = empty_outputs(part.n, False, hidden)
-        part.finish(state[: part.n], len(weight), row_ids=ids, **requested(out, False))
+        part.finish(folded, a.shard.vocab(len(weight)), row_ids=ids, **requested(out, False))
         logp[ids], entropy[ids] = out["logp"], out["entropy"]
         # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
         # chunk are right, and after the last chunk so is the loss.
@@ -103,8 +112,8 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
                        for x in (result.g_logp, result.g_entropy)))  # fmt: skip
         started |= _add_chunk(
-            operand, weight, part, state, g, tiles, kept, ids, gradients, a.needs, started,
-            whole=chunk.stop - chunk.start == rows.n,
+            operand, weight, local, state, g, tiles, kept, ids, gradients, a.needs, started,
+            whole=chunk.stop - chunk.start == rows.n, shard=a.shard,
         )  # fmt: skip
     if result is None:
         result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
@@ -148,6 +157,7 @@ def _add_chunk(
     started: bool,
     *,
     whole: bool,
+    shard: Shard,
 ) -> bool:
     """Add a chunk's share to the gradients; False where none of its rows has any."""
     active = g.active(rows.targets)
@@ -158,7 +168,8 @@ def _add_chunk(
     chosen = Upstream(**g.at(active))
     scale = power_of_two(chosen) if tiles.dtype == torch.float16 else 1.0
     d_hidden, d_weight, d_bias = gradients
-    mine = d_hidden.new_empty(padded, operand.shape[1]) if needs[0] else None
+    dtype = sum_dtype(shard, d_hidden.dtype)
+    mine = d_hidden.new_empty(padded, operand.shape[1], dtype=dtype) if needs[0] else None
     unfold(
         operand if everything else tiles.operand(operand, active),
         weight,
@@ -179,7 +190,9 @@ def _add_chunk(
         ),
     )  # fmt: skip
     if mine is not None:
-        d_hidden.index_copy_(0, ids[active], mine[: len(active)])
+        own = mine[: len(active)]
+        shard.reduce(own)
+        d_hidden.index_copy_(0, ids[active], own.to(d_hidden.dtype))
     return True
 
 
@@ -215,7 +228,7 @@ def setup_scaling(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     # or autograd would hand zeros the size of the head to a backward that ignores them
     ctx.set_materialize_grads(False)
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
-    ctx.needs = inputs[-1]
+    ctx.needs = inputs[2 + N_ROWS + LOSS_ARGUMENTS + 1]
     ctx.inputs = len(inputs)
     ctx.save_for_backward(*output[-3:])
 
@@ -235,8 +248,8 @@ def scale_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 one_pass = register(
-    f"linear_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, int chunk_rows, {TILES}, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"linear_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, int chunk_rows, "
+    f"bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=setup_scaling,

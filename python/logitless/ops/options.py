@@ -72,13 +72,6 @@ def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) ->
     return tuple(extras)
 
 
-def check_vocab_parallel(vocab_group: Any, vocab_start: int) -> None:
-    if vocab_group is not None:
-        raise not_yet("vocab_group", vocab_group)
-    if vocab_start != 0:
-        raise not_yet("vocab_start", vocab_start)
-
-
 @dataclass(frozen=True)
 class ComputeOptions:
     """How the linear ops compute: memory, precision of the logits, backend."""
@@ -96,3 +89,19 @@ class ComputeOptions:
             raise ValueError(
                 f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {self.tail_mass}"
             )
+
+    def refuse_sharded(self, op: str, sharded: bool) -> None:
+        if self.tail_mass and sharded:
+            raise NotImplementedError(
+                f"{op}: tail_mass={self.tail_mass!r} is not served with vocab_group; tail_mass=0 is"
+            )
+
+    @property
+    def facts(self) -> tuple[tuple[str, Any], ...]:
+        """What must be the same on every rank of vocab_group, where plans must be."""
+        return (
+            ("memory_budget", str(self.memory_budget)),
+            ("logits_dtype", str(self.logits_dtype)),
+            ("batch_invariant", self.batch_invariant),
+            ("tail_mass", float(self.tail_mass)),
+        )

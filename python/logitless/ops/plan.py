@@ -201,10 +201,12 @@ def _halved(size: int, smallest: int) -> list[int]:
 
 def _columns(work: Work, rows: int, fixed: int) -> int:
     """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
+    once = not work.backward and not fixed and rows == work.tokens
     rows = ROWS if fixed else rows
-    fitting = min(
-        TILE_BYTES // (rows * work.item), WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype])
-    )
+    fitting = TILE_BYTES // (rows * work.item)
+    # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
+    if not (once and work.logits_dtype == work.dtype):
+        fitting = min(fitting, WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype]))
     return min(max(fitting // BLOCK * BLOCK, BLOCK), work.vocab)
 
 

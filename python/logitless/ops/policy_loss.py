@@ -151,7 +151,7 @@ def policy_coefficients(
         tokens,
         spec,
         weights,
-        total_tokens=int(np.count_nonzero(tokens.mask)) if totals is None else totals.tokens,
+        total_tokens=tokens.number_valid if totals is None else totals.tokens,
         selected=selected,
         means=means,
         grad_scale=float(grad_scale),

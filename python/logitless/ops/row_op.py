@@ -11,6 +11,7 @@ from logitless.ops.device_errors import raise_found
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
 from logitless.ops.rows import STATE, Rows
+from logitless.ops.shard import SHARD, Shard
 
 # The arguments every row op starts with, in the order of `make_rows`.
 ROWS = (
@@ -48,23 +49,35 @@ def make_rows(
 
 
 def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *row_args, extras, _ = args
-    rows = make_rows(*row_args)
+    extras, shard = args[N_ROWS], Shard(*args[N_ROWS + 2 :])
+    rows, width = make_rows(*args[:N_ROWS]), logits.shape[-1]
     out = empty_outputs(rows.n, extras, logits)
     state = torch.empty(rows.n, STATE, dtype=torch.float64, device=logits.device)
-    rows.forward(logits.detach(), state, extras=extras)
-    rows.finish(state, logits.shape[-1], **requested(out, extras))
+    if width:
+        shard.local(rows).forward(logits.detach(), state, extras=extras)
+    else:
+        empty_states(state)
+    shard.merge(state, rows)
+    rows.finish(state, shard.vocab(width), **requested(out, extras))
     return (*out.values(), state)
 
 
 def _forward_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras = args[0].shape[0], args[-2]
+    n, extras = args[0].shape[0], args[N_ROWS]
     state = logits.new_empty(n, STATE, dtype=torch.float64)
     return (*empty_outputs(n, extras, logits).values(), state)
 
 
+def empty_states(state: Tensor) -> None:  # [n, STATE]
+    """What `Rows.forward` leaves where there is no column: nothing seen, see csrc/core/rows.h."""
+    state.zero_()
+    state[:, 0], state[:, 6], state[:, 7] = -float("inf"), float("nan"), -1.0
+
+
 def _write_gradient(logits: Tensor, gradient: Tensor, *args: Any) -> None:
     *row_args, state, g_logp, g_entropy, g_lse = args
+    if not logits.shape[-1]:
+        return
     make_rows(*row_args).backward(
         logits.detach(), state, gradient.detach(), g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
     )
@@ -89,7 +102,9 @@ _backward_inplace_op = register(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, mask, bias, row_scale, *ctx.chain, _, ctx.inplace = inputs
+    logits, targets, mask, bias, row_scale = inputs[:5]
+    ctx.chain, (_, ctx.inplace, *shard) = inputs[5 : N_ROWS + 1], inputs[N_ROWS + 1 :]
+    ctx.start = Shard(*shard).start
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, mask, bias, row_scale, output[-1])
@@ -99,16 +114,18 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     begin_backward(ctx, "token_stats", reuses_memory=ctx.inplace)
     logits, targets, mask, bias, row_scale, state = ctx.saved_tensors
     g = [as_float64(gradient) for gradient in upstream[:3]]
+    # A shard's targets count from its first column.
+    targets = targets - ctx.start if ctx.start else targets
     args = (logits, targets, mask, bias, row_scale, *ctx.chain, state, *g)
     if ctx.inplace:
         _backward_inplace_op(*args)
     gradient = logits if ctx.inplace else _backward_op(*args)
     g_bias = gradient.flatten(0, -2).sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
-    return (gradient, None, None, g_bias, *[None] * 7)
+    return (gradient, None, None, g_bias, *[None] * 9)
 
 
 row_stats = register(
-    f"row_stats(Tensor logits, {ROWS}, bool extras, bool inplace)"
+    f"row_stats(Tensor logits, {ROWS}, bool extras, bool inplace, {SHARD})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,

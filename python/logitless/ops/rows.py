@@ -72,6 +72,18 @@ class Rows:
         """After the last tile: leave each row's candidates sorted, largest first."""
         self.core.settle(state, candidates.core)
 
+    def merge(self, pieces: Any, state: Any) -> None:
+        """Write the state over all columns from those of consecutive ranges of them.
+
+        pieces: [ranges, n, STATE], in the order of the columns; their argmax is global already.
+        """
+        if self.backend == "cpu":
+            self.core.merge(pieces, state)
+            return
+        from logitless.ops.merge import merge_states
+
+        state.copy_(merge_states(pieces, self.scale if self.row_scale is None else self.row_scale))
+
     def finish(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
         """Write logp, entropy, lse (and extras) from the state.
 

@@ -22,7 +22,7 @@ from logitless.ops.support_passes import (
     measure,
     split,
     unfold_support,
-    zeros,
+    weight_gradient,
 )
 from logitless.ops.tiles import TILES, Tiles
 
@@ -70,12 +70,12 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     folded = Folded(rows.gather(index), index, state, support)
     if index is not None:
         g = Upstream(**g.at(index))
+    served = split(folded, g, tail_mass)
     grads = (
         hidden.new_zeros(hidden.shape if needs[0] else 0),
-        zeros(weight, weight.dtype) if needs[1] else hidden.new_empty(0),
-        empty_gradients(hidden, weight, needs)[2].zero_(),
+        weight_gradient(weight, weight.dtype, served) if needs[1] else hidden.new_empty(0),
+        empty_gradients(hidden, weight, (False, False, needs[2]))[2].zero_(),
     )
-    served = split(folded, g, tail_mass)
     unfold_support(hidden, weight, folded, g, served, tiles, tail_mass, needs, grads)
     return grads
 

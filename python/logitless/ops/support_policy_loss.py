@@ -37,7 +37,7 @@ from logitless.ops.support_passes import (
     measure,
     split,
     unfold_support,
-    zeros,
+    weight_gradient,
 )
 from logitless.ops.tiles import TILES, Tiles
 
@@ -93,7 +93,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     g = Upstream(*(None if x is None else torch.from_numpy(x).reshape(-1)[index].double()
                    for x in (result.g_logp, result.g_entropy)))  # fmt: skip
     served = split(folded, g, a.tail_mass)
-    gradients = _zero_gradients(hidden, weight, a)
+    gradients = _gradients(hidden, weight, a, served)
     power = _power(a.tiles, g, served)
     unfold_support(
         hidden, weight, folded, g, served, a.tiles, a.tail_mass, a.needs, gradients, power
@@ -121,11 +121,15 @@ def _support_metrics(folded: Folded, g: Upstream, served: Served) -> Tensor:
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 
 
-def _zero_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> tuple[Tensor, ...]:
-    likes = (hidden, weight, weight[:, 0])
-    return tuple(
-        zeros(like, dtype) if need else hidden.new_empty(0, dtype=dtype)
-        for like, dtype, need in zip(likes, a.gradient_dtypes(hidden), a.needs, strict=True)
+def _gradients(
+    hidden: Tensor, weight: Tensor, a: _Arguments, served: Served
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_hidden, of_weight, of_bias = a.gradient_dtypes(hidden)
+    nothing = hidden.new_empty(0)
+    return (
+        hidden.new_zeros(hidden.shape if a.needs[0] else (0,), dtype=of_hidden),
+        weight_gradient(weight, of_weight, served) if a.needs[1] else nothing.to(of_weight),
+        hidden.new_zeros(len(weight) if a.needs[2] else 0, dtype=of_bias),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 WIDE = (torch.float32, torch.float64)
 # The tail of every schema over tiles, in the order of `Tiles`.
+N_TILES = 5
 TILES = "int tile_rows, int tile_columns, int kept_columns, ScalarType logits_dtype, int fixed_rows"
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
-from logitless.ops.options import EXTRAS, HeadOptions, check_extras, check_vocab_parallel
+from logitless.ops.options import EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
 def token_stats(
@@ -49,6 +50,10 @@ def token_stats(
     policy-gradient step of weight 1 on its own logits ("The Entropy Mechanism of Reinforcement
     Learning for Reasoning Language Models", 2025).
 
+    vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
+        are with the other ranks of this torch.distributed group, which pass the same rows; targets
+        are ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
+
     inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
 
     backend: "auto" is the compiled core on the CPU; on a GPU its CUDA kernels or else Triton's, and
@@ -61,18 +66,24 @@ def token_stats(
     NaN, and RuntimeError in a later call or backward; LOGITLESS_CHECK=1 raises in the call itself.
     NotImplementedError says why where no kernels serve.
     """
-    head = HeadOptions(temperature, softcap, logit_scale, bias)
-    extras = check_extras(extras, known=EXTRAS[:-2])
-    check_vocab_parallel(vocab_group, vocab_start)
     op = "token_stats"
-    kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
-    check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
-    vocab = (0, *shape_of(logits))[-1]
-    shape = check_tokens(op, "logits", logits, targets, mask, head, vocab)
-    if kind == "numpy":
-        check_numpy_backend(op, backend)
-        return _numpy_stats(logits, targets, mask, head, extras, shape)
-    return _torch_stats(logits, targets, mask, head, extras, shape, inplace_backward, backend)
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        head = HeadOptions(temperature, softcap, logit_scale, meeting.local("bias", bias))
+        extras = check_extras(extras, known=EXTRAS[:-2])
+        kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
+        check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
+        vocab = (0, *shape_of(logits))[-1]
+        shape = check_tokens(
+            op, "logits", logits, targets, mask, head, vocab, sharded=bool(meeting)
+        )
+        if kind == "numpy":
+            check_numpy_backend(op, backend)
+            meeting.refuse_numpy()
+            return _numpy_stats(logits, targets, mask, head, extras, shape)
+    return _torch_stats(
+        logits, targets, mask, head, extras, shape, inplace_backward, backend, meeting
+    )
 
 
 def _torch_stats(
@@ -84,6 +95,7 @@ def _torch_stats(
     shape: tuple[int, ...],
     inplace: bool,
     backend: str,
+    meeting: Meeting,
 ) -> TokenStats:
     import torch
 
@@ -92,19 +104,29 @@ def _torch_stats(
     from logitless.ops.plain import plain_stats
     from logitless.ops.row_op import row_stats
 
-    chosen = backend_of(backend, logits)
-    # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
-    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    chain = flat_head(
-        "token_stats", head, shape, mask, logits.dtype == torch.float64,
-        look=chosen not in ON_DEVICE,
-    )  # fmt: skip
+    with meeting:
+        chosen = backend_of(backend, logits)
+        meeting.refuse_backend(chosen)
+        # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
+        logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+        flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
+        flat_mask = None if mask is None else mask.reshape(-1).contiguous()
+        chain = flat_head(
+            "token_stats", head, shape, mask, logits.dtype == torch.float64,
+            look=chosen not in ON_DEVICE,
+        )  # fmt: skip
+
+    def same() -> Facts:
+        rows = rows_facts(logits, flat_targets, flat_mask, shape)
+        return (*head_facts(head), *rows, ("whether there are extras", bool(extras)))
+
+    shard = meeting.shard(logits.shape[-1], same)
     if chosen == "torch":
         flat = logits.reshape(-1, logits.shape[-1])
         return to_stats(plain_stats(flat, flat_targets, flat_mask, *chain), shape, extras)
-    outputs = row_stats(logits, flat_targets, flat_mask, *chain, chosen, bool(extras), inplace)
+    outputs = row_stats(
+        logits, flat_targets, flat_mask, *chain, chosen, bool(extras), inplace, *shard
+    )
     return to_stats(outputs[:-1], shape, extras)
 
 

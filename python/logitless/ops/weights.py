@@ -7,8 +7,9 @@ from typing import Any
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-def refuse_special_weight(op: str, weight: Any) -> None:
-    """Raise for quantised, sharded, empty and meta weights. `weight` is a torch tensor."""
+def refuse_special_weight(op: str, weight: Any, *, sharded: bool = False) -> None:
+    """Raise for quantised, sharded, empty and meta weights. `weight` is a torch tensor, and with
+    `sharded` a rank's part of the vocabulary, which may be none of it."""
     import torch
 
     kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
@@ -17,7 +18,8 @@ def refuse_special_weight(op: str, weight: Any) -> None:
             f"{op}: weight is a DTensor, of which this rank holds {list(weight.to_local().shape)} "
             f"of {list(weight.shape)}: call the op inside the forward of a module that FSDP2 "
             "gathers (docs/sharded.md), or between lm_head.unshard() and lm_head.reshard(), or "
-            "pass weight.full_tensor()"
+            "pass weight.full_tensor(); if all ranks of its mesh have the same tokens, pass "
+            "vocab_group"
         )
     plain = type(weight) in (torch.Tensor, torch.nn.Parameter) or kind.endswith("FakeTensor")
     if dtype not in FLOATS or not (plain or type(weight).__torch_dispatch__ is _plain_dispatch()):
@@ -28,7 +30,7 @@ def refuse_special_weight(op: str, weight: Any) -> None:
         )
     if weight.is_meta:
         raise ValueError(f"{op}: weight must hold numbers, got a tensor on the meta device")
-    if weight.numel() == 0:
+    if weight.numel() == 0 and not (sharded and weight.ndim == 2):
         raise ValueError(
             f"{op}: weight must be [V, H], got the empty {list(weight.shape)}: a shard that "
             "ZeRO-3 or FSDP has not gathered; call the op where the weight is whole, for "

@@ -14,6 +14,7 @@ from logitless.reference.rows import (
     linear_token_stats,
     linear_token_stats_backward,
     logits_chain,
+    moments,
     probabilities,
     token_stats,
     token_stats_backward,
@@ -29,10 +30,12 @@ from logitless.reference.selection import (
 )
 from logitless.reference.support import largest, support_backward
 from logitless.reference.terms import kl_loss, surrogate_loss
+from logitless.reference.truncated import truncated_probabilities
 
 __all__ = [
     "covariance", "exact_mean", "fit_entropy_law", "kl_loss", "largest", "linear_token_stats",
-    "linear_token_stats_backward", "logits_chain", "philox", "policy_loss", "probabilities",
-    "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
+    "linear_token_stats_backward", "logits_chain", "moments", "philox", "policy_loss",
+    "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
     "support_backward", "surrogate_loss", "token_stats", "token_stats_backward", "token_weights",
+    "truncated_probabilities",
 ]  # fmt: skip

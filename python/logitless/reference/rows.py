@@ -37,6 +37,14 @@ def probabilities(logits: Array, **chain: Any) -> F64:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float64)
 
 
+def moments(z: Array) -> tuple[float, ...]:
+    """s0, s1, s2, q0, q1 of some of a row's logits, by their maximum: what pieces merge as."""
+    x = np.asarray(z, np.float64) - np.max(z)
+    e = np.exp(x)
+    x = np.where(e > 0, x, 0.0)
+    return tuple(float(np.sum(f)) for f in (e, x * e, x * x * e, e * e, x * e * e))
+
+
 def token_stats(
     logits: Array,  # [..., V]
     targets: Array,  # [...]

@@ -1,0 +1,53 @@
+"""Large buffers on the CPU that one call lets go of and the next one finds again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from logitless import _core
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Below, memory comes from torch: its pages are mostly there already.
+SMALLEST = 8 << 20
+
+
+def buffer(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Memory for `size` elements where `like` is; what it holds is undefined.
+
+    On the CPU a large one comes from memory that an earlier tensor of this function has left: fresh
+    pages of 311 MB take longer than a third of the head's forward and backward. csrc/cpu/memory.h
+    says what is kept.
+    """
+    import torch
+
+    nbytes = size * dtype.itemsize
+    # a fake tensor, of torch.compile's tracing, is neither of the two
+    real = type(like) in (torch.Tensor, torch.nn.Parameter)
+    if not real or like.device.type != "cpu" or nbytes < SMALLEST:
+        return like.new_empty(size, dtype=dtype)
+    # a buffer to Python, which mypy cannot know of
+    memory: Any = _core.Memory(nbytes)
+    return torch.frombuffer(memory, dtype=dtype, count=size)
+
+
+def buffer_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory of the shape of `tensor`, dense in its order of strides."""
+    import torch
+
+    dtype = tensor.dtype if dtype is None else dtype
+    if not tensor.is_contiguous():
+        return torch.empty_like(tensor, dtype=dtype)
+    return buffer(tensor.numel(), dtype, tensor).view(tensor.shape)
+
+
+def release_memory() -> int:
+    """Hand the memory that waits for the next call back to the system; how many bytes it was.
+
+    On the CPU, kept logits and the gradients of heads live in memory that is used again from call
+    to call, in at most four blocks beside those in use; pages that wait are the system's to take
+    when it runs short. Nothing in use is touched, and nothing has to call this.
+    """
+    return _core.release_memory()

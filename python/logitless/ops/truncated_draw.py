@@ -1,0 +1,118 @@
+"""Draws from the top_k and top_p of each row: from its largest logits, kept while tiles stream by,
+and where those cannot prove that they hold the whole set, from another product of those rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from logitless.ops.candidates import ENTRY_BYTES, Candidates
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from logitless.ops.plan import Plan
+    from logitless.ops.rows import Rows
+    from logitless.ops.tiles import Tiles
+
+# Largest logits kept of a row where top_p alone limits it; and of any row, see csrc/cpu.
+KEPT, MOST_KEPT = 256, 1024
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Which part of a distribution is drawn from."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        k, p = self.top_k, self.top_p
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
+            raise TypeError(f"top_k must be an int or None, got {k!r}")
+        if k is not None and k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, got {k}")
+        if p is not None and (isinstance(p, bool) or not isinstance(p, (int, float))):
+            raise TypeError(f"top_p must be a number or None, got {p!r}")
+        if p is not None and not 0 < p <= 1:
+            raise ValueError(f"top_p must be in (0, 1] or None, got {p}")
+
+    def limits(self, vocab: int) -> bool:
+        """Whether anything can be left out."""
+        return (self.top_k or vocab) < vocab or (self.top_p or 1.0) < 1.0
+
+    def kept(self, vocab: int) -> int:
+        return min(self.top_k or KEPT, MOST_KEPT, vocab)
+
+    def candidate_bytes(self, n: int, vocab: int) -> int:
+        return 2 * self.kept(vocab) * ENTRY_BYTES * n
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the core."""
+        return {"top_k": self.top_k or 0, "top_p": float(self.top_p or 1.0)}
+
+
+def draw_truncated(
+    h: Tensor,  # [n, H], not padded
+    weight: Tensor,  # [V, H]
+    rows: Rows,
+    tiles: Tiles,
+    tiling: Plan,
+    truncation: Truncation,
+    noise: Any,  # linear_sample.Noise
+    state: Tensor,  # [n, STATE], written
+) -> Tensor:  # [n] int64
+    """The drawn tokens; `state` is then as if they had been the targets."""
+    import torch
+
+    from logitless.ops.logit_tiles import logit_tiles
+
+    n, vocab = len(h), len(weight)
+    token = torch.zeros(n, dtype=torch.int64)
+    # The fold asks for targets; what it finds of these is overwritten by the draw.
+    rows = replace(rows, targets=token)
+    candidates = Candidates.empty(n, truncation.kept(vocab))
+    for start, chunk, tile in logit_tiles(tiles.operand(h, None), weight, n, tiles):
+        part, kept = rows.part(chunk), candidates.part(chunk)
+        part.forward(tile, state[chunk], start=start, first=start == 0, candidates=kept)
+    rows.settle(state, candidates)
+    drawn = torch.empty(n, dtype=torch.int64)
+    arguments = {**truncation.arguments, **noise.of(slice(0, n))}
+    rows.core.draw_truncated(state, drawn, candidates=candidates.core, **arguments)
+    left = (drawn < 0).nonzero().squeeze(1)
+    room = max(tiling.budget - tiling.total_bytes, 0) // (vocab * tiles.dtype.itemsize)
+    for index in left.split(max(int(room), 1)):
+        mine = state[index]
+        drawn[index] = _draw_again(
+            h[index], weight, rows.gather(index), tiles, truncation, noise.at(index), mine
+        )
+        state[index] = mine
+    return drawn
+
+
+def _draw_again(
+    h: Tensor,  # [r, H]
+    weight: Tensor,
+    rows: Rows,
+    tiles: Tiles,
+    truncation: Truncation,
+    noise: Any,
+    state: Tensor,  # [r, STATE], written
+) -> Tensor:  # [r]
+    """The same of all logits of a few rows. Their state is made anew from these very logits: a
+    product of fewer rows may round otherwise."""
+    import torch
+
+    from logitless.ops.logit_tiles import logit_tiles
+
+    r = len(h)
+    logits = h.new_empty(r, len(weight), dtype=tiles.dtype)
+    for start, chunk, tile in logit_tiles(tiles.operand(h, None), weight, r, tiles):
+        logits[chunk, start : start + tile.shape[1]] = tile
+    rows.forward(logits, state)
+    drawn = torch.empty(r, dtype=torch.int64)
+    arguments = {**truncation.arguments, **noise.of(slice(0, r))}
+    rows.core.draw_truncated(state, drawn, logits=logits, **arguments)
+    return drawn
