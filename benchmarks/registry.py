@@ -35,6 +35,7 @@ from benchmarks.inputs import (
     row_inputs,
     token_inputs,
 )
+from benchmarks.peaked_head import peaked_fifth, peaked_head
 from logitless import reference
 
 # Per logit: compare, subtract, exp (counted as one), one sum, one multiply-add.
@@ -219,6 +220,18 @@ def bonus_variants(x: HeadInputs) -> dict[str, Call]:
     }
 
 
+def support_variants(function: Any, call: Any, x: HeadInputs) -> dict[str, Call]:
+    """Rows that lose no more than so much of their probability served from 64 entries."""
+    return {
+        f"logitless, tail_mass={tail:g}": call(functools.partial(function, tail_mass=tail), x)
+        for tail in (1e-3, 1e-2)
+    }
+
+
+def peaked_floors(x: HeadInputs) -> dict[str, Call]:
+    return {**three_products(x), **one_product(x)}
+
+
 def policy_floor(x: HeadInputs) -> dict[str, Call]:
     """Rows without an advantage enter no backward product; clipped ones, not counted here, need
     none either."""
@@ -383,6 +396,26 @@ OPS = [
         "head policy loss, a fifth of the rows", "head", families=("policy",), inputs=fifth_active,
         call=calls.policy_both, oracle=policy_oracle,
         floors=lambda x: {**three_products(x), **policy_floor(x)},
+        bytes=head_bytes, flops=product_flops(1.4),
+    ),
+    Op(
+        "head forward+backward, peaked", "head", families=("head",), inputs=peaked_head,
+        call=calls.head_both, oracle=head_oracle, floors=peaked_floors,
+        variants=lambda x: support_variants(our_head, calls.head_both, x),
+        bytes=head_bytes, flops=product_flops(3),
+    ),
+    Op(
+        "head policy loss, peaked", "head", families=("policy with bonus",), inputs=peaked_head,
+        call=calls.policy_both, oracle=bonus_oracle, floors=peaked_floors,
+        variants=lambda x: support_variants(
+            functools.partial(our_policy, spec=SPEC_WITH_BONUS), calls.policy_both, x
+        ),
+        bytes=head_bytes, flops=product_flops(3),
+    ),
+    Op(
+        "head policy loss, peaked, a fifth of the rows", "head", families=("policy",),
+        inputs=peaked_fifth, call=calls.policy_both, oracle=policy_oracle, floors=peaked_floors,
+        variants=lambda x: support_variants(our_policy, calls.policy_both, x),
         bytes=head_bytes, flops=product_flops(1.4),
     ),
     Op(

@@ -14,6 +14,9 @@ ROWS, HEAD_ROWS, GPU_ROWS = 512, 1024, 8192
 TOKENS = 1_048_576
 
 
+PEAKED = "head forward+backward, peaked"
+
+
 @dataclass(frozen=True)
 class Target:
     op: str
@@ -66,6 +69,8 @@ TARGETS = [
     of_head("head forward+backward", "logitless", "three bare products", 1.05),
     of_head("head forward+backward", "logitless, 64MiB", "four bare products", 1.05),
     of_head("head policy loss, every row", "logitless", "three bare products", 1.05),
+    of_head(PEAKED, "logitless, tail_mass=0.001", "three bare products", 0.48),
+    of_head(PEAKED, "logitless, tail_mass=0.01", "three bare products", 0.40),
     of_head("head policy loss, a fifth of the rows", "logitless", "three bare products", 0.55),
     of_head("head sample, 64 rows", "softmax and multinomial", "logitless", 5.0, at_most=False),
     of_head("head sample, 64 rows", "logitless", "Hugging Face greedy", 1.0),

@@ -220,7 +220,7 @@ def test_bad_rows_keep_their_number_under_a_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tail_mass": 1e-3}, NotImplementedError, "tail_mass"),
+        ({"tail_mass": 1.0}, ValueError, r"tail_mass must be in \[0, 1\)"),
         ({"tail_mass": 1e-9}, ValueError, "tail_mass must be 0 or >= 1e-5"),
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least [0-9]+ bytes"),
         ({"memory_budget": "12 bananas"}, ValueError, "memory_budget must be bytes or like"),

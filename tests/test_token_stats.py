@@ -279,7 +279,7 @@ def test_rows_without_meaning(backend: str) -> None:
         ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[V\] = \[5\]"),
         ({"extras": ("entropie",)}, ValueError, "unknown name 'entropie'"),
         ({"extras": "argmax"}, TypeError, "extras must be a tuple"),
-        ({"extras": ("dropped_mass",)}, NotImplementedError, "dropped_mass"),
+        ({"extras": ("dropped_mass",)}, ValueError, "dropped_mass"),
         ({"vocab_group": object()}, TypeError, "vocab_group must be a torch.distributed process"),
         ({"backend": "gpu"}, ValueError, "backend must be one of"),
         ({"backend": "triton"}, NotImplementedError, "triton"),

@@ -87,8 +87,8 @@ def head_call(
     backend = backend_of(compute.backend, hidden)
     if compute.tail_mass and backend != "cpu":
         raise NotImplementedError(
-            f"{op}: tail_mass={compute.tail_mass!r} is served by backend 'cpu' only, got {backend!r};"
-            " tail_mass=0 is exact and served by all"
+            f"{op}: tail_mass={compute.tail_mass!r} is served by backend 'cpu' only, got "
+            f"{backend!r}; tail_mass=0 is exact and served by all"
         )
     wide, look = hidden.dtype == torch.float64, backend not in ON_DEVICE
     differentiated = torch.is_grad_enabled()

@@ -167,7 +167,7 @@ def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearP
 
     tiles = call.tiles(call.plan(compute, one_pass=True))[:N_TILES]
     loss, values, logp, entropy, *_ = support_policy_loss(
-        *call.arrays, *arguments, compute.tail_mass, *tiles, list(call.needs)
+        *call.arrays, *arguments, compute.tail_mass, list(call.needs), *tiles
     )
     metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)

@@ -98,7 +98,8 @@ class Plan:
             f"{self.mode}: {held}; {self.products:.2f} products on tiles of {self.rows} rows x"
             f" {self.columns} columns",
             f"scratch {_mib(self.scratch_bytes)} + logits {_mib(self.kept_bytes)} + accumulators"
-            f" {_mib(self.accumulator_bytes)}{support} = {_mib(self.total_bytes)} of {_mib(self.budget)}",
+            f" {_mib(self.accumulator_bytes)}{support} = {_mib(self.total_bytes)} of"
+            f" {_mib(self.budget)}",
             f"full logits would take {_mib(self.full_logits_bytes)}, and as much again for"
             " their gradient",
             "others hold, by what their documentation and sources say:",

@@ -40,7 +40,7 @@ class Support(NamedTuple):
     y: Tensor  # [n, 2 KEPT] float64
     ids: Tensor  # [n, 2 KEPT] int32
     floor: Tensor  # [n] float64
-    count: Tensor  # [n] int64; once measured, the target is among them, once
+    kept: Tensor  # [n] int64, how many; once measured, the target is among them, once
     mass: Tensor  # [n] float64: 1 - sum of kept p
     # [n] float64: sum of dropped |p (log p + H)|; infinite where a dropped p may exceed e^-H, so
     # that it is not known
@@ -56,7 +56,7 @@ class Support(NamedTuple):
     def candidates(self, n: int, vocab: int, tail_mass: float) -> Candidates:
         """Of the first n rows, those a forward had."""
         tau = margin(tail_mass, vocab)
-        return Candidates(self.y[:n], self.ids[:n], self.floor[:n], self.count[:n], tau)
+        return Candidates(self.y[:n], self.ids[:n], self.floor[:n], self.kept[:n], tau)
 
     def measure(self, rows: Rows, state: Tensor, kept: Candidates, tail_mass: float) -> None:
         """After the last tile and `rows.finish`, which checks targets."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from logitless.ops.library import begin_backward, register
-from logitless.ops.linear_op import scatter, empty_gradients
+from logitless.ops.linear_op import empty_gradients, scatter
 from logitless.ops.linear_passes import Upstream
-from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.options import DROPPED
+from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
 from logitless.ops.support import Support
@@ -80,7 +80,7 @@ def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor
     return grads
 
 
-SUPPORT = "Tensor y, Tensor ids, Tensor floor, Tensor count, Tensor mass, Tensor entropy"
+SUPPORT = "Tensor y, Tensor ids, Tensor floor, Tensor kept, Tensor mass, Tensor entropy"
 
 _backward_op = register(
     f"linear_support_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, {SUPPORT}, "

@@ -20,7 +20,7 @@ class Folded(NamedTuple):
     """Rows after a forward that kept no logits."""
 
     rows: Rows  # n of them, without a mask
-    index: Tensor | None  # [n] their places in hidden; None: all
+    place: Tensor | None  # [n] their places in hidden; None: all
     state: Tensor  # [n, STATE]
     support: Support
 

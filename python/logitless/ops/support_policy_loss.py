@@ -61,7 +61,7 @@ class _Arguments(NamedTuple):
     @classmethod
     def of(cls, args: tuple[Any, ...]) -> _Arguments:
         rows, rest = args[:N_ROWS], args[N_ROWS:]
-        tail_mass, *tiles, needs = rest[LOSS_ARGUMENTS:]
+        tail_mass, needs, *tiles = rest[LOSS_ARGUMENTS:]
         loss = LossArguments(*rest[:LOSS_ARGUMENTS])
         return cls(rows, loss, tail_mass, Tiles(*tiles), needs)
 
@@ -116,7 +116,7 @@ def _support_metrics(folded: Folded, g: Upstream, served: Served) -> Tensor:
         return torch.zeros(len(SUPPORT_METRICS))
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = folded.support.bound(g)[sparse] * scale * rows.pre
-    kept = folded.support.count[sparse].double().mean()
+    kept = folded.support.kept[sparse].double().mean()
     share = torch.tensor(len(sparse) / (len(sparse) + len(served.dense)))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 
@@ -147,7 +147,7 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 
 support_policy_loss = register(
     f"linear_support_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, float tail_mass, "
-    f"{TILES}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool[] needs, {TILES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=setup_scaling,

@@ -47,9 +47,10 @@ def support_backward(
     raw, targets = np.asarray(logits, np.float64), np.asarray(targets)
     z = logits_chain(raw, **chain)
     n, vocab = z.shape
-    upstream = {"g_logp": g_logp, "g_entropy": g_entropy, "g_lse": g_lse}
-    gp, gh, gl = (np.broadcast_to(g, n) for g in upstream.values())
-    dlogits, _ = token_stats_backward(raw, targets, **upstream, **chain)
+    gp, gh, gl = (np.broadcast_to(g, n) for g in (g_logp, g_entropy, g_lse))
+    dlogits, _ = token_stats_backward(
+        raw, targets, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse, **chain
+    )
     margin = math.log(vocab / tail_mass)
     out: dict[str, Any] = {
         "kept": [], "mass": np.zeros(n), "entropy": np.zeros(n), "served": np.zeros(n, bool),
