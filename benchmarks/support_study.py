@@ -130,11 +130,11 @@ def main() -> None:
     add = parser.add_argument
     add("part", choices=["demo", "text", "times", "plot"])
     add("--runs", type=Path, default=Path("runs/demo"))
-    add("--steps", type=int, default=600)
-    add("--tokens", type=int, default=400_000)
+    add("--steps", type=int, default=450)
+    add("--tokens", type=int, default=40_000)
     add("--hidden", type=int, default=128)
     add("--layers", type=int, default=2)
-    add("--lr", type=float, default=2e-3)
+    add("--lr", type=float, default=3e-3)
     add("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     if options.part != "plot":
