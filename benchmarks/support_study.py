@@ -3,7 +3,7 @@ policies: the demo's at the start and the end of RL, and a small model trained f
 
     python -m benchmarks.support_study demo     # reads runs/demo, which ./dev demo writes
     python -m benchmarks.support_study text     # trains for some minutes
-    python -m benchmarks.support_study times    # on an idle machine: of the rows that those two saved
+    python -m benchmarks.support_study times    # of the rows these two saved; wants an idle machine
     python -m benchmarks.support_study plot     # the picture
 """
 

@@ -1,4 +1,4 @@
-"""The study of support-sparse rows counts and measures what it says, on rows small enough to see."""
+"""The study of support-sparse rows counts and measures what it says, on rows one can see."""
 
 from __future__ import annotations
 
