@@ -78,9 +78,7 @@ def our_selecting(logp: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec) ->
     """Means, covariances and the selection of the whole batch, then its loss."""
     data, ids = (tokens.advantages, tokens.mask), token_ids(len(logp))
     old = tokens.old_logp if spec is CLIP_COV else None
-    batch = ll.batch_stats(
-        logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0
-    )
+    batch = ll.batch_stats(logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0)
     out = ll.policy_loss(logp, tokens.old_logp, *data, spec, token_ids=ids, batch=batch)
     return {"loss": out.loss}
 

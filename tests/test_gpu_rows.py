@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cases
@@ -18,6 +19,9 @@ from tolerances import (
 
 import logitless as ll
 from logitless import reference
+from logitless.ops.outputs import empty_outputs
+from logitless.ops.row_op import make_rows
+from logitless.ops.rows import STATE
 
 VALUES = ("logp", "entropy", "lse")
 STATISTICS = ("varentropy", "sum_p2", "entropy_change")
@@ -59,6 +63,33 @@ def test_against_the_oracle(place: Place, dtype: torch.dtype, shape: tuple[int, 
         g_lse=g[2].numpy(),
     )  # fmt: skip
     place.assert_gradients(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parts_of_the_vocabulary_merge(place: Place, dtype: torch.dtype) -> None:
+    """What the kernels of two ranks leave of their columns merges, where it lies, to the whole."""
+    n, vocab, cut = 7, 5003, 1900
+    z, t = cases.logits(3, n, vocab, dtype), cases.targets(3, n, vocab)
+    temperature = cases.chain("row_temperature", 3, n, vocab)["temperature"].double()
+    logits, targets, row_scale = place.put(z, t, 1 / temperature)
+    rows = make_rows(targets, None, None, row_scale, 1.0, 1.0, 0.0, place.backend)
+    pieces = torch.empty(2, n, STATE, dtype=torch.float64, device=logits.device)
+    for piece, (start, stop) in zip(pieces, ((0, cut), (cut, vocab)), strict=True):
+        own = replace(rows, targets=targets - start)
+        own.forward(logits[:, start:stop], piece, extras=True)
+        piece[:, 7] += start
+    state = torch.empty_like(pieces[0])
+    rows.merge(pieces, state)
+    out = empty_outputs(n, True, logits)
+    rows.finish(state, vocab, **out)
+    truth = reference.token_stats(
+        cases.to_numpy(z), t.numpy(), temperature=temperature.numpy()
+    )
+    for name in VALUES:
+        assert_values(out[name], truth[name], dtype)
+    for name in STATISTICS:
+        assert_values(out[name] / 30, truth[name] / 30, dtype)
+    assert out["argmax"].tolist() == truth["argmax"].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -261,10 +261,9 @@ def test_kl_cov_takes_the_largest_however_the_covariances_lie() -> None:
     rng = np.random.default_rng(5)
     n, spec = 5000, SELECTING["many_kl_cov"]
     assert isinstance(spec.control, KLCov)
-    for a in (
-        rng.normal(size=n), np.ones(n), np.abs(rng.normal(size=n)) + 1, np.exp(4 * rng.normal(size=n)),
-        rng.integers(-1, 2, size=n).astype(np.float64),
-    ):  # fmt: skip
+    normal = rng.normal(size=n)
+    signs = rng.integers(-1, 2, size=n).astype(np.float64)
+    for a in (normal, np.ones(n), np.abs(normal) + 1, np.exp(4 * normal), signs):
         lp = -np.abs(rng.integers(0, 50, size=n) / 8.0)
         for mask in (np.ones(n, bool), rng.random(n) < 0.3, np.arange(n) == 17):
             ids = rng.permutation(n).astype(np.int64)
@@ -280,9 +279,7 @@ def test_kl_cov_takes_the_largest_however_the_covariances_lie() -> None:
 def test_repeated_ids_and_members_of_runs(data: st.DataObject) -> None:
     """Ids that rise by one in parts longer and shorter than what is looked at at once."""
     starts = data.draw(st.lists(st.integers(0, 3000), min_size=1, max_size=5))
-    lengths = data.draw(
-        st.lists(st.integers(1, 700), min_size=len(starts), max_size=len(starts))
-    )
+    lengths = data.draw(st.lists(st.integers(1, 700), min_size=len(starts), max_size=len(starts)))
     parts = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
     ids = np.concatenate(parts).astype(np.int64)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))

@@ -113,9 +113,7 @@ int64_t chunks_of(int64_t count) { return (count + kChunk - 1) / kChunk; }
 }  // namespace
 
 template <typename T>
-CovarianceOctaves covariance_octaves(
-    const SelectionTokens<T>& tokens, const CovarianceBand& band
-) {
+CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band) {
   // neighbours often fall into one bin, and adding twice to one number means waiting
   constexpr int kCopies = 2;
   const int64_t chunks = chunks_of(tokens.count);
@@ -261,7 +259,8 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int thr
 void members(
     const int64_t* ids, int64_t count, const int64_t* sorted, int64_t chosen, bool* out, int threads
 ) {
-  // Where ids do not rise by one, a table of bits, most of them 0, answers for nearly all tokens; a search for the others.
+  // Where ids do not rise by one, a table of bits, most of them 0, answers for nearly all tokens; a
+  // search for the others.
   int bits = 12;
   while ((int64_t{1} << bits) < 16 * chosen && bits < 26) ++bits;
   std::vector<uint64_t> table((size_t{1} << bits) / 64);

@@ -43,13 +43,11 @@ struct CovarianceOctaves {
   int64_t bad_token = -1;
 };
 template <typename T>
-CovarianceOctaves covariance_octaves(
-    const SelectionTokens<T>& tokens, const CovarianceBand& band
-);
+CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band);
 
-// The scores and ids of the candidates whose score is at least `least`, in their order, at the front
-// of two arrays with room for all tokens. Scores are computed again rather than kept: the pages of
-// a new array for all of them cost more.
+// The scores and ids of the candidates whose score is at least `least`, in their order, at the
+// front of two arrays with room for all tokens. Scores are computed again rather than kept: the
+// pages of a new array for all of them cost more.
 struct CandidateCount {
   int64_t count = 0;
   int64_t bad_token = -1;

@@ -30,14 +30,14 @@ void exp_all(const double* __restrict x, double* __restrict out, int n) {
     const double shifted = x[i] * 1.4426950408889634074 + round;
     const double k = shifted - round;
     const double f = x[i] - k * ln2_high - k * ln2_low;
-    // Taylor's series of (e^f - 1 - f) / f^2: |f| < 0.35, so the next term is below 1e-17. By pairs,
-    // then pairs of pairs: one after the other, 24 dependent operations took twice the time.
+    // Taylor's series of (e^f - 1 - f) / f^2: |f| < 0.35, so the next term is below 1e-17. By
+    // pairs, then pairs of pairs: one after the other, 24 dependent operations took twice the time.
     const double f2 = f * f;
     const double f4 = f2 * f2;
     const double q0 = (0.5 + f * (1.0 / 6)) + f2 * (1.0 / 24 + f * (1.0 / 120));
     const double q4 = (1.0 / 720 + f * (1.0 / 5040)) + f2 * (1.0 / 40320 + f * (1.0 / 362880));
-    const double q8 = (1.0 / 3628800 + f * (1.0 / 39916800)) +
-                      f2 * (1.0 / 479001600 + f * (1.0 / 6227020800));
+    const double q8 =
+        (1.0 / 3628800 + f * (1.0 / 39916800)) + f2 * (1.0 / 479001600 + f * (1.0 / 6227020800));
     const double q = q0 + f4 * (q4 + f4 * q8);
     out[i] = (f2 * q + f + 1) * bits_as<double>(bits_as<uint64_t>(shifted) << 52);
     far |= static_cast<int64_t>(!(__builtin_fabs(x[i]) < kExpLimit));
@@ -296,7 +296,8 @@ int at_least(
 bool consecutive(const int64_t* __restrict ids, int n) {
   const uint64_t first = static_cast<uint64_t>(ids[0]);
   uint64_t odd = 0;
-  for (int i = 0; i < n; ++i) odd |= static_cast<uint64_t>(ids[i]) ^ (first + static_cast<uint64_t>(i));
+  for (int i = 0; i < n; ++i)
+    odd |= static_cast<uint64_t>(ids[i]) ^ (first + static_cast<uint64_t>(i));
   return odd == 0;
 }
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from logitless.ops.candidates import ENTRY_BYTES, KEPT
+
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -147,6 +149,21 @@ def sums_weight(work: Work, way: Way) -> bool:
 
 def total_bytes(work: Work, way: Way) -> int:
     return scratch_bytes(work, way) + kept_bytes(work, way) + accumulator_bytes(work, way)
+
+
+def support_bytes(work: Work, *, at_once: bool) -> int:
+    """With tail_mass > 0: the candidates of all rows and what they drop, the sparse gradient and
+    its transpose. `at_once`: the gradients are made in the forward, and of float16 not rounded
+    before that of the loss is known."""
+    total = work.tokens * (2 * KEPT * ENTRY_BYTES + 4 * 8)
+    if not work.backward:
+        return total
+    # Column and value of each entry, twice, and of each at most one row of the transpose.
+    total += work.tokens * (KEPT + 1) * (4 * 8 + 12) + 4 * work.vocab
+    if at_once and work.dtype == "float16":
+        rows = {"hidden": work.tokens, "weight": work.vocab}
+        total += 4 * work.hidden * sum(rows[name] for name in work.gradients)
+    return total
 
 
 def products(work: Work, way: Way) -> float:

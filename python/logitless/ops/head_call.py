@@ -39,7 +39,7 @@ class HeadCall(NamedTuple):
         tiling: Plan = _plan(
             int(hidden.shape[0]), int(hidden.shape[1]), self.shard.widest(int(weight.shape[0])),
             hidden.dtype, compute.memory_budget, self.logits_dtype, self.gradients,
-            any(self.needs), one_pass, split, compute.batch_invariant,
+            any(self.needs), one_pass, split, compute.batch_invariant, compute.tail_mass,
         )  # fmt: skip
         return tiling
 
@@ -85,6 +85,11 @@ def head_call(
     shape: tuple[int, ...],
 ) -> HeadCall:
     backend = backend_of(compute.backend, hidden)
+    if compute.tail_mass and backend != "cpu":
+        raise NotImplementedError(
+            f"{op}: tail_mass={compute.tail_mass!r} is served by backend 'cpu' only, got {backend!r};"
+            " tail_mass=0 is exact and served by all"
+        )
     wide, look = hidden.dtype == torch.float64, backend not in ON_DEVICE
     differentiated = torch.is_grad_enabled()
     needs = tuple(
@@ -127,8 +132,10 @@ def _plan(
     one_pass: bool,
     split: bool,
     fixed: bool,
+    tail_mass: float,
 ) -> Plan:
     return plan(
         n, hidden, vocab, dtype, budget, logits_dtype=logits, gradients=gradients,
         backward=backward, one_pass=one_pass, split=split, batch_invariant=fixed,
+        tail_mass=tail_mass,
     )  # fmt: skip

@@ -41,11 +41,11 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     out = empty_outputs(rows.n, extras, hidden)
     rows.finish(mine, shard.vocab(len(weight)), row_ids=index, **requested(out, extras))
     if index is not None:
-        out = {name: _scatter(value, index, len(hidden), name) for name, value in out.items()}
+        out = {name: scatter(value, index, len(hidden), name) for name, value in out.items()}
     return (*out.values(), state, kept)
 
 
-def _scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
+def scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
     if len(values) != len(index):
         return values
     full = values.new_full((n,), -1 if name == "argmax" else 0)

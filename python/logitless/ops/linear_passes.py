@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless import _core
+from logitless.ops.candidates import Candidates
 from logitless.ops.logit_tiles import LogitProduct, turns_pay
 from logitless.ops.row_op import empty_states
 from logitless.ops.rows import Rows
@@ -27,8 +28,10 @@ def fold(
     tiles: Tiles,
     kept: Tensor,  # flat: padded n * tiles.kept
     extras: bool,
+    candidates: Candidates | None = None,  # of n rows
 ) -> None:
-    """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay."""
+    """Every row's moments over all tiles of h @ weight.T; the first tiles.kept columns stay, and
+    in `candidates` each row's largest entries."""
     vocab = len(weight)
     if not vocab:
         empty_states(state)
@@ -36,17 +39,23 @@ def fold(
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)
     product = LogitProduct(rows.n, tiles, weight)
-    chunks = [(chunk, rows.part(chunk)) for chunk in tiles.chunks(rows.n)]
+    chunks = [
+        (chunk, rows.part(chunk), None if candidates is None else candidates.part(chunk))
+        for chunk in tiles.chunks(rows.n)
+    ]
     for start, stop in tiles.spans(vocab):
         w, width = weight[start:stop].to(tiles.dtype), stop - start
-        for chunk, part in chunks:
+        for chunk, part, largest in chunks:
             operand = h[tiles.height(chunk)]
             if stop <= tiles.kept:
                 tile = tiles.kept_tile(kept, rows.n, chunk, start, width)
             else:
                 tile = view(scratch, 0, len(operand), width)
             product(operand, w, tile)
-            part.forward(tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras)
+            part.forward(
+                tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
+                candidates=largest,
+            )  # fmt: skip
 
 
 def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:

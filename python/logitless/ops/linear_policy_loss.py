@@ -66,6 +66,8 @@ def linear_policy_loss(
     no backward product. `.loss` is differentiable, once, in hidden, weight and bias only: any other
     argument that requires grad is a ValueError. Under no_grad nothing is kept.
 
+    With vocab_group the loss is the same number on every rank of it: count it once.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(
@@ -141,10 +143,13 @@ def _one_pass(
         shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=bool(meeting))
         call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
+        compute.refuse_sharded(op, bool(meeting))
         arguments = loss_arguments(*data, **loss_options)
     call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))
     if not any(call.needs) or call.backend == "torch":
         return None
+    if compute.tail_mass:
+        return _from_support(call, compute, arguments)
     split = separable(spec, batch=loss_options["batch"] is not None)
     tiling = call.plan(compute, one_pass=True, split=split)
     if not tiling.chunk_rows:
@@ -156,6 +161,16 @@ def _one_pass(
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
 
 
+def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
+    from logitless.ops.support_policy_loss import support_metric_names, support_policy_loss
+    from logitless.ops.tiles import N_TILES
+
+    tiles = call.tiles(call.plan(compute, one_pass=True))[:N_TILES]
+    loss, values, logp, entropy, *_ = support_policy_loss(
+        *call.arrays, *arguments, compute.tail_mass, *tiles, list(call.needs)
+    )
+    metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
+    return LinearPolicyLossOutput(loss, metrics, logp, entropy)
 def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""

@@ -78,6 +78,9 @@ def linear_sample(
         the same token. Without it the products of a batch of another size may round logits
         differently, and those of scoring do (docs/sampling.md has the numbers).
 
+    vocab_group, vocab_start: as in `linear_token_stats`; every rank gets the token that one rank
+        with the whole vocabulary would draw, up to the rounding of products of other shapes.
+
     torch tensors on the CPU; never differentiable. Raises ValueError or TypeError naming the
     argument, and ValueError naming the first row with a NaN, a +inf or no finite logit.
     """

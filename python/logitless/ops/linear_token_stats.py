@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from logitless.ops.arrays import check_tokens, check_weight, framework
 from logitless.ops.backends import check_numpy_backend
-from logitless.ops.options import ComputeOptions, HeadOptions, check_extras
+from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
 from logitless.ops.tokens import is_tensor
@@ -58,6 +59,9 @@ def linear_token_stats(
         shape, 256 rows padded with zeros. A check of the machine's products
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
+
+    vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
+        DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
 
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
     floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
@@ -125,18 +129,40 @@ def _torch_stats(
     with meeting:
         call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
+        compute.refuse_sharded("linear_token_stats", bool(meeting))
     if call.backend == "torch":
         if compute.batch_invariant:
             raise ValueError("batch_invariant must be False with backend='torch', got True")
         flat, head_weight, *rows, _ = call.arrays
         dtype = call.logits_dtype
         logits = flat.to(dtype) @ head_weight.to(dtype).t()
-        return to_stats(plain_stats(logits, *rows), shape, extras)
-    asked = ("whether there are extras", bool(extras))
+        others = tuple(name for name in extras if name not in DROPPED)
+        return with_nothing_dropped(to_stats(plain_stats(logits, *rows), shape, others), extras)
+    dropped = tuple(name for name in extras if name in DROPPED)
+    others = tuple(name for name in extras if name not in DROPPED)
+    asked = ("whether there are extras", bool(others))
     call = call.sharded(meeting, head, compute, shape, lambda: (asked,))
-    tiles = call.tiles(call.plan(compute, one_pass=False))
-    outputs = linear_stats(*call.arrays, bool(extras), *tiles)
-    return to_stats(outputs[:-2], shape, extras)
+    measured = bool(compute.tail_mass) and (any(call.needs) or bool(dropped))
+    if not measured:
+        tiles = call.tiles(call.plan(replace(compute, tail_mass=0.0), one_pass=False))
+        outputs = linear_stats(*call.arrays, bool(others), *tiles)
+        return with_nothing_dropped(to_stats(outputs[:-2], shape, others), extras)
+    from logitless.ops.support_op import SAVED, linear_support_stats
+    from logitless.ops.tiles import N_TILES
+
+    tiles = call.tiles(call.plan(compute, one_pass=False))[:N_TILES]
+    outputs = linear_support_stats(*call.arrays, bool(others), compute.tail_mass, *tiles)
+    *outputs, mass, entropy = outputs[:-SAVED]
+    stats = to_stats(tuple(outputs), shape, others)
+    both = dict(zip(DROPPED, (mass.reshape(shape), entropy.reshape(shape)), strict=True))
+    return stats._replace(extras={name: (both | stats.extras)[name] for name in extras})
+
+
+def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
+    """An exact call drops nothing."""
+    given = stats.extras
+    named = {name: given[name] if name in given else stats.logp * 0 for name in extras}
+    return stats._replace(extras=named)
 
 
 def _numpy_stats(
@@ -154,9 +180,11 @@ def _numpy_stats(
     from logitless.ops.rows import STATE
     from logitless.ops.token_stats import numpy_finish, numpy_rows
 
-    if compute.logits_dtype is not None or compute.batch_invariant:
-        name = "logits_dtype" if compute.logits_dtype is not None else "batch_invariant"
+    for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
+        if getattr(compute, name) == default:
+            continue
         raise ValueError(f"{name} must be left at its default for NumPy inputs")
+    others = tuple(name for name in extras if name not in DROPPED)
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows("linear_token_stats", targets, mask, head, flat.dtype)
     tiling = plan(
@@ -173,5 +201,6 @@ def _numpy_stats(
             part = rows.part(chunk)
             tile = scratch[: part.n * len(w)].reshape(part.n, len(w))
             np.matmul(flat[chunk], w.T, out=tile)
-            part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(extras))
-    return numpy_finish(rows, state, len(weight), flat.dtype, extras, shape, index)
+            part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(others))
+    stats = numpy_finish(rows, state, len(weight), flat.dtype, others, shape, index)
+    return with_nothing_dropped(stats, extras)

@@ -87,7 +87,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     names = a.loss.metric_names(entropy=True)
     index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
     rows = rows.gather(index)
-    logp, entropy = _first_values(hidden, a.loss)
+    logp, entropy = first_values(hidden, a.loss)
     gradients = _empty_gradients(hidden, weight, a)
     gradients[0].zero_()
     gradients[2].zero_()
@@ -127,7 +127,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
+def first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
     """Memory for logp and entropy. Where the mask is true, finite numbers for rows still to come:
     logp is old_logp there. Raises for whatever is wrong with the shapes and dtypes of the loss."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -166,7 +166,7 @@ def _add_chunk(
     everything = len(active) == rows.n
     padded = tiles.padded(len(active))
     chosen = Upstream(**g.at(active))
-    scale = _power_of_two(chosen) if tiles.dtype == torch.float16 else 1.0
+    scale = power_of_two(chosen) if tiles.dtype == torch.float16 else 1.0
     d_hidden, d_weight, d_bias = gradients
     dtype = sum_dtype(shard, d_hidden.dtype)
     mine = d_hidden.new_empty(padded, operand.shape[1], dtype=dtype) if needs[0] else None
@@ -196,7 +196,7 @@ def _add_chunk(
     return True
 
 
-def _power_of_two(g: Upstream) -> float:
+def power_of_two(g: Upstream) -> float:
     largest = max(float(x.abs().max()) for x in g if x is not None)
     return float(2.0 ** -math.ceil(math.log2(largest / LARGEST_FLOAT16)))
 
@@ -223,7 +223,7 @@ _scale_op = register(
 )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def setup_scaling(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     # or autograd would hand zeros the size of the head to a backward that ignores them
     ctx.set_materialize_grads(False)
@@ -233,7 +233,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(*output[-3:])
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def scale_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     begin_backward(ctx, "linear_policy_loss", reuses_memory=True)
     if grad is None:
         return tuple([None] * ctx.inputs)
@@ -252,6 +252,6 @@ one_pass = register(
     f"bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    setup=_setup,
-    backward=_backward,
+    setup=setup_scaling,
+    backward=scale_backward,
 )

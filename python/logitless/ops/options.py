@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax", "dropped_mass", "dropped_entropy")
+# What the head ops drop with tail_mass > 0.
+DROPPED = ("dropped_mass", "dropped_entropy")
+EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax", *DROPPED)
 
 
 def not_yet(option: str, value: Any) -> NotImplementedError:
@@ -60,15 +62,13 @@ def _positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
-def check_extras(extras: tuple[str, ...]) -> tuple[str, ...]:
+def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) -> tuple[str, ...]:
     """Known names only; a bare string is a likely slip."""
     if isinstance(extras, str):
         raise TypeError(f"extras must be a tuple of names, got the string {extras!r}")
     for name in extras:
-        if name not in EXTRAS:
-            raise ValueError(f"extras: unknown name {name!r}, expected some of {', '.join(EXTRAS)}")
-        if name.startswith("dropped_"):
-            raise not_yet("extras", name)
+        if name not in known:
+            raise ValueError(f"extras: unknown name {name!r}, expected some of {', '.join(known)}")
     return tuple(extras)
 
 
@@ -89,8 +89,12 @@ class ComputeOptions:
             raise ValueError(
                 f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {self.tail_mass}"
             )
-        if self.tail_mass:
-            raise not_yet("tail_mass", self.tail_mass)
+
+    def refuse_sharded(self, op: str, sharded: bool) -> None:
+        if self.tail_mass and sharded:
+            raise NotImplementedError(
+                f"{op}: tail_mass={self.tail_mass!r} is not served with vocab_group; tail_mass=0 is"
+            )
 
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:

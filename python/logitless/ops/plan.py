@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from logitless.ops import cost
+from logitless.ops.candidates import KEPT
 from logitless.ops.cost import ITEMSIZE, Way, Work
 from logitless.ops.peer_memory import peer_lines
 
@@ -56,19 +57,26 @@ class Plan:
     scratch_bytes: int
     kept_bytes: int  # logits held: kept ones, or those of a chunk
     accumulator_bytes: int
-    products: float  # with every row active: 3 at best, 4 where no logits are kept
+    support_bytes: int  # with tail_mass > 0: the largest entries of each row and their gradient
+    # with every row active: 3 at best, 4 where no logits are kept; with tail_mass > 0, if no row
+    # could be served from its largest entries
+    products: float
     expected_seconds: float  # on the machine that the cost model was measured on
 
     @property
     def mode(self) -> str:
-        """ "one-pass", "keep", "recompute" or "mix"."""
+        """ "one-pass", "keep", "recompute", "mix" or "support"."""
+        if self.support_bytes:
+            return "support"
         if self.chunk_rows:
             return "one-pass"
         return {0: "recompute", self.vocab: "keep"}.get(self.kept_columns, "mix")
 
     @property
     def total_bytes(self) -> int:
-        return self.scratch_bytes + self.kept_bytes + self.accumulator_bytes
+        return (
+            self.scratch_bytes + self.kept_bytes + self.accumulator_bytes + self.support_bytes
+        )
 
     @property
     def full_logits_bytes(self) -> int:
@@ -79,15 +87,18 @@ class Plan:
             "one-pass": f"{self.chunk_rows} rows at a time, forward and backward at once",
             "keep": "all logits kept for the backward",
             "recompute": "logits made again in the backward",
+            "support": f"the {KEPT} largest entries of each row kept, logits of the rows that need"
+            " more made again",
             "mix": f"logits of {self.kept_columns} columns kept, others made again",
         }[self.mode]
+        support = f" + entries {_mib(self.support_bytes)}" if self.support_bytes else ""
         lines = [
             f"{self.tokens} tokens x {self.hidden} hidden x {self.vocab} vocabulary, {self.dtype},"
             f" logits in {self.logits_dtype}",
             f"{self.mode}: {held}; {self.products:.2f} products on tiles of {self.rows} rows x"
             f" {self.columns} columns",
             f"scratch {_mib(self.scratch_bytes)} + logits {_mib(self.kept_bytes)} + accumulators"
-            f" {_mib(self.accumulator_bytes)} = {_mib(self.total_bytes)} of {_mib(self.budget)}",
+            f" {_mib(self.accumulator_bytes)}{support} = {_mib(self.total_bytes)} of {_mib(self.budget)}",
             f"full logits would take {_mib(self.full_logits_bytes)}, and as much again for"
             " their gradient",
             "others hold, by what their documentation and sources say:",
@@ -126,6 +137,7 @@ def plan(
     one_pass: bool = True,
     split: bool = True,
     batch_invariant: bool = False,
+    tail_mass: float = 0.0,
 ) -> Plan:
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
 
@@ -134,6 +146,7 @@ def plan(
     accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
     asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
     `linear_token_stats` does it, whose upstream gradients are not known in the forward;
+    `tail_mass`: as there; only whether it is 0 matters.
     `split=False`: a loss whose coefficients need all rows at once. The cheapest way that fits is
     taken, by the model in `ops/cost.py`; time and free memory of the machine never enter it.
 
@@ -151,12 +164,20 @@ def plan(
     fixed = FIXED_ROWS if batch_invariant else 0
     heights = _halved(ROWS, fixed) if fixed else _halved(max(1, min(tokens, ROWS)), 1)
     limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
-    ways = _two_pass_ways(work, heights, limit, fixed)
-    if one_pass and backward and tokens:
+    support = cost.support_bytes(work, at_once=one_pass) if tail_mass else 0
+    if budget is None:
+        limit += support
+    ways = _two_pass_ways(work, heights, limit - support, fixed)
+    if tail_mass:
+        # Dense rows are few: their logits are made again.
+        ways = [way for way in ways if not way.kept]
+    elif one_pass and backward and tokens:
         # First, so that it is taken where it costs the same: it lets go of the logits at once.
         ways = _one_pass_ways(work, heights, limit, fixed, split) + ways
     if not ways:
-        least = min(cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed))
+        least = support + min(
+            cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed)
+        )
         raise ValueError(
             f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
             f"{vocab} vocabulary in {realised}, got {limit}"
@@ -166,7 +187,7 @@ def plan(
         tokens, hidden, vocab, name, realised, limit,
         best.rows, best.fixed, best.columns, best.kept, best.chunk,
         cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
-        cost.accumulator_bytes(work, best), cost.products(work, best),
+        cost.accumulator_bytes(work, best), support, cost.products(work, best),
         cost.seconds(work, best, cost.CPU),
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -76,7 +76,9 @@ class Shard(NamedTuple):
 
 
 def process_group(name: str) -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.distributed_c10d._resolve_process_group(name)
+    # as torch's own functional collectives find theirs
+    resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    group: dist.ProcessGroup = resolve(name)
     return group
 
 

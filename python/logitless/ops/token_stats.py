@@ -7,7 +7,7 @@ from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
-from logitless.ops.options import HeadOptions, check_extras
+from logitless.ops.options import EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
@@ -50,6 +50,10 @@ def token_stats(
     policy-gradient step of weight 1 on its own logits ("The Entropy Mechanism of Reinforcement
     Learning for Reasoning Language Models", 2025).
 
+    vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
+        are with the other ranks of this torch.distributed group, which pass the same rows; targets
+        are ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
+
     inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
 
     backend: "auto" is the compiled core on the CPU; on a GPU its CUDA kernels or else Triton's, and
@@ -66,7 +70,7 @@ def token_stats(
     meeting = Meeting(op, vocab_group, vocab_start)
     with meeting:
         head = HeadOptions(temperature, softcap, logit_scale, meeting.local("bias", bias))
-        extras = check_extras(extras)
+        extras = check_extras(extras, known=EXTRAS[:-2])
         kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
         check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
         vocab = (0, *shape_of(logits))[-1]

@@ -28,7 +28,7 @@ from logitless.reference.selection import (
     select,
     sequence_of_token,
 )
-from logitless.reference.support import largest
+from logitless.reference.support import largest, support_backward
 from logitless.reference.terms import kl_loss, surrogate_loss
 from logitless.reference.truncated import truncated_probabilities
 
@@ -36,6 +36,6 @@ __all__ = [
     "covariance", "exact_mean", "fit_entropy_law", "kl_loss", "largest", "linear_token_stats",
     "linear_token_stats_backward", "logits_chain", "moments", "philox", "policy_loss",
     "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
-    "surrogate_loss", "token_stats", "token_stats_backward", "token_weights",
+    "support_backward", "surrogate_loss", "token_stats", "token_stats_backward", "token_weights",
     "truncated_probabilities",
 ]  # fmt: skip

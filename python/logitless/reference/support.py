@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitless.reference.rows import logits_chain, token_stats_backward
+
 Array = npt.NDArray[Any]
 
 
@@ -20,3 +22,61 @@ def largest(
     y = np.asarray(y, np.float64)
     order = np.lexsort((np.arange(len(y)), -y))
     return order[y[order] > (y.max() - margin if margin < math.inf else -math.inf)][:keep]
+
+
+def support_backward(
+    logits: Array,  # [N, V]
+    targets: Array,  # [N]
+    *,
+    tail_mass: float,
+    keep: int = 64,
+    spare: float = 0.01,
+    g_logp: float | Array = 0.0,
+    g_entropy: float | Array = 0.0,
+    g_lse: float | Array = 0.0,
+    **chain: Any,
+) -> dict[str, Any]:
+    """token_stats_backward where a row keeps only its largest entries, if it loses little by that.
+
+    Of the `keep` largest with z > max z - log(V / tail_mass), the last are left out while they sum
+    to at most spare * tail_mass; the target is always kept. With H the entropy and p of the full
+    row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The row is served (and
+    its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy is not 0, every
+    dropped p is known to be at most e^-H. bound: of ||error of dz||_1 times dz/dy.
+    """
+    raw, targets = np.asarray(logits, np.float64), np.asarray(targets)
+    z = logits_chain(raw, **chain)
+    n, vocab = z.shape
+    upstream = {"g_logp": g_logp, "g_entropy": g_entropy, "g_lse": g_lse}
+    gp, gh, gl = (np.broadcast_to(g, n) for g in upstream.values())
+    dlogits, _ = token_stats_backward(raw, targets, **upstream, **chain)
+    margin = math.log(vocab / tail_mass)
+    out: dict[str, Any] = {
+        "kept": [], "mass": np.zeros(n), "entropy": np.zeros(n), "served": np.zeros(n, bool),
+        "bound": np.zeros(n), "dlogits": dlogits,
+    }  # fmt: skip
+    for i in range(n):
+        log_p = z[i] - z[i].max()
+        log_p = log_p - np.log(np.exp(log_p).sum())
+        p = np.exp(log_p)
+        h = -float(np.sum(np.where(p > 0, p * np.where(p > 0, log_p, 0), 0)))
+        found = largest(z[i], keep, margin)
+        count = len(found)
+        while count > 1 and p[found[count - 1 :]].sum() <= spare * tail_mass:
+            count -= 1
+        # what is known of the largest dropped p, without looking at the dropped
+        limit = -margin + log_p.max() if len(found) < keep else log_p[found[-1]]
+        limit = log_p[found[count]] if count < len(found) else limit
+        kept = np.union1d(found[:count], targets[i])
+        dropped = np.setdiff1d(np.arange(vocab), kept)
+        surprise = np.where(p > 0, p * (np.where(p > 0, log_p, 0) + h), 0)
+        known = limit + h <= 0
+        out["kept"].append(kept)
+        out["mass"][i] = p[dropped].sum()
+        out["entropy"][i] = np.abs(surprise[dropped]).sum() if known else np.inf
+        out["served"][i] = out["mass"][i] <= tail_mass and (gh[i] == 0 or known)
+        if out["served"][i]:
+            dlogits[i, dropped] = 0
+        of_entropy = abs(gh[i]) * out["entropy"][i] if gh[i] != 0 else 0.0
+        out["bound"][i] = abs(gl[i] - gp[i]) * out["mass"][i] + of_entropy
+    return out

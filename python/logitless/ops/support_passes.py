@@ -1,0 +1,165 @@
+"""Forward that keeps the largest entries, and the backward of rows served by them beside others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitless.ops import memory
+from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
+from logitless.ops.plan import WEIGHT_BYTES
+from logitless.ops.rows import BLOCK, STATE, Rows
+from logitless.ops.support import SparseGradient, Support
+from logitless.ops.tiles import Sum, Tiles
+
+
+class Folded(NamedTuple):
+    """Rows after a forward that kept no logits."""
+
+    rows: Rows  # n of them, without a mask
+    index: Tensor | None  # [n] their places in hidden; None: all
+    state: Tensor  # [n, STATE]
+    support: Support
+
+
+def fold_support(
+    hidden: Tensor, weight: Tensor, folded: Folded, tiles: Tiles, tail_mass: float, extras: bool
+) -> None:
+    rows, index, state, support = folded
+    kept = support.candidates(rows.n, len(weight), tail_mass)
+    no_logits = hidden.new_empty(0, dtype=tiles.dtype)
+    fold(
+        tiles.operand(hidden, index), weight, rows, state[: rows.n], tiles, no_logits, extras, kept
+    )
+
+
+def measure(folded: Folded, vocab: int, tail_mass: float) -> None:
+    rows, _, state, support = folded
+    kept = support.candidates(rows.n, vocab, tail_mass)
+    support.measure(rows, state[: rows.n], kept, tail_mass)
+
+
+class Served(NamedTuple):
+    """The rows that have a gradient, by how they get it: places among the folded rows."""
+
+    sparse: Tensor
+    dense: Tensor
+
+
+def split(folded: Folded, g: Upstream, tail_mass: float) -> Served:
+    some = torch.zeros_like(folded.rows.targets, dtype=torch.bool)
+    some[g.active(folded.rows.targets)] = True
+    served = folded.support.serves(g, tail_mass)
+    return Served(
+        (some & served).nonzero().squeeze(1), (some & ~served).nonzero().squeeze(1)
+    )
+
+
+def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:
+    """Memory for d_weight: dense rows overwrite all of it, kept entries are added to zeros.
+
+    Zeros are pages that the system hands out when they are first written. torch.zeros writes all of
+    them: 90 ms of a [151936, 1024] bfloat16 gradient.
+    """
+    if len(served.dense):
+        return memory.buffer_like(weight, dtype)
+    return zeros(weight, dtype)
+
+
+def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+    item = torch.empty((), dtype=dtype).element_size()
+    return torch.from_numpy(np.zeros(like.numel() * item, np.uint8)).view(dtype).view(like.shape)
+
+
+def unfold_support(
+    hidden: Tensor,
+    weight: Tensor,
+    folded: Folded,
+    g: Upstream,  # [n] of the folded rows
+    served: Served,
+    tiles: Tiles,
+    tail_mass: float,
+    needs: tuple[bool, bool, bool],
+    out: tuple[Tensor, Tensor, Tensor],  # zeros; d_weight: weight_gradient
+    power: float = 1.0,
+) -> None:
+    """Dense rows by products made again, the others from what they kept; into d_hidden, d_weight
+    and d_bias. The dense ones come first: a sum of products overwrites what it is the first of.
+
+    `power`: scale of the d(logits) of dense rows, see one_pass.py.
+    """
+    rows, index, state, support = folded
+    place = torch.arange(rows.n) if index is None else index
+    if len(served.dense):
+        _dense(hidden, weight, folded, g, served.dense, place, tiles, needs, out, power)
+    if not len(served.sparse):
+        return
+    d_hidden, d_weight, d_bias = out
+    kept = support.candidates(rows.n, len(weight), tail_mass)
+    gradient = SparseGradient.of(
+        rows, state[: rows.n], kept, g, served.sparse, place[served.sparse], hidden.dtype
+    )
+    if needs[0]:
+        gradient.multiply(weight, d_hidden, add=False)
+    if needs[1] or needs[2]:
+        columns = gradient.transposed(len(weight))
+        if needs[1]:
+            columns.multiply(hidden, d_weight, add=True)
+        if needs[2]:
+            columns.add_row_sums(d_bias)
+
+
+def _dense(
+    hidden: Tensor,
+    weight: Tensor,
+    folded: Folded,
+    g: Upstream,
+    chosen: Tensor,
+    place: Tensor,
+    tiles: Tiles,
+    needs: tuple[bool, bool, bool],
+    out: tuple[Tensor, Tensor, Tensor],
+    power: float,
+) -> None:
+    d_hidden, d_weight, d_bias = out
+    wider = tiles._replace(columns=_columns(tiles, len(chosen), weight), kept=0)
+    mine = hidden.new_empty(wider.padded(len(chosen)), hidden.shape[1], dtype=d_hidden.dtype)
+    unfold(
+        wider.operand(hidden, place[chosen]),
+        weight,
+        folded.rows.gather(chosen),
+        folded.state[chosen],
+        Upstream(*(None if x is None else x[chosen] * power for x in g)),
+        wider,
+        hidden.new_empty(0, dtype=tiles.dtype),
+        None,
+        len(chosen),
+        Gradients(
+            mine if needs[0] else None,
+            (lambda a, b, parts: Sum(d_weight[a:b], single=parts == 1, alpha=1 / power))
+            if needs[1] else None,
+            d_bias if needs[2] else None,
+            1 / power,
+        ),
+    )  # fmt: skip
+    if needs[0]:
+        d_hidden.index_copy_(0, place[chosen], mine[: len(chosen)])
+
+
+def _columns(tiles: Tiles, n: int, weight: Tensor) -> int:
+    """Few rows make small products: as many more columns as their tile has room for, and the
+    planned sums of d_weight. With `fixed` products have the one shape."""
+    if tiles.fixed or n >= tiles.rows:
+        return tiles.columns
+    limit = max(WEIGHT_BYTES // (weight.shape[1] * weight.element_size()), tiles.columns)
+    room = min(tiles.rows * tiles.columns // n // BLOCK * BLOCK, limit, len(weight))
+    return max(room, tiles.columns)
+
+
+def folded_rows(rows: Rows, index: Tensor | None, hidden: Tensor) -> Folded:
+    """Memory for the forward of `rows`, which have room for all of hidden's."""
+    state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
+    return Folded(rows.gather(index), index, state, Support.empty(len(hidden)))
