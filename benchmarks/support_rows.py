@@ -114,6 +114,15 @@ def study(
     }
 
 
+def is_built(call: Callable[[], None]) -> bool:
+    """Runs it once, which also warms it up."""
+    try:
+        call()
+    except NotImplementedError:
+        return False
+    return True
+
+
 def times(hidden: Tensor, weight: Tensor, targets: Tensor, **head: Any) -> dict[str, float]:
     """Seconds of forward and backward of logp and entropy, interleaved medians: exact (key "0"), by
     tail_mass. Where that is not built, only the exact one."""
@@ -128,11 +137,7 @@ def times(hidden: Tensor, weight: Tensor, targets: Tensor, **head: Any) -> dict[
         return call
 
     calls = {f"{mass:g}": run(mass) for mass in (0.0, *TAIL_MASSES)}
-    for name, call in list(calls.items()):
-        try:
-            call()
-        except NotImplementedError:
-            del calls[name]
+    calls = {name: call for name, call in calls.items() if is_built(call)}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(REPEATS):
         for name, call in calls.items():

@@ -403,6 +403,9 @@ def errors() -> None:
     message = refusal(ValueError, lambda: ll.linear_policy_loss(**loss, spec=spec, **group()))
     assert "torch's CPU generator" in message
     # not built, and not for these
+    sampled = {"seed": 0, "step": 0, "row_ids": torch.arange(N), **local, "top_k": 5}
+    message = refusal(NotImplementedError, lambda: ll.linear_sample(h, own, **sampled))
+    assert "top_k=5" in message and "together with vocab_group is not built" in message
     torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
     assert "vocab_group with backend='torch' is not built" in torch_backend
     arrays = [x.numpy() for x in (h, own, t)]
