@@ -47,7 +47,7 @@ def row(x: HeadInputs, tail: float, truth: Any, repeats: int) -> dict[str, float
     extras = ("dropped_mass", "dropped_entropy")
     stats, wide = step(x, True, tail_mass=tail, extras=extras)
     mass, entropy = (stats.extras[name] for name in extras)
-    served = (mass <= tail) & entropy.isfinite() if tail else torch.zeros_like(mass, dtype=torch.bool)
+    served = (mass <= tail) & entropy.isfinite() & bool(tail)
     bound = torch.where(served, x.upstream.abs() * (mass + entropy), 0.0)
     times = []
     for _ in range(repeats):
