@@ -123,9 +123,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    setting = Setting(
-        rows=options.rows, width=options.width, vocab=options.vocab, dtype="bfloat16"
-    )
+    setting = Setting(rows=options.rows, width=options.width, vocab=options.vocab, dtype="bfloat16")
     x = peaked_head(setting)
     truth = step(x, True)[1]
     rows = [row(x, tail, truth, options.repeats) for tail in TAILS]

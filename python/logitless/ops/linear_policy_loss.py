@@ -171,6 +171,8 @@ def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearP
     )
     metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+
+
 def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""
