@@ -82,6 +82,8 @@ class Op:
     variants: Callable[[Any], dict[str, Call]] = field(default=lambda _: {})
     # Outputs that may differ from one contender to the next, such as a drawn token.
     random: tuple[str, ...] = ()
+    # Error of gradients, as a share of their largest entry, that a variant announces.
+    announced: Mapping[str, float] = field(default_factory=dict)
     # Each row's outputs and gradients depend on that row alone, so any rows of a run can be judged.
     rowwise: bool = False
     # Also timed at every size of `./dev gpu`.

@@ -216,11 +216,15 @@ class Jury:
             return self.skipped[name]
         expected = self.oracle(few)
         found = gate.errors(few, expected)
-        dtype = self.setting.dtype
-        objection = gate.oracle_objection(kind, found, self.plain_errors, expected, dtype)
+        dtype, announced = self.setting.dtype, self.op.announced.get(name, 0.0)
+        objection = gate.oracle_objection(
+            kind, found, self.plain_errors, expected, dtype, announced
+        )
         if objection is None:
             self.errors[name] = found
-            objection = gate.agreement_objection(results, self.plain, dtype, self.op.random)
+            objection = gate.agreement_objection(
+                results, self.plain, dtype, self.op.random, announced
+            )
         return objection
 
 

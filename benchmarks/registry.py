@@ -220,11 +220,15 @@ def bonus_variants(x: HeadInputs) -> dict[str, Call]:
     }
 
 
+# Of the mass dropped from a row, at most so much is missing from its gradient.
+TAIL_MASSES = {f"logitless, tail_mass={tail:g}": tail for tail in (1e-3, 1e-2)}
+
+
 def support_variants(function: Any, call: Any, x: HeadInputs) -> dict[str, Call]:
     """Rows that lose no more than so much of their probability served from 64 entries."""
     return {
-        f"logitless, tail_mass={tail:g}": call(functools.partial(function, tail_mass=tail), x)
-        for tail in (1e-3, 1e-2)
+        name: call(functools.partial(function, tail_mass=tail), x)
+        for name, tail in TAIL_MASSES.items()
     }
 
 
@@ -402,7 +406,7 @@ OPS = [
         "head forward+backward, peaked", "head", families=("head",), inputs=peaked_head,
         call=calls.head_both, oracle=head_oracle, floors=peaked_floors,
         variants=lambda x: support_variants(our_head, calls.head_both, x),
-        bytes=head_bytes, flops=product_flops(3),
+        bytes=head_bytes, flops=product_flops(3), announced=TAIL_MASSES,
     ),
     Op(
         "head policy loss, peaked", "head", families=("policy with bonus",), inputs=peaked_head,
@@ -410,13 +414,13 @@ OPS = [
         variants=lambda x: support_variants(
             functools.partial(our_policy, spec=SPEC_WITH_BONUS), calls.policy_both, x
         ),
-        bytes=head_bytes, flops=product_flops(3),
+        bytes=head_bytes, flops=product_flops(3), announced=TAIL_MASSES,
     ),
     Op(
         "head policy loss, peaked, a fifth of the rows", "head", families=("policy",),
         inputs=peaked_fifth, call=calls.policy_both, oracle=policy_oracle, floors=peaked_floors,
         variants=lambda x: support_variants(our_policy, calls.policy_both, x),
-        bytes=head_bytes, flops=product_flops(1.4),
+        bytes=head_bytes, flops=product_flops(1.4), announced=TAIL_MASSES,
     ),
     Op(
         "head sample", "head", families=("sample",), inputs=head_inputs, call=calls.sample,
