@@ -82,9 +82,7 @@ def test_parts_of_the_vocabulary_merge(place: Place, dtype: torch.dtype) -> None
     rows.merge(pieces, state)
     out = empty_outputs(n, True, logits)
     rows.finish(state, vocab, **out)
-    truth = reference.token_stats(
-        cases.to_numpy(z), t.numpy(), temperature=temperature.numpy()
-    )
+    truth = reference.token_stats(cases.to_numpy(z), t.numpy(), temperature=temperature.numpy())
     for name in VALUES:
         assert_values(out[name], truth[name], dtype)
     for name in STATISTICS:

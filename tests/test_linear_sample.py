@@ -139,9 +139,7 @@ def test_logits_dtype_makes_the_logits_of_16_bits_in_float32() -> None:
     sample = ll.linear_sample(
         h, w, seed=5, step=0, row_ids=torch.arange(9), logits_dtype=torch.float32
     )
-    exact = reference.linear_token_stats(
-        cases.to_numpy(h), cases.to_numpy(w), sample.token.numpy()
-    )
+    exact = reference.linear_token_stats(cases.to_numpy(h), cases.to_numpy(w), sample.token.numpy())
     np.testing.assert_allclose(sample.logp.numpy(), exact["logp"], atol=2e-5)
 
 

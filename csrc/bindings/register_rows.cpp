@@ -332,7 +332,8 @@ void register_rows(py::module_& m) {
       .def(
           "measure_support",
           &Rows::measure_support,
-          "Settled candidates: leave what is kept, the target among it, and measure what is dropped.",
+          "Settled candidates: leave what is kept, the target among it, and measure what is "
+          "dropped.",
           py::arg("state"),
           py::arg("candidates"),
           py::kw_only(),
@@ -410,7 +411,8 @@ void register_rows(py::module_& m) {
       .def(
           "draw_truncated",
           &Rows::draw_truncated,
-          "Draw from the top_k and top_p of settled candidates (token -1: they do not suffice) or of "
+          "Draw from the top_k and top_p of settled candidates (token -1: they do not suffice) or "
+          "of "
           "whole rows of logits.",
           py::arg("state"),
           py::arg("token"),

@@ -68,7 +68,8 @@ void multiply(
       result->shape[1]
   );
   check(
-      (matrix->dtype == Dtype::f64) == sparse->wide && (result->dtype == Dtype::f64) == sparse->wide,
+      (matrix->dtype == Dtype::f64) == sparse->wide &&
+          (result->dtype == Dtype::f64) == sparse->wide,
       "values, dense and out must all be float64 or none of them"
   );
   const auto* ids = data_of<int32_t>(rows, Dtype::i32, sparse->n, "names");

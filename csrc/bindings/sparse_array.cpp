@@ -17,9 +17,8 @@ SparseArray::SparseArray(py::handle offsets, py::handle columns, py::handle valu
   }
   view_.offsets = starts;
   view_.columns = data_of<int32_t>(columns_, Dtype::i32, starts[rows], "columns");
-  view_.values = data_of<void>(
-      values_, view_.wide ? Dtype::f64 : Dtype::f32, starts[rows], "values"
-  );
+  view_.values =
+      data_of<void>(values_, view_.wide ? Dtype::f64 : Dtype::f32, starts[rows], "values");
 }
 
 void SparseArray::check_columns(int64_t limit) const {

@@ -63,7 +63,8 @@ class Row {
     int32_t all_ids[kMostCandidates + kBlock];
     int64_t count = 0;
     const auto append = [&](const double* values, const int32_t* names, int64_t size) {
-      for (int64_t i = 0; i < size; ++i) all_y[count + i] = values[i], all_ids[count + i] = names[i];
+      for (int64_t i = 0; i < size; ++i)
+        all_y[count + i] = values[i], all_ids[count + i] = names[i];
       count += size;
     };
     append(y_, ids_, count_);
@@ -98,8 +99,8 @@ class Row {
     return false;
   }
 
-  // Exactly the `keep` largest. Ids ascend from tile to tile, so a later entry that equals the least
-  // of them comes after it, and the strict comparison with the floor is right to refuse it.
+  // Exactly the `keep` largest. Ids ascend from tile to tile, so a later entry that equals the
+  // least of them comes after it, and the strict comparison with the floor is right to refuse it.
   void select(const double* y, const int32_t* ids, int64_t n) {
     Entry entries[kMostCandidates + kBlock];
     for (int64_t i = 0; i < n; ++i) entries[i] = {y[i], ids[i]};

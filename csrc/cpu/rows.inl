@@ -459,7 +459,15 @@ void exp2_floats(const float* t, int64_t n, float* out) {
 #define LOGITLESS_STRING(name) LOGITLESS_STRING2(name)
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    LOGITLESS_STRING(LOGITLESS_ISA), moments, find, above, gradient, weights, sparse_sum, deposit, exp2_floats
+    LOGITLESS_STRING(LOGITLESS_ISA),
+    moments,
+    find,
+    above,
+    gradient,
+    weights,
+    sparse_sum,
+    deposit,
+    exp2_floats
 };
 
 }  // namespace LOGITLESS_ISA

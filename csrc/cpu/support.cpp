@@ -31,8 +31,13 @@ int64_t trimmed(const Distribution& d, const double* y, int64_t count, double sp
 }
 
 void measure_row(
-    const Candidates& all, int64_t row, const RowState& s, int32_t target, double scale,
-    double spare, const Dropped& dropped
+    const Candidates& all,
+    int64_t row,
+    const RowState& s,
+    int32_t target,
+    double scale,
+    double spare,
+    const Dropped& dropped
 ) {
   double* y = all.y + row * all.room;
   int32_t* ids = all.ids + row * all.room;
@@ -41,9 +46,9 @@ void measure_row(
   int64_t kept = trimmed(d, y, found, spare);
   // The largest entry that is not kept: the first that was trimmed, or else no more than the least
   // of a full row, or than the margin allows.
-  double largest = kept < found              ? d.log_p(y[kept])
+  double largest = kept < found          ? d.log_p(y[kept])
                    : found == all.keep() ? d.log_p(y[found - 1])
-                                             : -all.tau - d.log_s0;
+                                         : -all.tau - d.log_s0;
   bool has_target = false;
   for (int64_t i = 0; i < kept; ++i) has_target |= ids[i] == target;
   if (!has_target) {
@@ -121,9 +126,8 @@ void support_gradient(
     const int64_t row = index[i], start = out.offsets[i];
     const double* y = candidates.y + row * candidates.room;
     const int32_t* ids = candidates.ids + row * candidates.room;
-    const RowGradient g = row_gradient(
-        state[row].moments, at(g_logp, row), at(g_entropy, row), at(g_lse, row)
-    );
+    const RowGradient g =
+        row_gradient(state[row].moments, at(g_logp, row), at(g_entropy, row), at(g_lse, row));
     for (int64_t j = 0; j < out.offsets[i + 1] - start; ++j) {
       const bool is_target = ids[j] == rows.targets[row];
       out.columns[start + j] = ids[j];

@@ -57,9 +57,7 @@ int64_t draw(const Sorted& top, const Truncation& truncation, double u) {
 }
 
 // A row without a meaning draws nothing: rows_finish names it.
-bool is_bad(const Moments& moments) {
-  return row_error(moments, 0, 1) != RowError::none;
-}
+bool is_bad(const Moments& moments) { return row_error(moments, 0, 1) != RowError::none; }
 
 double number(const SampleKey& key, int64_t row) {
   const PhiloxWords noise = block_noise(key, row, kTruncatedDraw);

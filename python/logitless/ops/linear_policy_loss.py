@@ -68,6 +68,9 @@ def linear_policy_loss(
 
     With vocab_group the loss is the same number on every rank of it: count it once.
 
+    With tail_mass > 0 the metrics actor/support_* say how many rows were served from their largest
+    entries, and bound the error of that: docs/support.md.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(
@@ -171,6 +174,8 @@ def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearP
     )
     metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+
+
 def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""

@@ -74,9 +74,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.scratch_bytes + self.kept_bytes + self.accumulator_bytes + self.support_bytes
-        )
+        return self.scratch_bytes + self.kept_bytes + self.accumulator_bytes + self.support_bytes
 
     @property
     def full_logits_bytes(self) -> int:

@@ -53,9 +53,7 @@ def split(folded: Folded, g: Upstream, tail_mass: float) -> Served:
     some = torch.zeros_like(folded.rows.targets, dtype=torch.bool)
     some[g.active(folded.rows.targets)] = True
     served = folded.support.serves(g, tail_mass)
-    return Served(
-        (some & served).nonzero().squeeze(1), (some & ~served).nonzero().squeeze(1)
-    )
+    return Served((some & served).nonzero().squeeze(1), (some & ~served).nonzero().squeeze(1))
 
 
 def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:
