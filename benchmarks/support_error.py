@@ -14,6 +14,7 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def quotients(x: HeadInputs, repeats: int) -> list[float]:
         torch.mm(x.hidden, x.weight.t(), out=logits)
         _ = logits @ x.weight, logits.t() @ x.hidden
 
-    calls = [bare, *(functools.partial(step, x, False, tail_mass=tail) for tail in TAILS)]
+    calls: list[Callable[[], Any]] = [bare]
+    calls += [functools.partial(step, x, False, tail_mass=tail) for tail in TAILS]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + 1):
         for call, found in zip(calls, times, strict=True):
