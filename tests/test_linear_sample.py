@@ -93,7 +93,7 @@ def test_logp_and_entropy_are_those_of_scoring(
 ) -> None:
     """Bit for bit, though scored in another batch: shuffled, with others between."""
     h, w = torch.randn(33, 64).to(dtype), torch.randn(5000, 64).to(dtype) / 8
-    options = {"temperature": torch.rand(33) + 0.5, "batch_invariant": True}
+    options: dict[str, Any] = {"temperature": torch.rand(33) + 0.5, "batch_invariant": True}
     ids = torch.arange(33)
     sample = ll.linear_sample(h, w, seed=5, step=0, row_ids=ids, **options, **truncation)
     order = torch.randperm(33)

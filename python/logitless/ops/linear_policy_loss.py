@@ -68,6 +68,9 @@ def linear_policy_loss(
 
     With vocab_group the loss is the same number on every rank of it: count it once.
 
+    With tail_mass > 0 the metrics actor/support_* say how many rows were served from their largest
+    entries, and bound the error of that: docs/support.md.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(

@@ -54,6 +54,11 @@ def linear_token_stats(
         of `hidden`: bfloat16 tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every
         other implementation; torch.float32 avoids that and pays for float32 products.
 
+    tail_mass: rows whose 64 largest entries and target hold all but so much of their probability get
+        their gradient from those alone, in place of dense products; values stay exact. extras
+        "dropped_mass" and "dropped_entropy" say per row what that loses, and bound the error:
+        docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only.
+
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
         the call has, in whatever order and number: logits and d_hidden come from products of one
         shape, 256 rows padded with zeros. A check of the machine's products
