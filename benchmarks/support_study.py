@@ -130,7 +130,7 @@ def main() -> None:
     add = parser.add_argument
     add("part", choices=["demo", "text", "times", "plot"])
     add("--runs", type=Path, default=Path("runs/demo"))
-    add("--steps", type=int, default=450)
+    add("--steps", type=int, default=300)
     add("--tokens", type=int, default=40_000)
     add("--hidden", type=int, default=128)
     add("--layers", type=int, default=2)
@@ -143,14 +143,15 @@ def main() -> None:
             "text": lambda: text_points(options),
             "times": timed_points,
         }
-        points = []
+        about = {key: value for key, value in vars(options).items() if key not in ("out", "runs")}
+        path = options.out / f"support_study_{options.part}.json"
+        points: list[dict[str, Any]] = []
+        # Written anew after each point: a run that is cut short leaves what it has found.
         for point in parts[options.part]():
             print(line(point), flush=True)
             points.append(point)
-        about = {key: value for key, value in vars(options).items() if key not in ("out", "runs")}
-        content = {"machine": machine("cpu"), "options": about, "kept": KEPT, "points": points}
-        path = options.out / f"support_study_{options.part}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+            content = {"machine": machine("cpu"), "options": about, "kept": KEPT, "points": points}
+            path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"written: {path}")
     plot(options.out)
 
