@@ -54,8 +54,8 @@ def linear_token_stats(
         of `hidden`: bfloat16 tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every
         other implementation; torch.float32 avoids that and pays for float32 products.
 
-    tail_mass: rows whose 64 largest entries and target hold all but so much of their probability get
-        their gradient from those alone, in place of dense products; values stay exact. extras
+    tail_mass: rows whose 64 largest entries and target hold all but so much of their probability
+        get their gradient from those alone, not from dense products; values stay exact. extras
         "dropped_mass" and "dropped_entropy" say per row what that loses, and bound the error:
         docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only.
 
