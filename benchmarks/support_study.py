@@ -91,7 +91,7 @@ def text_points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     picked = {"unseen text": unseen, "training text": seen}
     for step, loss, seconds in text_model.training(model, seen, options.steps, options.lr):
         if step % 50 == 0:
-            print(f"step {step}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
+            print(f"step {step}  loss {loss}  {seconds:.0f} s", flush=True)
         if step not in measured_steps(options.steps):
             continue
         weight = model.lm_head.weight.detach()

@@ -83,12 +83,14 @@ def states(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.flatten(0, 1), ids[:, 1:].flatten()
 
 
-def training(model: Any, ids: Tensor, steps: int, lr: float) -> Iterator[tuple[int, float, float]]:
+def training(
+    model: Any, ids: Tensor, steps: int, lr: float
+) -> Iterator[tuple[int, float | None, float]]:
     """Yields (steps done, loss, seconds of training) after each step, and before the first."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     spent = 0.0
-    yield 0, float("nan"), 0.0
+    yield 0, None, 0.0
     for step in range(1, steps + 1):
         began = time.perf_counter()
         for group in optimizer.param_groups:
