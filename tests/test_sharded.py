@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 
 torch = pytest.importorskip("torch")
 
@@ -19,17 +18,5 @@ SECONDS = 240
 @pytest.mark.parametrize("tied", ["tied", "untied"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_ranks_are_one_process(kind: str, tied: str, tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), kind, str(rank), str(tmp_path / "store"), tied],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for rank, output in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, output
+    store = str(tmp_path / "store")
+    run_ranks(WORKER, [[kind, str(rank), store, tied] for rank in range(2)], SECONDS)

@@ -160,6 +160,19 @@ def test_no_tail_is_the_exact_path() -> None:
     assert (stats.extras["dropped_entropy"] == 0).all()
 
 
+def test_an_exact_call_drops_nothing_of_an_impossible_target_either() -> None:
+    h, w = torch.randn(3, 8, requires_grad=True), torch.randn(50, 8)
+    bias = torch.zeros(50)
+    bias[7] = -float("inf")
+    stats = ll.linear_token_stats(
+        h, w, torch.full((3,), 7), bias=bias, extras=("dropped_mass", "dropped_entropy")
+    )
+    assert stats.logp.isneginf().all()
+    for value in stats.extras.values():
+        assert not value.requires_grad
+        assert (value == 0).all()
+
+
 def test_a_whole_vocabulary_that_fits_drops_nothing() -> None:
     """V < 64: every row is served, and what lies below the margin is all that is dropped."""
     h, w, t = problem(5, 30, 16, 50, torch.float64)

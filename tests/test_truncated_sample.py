@@ -110,6 +110,15 @@ def test_the_second_product_draws_the_same(
     assert_bitwise_equal(few.token, kept.token)
 
 
+def test_kept_entries_count_in_the_budget() -> None:
+    """24 bytes for each of 2 x 1000 entries of 2000 rows do not fit where the rest of it does."""
+    h, w, ids = torch.randn(2000, 16), torch.randn(5000, 16), torch.arange(2000)
+    arguments = {"seed": 0, "step": 0, "row_ids": ids, "memory_budget": "24MiB"}
+    ll.linear_sample(h, w, **arguments)
+    with pytest.raises(ValueError, match="memory_budget must be at least 4"):
+        ll.linear_sample(h, w, **arguments, top_k=1000)
+
+
 def test_one_token_is_the_argmax() -> None:
     h, w = torch.randn(20, 16), torch.randn(5000, 16)
     arguments = {"seed": 0, "step": 0, "row_ids": torch.arange(20)}

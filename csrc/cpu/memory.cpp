@@ -35,7 +35,7 @@ Block map(int64_t bytes) {
   const int64_t skipped = (kPage - reinterpret_cast<intptr_t>(first) % kPage) % kPage;
   if (skipped > 0) munmap(first, static_cast<size_t>(skipped));
   char* data = first + skipped;
-  if (skipped < kPage) munmap(data + bytes, static_cast<size_t>(kPage - skipped));
+  munmap(data + bytes, static_cast<size_t>(kPage - skipped));
 #ifdef MADV_HUGEPAGE
   madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
 #endif

@@ -35,6 +35,15 @@ def shape_of(array: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in array.shape)
 
 
+def zeros_like(array: Any) -> Any:
+    """Data of the same kind and shape, whatever is differentiated."""
+    if is_tensor(array):
+        return array.new_zeros(array.shape)
+    import numpy as np
+
+    return np.zeros_like(array)
+
+
 def check_shape(op: str, name: str, array: Any, letters: str, expected: tuple[int, ...]) -> None:
     if shape_of(array) != expected:
         raise ValueError(

@@ -20,7 +20,6 @@ from logitless.ops.candidates import ENTRY_BYTES, KEPT
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
-
 # Up to this many rows weight x hidden is the faster product: it packs hidden, where hidden x weight
 # packs the whole weight. Of bfloat16, width 1024, over 151936 columns, on 2 threads with AMX: 64
 # rows 25 ms instead of 46, and 3 to turn the tiles; 256 rows 45 instead of 76, and 11. Of float32
@@ -151,11 +150,16 @@ def total_bytes(work: Work, way: Way) -> int:
     return scratch_bytes(work, way) + kept_bytes(work, way) + accumulator_bytes(work, way)
 
 
+def candidate_bytes(tokens: int, kept: int) -> int:
+    """Room for twice the entries that are kept of a row, their number and their floor."""
+    return tokens * (2 * kept * ENTRY_BYTES + 2 * 8)
+
+
 def support_bytes(work: Work, *, at_once: bool) -> int:
     """With tail_mass > 0: the candidates of all rows and what they drop, the sparse gradient and
     its transpose. `at_once`: the gradients are made in the forward, and of float16 not rounded
     before that of the loss is known."""
-    total = work.tokens * (2 * KEPT * ENTRY_BYTES + 4 * 8)
+    total = candidate_bytes(work.tokens, KEPT) + work.tokens * 2 * 8
     if not work.backward:
         return total
     # Column and value of each entry, twice, and of each at most one row of the transpose.
@@ -178,9 +182,8 @@ def seconds(work: Work, way: Way, machine: Machine) -> float:
         2.0 * padded(work.tokens, way) * work.hidden * work.vocab / machine.flops[work.logits_dtype]
     )
     product *= 1.0 + machine.packing_rows / rows
-    kept = kept_bytes(work, way)
-    held = kept
-    traffic = 2.0 * (work.logits_bytes if way.chunk else kept)
+    held = kept_bytes(work, way)
+    traffic = 2.0 * (work.logits_bytes if way.chunk else held)
     if sums_weight(work, way) and "weight" in work.gradients:
         weight = max(4, ITEMSIZE[work.dtype]) * work.vocab * work.hidden
         held += weight if work.narrow else 0

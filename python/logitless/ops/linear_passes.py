@@ -74,13 +74,17 @@ class Upstream(NamedTuple):
     g_entropy: Tensor | None
     g_lse: Tensor | None = None
 
-    def active(self, targets: Tensor) -> Tensor:
-        """Indices of the rows that have any gradient at all."""
+    def some(self, targets: Tensor) -> Tensor:
+        """[n] bool: the rows that have any gradient at all."""
         some = torch.zeros_like(targets, dtype=torch.bool)
         for gradient in self:
             if gradient is not None:
                 some |= gradient != 0
-        return some.nonzero().squeeze(1)
+        return some
+
+    def active(self, targets: Tensor) -> Tensor:
+        """Their indices."""
+        return self.some(targets).nonzero().squeeze(1)
 
     def at(self, index: Tensor | slice) -> dict[str, Tensor | None]:
         return {

@@ -191,6 +191,7 @@ def _draw(
     tiling = plan(
         n, hidden.shape[1], shard.widest(vocab), hidden.dtype, compute.memory_budget,
         logits_dtype=dtype, backward=False, batch_invariant=compute.batch_invariant,
+        kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
     )  # fmt: skip
     tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
     bias, row_scale, scale, pre, cap = flat_head(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from logitless.ops.arrays import check_tokens, check_weight, framework
+from logitless.ops.arrays import check_tokens, check_weight, framework, zeros_like
 from logitless.ops.backends import check_numpy_backend
 from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
 from logitless.ops.outputs import TokenStats
@@ -165,9 +165,8 @@ def _torch_stats(
 
 def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
     """An exact call drops nothing."""
-    given = stats.extras
-    named = {name: given[name] if name in given else stats.logp * 0 for name in extras}
-    return stats._replace(extras=named)
+    zeros = {name: zeros_like(stats.logp) for name in extras if name in DROPPED}
+    return stats._replace(extras={name: (zeros | stats.extras)[name] for name in extras})
 
 
 def _numpy_stats(

@@ -43,6 +43,19 @@ class LogitProduct:
         _core.transpose(other, out, torch.get_num_threads())
 
 
+def all_logits(
+    h: Tensor,  # [n, H], padded by tiles.operand
+    weight: Tensor,  # [V, H]
+    n: int,
+    tiles: Tiles,
+) -> Tensor:
+    """[n, V], for few rows or few columns."""
+    out = h.new_empty(n, len(weight), dtype=tiles.dtype)
+    for first, chunk, tile in logit_tiles(h, weight, n, tiles):
+        out[chunk, first : first + tile.shape[1]] = tile
+    return out
+
+
 def logit_tiles(
     h: Tensor,  # [n, H], padded by tiles.operand
     weight: Tensor,  # [V, H]

@@ -17,9 +17,8 @@ SMALLEST = 8 << 20
 def buffer(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     """Memory for `size` elements where `like` is; what it holds is undefined.
 
-    On the CPU a large one comes from memory that an earlier tensor of this function has left: fresh
-    pages of 311 MB take longer than a third of the head's forward and backward. csrc/cpu/memory.h
-    says what is kept.
+    On the CPU a large one comes from memory that an earlier tensor of this function has left, whose
+    pages are there: csrc/cpu/memory.h says what that saves and what is kept.
     """
     import torch
 

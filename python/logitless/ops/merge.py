@@ -1,6 +1,6 @@
 """States of rows over pieces of the vocabulary, merged where they are: torch, on any device.
 
-The same rule as csrc/core/moments.h, which merges on the CPU.
+The same rule as csrc/core/moments.h, which merges on the CPU and is what this is tested against.
 """
 
 from __future__ import annotations

@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-# What the head ops drop with tail_mass > 0.
+# Of given logits; and what the head ops drop with tail_mass > 0.
+ROW_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 DROPPED = ("dropped_mass", "dropped_entropy")
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax", *DROPPED)
-
-
-def not_yet(option: str, value: Any) -> NotImplementedError:
-    return NotImplementedError(f"{option}={value!r} is not built yet")
+EXTRAS = (*ROW_EXTRAS, *DROPPED)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Plan:
     scratch_bytes: int
     kept_bytes: int  # logits held: kept ones, or those of a chunk
     accumulator_bytes: int
-    support_bytes: int  # with tail_mass > 0: the largest entries of each row and their gradient
+    kept_entries: int  # the largest of each row, with tail_mass > 0 or to draw from
+    support_bytes: int  # those, and with tail_mass > 0 their gradient
     # with every row active: 3 at best, 4 where no logits are kept; with tail_mass > 0, if no row
     # could be served from its largest entries
     products: float
@@ -66,7 +67,7 @@ class Plan:
     @property
     def mode(self) -> str:
         """ "one-pass", "keep", "recompute", "mix" or "support"."""
-        if self.support_bytes:
+        if self.kept_entries:
             return "support"
         if self.chunk_rows:
             return "one-pass"
@@ -85,8 +86,8 @@ class Plan:
             "one-pass": f"{self.chunk_rows} rows at a time, forward and backward at once",
             "keep": "all logits kept for the backward",
             "recompute": "logits made again in the backward",
-            "support": f"the {KEPT} largest entries of each row kept, logits of the rows that need"
-            " more made again",
+            "support": f"the {self.kept_entries} largest entries of each row kept, logits of the"
+            " rows that need more made again",
             "mix": f"logits of {self.kept_columns} columns kept, others made again",
         }[self.mode]
         support = f" + entries {_mib(self.support_bytes)}" if self.support_bytes else ""
@@ -137,6 +138,7 @@ def plan(
     split: bool = True,
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
+    kept_entries: int = 0,
 ) -> Plan:
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
 
@@ -145,8 +147,9 @@ def plan(
     accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
     asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
     `linear_token_stats` does it, whose upstream gradients are not known in the forward;
-    `tail_mass`: as there; only whether it is 0 matters.
-    `split=False`: a loss whose coefficients need all rows at once. The cheapest way that fits is
+    `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there; only
+    whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
+    keeps for its top_k and top_p. The cheapest way that fits is
     taken, by the model in `ops/cost.py`; time and free memory of the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
@@ -163,7 +166,9 @@ def plan(
     fixed = FIXED_ROWS if batch_invariant else 0
     heights = _halved(ROWS, fixed) if fixed else _halved(max(1, min(tokens, ROWS)), 1)
     limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
-    support = cost.support_bytes(work, at_once=one_pass) if tail_mass else 0
+    support = cost.candidate_bytes(tokens, kept_entries) if kept_entries else 0
+    if tail_mass:
+        kept_entries, support = KEPT, cost.support_bytes(work, at_once=one_pass)
     if budget is None:
         limit += support
     ways = _two_pass_ways(work, heights, limit - support, fixed)
@@ -186,7 +191,7 @@ def plan(
         tokens, hidden, vocab, name, realised, limit,
         best.rows, best.fixed, best.columns, best.kept, best.chunk,
         cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
-        cost.accumulator_bytes(work, best), support, cost.products(work, best),
+        cost.accumulator_bytes(work, best), kept_entries, support, cost.products(work, best),
         cost.seconds(work, best, cost.CPU),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from logitless.ops.logit_tiles import logit_tiles
+from logitless.ops.logit_tiles import all_logits, logit_tiles
 from logitless.ops.row_op import empty_states
 from logitless.ops.rows import BLOCK, STATE, Rows
 from logitless.ops.shard import Shard
@@ -45,7 +45,7 @@ def sample_shard(
         for first, chunk, tile in logit_tiles(h, weight[begin - start : end - start], n, tiles):
             draw(begin + first, chunk, tile)
     if end < stop:
-        parts = [_logits(h, weight[end - start :], n, tiles)]
+        parts = [all_logits(h, weight[end - start :], n, tiles)]
         parts += [lead for first, lead in leads if stop <= first < end + BLOCK]
         draw(end, slice(0, n), torch.cat(parts, 1))
     _best_of_all(rows, state, best, shard)
@@ -74,21 +74,13 @@ def _leads(
     mine = h.new_zeros(n, max(widths))
     own = _lead(shard.start, shard.start + len(weight))
     if own:
-        mine[:, :own] = _logits(h, weight[:own], n, tiles)
+        mine[:, :own] = all_logits(h, weight[:own], n, tiles)
     everyone = shard.gather(mine)
     return [
         (shard.ranges[rank][0], everyone[rank][:, : widths[rank]])
         for rank in shard.order
         if widths[rank]
     ]
-
-
-def _logits(h: Tensor, weight: Tensor, n: int, tiles: Tiles) -> Tensor:
-    """[n, V of weight], which is less than a block."""
-    out = h.new_empty(n, len(weight))
-    for first, chunk, tile in logit_tiles(h, weight, n, tiles):
-        out[chunk, first : first + tile.shape[1]] = tile
-    return out
 
 
 def _best_of_all(rows: Rows, state: Tensor, best: Tensor, shard: Shard) -> None:

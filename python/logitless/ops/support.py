@@ -66,19 +66,17 @@ class Support(NamedTuple):
             spare=SPARE * tail_mass,
         )  # fmt: skip
 
-    def serves(self, g: Upstream, tail_mass: float) -> Tensor:
-        """[n] bool: the rows whose gradients may come from the kept entries alone."""
-        n = len(self.mass) if g.g_logp is None else len(g.g_logp)
-        some = (self.mass <= tail_mass)[:n]
+    def serves(self, n: int, g: Upstream, tail_mass: float) -> Tensor:
+        """[n] bool: of the first n rows those whose gradients may come from kept entries alone."""
+        some = self.mass[:n] <= tail_mass
         if g.g_entropy is None:
             return some
-        return some & ((g.g_entropy == 0) | self.entropy[: len(some)].isfinite())
+        return some & ((g.g_entropy == 0) | self.entropy[:n].isfinite())
 
-    def bound(self, g: Upstream) -> Tensor:
+    def bound(self, n: int, g: Upstream) -> Tensor:
         """[n]: ||error of dz||_1 at most, where a row is served."""
         zero = torch.zeros((), dtype=torch.float64)
         g_logp, g_entropy, g_lse = (zero if x is None else x for x in g)
-        n = max(len(x) for x in g if x is not None)
         # both weigh p itself, and 0 times infinity is no bound
         of_entropy = torch.where(g_entropy == 0, 0.0, g_entropy.abs() * self.entropy[:n])
         return (g_lse - g_logp).abs() * self.mass[:n] + of_entropy

@@ -50,9 +50,8 @@ class Served(NamedTuple):
 
 
 def split(folded: Folded, g: Upstream, tail_mass: float) -> Served:
-    some = torch.zeros_like(folded.rows.targets, dtype=torch.bool)
-    some[g.active(folded.rows.targets)] = True
-    served = folded.support.serves(g, tail_mass)
+    some = g.some(folded.rows.targets)
+    served = folded.support.serves(folded.rows.n, g, tail_mass)
     return Served((some & served).nonzero().squeeze(1), (some & ~served).nonzero().squeeze(1))
 
 

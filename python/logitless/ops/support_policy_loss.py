@@ -115,7 +115,7 @@ def _support_metrics(folded: Folded, g: Upstream, served: Served) -> Tensor:
     if not len(sparse):
         return torch.zeros(len(SUPPORT_METRICS))
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
-    bound = folded.support.bound(g)[sparse] * scale * rows.pre
+    bound = folded.support.bound(rows.n, g)[sparse] * scale * rows.pre
     kept = folded.support.kept[sparse].double().mean()
     share = torch.tensor(len(sparse) / (len(sparse) + len(served.dense)))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()

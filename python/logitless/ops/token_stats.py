@@ -7,7 +7,7 @@ from typing import Any
 
 from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
-from logitless.ops.options import EXTRAS, HeadOptions, check_extras
+from logitless.ops.options import ROW_EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
@@ -70,7 +70,7 @@ def token_stats(
     meeting = Meeting(op, vocab_group, vocab_start)
     with meeting:
         head = HeadOptions(temperature, softcap, logit_scale, meeting.local("bias", bias))
-        extras = check_extras(extras, known=EXTRAS[:-2])
+        extras = check_extras(extras, known=ROW_EXTRAS)
         kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
         check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
         vocab = (0, *shape_of(logits))[-1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from logitless.ops.candidates import ENTRY_BYTES, Candidates
+from logitless.ops.candidates import Candidates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,6 @@ class Truncation:
 
     def kept(self, vocab: int) -> int:
         return min(self.top_k or KEPT, MOST_KEPT, vocab)
-
-    def candidate_bytes(self, n: int, vocab: int) -> int:
-        return 2 * self.kept(vocab) * ENTRY_BYTES * n
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -105,12 +102,10 @@ def _draw_again(
     product of fewer rows may round otherwise."""
     import torch
 
-    from logitless.ops.logit_tiles import logit_tiles
+    from logitless.ops.logit_tiles import all_logits
 
     r = len(h)
-    logits = h.new_empty(r, len(weight), dtype=tiles.dtype)
-    for start, chunk, tile in logit_tiles(tiles.operand(h, None), weight, r, tiles):
-        logits[chunk, start : start + tile.shape[1]] = tile
+    logits = all_logits(tiles.operand(h, None), weight, r, tiles)
     rows.forward(logits, state)
     drawn = torch.empty(r, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
