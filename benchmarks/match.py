@@ -55,7 +55,7 @@ class Match:
 
     def as_json(self) -> dict[str, Any]:
         moved, flops = self.op.bytes(self.setting), self.op.flops(self.setting)
-        ours = self.ours.times.median if self.ours else None
+        ours = self.ours.times if self.ours else None
         return {
             "op": self.op.name,
             "setting": asdict(self.setting),
@@ -69,8 +69,9 @@ class Match:
                     "median_ms": 1e3 * m.times.median,
                     "runs_ms": [1e3 * t for t in m.times.runs],
                     "host_ms": 1e3 * statistics.median(m.times.host) if m.times.host else None,
-                    "over_floor": m.times.median / self.floor.times.median,
-                    "over_ours": None if ours is None else m.times.median / ours,
+                    "rounds": m.times.rounds,
+                    "over_floor": m.times.over(self.floor.times),
+                    "over_ours": None if ours is None else m.times.over(ours),
                     "bytes_per_second": sum(moved.values()) / m.times.median,
                     "flops_per_second": flops / m.times.median,
                     "errors": dict(m.errors),
@@ -250,7 +251,12 @@ def play(
         for name in sorted(entered, key=lambda name: name != EAGER.name)
         if jury.admits(name, entered[name])
     ]
-    calls = {name: entered[name][1] for name in entered if name in admitted}
+    # Ours and the floors next to each other, so that their quotients compare the same moment.
+    calls = {
+        name: entered[name][1]
+        for name in sorted(entered, key=lambda name: entered[name][0] == OURS.kind)
+        if name in admitted
+    }
     jury.plain = {}
     gc.collect()
     floors = op.floors(inputs)

@@ -45,7 +45,7 @@ def draw_times(axis: Any, match: Match) -> None:
         low, middle, high = (1e3 * t for t in (m.times.low, m.times.median, m.times.high))
         axis.plot([low, high], [place, place], color=COLORS[m.kind], lw=2, alpha=0.5)
         axis.plot([middle], [place], "o", color=COLORS[m.kind])
-        note = f"{middle:.3g} ms, {m.times.median / match.floor.times.median:.3g}x"
+        note = f"{middle:.3g} ms, {m.times.over(match.floor.times):.3g}x"
         write(axis, note, (high, place), (6, -3))
     names = [f"{m.name}  {number}" for number, m in enumerate(ordered, 1)]
     axis.set_yticks(range(len(ordered)), names, fontsize=8)

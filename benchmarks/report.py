@@ -66,14 +66,14 @@ def table(match: Match) -> str:
 
 
 def line(match: Match, m: Measured) -> str:
-    ours = match.ours.times.median if match.ours else float("nan")
+    over_ours = m.times.over(match.ours.times) if match.ours else float("nan")
     span = f"{1e3 * m.times.low:.2f}-{1e3 * m.times.high:.2f}"
     error = f"{max(m.errors.values()):.1e}" if m.errors else ""
     peak = "" if m.peak_bytes is None else mib(m.peak_bytes)
     return (
         f"  {'= ' if m.kind == 'floor' else '* ' if m.kind == 'ours' else '  '}{m.name:26}"
         f" {1e3 * m.times.median:>7.2f} ms {span:>19}"
-        f" {m.times.median / match.floor.times.median:>8.2f} {m.times.median / ours:>8.2f}"
+        f" {m.times.over(match.floor.times):>8.2f} {over_ours:>8.2f}"
         f" {error:>9} {peak:>12}  {rate(match, m):.1f}"
     )
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
-import time
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,11 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from benchmarks.case import Setting
+from benchmarks.calls import products
+from benchmarks.case import Call, Results, Setting
 from benchmarks.inputs import HeadInputs
 from benchmarks.peaked_head import peaked_head
+from benchmarks.timing import Timer, interleave
 
 TAILS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FLOAT32 = {"logits_dtype": torch.float32}
@@ -65,24 +65,19 @@ def row(x: HeadInputs, tail: float, truth: Any) -> dict[str, float]:
 
 
 def quotients(x: HeadInputs, repeats: int) -> list[float]:
-    """Time of a step over that of the bare products, by tail_mass. In turns, so that a machine that
-    slows down slows all; the first round warms up."""
-    logits = torch.zeros(len(x.hidden), len(x.weight), dtype=x.hidden.dtype)
+    """Time of a step over that of the bare products, by tail_mass."""
+    n = len(x.hidden)
+    steps = {str(tail): Call(functools.partial(timed, x, tail)) for tail in TAILS}
+    calls = {"bare": products(x, (n, n)), **steps}
+    for call in calls.values():
+        call()
+    times = interleave(calls, repeats, Timer("cpu"), enough=math.inf)
+    return [times[name].over(times["bare"]) for name in steps]
 
-    def bare() -> None:
-        torch.mm(x.hidden, x.weight.t(), out=logits)
-        _ = logits @ x.weight, logits.t() @ x.hidden
 
-    calls: list[Callable[[], Any]] = [bare]
-    calls += [functools.partial(step, x, False, tail_mass=tail) for tail in TAILS]
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for call, found in zip(calls, times, strict=True):
-            begin = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - begin)
-    medians = [statistics.median(found[1:]) for found in times]
-    return [median / medians[0] for median in medians[1:]]
+def timed(x: HeadInputs, tail: float, _: None) -> Results:
+    _stats, (d_hidden, d_weight) = step(x, False, tail_mass=tail)
+    return {"dhidden": d_hidden, "dweight": d_weight}
 
 
 def table(rows: list[dict[str, float]]) -> str:

@@ -30,8 +30,8 @@ class Target:
     note: str = ""
 
     def value(self, match: Match) -> float:
-        time = match[self.over].times.median
-        return time / match[self.under].times.median if self.under else 1e3 * time
+        times = match[self.over].times
+        return times.over(match[self.under].times) if self.under else 1e3 * times.median
 
     def met(self, value: float) -> bool:
         return value <= self.limit if self.at_most else value >= self.limit

@@ -14,7 +14,7 @@ import torch
 from benchmarks.case import Call
 
 # A call that has taken this many seconds in all, and has run this often, has run enough.
-ENOUGH_SECONDS, ENOUGH_RUNS = 2.0, 3
+ENOUGH_SECONDS, ENOUGH_RUNS = 12.0, 3
 # Where the machine does not say.
 LAST_LEVEL_CACHE = 32 << 20
 # Reads of the flush buffer before a run on CUDA: 2 ms on an H200, so that the launches of the run,
@@ -78,6 +78,7 @@ class Times:
 
     runs: tuple[float, ...]
     host: tuple[float, ...] = ()  # until each returned, where that is another time
+    rounds: tuple[int, ...] = ()  # in which each run took its turn, ascending
 
     @property
     def median(self) -> float:
@@ -91,6 +92,15 @@ class Times:
     def high(self) -> float:
         return max(self.runs)
 
+    def over(self, other: Times) -> float:
+        """The median over common rounds of the quotient of their runs, which took turns there: a
+        machine that is three times slower for half a minute moves medians, but hardly this."""
+        mine, theirs = (dict(zip(x.rounds, x.runs, strict=False)) for x in (self, other))
+        common = mine.keys() & theirs.keys()
+        if len(common) < ENOUGH_RUNS:
+            return self.median / other.median
+        return statistics.median(mine[number] / theirs[number] for number in common)
+
 
 def interleave(
     calls: Mapping[str, Call], repeats: int, timer: Timer, enough: float = ENOUGH_SECONDS
@@ -99,6 +109,7 @@ def interleave(
     moment of the machine hits all of them, and nobody always runs after the same neighbour. The
     slow ones, those that have taken `enough` seconds, run less often."""
     found: dict[str, list[Run]] = {name: [] for name in calls}
+    rounds: dict[str, list[int]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(repeats):
         shift = turn % len(names)
@@ -107,4 +118,7 @@ def interleave(
             runs = found[name]
             if len(runs) < ENOUGH_RUNS or sum(run.seconds for run in runs) < enough:
                 runs.append(timer(calls[name]))
-    return {name: Times(*zip(*runs, strict=True)) for name, runs in found.items()}
+                rounds[name].append(turn)
+    return {
+        name: Times(*zip(*runs, strict=True), tuple(rounds[name])) for name, runs in found.items()
+    }

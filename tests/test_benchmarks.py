@@ -156,7 +156,17 @@ def test_turns_rotate_and_the_slow_run_less_often() -> None:
             call()
             return Run(2.0, 2.0)
 
-    assert len(interleave({"a": call("a")}, 9, Slow("cpu"))["a"].runs) == 3
+    assert len(interleave({"a": call("a")}, 9, Slow("cpu"), enough=2.0)["a"].runs) == 3
+
+
+def test_quotients_compare_runs_of_the_same_round() -> None:
+    """Three rounds of four at a third of the speed: the quotient stays what it was."""
+    speed = (1.0, 3.0, 3.0, 3.0)
+    floor = Times(tuple(2.0 * x for x in speed), rounds=(0, 1, 2, 3))
+    fast = Times((3.0, 9.0, 9.0), rounds=(0, 2, 3))
+    assert fast.over(floor) == 1.5
+    seldom = Times((3.0, 9.0), rounds=(0, 1))
+    assert seldom.over(floor) == seldom.median / floor.median
 
 
 def test_preparation_is_not_timed() -> None:
