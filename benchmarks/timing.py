@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -108,17 +108,21 @@ def interleave(
     """Every call `repeats` times, in rounds whose order rotates, every other one backwards: a slow
     moment of the machine hits all of them, and nobody always runs after the same neighbour. The
     slow ones, those that have taken `enough` seconds, run less often."""
-    found: dict[str, list[Run]] = {name: [] for name in calls}
-    rounds: dict[str, list[int]] = {name: [] for name in calls}
+    found: dict[str, list[tuple[Run, int]]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(repeats):
         shift = turn % len(names)
         order = names[shift:] + names[:shift]
         for name in reversed(order) if turn % 2 else order:
             runs = found[name]
-            if len(runs) < ENOUGH_RUNS or sum(run.seconds for run in runs) < enough:
-                runs.append(timer(calls[name]))
-                rounds[name].append(turn)
-    return {
-        name: Times(*zip(*runs, strict=True), tuple(rounds[name])) for name, runs in found.items()
-    }
+            if len(runs) < ENOUGH_RUNS or sum(run.seconds for run, _ in runs) < enough:
+                runs.append((timer(calls[name]), turn))
+    return {name: times(runs) for name, runs in found.items()}
+
+
+def times(runs: Sequence[tuple[Run, int]]) -> Times:
+    return Times(
+        tuple(run.seconds for run, _ in runs),
+        tuple(run.host for run, _ in runs),
+        tuple(turn for _, turn in runs),
+    )

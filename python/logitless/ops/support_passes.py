@@ -10,8 +10,7 @@ from torch import Tensor
 
 from logitless.ops import memory
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
-from logitless.ops.plan import WEIGHT_BYTES
-from logitless.ops.rows import BLOCK, STATE, Rows
+from logitless.ops.rows import STATE, Rows
 from logitless.ops.support import SparseGradient, Support
 from logitless.ops.tiles import Sum, Tiles
 
@@ -122,15 +121,15 @@ def _dense(
     power: float,
 ) -> None:
     d_hidden, d_weight, d_bias = out
-    wider = tiles._replace(columns=_columns(tiles, len(chosen), weight), kept=0)
-    mine = hidden.new_empty(wider.padded(len(chosen)), hidden.shape[1], dtype=d_hidden.dtype)
+    tiles = tiles._replace(kept=0)
+    mine = hidden.new_empty(tiles.padded(len(chosen)), hidden.shape[1], dtype=d_hidden.dtype)
     unfold(
-        wider.operand(hidden, place[chosen]),
+        tiles.operand(hidden, place[chosen]),
         weight,
         folded.rows.gather(chosen),
         folded.state[chosen],
         Upstream(*(None if x is None else x[chosen] * power for x in g)),
-        wider,
+        tiles,
         hidden.new_empty(0, dtype=tiles.dtype),
         None,
         len(chosen),
@@ -144,16 +143,6 @@ def _dense(
     )  # fmt: skip
     if needs[0]:
         d_hidden.index_copy_(0, place[chosen], mine[: len(chosen)])
-
-
-def _columns(tiles: Tiles, n: int, weight: Tensor) -> int:
-    """Few rows make small products: as many more columns as their tile has room for, and the
-    planned sums of d_weight. With `fixed` products have the one shape."""
-    if tiles.fixed or n >= tiles.rows:
-        return tiles.columns
-    limit = max(WEIGHT_BYTES // (weight.shape[1] * weight.element_size()), tiles.columns)
-    room = min(tiles.rows * tiles.columns // n // BLOCK * BLOCK, limit, len(weight))
-    return max(room, tiles.columns)
 
 
 def folded_rows(rows: Rows, index: Tensor | None, hidden: Tensor) -> Folded:

@@ -27,9 +27,15 @@ class Tiles(NamedTuple):
     dtype: torch.dtype
     fixed: int
 
-    def spans(self, vocab: int) -> Iterator[tuple[int, int]]:
-        for start in range(0, vocab, self.columns):
-            yield start, min(start + self.columns, vocab)
+    def spans(self, vocab: int, split: int = 0) -> Iterator[tuple[int, int]]:
+        """The columns of each tile; none holds some of both sides of `split`."""
+        for first, last in ((0, split), (split, vocab)):
+            for start in range(first, last, self.columns):
+                yield start, min(start + self.columns, last)
+
+    def whole_tiles(self, vocab: int) -> int:
+        """The columns of the tiles that are kept."""
+        return vocab if self.kept >= vocab else self.kept // self.columns * self.columns
 
     def chunks(self, n: int) -> Iterator[slice]:
         """The rows of each tile, without padding."""
