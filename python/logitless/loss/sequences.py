@@ -58,6 +58,11 @@ def whole_sequences(tokens: Tokens) -> Int64s:
 
 def check_whole(tokens: Tokens, batch: Int64s) -> None:
     """Each sequence of this call must be one of the batch's, with all its valid tokens."""
+    if tokens.number_valid and not len(batch):
+        raise ValueError(
+            "batch must be made by batch_stats for a loss per sequence to be used for one, got one "
+            "that knows no sequences"
+        )
     for first, length in whole_sequences(tokens).tolist():
         place = int(np.searchsorted(batch[:, 0], first))
         known = place < len(batch) and int(batch[place, 0]) == first
