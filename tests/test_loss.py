@@ -21,8 +21,10 @@ from logitless.loss.spec import (
     ClipCov,
     ClipV,
     EntropyBonus,
+    EntropyWeights,
     KLCov,
     PolicyLossSpec,
+    Reinforce,
     TopEntropy,
     Unclipped,
 )
@@ -155,6 +157,22 @@ def test_totals_alone_and_grad_scale() -> None:
     assert float(per_sequence.loss) == pytest.approx(float(whole.loss) * nonempty / 50)
 
 
+def test_right_answers_are_credited_where_unsure_and_wrong_ones_blamed_where_sure() -> None:
+    """By hand: H = 1 and 3 of a right answer are 1/2 and 3/2 of their mean; 1 / H = 4 and 100 (the
+    floor) of a wrong one are 1/13 and 25/13 of theirs. Either answer keeps its sum."""
+    spec = PolicyLossSpec("none", Reinforce(), EntropyWeights(0.5), aggregation="token-sum")
+    entropy = np.array([[1.0, 3.0], [0.25, 1e-9], [2.0, 5.0]])
+    advantages = np.array([[2.0], [-1.0], [0.0]]) * np.ones(2)
+    logp, mask = np.full((3, 2), -1.0), np.ones((3, 2), bool)
+    _, result = policy_coefficients(logp, None, advantages, mask, spec, entropy=entropy)
+    expected = [[-1.5, -2.5], [0.5 + 0.5 / 13, 0.5 + 12.5 / 13], [0.0, 0.0]]
+    np.testing.assert_allclose(result.g_logp.reshape(3, 2), expected, rtol=1e-14)
+    # one-sided, or without any entropy, it is the plain loss
+    for a, h in ((advantages[:1], 0 * entropy[:1]), (advantages[2:], entropy[2:])):
+        _, alone = policy_coefficients(logp[:1], None, a, mask[:1], spec, entropy=h)
+        np.testing.assert_array_equal(alone.g_logp, -a.ravel())
+
+
 # ---- masks and extremes
 
 
@@ -272,6 +290,7 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: KLCov(scope="rank"), ValueError, ["KLCov.scope", "'rank'", "batch, micro"]),
         (lambda: KLCov(coefficient=-1), ValueError, ["KLCov.coefficient", "-1"]),
         (lambda: TopEntropy(float("nan")), ValueError, ["TopEntropy.fraction", "nan"]),
+        (lambda: EntropyWeights(floor=0.0), ValueError, ["EntropyWeights.floor", "0.0"]),
         (lambda: KL("k4"), ValueError, ["KL.estimator", "'k4'"]),
         (lambda: EntropyBonus(float("inf")), ValueError, ["EntropyBonus.coefficient", "inf"]),
     ],

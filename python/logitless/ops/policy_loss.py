@@ -205,7 +205,7 @@ def _selection(
             batch.mean_advantage,
             batch.mean_logp,
             batch.count,
-            batch.mean_entropy,
+            batch.mean_credit,
             batch.mean_importance,
         )
         return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None
