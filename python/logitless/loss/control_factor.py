@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from logitless.loss.correction import Importance, importance
-from logitless.loss.sequences import Float64s, sequence_means, valid
+from logitless.loss.sequences import Float64s, log_ratio_of, sequence_means, valid
 from logitless.loss.spec import (
     CustomControl,
     EntropyWeights,
@@ -51,10 +51,7 @@ def _control_factor(
         np.divide(entropy_credit(tokens, control), mean, out=share, where=shared)
         return 1.0 - control.strength + control.strength * share
     if isinstance(control, OffPolicyMask):
-        reference = tokens.reference(control.against)
-        assert reference is not None
-        with np.errstate(invalid="ignore"):
-            away = valid(tokens, reference.astype(np.float64) - tokens.logp)
+        away = log_ratio_of(tokens, f"{control.against}_logp", "logp")
         far = (sequence_means(tokens, away) > control.delta)[tokens.whole().of_token]
         return np.where(far & (valid(tokens, tokens.advantages) < 0), 0.0, 1.0)
     if isinstance(control, CustomControl):

@@ -287,7 +287,6 @@ def _clip_cov_candidates(
     band = _band(means, (control.low, control.high), log_range(spec.surrogate))
     old_logp = tokens.old_logp
     if spec.sequence_ratio and old_logp is not None:
-        _finite(tokens, "old_logp", old_logp)
         unclipped = tokens.mask & ~_sequence_clipped(tokens, spec)
         tokens, old_logp = dataclasses.replace(tokens, mask=unclipped), None
     return _covariance_candidates(tokens, band, old_logp)
