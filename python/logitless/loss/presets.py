@@ -149,7 +149,7 @@ TABLE: dict[str, Preset] = {
         "mean of -sg(W^k exp(lambda (1 - W))) A logp, W = exp(sum_t log r); (k, lambda) = (2, 3) "
         "where A >= 0, else (3, 2)",
         "VESPO 2026, arXiv:2602.10693",
-        "The authors put the rollout's policy in the denominator of W: pass rollout_logp as "
+        "Where the authors correct for the rollout, W is against its policy: pass rollout_logp as "
         "old_logp.",
     ),
     "dppo_tv": Preset(
