@@ -141,7 +141,10 @@ def _controlled(
         loss = loss * either(a > 0, c.positive, either(a < 0, c.negative, 1.0))
     if kind == "EntropyWeights":
         h = x["entropy"].detach()
-        loss = loss * (1 - c.strength + c.strength * h / h[mask].mean())
+        sure = 1 / h.clamp(min=c.floor)
+        right = h / h[mask & (a > 0)].mean()
+        wrong = sure / sure[mask & (a < 0)].mean()
+        loss = loss * (1 - c.strength + c.strength * torch.where(a > 0, right, wrong))
     if kind == "OffPolicyMask":
         far = means(x[f"{c.against}_logp"] - x["logp"].detach(), mask) > c.delta
         loss = torch.where((a < 0) & far, ZERO, loss)

@@ -41,25 +41,32 @@ def ours(t: dict[str, Any], spec: PolicyLossSpec, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def batch_of(t: dict[str, Any], spec: PolicyLossSpec) -> dict[str, Any]:
+def batch_of(t: dict[str, Any], spec: PolicyLossSpec, **packing: Any) -> dict[str, Any]:
     """Statistics of the whole batch, for the control that cannot do without."""
     if not isinstance(spec.control, ClipV):
         return {}
     stats = batch_stats(
         t["logp"].detach(), t["advantages"], t["mask"], spec, token_ids=t["token_ids"],
-        entropy_change=t["entropy_change"], seed=0, step=0,
+        entropy_change=t["entropy_change"], seed=0, step=0, **packing,
     )  # fmt: skip
     return {"batch": stats}
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_against_autograd_of_the_plain_formula(spec: PolicyLossSpec) -> None:
+def test_against_autograd_of_the_plain_formula(spec: PolicyLossSpec, packed: bool) -> None:
+    """The plain formula is of padded tensors; packed tokens are compared with theirs there."""
     batch = make_batch(20)
-    t = tensors(batch)
+    if packed and spec.aggregation == "seq-mean-token-sum-norm" and spec.max_length is None:
+        spec = replace(spec, max_length=batch.mask.shape[1])
+    flat, cu_seqlens = batch.packed() if packed else (batch, None)
+    packing = {"cu_seqlens": torch.from_numpy(cu_seqlens)} if packed else {}
+    there = torch.from_numpy(np.isin(batch.token_ids, flat.token_ids))
     selected = torch.from_numpy(np.isin(batch.token_ids, chosen(batch, spec)))
-    plain, mine = with_grad(t), with_grad(t)
+    plain, t = with_grad(tensors(batch)), tensors(flat)
+    mine = with_grad(t)
     expected = plain_loss(plain, spec, selected)
-    out = ours(mine, spec, **batch_of(t, spec))
+    out = ours(mine, spec, **batch_of(t, spec, **packing), **packing)
     assert out.loss.dtype == torch.float64 and out.loss.shape == ()
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=1e-14)
     (3.0 * expected).backward()
@@ -70,7 +77,7 @@ def test_against_autograd_of_the_plain_formula(spec: PolicyLossSpec) -> None:
             assert name == "entropy" or type(spec.surrogate).__name__ == "NoPolicy"
             assert got is None or (got == 0).all()
             continue
-        mask = t["mask"]
+        mask, wanted = t["mask"], wanted[there].view_as(got)
         torch.testing.assert_close(got[mask], wanted[mask], rtol=1e-12, atol=1e-15)
         assert (got[~mask] == 0).all()
 

@@ -102,16 +102,86 @@ def test_there_are_losses_of_both_kinds() -> None:
 CUT = ["grpo", "dr_grpo", "gspo", "gspo_token", "luspo", "gmpo", "vespo", "opsm", "correction_mis"]
 
 
+COLUMNS, REST = (
+    Batch(**{k: x[:, columns] for k, x in vars(BATCH).items()})
+    for columns in (slice(None, 5), slice(5, None))
+)
+
+
+def got_one_cut() -> Any:
+    return pytest.raises(ValueError, match="needs each sequence whole in one call, got one cut")
+
+
 @pytest.mark.parametrize("name", CUT)
 def test_a_cut_sequence_is_an_error(name: str) -> None:
     spec = spec_of(name)
     stats = stats_of(BATCH, spec)
-    columns = Batch(**{k: x[:, :5] for k, x in vars(BATCH).items()})
-    rest = Batch(**{k: x[:, 5:] for k, x in vars(BATCH).items()})
-    packed, cu_seqlens = rest.packed()
-    for piece, options in ((columns, {}), (rest, {}), (packed, {"cu_seqlens": cu_seqlens})):
-        with pytest.raises(ValueError, match="needs each sequence whole in one call, got one cut"):
+    packed, cu_seqlens = REST.packed()
+    for piece, options in ((COLUMNS, {}), (REST, {}), (packed, {"cu_seqlens": cu_seqlens})):
+        with got_one_cut():
             policy_loss(*piece.inputs, spec, **piece.optional, batch=stats, **options)
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("border", [5, 20, 45])
+def test_packed_tokens_cut_at_the_border_of_a_micro_batch_are_an_error(
+    name: str, border: int
+) -> None:
+    """Of two micro-batches of whole and one cut sequence each, either is refused."""
+    spec = spec_of(name)
+    stats = stats_of(BATCH, spec)
+    packed, cu_seqlens = BATCH.packed()
+    assert border < cu_seqlens[-1] and border not in cu_seqlens
+    for start, end in ((0, border), (border, int(cu_seqlens[-1]))):
+        ends = np.unique(np.clip(cu_seqlens, start, end)) - start
+        options = {"batch": stats, "cu_seqlens": ends.astype(np.int32)}
+        piece = packed.rows(slice(start, end))
+        with got_one_cut():
+            policy_loss(*piece.inputs, spec, **piece.optional, **options)
+
+
+def test_the_head_refuses_a_cut_sequence_too() -> None:
+    torch = pytest.importorskip("torch")
+    from logitless import linear_policy_loss
+
+    spec = spec_of("gspo")
+    stats = stats_of(BATCH, spec)
+    shape = COLUMNS.mask.shape
+    hidden, weight = torch.ones(*shape, 4, requires_grad=True), torch.ones(9, 4)
+    data = (torch.from_numpy(x) for x in COLUMNS.inputs[1:])
+    with got_one_cut():
+        linear_policy_loss(
+            hidden, weight, torch.zeros(shape, dtype=torch.int64), *data, spec,
+            token_ids=torch.from_numpy(COLUMNS.token_ids), batch=stats,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_counts_alone_tell_of_cut_sequences(name: str) -> None:
+    """Without a batch no call knows the sequences; but a call that has tokens of all of them and
+    not all tokens has cut one. Whole sequences in any number of calls are fine."""
+    spec = spec_of(name)
+    totals = stats_of(BATCH, spec).totals
+    with got_one_cut():
+        policy_loss(*COLUMNS.inputs, spec, **COLUMNS.optional, totals=totals)
+    halves = [BATCH.rows(rows) for rows in (slice(0, 2), slice(2, None))]
+    losses = [
+        policy_loss(*half.inputs, spec, **half.optional, totals=totals).loss for half in halves
+    ]
+    expected = reference.policy_loss(*BATCH.inputs, spec, **BATCH.optional)[0]
+    assert sum(losses) == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_batch_that_could_not_tell_is_refused(name: str) -> None:
+    spec = spec_of(name)
+    options = BATCH.optional | {"token_ids": None, "batch": stats_of(BATCH, spec)}
+    with pytest.raises(ValueError, match="token_ids must be given with batch: cut sequences"):
+        policy_loss(*BATCH.inputs, spec, **options)
+    if spec.control is None and spec.correction is None:
+        per_token = stats_of(BATCH, SPECS["ppo"])
+        with pytest.raises(ValueError, match="batch must be made by batch_stats for a loss"):
+            policy_loss(*BATCH.inputs, spec, **BATCH.optional, batch=per_token)
 
 
 @pytest.mark.parametrize("name", CUT)

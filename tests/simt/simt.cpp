@@ -1,135 +1,22 @@
 #include "simt.h"
 
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
 #include <sstream>
 #include <tuple>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fiber.h"
+#include "words.h"
 
 namespace simt {
 namespace {
 
-// Frames grow several times over under a sanitizer.
-constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kGuardBytes = 64 * 1024;
 // What a kernel may declare without asking for more, on every device.
 constexpr size_t kSharedBytes = 48 * 1024;
-
-std::string text(Where where) {
-  const char* slash = std::strrchr(where.file, '/');
-  return std::string(slash ? slash + 1 : where.file) + ":" + std::to_string(where.line);
-}
-
-std::string text(dim3 d) {
-  std::ostringstream out;
-  out << "(" << d.x << "," << d.y << "," << d.z << ")";
-  return out.str();
-}
-
-bool same(const Arrival& a, const Arrival& b) {
-  const bool same_file =
-      a.where.file == b.where.file || std::strcmp(a.where.file, b.where.file) == 0;
-  return a.op == b.op && a.mask == b.mask && a.where.line == b.where.line && same_file;
-}
-
-// Where a thread waits, in words.
-std::string text(const Arrival& a) {
-  std::ostringstream out;
-  switch (a.op) {
-    case Op::barrier: out << "__syncthreads"; break;
-    case Op::sync_warp: out << "__syncwarp"; break;
-    case Op::shuffle: out << "a shuffle"; break;
-    case Op::vote: out << "a vote"; break;
-  }
-  if (a.op != Op::barrier) out << " of lanes 0x" << std::hex << a.mask << std::dec;
-  out << " (" << text(a.where) << ")";
-  return out.str();
-}
-
-// A stack with its own thread of control; overflow runs into a page that cannot be touched.
-class Fiber {
- public:
-  Fiber() {
-    void* memory = mmap(
-        nullptr,
-        kStackBytes + kGuardBytes,
-        PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-        -1,
-        0
-    );
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    memory_ = static_cast<char*>(memory);
-    mprotect(memory_, kGuardBytes, PROT_NONE);
-  }
-  ~Fiber() { munmap(memory_, kStackBytes + kGuardBytes); }
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
-
-  // The stack of an abandoned run may be reused: what it held needs no clean-up but the poison.
-  void start(void (*entry)()) {
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_UNPOISON_MEMORY_REGION(stack(), kStackBytes);
-    fake_ = nullptr;
-#endif
-    getcontext(&context_);
-    context_.uc_stack.ss_sp = stack();
-    context_.uc_stack.ss_size = kStackBytes;
-    context_.uc_link = nullptr;
-    makecontext(&context_, entry, 0);
-    // Else the sanitizer wipes its knowledge of this stack at every switch.
-    context_.uc_stack.ss_size = 0;
-  }
-  // Scheduler: continue this fiber until it leaves.
-  void enter() {
-#ifdef __SANITIZE_ADDRESS__
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, stack(), kStackBytes);
-    swapcontext(&home_, &context_);
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-    swapcontext(&home_, &context_);
-#endif
-  }
-  // Fiber: its first words.
-  void arrived() {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(fake_, &home_stack_, &home_bytes_);
-#endif
-  }
-  // Fiber: back to the scheduler, for ever if `last`.
-  void leave(bool last) {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(last ? nullptr : &fake_, home_stack_, home_bytes_);
-#else
-    (void)last;
-#endif
-    swapcontext(&context_, &home_);
-    arrived();
-  }
-
- private:
-  char* stack() const { return memory_ + kGuardBytes; }
-  char* memory_;
-  ucontext_t context_{}, home_{};
-#ifdef __SANITIZE_ADDRESS__
-  void* fake_ = nullptr;
-  const void* home_stack_ = nullptr;
-  size_t home_bytes_ = 0;
-#endif
-};
 
 // SplitMix64: small, and any seed will do.
 class Random {

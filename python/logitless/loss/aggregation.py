@@ -45,14 +45,9 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     One number where it is the same for all, else [N] with 0 outside the mask. totals=None: this
     call is the whole batch.
     """
-    per_sequence = spec.aggregation.startswith("seq-")
-    local = count_totals(tokens, sequences=per_sequence)
+    local = count_totals(tokens, sequences=spec.per_sequence)
     total = local if totals is None else totals
-    if local.tokens > total.tokens or (per_sequence and local.sequences > total.sequences):
-        raise ValueError(
-            f"totals must count the whole optimizer batch, got {total}, but this call alone has "
-            f"{local.tokens} valid tokens and {local.sequences} sequences"
-        )
+    _check_counts(spec, local, total)
     if spec.aggregation == "token-sum":
         return 1.0
     if spec.aggregation == "token-mean":
@@ -65,6 +60,22 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
         shares = per_batch / np.maximum(valid_lengths(tokens), 1)
         return np.where(tokens.mask, shares[sequences.of_token], 0.0)
     return per_batch / _norm(spec, sequences.width if totals is None else None)
+
+
+def _check_counts(spec: PolicyLossSpec, local: Totals, total: Totals) -> None:
+    """What counts alone can tell: a call that exceeds its batch, and some of the cut sequences."""
+    counted = spec.aggregation.startswith("seq-") or (spec.per_sequence and total.sequences > 0)
+    if local.tokens > total.tokens or (counted and local.sequences > total.sequences):
+        raise ValueError(
+            f"totals must count the whole optimizer batch, got {total}, but this call alone has "
+            f"{local.tokens} valid tokens and {local.sequences} sequences"
+        )
+    if counted and local.sequences == total.sequences and local.tokens < total.tokens:
+        raise ValueError(
+            "a loss per sequence needs each sequence whole in one call, got one cut: this call has "
+            f"tokens of all {total.sequences} sequences of the batch, but only {local.tokens} of "
+            f"its {total.tokens} valid tokens"
+        )
 
 
 def _counted(spec: PolicyLossSpec, tokens: int) -> int:

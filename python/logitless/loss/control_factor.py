@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from logitless.loss.correction import Importance, importance
-from logitless.loss.sequences import Float64s, sequence_means, valid
+from logitless.loss.sequences import Float64s, log_ratio_of, sequence_means, valid
 from logitless.loss.spec import (
     CustomControl,
     EntropyWeights,
@@ -16,10 +16,13 @@ from logitless.loss.tokens import Tokens
 
 
 def policy_factor(
-    tokens: Tokens, spec: PolicyLossSpec, mean_entropy: float, mean_importance: float
+    tokens: Tokens,
+    spec: PolicyLossSpec,
+    mean_credit: tuple[float, float],  # of `entropy_credit` where A > 0 and where A < 0
+    mean_importance: float,
 ) -> tuple[Float64s | None, Importance | None]:
     """(factor [N] or None where it is 1 everywhere, the correction's weights or None)."""
-    factor = _control_factor(tokens, spec, mean_entropy)
+    factor = _control_factor(tokens, spec, mean_credit)
     if spec.correction is None:
         return factor, None
     weights = importance(tokens, spec.correction)
@@ -29,18 +32,26 @@ def policy_factor(
     return (corrected if factor is None else corrected * factor), weights
 
 
-def _control_factor(tokens: Tokens, spec: PolicyLossSpec, mean_entropy: float) -> Float64s | None:
+def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
+    """H where A > 0, 1 / H where A < 0, 0 elsewhere: what EntropyWeights shares out."""
+    assert tokens.entropy is not None
+    h, a = valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
+    return np.where(a > 0, h, np.where(a < 0, 1.0 / np.maximum(h, control.floor), 0.0))
+
+
+def _control_factor(
+    tokens: Tokens, spec: PolicyLossSpec, mean_credit: tuple[float, float]
+) -> Float64s | None:
     control = spec.control
     if isinstance(control, EntropyWeights):
-        assert tokens.entropy is not None
-        share = control.strength / mean_entropy if mean_entropy > 0 else 0.0
-        kept = 1.0 - control.strength if mean_entropy > 0 else 1.0
-        return kept + share * valid(tokens, tokens.entropy)
+        a, share = valid(tokens, tokens.advantages), np.ones(tokens.mask.size)
+        mean = np.where(a > 0, *mean_credit)
+        # a mean of 0 is that of no token of this sign, or of none with any entropy
+        shared = (a != 0) & (mean > 0)
+        np.divide(entropy_credit(tokens, control), mean, out=share, where=shared)
+        return 1.0 - control.strength + control.strength * share
     if isinstance(control, OffPolicyMask):
-        reference = tokens.reference(control.against)
-        assert reference is not None
-        with np.errstate(invalid="ignore"):
-            away = valid(tokens, reference.astype(np.float64) - tokens.logp)
+        away = log_ratio_of(tokens, f"{control.against}_logp", "logp")
         far = (sequence_means(tokens, away) > control.delta)[tokens.whole().of_token]
         return np.where(far & (valid(tokens, tokens.advantages) < 0), 0.0, 1.0)
     if isinstance(control, CustomControl):

@@ -168,16 +168,22 @@ class SignWeights(Control):
 
 @dataclass(frozen=True)
 class EntropyWeights(Control):
-    """The policy term times 1 - strength + strength * entropy / mean entropy, which averages 1.
+    """The policy term times 1 - strength + strength * share: credit by entropy (arXiv:2508.04349).
 
-    The entropy is data here: no gradient flows through the weight (after arXiv:2508.04349, whose
-    mean is over the group at one position instead of over the batch).
+    share = H / mean H where A > 0, (1 / H) / mean (1 / H) where A < 0: a right answer is credited
+    where the policy hesitated, a wrong one blamed where it was sure. Each mean is over the valid
+    tokens of that sign in the whole batch, so that a share averages 1; the paper's is over the
+    answers of one group at one position. An entropy below `floor` (nats) counts as `floor` in
+    1 / H, else the surest token would take all the blame. The entropy is data here: no gradient
+    flows through the weight.
     """
 
-    strength: float = 0.5
+    strength: float = 0.1
+    floor: float = 0.01
 
     def __post_init__(self) -> None:
         require("EntropyWeights.strength", self.strength, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
+        require("EntropyWeights.floor", self.floor, lambda x: x >= 1e-6, ">= 1e-6")
 
     @property
     def needs(self) -> frozenset[str]:

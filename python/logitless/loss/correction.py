@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logitless.loss.corrections import Correction, Reject
-from logitless.loss.sequences import Float64s, exp, sequence_means, sequence_sums, valid
+from logitless.loss.sequences import Float64s, exp, log_ratio_of, sequence_means, sequence_sums
 from logitless.loss.tokens import Bools, Tokens
 
 
@@ -25,7 +25,7 @@ class Importance(NamedTuple):
 
 def importance(tokens: Tokens, correction: Correction) -> Importance:
     """w = exp(q) cut to its bounds, and the rules of rejection; 1 and True outside the mask."""
-    q = _mismatch(tokens)
+    q = log_ratio_of(tokens, "old_logp", "rollout_logp")
     keep = np.ones(q.size, np.bool_)
     for rule in correction.reject:
         keep &= _accepted(tokens, q, rule)
@@ -67,20 +67,6 @@ def correction_metrics(
             "rollout_is_ratio_fraction_low": np.count_nonzero(side < 0),
         }
     return {f"rollout_corr/{k}": float(x) / max(total_tokens, 1) for k, x in sums.items()}
-
-
-def _mismatch(tokens: Tokens) -> Float64s:
-    assert tokens.old_logp is not None and tokens.rollout_logp is not None
-    with np.errstate(invalid="ignore"):
-        q = valid(tokens, tokens.old_logp.astype(np.float64) - tokens.rollout_logp)
-    bad = np.flatnonzero(~np.isfinite(q))
-    if bad.size:
-        i = int(bad[0])
-        raise ValueError(
-            f"old_logp and rollout_logp must be finite where the mask is true, "
-            f"got {tokens.old_logp[i]} and {tokens.rollout_logp[i]} at {tokens.place(i)}"
-        )
-    return q
 
 
 def _at_level(tokens: Tokens, q: Float64s, level: str) -> Float64s:

@@ -87,6 +87,11 @@ class Correction:
             raise TypeError(f"Correction.reject must hold Reject rules, got {self.reject!r}")
         if self.veto is not None:
             positive("Correction.veto", self.veto)
+        if self.level is None and not self.reject and self.veto is None:
+            raise ValueError(
+                "Correction.level=None makes no sense with Correction.reject=() and "
+                "Correction.veto=None: nothing is corrected"
+            )
         if self.normalize and self.level is None:
             raise ValueError(
                 "Correction.normalize=True makes no sense with Correction.level=None: "

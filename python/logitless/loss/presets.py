@@ -51,6 +51,13 @@ _SCORE = PolicyLossSpec(ratio="none", surrogate=Reinforce())
 _LOOSE = Clip(1.0, 1.0)
 _COVARIANCE = "Cui et al. 2025, arXiv:2505.22617"
 _SIGNS = "Zhu et al. 2025, arXiv:2506.01347"
+_SIGNS_NOTE = (
+    "A is the reward itself, 1 or -1. The authors' code puts the weights on PPO's clipped ratio: "
+    "replace(presets['ppo'], control=spec.control)."
+)
+_ROLLOUT_TRUST = (
+    "The authors measure from the rollout's policy: ratio='inference'; and aggregate as dr_grpo."
+)
 
 TABLE: dict[str, Preset] = {
     "ppo": Preset(
@@ -81,8 +88,9 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(surrogate=Clip(0.2, 0.2)),
         "mean of -min(A r, A clip(r, 0.8, 1.2)), the mean over all tokens of the batch",
         "Xiao et al. 2025, arXiv:2506.02864",
-        "As a loss it is ppo; what is its own are advantages normalised over the batch. TRL's "
-        "bnpo divides by the tokens of each micro-batch instead of the batch.",
+        "As a loss it is ppo; what is its own are rewards normalised by a Beta distribution that "
+        "follows the policy. TRL's bnpo divides by the tokens of each micro-batch instead of the "
+        "batch.",
     ),
     "dapo": Preset(
         PolicyLossSpec(surrogate=Clip(0.2, 0.28)),
@@ -93,7 +101,8 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(surrogate=Clip(0.2, 0.2, dual=4.0), aggregation=_SEQUENCE),
         "mean_i mean_t of -min(A min(r, 4), A clip(r, 0.8, 1.2))",
         "Prime Intellect 2025, arXiv:2505.07291",
-        "The two-sided clip, TRL's delta: for delta >= 1 + high it is the dual clip.",
+        "The two-sided clip, TRL's delta: for delta >= 1 + high it is the dual clip. The paper "
+        "adds 0.001 * KL against a reference: replace(spec, kl=KL('k3', 1e-3)).",
     ),
     "gspo": Preset(
         PolicyLossSpec(ratio="sequence", surrogate=Clip(3e-4, 4e-4), aggregation=_SEQUENCE),
@@ -108,10 +117,10 @@ TABLE: dict[str, Preset] = {
     ),
     "luspo": Preset(
         PolicyLossSpec(
-            ratio="sequence", surrogate=Clip(3e-4, 4e-4), aggregation="seq-mean-token-sum"
+            ratio="sequence", surrogate=Clip(2e-3, 2.5e-3), aggregation="seq-mean-token-sum"
         ),
-        "mean_i of -|y| min(A s, A clip(s, 1 - 3e-4, 1 + 4e-4)), s = exp(mean_t log r)",
-        "LUSPO 2026, arXiv:2602.05261",
+        "mean_i of -|y| min(A s, A clip(s, 1 - 2e-3, 1 + 2.5e-3)), s = exp(mean_t log r)",
+        "Liu et al. 2026, arXiv:2602.05261",
     ),
     "gmpo": Preset(
         PolicyLossSpec(ratio="sequence", surrogate=Gmpo(0.4, 0.4), aggregation=_SEQUENCE),
@@ -128,7 +137,7 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(surrogate=Cispo(1.0, 4.0)),
         "mean of -sg(min(r, 5)) A logp",
         "MiniMax 2025, arXiv:2506.13585",
-        "A cap alone, as the paper runs it and as in TRL.",
+        "A cap alone, as the paper runs it and as in TRL; 5 is ScaleRL's (arXiv:2510.13786).",
     ),
     "sapo": Preset(
         PolicyLossSpec(surrogate=Sapo(1.0, 1.05), aggregation=_SEQUENCE),
@@ -140,18 +149,22 @@ TABLE: dict[str, Preset] = {
         "mean of -sg(W^k exp(lambda (1 - W))) A logp, W = exp(sum_t log r); (k, lambda) = (2, 3) "
         "where A >= 0, else (3, 2)",
         "VESPO 2026, arXiv:2602.10693",
+        "Where the authors correct for the rollout, W is against its policy: pass rollout_logp as "
+        "old_logp.",
     ),
     "dppo_tv": Preset(
-        PolicyLossSpec(surrogate=TrustMask("tv", 0.2, 0.2, cap=20.0)),
-        "mean of -sg(min(r, 20)) A logp, 0 where p - p_old > 0.2 (A > 0) or < -0.2 (else)",
-        "DPPO 2026, arXiv:2602.04879",
-        "verl's function has the cap 20; its shipped configuration sets it to 3.",
+        PolicyLossSpec(surrogate=TrustMask("tv", 0.15, 0.15, cap=20.0)),
+        "mean of -sg(min(r, 20)) A logp, 0 where p - p_old > 0.15 (A > 0) or < -0.15 (else)",
+        "Qi et al. 2026, arXiv:2602.04879",
+        _ROLLOUT_TRUST + " The cap is that of verl's function; its shipped configuration sets it "
+        "to 3, the authors' runs to none.",
     ),
     "dppo_kl": Preset(
-        PolicyLossSpec(surrogate=TrustMask("kl", 0.2, 0.2, cap=20.0)),
-        "mean of -sg(min(r, 20)) A logp, 0 where KL(Bernoulli(p_old), Bernoulli(p)) > 0.2 and A "
+        PolicyLossSpec(surrogate=TrustMask("kl", 0.05, 0.05, cap=20.0)),
+        "mean of -sg(min(r, 20)) A logp, 0 where KL(Bernoulli(p_old), Bernoulli(p)) > 0.05 and A "
         "pushes further",
-        "DPPO 2026, arXiv:2602.04879",
+        "Qi et al. 2026, arXiv:2602.04879",
+        _ROLLOUT_TRUST,
     ),
     "prime_rl": Preset(
         PolicyLossSpec(
@@ -161,7 +174,7 @@ TABLE: dict[str, Preset] = {
         ),
         "mean of -A r, r = exp(logp - rollout_logp), 0 where p - p_rollout leaves 0.2 on the side "
         "A pushes to, + 1e-3 (log r)^2",
-        "DPPO 2026, arXiv:2602.04879",
+        "prime-rl, after arXiv:2602.04879",
         "prime-rl's default loss: the ratio is against the inference engine.",
     ),
     "ipo": Preset(
@@ -183,7 +196,8 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=OffPolicyMask(0.1), aggregation=_SEQUENCE),
         "as grpo, 0 for a sequence with A < 0 and mean_t(old_logp - logp) > 0.1",
         "DeepSeek-AI 2025, arXiv:2512.02556",
-        "The paper measures from the rollout: OffPolicyMask(delta, against='rollout').",
+        "The paper measures from the rollout: OffPolicyMask(delta, against='rollout'). It gives no "
+        "delta; TRL proposes 0.5, slime's default is 1e-4.",
     ),
     "reinforce": Preset(
         _SCORE,
@@ -213,16 +227,19 @@ TABLE: dict[str, Preset] = {
         PolicyLossSpec(ratio="none", surrogate=Reinforce(), control=SignWeights(1.0, 0.0)),
         "mean of -A logp where A > 0, else 0",
         _SIGNS,
+        _SIGNS_NOTE,
     ),
     "nsr": Preset(
         PolicyLossSpec(ratio="none", surrogate=Reinforce(), control=SignWeights(0.0, 1.0)),
         "mean of -A logp where A < 0, else 0",
         _SIGNS,
+        _SIGNS_NOTE,
     ),
     "w_reinforce": Preset(
         PolicyLossSpec(ratio="none", surrogate=Reinforce(), control=SignWeights(0.1, 1.0)),
         "mean of -A logp, times 0.1 where A > 0",
         _SIGNS,
+        _SIGNS_NOTE,
     ),
     "clip_cov": Preset(
         PolicyLossSpec(surrogate=_LOOSE, control=ClipCov(fraction=2e-4, low=1.0, high=5.0)),
@@ -272,10 +289,14 @@ TABLE: dict[str, Preset] = {
         "TopEntropy(0.2, normaliser='selected') divides by the selected tokens alone.",
     ),
     "tea": Preset(
-        PolicyLossSpec(surrogate=Clip(0.2, 0.28), control=EntropyWeights(0.5)),
-        "mean of -w min(A r, A clip(r, 0.8, 1.28)), w = 0.5 + 0.5 H / mean H",
+        PolicyLossSpec(surrogate=Clip(0.2, 0.28), control=EntropyWeights(0.1)),
+        "mean of -w min(A r, A clip(r, 0.8, 1.28)), w = 0.9 + 0.1 H / mean H where A > 0, 0.9 + "
+        "0.1 (1 / H) / mean (1 / H) where A < 0",
         "after Tan et al. 2025, arXiv:2508.04349",
-        "Token-wise entropy-adaptive weights, data to the gradient.",
+        "Token-wise entropy-adaptive weights, data to the gradient. The paper (GTPO) shares out "
+        "rewards of 1 and -1 so, among the answers of one group at one position, before it "
+        "normalises them to advantages; here the advantages are yours, the means are over all "
+        "tokens of a sign, and H counts as at least 0.01 in 1 / H.",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),

@@ -9,6 +9,7 @@ import numpy as np
 from logitless.loss.sequences import (
     Float64s,
     exp,
+    log_ratio_of,
     sequence_means,
     sequence_sums,
     valid,
@@ -35,11 +36,9 @@ def old_policy(tokens: Tokens, spec: PolicyLossSpec) -> Floats | None:
 
 def own_log_ratio(tokens: Tokens, spec: PolicyLossSpec) -> Float64s:
     """d = logp - old_logp of each token, 0 outside the mask and without an old policy."""
-    old = old_policy(tokens, spec)
-    if old is None or spec.ratio == "none":
+    if old_policy(tokens, spec) is None or spec.ratio == "none":
         return np.zeros(tokens.logp.size)
-    with np.errstate(invalid="ignore"):
-        return valid(tokens, tokens.logp.astype(np.float64) - old)
+    return log_ratio_of(tokens, "logp", "rollout_logp" if spec.ratio == "inference" else "old_logp")
 
 
 def policy_term(tokens: Tokens, spec: PolicyLossSpec) -> PolicyTerm:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from logitless import _core
 from logitless.loss.aggregation import selection_size
+from logitless.loss.control_factor import entropy_credit
 from logitless.loss.correction import importance
 from logitless.loss.ratio import own_log_ratio, policy_term
 from logitless.loss.sequences import Float64s, exp, valid
@@ -56,10 +57,7 @@ def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) 
     """The batch means that the spec's policy term uses beside those of A and logp as well."""
     means = batch_means(tokens, reduce)
     if isinstance(spec.control, EntropyWeights):
-        h = _finite(tokens, "entropy", tokens.entropy)
-        means = means._replace(
-            entropy=exact_means(tokens, h, h, ("entropy", "entropy"), reduce).logp
-        )
+        means = means._replace(credit=_mean_credit(tokens, spec.control, reduce))
     if spec.correction is not None and spec.correction.normalize:
         if tokens.rollout_logp is None:
             raise ValueError(
@@ -71,6 +69,18 @@ def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) 
         names = ("rollout weights", "rollout weights")
         means = means._replace(importance=exact_means(tokens, w, w, names, reduce).logp)
     return means
+
+
+def _mean_credit(tokens: Tokens, control: EntropyWeights, reduce: Reduce) -> tuple[float, float]:
+    """The means of the entropy credit over the tokens with A > 0 and over those with A < 0."""
+    _finite(tokens, "entropy", tokens.entropy)
+    credit, a = entropy_credit(tokens, control), valid(tokens, tokens.advantages)
+    names = ("entropy", "entropy")
+    positive, negative = (
+        exact_means(dataclasses.replace(tokens, mask=side), credit, credit, names, reduce).logp
+        for side in (a > 0, a < 0)
+    )
+    return positive, negative
 
 
 def exact_means(
@@ -277,7 +287,6 @@ def _clip_cov_candidates(
     band = _band(means, (control.low, control.high), log_range(spec.surrogate))
     old_logp = tokens.old_logp
     if spec.sequence_ratio and old_logp is not None:
-        _finite(tokens, "old_logp", old_logp)
         unclipped = tokens.mask & ~_sequence_clipped(tokens, spec)
         tokens, old_logp = dataclasses.replace(tokens, mask=unclipped), None
     return _covariance_candidates(tokens, band, old_logp)

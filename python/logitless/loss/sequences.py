@@ -25,6 +25,22 @@ def valid(tokens: Tokens, values: npt.NDArray[Any]) -> Float64s:
     return np.where(tokens.mask, values, 0.0).astype(np.float64, copy=False)
 
 
+def log_ratio_of(tokens: Tokens, above: str, below: str) -> Float64s:
+    """The difference of two log-probs of `tokens` by name, float64, 0 outside the mask. Inside it
+    both must be finite: a sum over a sequence would lose the place of one that is not."""
+    a, b = getattr(tokens, above), getattr(tokens, below)
+    with np.errstate(invalid="ignore"):
+        ratio = valid(tokens, a.astype(np.float64) - b)
+    bad = np.flatnonzero(~np.isfinite(ratio))
+    if bad.size:
+        i = int(bad[0])
+        raise ValueError(
+            f"{above} and {below} must be finite where the mask is true, got {a[i]} and {b[i]} at "
+            f"{tokens.place(i)}"
+        )
+    return ratio
+
+
 def valid_lengths(tokens: Tokens) -> Int64s:
     """Valid tokens of each sequence, [B]."""
     sequences = tokens.whole()
@@ -58,6 +74,11 @@ def whole_sequences(tokens: Tokens) -> Int64s:
 
 def check_whole(tokens: Tokens, batch: Int64s) -> None:
     """Each sequence of this call must be one of the batch's, with all its valid tokens."""
+    if tokens.number_valid and not len(batch):
+        raise ValueError(
+            "batch must be made by batch_stats for a loss per sequence to be used for one, got one "
+            "that knows no sequences"
+        )
     for first, length in whole_sequences(tokens).tolist():
         place = int(np.searchsorted(batch[:, 0], first))
         known = place < len(batch) and int(batch[place, 0]) == first

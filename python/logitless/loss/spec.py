@@ -152,8 +152,11 @@ class PolicyLossSpec:
     def _check_control(self) -> None:
         control, surrogate = f"control={self.control}", f"surrogate={self.surrogate}"
         if isinstance(self.surrogate, NoPolicy):
-            if self.control is not None:
-                raise nonsense(control, surrogate, "there is no policy term to change")
+            for part in ("control", "correction"):
+                given = getattr(self, part)
+                if given is not None:
+                    why = "there is no policy term to change"
+                    raise nonsense(f"{part}={given}", surrogate, why)
             if self.entropy is None and self.kl is None:
                 raise nonsense(surrogate, "entropy=None", "the loss would be 0")
         if (
@@ -233,7 +236,8 @@ class PolicyLossSpec:
             names.add("old_logp")
         if self.kl is not None:
             names.add(f"{self.kl.against}_logp")
-            names |= {"old_logp"} if self.kl.weight == "ratio" else set()
+            by_old = self.kl.weight == "ratio" and self.ratio != "inference"
+            names |= {"old_logp"} if by_old else set()
         if self.entropy is not None:
             names.add("entropy")
         if self.correction is not None:

@@ -25,8 +25,9 @@ class KL:
     "+" or a weight.
 
     `weight`: "none"; "ratio" multiplies by exp(logp - old_logp), gradient included (TRL's bias
-    correction); "score" by exp(logp - sg(logp)), which is 1 and adds the score-function gradient
-    (NeMo RL). `against` says whose logp x is measured from.
+    correction; rollout_logp where the loss's own ratio is of "inference"); "score" by
+    exp(logp - sg(logp)), which is 1 and adds the score-function gradient (NeMo RL). `against` says
+    whose logp x is measured from.
     """
 
     estimator: KLEstimator = "k3"

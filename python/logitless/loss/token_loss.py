@@ -29,8 +29,9 @@ class Means(NamedTuple):
     advantage: float
     logp: float
     tokens: int
-    # of the entropy and of the correction's weights, for specs that use them
-    entropy: float = 0.0
+    # of the entropy credit where A > 0 and where A < 0, and of the correction's weights, for specs
+    # that use them
+    credit: tuple[float, float] = (0.0, 0.0)
     importance: float = 1.0
 
 
@@ -90,12 +91,8 @@ def evaluate(
 ) -> TokenLoss:
     """grad_scale * sum(weights * loss_t), metrics over `total_tokens`; no means, no cov_mean."""
     term = policy_term(tokens, spec)
-    factor, rollout = policy_factor(
-        tokens,
-        spec,
-        1.0 if means is None else means.entropy,
-        1.0 if means is None else means.importance,
-    )
+    known = Means(0.0, 0.0, 0) if means is None else means
+    factor, rollout = policy_factor(tokens, spec, known.credit, known.importance)
     each, weight = (None, weights) if isinstance(weights, float) else (weights, 0.0)
     g_logp = np.empty_like(tokens.logp)
     g_entropy = None if spec.entropy is None else np.empty_like(tokens.logp)
@@ -120,8 +117,8 @@ def evaluate(
         g_logp=g_logp,
         g_entropy=g_entropy,
         g_policy=g_policy,
-        mean_advantage=0.0 if means is None else means.advantage,
-        mean_logp=0.0 if means is None else means.logp,
+        mean_advantage=known.advantage,
+        mean_logp=known.logp,
         grad_scale=grad_scale,
         params=core_params(spec),
     )

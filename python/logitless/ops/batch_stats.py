@@ -30,8 +30,8 @@ class BatchStats(NamedTuple):
     # what the statistics are for; policy_loss refuses a batch made for another one
     control: Control | None
     correction: Correction | None = None
-    # of EntropyWeights and of a normalised correction
-    mean_entropy: float = 0.0
+    # of EntropyWeights, where A > 0 and where A < 0, and of a normalised correction
+    mean_credit: tuple[float, float] = (0.0, 0.0)
     mean_importance: float = 1.0
     # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
     # that need sequences whole; else [0, 2]
@@ -132,7 +132,7 @@ def batch_stats(
         step,
         spec.control,
         spec.correction,
-        means.entropy,
+        means.credit,
         means.importance,
         sequences,
     )

@@ -39,7 +39,7 @@ class LossArguments(NamedTuple):
     selected: Tensor | None  # of the batch, sorted
     sequences: Tensor | None  # of the batch
     totals: list[int] | None  # tokens, sequences, world_size
-    # of the batch: advantage, logp, count, entropy, importance; None without one
+    # of the batch: advantage, logp, count, both credits, importance; None without one
     means: list[float] | None
     grad_scale: float
     spec: str
@@ -50,11 +50,11 @@ class LossArguments(NamedTuple):
         batch = None
         if self.means is not None:
             assert totals is not None
-            advantage, logp, count, entropy, importance = self.means
+            advantage, logp, count, positive, negative, importance = self.means
             spec = decode(self.spec)
             batch = BatchStats(
                 totals, advantage, logp, int(count), self.selected, 0, 0, spec.control,
-                spec.correction, entropy, importance, self.sequences,
+                spec.correction, (positive, negative), importance, self.sequences,
             )  # fmt: skip
         return {
             "ref_logp": self.ref_logp,
@@ -93,7 +93,7 @@ def loss_arguments(
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
         means = [batch.mean_advantage, batch.mean_logp, float(batch.count)]
-        means += [batch.mean_entropy, batch.mean_importance]
+        means += [*batch.mean_credit, batch.mean_importance]
     counts = None if totals is None else list(totals)
     return LossArguments(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
@@ -118,7 +118,7 @@ def _asked_metric_names(
     options = LossArguments(
         old, x, nothing, ref, rollout, None, ids, none_selected[0, :0], None,
         None if known == "call" else list(one),
-        [0.0, 0.0, 1.0, 1.0, 1.0] if known == "batch" else None, 1.0, spec,
+        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0] if known == "batch" else None, 1.0, spec,
     ).options()  # fmt: skip
     _, result = policy_coefficients(
         x, old, x, nothing, decode(spec), entropy=x if entropy else None, **options

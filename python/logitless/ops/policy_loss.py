@@ -76,8 +76,9 @@ def policy_loss(
     Raises ValueError for shapes that differ, values that are not finite inside the mask, data that
     requires grad, missing inputs that the spec `needs`, cu_seqlens or token_ids, both batch and
     totals, totals with a spec that looks at the batch, totals below what this call holds, or a
-    sequence that is not whole where the loss is per sequence (known from `batch` by `token_ids`);
-    TypeError for dtypes.
+    sequence that is not whole where the loss is per sequence: `batch` knows every sequence by its
+    `token_ids`. `totals` alone are counts: they show a cut only where one call has tokens of all
+    sequences but not all tokens. TypeError for dtypes.
     """
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
@@ -143,7 +144,7 @@ def policy_coefficients(
         tokens.whole()
     if batch is not None:
         totals = batch.totals
-        if spec.per_sequence and token_ids is not None and batch.sequences is not None:
+        if spec.per_sequence and batch.sequences is not None:
             check_whole(tokens, ids_of(batch.sequences))
     weights = token_weights(tokens, spec, totals)
     means, selected = _selection(tokens, spec, batch, totals)
@@ -184,8 +185,9 @@ def check_loss_options(
         mine, given = getattr(spec, name), getattr(batch, name)
         if mine != given and not _selects_in_call(mine):
             raise ValueError(f"batch was made for {name}={given}, but the spec has {mine}")
-    if spec.selects and token_ids is None:
-        raise ValueError("token_ids must be given with batch: selected tokens are found by id")
+    if token_ids is None and (spec.selects or spec.per_sequence):
+        found = "selected tokens" if spec.selects else "cut sequences"
+        raise ValueError(f"token_ids must be given with batch: {found} are found by id")
 
 
 def _selection(
@@ -203,7 +205,7 @@ def _selection(
             batch.mean_advantage,
             batch.mean_logp,
             batch.count,
-            batch.mean_entropy,
+            batch.mean_credit,
             batch.mean_importance,
         )
         return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None

@@ -79,9 +79,12 @@ def policy_factor(
     if kind == "SignWeights":
         factor[a > 0], factor[a < 0] = spec.control.positive, spec.control.negative
     if kind == "EntropyWeights":
-        strength, mean = spec.control.strength, exact_mean(h[valid])
-        if mean > 0:
-            factor[valid] = 1 - strength + strength * h[valid] / mean
+        strength, floor = spec.control.strength, spec.control.floor
+        right, wrong = valid & (a > 0), valid & (a < 0)
+        for side, credit in ((right, h), (wrong, 1 / np.maximum(h, floor))):
+            mean = exact_mean(credit[side])
+            if mean > 0:
+                factor[side] = 1 - strength + strength * credit[side] / mean
     if kind == "OffPolicyMask":
         away = np.where(valid, references[spec.control.against] - lp, 0.0)
         for own in members(valid, sequence):

@@ -1,0 +1,150 @@
+"""Specs and the table of presets: what a row names, and what makes no sense."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from logitless.loss.corrections import corrections
+from logitless.loss.presets import TABLE, presets
+from logitless.loss.spec import (
+    KL,
+    Clip,
+    ClipCov,
+    Correction,
+    CustomSurrogate,
+    Dro,
+    EntropyBonus,
+    EntropyWeights,
+    Gmpo,
+    KLCov,
+    NoPolicy,
+    PolicyLossSpec,
+    Reinforce,
+    Reject,
+    SignWeights,
+    TopEntropy,
+    TrustMask,
+    Vespo,
+)
+
+
+def test_every_preset_names_its_paper_and_formula() -> None:
+    assert len(presets) >= 38
+    for row in TABLE.values():
+        assert re.search(r"arXiv:\d{4}\.\d{5}|doi:", row.paper) and "-" in row.formula
+
+
+def test_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(KeyError, match="did you mean 'clip_cov'"):
+        presets["clipcov"]
+    assert presets.get("nothing") is None
+
+
+@pytest.mark.parametrize(
+    "make, error, words",
+    [
+        (lambda: PolicyLossSpec(max_length=5), ValueError, ["max_length=5", "'token-mean'"]),
+        (
+            lambda: PolicyLossSpec(surrogate=Clip(0.2, 0.2, 3.0), control=KLCov()),
+            ValueError,
+            ["control=KLCov", "surrogate=Clip"],
+        ),
+        (lambda: PolicyLossSpec(ratio="tokens"), ValueError, ["ratio", "'tokens'", "sequence"]),
+        (lambda: PolicyLossSpec(correction="tis"), TypeError, ["correction", "'tis'"]),
+        (lambda: PolicyLossSpec(aggregation="mean"), ValueError, ["aggregation", "'mean'"]),
+        (lambda: PolicyLossSpec(surrogate=None), TypeError, ["surrogate", "None"]),
+        (lambda: PolicyLossSpec(kl=0.1), TypeError, ["kl", "0.1"]),
+        (
+            lambda: PolicyLossSpec(aggregation="seq-mean-token-sum-norm", max_length=1.5),
+            TypeError,
+            ["max_length", "1.5"],
+        ),
+        (lambda: Clip(low=1.5), ValueError, ["Clip.low", "1.5", "[0, 1]"]),
+        (lambda: Clip(high=-0.1), ValueError, ["Clip.high", "-0.1"]),
+        (lambda: Clip(dual=1.0), ValueError, ["Clip.dual", "1.0"]),
+        (lambda: Clip(low="a"), TypeError, ["Clip.low", "'a'"]),
+        (lambda: ClipCov(fraction=0), ValueError, ["ClipCov.fraction", "0", "(0, 1]"]),
+        (lambda: ClipCov(low=5, high=1), ValueError, ["ClipCov.low", "5", "high = 1"]),
+        (lambda: KLCov(scope="rank"), ValueError, ["KLCov.scope", "'rank'", "batch, micro"]),
+        (lambda: KLCov(coefficient=-1), ValueError, ["KLCov.coefficient", "-1"]),
+        (lambda: TopEntropy(float("nan")), ValueError, ["TopEntropy.fraction", "nan"]),
+        (lambda: EntropyWeights(floor=0.0), ValueError, ["EntropyWeights.floor", "0.0"]),
+        (lambda: KL("k4"), ValueError, ["KL.estimator", "'k4'"]),
+        (lambda: EntropyBonus(float("inf")), ValueError, ["EntropyBonus.coefficient", "inf"]),
+        (lambda: Correction(high=0.0), ValueError, ["Correction.high", "0.0", "low = 0.0"]),
+        (lambda: Reject("seq_k1"), ValueError, ["Reject.measure", "'seq_k1'", "seq_sum_k1"]),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(make: Any, error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+class Own(CustomSurrogate):
+    """Never asked for its formula."""
+
+
+NO_POLICY = {"ratio": "none", "surrogate": NoPolicy()}
+VESPO = {"ratio": "sequence_sum", "surrogate": Vespo()}
+NONSENSE: dict[str, tuple[Any, list[str]]] = {
+    "length": ({"max_length": 5}, ["max_length=5", "aggregation='token-mean'"]),
+    "no ratio": ({"ratio": "none"}, ["ratio='none'", "surrogate=Clip("]),
+    "a ratio": ({"surrogate": Reinforce()}, ["ratio='token'", "surrogate=Reinforce()"]),
+    "gmpo": ({"surrogate": Gmpo()}, ["ratio='token'", "surrogate=Gmpo("]),
+    "vespo": ({"surrogate": Vespo(), "ratio": "sequence"}, ["ratio='sequence'", "Vespo("]),
+    "trust": ({"surrogate": TrustMask(), "ratio": "sequence"}, ["'sequence'", "TrustMask("]),
+    "dro": ({"surrogate": Dro(), "ratio": "sequence_token"}, ["'sequence_token'", "Dro("]),
+    "own": ({"surrogate": Own(), "ratio": "sequence"}, ["ratio='sequence'", "surrogate=<"]),
+    "twice": (
+        {"ratio": "inference", "correction": corrections["tis"]},
+        ["ratio='inference'", "correction=Correction("],
+    ),
+    "vespo twice": (VESPO | {"correction": corrections["tis"]}, ["Vespo(", "correction="]),
+    "no term": (NO_POLICY, ["surrogate=NoPolicy()", "entropy=None"]),
+    "control of none": (
+        NO_POLICY | {"entropy": EntropyBonus(0.1), "control": SignWeights()},
+        ["control=SignWeights(", "surrogate=NoPolicy()"],
+    ),
+    "correction of none": (
+        NO_POLICY | {"entropy": EntropyBonus(0.1), "correction": corrections["tis"]},
+        ["correction=Correction(", "surrogate=NoPolicy()"],
+    ),
+    "dual": (
+        {"surrogate": Clip(dual=3.0), "control": KLCov()}, ["control=KLCov", "surrogate=Clip"]
+    ),
+    "tokens of a sequence": (
+        {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]
+    ),
+    "normaliser": (
+        {"control": TopEntropy(normaliser="selected"), "aggregation": "seq-mean-token-mean"},
+        ["control.normaliser='selected'", "aggregation='seq-mean-token-mean'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, words", NONSENSE.values(), ids=NONSENSE)
+def test_combinations_that_make_no_sense_name_both_fields(
+    fields: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="makes no sense with") as caught:
+        PolicyLossSpec(**fields)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: TopEntropy(normaliser="selected", scope="micro"), ["'selected'", "'micro'"]),
+        (lambda: Reject("token_k2", 1.0, 0.5), ["Reject.low=0.5", "'token_k2'"]),
+        (lambda: Correction(None), ["level=None", "reject=()", "veto=None"]),
+        (lambda: Correction(None, veto=1e-4, normalize=True), ["normalize=True", "level=None"]),
+    ],
+)
+def test_parts_that_make_no_sense(make: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError, match="makes no sense with") as caught:
+        make()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
