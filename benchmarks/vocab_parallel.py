@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from logitless.ops.rows import STATE, Rows
 from logitless.ops.shard import Shard
 from logitless.ops.sharded_candidates import settle
 
-WORLD, SAMPLED, REPEATS = 2, 64, 7
+WORLD, SAMPLED, REPEATS = 2, 64, 15
 SPEC = ll.PolicyLossSpec(surrogate=ll.Unclipped(), entropy=ll.EntropyBonus(0.01))
 Calls = dict[str, Callable[[], Any]]
 
@@ -109,9 +109,10 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def measure(together: Calls, alone: Calls) -> dict[str, tuple[float, float]]:
-    """Medians of (all ranks together, this one alone); `alone` is empty on other ranks than 0."""
-    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in together}
+def measure(together: Calls, alone: Calls) -> dict[str, list[tuple[float, float]]]:
+    """Each turn's seconds of all ranks together, the slowest, and right after it of this one alone;
+    `alone` is empty on other ranks than 0. The first turn warms up."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in together}
     for turn in range(REPEATS + 1):
         for name, call in together.items():
             dist.barrier()
@@ -123,9 +124,19 @@ def measure(together: Calls, alone: Calls) -> dict[str, tuple[float, float]]:
                 other = seconds(alone[name])
                 torch.set_num_threads(1)
             if turn:
-                found[name][0].append(float(taken))
-                found[name][1].append(other)
-    return {name: tuple(map(statistics.median, times)) for name, times in found.items()}  # type: ignore[misc]
+                found[name].append((float(taken), other))
+    return found
+
+
+def milliseconds(times: Iterable[float]) -> str:
+    median = statistics.median(times) * 1e3
+    return f"{median:.0f} ms" if median >= 10 else f"{median:.1f} ms"
+
+
+def quartiles(ratios: list[float]) -> str:
+    """Of turns, whose two runs are neighbours: a machine that slows down slows both."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def as_rank(rank: int, store: str, setting: Setting) -> None:
@@ -147,11 +158,13 @@ def as_rank(rank: int, store: str, setting: Setting) -> None:
     times = measure(sent, {})
     if rank == 0:
         print("| call | one rank, 2 threads | 2 ranks, a thread each | ratio |\n|---|---|---|---|")
-        for name, (ours, one) in results.items():
-            print(f"| {name} | {one * 1e3:.0f} ms | {ours * 1e3:.0f} ms | {ours / one:.2f} |")
+        for name, turns in results.items():
+            ours, one = zip(*turns, strict=True)
+            ratio = quartiles([a / b for a, b in turns])
+            print(f"| {name} | {milliseconds(one)} | {milliseconds(ours)} | {ratio} |")
         print("\n| sent | time |\n|---|---|")
-        for name, (ours, _) in times.items():
-            print(f"| {name} | {ours * 1e3:.2f} ms |")
+        for name, turns in times.items():
+            print(f"| {name} | {milliseconds(ours for ours, _ in turns)} |")
     dist.barrier()
     dist.destroy_process_group()
 
