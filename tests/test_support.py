@@ -15,7 +15,6 @@ from tolerances import assert_bitwise_equal
 
 import logitless as ll
 from logitless import _core, reference
-from logitless.ops.options import ComputeOptions
 
 ISAS = _core.build_info()["isas"]
 # float32 moments are off by a few 1e-7 of the mass, and so is what is measured of the dropped.
@@ -320,5 +319,3 @@ def test_who_does_not_serve_it_says_so() -> None:
         ll.linear_token_stats(*arrays, tail_mass=1e-3)
     with pytest.raises(ValueError, match="extras: unknown name 'dropped_mass'"):
         ll.token_stats(h, t, extras=("dropped_mass",))
-    with pytest.raises(NotImplementedError, match="not served with vocab_group"):
-        ComputeOptions(tail_mass=1e-3).refuse_sharded("linear_token_stats", True)

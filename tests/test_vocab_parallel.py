@@ -15,16 +15,20 @@ from logitless import _core, reference
 
 torch = pytest.importorskip("torch")
 
-WORKER = Path(__file__).with_name("vocab_parallel_worker.py")
+WORKERS = ("parallel", "sample", "support")
 # Processes that import torch and make some ten thousand small products.
 SECONDS = 400
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_with_parts_of_the_vocabulary_are_one(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", WORKERS)
+def test_ranks_with_parts_of_the_vocabulary_are_one(
+    worker: str, world: int, tmp_path: Path
+) -> None:
     store = str(tmp_path / "store")
-    run_ranks(WORKER, [[str(rank), str(world), store] for rank in range(world)], SECONDS)
+    script = Path(__file__).with_name(f"vocab_{worker}_worker.py")
+    run_ranks(script, [[str(rank), str(world), store] for rank in range(world)], SECONDS)
 
 
 def state_of(

@@ -1,15 +1,12 @@
 """One of two or three gloo ranks, each with a part of the vocabulary: everything equals one rank.
 
-Run by test_vocab_parallel.py. Every rank knows the whole problem and computes it alone as well.
+Run by test_vocab_parallel.py, see vocab_shards.py. Every rank knows the whole problem and computes
+it alone as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import cases
@@ -21,77 +18,27 @@ from test_linear_token_stats import EXTRAS, problem
 from test_one_pass import APART, CHUNKS, LEAVES, force, took_one_pass
 from tolerances import assert_bitwise_equal, assert_gradients, assert_values
 from torch import Tensor
+from vocab_shards import (
+    LAYOUTS,
+    RANK,
+    SLACK,
+    WORLD,
+    H,
+    N,
+    V,
+    compare,
+    gradients_of,
+    group,
+    layouts,
+    mine,
+    part,
+    refusal,
+    run,
+    same_on_all_ranks,
+    values,
+)
 
 import logitless as ll
-
-RANK, WORLD = int(sys.argv[1]), int(sys.argv[2])
-N, H, V = 21, 24, 5003
-# Who has which columns: as equal as can be; of all sizes, one rank with less than a block; in an
-# order that is not that of ranks; one rank with nothing.
-LAYOUTS = {
-    2: {
-        "even": [(0, 2502), (2502, V)],
-        "uneven": [(0, 100), (100, V)],
-        "reversed": [(1777, V), (0, 1777)],
-        "empty": [(0, V), (V, V)],
-    },
-    3: {
-        "even": [(0, 1668), (1668, 3336), (3336, V)],
-        "uneven": [(0, 700), (700, 1900), (1900, V)],
-        "reversed": [(4096, V), (2048, 4096), (0, 2048)],
-        "empty": [(0, 3000), (9, 9), (3000, V)],
-    },
-}[WORLD]
-SLACK = {torch.float32: 10.0, torch.float64: 1e3, torch.bfloat16: 1e4, torch.float16: 1e3}
-
-
-def group() -> dict[str, Any]:
-    return {"vocab_group": dist.group.WORLD}
-
-
-def mine(ends: list[tuple[int, int]]) -> slice:
-    return slice(*ends[RANK])
-
-
-def part(ends: list[tuple[int, int]], options: dict[str, Any]) -> dict[str, Any]:
-    """The options of this rank: its part of the bias, and where it starts."""
-    own = dict(options, **group(), vocab_start=ends[RANK][0])
-    if own.get("bias") is not None:
-        own["bias"] = own["bias"].detach()[mine(ends)].clone().requires_grad_()
-    return own
-
-
-def same_on_all_ranks(*tensors: Tensor) -> None:
-    for x in tensors:
-        x = x.detach().contiguous()
-        all_of_them = [torch.empty_like(x) for _ in range(WORLD)]
-        dist.all_gather(all_of_them, x)
-        for other in all_of_them:
-            assert_bitwise_equal(other, x)
-
-
-def values(stats: ll.TokenStats) -> list[Tensor]:
-    return [stats.logp, stats.entropy, stats.lse, *stats.extras.values()]
-
-
-def compare(ours: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> None:
-    for got, right in zip(ours, truth, strict=True):
-        if got.dtype == torch.int64:
-            assert torch.equal(got, right)
-        else:
-            # 16-bit tiles may round once more or less where a product is cut otherwise
-            slack = {torch.bfloat16: 5e3, torch.float16: 1e3}.get(dtype, 1.0)
-            assert_values(got / slack, right.detach() / slack, dtype)
-
-
-def gradients_of(stats: ll.TokenStats, g: Any, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    loss = (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum()
-    return torch.autograd.grad(loss, leaves)
-
-
-def layouts() -> Iterator[list[tuple[int, int]]]:
-    yield from LAYOUTS.values()
-
 
 # ---- values and gradients
 
@@ -278,64 +225,7 @@ def one_loss(
     return took_one_pass(out)
 
 
-# ---- sampling
-
-
-def linear_sample() -> None:
-    """The token that one rank draws, bit for bit where the product is exact."""
-    n, ids = 200, torch.arange(200) * 7
-    generator = torch.Generator().manual_seed(3)
-    exact = [torch.randint(-3, 4, (size, 8), generator=generator).float() for size in (n, V)]
-    rough = [torch.randn(size, 8, generator=generator) for size in (n, V)]
-    chains = {kind: cases.chain(kind, 1, n, V) for kind in ("plain", "all")}
-    half = torch.where(torch.arange(V) % 2 == 0, 0.0, -float("inf"))
-    chains["half impossible"] = {"bias": half}
-    inside_a_block = [(0, 90), (90, 300), (300, V)] if WORLD == 3 else [(0, V - 1), (V - 1, V)]
-    drawn_by = set()
-    for ends in [*layouts(), inside_a_block]:
-        for options in chains.values():
-            own = part(ends, options)
-            for dtype in (torch.float32, torch.bfloat16):
-                for h, w in ([x.to(dtype) for x in pair] for pair in (exact, rough)):
-                    key = {"seed": 11, "step": 3, "row_ids": ids}
-                    expected = ll.linear_sample(h, w, **key, **options)
-                    sample = ll.linear_sample(h, w[mine(ends)], **key, **own)
-                    same_on_all_ranks(*sample)
-                    assert torch.equal(sample.token, expected.token)
-                    compare([sample.logp, sample.entropy], [expected.logp, expected.entropy], dtype)
-            drawn_by |= set((sample.token // 2048).tolist())
-    assert drawn_by == {0, 1, 2}
-    h, w = (x.bfloat16() for x in rough)
-    for ways in ({"batch_invariant": True}, {"logits_dtype": torch.float32},
-                 {"memory_budget": 600_000}):  # fmt: skip
-        for ends in layouts():
-            expected = ll.linear_sample(h, w, **key, **ways)
-            sample = ll.linear_sample(h, w[mine(ends)], **key, **ways, **part(ends, {}))
-            assert torch.equal(sample.token, expected.token)
-    assert (expected.token != ll.linear_sample(h, w, **{**key, "step": 4}).token).any()
-
-
-def rounded_alike() -> None:
-    """Where blocks and shards end together every sum is that of one rank, but for their order."""
-    h, w = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), torch.randn(V, 8)
-    dist.broadcast(w, 0)
-    ends = [(0, 2048), (2048, V), (V, V)][:WORLD]
-    key = {"seed": 1, "step": 1, "row_ids": torch.arange(5)}
-    expected = ll.linear_sample(h, w, **key)
-    sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, {}))
-    for got, right in zip(sample, expected, strict=True):
-        assert_bitwise_equal(got, right)
-
-
 # ---- what is not as it should be
-
-
-def refusal(kind: type[Exception], call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
 
 
 def errors() -> None:
@@ -403,9 +293,6 @@ def errors() -> None:
     message = refusal(ValueError, lambda: ll.linear_policy_loss(**loss, spec=spec, **group()))
     assert "torch's CPU generator" in message
     # not built, and not for these
-    sampled = {"seed": 0, "step": 0, "row_ids": torch.arange(N), **local, "top_k": 5}
-    message = refusal(NotImplementedError, lambda: ll.linear_sample(h, own, **sampled))
-    assert "top_k=5" in message and "together with vocab_group is not built" in message
     torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
     assert "vocab_group with backend='torch' is not built" in torch_backend
     arrays = [x.numpy() for x in (h, own, t)]
@@ -509,24 +396,9 @@ def registered() -> None:
     torch.library.opcheck(row_stats, (logits, t, *chain, True, False, *shard), test_utils=tests)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    store = Path(sys.argv[3])
-    dist.init_process_group("gloo", init_method=store.as_uri(), rank=RANK, world_size=WORLD)
-    checks: list[Callable[[], None]] = [
-        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats,
-        only_requested_gradients, padded_shards, linear_policy_loss, linear_sample, rounded_alike,
-        errors, dtensor, registered, *([compiled] if WORLD == 2 else []),
-    ]  # fmt: skip
-    for check in checks:
-        check()
-        # A rank that is ahead must not meet the next check's calls while others are in this one.
-        dist.barrier()
-    dist.destroy_process_group()
-    # gloo's threads may outlive the group, and at a normal exit abort the process once in a while
-    sys.stdout.flush()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats,
+        only_requested_gradients, padded_shards, linear_policy_loss, errors, dtensor, registered,
+        *([compiled] if WORLD == 2 else []),
+    )  # fmt: skip

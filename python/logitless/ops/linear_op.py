@@ -18,17 +18,13 @@ from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.shard import SHARD, Shard, sum_dtype
-from logitless.ops.tiles import N_TILES, TILES, Sum, Tiles
-
-
-def _tiling(args: tuple[Any, ...]) -> tuple[Tiles, Shard]:
-    return Tiles(*args[:N_TILES]), Shard(*args[N_TILES:])
+from logitless.ops.shard import SHARD, sum_dtype, tiling_of
+from logitless.ops.tiles import TILES, Sum
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras = args[: N_ROWS + 1]
-    tiles, shard = _tiling(args[N_ROWS + 1 :])
+    tiles, shard = tiling_of(args[N_ROWS + 1 :])
     rows = make_rows(*row_args, op="linear_token_stats")
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
@@ -53,7 +49,7 @@ def scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras, (tiles, _) = hidden.shape[0], args[N_ROWS], _tiling(args[N_ROWS + 1 :])
+    n, extras, (tiles, _) = hidden.shape[0], args[N_ROWS], tiling_of(args[N_ROWS + 1 :])
     state = hidden.new_empty(n, STATE, dtype=torch.float64)
     kept = hidden.new_empty(tiles.padded(n) * tiles.kept, dtype=tiles.dtype)
     return (*empty_outputs(n, extras, hidden).values(), state, kept)
@@ -61,7 +57,7 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     row_args, (state, kept, *g) = args[:N_ROWS], args[N_ROWS : N_ROWS + 5]
-    upstream, needs, (tiles, shard) = Upstream(*g), args[N_ROWS + 5], _tiling(args[N_ROWS + 6 :])
+    upstream, needs, (tiles, shard) = Upstream(*g), args[N_ROWS + 5], tiling_of(args[N_ROWS + 6 :])
     hidden, weight = hidden.detach(), weight.detach()
     rows, n = shard.local(make_rows(*row_args, op="linear_token_stats")), len(hidden)
     index = upstream.active(rows.targets)

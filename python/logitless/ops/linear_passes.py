@@ -36,6 +36,8 @@ def fold(
     vocab = len(weight)
     if not vocab:
         empty_states(state)
+        if candidates is not None:
+            candidates.count.zero_()
     elif tiles.fixed:
         require_row_independence(tiles, weight.device, weight.shape[1], vocab)
     scratch = tiles.scratch(rows.n if tiles.kept < vocab else 0, weight)

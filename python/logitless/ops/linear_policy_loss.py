@@ -146,7 +146,6 @@ def _one_pass(
         shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=bool(meeting))
         call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
-        compute.refuse_sharded(op, bool(meeting))
         arguments = loss_arguments(*data, **loss_options)
     call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))
     if not any(call.needs) or call.backend == "torch":
@@ -166,11 +165,10 @@ def _one_pass(
 
 def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
     from logitless.ops.support_policy_loss import support_metric_names, support_policy_loss
-    from logitless.ops.tiles import N_TILES
 
-    tiles = call.tiles(call.plan(compute, one_pass=True))[:N_TILES]
+    tiling = call.tiles(call.plan(compute, one_pass=True))
     loss, values, logp, entropy, *_ = support_policy_loss(
-        *call.arrays, *arguments, compute.tail_mass, list(call.needs), *tiles
+        *call.arrays, *arguments, compute.tail_mass, list(call.needs), *tiling
     )
     metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)

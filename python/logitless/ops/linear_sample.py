@@ -79,7 +79,8 @@ def linear_sample(
         differently, and those of scoring do (docs/sampling.md has the numbers).
 
     vocab_group, vocab_start: as in `linear_token_stats`; every rank gets the token that one rank
-        with the whole vocabulary would draw, up to the rounding of products of other shapes.
+        with the whole vocabulary would draw, up to the rounding of products of other shapes. Of
+        rows that need another product for top_k or top_p all logits are sent.
 
     torch tensors on the CPU; never differentiable. Raises ValueError or TypeError naming the
     argument, and ValueError naming the first row with a NaN, a +inf or no finite logit.
@@ -93,7 +94,7 @@ def linear_sample(
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
         truncation = Truncation(top_k, top_p)
-        _check(op, hidden, weight, head, truncation, seed, step, row_ids, bool(meeting))
+        _check(op, hidden, weight, head, seed, step, row_ids, bool(meeting))
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -105,6 +106,8 @@ def linear_sample(
             ("row_ids (their checksum)", fingerprint(row_ids)),
             ("seed", seed),
             ("step", step),
+            ("top_k", top_k),
+            ("top_p", top_p),
         )
 
     shard = meeting.shard(len(weight), same)
@@ -118,17 +121,11 @@ def _check(
     hidden: Any,
     weight: Any,
     head: HeadOptions,
-    truncation: Truncation,
     seed: Any,
     step: Any,
     row_ids: Any,
     sharded: bool,
 ) -> None:
-    if sharded and truncation.limits(len(weight)):
-        raise NotImplementedError(
-            f"{op}: top_k={truncation.top_k}, top_p={truncation.top_p} together with vocab_group is"
-            " not built: the set would have to be found over all shards"
-        )
     for name, number in (("seed", seed), ("step", step)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
@@ -182,14 +179,13 @@ def _draw(
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
     from logitless.ops.rows import STATE, Rows
-    from logitless.ops.sharded_sample import whole_bias
     from logitless.ops.tiles import Tiles
     from logitless.ops.truncated_draw import draw_truncated
 
-    n, vocab = len(hidden), len(weight)
+    n, vocab = len(hidden), shard.vocab(len(weight))
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     tiling = plan(
-        n, hidden.shape[1], shard.widest(vocab), hidden.dtype, compute.memory_budget,
+        n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype, compute.memory_budget,
         logits_dtype=dtype, backward=False, batch_invariant=compute.batch_invariant,
         kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
     )  # fmt: skip
@@ -198,17 +194,15 @@ def _draw(
         op, head, (n,), None, hidden.dtype == torch.float64
     )
     bias = None if bias is None else bias.detach()
-    if shard.group and bias is not None:
-        bias = whole_bias(bias, shard)
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)
     if truncation.limits(vocab):
-        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, state)
+        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, shard, state)
     else:
         token = _draw_whole(tiles.operand(hidden, None), weight, rows, tiles, noise, shard, state)
     out = empty_outputs(n, False, hidden)
     values = {name: out[name] for name in DIFFERENTIABLE}
-    replace(rows, targets=token).finish(state, shard.vocab(vocab), **values)
+    replace(rows, targets=token).finish(state, vocab, **values)
     return Sample(token, out["logp"], out["entropy"])
 
 
@@ -231,6 +225,7 @@ def _draw_whole(
         )
 
     if shard.group:
+        rows = shard.entire(rows)
         sample_shard(h, weight, rows, tiles, shard, draw, state, best)
     else:
         for start, chunk, tile in logit_tiles(h, weight, rows.n, tiles):

@@ -57,7 +57,8 @@ def linear_token_stats(
     tail_mass: rows whose 64 largest entries and target hold all but so much of their probability
         get their gradient from those alone, not from dense products; values stay exact. extras
         "dropped_mass" and "dropped_entropy" say per row what that loses, and bound the error:
-        docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only.
+        docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only. With vocab_group the entries
+        are the largest of all shards.
 
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
         the call has, in whatever order and number: logits and d_hidden come from products of one
@@ -134,7 +135,6 @@ def _torch_stats(
     with meeting:
         call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
-        compute.refuse_sharded("linear_token_stats", bool(meeting))
     if call.backend == "torch":
         if compute.batch_invariant:
             raise ValueError("batch_invariant must be False with backend='torch', got True")
@@ -145,17 +145,19 @@ def _torch_stats(
         return with_nothing_dropped(to_stats(plain_stats(logits, *rows), shape, others), extras)
     dropped = tuple(name for name in extras if name in DROPPED)
     others = tuple(name for name in extras if name not in DROPPED)
-    asked = ("whether there are extras", bool(others))
-    call = call.sharded(meeting, head, compute, shape, lambda: (asked,))
+    asked = (
+        ("whether there are extras", bool(others)),
+        ("whether there are extras of what is dropped", bool(dropped)),
+    )
+    call = call.sharded(meeting, head, compute, shape, lambda: asked)
     measured = bool(compute.tail_mass) and (any(call.needs) or bool(dropped))
     if not measured:
         tiles = call.tiles(call.plan(replace(compute, tail_mass=0.0), one_pass=False))
         outputs = linear_stats(*call.arrays, bool(others), *tiles)
         return with_nothing_dropped(to_stats(outputs[:-2], shape, others), extras)
     from logitless.ops.support_op import SAVED, linear_support_stats
-    from logitless.ops.tiles import N_TILES
 
-    tiles = call.tiles(call.plan(compute, one_pass=False))[:N_TILES]
+    tiles = call.tiles(call.plan(compute, one_pass=False))
     outputs = linear_support_stats(*call.arrays, bool(others), compute.tail_mass, *tiles)
     *outputs, mass, entropy = outputs[:-SAVED]
     stats = to_stats(tuple(outputs), shape, others)

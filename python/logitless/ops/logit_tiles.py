@@ -63,7 +63,7 @@ def logit_tiles(
     tiles: Tiles,
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """(first column, rows, their logits [rows, width]); a tile lives until the next is made."""
-    if tiles.fixed:
+    if tiles.fixed and len(weight):
         require_row_independence(tiles, weight.device, weight.shape[1], len(weight))
     scratch, product = tiles.scratch(n, weight), LogitProduct(n, tiles, weight)
     for start, stop in tiles.spans(len(weight)):

@@ -29,8 +29,8 @@ from logitless.ops.loss_op import (
 from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.shard import SHARD, Shard, sum_dtype
-from logitless.ops.tiles import N_TILES, TILES, Sum, Tiles
+from logitless.ops.shard import SHARD, Shard, sum_dtype, tiling_of
+from logitless.ops.tiles import TILES, Sum, Tiles
 from logitless.ops.tokens import make_tokens
 
 LOSS_ARGUMENTS = len(LossArguments._fields)
@@ -58,9 +58,8 @@ class _Arguments(NamedTuple):
     @classmethod
     def of(cls, args: tuple[Any, ...]) -> _Arguments:
         rows, rest = args[:N_ROWS], args[N_ROWS:]
-        chunk, needs, *tiling = rest[LOSS_ARGUMENTS:]
-        tiles, shard = Tiles(*tiling[:N_TILES]), Shard(*tiling[N_TILES:])
-        return cls(rows, LossArguments(*rest[:LOSS_ARGUMENTS]), chunk, needs, tiles, shard)
+        loss, (chunk, needs, *tiling) = rest[:LOSS_ARGUMENTS], rest[LOSS_ARGUMENTS:]
+        return cls(rows, LossArguments(*loss), chunk, needs, *tiling_of(tuple(tiling)))
 
 
 def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tensor]:

@@ -87,12 +87,6 @@ class ComputeOptions:
                 f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {self.tail_mass}"
             )
 
-    def refuse_sharded(self, op: str, sharded: bool) -> None:
-        if self.tail_mass and sharded:
-            raise NotImplementedError(
-                f"{op}: tail_mass={self.tail_mass!r} is not served with vocab_group; tail_mass=0 is"
-            )
-
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:
         """What must be the same on every rank of vocab_group, where plans must be."""

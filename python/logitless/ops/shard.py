@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from logitless.ops.rows import Rows
+from logitless.ops.tiles import N_TILES, Tiles
 
 # The tail of every schema over a vocabulary that may be sharded, in the order of `Shard`.
 SHARD = 'str vocab_group="", int[] vocab_bounds=[]'
@@ -18,7 +19,7 @@ SHARD = 'str vocab_group="", int[] vocab_bounds=[]'
 class Shard(NamedTuple):
     """Which columns of the vocabulary this rank holds. The default: all, and nothing is sent.
 
-    Every rank of the group makes the same calls of `merge` and `reduce`, with the same rows.
+    Every rank of the group makes the same calls of what sends, with the same rows.
     """
 
     # of a torch.distributed group; "": none
@@ -60,6 +61,22 @@ class Shard(NamedTuple):
         pieces = self.gather(state)
         rows.merge(pieces[self.order], state)
 
+    def entire(self, rows: Rows) -> Rows:
+        """With the bias of the whole vocabulary: its numbers are few where its logits are not."""
+        if not self.group or rows.bias is None:
+            return rows
+        return replace(rows, bias=self.whole(rows.bias))
+
+    def whole(self, mine: Tensor) -> Tensor:  # [..., V of this rank]
+        """[..., V], the columns of all ranks in their order."""
+        if not self.group:
+            return mine
+        padded = mine.new_zeros(*mine.shape[:-1], self.widest(0))
+        padded[..., : mine.shape[-1]] = mine
+        everyone, ends = self.gather(padded), self.ranges
+        parts = [everyone[rank][..., : ends[rank][1] - ends[rank][0]] for rank in self.order]
+        return torch.cat(parts, -1)
+
     def gather(self, mine: Tensor) -> Tensor:
         """[ranks, *mine.shape], in the order of ranks."""
         group = process_group(self.group)
@@ -73,6 +90,11 @@ class Shard(NamedTuple):
         """Add over the ranks, in place."""
         if self.group and total.numel():
             dist.all_reduce(total, group=process_group(self.group))
+
+
+def tiling_of(args: tuple[Any, ...]) -> tuple[Tiles, Shard]:
+    """Of an op's arguments from `TILES` on."""
+    return Tiles(*args[:N_TILES]), Shard(*args[N_TILES:])
 
 
 def process_group(name: str) -> dist.ProcessGroup:

@@ -51,14 +51,6 @@ def sample_shard(
     _best_of_all(rows, state, best, shard)
 
 
-def whole_bias(bias: Tensor, shard: Shard) -> Tensor:  # [V of this rank] -> [V]
-    """The vocabulary's numbers are few where its logits are not: everyone gets them all."""
-    padded = bias.new_zeros(shard.widest(0))
-    padded[: len(bias)] = bias
-    everyone, ends = shard.gather(padded), shard.ranges
-    return torch.cat([everyone[rank][: ends[rank][1] - ends[rank][0]] for rank in shard.order])
-
-
 def _lead(start: int, stop: int) -> int:
     """How many of a shard's first columns belong to a block that starts before it."""
     return min(stop, -(-start // BLOCK) * BLOCK) - start

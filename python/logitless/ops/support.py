@@ -18,6 +18,8 @@ from logitless import _core
 from logitless.ops.candidates import KEPT, Candidates
 from logitless.ops.linear_passes import Upstream
 from logitless.ops.rows import Rows
+from logitless.ops.shard import Shard
+from logitless.ops.sharded_candidates import settle
 
 # Of tail_mass, what the entries may hold that are dropped though there was room for them: each
 # costs as much as the largest. The error grows by at most this share.
@@ -58,9 +60,18 @@ class Support(NamedTuple):
         tau = margin(tail_mass, vocab)
         return Candidates(self.y[:n], self.ids[:n], self.floor[:n], self.kept[:n], tau)
 
-    def measure(self, rows: Rows, state: Tensor, kept: Candidates, tail_mass: float) -> None:
-        """After the last tile and `rows.finish`, which checks targets."""
-        rows.settle(state, kept)
+    def measure(
+        self,
+        rows: Rows,
+        state: Tensor,
+        kept: Candidates,
+        tail_mass: float,
+        shard: Shard,
+        dtype: torch.dtype,  # of the logits
+    ) -> None:
+        """After the last tile and `rows.finish`, which checks targets. From here on `kept` is of
+        the whole vocabulary, and what follows from it has the same bits on every rank."""
+        settle(rows, state, kept, shard, dtype)
         rows.core.measure_support(
             state, kept.core, mass=self.mass[: rows.n], entropy=self.entropy[: rows.n],
             spare=SPARE * tail_mass,
@@ -98,9 +109,9 @@ class SparseGradient(NamedTuple):
         kept: Candidates,
         g: Upstream,  # of all rows
         index: Tensor,  # of those served
-        names: Tensor,  # their rows in hidden
         dtype: torch.dtype,
     ) -> SparseGradient:
+        """Of the rows `index`, which are named 0, 1, ... in their order."""
         offsets = torch.zeros(len(index) + 1, dtype=torch.int64)
         torch.cumsum(kept.count[index], 0, out=offsets[1:])
         entries = int(offsets[-1])
@@ -111,16 +122,31 @@ class SparseGradient(NamedTuple):
             state, kept.core, index=index, offsets=offsets, columns=columns, values=values,
             g_logp=g.g_logp, g_entropy=g.g_entropy, g_lse=g.g_lse,
         )  # fmt: skip
-        return cls(offsets, columns, values, names.to(torch.int32))
+        return cls(offsets, columns, values, torch.arange(len(index), dtype=torch.int32))
 
-    def transposed(self, vocab: int) -> SparseGradient:
+    def within(self, start: int, stop: int) -> SparseGradient:
+        """Its columns from start to stop, counted from start."""
+        inside = (start <= self.columns) & (self.columns < stop)
+        before = torch.zeros(len(inside) + 1, dtype=torch.int64)
+        torch.cumsum(inside, 0, out=before[1:])
+        return self._replace(
+            offsets=before[self.offsets], columns=self.columns[inside] - start,
+            values=self.values[inside],
+        )  # fmt: skip
+
+    def transposed(
+        self,
+        vocab: int,
+        rows: Tensor,  # what the rows of self are called as columns of the transpose
+    ) -> SparseGradient:
         entries = len(self.columns)
         offsets = torch.empty(entries + 1, dtype=torch.int64)
         names, columns = (torch.empty(entries, dtype=torch.int32) for _ in range(2))
         values = torch.empty_like(self.values)
         n = _core.sparse_transpose(
-            *self[:3], row_names=self.names, scratch=torch.empty(vocab + 1, dtype=torch.int32),
-            out_offsets=offsets, out_names=names, out_columns=columns, out_values=values,
+            *self[:3], row_names=rows.to(torch.int32),
+            scratch=torch.empty(vocab + 1, dtype=torch.int32), out_offsets=offsets, out_names=names,
+            out_columns=columns, out_values=values,
         )  # fmt: skip
         return SparseGradient(offsets[: n + 1], columns, values, names[:n])
 

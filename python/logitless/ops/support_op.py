@@ -14,6 +14,7 @@ from logitless.ops.options import DROPPED
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
+from logitless.ops.shard import SHARD, tiling_of
 from logitless.ops.support import Support
 from logitless.ops.support_passes import (
     Folded,
@@ -24,7 +25,7 @@ from logitless.ops.support_passes import (
     unfold_support,
     weight_gradient,
 )
-from logitless.ops.tiles import TILES, Tiles
+from logitless.ops.tiles import TILES
 
 OP = "linear_token_stats"
 # What the op returns after the statistics.
@@ -33,16 +34,16 @@ SAVED = 1 + len(Support._fields)
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras, tail_mass = args[: N_ROWS + 2]
-    tiles = Tiles(*args[N_ROWS + 2 :])
+    tiles, shard = tiling_of(args[N_ROWS + 2 :])
     rows = make_rows(*row_args, op=OP)
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     hidden, weight = hidden.detach(), weight.detach()
-    folded = folded_rows(rows, index, hidden)
+    folded = folded_rows(rows, index, hidden, shard)
     fold_support(hidden, weight, folded, tiles, tail_mass, extras)
-    n = folded.rows.n
+    n, vocab = folded.rows.n, shard.vocab(len(weight))
     out = empty_outputs(n, extras, hidden)
-    folded.rows.finish(folded.state[:n], len(weight), row_ids=index, **requested(out, extras))
-    measure(folded, len(weight), tail_mass)
+    folded.rows.finish(folded.state[:n], vocab, row_ids=index, **requested(out, extras))
+    measure(folded, vocab, tail_mass, tiles.dtype)
     wide = out["logp"].dtype
     for name, value in zip(DROPPED, folded.support[-2:], strict=True):
         out[name] = torch.empty(n, dtype=wide).copy_(value[:n])
@@ -62,12 +63,11 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     row_args, state, rest = args[:N_ROWS], args[N_ROWS], args[N_ROWS + 1 :]
     support, rest = Support(*rest[: SAVED - 1]), rest[SAVED - 1 :]
-    g, tail_mass = Upstream(*rest[:3]), rest[3]
-    tiles, needs = Tiles(*rest[4:-1]), rest[-1]
+    g, (tail_mass, needs), (tiles, shard) = Upstream(*rest[:3]), rest[3:5], tiling_of(rest[5:])
     hidden, weight = hidden.detach(), weight.detach()
     rows = make_rows(*row_args, op=OP)
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
-    folded = Folded(rows.gather(index), index, state, support)
+    folded = Folded(rows.gather(index), index, state, support, shard)
     if index is not None:
         g = Upstream(**g.at(index))
     served = split(folded, g, tail_mass)
@@ -84,9 +84,9 @@ SUPPORT = "Tensor y, Tensor ids, Tensor floor, Tensor kept, Tensor mass, Tensor 
 
 _backward_op = register(
     f"linear_support_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, {SUPPORT}, "
-    f"{UPSTREAM}, float tail_mass, {TILES}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    f"{UPSTREAM}, float tail_mass, bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor)",
     _backward_kernel,
-    lambda hidden, weight, *args: empty_gradients(hidden, weight, args[-1]),
+    lambda hidden, weight, *args: empty_gradients(hidden, weight, args[N_ROWS + SAVED + 4]),
 )
 
 
@@ -105,15 +105,15 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     g = [as_float64(gradient) for gradient in upstream[:3]]
     grads = _backward_op(
         hidden, weight, targets, mask, bias, row_scale, *ctx.chain, *saved, *g, ctx.tail_mass,
-        *ctx.tiles, needs,
+        needs, *ctx.tiles,
     )  # fmt: skip
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 12)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 14)
 
 
 linear_support_stats = register(
     f"linear_support_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, float tail_mass, "
-    f"{TILES}) -> (" + ", ".join(["Tensor"] * (9 + SAVED)) + ")",
+    f"{TILES}, {SHARD}) -> (" + ", ".join(["Tensor"] * (9 + SAVED)) + ")",
     _forward,
     _forward_fake,
     setup=_setup,

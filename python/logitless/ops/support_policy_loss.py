@@ -29,6 +29,7 @@ from logitless.ops.one_pass import (
 )
 from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
+from logitless.ops.shard import SHARD, Shard, tiling_of
 from logitless.ops.support_passes import (
     Folded,
     Served,
@@ -55,15 +56,16 @@ class _Arguments(NamedTuple):
     rows: tuple[Any, ...]
     loss: LossArguments
     tail_mass: float
-    tiles: Tiles
     needs: tuple[bool, bool, bool]
+    tiles: Tiles
+    shard: Shard
 
     @classmethod
     def of(cls, args: tuple[Any, ...]) -> _Arguments:
         rows, rest = args[:N_ROWS], args[N_ROWS:]
-        tail_mass, needs, *tiles = rest[LOSS_ARGUMENTS:]
+        tail_mass, needs, *tiling = rest[LOSS_ARGUMENTS:]
         loss = LossArguments(*rest[:LOSS_ARGUMENTS])
-        return cls(rows, loss, tail_mass, Tiles(*tiles), needs)
+        return cls(rows, loss, tail_mass, needs, *tiling_of(tuple(tiling)))
 
     def gradient_dtypes(self, hidden: Tensor) -> tuple[torch.dtype, ...]:
         """What float16 would round is not rounded before the gradient of the loss is known."""
@@ -79,15 +81,15 @@ def support_metric_names(arguments: LossArguments) -> tuple[str, ...]:
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = _Arguments.of(args)
     hidden, weight = hidden.detach(), weight.detach()
-    vocab, shape = len(weight), a.loss.mask.shape
+    vocab, shape = a.shard.vocab(len(weight)), a.loss.mask.shape
     index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
     logp, entropy = first_values(hidden, a.loss)
-    folded = folded_rows(make_rows(*a.rows, op=OP), index, hidden)
+    folded = folded_rows(make_rows(*a.rows, op=OP), index, hidden, a.shard)
     n = folded.rows.n
     fold_support(hidden, weight, folded, a.tiles, a.tail_mass, False)
     out = empty_outputs(n, False, hidden)
     folded.rows.finish(folded.state[:n], vocab, row_ids=index, **requested(out, False))
-    measure(folded, vocab, a.tail_mass)
+    measure(folded, vocab, a.tail_mass, a.tiles.dtype)
     logp[index], entropy[index] = out["logp"], out["entropy"]
     result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
     g = Upstream(*(None if x is None else torch.from_numpy(x).reshape(-1)[index].double()
@@ -147,7 +149,7 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 
 support_policy_loss = register(
     f"linear_support_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, float tail_mass, "
-    f"bool[] needs, {TILES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=setup_scaling,

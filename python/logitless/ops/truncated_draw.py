@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from logitless.ops.plan import Plan
     from logitless.ops.rows import Rows
+    from logitless.ops.shard import Shard
     from logitless.ops.tiles import Tiles
 
 # Largest logits kept of a row where top_p alone limits it; and of any row, see csrc/cpu.
@@ -53,37 +54,47 @@ class Truncation:
 
 def draw_truncated(
     h: Tensor,  # [n, H], not padded
-    weight: Tensor,  # [V, H]
+    weight: Tensor,  # [V of this rank, H]
     rows: Rows,
     tiles: Tiles,
     tiling: Plan,
     truncation: Truncation,
     noise: Any,  # linear_sample.Noise
+    shard: Shard,
     state: Tensor,  # [n, STATE], written
 ) -> Tensor:  # [n] int64
-    """The drawn tokens; `state` is then as if they had been the targets."""
+    """The drawn tokens; `state` is then as if they had been the targets.
+
+    Every rank draws for itself, from what all ranks have after the largest logits of each are sent.
+    """
     import torch
 
-    from logitless.ops.logit_tiles import logit_tiles
+    from logitless.ops.linear_passes import fold
+    from logitless.ops.sharded_candidates import settle
 
-    n, vocab = len(h), len(weight)
+    n, vocab = len(h), shard.vocab(len(weight))
     token = torch.zeros(n, dtype=torch.int64)
     # The fold asks for targets; what it finds of these is overwritten by the draw.
     rows = replace(rows, targets=token)
     candidates = Candidates.empty(n, truncation.kept(vocab))
-    for start, chunk, tile in logit_tiles(tiles.operand(h, None), weight, n, tiles):
-        part, kept = rows.part(chunk), candidates.part(chunk)
-        part.forward(tile, state[chunk], start=start, first=start == 0, candidates=kept)
-    rows.settle(state, candidates)
+    no_logits = h.new_empty(0, dtype=tiles.dtype)
+    fold(tiles.operand(h, None), weight, rows, state, tiles, no_logits, False, candidates)
+    shard.merge(state, rows)
+    settle(rows, state, candidates, shard, tiles.dtype)
     drawn = torch.empty(n, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, n))}
     rows.core.draw_truncated(state, drawn, candidates=candidates.core, **arguments)
     left = (drawn < 0).nonzero().squeeze(1)
-    room = max(tiling.budget - tiling.total_bytes, 0) // (vocab * tiles.dtype.itemsize)
+    if not len(left):
+        return drawn
+    rows = shard.entire(rows)
+    # Of a sharded vocabulary a row is held once more: as the parts that it is put together from.
+    held = vocab + len(shard.ranges) * shard.widest(0)
+    room = max(tiling.budget - tiling.total_bytes, 0) // (held * tiles.dtype.itemsize)
     for index in left.split(max(int(room), 1)):
         mine = state[index]
         drawn[index] = _draw_again(
-            h[index], weight, rows.gather(index), tiles, truncation, noise.at(index), mine
+            h[index], weight, rows.gather(index), tiles, truncation, noise.at(index), shard, mine
         )
         state[index] = mine
     return drawn
@@ -92,10 +103,11 @@ def draw_truncated(
 def _draw_again(
     h: Tensor,  # [r, H]
     weight: Tensor,
-    rows: Rows,
+    rows: Rows,  # with the whole vocabulary's bias
     tiles: Tiles,
     truncation: Truncation,
     noise: Any,
+    shard: Shard,
     state: Tensor,  # [r, STATE], written
 ) -> Tensor:  # [r]
     """The same of all logits of a few rows. Their state is made anew from these very logits: a
@@ -105,7 +117,7 @@ def _draw_again(
     from logitless.ops.logit_tiles import all_logits
 
     r = len(h)
-    logits = all_logits(tiles.operand(h, None), weight, r, tiles)
+    logits = shard.whole(all_logits(tiles.operand(h, None), weight, r, tiles))
     rows.forward(logits, state)
     drawn = torch.empty(r, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
