@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ LIMBS = 4
 BINS, LEVELS = 256, 16
 # Candidates that a histogram counts in the time of its own call.
 FEW = 4096
+# Bytes of an array from which its pages are worth handing from call to call.
+LARGE = 1 << 20
 
 
 class Candidates(NamedTuple):
@@ -267,8 +269,7 @@ def _covariance_candidates(
     tokens: Tokens, band: dict[str, float], old_logp: Floats | None, least: int = 1
 ) -> Candidates:
     """Those whose score is at least `least`; 1 is below the score of any number."""
-    # room for all of them, which costs nothing where nothing is written
-    out = Candidates(*(np.empty(tokens.logp.size, np.int64) for _ in range(2)))
+    out = Candidates(*(_room(tokens.logp.size) for _ in range(2)))
     number, bad = _core.covariance_candidates(
         tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, least, *out
     )
@@ -279,6 +280,15 @@ def _covariance_candidates(
             f"{tokens.place(bad)}"
         )
     return Candidates(out.scores[:number], out.ids[:number])
+
+
+def _room(n: int) -> Int64s:
+    """[n], of which few are written, all over it. A large one is memory that an earlier call has left
+    (csrc/cpu/memory.h): fresh pages, which may be huge, cost 2 ms of 1M tokens."""
+    if 8 * n < LARGE:
+        return np.empty(n, np.int64)
+    memory: Any = _core.Memory(8 * n)
+    return np.frombuffer(memory, np.int64, n)
 
 
 def _clip_cov_candidates(
