@@ -1,6 +1,7 @@
 #include "token_loss.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "parallel.h"
@@ -74,8 +75,13 @@ bool penalise(
     const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step, TokenLossSums& sums
 ) {
   bool good = true;
-  for (int j = 0; j < n; ++j) {
-    if (!args.selected[i + j] || step.weight[j] == 0) continue;
+  const bool* const first = args.selected + i;
+  const auto next = [&](int j) {
+    const void* found = std::memchr(first + j, 1, static_cast<size_t>(n - j));
+    return found == nullptr ? n : static_cast<int>(static_cast<const bool*>(found) - first);
+  };
+  for (int j = next(0); j < n; j = next(j + 1)) {
+    if (step.weight[j] == 0) continue;
     const double away = step.logp[j] - static_cast<double>(args.penalty_logp[i + j]);
     const Term term =
         controlled({step.loss[j], step.slope[j]}, step.advantage[j], true, away, args.params);

@@ -283,7 +283,7 @@ def _covariance_candidates(
 
 
 def _room(n: int) -> Int64s:
-    """[n], of which few are written, all over it. A large one is memory that an earlier call has left
+    """[n], of which few are written, all over it. A large one is memory that an earlier call left
     (csrc/cpu/memory.h): fresh pages, which may be huge, cost 2 ms of 1M tokens."""
     if 8 * n < LARGE:
         return np.empty(n, np.int64)
