@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +35,13 @@ def machine(device: str) -> dict[str, Any]:
         "peers": {peer.name: installed(peer.package) for peer in PEERS},
         "commit": git("rev-parse", "HEAD"),
         "changed_files": len((git("status", "--porcelain") or "").splitlines()),
-        "command": " ".join(["./dev bench", *sys.argv[1:]]),
+        "command": " ".join([program(), *sys.argv[1:]]),
     }
+
+
+def program() -> str:
+    name = Path(sys.argv[0]).stem
+    return "./dev bench" if name == "run" else f"python -m benchmarks.{name}"
 
 
 def title(match: Match) -> str:
