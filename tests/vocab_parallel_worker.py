@@ -30,6 +30,7 @@ from vocab_shards import (
     gradients_of,
     group,
     layouts,
+    leaves,
     mine,
     part,
     refusal,
@@ -106,13 +107,7 @@ def one_head(ends: Any, dtype: torch.dtype, kind: str, ways: dict[str, Any]) -> 
     g, mask = cases.upstream(1, N), cases.mask(1, N)
     shared = {"mask": mask, "extras": EXTRAS, **ways}
     options = cases.chain(kind, 1, N, V)
-    whole = [h, w]
-    own = [h.detach().clone().requires_grad_(), w.detach()[mine(ends)].clone().requires_grad_()]
-    if "bias" in options:
-        whole.append(options["bias"].requires_grad_())
-    local = part(ends, options)
-    if "bias" in options:
-        own.append(local["bias"])
+    whole, own, local = leaves(ends, h, w, options)
     expected = ll.linear_token_stats(h, w, t, **shared, **options)
     stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
     same_on_all_ranks(*values(stats))

@@ -106,3 +106,15 @@ def run(*checks: Callable[[], None]) -> None:
     # gloo's threads may outlive the group, and at a normal exit abort the process once in a while
     sys.stdout.flush()
     os._exit(0)
+
+
+def leaves(
+    ends: list[tuple[int, int]], h: Tensor, w: Tensor, options: dict[str, Any]
+) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+    """What is differentiated in one rank's call and in ours, and the options of ours."""
+    whole, local = [h, w], part(ends, options)
+    own = [h.detach().clone().requires_grad_(), w.detach()[mine(ends)].clone().requires_grad_()]
+    if "bias" in options:
+        whole.append(options["bias"].requires_grad_())
+        own.append(local["bias"])
+    return whole, own, local

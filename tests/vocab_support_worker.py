@@ -24,6 +24,7 @@ from vocab_shards import (
     compare,
     gradients_of,
     layouts,
+    leaves,
     mine,
     part,
     refusal,
@@ -126,13 +127,7 @@ def one_head(ends: Any, dtype: torch.dtype, kind: str, **ways: Any) -> None:
     # A softcap of 15 flattens all rows.
     tail = {"plain": 1e-3, "all": 0.1}[kind]
     shared = {"mask": mask, "extras": (*EXTRAS, *DROPPED), "tail_mass": tail, **ways}
-    whole = [h, w]
-    own = [h.detach().clone().requires_grad_(), w.detach()[mine(ends)].clone().requires_grad_()]
-    if "bias" in options:
-        whole.append(options["bias"].requires_grad_())
-    local = part(ends, options)
-    if "bias" in options:
-        own.append(local["bias"])
+    whole, own, local = leaves(ends, h, w, options)
     expected = ll.linear_token_stats(h, w, t, **shared, **options)
     stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
     same_on_all_ranks(*values(stats))
