@@ -120,3 +120,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert peer in printed
     assert cli.main([*arguments, "--budget", "1MiB"]) == 2
     assert "memory_budget must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tail_mass", "message"), [(1.0, r"in \[0, 1\), got 1.0"), (1e-9, "0 or >= 1e-5")]
+)
+def test_a_tail_mass_that_no_op_takes_is_refused(tail_mass: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ll.plan(8, 8, 512, tail_mass=tail_mass)

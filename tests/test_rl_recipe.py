@@ -57,6 +57,8 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
         ("steps=0", "'steps' must be at least 1, got 0"),
         ("rollout.group=1", "'rollout.group' must be at least 2"),
         ("rollout.temperature=0.0", "'rollout.temperature' must be above 0"),
+        ("update.tail_mass=1e-9", "'update': tail_mass must be 0 or >= 1e-5"),
+        ("update.memory_budget=much", "'update': memory_budget must"),
         ("update.minibatches=64", "cannot fill update.minibatches = 64"),
         ("methods={}", "'methods' must name at least one"),
         ("methods={a/b: {preset: grpo}}", "'methods.a/b': a method is also a folder's name"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from logitless.rl.metrics import Stopwatch
 from logitless.rl.progress import Progress
 from logitless.rl.recipe import LossRecipe, Recipe
 from logitless.rl.rollout import sample
-from logitless.rl.step import batch_options, loss_backward, make_optimizer, pack
+from logitless.rl.step import batch_options, loss_backward, make_optimizer, merge, pack
 from logitless.rl.tasks import SumToN, load_task
 from logitless.rl.train import make_spec, score
 
@@ -248,3 +249,48 @@ def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
 
     with StopRequest() as stop, pytest.raises(ValueError, match=r"set warmup\.steps=0"):
         starting_policy(recipe, Mute(), tmp_path / "mute", Progress(1), stop, False)
+
+
+def test_tail_mass_of_a_recipe_serves_rows_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    recipe = tiny_recipe(tmp_path, "steps=1", "update.tail_mass=1e-2", "update.micro_batches=2")
+    assert run(recipe, out) == 0
+    (row,) = metrics.read(out / "grpo" / "metrics.jsonl")
+    assert 0 < row["actor/support_rows"] <= 1
+    assert 0 < row["actor/support_bound_max"] <= row["actor/support_bound_sum"]
+    details = json.loads((out / "run.json").read_text("utf-8"))
+    assert details["comparison"]["seconds_exact"] > 0
+    assert details["comparison"]["loss_difference"] < 1e-5
+    printed = capsys.readouterr().out
+    assert "logitless, tail_mass=0.01 " in printed
+    assert f"tail_mass=0.01: {details['support_rows']:.1%} of the rows" in printed
+
+
+@pytest.mark.parametrize("name", ["grpo", "clip_cov"])
+def test_tail_mass_changes_gradients_by_little(started: Any, name: str) -> None:
+    recipe, policy, rollout, advantages = started
+    spec = make_spec(recipe.methods[name])
+    make_optimizer(policy, recipe.update)
+    everything = torch.arange(16)
+    shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
+    gradients = []
+    for tail_mass in (0.0, 1e-3):
+        policy.model.zero_grad()
+        changed = replace(recipe, update=replace(recipe.update, tail_mass=tail_mass))
+        loss_backward(policy, rollout, advantages, everything, spec, changed, shared, Stopwatch())
+        gradients.append(policy.weight.grad.clone())
+    exact, served = gradients
+    assert not torch.equal(exact, served)
+    assert (exact - served).norm() < 1e-2 * exact.norm()
+
+
+def test_metrics_of_micro_batches_merge_by_what_they_are() -> None:
+    parts = [
+        {"actor/pg_loss": 0.25, "actor/support_bound_max": 3.0, "actor/support_rows": 1.0},
+        {"actor/pg_loss": 0.5, "actor/support_bound_max": 2.0, "actor/support_rows": 0.5},
+    ]
+    assert merge(parts) == {
+        "actor/pg_loss": 0.75, "actor/support_bound_max": 3.0, "actor/support_rows": 0.75,
+    }  # fmt: skip

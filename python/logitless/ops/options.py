@@ -69,6 +69,13 @@ def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) ->
     return tuple(extras)
 
 
+def check_tail_mass(tail_mass: float) -> None:
+    if not 0 <= tail_mass < 1:
+        raise ValueError(f"tail_mass must be in [0, 1), got {tail_mass}")
+    if 0 < tail_mass < 1e-5:
+        raise ValueError(f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {tail_mass}")
+
+
 @dataclass(frozen=True)
 class ComputeOptions:
     """How the linear ops compute: memory, precision of the logits, backend."""
@@ -80,12 +87,7 @@ class ComputeOptions:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tail_mass < 1:
-            raise ValueError(f"tail_mass must be in [0, 1), got {self.tail_mass}")
-        if 0 < self.tail_mass < 1e-5:
-            raise ValueError(
-                f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {self.tail_mass}"
-            )
+        check_tail_mass(self.tail_mass)
 
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:

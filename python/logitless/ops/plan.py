@@ -9,6 +9,7 @@ from typing import Any
 from logitless.ops import cost
 from logitless.ops.candidates import KEPT
 from logitless.ops.cost import ITEMSIZE, Way, Work
+from logitless.ops.options import check_tail_mass
 from logitless.ops.peer_memory import peer_lines
 
 # Tiles are multiples of the core's block, so that any tiling gives the same bits.
@@ -161,6 +162,7 @@ def plan(
             raise ValueError(f"{label} must be positive, got {size}")
     if not set(gradients) <= set(GRADIENTS):
         raise ValueError(f"gradients must be some of {GRADIENTS}, got {gradients}")
+    check_tail_mass(tail_mass)
     needed = tuple(gradients) if backward else ()
     work = Work(tokens, hidden, vocab, name, realised, needed, backward)
     fixed = FIXED_ROWS if batch_invariant else 0

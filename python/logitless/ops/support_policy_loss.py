@@ -115,7 +115,8 @@ def _power(tiles: Tiles, g: Upstream, served: Served) -> float:
 def _support_metrics(folded: Folded, g: Upstream, served: Served) -> Tensor:
     rows, sparse = folded.rows, served.sparse
     if not len(sparse):
-        return torch.zeros(len(SUPPORT_METRICS))
+        # Without any row that has a gradient, none went without being served.
+        return torch.tensor([0.0, 0.0, float(not len(served.dense)), 0.0])
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = folded.support.bound(rows.n, g)[sparse] * scale * rows.pre
     kept = folded.support.kept[sparse].double().mean()

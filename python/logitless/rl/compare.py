@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ class StepCost(NamedTuple):
     rows: int
     vocab_size: int
     seconds: float
+    seconds_exact: float | None  # with tail_mass = 0, where the recipe has one
     seconds_full_logits: float
     loss_difference: float  # |ours - full logits|, on the same minibatch
 
@@ -56,11 +59,11 @@ def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: R
     minibatch = pack(rollout, advantages, index)
     shared = batch_options(minibatch, spec, recipe.seed, 0)
 
-    def ours() -> float:
+    def head(recipe: Recipe) -> float:
         out = loss_backward(policy, rollout, advantages, index, spec, recipe, shared, Stopwatch())
         return float(out.loss.detach())
 
-    def full() -> float:
+    def full_logits() -> float:
         loss = full_logits_loss(
             hidden_states(policy, rollout.sequences(index)),
             policy.weight,
@@ -78,13 +81,21 @@ def compare_time(policy: Policy, rollout: Rollout, advantages: Tensor, recipe: R
         loss = step()
         return time.perf_counter() - start, loss
 
-    timed(ours), timed(full)
-    pairs = [(timed(ours), timed(full)) for _ in range(recipe.compare_repeats)]
+    steps: dict[str, Callable[[], float]] = {"ours": partial(head, recipe), "full": full_logits}
+    if recipe.update.tail_mass:
+        steps["exact"] = partial(head, replace(recipe, update=replace(recipe.update, tail_mass=0)))
+    for step in steps.values():
+        timed(step)
+    rounds = [
+        {name: timed(step) for name, step in steps.items()} for _ in range(recipe.compare_repeats)
+    ]
     policy.model.zero_grad()
+    seconds = {name: statistics.median(times[name][0] for times in rounds) for name in steps}
     return StepCost(
         rows=len(minibatch.targets),
         vocab_size=len(policy.weight),
-        seconds=statistics.median(mine[0] for mine, _ in pairs),
-        seconds_full_logits=statistics.median(theirs[0] for _, theirs in pairs),
-        loss_difference=max(abs(mine[1] - theirs[1]) for mine, theirs in pairs),
+        seconds=seconds["ours"],
+        seconds_exact=seconds.get("exact"),
+        seconds_full_logits=seconds["full"],
+        loss_difference=max(abs(times["ours"][1] - times["full"][1]) for times in rounds),
     )

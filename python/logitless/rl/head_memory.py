@@ -20,11 +20,13 @@ from logitless.rl import memory
 from logitless.rl.compare import full_logits_loss
 
 
-def head_memory(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
+def head_memory(
+    spec: Any | None, budget: str | None, tail_mass: float, rows: int, hidden: int, vocab: int
+) -> int:
     """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full
     logits in plain torch.
     """
-    request = pickle.dumps((spec, budget, rows, hidden, vocab, torch.get_num_threads()))
+    request = pickle.dumps((spec, budget, tail_mass, rows, hidden, vocab, torch.get_num_threads()))
     answer = subprocess.run(
         [sys.executable, "-m", "logitless.rl.head_memory"],
         input=request,
@@ -36,14 +38,17 @@ def head_memory(spec: Any | None, budget: str | None, rows: int, hidden: int, vo
     return int(answer.stdout)
 
 
-def _measure_here(spec: Any | None, budget: str | None, rows: int, hidden: int, vocab: int) -> int:
+def _measure_here(
+    spec: Any | None, budget: str | None, tail_mass: float, rows: int, hidden: int, vocab: int
+) -> int:
     generator = torch.Generator().manual_seed(0)
 
     def head_step(rows: int, vocab: int) -> Callable[[], Any]:
         weight = torch.randn(vocab, hidden, generator=generator).mul_(0.1).requires_grad_()
-        states = torch.randn(rows, hidden, generator=generator).requires_grad_()
-        weight.grad, states.grad = torch.zeros_like(weight), torch.zeros_like(states)
         targets = torch.randint(vocab, (rows,), generator=generator)
+        # Peaked at their targets, as a policy's rows are, so that tail_mass serves them.
+        states = (60 * weight.detach()[targets]).requires_grad_()
+        weight.grad, states.grad = torch.zeros_like(weight), torch.zeros_like(states)
         advantages = torch.randn(rows, generator=generator)
         with torch.no_grad():
             old_logp = torch.full((rows,), -math.log(vocab))
@@ -70,6 +75,7 @@ def _measure_here(spec: Any | None, budget: str | None, rows: int, hidden: int, 
             cu_seqlens=ends,
             token_ids=ids,
             memory_budget=budget,
+            tail_mass=tail_mass,
             **shared,
         ).loss.backward()
 

@@ -111,9 +111,13 @@ def compare(
     rewards = score(task, prompts, rollout.texts(policy.tokenizer), recipe.rollout.group)
     make_optimizer(policy, recipe.update)  # freezes what the recipe freezes
     cost = compare_time(policy, rollout, advantages_of(rewards, recipe.update.advantage), recipe)
-    shape = (recipe.update.memory_budget, cost.rows, policy.weight.shape[1], policy.weight.shape[0])
-    head_bytes = {name: head_memory(spec, *shape) for name, spec in specs.items()}
-    full = head_memory(None, *shape)
+    shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
+    update = recipe.update
+    head_bytes = {
+        name: head_memory(spec, update.memory_budget, update.tail_mass, *shape)
+        for name, spec in specs.items()
+    }
+    full = head_memory(None, None, 0.0, *shape)
     return {
         **cost._asdict(),
         "bytes": max(head_bytes.values()),
@@ -135,6 +139,7 @@ def finish(
         "complete": all(len(rows) == recipe.steps for rows in runs.values()),
         "comparison": comparison,
         "max_logp_gap": max(gaps) if gaps else None,
+        "support_rows": report.support_rows(runs),
         "versions": {
             "logitless": ll.__version__,
             "torch": torch.__version__,
@@ -148,7 +153,8 @@ def finish(
         "",
         *report.text_table(summary),
         "",
-        *report.comparison_lines(comparison),
+        *report.comparison_lines(comparison, recipe.update.tail_mass),
+        *report.support_lines(details),
         report.self_check(details),
         f"report: {path}",
     ]

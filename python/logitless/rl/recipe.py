@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import logitless as ll
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -76,6 +78,9 @@ class UpdateRecipe:
     advantage: str = "group_std"
     # Of one linear_policy_loss call: bytes, or like "64MiB"; None: the library's default.
     memory_budget: str | None = None
+    # Of one linear_policy_loss call: rows whose 64 largest entries hold all but this get their
+    # gradient from those; 0: every gradient is exact.
+    tail_mass: float = 0.0
     # Learning rate 0 freezes the part.
     body_lr: float = 3e-5
     head_lr: float = 3e-5
@@ -172,6 +177,10 @@ def validate(recipe: Recipe) -> Recipe:
             f"update.minibatches = {recipe.update.minibatches} of update.micro_batches = "
             f"{recipe.update.micro_batches}"
         )
+    try:
+        ll.plan(1, 1, 1, budget=recipe.update.memory_budget, tail_mass=recipe.update.tail_mass)
+    except ValueError as error:
+        raise ValueError(f"recipe key 'update': {error}") from None
     if not recipe.methods:
         raise ValueError("recipe key 'methods' must name at least one method")
     for name in recipe.methods:

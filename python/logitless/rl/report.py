@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +114,45 @@ def text_table(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def comparison_lines(comparison: dict[str, Any] | None) -> list[str]:
+def comparison_lines(comparison: dict[str, Any] | None, tail_mass: float) -> list[str]:
     if comparison is None:
         return []
     faster = comparison["seconds_full_logits"] / comparison["seconds"]
     smaller = comparison["bytes_full_logits"] / max(comparison["bytes"], 1)
+    ours = f"logitless, tail_mass={tail_mass:g}" if tail_mass else "logitless"
+    exact = comparison["seconds_exact"]
+
+    def line(name: str, seconds: float, size: str) -> str:
+        return f"  {name:{len(ours) + 1}}{seconds * 1e3:7.0f} ms   {size:>9}".rstrip()
+
     return [
         f"One training step of {comparison['rows']} tokens over {comparison['vocab_size']:,}"
         f" entries, forward and backward:",
-        f"  logitless    {comparison['seconds'] * 1e3:7.0f} ms   "
-        f"{megabytes(comparison['bytes']):>9}",
-        f"  full logits  {comparison['seconds_full_logits'] * 1e3:7.0f} ms   "
-        f"{megabytes(comparison['bytes_full_logits']):>9}"
-        f"   ({faster:.1f} times the time, {smaller:.1f} times the memory)",
+        line(ours, comparison["seconds"], megabytes(comparison["bytes"])),
+        *([] if exact is None else [line("logitless, exact", exact, "")]),
+        line(
+            "full logits",
+            comparison["seconds_full_logits"],
+            megabytes(comparison["bytes_full_logits"]),
+        )
+        + f"   ({faster:.1f} times the time, {smaller:.1f} times the memory)",
+    ]
+
+
+def support_rows(runs: dict[str, list[Row]]) -> float | None:
+    """Mean share of the rows that tail_mass served, over all methods' steps; None: without it."""
+    key = "actor/support_rows"
+    shares = [row[key] for rows in runs.values() for row in rows if key in row]
+    return statistics.fmean(shares) if shares else None
+
+
+def support_lines(details: dict[str, Any]) -> list[str]:
+    share, tail_mass = details["support_rows"], details["recipe"]["update"]["tail_mass"]
+    if share is None:
+        return []
+    return [
+        f"tail_mass={tail_mass:g}: {share:.1%} of the rows with a gradient got it from their"
+        " largest entries, the others from every entry."
     ]
 
 
@@ -144,11 +171,13 @@ def render(summary: dict[str, Any], details: dict[str, Any], pictures: dict[str,
     ended = "" if details["complete"] else "<p><b>This run was stopped before its end.</b></p>"
     comparison = ""
     if details["comparison"] is not None:
-        text = html.escape("\n".join(comparison_lines(details["comparison"])))
+        lines = comparison_lines(details["comparison"], details["recipe"]["update"]["tail_mass"])
+        text = html.escape("\n".join(lines))
         comparison = (
             f"<h2>The same step with full logits</h2><pre>{text}</pre><p>{COMPARISON_NOTE}</p>"
         )
-    checks = f"<h2>Self-check</h2><p>{html.escape(self_check(details))}</p>"
+    said = " ".join([self_check(details), *support_lines(details)])
+    checks = f"<h2>Self-check</h2><p>{html.escape(said)}</p>"
     notes = (
         "<h2>How to read this</h2><ul>"
         + "".join(f"<li>{html.escape(n)}</li>" for n in [*NOTES, *details["recipe"]["notes"]])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -76,14 +78,14 @@ def update_policy(
         index = order.tensor_split(update.minibatches)[number % update.minibatches]
         minibatch = pack(rollout, advantages, index)
         shared = batch_options(minibatch, spec, recipe.seed, step * updates + number)
-        metrics: dict[str, float] = {}
+        parts = []
         for part in index.tensor_split(update.micro_batches):
             out = loss_backward(policy, rollout, advantages, part, spec, recipe, shared, clock)
-            for key, value in out.metrics.items():
-                metrics[key] = metrics.get(key, 0.0) + float(value)
+            parts.append({key: float(value) for key, value in out.metrics.items()})
             if number == 0:
                 packed = pack(rollout, advantages, part)
                 gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
+        metrics = merge(parts)
         with clock("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(parameters, update.clip_norm)
             optimizer.step()
@@ -93,6 +95,19 @@ def update_policy(
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + value
     return Update({key: value / updates for key, value in sums.items()}, gap, selected)
+
+
+# Metrics of micro-batches add up to the minibatch's, but for these.
+MERGED: dict[str, Callable[[list[float]], float]] = {
+    "actor/support_bound_max": max,
+    "actor/support_rows": statistics.fmean,
+    "actor/support_kept": statistics.fmean,
+}
+
+
+def merge(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a minibatch from those of its micro-batches."""
+    return {key: MERGED.get(key, sum)([part[key] for part in parts]) for key in parts[0]}
 
 
 def loss_backward(
@@ -124,6 +139,7 @@ def loss_backward(
             token_ids=packed.token_ids,
             temperature=recipe.rollout.temperature,
             memory_budget=recipe.update.memory_budget,
+            tail_mass=recipe.update.tail_mass,
             **shared,
             **policy.head_options,
         )
