@@ -21,19 +21,21 @@ from logitless.ops.rows import Rows
 from logitless.ops.shard import Shard
 from logitless.ops.sharded_candidates import settle
 
-# Of tail_mass, what the entries may hold that are dropped though there was room for them: each
-# costs as much as the largest. The error grows by at most this share.
+# Of tail_mass, what the entries may hold that are dropped though there was room for them, once
+# because they lie below the margin and once more at the end: each costs as much as the largest.
 SPARE = 0.01
 
 
 def margin(tail_mass: float, vocab: int) -> float:
-    """Nats below a row's maximum that are kept: what lies lower has p <= tail_mass / vocab.
+    """Nats below a row's maximum that are kept.
 
-    So all of it together holds no more than tail_mass, and is below e^-H, since H <= log vocab: a
-    row with fewer than `KEPT` entries above is always served from them. A smaller margin would
-    send such rows to the dense products, a larger one would keep what cannot matter.
+    The `KEPT` entries that could be kept of what lies lower hold no more than SPARE * tail_mass
+    together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to the
+    dense products that their largest entries could serve; log(vocab / tail_mass), below which all
+    entries together hold no more than tail_mass, makes the forward look into more blocks for
+    entries that are let go in the end.
     """
-    return math.log(vocab / tail_mass)
+    return math.log(max(vocab, KEPT / (SPARE * tail_mass)))
 
 
 class Support(NamedTuple):

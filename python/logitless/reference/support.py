@@ -38,8 +38,8 @@ def support_backward(
 ) -> dict[str, Any]:
     """token_stats_backward where a row keeps only its largest entries, if it loses little by that.
 
-    Of the `keep` largest with z > max z - log(V / tail_mass), the last are left out while they sum
-    to at most spare * tail_mass; the target is always kept. With H the entropy and p of the full
+    Of the `keep` largest with z > max z - log(max(V, keep / (spare tail_mass))), the last are left
+    out while they sum to at most spare * tail_mass; the target is always kept. With H the entropy and p of the full
     row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The row is served (and
     its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy is not 0, every
     dropped p is known to be at most e^-H. bound: of ||error of dz||_1 times dz/dy.
@@ -51,7 +51,7 @@ def support_backward(
     dlogits, _ = token_stats_backward(
         raw, targets, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse, **chain
     )
-    margin = math.log(vocab / tail_mass)
+    margin = math.log(max(vocab, keep / (spare * tail_mass)))
     out: dict[str, Any] = {
         "kept": [], "mass": np.zeros(n), "entropy": np.zeros(n), "served": np.zeros(n, bool),
         "bound": np.zeros(n), "dlogits": dlogits,
