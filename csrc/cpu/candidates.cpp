@@ -86,8 +86,7 @@ class Row {
     double low = -INFINITY;
     for (int tries = 0; tries < 32; ++tries, step *= 2) {
       const double at = low == -INFINITY ? high - step : low + (high - low) / 2;
-      int64_t n = 0;
-      for (int64_t i = 0; i < count; ++i) n += y[i] > at;
+      const int64_t n = row_kernels().count_above(y, count, at);
       *limit = at;
       if (n >= keep_ && n <= keep_ + keep_ / 4) return true;
       if (n < keep_) {

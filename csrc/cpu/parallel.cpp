@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -21,14 +22,22 @@ namespace {
 struct Loop {
   std::atomic<int64_t> next{0};
   int64_t tasks;
+  int threads;
   void (*body)(void*, int64_t);
   void* context;
 };
 
 void work(void* data) {
   auto& loop = *static_cast<Loop*>(data);
-  for (int64_t task; (task = loop.next.fetch_add(1, std::memory_order_relaxed)) < loop.tasks;) {
-    loop.body(loop.context, task);
+  for (;;) {
+    // Neighbours in one go, since they share cache lines of what they write: a quarter of an equal
+    // share of what is left, so that the last ones, one by one, even out what took longer.
+    int64_t task = loop.next.load(std::memory_order_relaxed), stop;
+    do {
+      if (task >= loop.tasks) return;
+      stop = task + std::max<int64_t>(1, (loop.tasks - task) / (4 * loop.threads));
+    } while (!loop.next.compare_exchange_weak(task, stop, std::memory_order_relaxed));
+    for (; task < stop; ++task) loop.body(loop.context, task);
   }
 }
 
@@ -85,6 +94,7 @@ void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void
   }
   Loop loop;
   loop.tasks = tasks;
+  loop.threads = threads;
   loop.body = body;
   loop.context = context;
   if (GompParallel gomp = find_gomp()) {

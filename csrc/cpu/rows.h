@@ -46,6 +46,8 @@ struct RowKernels {
   // y and column of every entry with y > floor, in order; returns how many. Room for the whole
   // block.
   int64_t (*above)(Dtype, const BlockInput&, double floor, double* y, int32_t* columns);
+  // How many of n values are above the limit.
+  int64_t (*count_above)(const double* y, int64_t n, double limit);
   // d(raw) of a block, written to out (storage type; may be the input itself).
   void (*gradient)(Dtype, const BlockInput&, const RowGradient&, int64_t target_column, void* out);
   // e^((y - m) scale) of every column of a block, and y itself.

@@ -205,47 +205,7 @@ int64_t block_find(const BlockInput& in, double value) {
   return -1;
 }
 
-template <typename S, bool kChained>
-int64_t block_above(const BlockInput& in, double floor, double* y_out, int32_t* columns) {
-  using T = typename Storage<S>::T;
-  using Vec = typename Simd<T>::Vec;
-  constexpr int kW = kWidth<T>;
-  const Reader<S, kChained> y_at(in);
-  // The largest T that is not above the floor: the same comparison, a vector at a time.
-  T limit = T(floor);
-  if (static_cast<double>(limit) > floor) limit = next_below(limit);
-  int64_t found = 0;
-  const auto take = [&](Vec y, uint64_t lanes, int64_t c) __attribute__((always_inline)) {
-    for (; lanes != 0; lanes &= lanes - 1) {
-      const int lane = __builtin_ctzll(lanes);
-      y_out[found] = y[lane];
-      columns[found++] = static_cast<int32_t>(c + lane);
-    }
-  };
-  int64_t c = 0;
-  for (; c + kLanes <= in.n; c += kLanes) {
-    Vec most = Vec{} - T(INFINITY);
-    for (int u = 0; u < kGroup<T>; u += 2) {
-      Vec v0, v1;
-      y_at.pair(c + u * kW, v0, v1);
-      most = larger(v0, larger(v1, most));
-    }
-    if (lanes_above(most, Vec{} + limit) == 0) continue;
-    for (int u = 0; u < kGroup<T>; ++u) {
-      const Vec y = y_at(c + u * kW);
-      take(y, lanes_above(y, Vec{} + limit), c + u * kW);
-    }
-  }
-  for (; c + kW <= in.n; c += kW) {
-    const Vec y = y_at(c);
-    take(y, lanes_above(y, Vec{} + limit), c);
-  }
-  if (c < in.n) {
-    const Vec y = y_at.tail(c, in.n - c);
-    take(y, lanes_above(y, Vec{} + limit) & ((uint64_t{1} << (in.n - c)) - 1), c);
-  }
-  return found;
-}
+#include "largest_rows.inl"
 
 // One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
 // the same memory is fine: a vector is read before it is written, and the target kept aside.
@@ -391,6 +351,7 @@ const RowKernels kernels = {
     moments,
     find,
     above,
+    count_above,
     gradient,
     weights,
     sparse_sum,

@@ -39,10 +39,10 @@ def support_backward(
     """token_stats_backward where a row keeps only its largest entries, if it loses little by that.
 
     Of the `keep` largest with z > max z - log(max(V, keep / (spare tail_mass))), the last are left
-    out while they sum to at most spare * tail_mass; the target is always kept. With H the entropy and p of the full
-    row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The row is served (and
-    its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy is not 0, every
-    dropped p is known to be at most e^-H. bound: of ||error of dz||_1 times dz/dy.
+    out while they sum to at most spare * tail_mass; the target is always kept. With H the entropy
+    and p of the full row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The
+    row is served (and its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy
+    is not 0, every dropped p is known to be at most e^-H. bound: of ||error of dz||_1 times dz/dy.
     """
     raw, targets = np.asarray(logits, np.float64), np.asarray(targets)
     z = logits_chain(raw, **chain)
