@@ -218,17 +218,13 @@ def test_clip_cov_draws_anew_each_step_and_evenly() -> None:
 
 
 def covariance_arrays(
-    lp: Any, a: Any, mask: Any, old: Any, ids: Any, band: dict[str, float], threads: int = 0
-) -> tuple[Any, Any, Any]:
-    """Octaves of the candidates; their scores and ids."""
-    octaves = np.empty(_core.OCTAVES, np.int64)
+    lp: Any, a: Any, mask: Any, old: Any, ids: Any, band: dict[str, float], most: int
+) -> tuple[Any, Any]:
+    """Scores and ids of the candidates."""
     scores, found = np.empty(lp.size, np.int64), np.empty(lp.size, np.int64)
-    assert _core.covariance_octaves(lp, a, mask, old, band, octaves, threads) == -1
-    number, bad = _core.covariance_candidates(
-        lp, a, mask, old, ids, band, 1, scores, found, threads
-    )
-    assert bad == -1 and octaves.sum() == number
-    return octaves, scores[:number], found[:number]
+    number, bad = _core.covariance_candidates(lp, a, mask, old, ids, band, most, scores, found)
+    assert bad == -1
+    return scores[:number], found[:number]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -245,15 +241,38 @@ def test_candidates_of_a_band_are_those_of_plain_code(n: int, dtype: Any) -> Non
     cov = (a.astype(np.float64) - 0.1) * (lp.astype(np.float64) + 0.3)
     clipped = ((a > 0) & (d > 0.3)) | ((a < 0) & (d < -0.2))
     inside = mask & (cov > 0.2) & (cov < 2.0) & ~clipped
-    octaves, scores, found = covariance_arrays(lp, a, mask, old, ids, band)
+    scores, found = covariance_arrays(lp, a, mask, old, ids, band, n)
     assert np.array_equal(found, ids[inside])
     assert np.array_equal(score_values(scores), cov[inside])
-    assert np.array_equal(
-        octaves, np.bincount(scores.view(np.uint64) >> np.uint64(52), minlength=octaves.size)
-    )
+    for most in {1, max(n // 500, 1)}:
+        some, their_ids = covariance_arrays(lp, a, mask, old, ids, band, most)
+        # every one from the least of them on, in their order: no fewer than asked for
+        kept = scores.view(np.uint64) >= some.view(np.uint64).min(initial=2**64 - 1)
+        assert np.array_equal(their_ids, found[kept])
+        assert np.array_equal(some, scores[kept])
+        assert min(most, found.size) <= some.size
+        assert n < 300_000 or some.size < 0.1 * found.size
     old[np.flatnonzero(mask)[-1:]] = np.nan
-    bad = _core.covariance_octaves(lp, a, mask, old, band, octaves)
+    room = np.empty((2, n), np.int64)
+    _, bad = _core.covariance_candidates(lp, a, mask, old, ids, band, n, *room)
     assert bad == (np.flatnonzero(mask)[-1] if mask.any() else -1)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_the_largest_are_found_wherever_they_are(seen: bool) -> None:
+    """Candidates are kept from a score on that a sample of the tokens, 64 of every 2048, suggests:
+    the largest may be in that sample alone, or none of them."""
+    n, most = 80_000, 300
+    sampled = np.arange(n) % 2048 < 64
+    lp, a = np.ones(n), np.ones(n)
+    rng = np.random.default_rng(3)
+    lp[rng.choice(np.flatnonzero(sampled == seen), most, replace=False)] = 10 + rng.random(most)
+    band = {"mean_advantage": 0.0, "mean_logp": 0.0, "low": -np.inf, "high": np.inf,
+            "log_low": -np.inf, "log_high": np.inf}  # fmt: skip
+    ids = rng.permutation(n).astype(np.int64)
+    scores, found = covariance_arrays(lp, a, np.ones(n, bool), None, ids, band, most)
+    assert set(ids[lp > 1]) <= set(found)
+    assert set(score_values(scores[np.isin(found, ids[lp > 1])])) == set(lp[lp > 1])
 
 
 def test_kl_cov_takes_the_largest_however_the_covariances_lie() -> None:
@@ -310,10 +329,11 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("LOGITLESS_ISA", isa)
         sums, keys, powers = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n)
         _core.value_sums(lp, a, mask, sums)
-        octaves, scores, inside = covariance_arrays(lp, a, mask, old, ids, band)
+        inside = covariance_arrays(lp, a, mask, old, ids, band, n)
+        largest = covariance_arrays(lp, a, mask, None, ids, band, 20)
         _core.random_scores(ids, 2**63 + 5, 7, keys)
         _core.exp(x, powers)
-        out = [sums, octaves, scores, inside, keys, powers]
+        out = [sums, *inside, *largest, keys, powers]
         for name in ("ppo", "clip_cov", "kl_cov", "sapo", "cispo"):
             g = np.empty_like(lp)
             values = _core.token_loss(

@@ -67,30 +67,6 @@ cpu::CovarianceBand covariance_band(const py::dict& fields) {
   return band;
 }
 
-int64_t covariance_octaves(
-    py::handle logp_object,
-    py::handle advantages_object,
-    py::handle mask_object,
-    py::handle old_logp_object,
-    const py::dict& band,
-    py::handle bins_object,
-    int threads
-) {
-  const Array logp(logp_object, "logp");
-  const Array advantages(advantages_object, "advantages");
-  const Array mask(mask_object, "mask");
-  const auto old_logp = optional_array(old_logp_object, "old_logp");
-  const Array bins(bins_object, "bins");
-  auto* out = data_of<int64_t>(bins, Dtype::i64, cpu::kOctaves, "bins");
-  return visit_real(logp, [&](auto tag, Dtype dtype) {
-    using T = typename decltype(tag)::type;
-    const auto tokens = selection_tokens<T>(logp, advantages, mask, old_logp, dtype, threads);
-    const auto octaves = cpu::covariance_octaves(tokens, covariance_band(band));
-    std::copy(octaves.bins.begin(), octaves.bins.end(), out);
-    return octaves.bad_token;
-  });
-}
-
 py::tuple covariance_candidates(
     py::handle logp_object,
     py::handle advantages_object,
@@ -98,7 +74,7 @@ py::tuple covariance_candidates(
     py::handle old_logp_object,
     py::handle ids_object,
     const py::dict& band,
-    uint64_t least,
+    int64_t most,
     py::handle scores_object,
     py::handle out_ids_object,
     int threads
@@ -118,7 +94,7 @@ py::tuple covariance_candidates(
     const auto all = cpu::covariance_candidates(
         tokens,
         covariance_band(band),
-        least,
+        most,
         data_of<uint64_t>(scores, Dtype::i64, n, "scores"),
         data_of<int64_t>(out_ids, Dtype::i64, n, "out_ids")
     );
@@ -226,20 +202,6 @@ void register_selection(py::module_& m) {
       py::arg("threads") = 0,
       "Order-free sums of advantages and logp as four limbs each, and the number of valid tokens."
   );
-  m.attr("OCTAVES") = cpu::kOctaves;
-  m.def(
-      "covariance_octaves",
-      &covariance_octaves,
-      py::arg("logp"),
-      py::arg("advantages"),
-      py::arg("mask"),
-      py::arg("old_logp"),
-      py::arg("band"),
-      py::arg("bins"),
-      py::arg("threads") = 0,
-      "How many candidates have each value of the leading 12 bits of their covariance's score. "
-      "Returns the first token whose old_logp is not finite, or -1."
-  );
   m.def(
       "covariance_candidates",
       &covariance_candidates,
@@ -249,11 +211,11 @@ void register_selection(py::module_& m) {
       py::arg("old_logp"),
       py::arg("ids"),
       py::arg("band"),
-      py::arg("least"),
+      py::arg("most"),
       py::arg("scores"),
       py::arg("out_ids"),
       py::arg("threads") = 0,
-      "Scores and ids of the tokens in the band, unclipped, whose score is at least `least`. "
+      "Scores and ids of tokens in the band, unclipped, the `most` largest among them. "
       "Returns their number and the first token whose old_logp is not finite, or -1."
   );
   m.def(

@@ -112,40 +112,33 @@ int64_t chunks_of(int64_t count) { return (count + kChunk - 1) / kChunk; }
 
 }  // namespace
 
+namespace {
+
+// A score that `most` tokens are likely not below, and few more: found from every 32nd, in small
+// pieces, since those of a sequence are alike. 1 is below the score of any number.
 template <typename T>
-CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band) {
-  // neighbours often fall into one bin, and adding twice to one number means waiting
-  constexpr int kCopies = 2;
-  const int64_t chunks = chunks_of(tokens.count);
-  std::vector<int64_t> bad(static_cast<size_t>(chunks));
-  std::vector<std::array<int32_t, kCopies * kOctaves>> parts(static_cast<size_t>(chunks));
-  parallel_for(chunks, tokens.threads, [&](int64_t chunk) {
-    int32_t* even = parts[static_cast<size_t>(chunk)].data();
-    int32_t* odd = even + kOctaves;
-    const int64_t end = std::min((chunk + 1) * kChunk, tokens.count);
-    const auto add = [&](const uint64_t* scores, int64_t, int n) {
-      int j = 0;
-      for (; j + 2 <= n; j += 2) {
-        ++even[scores[j] >> (64 - kOctaveBits)];
-        ++odd[scores[j + 1] >> (64 - kOctaveBits)];
-      }
-      if (j < n) ++even[scores[j] >> (64 - kOctaveBits)];
-    };
-    bad[static_cast<size_t>(chunk)] = for_scores(tokens, band, chunk * kChunk, end, add);
-  });
-  CovarianceOctaves octaves;
-  octaves.bins.resize(kOctaves);
-  for (const auto& part : parts) {
-    for (size_t i = 0; i < part.size(); ++i) octaves.bins[i % kOctaves] += part[i];
+uint64_t likely_floor(const SelectionTokens<T>& tokens, const CovarianceBand& band, int64_t most) {
+  constexpr int64_t kPiece = 64, kEvery = 32;
+  // bins of a quarter of a power of two: of whole ones, three times as many tokens would be above
+  constexpr int kBits = 14, kShift = 64 - kBits;
+  if (most > tokens.count / 4 || tokens.count < 1024 * kPiece) return 1;
+  std::vector<int32_t> bins(size_t{1} << kBits);
+  for (int64_t i = 0; i + kPiece <= tokens.count; i += kEvery * kPiece) {
+    for_scores(tokens, band, i, i + kPiece, [&](const uint64_t* scores, int64_t, int n) {
+      for (int j = 0; j < n; ++j) ++bins[scores[j] >> kShift];
+    });
   }
-  // those that are no candidates
-  octaves.bins[0] = 0;
-  octaves.bad_token = first_of(bad);
-  return octaves;
+  // a random sample is four deviations short once in 30,000 times
+  const double expected = static_cast<double>(most) / kEvery;
+  double needed = expected + 4 * std::sqrt(expected) + 8;
+  uint64_t bin = bins.size() - 1;
+  while (bin > 0 && (needed -= bins[bin]) > 0) --bin;
+  return std::max<uint64_t>(bin << kShift, 1);
 }
 
+// Those whose score is at least `least`.
 template <typename T>
-CandidateCount covariance_candidates(
+CandidateCount candidates_from(
     const SelectionTokens<T>& tokens,
     const CovarianceBand& band,
     uint64_t least,
@@ -178,6 +171,22 @@ CandidateCount covariance_candidates(
     all.count += count;
   }
   return all;
+}
+
+}  // namespace
+
+template <typename T>
+CandidateCount covariance_candidates(
+    const SelectionTokens<T>& tokens,
+    const CovarianceBand& band,
+    int64_t most,
+    uint64_t* scores,
+    int64_t* ids
+) {
+  const uint64_t floor = likely_floor(tokens, band, most);
+  const CandidateCount found = candidates_from(tokens, band, floor, scores, ids);
+  const bool enough = floor == 1 || found.count >= most || found.bad_token >= 0;
+  return enough ? found : candidates_from(tokens, band, 1, scores, ids);
 }
 
 void ordered_scores(const double* values, int64_t count, uint64_t* scores, int threads) {
@@ -328,17 +337,11 @@ std::array<int64_t, kRadixBins> radix_histogram(
 
 template ValueSums value_sums(const SelectionTokens<float>& tokens);
 template ValueSums value_sums(const SelectionTokens<double>& tokens);
-template CovarianceOctaves covariance_octaves(
-    const SelectionTokens<float>& tokens, const CovarianceBand& band
+template CandidateCount covariance_candidates(
+    const SelectionTokens<float>&, const CovarianceBand&, int64_t, uint64_t*, int64_t*
 );
 template CandidateCount covariance_candidates(
-    const SelectionTokens<float>&, const CovarianceBand&, uint64_t, uint64_t*, int64_t*
-);
-template CovarianceOctaves covariance_octaves(
-    const SelectionTokens<double>& tokens, const CovarianceBand& band
-);
-template CandidateCount covariance_candidates(
-    const SelectionTokens<double>&, const CovarianceBand&, uint64_t, uint64_t*, int64_t*
+    const SelectionTokens<double>&, const CovarianceBand&, int64_t, uint64_t*, int64_t*
 );
 
 }  // namespace logitless::cpu

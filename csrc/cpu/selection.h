@@ -32,22 +32,9 @@ struct ValueSums {
 template <typename T>
 ValueSums value_sums(const SelectionTokens<T>& tokens);
 
-// The leading bits of a score: sign and exponent, a bin for each power of two.
-constexpr int kOctaveBits = 12;
-constexpr int kOctaves = 1 << kOctaveBits;
-
-// How many candidates have each octave of the covariance; first bad token as in ValueSums, here
-// one whose old_logp is not finite.
-struct CovarianceOctaves {
-  std::vector<int64_t> bins;
-  int64_t bad_token = -1;
-};
-template <typename T>
-CovarianceOctaves covariance_octaves(const SelectionTokens<T>& tokens, const CovarianceBand& band);
-
-// The scores and ids of the candidates whose score is at least `least`, in their order, at the
-// front of two arrays with room for all tokens. Scores are computed again rather than kept: the
-// pages of a new array for all of them cost more.
+// The scores and ids of candidates in their order, at the front of two arrays with room for all
+// tokens: the `most` largest are among them, and few others where `most` is a small part of all.
+// First bad token as in ValueSums, here one whose old_logp is not finite.
 struct CandidateCount {
   int64_t count = 0;
   int64_t bad_token = -1;
@@ -56,7 +43,7 @@ template <typename T>
 CandidateCount covariance_candidates(
     const SelectionTokens<T>& tokens,
     const CovarianceBand& band,
-    uint64_t least,
+    int64_t most,
     uint64_t* scores,
     int64_t* ids
 );

@@ -260,18 +260,6 @@ def token_loss(
 def value_sums(
     logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
 ) -> int: ...
-
-OCTAVES: int
-
-def covariance_octaves(
-    logp: Array,
-    advantages: Array,
-    mask: Array,
-    old_logp: Array | None,
-    band: dict[str, Any],
-    bins: Array,
-    threads: int = 0,
-) -> int: ...
 def covariance_candidates(
     logp: Array,
     advantages: Array,
@@ -279,7 +267,7 @@ def covariance_candidates(
     old_logp: Array | None,
     ids: Array,
     band: dict[str, Any],
-    least: int,
+    most: int,
     scores: Array,
     out_ids: Array,
     threads: int = 0,

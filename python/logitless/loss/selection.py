@@ -129,7 +129,8 @@ def candidates(
         return _clip_cov_candidates(tokens, spec, control, means)
     if isinstance(control, KLCov):
         k = selection_size(control.fraction, means.tokens)
-        return _largest_covariances(tokens, means, k, reduce)
+        # of each rank: the k largest of all are among them
+        return _covariance_candidates(tokens, _band(means), None, k)
     if isinstance(control, TopEntropy):
         return _ordered(tokens, tokens.mask, _finite(tokens, "entropy", tokens.entropy))
     pushed_down = tokens.mask & (valid(tokens, tokens.advantages) < 0)
@@ -266,12 +267,13 @@ def _band(
 
 
 def _covariance_candidates(
-    tokens: Tokens, band: dict[str, float], old_logp: Floats | None, least: int = 1
+    tokens: Tokens, band: dict[str, float], old_logp: Floats | None, most: int | None = None
 ) -> Candidates:
-    """Those whose score is at least `least`; 1 is below the score of any number."""
+    """Those inside the band; `most`: with so many of the largest among them, others may lack."""
+    most = tokens.logp.size if most is None else most
     out = Candidates(*(_room(tokens.logp.size) for _ in range(2)))
     number, bad = _core.covariance_candidates(
-        tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, least, *out
+        tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, most, *out
     )
     if bad >= 0:
         assert old_logp is not None
@@ -300,15 +302,6 @@ def _clip_cov_candidates(
         unclipped = tokens.mask & ~_sequence_clipped(tokens, spec)
         tokens, old_logp = dataclasses.replace(tokens, mask=unclipped), None
     return _covariance_candidates(tokens, band, old_logp)
-
-
-def _largest_covariances(tokens: Tokens, means: Means, k: int, reduce: Reduce) -> Candidates:
-    """The k largest of all ranks are among them: none below the octave of the k-th."""
-    band, octaves = _band(means), np.empty(_core.OCTAVES, np.int64)
-    _core.covariance_octaves(tokens.logp, tokens.advantages, tokens.mask, None, band, octaves)
-    octaves = reduce(octaves)
-    least = _digit(octaves, k)[0] << 52 if octaves.sum() > k else 1
-    return _covariance_candidates(tokens, band, None, least)
 
 
 def _sequence_clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:

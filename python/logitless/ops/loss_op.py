@@ -181,13 +181,17 @@ def _contiguous(like: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    # or autograd would make zeros for the coefficients, which are outputs too
+    ctx.set_materialize_grads(False)
     ctx.bonus = inputs[1] is not None and decode(inputs[-1]).entropy is not None
     ctx.save_for_backward(*output[2:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     # the coefficients are constants to autograd: a derivative of them would be silently 0
     begin_backward(ctx, "policy_loss", reuses_memory=False)
+    if grad is None:
+        return (None, None, *[None] * len(LossArguments._fields))
     g_logp, g_entropy = ctx.saved_tensors
     return (
         _scaled(g_logp, grad),
