@@ -19,6 +19,8 @@
 namespace logitless::cpu {
 namespace {
 
+constexpr int64_t kTogether = 16;
+
 struct Loop {
   std::atomic<int64_t> next{0};
   int64_t tasks;
@@ -30,12 +32,13 @@ struct Loop {
 void work(void* data) {
   auto& loop = *static_cast<Loop*>(data);
   for (;;) {
-    // Neighbours in one go, since they share cache lines of what they write: a quarter of an equal
-    // share of what is left, so that the last ones, one by one, even out what took longer.
+    // Neighbours in one go, since they share cache lines of what they write; but no more than lie
+    // in a few lines, for masked rows cost nothing and may lie together, and at the end one by one,
+    // to even out what took longer.
     int64_t task = loop.next.load(std::memory_order_relaxed), stop;
     do {
       if (task >= loop.tasks) return;
-      stop = task + std::max<int64_t>(1, (loop.tasks - task) / (4 * loop.threads));
+      stop = task + std::clamp<int64_t>((loop.tasks - task) / (4 * loop.threads), 1, kTogether);
     } while (!loop.next.compare_exchange_weak(task, stop, std::memory_order_relaxed));
     for (; task < stop; ++task) loop.body(loop.context, task);
   }
