@@ -145,6 +145,7 @@ def main() -> None:
         }
         about = {key: value for key, value in vars(options).items() if key not in ("out", "runs")}
         path = options.out / f"support_study_{options.part}.json"
+        options.out.mkdir(parents=True, exist_ok=True)
         points: list[dict[str, Any]] = []
         # Written anew after each point: a run that is cut short leaves what it has found.
         for point in parts[options.part]():
