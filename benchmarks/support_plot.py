@@ -47,7 +47,8 @@ def draw_shares(axis: Any, points: list[dict[str, Any]]) -> None:
             )  # fmt: skip
     axis.set(xlabel="training steps", ylabel="rows served sparsely, %", ylim=(-3, 103))
     axis.set_title("a small model on text", loc="left", fontsize=10)
-    axis.legend(fontsize=7)
+    if points:
+        axis.legend(fontsize=7)
 
 
 def draw_errors(axis: Any, points: list[dict[str, Any]]) -> None:
@@ -55,15 +56,17 @@ def draw_errors(axis: Any, points: list[dict[str, Any]]) -> None:
     names = {"0.01 with entropy": "-", "0.001 with entropy": "--", "bfloat16 logits": ":"}
     for number, quantity in enumerate(("d_hidden", "d_weight")):
         for name, style in names.items():
-            values = [p["errors"][name][quantity] for p in mine]
-            axis.plot(
-                [p["step"] for p, value in zip(mine, values, strict=True) if value > 0],
-                [value for value in values if value > 0],
-                style, color=f"C{number}", marker=".", label=f"{quantity}, {name}",
-            )  # fmt: skip
+            # 0 where no row is served, which a logarithm cannot show
+            shown = [(p["step"], p["errors"][name][quantity]) for p in mine]
+            shown = [(step, value) for step, value in shown if value > 0]
+            if shown:
+                steps, values = zip(*shown, strict=True)
+                label = f"{quantity}, {name}"
+                axis.plot(steps, values, style, color=f"C{number}", marker=".", label=label)
     axis.set(xlabel="training steps", ylabel="relative error", yscale="log")
-    axis.set_title("the same, training text, T=1: errors", loc="left", fontsize=10)
-    axis.legend(fontsize=7)
+    axis.set_title("the same, training text, T=1: errors above 0", loc="left", fontsize=10)
+    if mine:
+        axis.legend(fontsize=7)
 
 
 def draw_demo(axis: Any, points: list[dict[str, Any]]) -> None:
@@ -76,4 +79,4 @@ def draw_demo(axis: Any, points: list[dict[str, Any]]) -> None:
     axis.set_xticks(range(len(points)), names, fontsize=8)
     axis.set(ylabel="rows served sparsely, %", ylim=(0, 103))
     axis.set_title("the demo's policy", loc="left", fontsize=10)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="lower right", framealpha=1)
