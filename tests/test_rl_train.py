@@ -164,19 +164,25 @@ def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
     return recipe, policy, rollout, torch.linspace(-2, 2, 16)
 
 
-@pytest.mark.parametrize("name", ["grpo", "clip_cov"])
-def test_micro_batches_add_up(started: Any, name: str) -> None:
+def head_gradient(
+    started: Any, name: str, *, parts: int = 1, tail_mass: float = 0.0
+) -> torch.Tensor:
+    """d_weight of one minibatch, in so many micro-batches."""
     recipe, policy, rollout, advantages = started
+    recipe = replace(recipe, update=replace(recipe.update, tail_mass=tail_mass))
     spec = make_spec(recipe.methods[name])
     make_optimizer(policy, recipe.update)
+    policy.model.zero_grad()
     everything = torch.arange(16)
-    gradients = []
-    for parts in (1, 3):
-        policy.model.zero_grad()
-        shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
-        for part in everything.tensor_split(parts):
-            loss_backward(policy, rollout, advantages, part, spec, recipe, shared, Stopwatch())
-        gradients.append(policy.weight.grad.clone())
+    shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
+    for part in everything.tensor_split(parts):
+        loss_backward(policy, rollout, advantages, part, spec, recipe, shared, Stopwatch())
+    return policy.weight.grad.clone()
+
+
+@pytest.mark.parametrize("name", ["grpo", "clip_cov"])
+def test_micro_batches_add_up(started: Any, name: str) -> None:
+    gradients = [head_gradient(started, name, parts=parts) for parts in (1, 3)]
     assert gradients[0].abs().max() > 1e-3
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
 
@@ -270,18 +276,7 @@ def test_tail_mass_of_a_recipe_serves_rows_and_says_so(
 
 @pytest.mark.parametrize("name", ["grpo", "clip_cov"])
 def test_tail_mass_changes_gradients_by_little(started: Any, name: str) -> None:
-    recipe, policy, rollout, advantages = started
-    spec = make_spec(recipe.methods[name])
-    make_optimizer(policy, recipe.update)
-    everything = torch.arange(16)
-    shared = batch_options(pack(rollout, advantages, everything), spec, 0, 0)
-    gradients = []
-    for tail_mass in (0.0, 1e-3):
-        policy.model.zero_grad()
-        changed = replace(recipe, update=replace(recipe.update, tail_mass=tail_mass))
-        loss_backward(policy, rollout, advantages, everything, spec, changed, shared, Stopwatch())
-        gradients.append(policy.weight.grad.clone())
-    exact, served = gradients
+    exact, served = (head_gradient(started, name, tail_mass=mass) for mass in (0.0, 1e-3))
     assert not torch.equal(exact, served)
     assert (exact - served).norm() < 1e-2 * exact.norm()
 

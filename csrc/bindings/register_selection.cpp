@@ -1,7 +1,5 @@
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-
 #include "../core/philox.h"
 #include "../cpu/selection.h"
 #include "dlpack.h"

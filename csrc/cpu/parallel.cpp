@@ -19,6 +19,8 @@
 namespace logitless::cpu {
 namespace {
 
+// Neighbours that a thread takes in one go, since they share cache lines of what they write; no
+// more than lie in a few lines, for masked rows cost nothing and may lie together.
 constexpr int64_t kTogether = 16;
 
 struct Loop {
@@ -32,9 +34,7 @@ struct Loop {
 void work(void* data) {
   auto& loop = *static_cast<Loop*>(data);
   for (;;) {
-    // Neighbours in one go, since they share cache lines of what they write; but no more than lie
-    // in a few lines, for masked rows cost nothing and may lie together, and at the end one by one,
-    // to even out what took longer.
+    // at the end one by one, to even out what took longer
     int64_t task = loop.next.load(std::memory_order_relaxed), stop;
     do {
       if (task >= loop.tasks) return;

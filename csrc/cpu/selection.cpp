@@ -1,6 +1,7 @@
 #include "selection.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "parallel.h"

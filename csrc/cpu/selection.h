@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <vector>
 
 #include "../core/covariance.h"
 #include "../core/radix_select.h"
