@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -29,10 +30,13 @@ struct Loop {
   int threads;
   void (*body)(void*, int64_t);
   void* context;
+  // What a body threw first. No exception may leave a thread of a team, so the caller gets it once
+  // all have stopped.
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
 };
 
-void work(void* data) {
-  auto& loop = *static_cast<Loop*>(data);
+void take_tasks(Loop& loop) {
   for (;;) {
     // at the end one by one, to even out what took longer
     int64_t task = loop.next.load(std::memory_order_relaxed), stop;
@@ -41,6 +45,17 @@ void work(void* data) {
       stop = task + std::clamp<int64_t>((loop.tasks - task) / (4 * loop.threads), 1, kTogether);
     } while (!loop.next.compare_exchange_weak(task, stop, std::memory_order_relaxed));
     for (; task < stop; ++task) loop.body(loop.context, task);
+  }
+}
+
+void work(void* data) {
+  auto& loop = *static_cast<Loop*>(data);
+  try {
+    take_tasks(loop);
+  } catch (...) {
+    if (!loop.failed.exchange(true)) loop.error = std::current_exception();
+    // nobody takes another task
+    loop.next.store(loop.tasks, std::memory_order_relaxed);
   }
 }
 
@@ -102,12 +117,13 @@ void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void
   loop.context = context;
   if (GompParallel gomp = find_gomp()) {
     gomp(work, &loop, static_cast<unsigned>(threads), 0);
-    return;
+  } else {
+    std::vector<std::thread> team;
+    for (int i = 1; i < threads; ++i) team.emplace_back(work, &loop);
+    work(&loop);
+    for (auto& thread : team) thread.join();
   }
-  std::vector<std::thread> team;
-  for (int i = 1; i < threads; ++i) team.emplace_back(work, &loop);
-  work(&loop);
-  for (auto& thread : team) thread.join();
+  if (loop.error) std::rethrow_exception(loop.error);
 }
 
 }  // namespace logitless::cpu
