@@ -7,7 +7,10 @@ namespace logitless::bindings {
 CandidateArrays::CandidateArrays(
     py::handle y, py::handle ids, py::handle floor, py::handle count, double tau
 )
-    : y_(y, "y"), ids_(ids, "ids"), floor_(floor, "floor"), count_(count, "count") {
+    : y_(y, "y", Access::write),
+      ids_(ids, "ids", Access::write),
+      floor_(floor, "floor", Access::write),
+      count_(count, "count", Access::write) {
   check(y_->ndim == 2, "y must be [n, room], got ", y_->ndim, " dimensions");
   const int64_t n = rows(), room = y_->shape[1];
   check(
@@ -20,14 +23,28 @@ CandidateArrays::CandidateArrays(
   check(tau > 0, "tau must be > 0, got ", tau);
   view_.room = room;
   view_.tau = tau;
-  view_.y = data_of<double>(y_, Dtype::f64, n * room, "y");
-  view_.ids = data_of<int32_t>(ids_, Dtype::i32, n * room, "ids");
-  view_.floor = data_of<double>(floor_, Dtype::f64, n, "floor");
-  view_.count = data_of<int64_t>(count_, Dtype::i64, n, "count");
+  view_.y = data_of<double>(y_, Dtype::f64, n * room);
+  view_.ids = data_of<int32_t>(ids_, Dtype::i32, n * room);
+  view_.floor = data_of<double>(floor_, Dtype::f64, n);
+  view_.count = data_of<int64_t>(count_, Dtype::i64, n);
+  check_apart(*this);
+}
+
+void CandidateArrays::collect(Spans& spans) const {
+  for (const Array* array : {&y_, &ids_, &floor_, &count_}) spans.take(*array);
 }
 
 const cpu::Candidates& CandidateArrays::of_rows(int64_t n) const {
   check(n == rows(), "candidates must have ", n, " rows, got ", rows());
+  return view_;
+}
+
+const cpu::Candidates& CandidateArrays::filled(int64_t n, int64_t most) const {
+  of_rows(n);
+  for (int64_t row = 0; row < n; ++row) {
+    const int64_t count = view_.count[row];
+    check(0 <= count && count <= most, "count must be from 0 to ", most, " here, got ", count);
+  }
   return view_;
 }
 

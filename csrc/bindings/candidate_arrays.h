@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../cpu/candidates.h"
-#include "dlpack.h"
+#include "overlap.h"
 
 namespace logitless::bindings {
 
@@ -17,8 +17,14 @@ class CandidateArrays {
   );
 
   int64_t rows() const { return y_->shape[0]; }
-  // Of a call with n rows.
+  // Of a call with n rows; what they hold so far is not looked at.
   const cpu::Candidates& of_rows(int64_t n) const;
+  // The same of rows that hold from 0 to `most` entries.
+  const cpu::Candidates& filled(int64_t n, int64_t most) const;
+  // After settling a row holds half of its room at most.
+  const cpu::Candidates& settled(int64_t n) const { return filled(n, view_.keep()); }
+  int64_t room() const { return view_.room; }
+  void collect(Spans& spans) const;
 
  private:
   Array y_, ids_, floor_, count_;

@@ -3,6 +3,7 @@
 
 #include "../cuda/rows.h"
 #include "row_arrays.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 
@@ -15,16 +16,26 @@ Place place_of(int device, int64_t stream) {
   return {device, stream};
 }
 
-cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n, const char* name) {
+cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n) {
   if (!array) return {};
   const Dtype dtype = array->view().dtype;
   check(
       dtype == Dtype::f32 || dtype == Dtype::f64,
-      name,
+      array->name(),
       " must be float32 or float64, got ",
       dtype_name(dtype)
   );
-  return {data_of<void>(*array, dtype, n, name), dtype};
+  return {data_of<const void>(*array, dtype, n), dtype};
+}
+
+// The same as cuda::workspace_bytes, of any sizes.
+int64_t workspace_of(int64_t n, int64_t columns) {
+  int64_t bytes = 0;
+  // no more pieces than columns
+  const bool wraps = __builtin_mul_overflow(n, columns, &bytes) ||
+                     __builtin_mul_overflow(bytes, int64_t{sizeof(cuda::Record)}, &bytes);
+  check(!wraps, "a tile of ", n, " rows and ", columns, " columns is larger than any memory");
+  return cuda::workspace_bytes(n, columns);
 }
 
 class CudaRows {
@@ -48,10 +59,8 @@ class CudaRows {
   }
 
   static int64_t workspace_bytes(int64_t n, int64_t columns, int itemsize) {
-    check(n >= 0, "n must not be negative, got ", n);
-    check(columns >= 0, "columns must not be negative, got ", columns);
     check(itemsize == 2 || itemsize == 4, "itemsize must be 2 or 4, got ", itemsize);
-    return cuda::workspace_bytes(n, columns);
+    return workspace_of(count_of(n, kMostRows, "n"), count_of(columns, kMostColumns, "columns"));
   }
 
   void forward(
@@ -64,14 +73,16 @@ class CudaRows {
       int64_t stream
   ) const {
     const Place place = place_on(stream);
-    const Array tile(logits, "logits", place);
-    const Array states(state, "state", place);
-    const Array records(workspace, "workspace", place);
+    const Array tile(logits, "logits", Access::read, place);
+    const Array states(state, "state", Access::write, place);
+    const Array records(workspace, "workspace", Access::write, place);
     arrays_.check_targets();
     check(records->contiguous(), "workspace must be contiguous");
     const int64_t bytes = records->size() * dtype_bytes(records->dtype);
     const logitless::Rows rows = arrays_.of_tile(tile, start, Dtype::f32);
-    RowState* data = arrays_.states_of(states);
+    if (tile->ndim > 0) workspace_of(n(), tile->shape[tile->ndim - 1]);
+    auto* data = arrays_.states_of<RowState>(states);
+    check_apart(arrays_, tile, states, records);
     const py::gil_scoped_release release;
     cuda::rows_forward(
         rows, tile.view(), start, extras, first, data, records->data, bytes, queue(stream)
@@ -93,16 +104,18 @@ class CudaRows {
       int64_t stream
   ) const {
     const Place place = place_on(stream);
-    const Array states(state, "state", place);
-    const Array flag(error, "error", place);
-    const auto ids = optional_array(row_ids, "row_ids", place);
+    const Array states(state, "state", Access::read, place);
+    const Array flag(error, "error", Access::write, place);
+    const auto ids = optional_array(row_ids, "row_ids", Access::read, place);
     arrays_.check_targets();
+    count_of(vocab, kMostColumns, "vocab");
     const OutputArrays out(
         {logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax}, n(), false, place
     );
-    const RowState* data = arrays_.states_of(states);
-    const auto* names = data_of<int64_t>(ids, Dtype::i64, n(), "row_ids");
-    auto* lowest = data_of<int64_t>(flag, Dtype::i64, 1, "error");
+    const auto* data = arrays_.states_of<const RowState>(states);
+    const auto* names = data_of<const int64_t>(ids, Dtype::i64, n());
+    auto* lowest = data_of<int64_t>(flag, Dtype::i64, 1);
+    check_apart(arrays_, states, flag, ids, out);
     const py::gil_scoped_release release;
     cuda::rows_finish(arrays_.rows(), data, vocab, names, out.view(), lowest, queue(stream));
   }
@@ -118,18 +131,20 @@ class CudaRows {
       int64_t stream
   ) const {
     const Place place = place_on(stream);
-    const Array tile(logits, "logits", place);
-    const Array states(state, "state", place);
-    const Array out(gradient, "gradient", place);
-    const auto gl_array = optional_array(g_logp, "g_logp", place);
-    const auto ge_array = optional_array(g_entropy, "g_entropy", place);
-    const auto gz_array = optional_array(g_lse, "g_lse", place);
+    const Array tile(logits, "logits", Access::read, place);
+    const Array states(state, "state", Access::read, place);
+    const Array out(gradient, "gradient", Access::write, place);
+    const auto gl_array = optional_array(g_logp, "g_logp", Access::read, place);
+    const auto ge_array = optional_array(g_entropy, "g_entropy", Access::read, place);
+    const auto gz_array = optional_array(g_lse, "g_lse", Access::read, place);
     arrays_.check_targets();
-    const cuda::Upstream gl = upstream_of(gl_array, n(), "g_logp");
-    const cuda::Upstream ge = upstream_of(ge_array, n(), "g_entropy");
-    const cuda::Upstream gz = upstream_of(gz_array, n(), "g_lse");
+    const cuda::Upstream gl = upstream_of(gl_array, n());
+    const cuda::Upstream ge = upstream_of(ge_array, n());
+    const cuda::Upstream gz = upstream_of(gz_array, n());
     const logitless::Rows rows = arrays_.of_tile(tile, start, Dtype::f32);
-    const RowState* data = arrays_.states_of(states);
+    const auto* data = arrays_.states_of<const RowState>(states);
+    check_apart(arrays_, states, gl_array, ge_array, gz_array, out);
+    if (!same_elements(tile.view(), out.view())) check_apart(tile, out);
     const py::gil_scoped_release release;
     cuda::rows_backward(rows, tile.view(), start, data, gl, ge, gz, out.view(), queue(stream));
   }

@@ -2,7 +2,8 @@
 
 #include "../cpu/selection.h"
 #include "../cpu/token_loss.h"
-#include "dlpack.h"
+#include "overlap.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 
@@ -11,22 +12,21 @@ namespace {
 
 KlParams kl_params(const py::dict& fields) {
   KlParams params;
-  params.estimator = fields["estimator"].cast<KlEstimator>();
-  params.straight_through = fields["straight_through"].cast<bool>();
-  params.weight = fields["weight"].cast<KlWeight>();
-  params.coefficient = fields["coefficient"].cast<double>();
+  params.estimator = choice_of(fields, "estimator", KlEstimator::low_var);
+  params.straight_through = field_of<bool>(fields, "straight_through");
+  params.weight = choice_of(fields, "weight", KlWeight::score);
+  params.coefficient = field_of<double>(fields, "coefficient");
   return params;
 }
 
 TokenLossParams token_loss_params(const py::dict& fields) {
-  const auto number = [&](const char* name) { return fields[name].cast<double>(); };
+  const auto number = [&](const char* name) { return field_of<double>(fields, name); };
   TokenLossParams params;
-  params.surrogate = fields["surrogate"].cast<Surrogate>();
-  int place = 0;
-  for (py::handle value : fields["numbers"]) {
-    check(place < 4, "numbers must hold up to 4 values");
-    params.numbers[place++] = value.cast<double>();
-  }
+  params.surrogate = choice_of(fields, "surrogate", Surrogate::given);
+  const auto numbers = field_of<py::sequence>(fields, "numbers");
+  check(numbers.size() <= 4, "the field 'numbers' must hold up to 4 values");
+  for (size_t i = 0; i < numbers.size(); ++i)
+    params.numbers[i] = value_of<double>(numbers[i], "numbers");
   params.ratio_low = number("ratio_low");
   params.ratio_high = number("ratio_high");
   params.log_low = number("log_low");
@@ -35,9 +35,9 @@ TokenLossParams token_loss_params(const py::dict& fields) {
   params.log_dual = number("log_dual");
   params.positive = number("positive");
   params.negative = number("negative");
-  params.control = fields["control"].cast<Control>();
-  params.penalty = kl_params(fields["penalty"]);
-  params.kl = kl_params(fields["kl"]);
+  params.control = choice_of(fields, "control", Control::keep_selected);
+  params.penalty = kl_params(field_of<py::dict>(fields, "penalty"));
+  params.kl = kl_params(field_of<py::dict>(fields, "kl"));
   params.entropy_coefficient = number("entropy_coefficient");
   params.entropy_target = number("entropy_target");
   return params;
@@ -82,49 +82,67 @@ py::dict token_loss(
     py::handle g_policy_object,
     int threads
 ) {
-  const Array logp(logp_object, "logp");
-  const auto old_logp = optional_array(old_logp_object, "old_logp");
-  const Array advantages(advantages_object, "advantages");
-  const auto weights = optional_array(weights_object, "weights");
-  const auto mask = optional_array(mask_object, "mask");
-  const auto entropy = optional_array(entropy_object, "entropy");
-  const auto kl_logp = optional_array(kl_logp_object, "kl_logp");
-  const auto penalty_logp = optional_array(penalty_logp_object, "penalty_logp");
-  const auto selected = optional_array(selected_object, "selected");
-  const auto log_ratio = optional_array(log_ratio_object, "log_ratio");
-  const auto factor = optional_array(factor_object, "factor");
-  const auto given_loss = optional_array(given_loss_object, "given_loss");
-  const auto given_slope = optional_array(given_slope_object, "given_slope");
-  const Array g_logp(g_logp_object, "g_logp");
-  const auto g_entropy = optional_array(g_entropy_object, "g_entropy");
-  const auto g_policy = optional_array(g_policy_object, "g_policy");
+  const Array logp(logp_object, "logp", Access::read);
+  const auto old_logp = optional_array(old_logp_object, "old_logp", Access::read);
+  const Array advantages(advantages_object, "advantages", Access::read);
+  const auto weights = optional_array(weights_object, "weights", Access::read);
+  const auto mask = optional_array(mask_object, "mask", Access::read);
+  const auto entropy = optional_array(entropy_object, "entropy", Access::read);
+  const auto kl_logp = optional_array(kl_logp_object, "kl_logp", Access::read);
+  const auto penalty_logp = optional_array(penalty_logp_object, "penalty_logp", Access::read);
+  const auto selected = optional_array(selected_object, "selected", Access::read);
+  const auto log_ratio = optional_array(log_ratio_object, "log_ratio", Access::read);
+  const auto factor = optional_array(factor_object, "factor", Access::read);
+  const auto given_loss = optional_array(given_loss_object, "given_loss", Access::read);
+  const auto given_slope = optional_array(given_slope_object, "given_slope", Access::read);
+  const Array g_logp(g_logp_object, "g_logp", Access::write);
+  const auto g_entropy = optional_array(g_entropy_object, "g_entropy", Access::write);
+  const auto g_policy = optional_array(g_policy_object, "g_policy", Access::write);
   check(weights.has_value() != mask.has_value(), "either weights or mask must be given");
   const int64_t n = logp->size();
   return visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     cpu::TokenLossArgs<T> args;
     args.tokens = n;
-    args.logp = data_of<const T>(logp, dtype, n, "logp");
-    args.old_logp = data_of<const T>(old_logp, dtype, n, "old_logp");
-    args.advantages = data_of<const T>(advantages, dtype, n, "advantages");
-    args.weights = data_of<const double>(weights, Dtype::f64, n, "weights");
-    args.mask = data_of<const bool>(mask, Dtype::boolean, n, "mask");
+    args.logp = data_of<const T>(logp, dtype, n);
+    args.old_logp = data_of<const T>(old_logp, dtype, n);
+    args.advantages = data_of<const T>(advantages, dtype, n);
+    args.weights = data_of<const double>(weights, Dtype::f64, n);
+    args.mask = data_of<const uint8_t>(mask, Dtype::boolean, n);
     args.weight = weight;
-    args.entropy = data_of<const T>(entropy, dtype, n, "entropy");
-    args.kl_logp = data_of<const T>(kl_logp, dtype, n, "kl_logp");
-    args.penalty_logp = data_of<const T>(penalty_logp, dtype, n, "penalty_logp");
-    args.selected = data_of<const bool>(selected, Dtype::boolean, n, "selected");
-    args.log_ratio = data_of<const double>(log_ratio, Dtype::f64, n, "log_ratio");
-    args.factor = data_of<const double>(factor, Dtype::f64, n, "factor");
-    args.given_loss = data_of<const double>(given_loss, Dtype::f64, n, "given_loss");
-    args.given_slope = data_of<const double>(given_slope, Dtype::f64, n, "given_slope");
-    args.g_logp = data_of<T>(g_logp, dtype, n, "g_logp");
-    args.g_entropy = data_of<T>(g_entropy, dtype, n, "g_entropy");
-    args.g_policy = data_of<double>(g_policy, Dtype::f64, n, "g_policy");
+    args.entropy = data_of<const T>(entropy, dtype, n);
+    args.kl_logp = data_of<const T>(kl_logp, dtype, n);
+    args.penalty_logp = data_of<const T>(penalty_logp, dtype, n);
+    args.selected = data_of<const uint8_t>(selected, Dtype::boolean, n);
+    args.log_ratio = data_of<const double>(log_ratio, Dtype::f64, n);
+    args.factor = data_of<const double>(factor, Dtype::f64, n);
+    args.given_loss = data_of<const double>(given_loss, Dtype::f64, n);
+    args.given_slope = data_of<const double>(given_slope, Dtype::f64, n);
+    args.g_logp = data_of<T>(g_logp, dtype, n);
+    args.g_entropy = data_of<T>(g_entropy, dtype, n);
+    args.g_policy = data_of<double>(g_policy, Dtype::f64, n);
     args.means = {mean_advantage, mean_logp};
     args.grad_scale = grad_scale;
     args.params = token_loss_params(params);
-    args.threads = threads;
+    args.threads = threads_of(threads);
+    check_apart(
+        logp,
+        old_logp,
+        advantages,
+        weights,
+        mask,
+        entropy,
+        kl_logp,
+        penalty_logp,
+        selected,
+        log_ratio,
+        factor,
+        given_loss,
+        given_slope,
+        g_logp,
+        g_entropy,
+        g_policy
+    );
     check(
         args.params.surrogate != Surrogate::given ||
             (args.given_loss != nullptr && args.given_slope != nullptr),
@@ -144,15 +162,13 @@ py::dict token_loss(
 }
 
 void exp_values(py::handle values_object, py::handle out_object, int threads) {
-  const Array values(values_object, "x");
-  const Array out(out_object, "out");
+  const Array values(values_object, "x", Access::read);
+  const Array out(out_object, "out", Access::write);
   const int64_t n = values->size();
-  cpu::exp_values(
-      data_of<const double>(values, Dtype::f64, n, "x"),
-      n,
-      data_of<double>(out, Dtype::f64, n, "out"),
-      threads
-  );
+  const auto* x = data_of<const double>(values, Dtype::f64, n);
+  auto* y = data_of<double>(out, Dtype::f64, n);
+  check_apart(values, out);
+  cpu::exp_values(x, n, y, threads_of(threads));
 }
 
 }  // namespace

@@ -1,19 +1,21 @@
 // Large buffers for Python, handed from one call to the next.
 #include <pybind11/pybind11.h>
 
-#include "../core/check.h"
 #include "../cpu/memory.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
 namespace {
 
+// More than any address space has, and a page more does not wrap.
+constexpr int64_t kMostBytes = int64_t{1} << 60;
+
 // Holds a block as long as somebody looks at it.
 class Memory {
  public:
-  explicit Memory(int64_t bytes) : bytes_(bytes) {
-    check(bytes >= 0, "bytes must be >= 0, got ", bytes);
+  explicit Memory(int64_t bytes) : bytes_(count_of(bytes, kMostBytes, "bytes")) {
     block_ = cpu::take_memory(bytes);
   }
   ~Memory() { cpu::give_memory(block_); }

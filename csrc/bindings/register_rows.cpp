@@ -6,12 +6,31 @@
 #include "../cpu/truncated.h"
 #include "candidate_arrays.h"
 #include "row_arrays.h"
+#include "scalars.h"
 #include "sparse_array.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
 namespace {
+
+// The gradients of a row's outputs: null where one is not given.
+struct UpstreamArrays {
+  std::optional<Array> logp_array, entropy_array, lse_array;
+  const double *logp, *entropy, *lse;
+
+  UpstreamArrays(py::handle g_logp, py::handle g_entropy, py::handle g_lse, int64_t n)
+      : logp_array(optional_array(g_logp, "g_logp", Access::read)),
+        entropy_array(optional_array(g_entropy, "g_entropy", Access::read)),
+        lse_array(optional_array(g_lse, "g_lse", Access::read)),
+        logp(data_of<const double>(logp_array, Dtype::f64, n)),
+        entropy(data_of<const double>(entropy_array, Dtype::f64, n)),
+        lse(data_of<const double>(lse_array, Dtype::f64, n)) {}
+
+  void collect(Spans& spans) const {
+    for (const auto* array : {&logp_array, &entropy_array, &lse_array}) spans.take(*array);
+  }
+};
 
 class Rows {
  public:
@@ -27,7 +46,7 @@ class Rows {
       int threads
   )
       : arrays_(n, targets, mask, row_scale, scale, bias, pre, softcap, Place{}),
-        threads_(threads) {}
+        threads_(threads_of(threads)) {}
 
   void forward(
       py::handle logits,
@@ -37,40 +56,46 @@ class Rows {
       bool extras,
       const CandidateArrays* candidates
   ) const {
-    const Array tile(logits, "logits");
-    const Array states(state, "state");
+    const Array tile(logits, "logits", Access::read);
+    const Array states(state, "state", Access::write);
     arrays_.check_targets();
     const logitless::Rows rows = of_tile(tile, start);
-    RowState* data = arrays_.states_of(states);
-    const cpu::Candidates* kept = candidates == nullptr ? nullptr : &candidates->of_rows(n());
-    const int64_t width = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
-    check(
-        kept == nullptr || start + width <= INT32_MAX,
-        "candidates need ids below 2^31, got a tile up to ",
-        start + width
-    );
+    auto* data = arrays_.states_of<RowState>(states);
+    const cpu::Candidates* kept = nullptr;
+    if (candidates != nullptr) {
+      check_ids(tile, start, INT32_MAX, "candidates");
+      kept = first ? &candidates->of_rows(n()) : &candidates->filled(n(), candidates->room());
+      check_apart(arrays_, tile, states, *candidates);
+    } else {
+      check_apart(arrays_, tile, states);
+    }
     const py::gil_scoped_release release;
     cpu::rows_forward(rows, tile.view(), start, extras, first, data, kept);
   }
 
   void settle(py::handle state, const CandidateArrays& candidates) const {
-    const Array states(state, "state");
-    const RowState* data = arrays_.states_of(states);
-    logitless::Rows rows = arrays_.rows();
-    rows.threads = threads_;
-    const cpu::Candidates& kept = candidates.of_rows(n());
+    const Array states(state, "state", Access::read);
+    const auto* data = arrays_.states_of<const RowState>(states);
+    const cpu::Candidates& kept = candidates.filled(n(), candidates.room());
+    check_apart(arrays_, states, candidates);
     const py::gil_scoped_release release;
-    cpu::settle_candidates(rows, data, kept);
+    cpu::settle_candidates(rows_here(), data, kept);
   }
 
   void merge(py::handle pieces, py::handle state) const {
-    const Array all(pieces, "pieces");
-    const Array states(state, "state");
-    const int64_t count = all->ndim > 0 ? all->shape[0] : 0;
-    const auto* data = reinterpret_cast<const RowState*>(
-        data_of<double>(all, Dtype::f64, 8 * n() * count, "pieces")
+    const Array all(pieces, "pieces", Access::read);
+    const Array states(state, "state", Access::write);
+    check(
+        all->ndim == 3 && all->shape[1] == n() && all->shape[2] == 8,
+        "pieces must be [pieces, ",
+        n(),
+        ", 8]"
     );
-    cpu::rows_merge(arrays_.rows(), data, count, arrays_.states_of(states));
+    const auto* data =
+        reinterpret_cast<const RowState*>(data_of<const double>(all, Dtype::f64, all->size()));
+    auto* merged = arrays_.states_of<RowState>(states);
+    check_apart(arrays_, all, states);
+    cpu::rows_merge(arrays_.rows(), data, all->shape[0], merged);
   }
 
   void finish(
@@ -85,14 +110,17 @@ class Rows {
       py::handle entropy_change,
       py::handle argmax
   ) const {
-    const Array states(state, "state");
+    const Array states(state, "state", Access::read);
     arrays_.check_targets();
-    const auto ids = optional_array(row_ids, "row_ids");
+    count_of(vocab, kMostColumns, "vocab");
+    const auto ids = optional_array(row_ids, "row_ids", Access::read);
     const OutputArrays out(
         {logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax}, n(), true, Place{}
     );
-    const auto* names = data_of<int64_t>(ids, Dtype::i64, n(), "row_ids");
-    cpu::rows_finish(arrays_.rows(), arrays_.states_of(states), vocab, names, out.view());
+    const auto* names = data_of<const int64_t>(ids, Dtype::i64, n());
+    const auto* data = arrays_.states_of<const RowState>(states);
+    check_apart(arrays_, states, ids, out);
+    cpu::rows_finish(arrays_.rows(), data, vocab, names, out.view());
   }
 
   void measure_support(
@@ -102,18 +130,21 @@ class Rows {
       py::handle entropy,
       double spare
   ) const {
-    const Array states(state, "state");
-    const Array masses(mass, "mass");
-    const Array entropies(entropy, "entropy");
+    const Array states(state, "state", Access::read);
+    const Array masses(mass, "mass", Access::write);
+    const Array entropies(entropy, "entropy", Access::write);
     arrays_.check_targets();
-    const RowState* data = arrays_.states_of(states);
-    logitless::Rows rows = arrays_.rows();
-    rows.threads = threads_;
-    const cpu::Candidates& kept = candidates.of_rows(n());
+    check(spare >= 0, "spare must not be negative, got ", spare);
+    const auto* data = arrays_.states_of<const RowState>(states);
+    const cpu::Candidates& kept = candidates.settled(n());
     const cpu::Dropped dropped{
-        data_of<double>(masses, Dtype::f64, n(), "mass"),
-        data_of<double>(entropies, Dtype::f64, n(), "entropy")
+        data_of<double>(masses, Dtype::f64, n()), data_of<double>(entropies, Dtype::f64, n())
     };
+    const logitless::Rows rows = rows_here();
+    for (int64_t row = 0; row < n(); ++row) {
+      if (rows.active(row)) count_of(rows.targets[row], INT32_MAX, "targets");
+    }
+    check_apart(arrays_, states, candidates, masses, entropies);
     const py::gil_scoped_release release;
     cpu::measure_support(rows, data, kept, spare, dropped);
   }
@@ -129,18 +160,14 @@ class Rows {
       py::handle g_entropy,
       py::handle g_lse
   ) const {
-    const Array states(state, "state");
-    const Array which(index, "index");
-    const SparseArray out(offsets, columns, values);
+    const Array states(state, "state", Access::read);
+    const Array which(index, "index", Access::read);
+    const SparseArray out(offsets, columns, values, Access::write);
     arrays_.check_targets();
-    const auto gl = optional_array(g_logp, "g_logp");
-    const auto ge = optional_array(g_entropy, "g_entropy");
-    const auto gz = optional_array(g_lse, "g_lse");
-    const RowState* data = arrays_.states_of(states);
-    logitless::Rows rows = arrays_.rows();
-    rows.threads = threads_;
-    const cpu::Candidates& kept = candidates.of_rows(n());
-    const auto* row_of = data_of<int64_t>(which, Dtype::i64, out->n, "index");
+    const UpstreamArrays g(g_logp, g_entropy, g_lse, n());
+    const auto* data = arrays_.states_of<const RowState>(states);
+    const cpu::Candidates& kept = candidates.filled(n(), candidates.room());
+    const auto* row_of = data_of<const int64_t>(which, Dtype::i64, out->n);
     for (int64_t i = 0; i < out->n; ++i) {
       check(0 <= row_of[i] && row_of[i] < n(), "index must be in [0, ", n(), "), got ", row_of[i]);
       check(
@@ -148,11 +175,9 @@ class Rows {
           "offsets must be the sums of the rows' counts"
       );
     }
-    const auto* gl_data = data_of<double>(gl, Dtype::f64, n(), "g_logp");
-    const auto* ge_data = data_of<double>(ge, Dtype::f64, n(), "g_entropy");
-    const auto* gz_data = data_of<double>(gz, Dtype::f64, n(), "g_lse");
+    check_apart(arrays_, states, candidates, which, out, g);
     const py::gil_scoped_release release;
-    cpu::support_gradient(rows, data, kept, row_of, gl_data, ge_data, gz_data, *out);
+    cpu::support_gradient(rows_here(), data, kept, row_of, g.logp, g.entropy, g.lse, *out);
   }
 
   void backward(
@@ -164,20 +189,17 @@ class Rows {
       py::handle g_entropy,
       py::handle g_lse
   ) const {
-    const Array tile(logits, "logits");
-    const Array states(state, "state");
-    const Array out(gradient, "gradient");
+    const Array tile(logits, "logits", Access::read);
+    const Array states(state, "state", Access::read);
+    const Array out(gradient, "gradient", Access::write);
     arrays_.check_targets();
-    const auto gl = optional_array(g_logp, "g_logp");
-    const auto ge = optional_array(g_entropy, "g_entropy");
-    const auto gz = optional_array(g_lse, "g_lse");
+    const UpstreamArrays g(g_logp, g_entropy, g_lse, n());
     const logitless::Rows rows = of_tile(tile, start);
-    const RowState* data = arrays_.states_of(states);
-    const auto* gl_data = data_of<double>(gl, Dtype::f64, n(), "g_logp");
-    const auto* ge_data = data_of<double>(ge, Dtype::f64, n(), "g_entropy");
-    const auto* gz_data = data_of<double>(gz, Dtype::f64, n(), "g_lse");
+    const auto* data = arrays_.states_of<const RowState>(states);
+    check_apart(arrays_, states, g, out);
+    if (!same_elements(tile.view(), out.view())) check_apart(tile, out);
     const py::gil_scoped_release release;
-    cpu::rows_backward(rows, tile.view(), start, data, gl_data, ge_data, gz_data, out.view());
+    cpu::rows_backward(rows, tile.view(), start, data, g.logp, g.entropy, g.lse, out.view());
   }
 
   void sample(
@@ -190,15 +212,17 @@ class Rows {
       int64_t start,
       bool first
   ) const {
-    const Array tile(logits, "logits");
-    const Array states(state, "state");
-    const Array bests(best, "best");
-    const Array ids(row_ids, "row_ids");
+    const Array tile(logits, "logits", Access::read);
+    const Array states(state, "state", Access::write);
+    const Array bests(best, "best", Access::write);
+    const Array ids(row_ids, "row_ids", Access::read);
     const cpu::SampleKey key = key_of(ids, seed, step);
     const logitless::Rows rows = of_tile(tile, start);
-    RowState* data = arrays_.states_of(states);
+    check_ids(tile, start, cpu::kMostSampled, "sampling");
+    auto* data = arrays_.states_of<RowState>(states);
     auto* best_data =
-        reinterpret_cast<cpu::SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n(), "best"));
+        reinterpret_cast<cpu::SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n()));
+    check_apart(arrays_, tile, states, bests, ids);
     const py::gil_scoped_release release;
     cpu::rows_sample(rows, tile.view(), start, first, key, data, best_data);
   }
@@ -215,18 +239,21 @@ class Rows {
       uint64_t seed,
       uint64_t step
   ) const {
-    const Array states(state, "state");
-    const Array tokens(token, "token");
-    const Array ids(row_ids, "row_ids");
-    const auto whole = optional_array(logits, "logits");
+    const Array states(state, "state", Access::write);
+    const Array tokens(token, "token", Access::write);
+    const Array ids(row_ids, "row_ids", Access::read);
+    const auto whole = optional_array(logits, "logits", Access::read);
     const cpu::SampleKey key = key_of(ids, seed, step);
+    check(top_k >= 0, "top_k must not be negative, got ", top_k);
+    check(0 < top_p && top_p <= 1, "top_p must be above 0 and at most 1, got ", top_p);
     const cpu::Truncation truncation{top_k, top_p};
-    RowState* data = arrays_.states_of(states);
-    auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n(), "token");
+    auto* data = arrays_.states_of<RowState>(states);
+    auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n());
     check(whole.has_value() != (candidates != nullptr), "give candidates or logits");
-    logitless::Rows rows = whole ? of_tile(*whole, 0) : arrays_.rows();
-    rows.threads = threads_;
-    const cpu::Candidates* kept = whole ? nullptr : &candidates->of_rows(n());
+    const logitless::Rows rows = whole ? of_tile(*whole, 0) : rows_here();
+    const cpu::Candidates* kept = whole ? nullptr : &candidates->settled(n());
+    check_apart(arrays_, states, tokens, ids, whole);
+    if (!whole) check_apart(states, tokens, ids, *candidates);
     const py::gil_scoped_release release;
     if (whole) {
       cpu::draw_from_rows(rows, whole->view(), truncation, key, data, drawn);
@@ -240,7 +267,19 @@ class Rows {
 
   cpu::SampleKey key_of(const Array& row_ids, uint64_t seed, uint64_t step) const {
     check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
-    return {seed, step, data_of<int64_t>(row_ids, Dtype::i64, n(), "row_ids")};
+    return {seed, step, data_of<const int64_t>(row_ids, Dtype::i64, n())};
+  }
+
+  logitless::Rows rows_here() const {
+    logitless::Rows rows = arrays_.rows();
+    rows.threads = threads_;
+    return rows;
+  }
+
+  // Of a tile that of_tile has checked.
+  static void check_ids(const Array& tile, int64_t start, int64_t limit, const char* what) {
+    const int64_t stop = start + (tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0);
+    check(stop <= limit, what, " needs ids below ", limit, ", got a tile up to ", stop);
   }
 
   logitless::Rows of_tile(const Array& tile, int64_t start) const {
@@ -255,12 +294,13 @@ class Rows {
 };
 
 void exp2_floats(py::handle t, py::handle out) {
-  const Array in(t, "t");
-  const Array result(out, "out");
+  const Array in(t, "t", Access::read);
+  const Array result(out, "out", Access::write);
   const int64_t n = in->size();
   check(n % 64 == 0, "t must hold a multiple of 64 elements, got ", n);
-  const auto* source = data_of<const float>(in, Dtype::f32, n, "t");
-  auto* target = data_of<float>(result, Dtype::f32, n, "out");
+  const auto* source = data_of<const float>(in, Dtype::f32, n);
+  auto* target = data_of<float>(result, Dtype::f32, n);
+  check_apart(in, result);
   const py::gil_scoped_release release;
   cpu::row_kernels().exp2(source, n, target);
 }

@@ -2,7 +2,8 @@
 
 #include "../core/philox.h"
 #include "../cpu/selection.h"
-#include "dlpack.h"
+#include "overlap.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 
@@ -21,11 +22,11 @@ cpu::SelectionTokens<T> selection_tokens(
   const int64_t n = logp->size();
   cpu::SelectionTokens<T> tokens;
   tokens.count = n;
-  tokens.logp = data_of<const T>(logp, dtype, n, "logp");
-  tokens.advantages = data_of<const T>(advantages, dtype, n, "advantages");
-  tokens.mask = data_of<const bool>(mask, Dtype::boolean, n, "mask");
-  tokens.old_logp = data_of<const T>(old_logp, dtype, n, "old_logp");
-  tokens.threads = threads;
+  tokens.logp = data_of<const T>(logp, dtype, n);
+  tokens.advantages = data_of<const T>(advantages, dtype, n);
+  tokens.mask = data_of<const uint8_t>(mask, Dtype::boolean, n);
+  tokens.old_logp = data_of<const T>(old_logp, dtype, n);
+  tokens.threads = threads_of(threads);
   return tokens;
 }
 
@@ -38,14 +39,15 @@ int64_t value_sums(
     py::handle sums_object,
     int threads
 ) {
-  const Array logp(logp_object, "logp");
-  const Array advantages(advantages_object, "advantages");
-  const Array mask(mask_object, "mask");
-  const Array sums(sums_object, "sums");
-  auto* out = data_of<int64_t>(sums, Dtype::i64, 9, "sums");
+  const Array logp(logp_object, "logp", Access::read);
+  const Array advantages(advantages_object, "advantages", Access::read);
+  const Array mask(mask_object, "mask", Access::read);
+  const Array sums(sums_object, "sums", Access::write);
+  auto* out = data_of<int64_t>(sums, Dtype::i64, 9);
   return visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     const auto tokens = selection_tokens<T>(logp, advantages, mask, std::nullopt, dtype, threads);
+    check_apart(logp, advantages, mask, sums);
     const cpu::ValueSums result = cpu::value_sums(tokens);
     result.advantage.limbs(out);
     result.logp.limbs(out + 4);
@@ -55,7 +57,7 @@ int64_t value_sums(
 }
 
 cpu::CovarianceBand covariance_band(const py::dict& fields) {
-  const auto number = [&](const char* name) { return fields[name].cast<double>(); };
+  const auto number = [&](const char* name) { return field_of<double>(fields, name); };
   cpu::CovarianceBand band;
   band.means = {number("mean_advantage"), number("mean_logp")};
   band.low = number("low");
@@ -77,55 +79,48 @@ py::tuple covariance_candidates(
     py::handle out_ids_object,
     int threads
 ) {
-  const Array logp(logp_object, "logp");
-  const Array advantages(advantages_object, "advantages");
-  const Array mask(mask_object, "mask");
-  const auto old_logp = optional_array(old_logp_object, "old_logp");
-  const Array ids(ids_object, "ids");
-  const Array scores(scores_object, "scores");
-  const Array out_ids(out_ids_object, "out_ids");
+  const Array logp(logp_object, "logp", Access::read);
+  const Array advantages(advantages_object, "advantages", Access::read);
+  const Array mask(mask_object, "mask", Access::read);
+  const auto old_logp = optional_array(old_logp_object, "old_logp", Access::read);
+  const Array ids(ids_object, "ids", Access::read);
+  const Array scores(scores_object, "scores", Access::write);
+  const Array out_ids(out_ids_object, "out_ids", Access::write);
   const int64_t n = logp->size();
   return visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     auto tokens = selection_tokens<T>(logp, advantages, mask, old_logp, dtype, threads);
-    tokens.ids = data_of<const int64_t>(ids, Dtype::i64, n, "ids");
-    const auto all = cpu::covariance_candidates(
-        tokens,
-        covariance_band(band),
-        most,
-        data_of<uint64_t>(scores, Dtype::i64, n, "scores"),
-        data_of<int64_t>(out_ids, Dtype::i64, n, "out_ids")
-    );
+    tokens.ids = data_of<const int64_t>(ids, Dtype::i64, n);
+    check(most >= 0, "most must not be negative, got ", most);
+    auto* out_scores = data_of<uint64_t>(scores, Dtype::i64, n);
+    auto* names = data_of<int64_t>(out_ids, Dtype::i64, n);
+    check_apart(logp, advantages, mask, old_logp, ids, scores, out_ids);
+    const auto all =
+        cpu::covariance_candidates(tokens, covariance_band(band), most, out_scores, names);
     return py::make_tuple(all.count, all.bad_token);
   });
 }
 
 void ordered_scores(py::handle values_object, py::handle scores_object, int threads) {
-  const Array values(values_object, "values");
-  const Array scores(scores_object, "scores");
+  const Array values(values_object, "values", Access::read);
+  const Array scores(scores_object, "scores", Access::write);
   const int64_t n = values->size();
-  cpu::ordered_scores(
-      data_of<const double>(values, Dtype::f64, n, "values"),
-      n,
-      data_of<uint64_t>(scores, Dtype::i64, n, "scores"),
-      threads
-  );
+  const auto* numbers = data_of<const double>(values, Dtype::f64, n);
+  auto* out = data_of<uint64_t>(scores, Dtype::i64, n);
+  check_apart(values, scores);
+  cpu::ordered_scores(numbers, n, out, threads_of(threads));
 }
 
 void random_scores(
     py::handle ids_object, uint64_t seed, uint64_t step, py::handle scores_object, int threads
 ) {
-  const Array ids(ids_object, "ids");
-  const Array scores(scores_object, "scores");
+  const Array ids(ids_object, "ids", Access::read);
+  const Array scores(scores_object, "scores", Access::write);
   const int64_t n = ids->size();
-  cpu::random_scores(
-      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
-      n,
-      seed,
-      step,
-      data_of<uint64_t>(scores, Dtype::i64, n, "scores"),
-      threads
-  );
+  const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
+  auto* out = data_of<uint64_t>(scores, Dtype::i64, n);
+  check_apart(ids, scores);
+  cpu::random_scores(names, n, seed, step, out, threads_of(threads));
 }
 
 void radix_histogram(
@@ -136,50 +131,52 @@ void radix_histogram(
     int level,
     py::handle bins_object
 ) {
-  const Array scores(scores_object, "scores");
-  const Array ids(ids_object, "ids");
-  const Array bins(bins_object, "bins");
+  const Array scores(scores_object, "scores", Access::read);
+  const Array ids(ids_object, "ids", Access::read);
+  const Array bins(bins_object, "bins", Access::write);
   const int64_t n = ids->size();
   check(
       0 <= level && level < kRadixLevels, "level must be in [0, ", kRadixLevels, "), got ", level
   );
+  auto* out = data_of<int64_t>(bins, Dtype::i64, kRadixBins);
+  check_apart(scores, ids, bins);
   const auto counts = cpu::radix_histogram(
-      data_of<const uint64_t>(scores, Dtype::i64, n, "scores"),
-      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
+      data_of<const uint64_t>(scores, Dtype::i64, n),
+      data_of<const int64_t>(ids, Dtype::i64, n),
       n,
       {prefix_score, prefix_inverted_id},
       level,
       0
   );
-  auto* out = data_of<int64_t>(bins, Dtype::i64, kRadixBins, "bins");
   for (int i = 0; i < kRadixBins; ++i) out[i] = counts[static_cast<size_t>(i)];
 }
 
 int64_t repeated_id(py::handle ids_object, py::handle mask_object) {
-  const Array ids(ids_object, "ids");
-  const Array mask(mask_object, "mask");
+  const Array ids(ids_object, "ids", Access::read);
+  const Array mask(mask_object, "mask", Access::read);
   const int64_t n = ids->size();
   return cpu::repeated_id(
-      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
-      data_of<const bool>(mask, Dtype::boolean, n, "mask"),
+      data_of<const int64_t>(ids, Dtype::i64, n),
+      data_of<const uint8_t>(mask, Dtype::boolean, n),
       n,
       0
   );
 }
 
 void members(py::handle ids_object, py::handle sorted_object, py::handle out_object) {
-  const Array ids(ids_object, "ids");
-  const Array sorted(sorted_object, "sorted");
-  const Array out(out_object, "out");
+  const Array ids(ids_object, "ids", Access::read);
+  const Array sorted(sorted_object, "sorted", Access::read);
+  const Array out(out_object, "out", Access::write);
   const int64_t n = ids->size();
-  cpu::members(
-      data_of<const int64_t>(ids, Dtype::i64, n, "ids"),
-      n,
-      data_of<const int64_t>(sorted, Dtype::i64, sorted->size(), "sorted"),
-      sorted->size(),
-      data_of<bool>(out, Dtype::boolean, n, "out"),
-      0
-  );
+  const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
+  const int64_t chosen = sorted->size();
+  const auto* among = data_of<const int64_t>(sorted, Dtype::i64, chosen);
+  auto* found = data_of<uint8_t>(out, Dtype::boolean, n);
+  for (int64_t i = 1; i < chosen; ++i) {
+    check(among[i - 1] <= among[i], "sorted must ascend, got ", among[i], " after ", among[i - 1]);
+  }
+  check_apart(ids, sorted, out);
+  cpu::members(names, n, among, chosen, found, 0);
 }
 
 py::tuple philox(uint64_t x, uint64_t y, uint64_t seed) {

@@ -2,6 +2,7 @@
 // makes their entries are methods of Rows.
 #include <pybind11/pybind11.h>
 
+#include "scalars.h"
 #include "sparse_array.h"
 
 namespace py = pybind11;
@@ -20,24 +21,26 @@ int64_t transpose(
     py::handle out_columns,
     py::handle out_values
 ) {
-  const SparseArray in(offsets, columns, values);
-  const Array names(row_names, "row_names");
-  const Array memory(scratch, "scratch");
-  const Array starts(out_offsets, "out_offsets");
-  const Array found(out_names, "out_names");
-  const Array rows(out_columns, "out_columns");
-  const Array entries(out_values, "out_values");
-  const int64_t n = in->entries();
+  const SparseArray in(offsets, columns, values, Access::read);
+  const Array names(row_names, "row_names", Access::read);
+  const Array memory(scratch, "scratch", Access::write);
+  const Array starts(out_offsets, "out_offsets", Access::write);
+  const Array found(out_names, "out_names", Access::write);
+  const Array rows(out_columns, "out_columns", Access::write);
+  const Array entries(out_values, "out_values", Access::write);
+  const int64_t n = count_of(in->entries(), INT32_MAX, "the number of entries");
   cpu::SparseRows out;
   out.wide = in->wide;
-  out.columns = data_of<int32_t>(rows, Dtype::i32, n, "out_columns");
-  out.values = data_of<void>(entries, in->wide ? Dtype::f64 : Dtype::f32, n, "out_values");
-  const auto* in_names = data_of<int32_t>(names, Dtype::i32, in->n, "row_names");
+  out.columns = data_of<int32_t>(rows, Dtype::i32, n);
+  out.values = data_of<void>(entries, in.value_dtype(), n);
+  const auto* in_names = data_of<const int32_t>(names, Dtype::i32, in->n);
   const int64_t room = memory->size();
-  auto* counts = data_of<int32_t>(memory, Dtype::i32, room, "scratch");
-  auto* out_starts = data_of<int64_t>(starts, Dtype::i64, n + 1, "out_offsets");
-  auto* out_ids = data_of<int32_t>(found, Dtype::i32, n, "out_names");
+  check(room >= 1, "scratch must hold one element more than there are columns, got none");
+  auto* counts = data_of<int32_t>(memory, Dtype::i32, room);
+  auto* out_starts = data_of<int64_t>(starts, Dtype::i64, n + 1);
+  auto* out_ids = data_of<int32_t>(found, Dtype::i32, n);
   in.check_columns(room - 1);
+  check_apart(in, names, memory, starts, found, rows, entries);
   const py::gil_scoped_release release;
   return cpu::transpose(*in, in_names, room - 1, counts, out_starts, out_ids, out);
 }
@@ -52,13 +55,19 @@ void multiply(
     bool add,
     int threads
 ) {
-  const SparseArray sparse(offsets, columns, values);
-  const Array rows(names, "names");
-  const Array matrix(dense, "dense");
-  const Array result(out, "out");
-  for (const auto& [array, name] : {std::pair{&matrix, "dense"}, std::pair{&result, "out"}}) {
-    const bool rows_contiguous = (*array)->ndim == 2 && (*array)->strides[1] == 1;
-    check(rows_contiguous || (*array)->size() == 0, name, " must be [n, H] with contiguous rows");
+  const SparseArray sparse(offsets, columns, values, Access::read);
+  const Array rows(names, "names", Access::read);
+  const Array matrix(dense, "dense", Access::read);
+  const Array result(out, "out", Access::write);
+  for (const Array* array : {&matrix, &result}) {
+    const TensorView& view = array->view();
+    visit_float(view.dtype, array->name(), [](auto) {});
+    check(view.ndim == 2, array->name(), " must be [n, H], got ", view.ndim, " dimensions");
+    check(
+        view.size() == 0 || view.shape[1] == 1 || view.strides[1] == 1,
+        array->name(),
+        " must have contiguous rows (last stride 1)"
+    );
   }
   check(
       matrix->shape[1] == result->shape[1],
@@ -72,27 +81,32 @@ void multiply(
           (result->dtype == Dtype::f64) == sparse->wide,
       "values, dense and out must all be float64 or none of them"
   );
-  const auto* ids = data_of<int32_t>(rows, Dtype::i32, sparse->n, "names");
+  const auto* ids = data_of<const int32_t>(rows, Dtype::i32, sparse->n);
   sparse.check_columns(matrix->shape[0]);
   for (int64_t i = 0; i < sparse->n; ++i) {
     check(0 <= ids[i] && ids[i] < result->shape[0], "names must be rows of out, got ", ids[i]);
+    // two threads would write one row
+    check(i == 0 || ids[i - 1] < ids[i], "names must ascend, got ", ids[i], " too late");
   }
+  check_apart(sparse, rows, matrix, result);
+  const int team = threads_of(threads);
   const py::gil_scoped_release release;
-  cpu::multiply(*sparse, ids, matrix.view(), add, threads, result.view());
+  cpu::multiply(*sparse, ids, matrix.view(), add, team, result.view());
 }
 
 void add_row_sums(
     py::handle offsets, py::handle columns, py::handle values, py::handle names, py::handle out
 ) {
-  const SparseArray sparse(offsets, columns, values);
-  const Array rows(names, "names");
-  const Array result(out, "out");
-  const auto* ids = data_of<int32_t>(rows, Dtype::i32, sparse->n, "names");
+  const SparseArray sparse(offsets, columns, values, Access::read);
+  const Array rows(names, "names", Access::read);
+  const Array result(out, "out", Access::write);
+  const auto* ids = data_of<const int32_t>(rows, Dtype::i32, sparse->n);
   const int64_t n = result->size();
-  data_of<void>(result, sparse->wide ? Dtype::f64 : Dtype::f32, n, "out");
+  data_of<void>(result, sparse.value_dtype(), n);
   for (int64_t i = 0; i < sparse->n; ++i) {
     check(0 <= ids[i] && ids[i] < n, "names must be entries of out, got ", ids[i]);
   }
+  check_apart(sparse, rows, result);
   cpu::add_row_sums(*sparse, ids, result.view());
 }
 

@@ -1,7 +1,8 @@
 #include <pybind11/pybind11.h>
 
 #include "../cpu/transpose.h"
-#include "dlpack.h"
+#include "overlap.h"
+#include "scalars.h"
 
 namespace py = pybind11;
 
@@ -9,19 +10,21 @@ namespace logitless::bindings {
 namespace {
 
 void transpose(py::handle tile, py::handle out, int threads) {
-  const Array from(tile, "tile");
-  const Array to(out, "out");
+  const Array from(tile, "tile", Access::read);
+  const Array to(out, "out", Access::write);
   check(from->ndim == 2, "tile must be [n, width], got ", from->ndim, " dimensions");
-  check(dtype_bytes(from->dtype) == 2, "tile must be of 16 bits, got ", dtype_name(from->dtype));
+  const Dtype dtype = from->dtype;
+  check(dtype_bytes(dtype) == 2, "tile must be of 16 bits, got ", dtype_name(dtype));
   check(
       to->ndim == 2 && to->shape[0] == from->shape[1] && to->shape[1] == from->shape[0],
       "out must be [width, n] where tile is [n, width]"
   );
-  const int64_t size = from->size();
-  contiguous_data<void>(from.view(), from->dtype, size, "tile");
-  contiguous_data<void>(to.view(), from->dtype, size, "out");
+  data_of<const void>(from, dtype, from->size());
+  data_of<void>(to, dtype, from->size());
+  check_apart(from, to);
+  const int team = threads_of(threads);
   const py::gil_scoped_release release;
-  cpu::transpose(from.view(), to.view(), threads);
+  cpu::transpose(from.view(), to.view(), team);
 }
 
 }  // namespace

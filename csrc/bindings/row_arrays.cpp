@@ -1,5 +1,7 @@
 #include "row_arrays.h"
 
+#include "scalars.h"
+
 namespace py = pybind11;
 
 namespace logitless::bindings {
@@ -15,14 +17,19 @@ RowArrays::RowArrays(
     double softcap,
     const Place& place
 )
-    : targets_(optional_array(targets, "targets", place)),
-      mask_(optional_array(mask, "mask", place)),
-      row_scale_(optional_array(row_scale, "row_scale", place)),
-      bias_(optional_array(bias, "bias", place)) {
-  rows_.n = n;
-  rows_.targets = data_of<int64_t>(targets_, Dtype::i64, n, "targets");
-  rows_.mask = data_of<uint8_t>(mask_, Dtype::boolean, n, "mask");
-  rows_.row_scale = data_of<double>(row_scale_, Dtype::f64, n, "row_scale");
+    : targets_(optional_array(targets, "targets", Access::read, place)),
+      mask_(optional_array(mask, "mask", Access::read, place)),
+      row_scale_(optional_array(row_scale, "row_scale", Access::read, place)),
+      bias_(optional_array(bias, "bias", Access::read, place)) {
+  rows_.n = count_of(n, kMostRows, "n");
+  for (const auto& [value, name] :
+       {std::pair{scale, "scale"}, {pre, "pre"}, {softcap, "softcap"}}) {
+    check(std::isfinite(value), name, " must be finite, got ", value);
+  }
+  check(softcap >= 0, "softcap must not be negative, got ", softcap);
+  rows_.targets = data_of<const int64_t>(targets_, Dtype::i64, n);
+  rows_.mask = data_of<const uint8_t>(mask_, Dtype::boolean, n);
+  rows_.row_scale = data_of<const double>(row_scale_, Dtype::f64, n);
   rows_.scale = scale;
   rows_.chain.pre = pre;
   rows_.chain.softcap = softcap;
@@ -30,19 +37,19 @@ RowArrays::RowArrays(
 
 logitless::Rows RowArrays::of_tile(const Array& tile, int64_t start, Dtype compute) const {
   logitless::Rows rows = rows_;
+  const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
+  count_of(columns, kMostColumns, "the columns of a tile");
+  count_of(start, kMostColumns - columns, "start");
   if (!bias_) return rows;
   const int64_t vocab = bias_->view().size();
-  const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
-  check(
-      0 <= start && start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries"
-  );
-  const char* data = contiguous_data<char>(bias_->view(), compute, vocab, "bias");
+  check(start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries");
+  const char* data = data_of<const char>(bias_, compute, vocab);
   rows.chain.bias = data + start * dtype_bytes(compute);
   return rows;
 }
 
-RowState* RowArrays::states_of(const Array& state) const {
-  return reinterpret_cast<RowState*>(data_of<double>(state, Dtype::f64, 8 * rows_.n, "state"));
+void RowArrays::collect(Spans& spans) const {
+  for (const auto* array : {&targets_, &mask_, &row_scale_, &bias_}) spans.take(*array);
 }
 
 OutputArrays::OutputArrays(
@@ -62,7 +69,8 @@ OutputArrays::OutputArrays(
   };
   for (const auto& real : reals) {
     if (real.handle.is_none()) continue;
-    const TensorView& view = arrays_.emplace_back(real.handle, real.name, place).view();
+    const TensorView& view =
+        arrays_.emplace_back(real.handle, real.name, Access::write, place).view();
     const char* allowed =
         allow_f64 ? " must be float32 or float64, got " : " must be float32, got ";
     check(
@@ -75,8 +83,12 @@ OutputArrays::OutputArrays(
     real.field = view;
   }
   if (handles.argmax.is_none()) return;
-  const Array& argmax = arrays_.emplace_back(handles.argmax, "argmax", place);
-  view_.argmax = data_of<int64_t>(argmax, Dtype::i64, n, "argmax");
+  const Array& argmax = arrays_.emplace_back(handles.argmax, "argmax", Access::write, place);
+  view_.argmax = data_of<int64_t>(argmax, Dtype::i64, n);
+}
+
+void OutputArrays::collect(Spans& spans) const {
+  for (const Array& array : arrays_) spans.take(array);
 }
 
 }  // namespace logitless::bindings

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "../core/rows.h"
-#include "dlpack.h"
+#include "overlap.h"
 
 namespace logitless::bindings {
 
@@ -26,7 +26,13 @@ class RowArrays {
   const logitless::Rows& rows() const { return rows_; }
   // The same with the bias moved to the tile's first column; `compute` is the bias's dtype.
   logitless::Rows of_tile(const Array& tile, int64_t start, Dtype compute) const;
-  RowState* states_of(const Array& state) const;
+  // T: RowState, or const RowState where the call only reads them.
+  template <typename T>
+  T* states_of(const Array& state) const {
+    using Word = std::conditional_t<std::is_const_v<T>, const double, double>;
+    return reinterpret_cast<T*>(data_of<Word>(state, Dtype::f64, 8 * rows_.n));
+  }
+  void collect(Spans& spans) const;
   void check_targets() const { check(targets_.has_value(), "targets must be given"); }
 
  private:
@@ -43,6 +49,7 @@ class OutputArrays {
  public:
   OutputArrays(const OutputHandles& handles, int64_t n, bool allow_f64, const Place& place);
   const RowOutputs& view() const { return view_; }
+  void collect(Spans& spans) const;
 
  private:
   std::vector<Array> arrays_;

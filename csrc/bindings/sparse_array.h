@@ -2,17 +2,22 @@
 #pragma once
 
 #include "../cpu/support.h"
-#include "dlpack.h"
+#include "overlap.h"
 
 namespace logitless::bindings {
 
 class SparseArray {
  public:
-  SparseArray(pybind11::handle offsets, pybind11::handle columns, pybind11::handle values);
+  // `access` is that of the entries: a call may write them where offsets are given.
+  SparseArray(
+      pybind11::handle offsets, pybind11::handle columns, pybind11::handle values, Access access
+  );
 
   const cpu::SparseRows& operator*() const { return view_; }
   const cpu::SparseRows* operator->() const { return &view_; }
+  Dtype value_dtype() const { return view_.wide ? Dtype::f64 : Dtype::f32; }
   void check_columns(int64_t limit) const;
+  void collect(Spans& spans) const;
 
  private:
   Array offsets_, columns_, values_;

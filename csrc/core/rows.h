@@ -63,6 +63,12 @@ LOGITLESS_HD inline int64_t row_offset(const TensorView& tile, int64_t row) {
   return row / tile.shape[1] * tile.strides[0] + row % tile.shape[1] * tile.strides[1];
 }
 
+// The column of a target counted from column `first` of the vocabulary, or -1 where it comes
+// earlier. What is no target may be any number, from which a plain difference would wrap.
+LOGITLESS_HD inline int64_t column_from(int64_t target, int64_t first) {
+  return target < first ? -1 : target - first;
+}
+
 inline void check_tile(const Rows& rows, const TensorView& tile, const char* name) {
   check(
       tile.ndim == 2 || tile.ndim == 3,
@@ -80,6 +86,21 @@ inline void check_tile(const Rows& rows, const TensorView& tile, const char* nam
       name,
       " must have contiguous rows (last stride 1)"
   );
+  visit_float(tile.dtype, name, [](auto) {});
+}
+
+// Of tiles that check_tile has seen.
+inline void check_gradient(const TensorView& logits, const TensorView& gradient) {
+  check(
+      gradient.dtype == logits.dtype,
+      "gradient must have the dtype of logits, ",
+      dtype_name(logits.dtype),
+      ", got ",
+      dtype_name(gradient.dtype)
+  );
+  const int64_t columns = logits.shape[logits.ndim - 1];
+  const int64_t got = gradient.shape[gradient.ndim - 1];
+  check(got == columns, "gradient must have the columns of logits, ", columns, ", got ", got);
 }
 
 // What is wrong with a row. On a device a bad row is reported as row_id * 8 + one of these.

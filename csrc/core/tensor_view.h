@@ -30,6 +30,15 @@ struct TensorView {
   }
 };
 
+// Whether two views are of the same elements in the same places.
+inline bool same_elements(const TensorView& a, const TensorView& b) {
+  if (a.data != b.data || a.dtype != b.dtype || a.ndim != b.ndim) return false;
+  for (int i = 0; i < a.ndim; ++i) {
+    if (a.shape[i] != b.shape[i] || (a.shape[i] > 1 && a.strides[i] != b.strides[i])) return false;
+  }
+  return true;
+}
+
 // A contiguous vector of n elements of type T, or an error naming the argument.
 template <typename T>
 T* contiguous_data(const TensorView& view, Dtype dtype, int64_t n, const char* name) {

@@ -12,6 +12,12 @@ struct Entry {
   int32_t id;
 };
 
+// Sorting would run out of bounds on a NaN, which is before nothing; no kernel keeps one.
+Entry entry(double y, int32_t id) {
+  check(y == y, "candidates hold a NaN");
+  return {y, id};
+}
+
 // No two entries are equal, so that any correct selection finds the same ones.
 bool before(const Entry& a, const Entry& b) { return a.y != b.y ? a.y > b.y : a.id < b.id; }
 
@@ -47,7 +53,7 @@ class Row {
     Entry entries[kMostCandidates];
     int64_t n = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      if (!(y_[i] <= limit)) entries[n++] = {y_[i], ids_[i]};
+      if (!(y_[i] <= limit)) entries[n++] = entry(y_[i], ids_[i]);
     }
     std::sort(entries, entries + n, before);
     write(entries, std::min(n, keep_));
@@ -102,7 +108,7 @@ class Row {
   // least of them comes after it, and the strict comparison with the floor is right to refuse it.
   void select(const double* y, const int32_t* ids, int64_t n) {
     Entry entries[kMostCandidates + kBlock];
-    for (int64_t i = 0; i < n; ++i) entries[i] = {y[i], ids[i]};
+    for (int64_t i = 0; i < n; ++i) entries[i] = entry(y[i], ids[i]);
     std::nth_element(entries, entries + keep_ - 1, entries + n, before);
     raise_floor(entries[keep_ - 1].y);
     write(entries, keep_);

@@ -8,6 +8,7 @@ namespace logitless::cpu {
 
 // Blocks of the vocabulary have numbers below; the draw from a truncated distribution has this one.
 constexpr int64_t kTruncatedDraw = (int64_t{1} << 20) - 1;
+static_assert(kMostSampled == kTruncatedDraw * kBlock);
 
 // (0, 1), never an end: 53 bits and a half.
 inline double uniform(uint32_t high, uint32_t low) {

@@ -95,8 +95,10 @@ int default_threads() {
   char* end = nullptr;
   const long n = std::strtol(text, &end, 10);
   check(
-      *end == '\0' && n >= 1 && n <= 4096,
-      "LOGITLESS_NUM_THREADS must be a whole number from 1 to 4096, got '",
+      *end == '\0' && n >= 1 && n <= kMostThreads,
+      "LOGITLESS_NUM_THREADS must be a whole number from 1 to ",
+      kMostThreads,
+      ", got '",
       text,
       "'"
   );

@@ -5,6 +5,8 @@
 
 namespace logitless::cpu {
 
+constexpr int kMostThreads = 4096;
+
 // Threads used when the caller names none: LOGITLESS_NUM_THREADS, else the CPUs this process may
 // run on.
 int default_threads();

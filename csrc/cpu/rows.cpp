@@ -20,6 +20,13 @@ void write(const TensorView& out, int64_t row, double value) {
   }
 }
 
+// -1: the state was folded without extras.
+int64_t argmax_of(const RowState& state, int64_t vocab) {
+  const bool known = state.argmax >= -1 && state.argmax < static_cast<double>(vocab);
+  check(known, "state must hold an argmax below ", vocab, ", got ", state.argmax);
+  return static_cast<int64_t>(state.argmax);
+}
+
 void check_row(RowError error, int64_t name, int64_t target, int64_t vocab) {
   const auto ok = [&](RowError kind) { return error != kind; };
   check(ok(RowError::infinite), "row ", name, ": its logits hold a +inf");
@@ -47,7 +54,7 @@ void rows_forward(
   }
   const auto piece_of = [&](int64_t row, int64_t index, BlockMoments* piece) {
     const TileRow tile = tile_row(rows, logits, row);
-    const int64_t target = rows.targets[row] - start - index * kBlock;
+    const int64_t target = column_from(rows.targets[row], start + index * kBlock);
     kernels.moments(tile.dtype, tile.block(index), target, extras, piece);
   };
   // Folds a row's pieces in order; the block of a new maximum is searched for its column once.
@@ -138,7 +145,7 @@ void rows_finish(
     write(out.sum_p2, row, extras.sum_p2);
     write(out.entropy_change, row, extras.entropy_change);
     if (out.argmax != nullptr) {
-      out.argmax[row] = rows.active(row) ? static_cast<int64_t>(state[row].argmax) : -1;
+      out.argmax[row] = rows.active(row) ? argmax_of(state[row], vocab) : -1;
     }
   }
 }
@@ -155,7 +162,7 @@ void rows_backward(
 ) {
   check_tile(rows, logits, "logits", start);
   check_tile(rows, gradient, "gradient", start);
-  check(gradient.dtype == logits.dtype, "gradient must have the dtype of logits");
+  check_gradient(logits, gradient);
   const RowKernels& kernels = row_kernels();
   const int64_t blocks = (logits.shape[logits.ndim - 1] + kBlock - 1) / kBlock;
   parallel_for(rows.n * blocks, rows.threads, [&](int64_t task) {
@@ -172,7 +179,7 @@ void rows_backward(
       return;
     }
     const RowGradient g = row_gradient(state[row].moments, gl, ge, gz);
-    const int64_t target = rows.targets[row] - start - input.first;
+    const int64_t target = column_from(rows.targets[row], start + input.first);
     kernels.gradient(tile.dtype, input, g, target, out);
   });
 }

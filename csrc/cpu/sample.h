@@ -12,6 +12,9 @@ struct SampleState {
 };
 static_assert(sizeof(SampleState) == 16, "Python allocates [N, 2] float64 for it");
 
+// Sampling numbers blocks of the vocabulary below 2^20 - 1: its ids are below this.
+constexpr int64_t kMostSampled = ((int64_t{1} << 20) - 1) * kBlock;
+
 struct SampleKey {
   uint64_t seed;
   uint64_t step;           // below 2^43

@@ -27,7 +27,7 @@ ValueSums value_sums(const SelectionTokens<T>& tokens) {
   static_assert(kBlock <= 4096, "a block's sums fit into 64 bits");
   std::vector<ValueSums> parts(static_cast<size_t>((tokens.count + kBlock - 1) / kBlock));
   const TokenKernels& kernels = token_kernels();
-  const auto sum = [&](const T* values, const bool* mask, int n, SplitSum& out) {
+  const auto sum = [&](const T* values, const uint8_t* mask, int n, SplitSum& out) {
     if constexpr (sizeof(T) == sizeof(float))
       return kernels.sum_f32(values, mask, n, out);
     else
@@ -35,7 +35,7 @@ ValueSums value_sums(const SelectionTokens<T>& tokens) {
   };
   for_blocks(tokens.count, tokens.threads, [&](int64_t block, int64_t begin, int64_t end) {
     ValueSums& part = parts[static_cast<size_t>(block)];
-    const bool* mask = tokens.mask + begin;
+    const uint8_t* mask = tokens.mask + begin;
     const int n = static_cast<int>(end - begin);
     SplitSum advantage, logp;
     bool good = sum(tokens.advantages + begin, mask, n, advantage);
@@ -45,7 +45,7 @@ ValueSums value_sums(const SelectionTokens<T>& tokens) {
     part.count = kernels.count(mask, n);
     for (int64_t i = begin; !good; ++i) {
       const auto outside = [](double v) { return !(std::fabs(v) < FixedSum::kLimit); };
-      if (!tokens.mask[i]) continue;
+      if (tokens.mask[i] == 0) continue;
       if (outside(tokens.advantages[i]) || outside(tokens.logp[i])) {
         part.bad_token = i;
         break;
@@ -91,7 +91,7 @@ int64_t for_scores(
       good = kernels.cov_f64(source, band, i, n, scores);
     if (!good) {
       for (int64_t j = i;; ++j) {
-        if (tokens.mask[j] && !std::isfinite(tokens.old_logp[j])) return j;
+        if (tokens.mask[j] != 0 && !std::isfinite(tokens.old_logp[j])) return j;
       }
     }
     fn(scores, i, n);
@@ -211,7 +211,7 @@ void random_scores(
   });
 }
 
-int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int threads) {
+int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads) {
   // Ids mostly come in runs that rise by one from token to token, masked ones included, a run per
   // sequence: unique if no run overlaps another.
   struct Run {
@@ -245,7 +245,7 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int thr
       continue;
     }
     for (int64_t i = begin; i < end; ++i) {
-      if (!mask[i]) continue;
+      if (mask[i] == 0) continue;
       if (ids[i] < 0) return ids[i];
       add(i, ids[i]);
     }
@@ -257,7 +257,7 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int thr
   if (apart) return kNoId;
   std::vector<int64_t> sorted;
   for (int64_t i = 0; i < count; ++i) {
-    if (!mask[i]) continue;
+    if (mask[i] == 0) continue;
     if (ids[i] < 0) return ids[i];
     sorted.push_back(ids[i]);
   }
@@ -267,7 +267,12 @@ int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int thr
 }
 
 void members(
-    const int64_t* ids, int64_t count, const int64_t* sorted, int64_t chosen, bool* out, int threads
+    const int64_t* ids,
+    int64_t count,
+    const int64_t* sorted,
+    int64_t chosen,
+    uint8_t* out,
+    int threads
 ) {
   // Where ids do not rise by one, a table of bits, most of them 0, answers for nearly all tokens; a
   // search for the others.
@@ -286,19 +291,19 @@ void members(
       const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
       if (token_kernels().consecutive(ids + i, n)) {
         // ids that rise by one: the chosen among them are found from their side
-        std::fill(out + i, out + i + n, false);
+        std::fill(out + i, out + i + n, uint8_t{0});
         const int64_t* next = std::lower_bound(sorted, stop, ids[i]);
-        for (; next != stop && *next <= ids[i + n - 1]; ++next) out[i + (*next - ids[i])] = true;
+        for (; next != stop && *next <= ids[i + n - 1]; ++next) out[i + (*next - ids[i])] = 1;
         continue;
       }
       // the next one found is mostly the next of the sorted
       const int64_t* next = sorted;
       for (int64_t j = i; j < i + n; ++j) {
         const uint64_t at = place(ids[j]);
-        out[j] = false;
+        out[j] = 0;
         if (((table[at / 64] >> (at % 64)) & 1) == 0) continue;
         if (next == stop || *next != ids[j]) next = std::lower_bound(sorted, stop, ids[j]);
-        out[j] = next != stop && *next == ids[j];
+        out[j] = next != stop && *next == ids[j] ? 1 : 0;
         next += out[j];
       }
     }

@@ -14,7 +14,7 @@ struct SelectionTokens {
   int64_t count = 0;
   const T* logp = nullptr;
   const T* advantages = nullptr;
-  const bool* mask = nullptr;
+  const uint8_t* mask = nullptr;
   const T* old_logp = nullptr;  // or null: no token counts as clipped
   const int64_t* ids = nullptr;
   int threads = 0;
@@ -67,11 +67,16 @@ std::array<int64_t, kRadixBins> radix_histogram(
 
 // A negative id of a valid token, else one that two of them have, else kNoId.
 constexpr int64_t kNoId = INT64_MAX;
-int64_t repeated_id(const int64_t* ids, const bool* mask, int64_t count, int threads);
+int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads);
 
 // out[i]: whether ids[i] is among the `chosen` sorted ids.
 void members(
-    const int64_t* ids, int64_t count, const int64_t* sorted, int64_t chosen, bool* out, int threads
+    const int64_t* ids,
+    int64_t count,
+    const int64_t* sorted,
+    int64_t chosen,
+    uint8_t* out,
+    int threads
 );
 
 }  // namespace logitless::cpu

@@ -42,7 +42,7 @@ bool extras(const TokenLossArgs<T>& args, int64_t i, int j, TokenStep& step, Tok
   if (!(finite(entropy) && finite(kl_ratio) && finite(away))) return false;
 
   const double factor = args.factor != nullptr ? args.factor[i] : 1;
-  const bool selected = args.selected != nullptr && args.selected[i];
+  const bool selected = args.selected != nullptr && args.selected[i] != 0;
   const Term policy =
       controlled({step.loss[j], step.slope[j]}, step.advantage[j], selected, away, params);
   // by select: the term may be infinite
@@ -69,18 +69,24 @@ bool without_extras(const TokenLossArgs<T>& args) {
          params.entropy_coefficient == 0 && params.positive == 1 && params.negative == 1;
 }
 
+// The next byte from j on that is not 0, or n: mostly eight at once are 0.
+int next_true(const uint8_t* bytes, int j, int n) {
+  for (uint64_t eight; j + 8 <= n; j += 8) {
+    std::memcpy(&eight, bytes + j, sizeof(eight));
+    if (eight != 0) break;
+  }
+  while (j < n && bytes[j] == 0) ++j;
+  return j;
+}
+
 // The selected tokens pay their penalty: few, so one by one.
 template <typename T>
 bool penalise(
     const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step, TokenLossSums& sums
 ) {
   bool good = true;
-  const bool* const first = args.selected + i;
-  const auto next = [&](int j) {
-    const void* found = std::memchr(first + j, 1, static_cast<size_t>(n - j));
-    return found == nullptr ? n : static_cast<int>(static_cast<const bool*>(found) - first);
-  };
-  for (int j = next(0); j < n; j = next(j + 1)) {
+  const uint8_t* const selected = args.selected + i;
+  for (int j = next_true(selected, 0, n); j < n; j = next_true(selected, j + 1, n)) {
     if (step.weight[j] == 0) continue;
     const double away = step.logp[j] - static_cast<double>(args.penalty_logp[i + j]);
     const Term term =

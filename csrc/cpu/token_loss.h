@@ -30,12 +30,12 @@ struct TokenLossArgs {
   // Share of a token in the loss: weights[i], where 0 marks a token outside the mask, or null and
   // `weight` where mask[i]. Other values outside the mask are not read.
   const double* weights = nullptr;
-  const bool* mask = nullptr;
+  const uint8_t* mask = nullptr;
   double weight = 0;
   const T* entropy = nullptr;          // or null
   const T* kl_logp = nullptr;          // or null: the reference of the KL term
   const T* penalty_logp = nullptr;     // or null: the reference of the selected tokens' penalty
-  const bool* selected = nullptr;      // or null
+  const uint8_t* selected = nullptr;   // or null
   const double* log_ratio = nullptr;   // or null: logp - old_logp of the token
   const double* factor = nullptr;      // or null: what multiplies the policy term, >= 0
   const double* given_loss = nullptr;  // of Surrogate::given

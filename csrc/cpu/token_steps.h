@@ -42,7 +42,7 @@ struct TokenSource {
   const T* advantages;
   // weights[i], or null and `weight` where mask[i]
   const double* weights;
-  const bool* mask;
+  const uint8_t* mask;
   double weight;
 };
 
@@ -64,6 +64,8 @@ struct CovarianceBand {
   double log_high = INFINITY;
 };
 
+// Masks are bytes, of which each but 0 is true: Python's booleans may be views of other bytes, and
+// what else than 0 and 1 a C++ bool holds is undefined.
 struct TokenKernels {
   const char* isa;
   // Fills weight, logp, advantage, own_ratio of n tokens from i on; false: some value is not
@@ -74,7 +76,7 @@ struct TokenKernels {
   // loss and slope of Surrogate::clip at log ratios u
   void (*clip)(const TokenLossParams& params, const double* u, int n, TokenStep& step);
   // Control::drop_selected, or keep_selected; returns how many are selected.
-  int (*select)(bool keep, const bool* selected, int n, TokenStep& step);
+  int (*select)(bool keep, const uint8_t* selected, int n, TokenStep& step);
   // g[j] = scale * weight * slope + kl_slope, or without the KL.
   void (*write_f32)(double scale, bool kl, int n, const TokenStep& step, float* g);
   void (*write_f64)(double scale, bool kl, int n, const TokenStep& step, double* g);
@@ -88,9 +90,9 @@ struct TokenKernels {
       TokenLanes& lanes
   );
   // values[mask] of up to 4096 tokens; false: some value is not finite or not below 2^31.
-  bool (*sum_f32)(const float* values, const bool* mask, int n, SplitSum& sum);
-  bool (*sum_f64)(const double* values, const bool* mask, int n, SplitSum& sum);
-  int (*count)(const bool* mask, int n);
+  bool (*sum_f32)(const float* values, const uint8_t* mask, int n, SplitSum& sum);
+  bool (*sum_f64)(const double* values, const uint8_t* mask, int n, SplitSum& sum);
+  int (*count)(const uint8_t* mask, int n);
   // `random_key` of csrc/core/philox.h for each id
   void (*random)(const int64_t* ids, int n, uint64_t seed, uint64_t step, uint64_t* out);
   // Ordered bits of the covariances of n tokens from i on, kNoCandidate for those outside the band,

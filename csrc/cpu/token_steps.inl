@@ -60,7 +60,7 @@ bool load(const TokenSource<T>& source, int64_t i, int n, TokenStep& step) {
     const double* __restrict from = source.weights + i;
     for (int j = 0; j < n; ++j) weight[j] = from[j];
   } else {
-    const uint8_t* __restrict from = reinterpret_cast<const uint8_t*>(source.mask) + i;
+    const uint8_t* __restrict from = source.mask + i;
     const double uniform = source.weight;
     for (int j = 0; j < n; ++j) weight[j] = from[j] != 0 ? uniform : 0.0;
   }
@@ -109,16 +109,16 @@ void clip(const TokenLossParams& params, const double* __restrict u, int n, Toke
   }
 }
 
-int select(bool keep, const bool* selected, int n, TokenStep& step) {
-  const uint8_t* __restrict flag = reinterpret_cast<const uint8_t*>(selected);
+int select(bool keep, const uint8_t* __restrict selected, int n, TokenStep& step) {
   double* __restrict loss = step.loss;
   double* __restrict slope = step.slope;
   const uint8_t kept = keep ? 1 : 0;
   int count = 0;
   for (int j = 0; j < n; ++j) {
-    count += static_cast<int>(flag[j] & (step.weight[j] != 0));
-    loss[j] = flag[j] == kept ? loss[j] : 0.0;
-    slope[j] = flag[j] == kept ? slope[j] : 0.0;
+    const uint8_t flag = selected[j] != 0 ? 1 : 0;
+    count += static_cast<int>(flag & (step.weight[j] != 0));
+    loss[j] = flag == kept ? loss[j] : 0.0;
+    slope[j] = flag == kept ? slope[j] : 0.0;
   }
   return count;
 }
@@ -171,13 +171,12 @@ void add(
 }
 
 template <typename T>
-bool sum(const T* __restrict values, const bool* mask, int n, SplitSum& total) {
+bool sum(const T* __restrict values, const uint8_t* __restrict valid, int n, SplitSum& total) {
   // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits: of v 2^16, and of
   // what is left of v 2^64. Both stay below 2^48, so that 4096 of them fit into int64.
   constexpr double round = 0x1.8p52;
   const uint64_t base = bits_as<uint64_t>(round);
   const int64_t limit = bits_as<int64_t>(FixedSum::kLimit);
-  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(mask);
   // unsigned: the bases wrap around and leave again at the end
   uint64_t high = 0, low = 0;
   int64_t largest = 0;
@@ -197,10 +196,9 @@ bool sum(const T* __restrict values, const bool* mask, int n, SplitSum& total) {
   return largest < limit;
 }
 
-int count(const bool* mask, int n) {
-  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(mask);
+int count(const uint8_t* __restrict valid, int n) {
   int total = 0;
-  for (int i = 0; i < n; ++i) total += valid[i];
+  for (int i = 0; i < n; ++i) total += valid[i] != 0;
   return total;
 }
 
@@ -238,7 +236,7 @@ bool cov(
   const CovarianceBand b = band;
   const T* __restrict logp = source.logp + start;
   const T* __restrict a = source.advantages + start;
-  const uint8_t* __restrict valid = reinterpret_cast<const uint8_t*>(source.mask) + start;
+  const uint8_t* __restrict valid = source.mask + start;
   for (int i = 0; i < n; ++i) {
     // + 0.0 makes -0 and 0 the same
     const double value = (static_cast<double>(a[i]) - b.means.advantage) *

@@ -109,6 +109,7 @@ void draw_from_candidates(
     const bool everything = n < candidates.keep() && candidates.tau == INFINITY;
     const Sorted top{y, n, everything, state[row].moments, rows.scale_of(row)};
     const int64_t i = draw(top, truncation, number(key, row));
+    check(i < n, "row ", row, ": it has nothing to draw from");
     token[row] = i < 0 ? -1 : candidates.ids[row * candidates.room + i];
     if (i >= 0) state[row].target = y[i];
   });
@@ -128,6 +129,7 @@ void draw_from_rows(
     if (is_bad(state[row].moments)) return;
     std::vector<Entry> entries = entries_of(tile_row(rows, logits, row));
     const int64_t size = static_cast<int64_t>(entries.size());
+    check(size > 0, "row ", row, ": it has no finite logit to draw");
     std::vector<double> y;
     int64_t drawn = -1;
     for (int64_t limit = std::max(kFirstSorted, truncation.top_k); drawn < 0; limit *= 8) {

@@ -107,7 +107,7 @@ LOGITLESS_KERNEL(kBackwardThreads, (kChained ? 5 : 6)) backward_kernel(const Bac
   Words4 raw[kBackwardVectors];
   part.load(source + mine, raw);
   // Whoever writes the target's column also keeps its logit, which may lie where it writes.
-  const int64_t target = args.rows.targets[row] - args.start - first;
+  const int64_t target = column_from(args.rows.targets[row], args.start + first);
   const bool owns = target >= 0 && target < left && part.owner(static_cast<int>(target)) == thread;
   float own[1] = {owns ? value_of(source[target]) : 0.0f};
   if (thread == 0) {

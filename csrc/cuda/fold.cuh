@@ -71,7 +71,7 @@ LOGITLESS_KERNEL(kFoldThreads, 8) fold_kernel(const FoldArgs args) {
   // A tie keeps the earlier tile's column.
   if (args.extras && m > state.moments.m) state.argmax = static_cast<double>(args.start + argmax);
   state.moments = merged(state.moments, sum, scale);
-  const int64_t target = args.rows.targets[row] - args.start;
+  const int64_t target = column_from(args.rows.targets[row], args.start);
   if (target >= 0 && target < args.columns) {
     state.target = records[target / args.piece_columns].target;
   }

@@ -216,7 +216,7 @@ LOGITLESS_KERNEL(kPieceThreads, (kExtras ? 4 : kChained ? 5 : 6)) pieces_kernel(
 
   uint32_t held[P::kWords];
   load_piece<S, kChained>(source, first, left, lane, chain, held);
-  const int64_t target = args.rows.targets[row] - args.start - first;
+  const int64_t target = column_from(args.rows.targets[row], args.start + first);
   const bool has_target = target >= 0 && target < left;
   float y_target[1] = {has_target ? value_of(source[target]) : NAN};
   const float scale = static_cast<float>(args.rows.scale_of(row) * 1.4426950408889634);

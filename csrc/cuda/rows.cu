@@ -85,10 +85,7 @@ void rows_backward(
   check_tile(rows, logits, "logits");
   check_tile(rows, gradient, "gradient");
   const int64_t columns = logits.shape[logits.ndim - 1];
-  check(
-      gradient.dtype == logits.dtype && gradient.shape[gradient.ndim - 1] == columns,
-      "gradient must have the dtype and width of logits"
-  );
+  check_gradient(logits, gradient);
   visit_storage(logits.dtype, "logits", [&](auto tag) {
     const DeviceGuard guard(stream.device);
     using S = typename decltype(tag)::type;

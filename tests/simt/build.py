@@ -81,8 +81,9 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     bindings = ROOT / "csrc" / "bindings"
     sources = [
         *(tree / "csrc" / "cuda").glob("rows*.cu"),
-        *(bindings / name for name in ("register_cuda.cpp", "row_arrays.cpp", "dlpack.cpp")),
-        ROOT / "csrc" / "cpu" / "errors.cpp",
+        bindings / "register_cuda.cpp",
+        *(bindings / name for name in ("dlpack.cpp", "overlap.cpp", "row_arrays.cpp")),
+        *(ROOT / "csrc" / "cpu" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
