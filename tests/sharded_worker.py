@@ -126,9 +126,13 @@ def fsdp2(mine: dict[str, Tensor], statistics: ll.BatchStats, tied: bool) -> Non
     weight = policy.lm_head.weight
     hidden = torch.zeros(*mine["targets"].shape, H)
     message = refusal(hidden, weight, mine["targets"])
-    for expected in ("weight is a DTensor, of which this rank holds", "lm_head.unshard()"):
+    for expected in (
+        "weight is a DTensor, of which this rank holds",
+        "logitless.gathered(weight)",
+        "lm_head.unshard()",
+    ):
         assert expected in message, message
-    gathered = ll.linear_token_stats(hidden, weight.full_tensor(), mine["targets"])
+    gathered = ll.linear_token_stats(hidden, ll.gathered(weight), mine["targets"])
     policy.unshard()
     unsharded = ll.linear_token_stats(hidden, policy.lm_head.weight, mine["targets"])
     policy.reshard()

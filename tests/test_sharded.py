@@ -10,6 +10,7 @@ from ranks import run_ranks
 torch = pytest.importorskip("torch")
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
+GATHERED = Path(__file__).with_name("gathered_worker.py")
 # Two processes that import torch and train a thousand numbers: seconds, unless the machine is busy.
 SECONDS = 240
 
@@ -20,3 +21,10 @@ SECONDS = 240
 def test_two_ranks_are_one_process(kind: str, tied: str, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     run_ranks(WORKER, [[kind, str(rank), store, tied] for rank in range(2)], SECONDS)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_gathered_gradients_are_those_of_one_process(ranks: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    run_ranks(GATHERED, [[str(rank), str(ranks), store] for rank in range(ranks)], SECONDS)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
     from logitless.ops.build import build_info
     from logitless.ops.check import Check, check
+    from logitless.ops.gathered import gathered
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -108,6 +109,7 @@ _HOMES = {
     "corrections": "logitless.loss.corrections",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
+    "gathered": "logitless.ops.gathered",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
     "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
@@ -168,6 +170,7 @@ __all__ = [
     "corrections",
     "covariance",
     "fit_entropy_law",
+    "gathered",
     "linear_policy_loss",
     "linear_sample",
     "linear_token_stats",

@@ -7,6 +7,7 @@ from typing import Any
 
 from logitless.ops.options import HeadOptions
 from logitless.ops.tokens import is_tensor
+from logitless.ops.weights import refuse_sharded
 
 
 def framework(op: str, **arrays: Any) -> str:
@@ -14,6 +15,9 @@ def framework(op: str, **arrays: Any) -> str:
     kinds = {}
     for name, array in arrays.items():
         if is_tensor(array):
+            # Of a weight the op says more.
+            if name != "weight":
+                refuse_sharded(op, name, array)
             kinds[name] = "torch"
         elif type(array).__module__ == "numpy":
             kinds[name] = "numpy"
