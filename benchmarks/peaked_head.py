@@ -66,13 +66,13 @@ def peaked_fifth(setting: Setting) -> HeadInputs:
 def drawn_tails(n: int, g: torch.Generator) -> Tensor:
     """Masses outside the 64 largest entries: log-uniform within each class of rows, shuffled."""
     bounds = [(1e-6, 0.8e-3, SHARES[1e-3]), (1.3e-3, 0.8e-2, SHARES[1e-2]), (2e-2, 0.5, 1.0)]
-    tails, start = torch.empty(n), 0
+    tails, start = torch.empty(n, device=g.device), 0
     for low, high, share in bounds:
         stop = max(round(share * n), start)
-        u = torch.rand(stop - start, generator=g)
+        u = torch.rand(stop - start, generator=g, device=g.device)
         tails[start:stop] = low * (high / low) ** u
         start = stop
-    return tails[torch.randperm(n, generator=g)]
+    return tails[torch.randperm(n, generator=g, device=g.device)]
 
 
 def tail_mass(logits: Tensor, scale: Tensor) -> Tensor:
@@ -84,7 +84,10 @@ def tail_mass(logits: Tensor, scale: Tensor) -> Tensor:
 
 def scales(logits: Tensor, tails: Tensor) -> Tensor:
     """[rows, 1]: bisection; the tail shrinks as the scale grows."""
-    low, high = torch.zeros(len(logits), 1), torch.full((len(logits), 1), 64.0)
+    low, high = (
+        logits.new_zeros(len(logits), 1, dtype=torch.float32),
+        tails.new_full((len(logits), 1), 64.0),
+    )
     for _ in range(16):
         middle = (low + high) / 2
         flat = (tail_mass(logits, middle) > tails)[:, None]

@@ -58,7 +58,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How much of what needs a GPU did not run: easily forgotten where there is none."""
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
+    # A module that was skipped as a whole has no keywords.
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = [r for r in reports if "gpu" in getattr(r, "keywords", ())]
     if skipped:
         terminalreporter.write_line(f"gpu tests: {len(skipped)} skipped here, see the reasons")
 

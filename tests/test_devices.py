@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fake_device import FakeRows
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
-from logitless.ops import backends, device_errors
+from logitless.ops import backends, cores, device_errors
 
 TESTS = Path(__file__).parent
 
@@ -133,6 +138,114 @@ def test_ops_keep_to_the_device_of_their_inputs(build: dict[str, Any]) -> None:
             h @ w.T, *chain, state, stats.logp.double(), None, None
         )
         assert gradient.device == torch.device("cuda:0")
+
+
+def test_the_loss_keeps_to_the_device_of_its_inputs() -> None:
+    with FakeTensorMode():
+        logp, old = (torch.empty(4, device="cuda:0") for _ in range(2))
+        mask, spec = torch.ones(4, dtype=torch.bool, device="cuda:0"), ll.presets["ppo"]
+        out = ll.policy_loss(logp, old, old, mask, spec, entropy=logp)
+        for value in (out.loss, *out.metrics.values()):
+            assert value.device == torch.device("cuda:0") and value.shape == ()
+
+
+class FakeCurrent:
+    """torch.cuda as far as the current device goes; two devices, of which 0 is current."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.entered = 0, 0
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        stream = SimpleNamespace(cuda_stream=7)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.now = self.now, device.index
+        self.entered += 1
+        yield
+        self.now = before
+
+
+def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch hands out DLPack capsules of the current device only."""
+    fake, seen = FakeCurrent(monkeypatch), []
+
+    class FakeCudaRows:
+        workspace_bytes = staticmethod(lambda *_: 8)
+
+        def __init__(self, **_: Any) -> None:
+            seen.append(("rows", fake.now))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **options: seen.append((name, fake.now))
+
+    monkeypatch.setattr(cores._core, "CudaRows", FakeCudaRows)
+    monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
+    there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
+    names = ("mask", "row_scale", "scale", "bias", "pre", "softcap")
+    core = cores.CudaCore(
+        SimpleNamespace(n=2, targets=there, **dict.fromkeys(names))  # type: ignore[arg-type]
+    )
+    core.forward(there, None)
+    core.finish(None, 5, None)
+    core.backward(there, None, there)
+    assert seen == [(name, 1) for name in ("rows", "forward", "finish", "backward")]
+    assert fake.now == 0
+    with backends.current(torch.device("cpu")):
+        assert fake.entered == 4
+
+
+def test_a_capture_is_looked_for_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a first call within one is refused, naming what to do before."""
+    fake = FakeCurrent(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.now == 1)
+    with (
+        pytest.raises(RuntimeError, match=r"the first call on cuda:1 must come before .*warm\("),
+        device_errors.watched("token_stats", torch.device("cuda:1"), 5),
+    ):
+        pass
+
+
+def test_an_error_names_who_else_it_may_be_of() -> None:
+    watch = device_errors._Watch(torch.device("cpu"))
+    for missed, captured, who in (
+        (False, False, "op: row 2"),
+        (True, False, r"op \(or a call before it\): row 2"),
+        (False, True, r"op \(or a replayed CUDA graph\): row 2"),
+        (True, True, r"op \(or a call before it or a replayed CUDA graph\): row 2"),
+    ):
+        watch.missed, watch.captured = missed, captured
+        watch.flag.fill_(2 * 8 + 2)
+        watch.after("op", 9)
+        with pytest.raises(RuntimeError, match=f"^{who}: its logits hold a NaN"):
+            watch.raise_found()
+
+
+def test_warm_calls_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way a kernel of the CUDA core is instantiated, and both sides of every argument."""
+    ran: list[tuple[str, bool, bool, bool, bool]] = []
+
+    class Recording(FakeRows):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            both = {"forward": self.core.forward, "backward": self.core.backward}
+            for name, method in both.items():
+                setattr(self, name, functools.partial(self.call, name, method, given))
+
+        def call(
+            self, name: str, method: Any, given: dict[str, Any], *args: Any, **options: Any
+        ) -> None:
+            there = (given[key] is not None for key in ("mask", "row_scale", "bias"))
+            ran.append((name, *there, bool(options.get("extras", given["softcap"]))))
+            method(*args, **options)
+
+    monkeypatch.setitem(cores.CORES, "triton", lambda rows: Recording(**cores.shared(rows)))
+    monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
+    assert ll.warm("cpu", torch.bfloat16, vocab=40, backend="triton") == 32
+    # mask, temperature, bias, and extras forward or softcap backward: each with each.
+    assert len(set(ran)) == 2 * 2**4
+    with pytest.raises(NotImplementedError, match="cannot serve"):
+        ll.warm("cpu", torch.float64, backend="cuda")
 
 
 def test_the_first_bad_row_of_all_calls_is_kept() -> None:

@@ -112,6 +112,25 @@ def test_the_loss_names_a_bad_row(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("consumer", ["loss", "batch_stats", "covariance", "rollout_weights"])
+def test_whoever_takes_values_to_the_host_names_a_bad_row(place: Place, consumer: str) -> None:
+    z, t, old = place.put(torch.randn(4, 50), torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+    z[3] = float("inf")
+    logp = ll.token_stats(z, t, backend=place.backend).logp
+    mask, spec = t == 0, ll.presets["clip_cov"]
+    ids = torch.arange(4, device=place.device)
+    consume = {
+        "loss": lambda: ll.policy_loss(logp, old, old, mask, ll.presets["ppo"]),
+        "batch_stats": lambda: ll.batch_stats(
+            logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0
+        ),
+        "covariance": lambda: ll.covariance(logp, old, mask),
+        "rollout_weights": lambda: ll.rollout_weights(logp, old, mask, ll.Correction()),
+    }[consumer]
+    with pytest.raises(RuntimeError, match=r"token_stats: row 3: its logits hold a \+inf"):
+        consume()
+
+
 @pytest.mark.gpu
 def test_sampling_says_where_it_works() -> None:
     h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from benchmarks.case import Contender, Setting
 from benchmarks.contenders import EAGER, plain_rows
@@ -264,3 +266,69 @@ def test_the_table_of_ncu_is_read() -> None:
     assert first["launch__registers_per_thread"] == "64 register/thread"
     assert second == {"kernel": "fold", "gpu__time_duration.sum": "9.1 us"}
     assert parse("no table") == []
+
+
+# ---- the stage `tests`
+
+
+def test_a_file_that_does_not_import_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a warning is no failure, though pyproject makes it one here."""
+    (tmp_path / "test_broken.py").write_text("import no_such_package\n")
+    (tmp_path / "test_good.py").write_text(
+        "import warnings\nimport pytest\n\n"
+        "@pytest.mark.gpu\ndef test_warns():\n    warnings.warn('old', DeprecationWarning)\n"
+    )
+    files = tuple(tmp_path / f"test_{name}.py" for name in ("broken", "good"))
+    program = (
+        "import math, sys; from pathlib import Path; from benchmarks.gpu import gpu_tests;"
+        "from benchmarks.gpu.child import Work; from benchmarks.gpu.stages import BY_NAME;"
+        "from benchmarks.gpu.store import Store; out = Path(sys.argv[1]);"
+        f"gpu_tests.FILES = {tuple(map(str, files))!r};"
+        "gpu_tests.run(Work(BY_NAME['tests'], out, True, math.inf, Store(out)))"
+    )
+    # pytest within pytest would share its plugins: a process of its own. The mark comes from ours.
+    config = "-c", str(Path(__file__).parents[1] / "pyproject.toml")
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True,
+        env={**os.environ, "PYTEST_ADDOPTS": f"{' '.join(config)} --rootdir {tmp_path}"},
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    cases = Store(tmp_path).cases("tests")
+    assert cases.pop("count")["counts"] == {"passed": 1, "failed": 0, "skipped": 0}
+    (reason,) = (case["reason"] for case in cases.values())
+    assert "no_such_package" in reason
+
+
+def test_every_file_of_gpu_tests_is_named() -> None:
+    from benchmarks.gpu.gpu_tests import FILES
+
+    marked = {
+        path.name
+        for path in Path(__file__).parent.glob("test_*.py")
+        if "pytest.mark.gpu" in path.read_text() or "place: Place" in path.read_text()
+    }
+    assert marked - {Path(__file__).name} == {path.name for path in FILES}
+
+
+# ---- inputs
+
+
+def test_what_is_drawn_is_drawn_where_the_generator_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a CUDA generator for a CPU tensor; without a device it makes one of the CPU."""
+
+    def checked(original: Any) -> Any:
+        def call(*args: Any, generator: Any, device: Any = None, **options: Any) -> Any:
+            assert device is not None and torch.device(device) == generator.device
+            return original(*args, generator=generator, device=device, **options)
+
+        return call
+
+    for name in ("rand", "randn", "randint", "randperm"):
+        monkeypatch.setattr(torch, name, checked(getattr(torch, name)))
+    setting = Setting(rows=8, vocab=300, width=16, dtype="bfloat16")
+    makers = {op.inputs for op in OPS.values()}
+    for make in makers:
+        getattr(make, "cache_clear", lambda: None)()
+        make(setting)

@@ -31,7 +31,9 @@ def stamp(rehearse: bool) -> Path:
 
 def set_built(rehearse: bool, folder: Path) -> None:
     stamp(rehearse).parent.mkdir(parents=True, exist_ok=True)
-    stamp(rehearse).write_text(f"{sources_hash(PACKAGE)}\n{folder}\n")
+    # Relative where it may be: the tree may travel to the machine with the GPU.
+    place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    stamp(rehearse).write_text(f"{sources_hash(PACKAGE)}\n{place}\n")
 
 
 def built(rehearse: bool) -> Path | str:
@@ -41,4 +43,4 @@ def built(rehearse: bool) -> Path | str:
     sources, folder = stamp(rehearse).read_text().splitlines()
     if sources != sources_hash(PACKAGE):
         return "the package was built from other sources: run the build stage"
-    return Path(folder)
+    return ROOT / folder

@@ -72,7 +72,7 @@ class CudaRows {
       bool extras,
       int64_t stream
   ) const {
-    const Place place = place_on(stream);
+    const Place place = this->place();
     const Array tile(logits, "logits", Access::read, place);
     const Array states(state, "state", Access::write, place);
     const Array records(workspace, "workspace", Access::write, place);
@@ -103,7 +103,7 @@ class CudaRows {
       py::handle argmax,
       int64_t stream
   ) const {
-    const Place place = place_on(stream);
+    const Place place = this->place();
     const Array states(state, "state", Access::read, place);
     const Array flag(error, "error", Access::write, place);
     const auto ids = optional_array(row_ids, "row_ids", Access::read, place);
@@ -130,7 +130,7 @@ class CudaRows {
       py::handle g_lse,
       int64_t stream
   ) const {
-    const Place place = place_on(stream);
+    const Place place = this->place();
     const Array tile(logits, "logits", Access::read, place);
     const Array states(state, "state", Access::read, place);
     const Array out(gradient, "gradient", Access::write, place);
@@ -151,8 +151,8 @@ class CudaRows {
 
  private:
   int64_t n() const { return arrays_.rows().n; }
-  // DLPack calls the legacy default stream 1.
-  Place place_on(int64_t stream) const { return place_of(device_, stream == 0 ? 1 : stream); }
+  // Nobody has to wait for anybody: the caller works on the stream that it names.
+  Place place() const { return place_of(device_, -1); }
   cuda::Stream queue(int64_t stream) const { return {device_, reinterpret_cast<void*>(stream)}; }
 
   RowArrays arrays_;

@@ -36,7 +36,7 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = -1;
+  int previous_ = -1;  // -1: it was current already
 };
 
 // What the moments of one piece of a row are handed on in, 32 bytes a piece. Sums are in base 2:

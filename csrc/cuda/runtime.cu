@@ -62,10 +62,16 @@ std::string device_reason(int device) {
 }
 
 DeviceGuard::DeviceGuard(int device) {
-  require(cudaGetDevice(&previous_), "cudaGetDevice");
-  if (previous_ != device) require(cudaSetDevice(device), "cudaSetDevice");
+  int current = -1;
+  require(cudaGetDevice(&current), "cudaGetDevice");
+  if (current == device) return;
+  require(cudaSetDevice(device), "cudaSetDevice");
+  previous_ = current;
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
+// Only where it was another: making a device current may set up a context there.
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0) cudaSetDevice(previous_);
+}
 
 }  // namespace logitless::cuda

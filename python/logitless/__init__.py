@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
     from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
     from logitless.ops.token_stats import token_stats
+    from logitless.ops.warm import warm
 
 # Public name -> module that holds it.
 _HOMES = {
@@ -120,6 +121,7 @@ _HOMES = {
     "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
+    "warm": "logitless.ops.warm",
 }
 
 __all__ = [

@@ -14,9 +14,13 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from logitless import _core
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 # What "auto" tries on a CUDA tensor, best first.
@@ -131,6 +135,15 @@ def cuda_build() -> dict[str, Any]:
 @functools.cache
 def _device_reason(index: int) -> str:
     return _core.cuda_device_reason(index)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device torch's current one: streams, captures and DLPack go by that."""
+    if device.type != "cuda":
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 def _kind(device: str) -> str:

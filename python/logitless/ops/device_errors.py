@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.ops.backends import current
+
 # The flag while no row was bad. A bad row writes row * 8 + kind, and the smallest one stays.
 CLEAR = 2**63 - 1
 # Kinds 1-4 are the kernels' own, 0 is written here: a bad temperature makes NaN of its row, and is
@@ -41,8 +43,8 @@ class _Call(NamedTuple):
     op: str
     vocab: int
     slot: int
-    # Whether its flag may be that of an earlier call, or of a replayed graph, without a copy.
-    shared: bool
+    # Who else may have lowered the flag and brought no copy of it.
+    others: str
 
 
 class _Watch:
@@ -87,7 +89,9 @@ class _Watch:
         self.copies[slot : slot + 1].copy_(self.flag, non_blocking=True)
         if self.on_gpu:
             self.events[slot].record(torch.cuda.current_stream(self.device))
-        self.calls.append(_Call(op, vocab, slot, self.missed or self.captured))
+        others = (("a call before it", self.missed), ("a replayed CUDA graph", self.captured))
+        named = " or ".join(who for who, there in others if there)
+        self.calls.append(_Call(op, vocab, slot, f" (or {named})" if named else ""))
         self.missed = False
 
     def raise_found(self) -> None:
@@ -121,7 +125,8 @@ def watched(op: str, device: torch.device, vocab: int) -> Iterator[Tensor]:
         if _capturing(device):
             raise RuntimeError(
                 f"{op}: the first call on {device} must come before a CUDA graph is captured: it "
-                "sets up the flag for bad rows"
+                "sets up the flag for bad rows, and loads kernels. logitless.warm(device, dtype) "
+                "is such a call for all of them"
             )
         watch = _watches.setdefault(device, _Watch(device))
     yield watch.flag
@@ -162,9 +167,8 @@ def describe(value: int, vocab: int) -> str:
 
 
 def _found_later(call: _Call, value: int) -> str:
-    who = f"{call.op} (or a call or CUDA graph before it)" if call.shared else call.op
     return (
-        f"{who}: {describe(value, call.vocab)}. Found after the call had returned, since kernels "
+        f"{call.op}{call.others}: {describe(value, call.vocab)}. Found after the call had returned, since kernels "
         "on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
     )
 
@@ -174,4 +178,7 @@ def checks_at_once() -> bool:
 
 
 def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
+    if device.type != "cuda":
+        return False
+    with current(device):
+        return bool(torch.cuda.is_current_stream_capturing())

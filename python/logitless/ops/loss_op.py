@@ -13,7 +13,6 @@ from logitless.loss.aggregation import Totals
 from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.token_loss import TokenLoss
 from logitless.ops.batch_stats import BatchStats
-from logitless.ops.device_errors import raise_now
 from logitless.ops.library import begin_backward, graph_is_kept, register
 from logitless.ops.policy_loss import policy_coefficients
 from logitless.ops.spec_code import decode, encode
@@ -155,7 +154,6 @@ def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> list[Tensor]:
 
 def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     arguments = LossArguments(*args)
-    raise_now(logp.device)
     result = coefficients(logp.detach(), None if entropy is None else entropy.detach(), arguments)
 
     def given(values: Any, like: Tensor | None) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops import memory
-from logitless.ops.device_errors import raise_now
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.loss_op import (
@@ -106,7 +105,6 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         logp[ids], entropy[ids] = out["logp"], out["entropy"]
         # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
         # chunk are right, and after the last chunk so is the loss.
-        raise_now(hidden.device)
         result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
         g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
                        for x in (result.g_logp, result.g_entropy)))  # fmt: skip

@@ -264,9 +264,6 @@ def _torch_loss(
     from logitless.ops.loss_op import loss_arguments, policy_loss_op
 
     arguments = loss_arguments(*data, **options)
-    # .cpu() is the identity on the CPU and carries gradients back to another device
-    given = (x.cpu() if is_tensor(x) else x for x in (logp, entropy, *arguments))
-    loss, values, *_ = policy_loss_op(*given)
+    loss, values, *_ = policy_loss_op(logp, entropy, *arguments)
     names = arguments.metric_names(entropy=entropy is not None)
-    metrics = dict(zip(names, values.to(logp.device).unbind(), strict=True))
-    return PolicyLossOutput(loss.to(logp.device), metrics)
+    return PolicyLossOutput(loss, dict(zip(names, values.unbind(), strict=True)))

@@ -58,7 +58,15 @@ def make_tokens(
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,
 ) -> Tokens:
-    """Every array as a flat one of logp's float dtype; `token_ids` default to 0, 1, 2, ..."""
+    """Every array as a flat one of logp's float dtype; `token_ids` default to 0, 1, 2, ...
+
+    A device's values are waited for here. What made a NaN of one of them, an op on a bad row, is to
+    be named before anyone looks at them.
+    """
+    if is_tensor(logp):
+        from logitless.ops.device_errors import raise_now
+
+        raise_now(logp.device)
     values = to_numpy("logp", logp)
     if values.dtype not in (np.float32, np.float64):
         raise TypeError(f"logp must be a floating-point array, got {values.dtype}")
