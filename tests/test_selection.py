@@ -85,7 +85,7 @@ def test_means_round_once_in_any_order_and_split(values: list[float], seed: int)
     assert means.logp == means.advantage == reference.exact_mean(x)
     # two ranks: integer sums add up
     parts = np.array_split(shuffled, 2)
-    sums = np.zeros((2, 9), np.int64)
+    sums = np.zeros((2, _core.SUM_WORDS), np.int64)
     for part, out in zip(parts, sums, strict=True):
         assert _core.value_sums(part, part, np.ones(part.size, bool), out) == -1
     split = batch_means(tokens_of(parts[0], parts[0]), lambda _: sums.sum(axis=0))
@@ -102,7 +102,7 @@ def test_naive_float_means_do_depend_on_order() -> None:
     assert len(naive) > 1 and len(exact) == 1
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e9])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_means_refuse_what_has_no_sum(bad: float) -> None:
     x = np.zeros((2, 3))
     x[1, 1] = bad
@@ -329,7 +329,7 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
     seen = {}
     for isa in _core.build_info()["isas"]:
         monkeypatch.setenv("LOGITLESS_ISA", isa)
-        sums, keys, powers = np.zeros(9, np.int64), np.empty(n, np.int64), np.empty(n)
+        sums, keys, powers = np.zeros(_core.SUM_WORDS, np.int64), np.empty(n, np.int64), np.empty(n)
         _core.value_sums(lp, a, mask, sums)
         inside = covariance_arrays(lp, a, mask, old, ids, band, n)
         largest = covariance_arrays(lp, a, mask, None, ids, band, 20)
@@ -367,7 +367,7 @@ def test_threads_do_not_change_a_bit() -> None:
             "log_low": -0.2, "log_high": 0.2}  # fmt: skip
     seen = set()
     for threads in (1, 2, 5):
-        sums = np.zeros(9, np.int64)
+        sums = np.zeros(_core.SUM_WORDS, np.int64)
         _core.value_sums(lp, a, mask, sums, threads)
         parts = covariance_arrays(lp, a, mask, np.zeros(n), np.arange(n), band, threads)
         seen.add((sums.tobytes(), *(part.tobytes() for part in parts)))

@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include "../cpu/gomp.h"
 #include "../cpu/parallel.h"
 #include "../cpu/rows.h"
 #include "../cuda/rows.h"
@@ -43,6 +44,11 @@ void register_info(py::module_& m) {
       py::arg("device")
   );
   m.def("default_threads", &cpu::default_threads, "Threads used when the caller names none.");
+  m.def(
+      "pool_is_lost",
+      &cpu::gomp_is_lost,
+      "Whether a fork has cut off the threads of torch, so that what uses them waits for ever."
+  );
 }
 
 }  // namespace logitless::bindings

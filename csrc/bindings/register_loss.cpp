@@ -168,7 +168,9 @@ void exp_values(py::handle values_object, py::handle out_object, int threads) {
   const auto* x = data_of<const double>(values, Dtype::f64, n);
   auto* y = data_of<double>(out, Dtype::f64, n);
   check_apart(values, out);
-  cpu::exp_values(x, n, y, threads_of(threads));
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
+  cpu::exp_values(x, n, y, team);
 }
 
 }  // namespace

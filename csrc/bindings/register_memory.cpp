@@ -40,7 +40,12 @@ void register_memory(py::module_& m) {
       .def(py::init<int64_t>(), py::arg("bytes"))
       .def_buffer(&Memory::buffer);
   m.def("spare_bytes", &cpu::spare_bytes, "Bytes that wait to be used again.");
-  m.def("release_memory", &cpu::release_memory, "Hand spare memory back; bytes that were spare.");
+  m.def(
+      "release_memory",
+      &cpu::release_memory,
+      py::call_guard<py::gil_scoped_release>(),
+      "Hand spare memory back; bytes that were spare."
+  );
 }
 
 }  // namespace logitless::bindings

@@ -95,6 +95,7 @@ class Rows {
         reinterpret_cast<const RowState*>(data_of<const double>(all, Dtype::f64, all->size()));
     auto* merged = arrays_.states_of<RowState>(states);
     check_apart(arrays_, all, states);
+    const py::gil_scoped_release release;
     cpu::rows_merge(arrays_.rows(), data, all->shape[0], merged);
   }
 
@@ -120,6 +121,7 @@ class Rows {
     const auto* names = data_of<const int64_t>(ids, Dtype::i64, n());
     const auto* data = arrays_.states_of<const RowState>(states);
     check_apart(arrays_, states, ids, out);
+    const py::gil_scoped_release release;
     cpu::rows_finish(arrays_.rows(), data, vocab, names, out.view());
   }
 

@@ -1,5 +1,7 @@
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "../core/philox.h"
 #include "../cpu/selection.h"
 #include "overlap.h"
@@ -30,8 +32,17 @@ cpu::SelectionTokens<T> selection_tokens(
   return tokens;
 }
 
-// Fills sums[9]: the limbs of the advantages, those of logp, the count. Returns the first bad
-// token.
+// Words of the sums of a rank, which add up over ranks: the digits of the advantages and of logp,
+// how many ranks have their largest magnitude at each digit, and the number of valid tokens.
+constexpr int64_t kSumWords = 4 * ExactSum::kDigits + 1;
+
+void write_sum(const cpu::ValueSum& value, int64_t* digits, int64_t* levels) {
+  std::copy_n(value.sum.digit, ExactSum::kDigits, digits);
+  std::fill_n(levels, ExactSum::kDigits, 0);
+  if (value.level >= 0) levels[value.level] = 1;
+}
+
+// Fills sums[kSumWords]. Returns the first bad token.
 int64_t value_sums(
     py::handle logp_object,
     py::handle advantages_object,
@@ -43,15 +54,17 @@ int64_t value_sums(
   const Array advantages(advantages_object, "advantages", Access::read);
   const Array mask(mask_object, "mask", Access::read);
   const Array sums(sums_object, "sums", Access::write);
-  auto* out = data_of<int64_t>(sums, Dtype::i64, 9);
+  auto* out = data_of<int64_t>(sums, Dtype::i64, kSumWords);
   return visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     const auto tokens = selection_tokens<T>(logp, advantages, mask, std::nullopt, dtype, threads);
     check_apart(logp, advantages, mask, sums);
+    const py::gil_scoped_release release;
     const cpu::ValueSums result = cpu::value_sums(tokens);
-    result.advantage.limbs(out);
-    result.logp.limbs(out + 4);
-    out[8] = result.count;
+    constexpr int n = ExactSum::kDigits;
+    write_sum(result.advantage, out, out + 2 * n);
+    write_sum(result.logp, out + n, out + 3 * n);
+    out[kSumWords - 1] = result.count;
     return result.bad_token;
   });
 }
@@ -95,8 +108,12 @@ py::tuple covariance_candidates(
     auto* out_scores = data_of<uint64_t>(scores, Dtype::i64, n);
     auto* names = data_of<int64_t>(out_ids, Dtype::i64, n);
     check_apart(logp, advantages, mask, old_logp, ids, scores, out_ids);
-    const auto all =
-        cpu::covariance_candidates(tokens, covariance_band(band), most, out_scores, names);
+    const cpu::CovarianceBand limits = covariance_band(band);
+    cpu::CandidateCount all;
+    {
+      const py::gil_scoped_release release;
+      all = cpu::covariance_candidates(tokens, limits, most, out_scores, names);
+    }
     return py::make_tuple(all.count, all.bad_token);
   });
 }
@@ -108,7 +125,9 @@ void ordered_scores(py::handle values_object, py::handle scores_object, int thre
   const auto* numbers = data_of<const double>(values, Dtype::f64, n);
   auto* out = data_of<uint64_t>(scores, Dtype::i64, n);
   check_apart(values, scores);
-  cpu::ordered_scores(numbers, n, out, threads_of(threads));
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
+  cpu::ordered_scores(numbers, n, out, team);
 }
 
 void random_scores(
@@ -120,7 +139,9 @@ void random_scores(
   const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
   auto* out = data_of<uint64_t>(scores, Dtype::i64, n);
   check_apart(ids, scores);
-  cpu::random_scores(names, n, seed, step, out, threads_of(threads));
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
+  cpu::random_scores(names, n, seed, step, out, team);
 }
 
 void radix_histogram(
@@ -129,7 +150,8 @@ void radix_histogram(
     uint64_t prefix_score,
     uint64_t prefix_inverted_id,
     int level,
-    py::handle bins_object
+    py::handle bins_object,
+    int threads
 ) {
   const Array scores(scores_object, "scores", Access::read);
   const Array ids(ids_object, "ids", Access::read);
@@ -140,30 +162,27 @@ void radix_histogram(
   );
   auto* out = data_of<int64_t>(bins, Dtype::i64, kRadixBins);
   check_apart(scores, ids, bins);
-  const auto counts = cpu::radix_histogram(
-      data_of<const uint64_t>(scores, Dtype::i64, n),
-      data_of<const int64_t>(ids, Dtype::i64, n),
-      n,
-      {prefix_score, prefix_inverted_id},
-      level,
-      0
-  );
-  for (int i = 0; i < kRadixBins; ++i) out[i] = counts[static_cast<size_t>(i)];
+  const auto* keys = data_of<const uint64_t>(scores, Dtype::i64, n);
+  const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
+  const SelectionKey prefix = {prefix_score, prefix_inverted_id};
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
+  const auto counts = cpu::radix_histogram(keys, names, n, prefix, level, team);
+  std::copy(counts.begin(), counts.end(), out);
 }
 
-int64_t repeated_id(py::handle ids_object, py::handle mask_object) {
+int64_t repeated_id(py::handle ids_object, py::handle mask_object, int threads) {
   const Array ids(ids_object, "ids", Access::read);
   const Array mask(mask_object, "mask", Access::read);
   const int64_t n = ids->size();
-  return cpu::repeated_id(
-      data_of<const int64_t>(ids, Dtype::i64, n),
-      data_of<const uint8_t>(mask, Dtype::boolean, n),
-      n,
-      0
-  );
+  const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
+  const auto* valid = data_of<const uint8_t>(mask, Dtype::boolean, n);
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
+  return cpu::repeated_id(names, valid, n, team);
 }
 
-void members(py::handle ids_object, py::handle sorted_object, py::handle out_object) {
+void members(py::handle ids_object, py::handle sorted_object, py::handle out_object, int threads) {
   const Array ids(ids_object, "ids", Access::read);
   const Array sorted(sorted_object, "sorted", Access::read);
   const Array out(out_object, "out", Access::write);
@@ -172,11 +191,13 @@ void members(py::handle ids_object, py::handle sorted_object, py::handle out_obj
   const int64_t chosen = sorted->size();
   const auto* among = data_of<const int64_t>(sorted, Dtype::i64, chosen);
   auto* found = data_of<uint8_t>(out, Dtype::boolean, n);
+  check_apart(ids, sorted, out);
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
   for (int64_t i = 1; i < chosen; ++i) {
     check(among[i - 1] <= among[i], "sorted must ascend, got ", among[i], " after ", among[i - 1]);
   }
-  check_apart(ids, sorted, out);
-  cpu::members(names, n, among, chosen, found, 0);
+  cpu::members(names, n, among, chosen, found, team);
 }
 
 py::tuple philox(uint64_t x, uint64_t y, uint64_t seed) {
@@ -195,8 +216,13 @@ void register_selection(py::module_& m) {
       py::arg("mask"),
       py::arg("sums"),
       py::arg("threads") = 0,
-      "Order-free sums of advantages and logp as four limbs each, and the number of valid tokens."
+      "Exact sums of advantages and logp as SUM_WORDS numbers that add up over ranks: the digits of "
+      "both, at which digit the largest magnitude of each lies, and the number of valid tokens. "
+      "Returns the first valid token with a value that is not finite, or -1."
   );
+  m.attr("SUM_WORDS") = kSumWords;
+  m.attr("SUM_DIGITS") = ExactSum::kDigits;
+  m.attr("SUM_LOWEST") = ExactSum::kLowest;
   m.def(
       "covariance_candidates",
       &covariance_candidates,
@@ -240,6 +266,7 @@ void register_selection(py::module_& m) {
       py::arg("prefix_inverted_id"),
       py::arg("level"),
       py::arg("bins"),
+      py::arg("threads") = 0,
       "How many keys with this prefix have each value of one digit."
   );
   m.attr("NO_ID") = cpu::kNoId;
@@ -248,6 +275,7 @@ void register_selection(py::module_& m) {
       &repeated_id,
       py::arg("ids"),
       py::arg("mask"),
+      py::arg("threads") = 0,
       "A negative id where the mask is true, else one that is there twice, else NO_ID."
   );
   m.def(
@@ -256,6 +284,7 @@ void register_selection(py::module_& m) {
       py::arg("ids"),
       py::arg("sorted"),
       py::arg("out"),
+      py::arg("threads") = 0,
       "Which ids are among the sorted ones."
   );
   m.def(

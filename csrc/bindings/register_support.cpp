@@ -39,9 +39,9 @@ int64_t transpose(
   auto* counts = data_of<int32_t>(memory, Dtype::i32, room);
   auto* out_starts = data_of<int64_t>(starts, Dtype::i64, n + 1);
   auto* out_ids = data_of<int32_t>(found, Dtype::i32, n);
-  in.check_columns(room - 1);
   check_apart(in, names, memory, starts, found, rows, entries);
   const py::gil_scoped_release release;
+  in.check_columns(room - 1);
   return cpu::transpose(*in, in_names, room - 1, counts, out_starts, out_ids, out);
 }
 
@@ -82,15 +82,15 @@ void multiply(
       "values, dense and out must all be float64 or none of them"
   );
   const auto* ids = data_of<const int32_t>(rows, Dtype::i32, sparse->n);
+  check_apart(sparse, rows, matrix, result);
+  const int team = threads_of(threads);
+  const py::gil_scoped_release release;
   sparse.check_columns(matrix->shape[0]);
   for (int64_t i = 0; i < sparse->n; ++i) {
     check(0 <= ids[i] && ids[i] < result->shape[0], "names must be rows of out, got ", ids[i]);
     // two threads would write one row
     check(i == 0 || ids[i - 1] < ids[i], "names must ascend, got ", ids[i], " too late");
   }
-  check_apart(sparse, rows, matrix, result);
-  const int team = threads_of(threads);
-  const py::gil_scoped_release release;
   cpu::multiply(*sparse, ids, matrix.view(), add, team, result.view());
 }
 

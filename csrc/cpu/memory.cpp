@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -23,6 +24,13 @@ Spares& spares() {
   static Spares& instance = *new Spares;
   return instance;
 }
+
+// A fork may come while another thread holds the lock, and in the child nobody would release it.
+const int fork_handler = pthread_atfork(
+    [] { spares().mutex.lock(); },
+    [] { spares().mutex.unlock(); },
+    [] { spares().mutex.unlock(); }
+);
 
 void unmap(const Block& block) { munmap(block.data, static_cast<size_t>(block.bytes)); }
 

@@ -1,13 +1,12 @@
 #include "parallel.h"
 
-#include <dlfcn.h>
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #endif
 
 #include "../core/check.h"
+#include "gomp.h"
 
 namespace logitless::cpu {
 namespace {
@@ -59,23 +59,17 @@ void work(void* data) {
   }
 }
 
-// torch on Linux runs on GNU OpenMP, whose workers spin for milliseconds after each product. A
-// second pool would fight them for the same cores, so when that runtime is loaded its own team does
-// our loop.
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-// In a forked child that runtime's workers are gone, and it waits for them for ever.
-std::atomic<bool> forked{false};
-const int fork_handler =
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
-
-GompParallel find_gomp() {
-  static std::atomic<GompParallel> found{nullptr};
-  if (forked.load(std::memory_order_relaxed)) return nullptr;
-  if (GompParallel cached = found.load(std::memory_order_relaxed)) return cached;
-  auto fresh = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  found.store(fresh, std::memory_order_relaxed);
-  return fresh;
+// As many threads as the system grants: those there are take the tasks of those that it refuses.
+void run_team(Loop& loop) {
+  std::vector<std::thread> team;
+  try {
+    team.reserve(static_cast<size_t>(loop.threads - 1));
+    for (int i = 1; i < loop.threads; ++i) team.emplace_back(work, &loop);
+  } catch (const std::system_error&) {
+  } catch (const std::bad_alloc&) {
+  }
+  work(&loop);
+  for (auto& thread : team) thread.join();
 }
 
 int visible_cpus() {
@@ -117,13 +111,12 @@ void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void
   loop.threads = threads;
   loop.body = body;
   loop.context = context;
+  // torch on Linux runs on GNU OpenMP, whose workers spin for milliseconds after each product. A
+  // second pool would fight them for the same cores, so where that runtime is its team does our loop.
   if (GompParallel gomp = find_gomp()) {
     gomp(work, &loop, static_cast<unsigned>(threads), 0);
   } else {
-    std::vector<std::thread> team;
-    for (int i = 1; i < threads; ++i) team.emplace_back(work, &loop);
-    work(&loop);
-    for (auto& thread : team) thread.join();
+    run_team(loop);
   }
   if (loop.error) std::rethrow_exception(loop.error);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "parallel.h"
@@ -20,45 +21,103 @@ void for_blocks(int64_t count, int threads, Fn&& fn) {
   });
 }
 
+// The sum of a block: in one pass of the vector loop, or where that is not exact digit by digit.
+struct BlockSum {
+  __int128 fixed = 0;
+  std::unique_ptr<ExactSum> digits;
+  int64_t largest = 0;
+
+  template <typename T>
+  void add(const TokenKernels& kernels, const T* values, const uint8_t* mask, int n) {
+    static_assert(kBlock <= 4096, "a block's sums fit into 64 bits");
+    SplitSum sum;
+    bool exact;
+    if constexpr (sizeof(T) == sizeof(float))
+      exact = kernels.sum_f32(values, mask, n, sum);
+    else
+      exact = kernels.sum_f64(values, mask, n, sum);
+    largest = sum.largest;
+    if (exact) {
+      fixed = static_cast<__int128>(sum.high) * (int64_t{1} << 48) + sum.low;
+      return;
+    }
+    // not finite: the caller looks for it
+    if (!finite()) return;
+    digits = std::make_unique<ExactSum>();
+    for (int i = 0; i < n; i += kStep) {
+      alignas(64) double parts[kStep];
+      const int m = std::min(kStep, n - i);
+      for (int j = 0; j < m; ++j) {
+        const double given = values[i + j];
+        parts[j] = mask[i + j] != 0 ? given : 0.0;
+      }
+      add_parts(kernels, parts, m, exact_sum_level(largest));
+    }
+    digits->carry();
+  }
+
+  bool finite() const { return largest < int64_t{0x7FF} << 52; }
+
+ private:
+  // The parts of values at each digit, from that of the largest down. Destroys them.
+  void add_parts(const TokenKernels& kernels, double* values, int n, int level) {
+    // where the number that rounds to a digit is finite and normal
+    constexpr int lowest = 1, highest = 64;
+    bool left = true;
+    for (; left && lowest <= level && level <= highest; --level) {
+      const double large = std::ldexp(1.5, 52 + 32 * level + ExactSum::kLowest);
+      int64_t total = 0;
+      left = kernels.take(values, n, large, total);
+      digits->add_at(level, total);
+    }
+    for (int i = 0; left && i < n; ++i) digits->add(values[i]);
+  }
+};
+
+ValueSum total_of(const std::vector<BlockSum>& blocks) {
+  ValueSum total;
+  __int128 fixed = 0;
+  int64_t largest = 0;
+  for (const BlockSum& block : blocks) {
+    fixed += block.fixed;
+    largest = std::max(largest, block.largest);
+    if (block.digits) total.sum.add(*block.digits);
+  }
+  total.sum.add_fixed(fixed);
+  total.sum.carry();
+  total.level = exact_sum_level(largest);
+  return total;
+}
+
 }  // namespace
 
 template <typename T>
 ValueSums value_sums(const SelectionTokens<T>& tokens) {
-  static_assert(kBlock <= 4096, "a block's sums fit into 64 bits");
-  std::vector<ValueSums> parts(static_cast<size_t>((tokens.count + kBlock - 1) / kBlock));
+  const auto blocks = static_cast<size_t>((tokens.count + kBlock - 1) / kBlock);
+  std::vector<BlockSum> advantage(blocks), logp(blocks);
+  std::vector<int64_t> counts(blocks);
   const TokenKernels& kernels = token_kernels();
-  const auto sum = [&](const T* values, const uint8_t* mask, int n, SplitSum& out) {
-    if constexpr (sizeof(T) == sizeof(float))
-      return kernels.sum_f32(values, mask, n, out);
-    else
-      return kernels.sum_f64(values, mask, n, out);
-  };
   for_blocks(tokens.count, tokens.threads, [&](int64_t block, int64_t begin, int64_t end) {
-    ValueSums& part = parts[static_cast<size_t>(block)];
+    const auto at = static_cast<size_t>(block);
     const uint8_t* mask = tokens.mask + begin;
     const int n = static_cast<int>(end - begin);
-    SplitSum advantage, logp;
-    bool good = sum(tokens.advantages + begin, mask, n, advantage);
-    good &= sum(tokens.logp + begin, mask, n, logp);
-    part.advantage.add(advantage.high, advantage.low);
-    part.logp.add(logp.high, logp.low);
-    part.count = kernels.count(mask, n);
-    for (int64_t i = begin; !good; ++i) {
-      const auto outside = [](double v) { return !(std::fabs(v) < FixedSum::kLimit); };
-      if (tokens.mask[i] == 0) continue;
-      if (outside(tokens.advantages[i]) || outside(tokens.logp[i])) {
-        part.bad_token = i;
-        break;
-      }
-    }
+    advantage[at].add(kernels, tokens.advantages + begin, mask, n);
+    logp[at].add(kernels, tokens.logp + begin, mask, n);
+    counts[at] = kernels.count(mask, n);
   });
   ValueSums sums;
-  for (const ValueSums& part : parts) {
-    sums.advantage.add(part.advantage);
-    sums.logp.add(part.logp);
-    sums.count += part.count;
-    if (sums.bad_token < 0) sums.bad_token = part.bad_token;
+  for (size_t block = 0; block < blocks; ++block) {
+    if (advantage[block].finite() && logp[block].finite()) continue;
+    for (int64_t i = static_cast<int64_t>(block) * kBlock;; ++i) {
+      const bool good = std::isfinite(tokens.advantages[i]) && std::isfinite(tokens.logp[i]);
+      if (tokens.mask[i] == 0 || good) continue;
+      sums.bad_token = i;
+      return sums;
+    }
   }
+  for (int64_t count : counts) sums.count += count;
+  sums.advantage = total_of(advantage);
+  sums.logp = total_of(logp);
   return sums;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "../core/covariance.h"
+#include "../core/exact_sum.h"
 #include "../core/radix_select.h"
 #include "token_steps.h"
 
@@ -20,11 +21,17 @@ struct SelectionTokens {
   int threads = 0;
 };
 
+struct ValueSum {
+  ExactSum sum;
+  // exact_sum_level of the largest magnitude
+  int level = -1;
+};
+
 struct ValueSums {
-  FixedSum advantage;
-  FixedSum logp;
+  ValueSum advantage;
+  ValueSum logp;
   int64_t count = 0;
-  // The first valid token whose value is not finite or not below FixedSum::kLimit; -1: none.
+  // The first valid token with a value that is not finite; -1: none.
   int64_t bad_token = -1;
 };
 

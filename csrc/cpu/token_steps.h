@@ -48,8 +48,12 @@ struct TokenSource {
 
 // Sums of values as multiples of 2^-64, in two halves: high 2^-16, low 2^-64.
 struct SplitSum {
+  static constexpr double kLimit = 0x1p31;
+
   int64_t high = 0;
   int64_t low = 0;
+  // the bits of the largest magnitude; those of numbers that are not finite are above all others
+  int64_t largest = 0;
 };
 
 // The score of a token that is none: below those of all finite numbers.
@@ -89,10 +93,14 @@ struct TokenKernels {
       const TokenStep& step,
       TokenLanes& lanes
   );
-  // values[mask] of up to 4096 tokens; false: some value is not finite or not below 2^31.
+  // values[mask] of up to 4096 tokens; false: some value is not below kLimit or no multiple of
+  // 2^-64, and only `largest` is right. A float of at least 2^-40 is such a multiple.
   bool (*sum_f32)(const float* values, const uint8_t* mask, int n, SplitSum& sum);
   bool (*sum_f64)(const double* values, const uint8_t* mask, int n, SplitSum& sum);
   int (*count)(const uint8_t* mask, int n);
+  // Takes from up to 4096 values, below large / 2, what adding `large` = 1.5 * 2^k rounds them to:
+  // multiples of 2^(k - 52), in units of which it adds them to `total`. Returns whether any is left.
+  bool (*take)(double* values, int n, double large, int64_t& total);
   // `random_key` of csrc/core/philox.h for each id
   void (*random)(const int64_t* ids, int n, uint64_t seed, uint64_t step, uint64_t* out);
   // Ordered bits of the covariances of n tokens from i on, kNoCandidate for those outside the band,

@@ -176,9 +176,9 @@ bool sum(const T* __restrict values, const uint8_t* __restrict valid, int n, Spl
   // what is left of v 2^64. Both stay below 2^48, so that 4096 of them fit into int64.
   constexpr double round = 0x1.8p52;
   const uint64_t base = bits_as<uint64_t>(round);
-  const int64_t limit = bits_as<int64_t>(FixedSum::kLimit);
+  const int64_t limit = bits_as<int64_t>(SplitSum::kLimit);
   // unsigned: the bases wrap around and leave again at the end
-  uint64_t high = 0, low = 0;
+  uint64_t high = 0, low = 0, left = 0;
   int64_t largest = 0;
   for (int i = 0; i < n; ++i) {
     const double given = values[i];
@@ -188,12 +188,32 @@ bool sum(const T* __restrict values, const uint8_t* __restrict valid, int n, Spl
     largest = magnitude > largest ? magnitude : largest;
     const double shifted = v * 0x1p16 + round;
     const double rest = v - (shifted - round) * 0x1p-16;
+    const double shifted_rest = rest * 0x1p64 + round;
     high += bits_as<uint64_t>(shifted);
-    low += bits_as<uint64_t>(rest * 0x1p64 + round);
+    low += bits_as<uint64_t>(shifted_rest);
+    left |= bits_as<uint64_t>(rest - (shifted_rest - round) * 0x1p-64);
   }
   total.high = static_cast<int64_t>(high - static_cast<uint64_t>(n) * base);
   total.low = static_cast<int64_t>(low - static_cast<uint64_t>(n) * base);
-  return largest < limit;
+  total.largest = largest;
+  // shifted: a difference of -0 is none
+  return largest < limit && left << 1 == 0;
+}
+
+bool take(double* __restrict values, int n, double large, int64_t& total) {
+  const uint64_t base = bits_as<uint64_t>(large);
+  uint64_t sum = 0, rest = 0;
+  for (int i = 0; i < n; ++i) {
+    const double v = values[i];
+    const double rounded = v + large;
+    const double left = v - (rounded - large);
+    values[i] = left;
+    sum += bits_as<uint64_t>(rounded);
+    rest |= bits_as<uint64_t>(left);
+  }
+  total += static_cast<int64_t>(sum - static_cast<uint64_t>(n) * base);
+  // shifted: a difference of -0 is none
+  return rest << 1 != 0;
 }
 
 int count(const uint8_t* __restrict valid, int n) {
@@ -315,6 +335,7 @@ const TokenKernels token_kernels = {
     sum<float>,
     sum<double>,
     count,
+    take,
     random,
     cov<float>,
     cov<double>,

@@ -13,6 +13,8 @@ from logitless.loss.selection import (
     exact_means,
     kth_largest,
     one_rank,
+    ordinary,
+    scaled_by,
     score_values,
 )
 from logitless.ops.batch_stats import group_sum
@@ -52,37 +54,50 @@ def covariance(
         quantiles = np.quantile(cov[mask], (0.5, 0.8, 0.98, 0.998, 0.9998), method="inverted_cdf")
 
     With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the
-    same bits on any split. Raises ValueError where a valid value is not finite and for shapes that
-    differ. Paper: arXiv:2505.22617.
+    same bits on any split. Raises ValueError where a valid value is not finite, for covariances
+    beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
     refuse_grad(logp=logp, advantages=advantages)
     reduce = one_rank if data_group is None else group_sum(data_group)
     tokens = make_tokens(logp, advantages, mask)
-    means = batch_means(tokens, reduce)
+    given = batch_means(tokens, reduce)
+    tokens, means = ordinary(tokens, given)
+    exponent = sum(given.exponents)
     running = covariance_candidates(tokens, means)
     cov, a, lp = (np.zeros(tokens.mask.size) for _ in range(3))
     cov[tokens.mask] = score_values(running.scores)
     # float32 minus a Python float would stay float32
     a[tokens.mask] = tokens.advantages[tokens.mask]
     lp[tokens.mask] = tokens.logp[tokens.mask]
+    one = float(scaled_by(1.0, -exponent))
     squares = ("(advantages - mean)^2", "(logp - mean)^2")
     variance_a, variance_lp, *_ = exact_means(
         tokens, (a - means.advantage) ** 2, (lp - means.logp) ** 2, squares, reduce
     )
     mean, share, count, *_ = exact_means(
-        tokens, cov, (cov > 1.0).astype(np.float64), ("covariances", "shares"), reduce
+        tokens, cov, (cov > one).astype(np.float64), ("covariances", "shares"), reduce
     )
     spread = math.sqrt(variance_a) * math.sqrt(variance_lp)
     quantiles = {
-        q: kth_largest(running, count - math.ceil(q * count) + 1, reduce)
+        q: _unscaled(kth_largest(running, count - math.ceil(q * count) + 1, reduce), exponent)
         for q in (QUANTILES if count else ())
     }
     return Covariance(
-        mean=mean,
+        mean=_unscaled(mean, exponent),
         correlation=mean / spread if spread > 0 else 0.0,
-        mean_advantage=means.advantage,
-        mean_logp=means.logp,
+        mean_advantage=given.advantage,
+        mean_logp=given.logp,
         count=count,
         quantiles=quantiles,
         above_one=share,
     )
+
+
+def _unscaled(value: float, exponent: int) -> float:
+    result = float(scaled_by(value, exponent))
+    if not math.isfinite(result):
+        raise ValueError(
+            "advantages and logp must have a covariance that float64 can hold, got "
+            f"{value} * 2^{exponent}"
+        )
+    return result

@@ -36,9 +36,9 @@ def importance(tokens: Tokens, correction: Correction) -> Importance:
         return Importance(np.ones(q.size), keep, None, q)
     u = _at_level(tokens, q, correction.level)
     if correction.outside == "truncate":
-        weights = np.clip(exp(u), correction.low, correction.high)
+        weights = np.clip(exp(tokens, u), correction.low, correction.high)
     else:
-        weights = np.where(outside(u, correction.low, correction.high) == 0, exp(u), 0.0)
+        weights = np.where(outside(u, correction.low, correction.high) == 0, exp(tokens, u), 0.0)
     return Importance(weights, keep, u, q)
 
 
@@ -57,7 +57,7 @@ def correction_metrics(
     sums = {
         "rollout_rs_masked_fraction": np.count_nonzero(~weights.keep[mask]),
         "kl": -q.sum(),
-        "k3_kl": (exp(q) - 1.0 - q).sum(),
+        "k3_kl": (exp(tokens, q) - 1.0 - q).sum(),
     }
     if weights.log_ratio is not None:
         side = outside(weights.log_ratio[mask], correction.low, correction.high)
@@ -82,7 +82,7 @@ def _accepted(tokens: Tokens, q: Float64s, rule: Reject) -> Bools:
     if kind == "k1":
         u = q if level == "token" else _at_level(tokens, q, _LEVELS[level])
         return np.asarray(outside(u, low, high) == 0)
-    value = 0.5 * q * q if kind == "k2" else exp(q) - 1.0 - q
+    value = 0.5 * q * q if kind == "k2" else exp(tokens, q) - 1.0 - q
     if level == "seq_max":
         sequences, mask = tokens.whole(), tokens.mask
         largest = np.zeros(sequences.number)

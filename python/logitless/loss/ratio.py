@@ -65,7 +65,7 @@ def _geometric(tokens: Tokens, spec: PolicyLossSpec, surrogate: Gmpo) -> PolicyT
     clipped = np.where(a == 0, 0.0, clipped)
     of_token = tokens.whole().of_token
     log_ratio = sequence_means(tokens, clipped)[of_token]
-    loss = -sequence_means(tokens, a)[of_token] * exp(log_ratio)
+    loss = -sequence_means(tokens, a)[of_token] * exp(tokens, log_ratio)
     flow = ((clipped == d) & (a != 0)).astype(np.float64)
     return PolicyTerm(log_ratio, loss, loss, flow)
 

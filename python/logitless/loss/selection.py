@@ -14,7 +14,7 @@ from logitless.loss.aggregation import selection_size
 from logitless.loss.control_factor import entropy_credit
 from logitless.loss.correction import importance
 from logitless.loss.ratio import own_log_ratio, policy_term
-from logitless.loss.sequences import Float64s, exp, valid
+from logitless.loss.sequences import Float64s, exp, log_ratio_of, valid
 from logitless.loss.spec import (
     ClipB,
     ClipCov,
@@ -30,12 +30,14 @@ from logitless.loss.tokens import Bools, Floats, Int64s, Tokens
 # Adds an int64 array over the ranks of a batch.
 Reduce = Callable[[Int64s], Int64s]
 
-LIMBS = 4
 BINS, LEVELS = 256, 16
 # Candidates that a histogram counts in the time of its own call.
 FEW = 4096
 # Bytes of an array from which its pages are worth handing from call to call.
 LARGE = 1 << 20
+# Of magnitudes between 2^-ORDINARY and 2^ORDINARY, two deviations from a mean have a product, and
+# one has a square, that neither vanishes nor overflows: no deviation but 0 is below 2^-53 of them.
+ORDINARY = 256
 
 
 class Candidates(NamedTuple):
@@ -43,6 +45,7 @@ class Candidates(NamedTuple):
 
     scores: Int64s  # [M]
     ids: Int64s  # [M]
+    threads: int = 0
 
 
 def one_rank(values: Int64s) -> Int64s:
@@ -94,27 +97,63 @@ def exact_means(
 ) -> Means:
     """The means of two arrays over the valid tokens of all ranks, and the count.
 
-    Values are added as integer multiples of 2^-64 and each mean rounds once: order and split cannot
-    change a bit.
+    The sums are exact and each mean rounds once: order and split cannot change a bit.
     """
-    sums = np.zeros(2 * LIMBS + 1, np.int64)
-    bad = _core.value_sums(second, first, tokens.mask, sums)
+    words = np.empty(_core.SUM_WORDS, np.int64)
+    bad = _core.value_sums(second, first, tokens.mask, words, tokens.threads)
     if bad >= 0:
         raise ValueError(
-            f"{names[0]} and {names[1]} must be finite and below 2^31 where the mask is true, got "
+            f"{names[0]} and {names[1]} must be finite where the mask is true, got "
             f"{first[bad]} and {second[bad]} at {tokens.place(bad)}"
         )
-    *limbs, count = (int(x) for x in reduce(sums))
+    words = reduce(words)
+    sums, tops, digits = [0, 0], [-1, -1], _core.SUM_DIGITS
+    for i in np.flatnonzero(words[:-1]).tolist():
+        part, digit = divmod(i, digits)
+        if part < 2:
+            sums[part] += int(words[i]) << 32 * digit
+        else:
+            tops[part - 2] = digit
+    count = int(words[-1])
     # int / int rounds once, correctly
-    a, b = (
-        sum(limb << 32 * i for i, limb in enumerate(part)) / (max(count, 1) << 64)
-        for part in (limbs[:LIMBS], limbs[LIMBS:])
+    a, b = (total / (max(count, 1) << -_core.SUM_LOWEST) for total in sums)
+    return Means(a, b, count, exponents=(_exponent(tops[0]), _exponent(tops[1])))
+
+
+def _exponent(digit: int) -> int:
+    """Where the largest magnitude lies at this digit: 0, or from where on products of deviations
+    might vanish or overflow the power of two that makes it one in [1, 2^32)."""
+    exponent = 32 * digit + _core.SUM_LOWEST
+    return 0 if digit < 0 or -ORDINARY <= exponent < ORDINARY else exponent
+
+
+def ordinary(tokens: Tokens, means: Means) -> tuple[Tokens, Means]:
+    """Advantages, log-probs and their means, divided by 2 to the `means.exponents`. That divides
+    covariances by 2^sum(means.exponents) and keeps their order."""
+    if not any(means.exponents):
+        return tokens, means
+    a, logp = means.exponents
+    scaled = dataclasses.replace(
+        tokens,
+        advantages=scaled_by(valid(tokens, tokens.advantages), -a),
+        logp=scaled_by(valid(tokens, tokens.logp), -logp),
     )
-    return Means(a, b, count)
+    return scaled, means._replace(
+        advantage=float(scaled_by(means.advantage, -a)),
+        logp=float(scaled_by(means.logp, -logp)),
+        exponents=(0, 0),
+    )
+
+
+def scaled_by(x: Any, exponent: int) -> Any:
+    """x 2^exponent, which may be infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(x, exponent)
 
 
 def covariance_candidates(tokens: Tokens, means: Means) -> Candidates:
-    """All valid tokens in the order of their covariance."""
+    """All valid tokens in the order of their covariance, see `ordinary`."""
+    tokens, means = ordinary(tokens, means)
     return _covariance_candidates(tokens, _band(means), None)
 
 
@@ -129,6 +168,7 @@ def candidates(
         return _clip_cov_candidates(tokens, spec, control, means)
     if isinstance(control, KLCov):
         k = selection_size(control.fraction, means.tokens)
+        tokens, means = ordinary(tokens, means)
         # of each rank: the k largest of all are among them
         return _covariance_candidates(tokens, _band(means), None, k)
     if isinstance(control, TopEntropy):
@@ -136,7 +176,7 @@ def candidates(
     pushed_down = tokens.mask & (valid(tokens, tokens.advantages) < 0)
     if isinstance(control, ClipB):
         s = _surprise(tokens)
-        mean, deviation = _moments(tokens, s, "entropy", reduce)
+        mean, deviation = _moments(tokens, s, "p (entropy + logp)", reduce)
         return _ordered(tokens, pushed_down & (s - mean < -control.mu * deviation), -s)
     assert isinstance(control, ClipV)
     d = _finite(tokens, "entropy_change", tokens.entropy_change)
@@ -156,7 +196,7 @@ def select(
     """The sorted ids of this rank's tokens among the selected ones of all ranks."""
     running = candidates(tokens, spec, means, reduce)
     if isinstance(spec.control, ClipCov):
-        _core.random_scores(running.ids, seed, step, running.scores)
+        _core.random_scores(running.ids, seed, step, running.scores, running.threads)
     k = most_selected(spec, means.tokens)
     return np.sort(running.ids if k is None else take_largest(running, k, reduce))
 
@@ -228,7 +268,8 @@ def score_values(scores: Int64s) -> npt.NDArray[np.float64]:
 
 def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce) -> Int64s:
     bins = np.empty(BINS, np.int64)
-    _core.radix_histogram(running.scores, running.ids, words[0], words[1], level, bins)
+    scores, ids, threads = running
+    _core.radix_histogram(scores, ids, words[0], words[1], level, bins, threads)
     return reduce(bins)
 
 
@@ -239,7 +280,7 @@ def _starting(running: Candidates, words: list[int], level: int) -> Candidates:
         return running
     shift = np.uint64(56 - 8 * level)
     same = running.scores.view(np.uint64) >> shift == np.uint64(words[0]) >> shift
-    return Candidates(running.scores[same], running.ids[same])
+    return Candidates(running.scores[same], running.ids[same], running.threads)
 
 
 def _digit(counts: Int64s, needed: int) -> tuple[int, int]:
@@ -271,17 +312,18 @@ def _covariance_candidates(
 ) -> Candidates:
     """Those inside the band; `most`: with so many of the largest among them, others may lack."""
     most = tokens.logp.size if most is None else most
-    out = Candidates(*(_room(tokens.logp.size) for _ in range(2)))
+    scores, ids = _room(tokens.logp.size), _room(tokens.logp.size)
     number, bad = _core.covariance_candidates(
-        tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, most, *out
-    )
+        tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, most, scores, ids,
+        tokens.threads,
+    )  # fmt: skip
     if bad >= 0:
         assert old_logp is not None
         raise ValueError(
             f"old_logp must be finite where the mask is true, got {old_logp[bad]} at "
             f"{tokens.place(bad)}"
         )
-    return Candidates(out.scores[:number], out.ids[:number])
+    return Candidates(scores[:number], ids[:number], tokens.threads)
 
 
 def _room(n: int) -> Int64s:
@@ -296,17 +338,23 @@ def _room(n: int) -> Int64s:
 def _clip_cov_candidates(
     tokens: Tokens, spec: PolicyLossSpec, control: ClipCov, means: Means
 ) -> Candidates:
-    band = _band(means, (control.low, control.high), log_range(spec.surrogate))
     old_logp = tokens.old_logp
-    if spec.sequence_ratio and old_logp is not None:
-        unclipped = tokens.mask & ~_sequence_clipped(tokens, spec)
+    if old_logp is not None and (spec.sequence_ratio or any(means.exponents)):
+        unclipped = tokens.mask & ~_clipped(tokens, spec)
         tokens, old_logp = dataclasses.replace(tokens, mask=unclipped), None
-    return _covariance_candidates(tokens, band, old_logp)
+    low, high = scaled_by(np.array([control.low, control.high]), -sum(means.exponents)).tolist()
+    tokens, means = ordinary(tokens, means)
+    return _covariance_candidates(
+        tokens, _band(means, (low, high), log_range(spec.surrogate)), old_logp
+    )
 
 
-def _sequence_clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:
-    log_ratio = policy_term(tokens, spec).log_ratio
-    u = own_log_ratio(tokens, spec) if log_ratio is None else log_ratio
+def _clipped(tokens: Tokens, spec: PolicyLossSpec) -> Bools:
+    if spec.sequence_ratio:
+        log_ratio = policy_term(tokens, spec).log_ratio
+        u = own_log_ratio(tokens, spec) if log_ratio is None else log_ratio
+    else:
+        u = log_ratio_of(tokens, "logp", "old_logp")
     log_low, log_high = log_range(spec.surrogate)
     a = valid(tokens, tokens.advantages)
     return np.asarray(((a > 0) & (u > log_high)) | ((a < 0) & (u < log_low)))
@@ -316,14 +364,17 @@ def _surprise(tokens: Tokens) -> Float64s:
     """S = p (entropy + logp) of each valid token, 0 elsewhere."""
     entropy = _finite(tokens, "entropy", tokens.entropy)
     logp = valid(tokens, tokens.logp)
-    return np.where(tokens.mask, exp(logp) * (entropy + logp), 0.0)
+    return np.where(tokens.mask, exp(tokens, logp) * (entropy + logp), 0.0)
 
 
 def _moments(tokens: Tokens, x: Float64s, name: str, reduce: Reduce) -> tuple[float, float]:
     """Mean and population standard deviation over the valid tokens of all ranks."""
-    means = exact_means(tokens, x, x * x, (name, f"{name}^2"), reduce)
-    # the rounding of the two means may leave the difference of equal numbers below 0
-    return means.advantage, max(means.logp - means.advantage**2, 0.0) ** 0.5
+    means = exact_means(tokens, x, x, (name, name), reduce)
+    exponent, _ = means.exponents
+    away = scaled_by(x, -exponent) - scaled_by(means.advantage, -exponent)
+    squares = away * away
+    variance = exact_means(tokens, squares, squares, (f"{name}^2", f"{name}^2"), reduce).advantage
+    return means.advantage, float(scaled_by(variance**0.5, exponent))
 
 
 def _finite(tokens: Tokens, name: str, values: Floats | None) -> Float64s:
@@ -341,5 +392,5 @@ def _finite(tokens: Tokens, name: str, values: Floats | None) -> Float64s:
 
 def _ordered(tokens: Tokens, which: Bools, values: Float64s) -> Candidates:
     scores = np.empty(np.count_nonzero(which), np.int64)
-    _core.ordered_scores(values[which], scores)
-    return Candidates(scores, tokens.ids[which])
+    _core.ordered_scores(values[which], scores, tokens.threads)
+    return Candidates(scores, tokens.ids[which], tokens.threads)

@@ -13,10 +13,11 @@ from logitless.loss.tokens import Int64s, Tokens
 Float64s = npt.NDArray[np.float64]
 
 
-def exp(x: Float64s) -> Float64s:
-    """exp with the same bits on every machine, which NumPy does not promise."""
+def exp(tokens: Tokens, x: Float64s) -> Float64s:
+    """exp of numbers of these tokens, the same bits on every machine, which NumPy does not
+    promise."""
     out = np.empty_like(x)
-    _core.exp(x, out)
+    _core.exp(x, out, tokens.threads)
     return out
 
 

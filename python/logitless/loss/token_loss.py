@@ -33,6 +33,8 @@ class Means(NamedTuple):
     # that use them
     credit: tuple[float, float] = (0.0, 0.0)
     importance: float = 1.0
+    # powers of two of which advantages and log-probs are multiples of ordinary size; 0: they are
+    exponents: tuple[int, int] = (0, 0)
 
 
 class TokenLoss(NamedTuple):
@@ -121,6 +123,7 @@ def evaluate(
         mean_logp=known.logp,
         grad_scale=grad_scale,
         params=core_params(spec),
+        threads=tokens.threads,
     )
     if sums["bad_token"] >= 0:
         raise ValueError(_bad_token(tokens, sums["bad_token"]))

@@ -49,6 +49,8 @@ class Tokens:
     given_ids: Int64s | None
     # None: packed tokens without cu_seqlens
     sequences: Sequences | None
+    # of the core's loops; 0: its default
+    threads: int = 0
 
     @cached_property
     def ids(self) -> Int64s:

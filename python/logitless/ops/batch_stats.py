@@ -195,7 +195,7 @@ def group_sum(group: Any) -> Reduce:
 def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
     if spec.per_sequence:
         tokens.whole()
-    repeated = _core.repeated_id(tokens.ids, tokens.mask)
+    repeated = _core.repeated_id(tokens.ids, tokens.mask, tokens.threads)
     if repeated != _core.NO_ID:
         raise ValueError(
             "token_ids must be unique and not negative where the mask is true, got "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from logitless.ops.backends import ON_DEVICE
+from logitless.ops.forked import refuse_lost_threads
 from logitless.ops.library import backend_of
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.outputs import flat_head
@@ -134,6 +135,7 @@ def _plan(
     fixed: bool,
     tail_mass: float,
 ) -> Plan:
+    refuse_lost_threads()
     return plan(
         n, hidden, vocab, dtype, budget, logits_dtype=logits, gradients=gradients,
         backward=backward, one_pass=one_pass, split=split, batch_invariant=fixed,

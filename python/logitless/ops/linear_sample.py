@@ -175,6 +175,7 @@ def _draw(
 ) -> Sample:
     import torch
 
+    from logitless.ops.forked import refuse_lost_threads
     from logitless.ops.head_call import logits_dtype
     from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
     from logitless.ops.plan import plan
@@ -182,6 +183,7 @@ def _draw(
     from logitless.ops.tiles import Tiles
     from logitless.ops.truncated_draw import draw_truncated
 
+    refuse_lost_threads()
     n, vocab = len(hidden), shard.vocab(len(weight))
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     tiling = plan(

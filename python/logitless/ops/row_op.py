@@ -12,6 +12,7 @@ from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
 from logitless.ops.rows import STATE, Rows
 from logitless.ops.shard import SHARD, Shard
+from logitless.ops.tokens import thread_count
 
 # The arguments every row op starts with, in the order of `make_rows`.
 ROWS = (
@@ -43,8 +44,7 @@ def make_rows(
             row_scale = torch.where(good, row_scale, float("nan"))
     # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
     bias = None if bias is None else bias.detach()
-    threads = torch.get_num_threads()
-    n = len(targets)
+    n, threads = len(targets), thread_count(targets)
     return Rows(n, targets, mask, row_scale, scale, bias, pre, softcap, threads, backend, op)
 
 

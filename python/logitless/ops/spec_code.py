@@ -3,56 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
+import weakref
 from typing import Any
 
 from logitless.loss.spec import PolicyLossSpec
 
-# What was encoded in this process: a user's own part need not be importable by its name.
-_SPECS: dict[str, PolicyLossSpec] = {}
-_TEXTS: dict[PolicyLossSpec, str] = {}
+# Specs whose text, or whose object, is not made anew in every call. A coefficient that changes from
+# step to step makes a spec of each step.
+KNOWN = 256
+# By text, while they live: a user's own part may have more than its fields.
+_ALIVE: weakref.WeakValueDictionary[str, PolicyLossSpec] = weakref.WeakValueDictionary()
+# Classes that no import finds, as those of a function, by id.
+_LOCAL: weakref.WeakValueDictionary[int, type] = weakref.WeakValueDictionary()
 
 
+@functools.lru_cache(maxsize=KNOWN)
 def encode(spec: PolicyLossSpec) -> str:
-    """JSON; each dataclass is {"is": [its module, its name], "with": its fields}."""
-
-    if spec in _TEXTS:
-        return _TEXTS[spec]
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(x) for x in value]
-        if not dataclasses.is_dataclass(value):
-            return value
-        names = [field.name for field in dataclasses.fields(value)]
-        kind = type(value)
-        parts = {name: plain(getattr(value, name)) for name in names}
-        return {"is": [kind.__module__, kind.__qualname__], "with": parts}
-
-    text = json.dumps(plain(spec))
-    known = _SPECS.setdefault(text, spec)
-    if known != spec:
-        # two local classes of one name
-        text = json.dumps([plain(spec), id(spec)])
-        _SPECS[text] = spec
-    _TEXTS[spec] = text
+    """JSON; each dataclass is {"is": [its module, its name], "with": its fields}, and one that no
+    import finds has its id after the name."""
+    text = json.dumps(_plain(spec))
+    _ALIVE[text] = spec
     return text
 
 
 def decode(text: str) -> PolicyLossSpec:
-    if text in _SPECS:
-        return _SPECS[text]
+    return _ALIVE.get(text) or _decoded(text)
 
-    def made(value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(made(x) for x in value)
-        if not isinstance(value, dict):
-            return value
-        module, name = value["is"]
-        kind = getattr(importlib.import_module(module), name)
-        return kind(**{key: made(field) for key, field in value["with"].items()})
 
-    spec = made(json.loads(text))
+@functools.lru_cache(maxsize=KNOWN)
+def _decoded(text: str) -> PolicyLossSpec:
+    spec = _made(json.loads(text))
     assert isinstance(spec, PolicyLossSpec)
-    return _SPECS.setdefault(text, spec)
+    return spec
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(x) for x in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    parts = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    kind: Any = type(value)
+    name = [kind.__module__, kind.__qualname__]
+    if _imported(*name) is not kind:
+        name.append(id(kind))
+        _LOCAL[id(kind)] = kind
+    return {"is": name, "with": parts}
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_made(x) for x in value)
+    if not isinstance(value, dict):
+        return value
+    kind = _LOCAL[value["is"][2]] if len(value["is"]) > 2 else _imported(*value["is"])
+    return kind(**{key: _made(field) for key, field in value["with"].items()})
+
+
+def _imported(module: str, name: str) -> Any:
+    """None where there is no such class."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None

@@ -9,6 +9,7 @@ from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, 
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
 from logitless.ops.options import ROW_EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.tokens import thread_count
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
@@ -169,7 +170,8 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
     bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
     flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
     n = len(flat_targets)
-    return Rows(n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap)
+    threads = thread_count(targets)
+    return Rows(n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap, threads)
 
 
 def numpy_finish(

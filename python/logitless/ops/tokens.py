@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from logitless import _core
 from logitless.loss.tokens import Floats, Int64s, Sequences, Tokens
 
 if TYPE_CHECKING:
@@ -22,6 +24,16 @@ def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
     """Whether x is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def thread_count(x: object) -> int:
+    """How many threads work on an array: torch.get_num_threads() on a tensor; on a NumPy array
+    LOGITLESS_NUM_THREADS where it is set, else torch.get_num_threads() where torch is loaded, else
+    as many as there are CPUs that this process may run on. Results do not depend on it."""
+    torch = sys.modules.get("torch")
+    if torch is None or (not is_tensor(x) and os.environ.get("LOGITLESS_NUM_THREADS")):
+        return _core.default_threads()
+    return int(torch.get_num_threads())
 
 
 def refuse_grad(**data: Array | None) -> None:
@@ -103,6 +115,7 @@ def make_tokens(
         entropy_change=floats("entropy_change", entropy_change),
         given_ids=ids,
         sequences=sequences,
+        threads=thread_count(logp),
     )
 
 

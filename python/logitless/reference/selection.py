@@ -22,9 +22,22 @@ def sequence_of_token(shape: tuple[int, ...], cu_seqlens: Array | None = None) -
 
 
 def exact_mean(values: Array) -> float:
-    """The mean with one rounding: multiples of 2^-64 summed as integers and divided once."""
-    total = sum(round(Fraction(float(v)) * 2**64) for v in values)
-    return float(Fraction(total, len(values) * 2**64)) if len(values) else 0.0
+    """The mean with one rounding."""
+    return float(sum(Fraction(float(v)) for v in values) / len(values)) if len(values) else 0.0
+
+
+def deviation(values: Array) -> float:
+    """The population standard deviation about `exact_mean`, whatever the size of the values."""
+    away = np.asarray(values, np.float64) - exact_mean(values)
+    exponent = math.frexp(np.abs(away).max(initial=0.0))[1]
+    variance = exact_mean(np.ldexp(away, -exponent) ** 2)
+    return math.ldexp(math.sqrt(variance), exponent)
+
+
+def product(x: float, y: float) -> Fraction:
+    """x y rounded to the 53 bits of a float64, with an exponent of any size."""
+    (a, m), (b, n) = math.frexp(x), math.frexp(y)
+    return Fraction(a * b) * Fraction(2) ** (m + n)
 
 
 def covariance(
@@ -114,17 +127,19 @@ def select(
     candidates = np.asarray(mask, bool).copy()
     share = {"ClipB": 1.0, "ClipV": getattr(control, "max_fraction", 1.0)}
     k = max(int(share.get(kind, getattr(control, "fraction", 1.0)) * candidates.sum()), 1)
-    scores: list[tuple[float, int]]
+    scores: list[tuple[Fraction | float, int]]
+    lp, a = (np.asarray(x, np.float64)[candidates] for x in (logp, advantages))
+    mean_a, mean_lp = exact_mean(a), exact_mean(lp)
+    cov = np.zeros(np.shape(logp), object)
+    cov[candidates] = [product(x, y) for x, y in zip(a - mean_a, lp - mean_lp, strict=True)]
     if kind == "ClipCov":
-        cov, _, _ = covariance(logp, advantages, mask)
         candidates &= (cov > control.low) & (cov < control.high)
         if old_logp is not None:
             u = np.subtract(logp, old_logp, dtype=np.float64) if log_ratio is None else log_ratio
             candidates &= ~ratio_clipped(u, np.asarray(advantages), spec.surrogate)
         scores = [(random_key(seed, step, int(t)), int(t)) for t in ids[candidates]]
     elif kind == "KLCov":
-        cov, _, _ = covariance(logp, advantages, mask)
-        scores = [(float(c), int(t)) for c, t in zip(cov[candidates], ids[candidates], strict=True)]
+        scores = [(c, int(t)) for c, t in zip(cov[candidates], ids[candidates], strict=True)]
     elif kind == "TopEntropy":
         h = np.asarray(entropy, np.float64)
         scores = [(float(c), int(t)) for c, t in zip(h[candidates], ids[candidates], strict=True)]
@@ -133,9 +148,8 @@ def select(
         clip_b = kind == "ClipB"
         x = np.exp(lp) * (np.asarray(entropy, np.float64) + lp) if clip_b else entropy_change
         x = np.asarray(x, np.float64)
-        mean = exact_mean(x[candidates])
-        deviation = max(exact_mean(x[candidates] ** 2) - mean**2, 0.0) ** 0.5
-        far = x - mean < -control.mu * deviation if clip_b else x > control.mu * deviation
+        least = control.mu * deviation(x[candidates])
+        far = x - exact_mean(x[candidates]) < -least if clip_b else x > least
         candidates &= far & (np.asarray(advantages) < 0)
         scores = [(float(c), int(t)) for c, t in zip(x[candidates], ids[candidates], strict=True)]
     scores.sort(key=lambda pair: (-pair[0], pair[1]))
