@@ -84,10 +84,8 @@ def tail_mass(logits: Tensor, scale: Tensor) -> Tensor:
 
 def scales(logits: Tensor, tails: Tensor) -> Tensor:
     """[rows, 1]: bisection; the tail shrinks as the scale grows."""
-    low, high = (
-        logits.new_zeros(len(logits), 1, dtype=torch.float32),
-        tails.new_full((len(logits), 1), 64.0),
-    )
+    low = torch.zeros(len(logits), 1, device=logits.device)
+    high = torch.full_like(low, 64.0)
     for _ in range(16):
         middle = (low + high) / 2
         flat = (tail_mass(logits, middle) > tails)[:, None]

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from benchmarks.case import Contender, Setting
 from benchmarks.contenders import EAGER, plain_rows

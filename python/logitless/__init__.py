@@ -183,6 +183,7 @@ __all__ = [
     "rollout_weights",
     "token_ids",
     "token_stats",
+    "warm",
 ]
 
 

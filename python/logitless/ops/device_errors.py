@@ -168,8 +168,8 @@ def describe(value: int, vocab: int) -> str:
 
 def _found_later(call: _Call, value: int) -> str:
     return (
-        f"{call.op}{call.others}: {describe(value, call.vocab)}. Found after the call had returned, since kernels "
-        "on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
+        f"{call.op}{call.others}: {describe(value, call.vocab)}. Found after the call had returned,"
+        " since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
     )
 
 

@@ -1,0 +1,262 @@
+"""A model of the times on a GPU, to be refuted by a measurement: nothing here was measured.
+
+    python -m benchmarks.gpu.predict                      the table of an H200
+    python -m benchmarks.gpu.predict --machine A100 --rows 4096 --width 2048 --vocab 128256
+
+Products at the machine's rate for large ones, passes over the logits at its memory's, and a host
+that launches: that is all the model knows. The floor of an op is its products, or its bytes, alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+GB, TB, MIB = 1e9, 1e12, 1 << 20
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Of a product's rate, inside a call: the last tile of each dimension is not whole. And where the
+# product writes float32 logits of 16-bit operands.
+TAILS, WIDE_TAILS = 0.985, 0.965
+# Seconds of a product and its row kernel, launch and ramp; of a backward tile with its products.
+PAIR, BACKWARD_TILE = 8e-6, 20e-6
+# A fused forward's part of the vendor's rate, by width: the epilogue is not hidden.
+FUSED = ((4096, 0.73), (2048, 0.68), (0, 0.60))
+# Rows of a vendor's tile, columns of it; of what a tile of ours is made.
+TILE_ROWS, TILE_COLUMNS, QUANTUM = 128, 256, 128
+# Rows for which a tile's bytes make its columns.
+USUAL_ROWS = 8192
+# Few rows fill the last wave badly; dense rows of a sparse backward worse.
+FEW_ROWS_RATE, DENSE_ROWS_RATE = 0.88, 0.8
+ACTIVE, DENSE = 0.2, 0.08
+# Seconds to find and gather the active rows.
+COMPACTING = 0.11e-3
+# Largest entries a row keeps on average, and seconds to sort them by token.
+ENTRIES, SORTING = 32, 0.15e-3
+BUDGET = 1 << 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates that long calls reach. Only the H200's product and copy were measured; others are
+    their datasheets' times what such calls usually reach."""
+
+    flops: dict[str, float]
+    memory: float  # bytes a second of a row kernel
+    cache: float  # the same where a tile stays in the L2, assumed
+    processors: int
+    tile_bytes: int
+
+
+def _machine(
+    narrow: float, wide: float, memory: float, cache: float, processors: int, mib: int
+) -> Machine:
+    flops = {"bfloat16": narrow * TB, "float16": narrow * TB, "float32": wide * TB}
+    return Machine(flops, memory * TB, cache * TB, processors, mib * MIB)
+
+
+MACHINES = {
+    "A100": _machine(250, 15, 1.75, 3.0, 108, 128),
+    "H100": _machine(725, 50, 2.9, 5.5, 132, 264),
+    "H200": _machine(790, 50, 4.0, 5.5, 132, 264),
+    "B200": _machine(1500, 57, 6.8, 8.0, 148, 512),
+    "MI300X": _machine(600, 100, 4.0, 6.0, 304, 512),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    width: int
+    vocab: int
+    dtype: str = "bfloat16"
+
+    @property
+    def item(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.rows * self.vocab * self.item
+
+    @property
+    def sum_bytes(self) -> int:
+        """d_hidden in float32."""
+        return 4 * self.rows * self.width
+
+
+@dataclass(frozen=True)
+class Predicted:
+    op: str
+    seconds: float
+    floor: float
+    note: str = ""
+
+
+def product(m: Machine, s: Shape) -> float:
+    return 2.0 * s.rows * s.width * s.vocab / m.flops[s.dtype]
+
+
+def one_pass(m: Machine, s: Shape) -> float:
+    """Reading, or writing, all logits once."""
+    return s.logits_bytes / m.memory
+
+
+def columns(m: Machine, item: int, rows: int = USUAL_ROWS) -> int:
+    return max(m.tile_bytes // (rows * item) // QUANTUM, 1) * QUANTUM
+
+
+def tiles(m: Machine, s: Shape, item: int, rows: int = USUAL_ROWS) -> int:
+    return math.ceil(s.vocab / columns(m, item, rows))
+
+
+def forward(m: Machine, s: Shape) -> float:
+    return product(m, s) / TAILS + one_pass(m, s) + PAIR * tiles(m, s, s.item)
+
+
+def wide_forward(m: Machine, s: Shape) -> float:
+    """float32 logits of 16-bit operands."""
+    read = 4 * s.rows * s.vocab / m.memory
+    return product(m, s) / WIDE_TAILS + read + PAIR * tiles(m, s, 4)
+
+
+def fused_forward(m: Machine, s: Shape) -> float:
+    return product(m, s) / next(rate for width, rate in FUSED if s.width >= width)
+
+
+def keep(m: Machine, s: Shape) -> float:
+    """One tile: a read forward, a read and a write backward, no sums."""
+    return 3 * product(m, s) / TAILS + 3 * one_pass(m, s) + PAIR + BACKWARD_TILE
+
+
+def sums(m: Machine, s: Shape, count: int) -> float:
+    """Each tile reads and writes the float32 sum of d_hidden."""
+    return count * (BACKWARD_TILE + 2 * s.sum_bytes / m.memory)
+
+
+def recompute(m: Machine, s: Shape) -> float:
+    """A fourth pass: the tiles that are made again."""
+    return 4 * (product(m, s) / TAILS + one_pass(m, s)) + sums(m, s, tiles(m, s, s.item))
+
+
+def kept_share(m: Machine, s: Shape, budget: int = BUDGET) -> float:
+    """Of the logits, beside a tile and the sum of d_hidden."""
+    room = budget - min(m.tile_bytes, s.logits_bytes) - s.sum_bytes
+    return min(max(room / s.logits_bytes, 0.0), 1.0)
+
+
+def mixed(m: Machine, s: Shape) -> float:
+    """Within BUDGET; the pass over what is made again is left out, as most of it is small."""
+    count = tiles(m, s, s.item, s.rows)
+    products = (4 - kept_share(m, s)) * product(m, s) / TAILS
+    return products + 3 * one_pass(m, s) + sums(m, s, count)
+
+
+def active_rows(m: Machine, s: Shape) -> float:
+    """Kept logits of a fifth of the rows: gathered, then read and written."""
+    again = 2 * product(m, s) / (FEW_ROWS_RATE * TAILS) + 4 * one_pass(m, s)
+    return forward(m, s) + ACTIVE * again + COMPACTING
+
+
+def sparse(m: Machine, s: Shape) -> float:
+    """92% of the rows from their largest entries, the others made again."""
+    capture = 0.6 * one_pass(m, s)
+    gathered = 2 * ENTRIES * s.width * s.item * s.rows / m.memory
+    scattered = 1.3 * s.vocab * s.width * s.item / m.memory
+    dense = DENSE * (3 * product(m, s) / DENSE_ROWS_RATE + 3 * one_pass(m, s))
+    return forward(m, s) + capture + gathered + scattered + SORTING + dense
+
+
+Formula = Callable[[Machine, Shape], float]
+
+
+def times(formula: Formula, number: float) -> Formula:
+    return lambda m, s: number * formula(m, s)
+
+
+# Name -> the prediction, and the floor beside it.
+OPS: dict[str, tuple[Formula, Formula]] = {
+    "forward": (forward, product),
+    "forward, float32 logits": (wide_forward, product),
+    "forward, fused": (fused_forward, product),
+    "forward + backward, all kept": (keep, times(product, 3)),
+    "forward + backward, recomputed": (recompute, times(product, 4)),
+    "forward + backward in 1 GiB": (mixed, times(product, 3)),
+    "forward + backward, 20% of rows": (active_rows, times(product, 1 + 2 * ACTIVE)),
+    "forward + backward, tail_mass 1e-3": (sparse, times(product, 1 + 3 * DENSE)),
+    "rows forward": (one_pass, one_pass),
+    "rows backward in place": (times(one_pass, 2), times(one_pass, 2)),
+}
+
+
+def predict(machine: Machine, shape: Shape) -> list[Predicted]:
+    return [
+        Predicted(name, formula(machine, shape), floor(machine, shape))
+        for name, (formula, floor) in OPS.items()
+    ]
+
+
+def rate_of_waves(m: Machine, rows: int, width: int) -> float:
+    """Of a product's rate: the last wave of tiles over the processors is not full."""
+    count = math.ceil(rows / TILE_ROWS) * math.ceil(width / TILE_COLUMNS)
+    return count / (math.ceil(count / m.processors) * m.processors)
+
+
+def over_bare(m: Machine, s: Shape, width: int, *, in_cache: bool = False) -> float:
+    """The bare product's time over that of a forward with tiles of so many columns."""
+    bare = product(m, s)
+    rows = s.logits_bytes / (m.cache if in_cache else m.memory)
+    count = math.ceil(s.vocab / width)
+    return bare / (bare / rate_of_waves(m, s.rows, width) + rows + PAIR * count)
+
+
+def table(name: str, shape: Shape, found: list[Predicted]) -> str:
+    lines = [
+        f"predicted for {name}: {shape.rows} x {shape.width} x {shape.vocab} {shape.dtype};"
+        " not measured",
+        "",
+        f"{'predicted':36} {'ms':>9} {'floor':>9} {'ratio':>6}",
+        *(
+            f"{p.op:36} {1e3 * p.seconds:9.2f} {1e3 * p.floor:9.2f} {p.seconds / p.floor:6.2f}"
+            for p in found
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--machine", choices=[*MACHINES, "all"], default="H200")
+    for name, default in (("rows", 8192), ("width", 4096), ("vocab", 151_936)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", choices=list(ITEMSIZE), default="bfloat16")
+    parser.add_argument("--op", choices=list(OPS), help="this one alone")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if min(options.rows, options.width, options.vocab) < 1:
+        parser.error("--rows, --width and --vocab must be positive")
+    shape = Shape(options.rows, options.width, options.vocab, options.dtype)
+    names = list(MACHINES) if options.machine == "all" else [options.machine]
+    found = {
+        name: [p for p in predict(MACHINES[name], shape) if options.op in (None, p.op)]
+        for name in names
+    }
+    if options.json:
+        lines: dict[str, Any] = {
+            name: {p.op: {"ms": 1e3 * p.seconds, "floor_ms": 1e3 * p.floor} for p in each}
+            for name, each in found.items()
+        }
+        print(json.dumps({"predicted": lines, "shape": vars(shape)}, indent=1))
+    else:
+        print("\n\n".join(table(name, shape, each) for name, each in found.items()))
+
+
+if __name__ == "__main__":
+    main()
