@@ -76,7 +76,7 @@ def our_loss(logp: Tensor, tokens: TokenInputs) -> Results:
 
 def our_selecting(logp: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec) -> Results:
     """Means, covariances and the selection of the whole batch, then its loss."""
-    data, ids = (tokens.advantages, tokens.mask), token_ids(len(logp))
+    data, ids = (tokens.advantages, tokens.mask), token_ids(len(logp), str(logp.device))
     old = tokens.old_logp if spec is CLIP_COV else None
     batch = ll.batch_stats(logp.detach(), *data, spec, old_logp=old, token_ids=ids, seed=0, step=0)
     out = ll.policy_loss(logp, tokens.old_logp, *data, spec, token_ids=ids, batch=batch)
@@ -84,9 +84,9 @@ def our_selecting(logp: Tensor, tokens: TokenInputs, spec: ll.PolicyLossSpec) ->
 
 
 @functools.lru_cache(maxsize=1)
-def token_ids(n: int) -> Tensor:
+def token_ids(n: int, device: str) -> Tensor:
     """A part of the inputs: a trainer numbers its tokens once a rollout."""
-    return torch.arange(n)
+    return torch.arange(n, device=device)
 
 
 def plain_rows(logits: Tensor, targets: Tensor) -> Results:

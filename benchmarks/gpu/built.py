@@ -10,7 +10,7 @@ BUILT = ROOT / "build" / "gpu"
 SOURCES = ("csrc", "python", "kernels", "benchmarks", "tests", "CMakeLists.txt", "pyproject.toml")
 # Of these the package itself is made.
 PACKAGE = ("csrc", "python", "kernels", "CMakeLists.txt", "pyproject.toml")
-SUFFIXES = (".py", ".h", ".cpp", ".inl", ".cu", ".cuh", ".txt", ".toml")
+SUFFIXES = (".py", ".h", ".cpp", ".inl", ".cu", ".cuh", ".cmake", ".txt", ".toml")
 
 
 def sources_hash(names: tuple[str, ...] = SOURCES, root: Path = ROOT) -> str:

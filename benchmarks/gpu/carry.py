@@ -27,9 +27,11 @@ CARRY = ROOT / "build" / "carry"
 STAMP, CORE = "sources", ("csrc", "CMakeLists.txt")
 # What the carried folder may take: with the sources it is to stay below 64 MiB.
 LIMIT = 56 << 20
-# Pure Python, without what they ask for: the image has torch, and peers lack only what they name.
+# Pure Python, without what they ask for: an image for training has most of that. What TRL imports
+# beside it comes along.
 TOOLS = ("pybind11>=3.0",)
-PEERS = ("liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "trl==1.16.0")
+PEERS = ("liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "trl==1.16.0", "datasets", "dill",
+         "multiprocess")  # fmt: skip
 # What of a carried package is no use there.
 WEIGHT = ("tests", "*.dist-info/licenses", "__pycache__")
 
@@ -116,10 +118,13 @@ def pythons(asked: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def install(packages: Sequence[str], target: Path) -> None:
+def install(packages: Sequence[str], target: Path, tag: str) -> None:
+    """Wheels for the Python of this tag, unpacked; whatever this machine has."""
     shutil.rmtree(target, ignore_errors=True)
+    version = tag.removeprefix("cpython-")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
-               "--disable-pip-version-check", "--target", str(target), *packages]  # fmt: skip
+               "--disable-pip-version-check", "--only-binary=:all:", "--python-version", version,
+               "--target", str(target), *packages]  # fmt: skip
     subprocess.run(command, check=True)
     for pattern in WEIGHT:
         for path in target.rglob(pattern):
@@ -133,9 +138,11 @@ def size_of(folder: Path) -> int:
 def prepare(asked: Sequence[str], architectures: str, folder: Path = CARRY) -> Path:
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    install(TOOLS, folder / "tools")
-    install(PEERS, folder / "peers")
-    for tag, python in pythons(asked).items():
+    interpreters = pythons(asked)
+    first = next(iter(interpreters))
+    install(TOOLS, folder / "tools", first)
+    install(PEERS, folder / "peers", first)
+    for tag, python in interpreters.items():
         build = ROOT / "build" / f"carry-{tag}"
         jobs = int(os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", os.cpu_count() or 1))
         compile_core(python, folder / folder_of(tag), build, architectures, jobs, folder / "tools")

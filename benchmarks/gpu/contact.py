@@ -15,6 +15,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -151,11 +152,13 @@ def first_look(run: Run, folder: Path, *, build: bool) -> Any:
 def use(run: Run, core: Path, how: str) -> None:
     site = BUILT / "contact" / "site"
     carry.lay_out(site, core)
-    # Raises where it does not import.
+    # Either raises where it does not import.
     run.data["package"] = {"how": how, "build_info": carry.about(site)}
     run.path.insert(0, site)
-    doctor = said([sys.executable, "-m", "logitless.cli", "doctor"], 60)
-    run.data["doctor"] = doctor
+    doctor = [sys.executable, "-m", "logitless.cli", "doctor"]
+    answer = subprocess.run(doctor, env=environment(run), check=False, timeout=60,
+                            capture_output=True, text=True)  # fmt: skip
+    run.data["doctor"] = answer.stdout + answer.stderr[-1000:]
     run.say(f"the package is {how}")
 
 

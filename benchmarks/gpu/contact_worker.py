@@ -24,8 +24,10 @@ Fields = dict[str, Any]
 Cases = Iterator[tuple[str, Callable[[], Fields]]]
 # The status with which a process says that its device is lost, and another is to go on.
 AGAIN = 75
-# Less is no use to a case; and what a case may take beyond its step's end before it counts as hung.
-USEFUL, GRACE = 1.0, 20.0
+# Less is no use to a case. It counts as hung so long after its beginning, or its step's end; the
+# programs of these steps may use all their step's time.
+USEFUL, HUNG, GRACE = 1.0, 60.0, 10.0
+PATIENT = ("T8", "T9")
 REASON = 1200
 REQUIRED: dict[str, Any] = {"step": str, "status": str, "at": float}
 
@@ -113,7 +115,8 @@ def run_case(events: Events, place: Place, step: str, key: str, run: Callable[[]
     started = time.monotonic()
     events.add(step=step, key=key, status="running", at=time.time())
     # A kernel that hangs cannot be interrupted.
-    faulthandler.dump_traceback_later(max(place.left, 0) + GRACE, exit=True)
+    limit = max(place.left, 0) if step in PATIENT else min(max(place.left, 0), HUNG)
+    faulthandler.dump_traceback_later(limit + GRACE, exit=True)
     fields: Fields = {}
     try:
         fields, status = dict(run()), "done"

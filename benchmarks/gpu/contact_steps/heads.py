@@ -259,7 +259,7 @@ def tuning(place: Place) -> Cases:
 
     n, v = (24, 5000) if place.tiny else (8192, VOCAB)
     backend = next(b for b in backends_here(place) if b != "torch")
-    sizes = (32 << 10, 128 << 10) if place.tiny else tuple(mib << 20 for mib in
+    sizes = (128 << 10, 256 << 10) if place.tiny else tuple(mib << 20 for mib in
             (264, 24, 64, 128, 528, 1056, 2112))  # fmt: skip
     for h in (16,) if place.tiny else (4096, 1024, 2048):
         inputs = functools.lru_cache(maxsize=1)(
