@@ -4,7 +4,7 @@ Replaces, with the coefficients of `coefficients.py`,
 
     t = (y - m) * scale * log2(e)                          # y = softcap(pre * (logits + bias))
     d = exp2(t) * (constant + linear * t) + own * (column == target)
-    gradient = d * (1 - (y / softcap)**2)
+    gradient = d * tanh'(slope * (logits + bias))          # with a softcap
 
 A row without a gradient (masked, or all its upstream gradients zero) is not read and gets zeros.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.coefficients import COEFFICIENTS
-from logitless.kernels.jit import INF, LOWEST, row_offset, softcapped
+from logitless.kernels.jit import INF, LOWEST, row_offset, tanh, tanh_slope
 from logitless.kernels.launch import OPTIONS, Chain, Strides, device_of, same_batches
 
 # 8 KiB over four warps: 53 registers and 15 instructions a bfloat16 element on sm_90, where reading
@@ -66,7 +66,9 @@ def backward_kernel(
         if bias_ptr is not None:
             y += tl.load(bias_ptr + first + o, mask=inside, other=0.0)
         if HAS_SOFTCAP:
-            y = softcapped(y, slope, softcap)
+            u = y * slope
+            capped = tanh(u)
+            y = softcap * capped
         t = (y - tl.load(c_ptr + 1)) * tl.load(c_ptr + 2)
         t = tl.maximum(t, LOWEST, propagate_nan=tl.PropagateNan.ALL)
         d = tl.exp2(t) * (tl.load(c_ptr + 3) + tl.load(c_ptr + 4) * t)
@@ -75,8 +77,7 @@ def backward_kernel(
         lane = tl.where((lane >= 0) & (lane < BLOCK), lane, -1).to(tl.int32)
         d += tl.where(o == lane, tl.load(c_ptr + 5), 0.0)
         if HAS_SOFTCAP:
-            u = y / softcap
-            d *= 1.0 - u * u
+            d *= tanh_slope(u, capped)
         tl.store(out_ptr + o, d.to(gradient_ptr.dtype.element_ty), mask=inside)
 
 

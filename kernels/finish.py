@@ -7,7 +7,8 @@
     entropy_change = (q1 - q0 * s1 / s0) / s0**2 - exp(logp) * (logp + entropy)
 
 A masked row is 0 (argmax -1). A bad row is NaN (argmax -1) and lowers the error flag to
-row_id * 8 + kind: 1 a +inf, 2 a NaN, 3 no finite logit, 4 a target outside [0, vocab).
+row_id * 8 + kind: 1 a +inf, 2 a NaN, 3 no finite logit, 4 a target outside [0, vocab), 5 an lse
+beyond float32.
 """
 
 import triton
@@ -65,7 +66,14 @@ def finish_kernel(
     target_y = tl.load(s_ptr + 6, mask=inside, other=0.0)
     target = tl.load(targets_ptr + row, mask=inside, other=0)
 
-    kind = tl.where((target < 0) | (target >= vocab), 4, 0)
+    # log(s0) >= 0 and s1 <= 0: the entropy is a sum of two non-negative terms.
+    log_s0 = tl.log(s0)
+    inv_s0 = 1.0 / s0
+    mean = s1 * inv_s0
+    lse = m * scale + log_s0
+
+    kind = tl.where(tl.abs(lse.to(tl.float32)) == INF, 5, 0)
+    kind = tl.where((target < 0) | (target >= vocab), 4, kind)
     kind = tl.where(s0 == 0, 3, kind)
     kind = tl.where(s0 != s0, 2, kind)
     kind = tl.where(m == INF, 1, kind)
@@ -77,15 +85,11 @@ def finish_kernel(
     if error != NO_ERROR:
         tl.atomic_min(error_ptr, error)
 
-    # log(s0) >= 0 and s1 <= 0: the entropy is a sum of two non-negative terms.
-    log_s0 = tl.log(s0)
-    inv_s0 = 1.0 / s0
-    mean = s1 * inv_s0
     logp = (target_y - m) * scale - log_s0
     entropy = log_s0 - mean
     _store(logp_ptr, row, logp, active, bad, inside)
     _store(entropy_ptr, row, entropy, active, bad, inside)
-    _store(lse_ptr, row, m * scale + log_s0, active, bad, inside)
+    _store(lse_ptr, row, lse, active, bad, inside)
     if varentropy_ptr is not None:
         s2 = tl.load(s_ptr + 3, mask=inside, other=0.0)
         _store(varentropy_ptr, row, s2 * inv_s0 - mean * mean, active, bad, inside)

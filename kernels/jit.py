@@ -43,16 +43,28 @@ def row_scale_of(row_scale_ptr, row, scale):
 
 
 @triton.jit
-def softcapped(x, slope, softcap):
-    # softcap * tanh(x * slope). tanh from one exp loses digits near 0, where 1 - 2 / (1 + e)
-    # cancels, so small arguments take the odd series: at 0.25 its next term is below 1e-8.
-    u = x * slope
+def tanh(u):
+    # From one exp tanh loses digits near 0, where 1 - 2 / (1 + e) cancels, so small arguments take
+    # the odd series: at 0.25 its next term is below 1e-8.
     a = tl.abs(u)
     far = 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2E)))
     far = tl.where(u < 0, -far, far)
     u2 = u * u
     near = u + u * u2 * (-1 / 3 + u2 * (2 / 15 + u2 * (-17 / 315 + u2 * (62 / 2835))))
-    return softcap * tl.where(a < 0.25, near, far)
+    return tl.where(a < 0.25, near, far)
+
+
+@triton.jit
+def softcapped(x, slope, softcap):
+    # softcap * tanh(x * slope)
+    return softcap * tanh(x * slope)
+
+
+@triton.jit
+def tanh_slope(u, t):
+    # tanh'(u) for t = tanh(u): 1 - t * t would cancel far from 0.
+    once = 1.0 + tl.abs(t)
+    return tl.exp2(tl.abs(u) * (-2.0 * LOG2E)) * once * once
 
 
 @triton.jit

@@ -33,6 +33,8 @@ RowArrays::RowArrays(
   rows_.scale = scale;
   rows_.chain.pre = pre;
   rows_.chain.softcap = softcap;
+  // Where a tile's bias starts, of_tile says.
+  if (bias_) rows_.chain.bias = bias_->view().data;
 }
 
 logitless::Rows RowArrays::of_tile(const Array& tile, int64_t start, Dtype compute) const {

@@ -104,13 +104,21 @@ inline void check_gradient(const TensorView& logits, const TensorView& gradient)
 }
 
 // What is wrong with a row. On a device a bad row is reported as row_id * 8 + one of these.
-enum class RowError : int64_t { none, infinite, nan, empty, target };
+enum class RowError : int64_t { none, infinite, nan, empty, target, overflow };
 
 LOGITLESS_HD inline RowError row_error(const Moments& a, int64_t target, int64_t vocab) {
   if (a.m == INFINITY) return RowError::infinite;
   if (a.s0 != a.s0) return RowError::nan;
   if (a.s0 == 0) return RowError::empty;
   return target >= 0 && target < vocab ? RowError::none : RowError::target;
+}
+
+// Whether scaling takes a row's finite logits beyond what T holds, from its lse in double. A logp
+// below that is -inf in T, as that of an impossible token.
+template <typename T>
+LOGITLESS_HD inline bool overflows(double lse) {
+  const double stored = static_cast<double>(static_cast<T>(lse));
+  return stored == INFINITY || stored == -INFINITY;
 }
 
 // dz = p * (a + b * log p) + g_logp * 1[target], then the chain back to the raw logits.

@@ -27,12 +27,29 @@ int64_t argmax_of(const RowState& state, int64_t vocab) {
   return static_cast<int64_t>(state.argmax);
 }
 
-void check_row(RowError error, int64_t name, int64_t target, int64_t vocab) {
+void check_row(RowError error, int64_t name, int64_t target, int64_t vocab, bool biased) {
   const auto ok = [&](RowError kind) { return error != kind; };
-  check(ok(RowError::infinite), "row ", name, ": its logits hold a +inf");
-  check(ok(RowError::nan), "row ", name, ": its logits hold a NaN");
+  const char* logits = biased ? ": its logits plus bias hold a " : ": its logits hold a ";
+  check(ok(RowError::infinite), "row ", name, logits, "+inf");
+  check(ok(RowError::nan), "row ", name, logits, "NaN");
   check(ok(RowError::empty), "row ", name, ": it has no finite logit");
   check(ok(RowError::target), "row ", name, ": target ", target, " is outside [0, ", vocab, ")");
+}
+
+// Of a row without any other error.
+void check_lse(const TensorView& out, double lse, int64_t name, double m, double scale) {
+  const bool wide = out.dtype == Dtype::f64;
+  check(
+      !(wide ? overflows<double>(lse) : overflows<float>(lse)),
+      "row ",
+      name,
+      ": its logits times logit_scale / temperature overflow ",
+      dtype_name(wide ? Dtype::f64 : Dtype::f32),
+      ": the largest is ",
+      m,
+      ", the factor ",
+      scale
+  );
 }
 
 }  // namespace
@@ -134,8 +151,11 @@ void rows_finish(
       const RowState& s = state[row];
       const int64_t target = rows.targets[row];
       const int64_t name = row_ids != nullptr ? row_ids[row] : row;
-      check_row(row_error(s.moments, target, vocab), name, target, vocab);
-      values = token_values(s.moments, s.target, rows.scale_of(row));
+      const double scale = rows.scale_of(row);
+      const bool biased = rows.chain.bias != nullptr;
+      check_row(row_error(s.moments, target, vocab), name, target, vocab, biased);
+      values = token_values(s.moments, s.target, scale);
+      check_lse(out.lse, values.lse, name, s.moments.m, scale);
       extras = token_extras(s.moments, values);
     }
     write(out.logp, row, values.logp);

@@ -35,10 +35,11 @@ struct Reader {
       : raw(static_cast<const S*>(in.raw)),
         bias(in.chain.bias == nullptr ? nullptr : static_cast<const T*>(in.chain.bias) + in.first),
         cap(T(in.chain.softcap)),
-        slope(in.chain.softcap == 0 ? T(0) : T(in.chain.pre / in.chain.softcap)) {}
+        inner(in.chain.softcap == 0 ? T(0) : T(in.chain.pre / in.chain.softcap)) {}
 
-  LOGITLESS_INLINE Vec operator()(int64_t c) const {
-    return apply(raw + c, bias == nullptr ? nullptr : bias + c);
+  // `slope` gets dy / d(raw + bias), without `pre`; asked for only where there is a chain.
+  LOGITLESS_INLINE Vec operator()(int64_t c, Vec* slope = nullptr) const {
+    return apply(raw + c, bias == nullptr ? nullptr : bias + c, slope);
   }
 
   // Two vectors of columns from c on, in whichever order is cheapest.
@@ -52,35 +53,39 @@ struct Reader {
   }
 
   // The last n < width columns from c on; the rest of the vector repeats the first of them.
-  Vec tail(int64_t c, int64_t n) const {
+  Vec tail(int64_t c, int64_t n, Vec* slope = nullptr) const {
     S values[kWidth<T>];
     T biases[kWidth<T>] = {};
     for (int i = 0; i < kWidth<T>; ++i) values[i] = raw[c + (i < n ? i : 0)];
     if (bias != nullptr) __builtin_memcpy(biases, bias + c, n * sizeof(T));
-    return apply(values, bias == nullptr ? nullptr : biases);
+    return apply(values, bias == nullptr ? nullptr : biases, slope);
   }
 
   // Every lane the same column.
-  Vec broadcast(int64_t c) const {
+  Vec broadcast(int64_t c, Vec* slope = nullptr) const {
     S values[kWidth<T>];
     T biases[kWidth<T>] = {};
     for (int i = 0; i < kWidth<T>; ++i) {
       values[i] = raw[c];
       if (bias != nullptr) biases[i] = bias[c];
     }
-    return apply(values, bias == nullptr ? nullptr : biases);
+    return apply(values, bias == nullptr ? nullptr : biases, slope);
   }
 
   const S* raw;
   const T* bias;
-  T cap, slope;
+  T cap, inner;
 
  private:
-  LOGITLESS_INLINE Vec apply(const S* values, const T* biases) const {
+  LOGITLESS_INLINE Vec apply(const S* values, const T* biases, Vec* slope) const {
     Vec v = Storage<S>::read(values);
     if constexpr (kChained) {
       if (biases != nullptr) v = v + load<Vec>(biases);
-      if (cap != 0) v = vector_tanh<T>(v * slope) * cap;
+      if (cap != 0) {
+        v = vector_tanh<T>(v * inner, slope) * cap;
+      } else if (slope != nullptr) {
+        *slope = Vec{} + T(1);
+      }
     }
     return v;
   }
@@ -163,7 +168,13 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   // In base 2: t = x log2(e), so that s1, s2 and q1 are in bits until the end.
   const T scale = T(in.scale * kLog2E);
   const Vec lowest = Vec{} + Simd<T>::kLowest;
-  Vec s0[kG] = {}, s1[kG] = {}, s2[kHalf] = {}, q0[kHalf] = {}, q1[kHalf] = {};
+  Vec s0[kG] = {}, s1[kG] = {}, s2[kHalf] = {}, q0[kHalf], q1[kHalf];
+  // A lane of small e alone would sum to denormal numbers here. The specks change no bit of the
+  // whole: some lane has the maximum's 1, lanes are added in double, and q1 is rid of them again.
+  for (int u = 0; u < kHalf; ++u) {
+    q0[u] = Vec{} + Simd<T>::kSpeck;
+    q1[u] = Vec{} - Simd<T>::kSpeck;
+  }
   for (int64_t i = 0; i < padded; i += kLanes) {
     const T* source = i < whole ? main : y;
     prefetch_next<S>(in, i);
@@ -173,10 +184,10 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
       s0[u] += e;
       s1[u] += t * e;
       if (kExtras) {
-        const Vec te = t * e;
+        const Vec te = t * e, own = squarable<T>(e);
         s2[u % kHalf] += t * te;
-        q0[u % kHalf] += e * e;
-        q1[u % kHalf] += te * e;
+        q0[u % kHalf] += own * own;
+        q1[u % kHalf] += te * own;
       }
     }
   }
@@ -186,7 +197,7 @@ void block_moments(const BlockInput& in, int64_t target_column, BlockMoments* ou
   if (kExtras) {
     out->moments.s2 = lane_sum<T>(s2) * (kLn2 * kLn2);
     out->moments.q0 = lane_sum<T>(q0);
-    out->moments.q1 = lane_sum<T>(q1) * kLn2;
+    out->moments.q1 = (lane_sum<T>(q1) + kHalf * kW * double(Simd<T>::kSpeck)) * kLn2;
   }
 }
 
@@ -207,8 +218,17 @@ int64_t block_find(const BlockInput& in, double value) {
 
 #include "largest_rows.inl"
 
-// One pass: d(raw) = e^x (A + B t) [1 - (y/c)^2], then the target's own term. Reading and writing
-// the same memory is fine: a vector is read before it is written, and the target kept aside.
+// How far exponents of e^x are shifted so that its product with coefficients of this size is 0
+// before it is a denormal number. Powers of two change no other bit of it.
+inline int exponent_shift(double a, double b) {
+  const double size = __builtin_fmax(__builtin_fabs(a), __builtin_fabs(b));
+  if (!(size > 0 && size < 1)) return 0;
+  const int shift = -__builtin_ilogb(size);
+  return shift < 100 ? shift : 100;
+}
+
+// One pass: d(raw) = e^x (A + B t) dy/du, then the target's own term. Reading and writing the same
+// memory is fine: a vector is read before it is written, and the target kept aside.
 template <typename S, bool kChained>
 void block_gradient(
     const BlockInput& in, const RowGradient& g, int64_t target_column, void* out_data
@@ -218,33 +238,41 @@ void block_gradient(
   constexpr int kW = kWidth<T>;
   S* out = static_cast<S*>(out_data);
   const Reader<S, kChained> y_at(in);
-  const bool capped = in.chain.softcap != 0;
-  const double factor = in.scale * (capped ? in.chain.pre : 1);
-  const T m = T(g.m), scale = T(in.scale * kLog2E), inv_cap = T(capped ? 1 / in.chain.softcap : 0);
-  const T constant = T(g.inv_s0 * factor * (g.a - g.b * g.log_s0));
-  const T linear = T(g.inv_s0 * factor * g.b * kLn2);
-  const Vec lowest = Vec{} + Simd<T>::kLowest;
-  const auto slope = [&](Vec y) __attribute__((always_inline)) {
-    const Vec t = y * inv_cap;
-    return T(1) - t * t;
-  };
+  const double factor = in.scale * (in.chain.softcap != 0 ? in.chain.pre : 1);
+  const T m = T(g.m), scale = T(in.scale * kLog2E);
+  const double a = g.inv_s0 * factor * (g.a - g.b * g.log_s0);
+  const double b = g.inv_s0 * factor * g.b * kLn2;
+  const int shift = exponent_shift(a, b);
+  const T constant = T(__builtin_ldexp(a, shift)), linear = T(__builtin_ldexp(b, shift));
+  const T round = Simd<T>::kRound - T(shift);
+  const Vec lowest = Vec{} + (Simd<T>::kLowest + T(shift));
   const auto gradient = [&](Vec y) __attribute__((always_inline)) {
     const Vec t = larger(lowest, (y - m) * scale);
-    const Vec d = vector_exp2<T>(t) * (constant + linear * t);
-    return kChained && capped ? d * slope(y) : d;
+    return vector_exp2<T>(t, round) * (constant + linear * t);
+  };
+  const Vec own = Vec{} + T(g.g_logp * factor);
+  // d(raw) of the vector that read(slope) reads.
+  const auto differentiate = [&](auto&& read, bool is_target) __attribute__((always_inline)) {
+    Vec slope{};
+    const Vec d = gradient(read(kChained ? &slope : nullptr));
+    if (!kChained) return is_target ? d + own : d;
+    return is_target ? d * slope + own * slope : d * slope;
   };
   const bool has_target = target_column >= 0 && target_column < in.n;
   Vec at_target{};
   if (has_target) {
-    const Vec y = y_at.broadcast(target_column);
-    const Vec own = Vec{} + T(g.g_logp * factor);
-    at_target = gradient(y) + (capped ? own * slope(y) : own);
+    const auto read = [&](Vec* slope) { return y_at.broadcast(target_column, slope); };
+    at_target = differentiate(read, true);
   }
   int64_t c = 0;
-  for (; c + kW <= in.n; c += kW) Storage<S>::write(out + c, gradient(y_at(c)));
+  for (; c + kW <= in.n; c += kW) {
+    const auto read = [&](Vec* slope) __attribute__((always_inline)) { return y_at(c, slope); };
+    Storage<S>::write(out + c, differentiate(read, false));
+  }
   S buffer[kW];
   if (c < in.n) {
-    Storage<S>::write(buffer, gradient(y_at.tail(c, in.n - c)));
+    const auto read = [&](Vec* slope) { return y_at.tail(c, in.n - c, slope); };
+    Storage<S>::write(buffer, differentiate(read, false));
     __builtin_memcpy(out + c, buffer, (in.n - c) * sizeof(S));
   }
   if (has_target) {

@@ -16,33 +16,35 @@ template <typename T>
 struct Simd;
 
 // 2^f = 1 + f Q(f) on |f| <= 1/2, Q interpolated at Chebyshev nodes in 40 digits: relative error
-// 5e-9 for float, 8e-18 for double.
+// 5e-9 for float, 8e-18 for double. What stands here is 2 Q, see vector_exp2.
 template <>
 struct Simd<float> {
   using Vec = VecF;
   using Bits = BitsF;
   static constexpr int kExponentBits = 23;
-  // 1.5 * 2^23 rounds what it is added to; with the exponent's bias on top, the sum's low bits are
-  // the biased exponent of 2^k.
-  static constexpr float kRound = 12582912.0f + 127.0f;
-  // Here the biased exponent is 0, so that 2^k comes out as exactly 0.
-  static constexpr float kLowest = -127.0f;
+  // 1.5 * 2^23 rounds what it is added to; with the exponent's bias less 1 on top, the sum's low
+  // bits are the biased exponent of 2^(k-1).
+  static constexpr float kRound = 12582912.0f + 126.0f;
+  // Here the biased exponent is 0, so that 2^(k-1) comes out as exactly 0.
+  static constexpr float kLowest = -126.0f;
+  // Too small to be seen beside 1, and far from what is not normal.
+  static constexpr float kSpeck = 0x1p-100f;
   static constexpr float kQ[] = {
-      0.69314718802622878106f,
-      0.24022650760568126945f,
-      0.055503571142190778186f,
-      0.0096180825572778514913f,
-      0.0013390863364671234381f,
-      0.00015453162945120690177f
+      2 * 0.69314718802622878106f,
+      2 * 0.24022650760568126945f,
+      2 * 0.055503571142190778186f,
+      2 * 0.0096180825572778514913f,
+      2 * 0.0013390863364671234381f,
+      2 * 0.00015453162945120690177f
   };
   // For sums of many terms: relative error 2e-7 of alternating sign, and one product less, which is
   // 6% of the forward pass.
   static constexpr float kSumQ[] = {
-      0.69314718055994530942f,
-      0.24022349038020361372f,
-      0.055503810137964574299f,
-      0.009666368515385448309f,
-      0.001338130253732079618f
+      2 * 0.69314718055994530942f,
+      2 * 0.24022349038020361372f,
+      2 * 0.055503810137964574299f,
+      2 * 0.009666368515385448309f,
+      2 * 0.001338130253732079618f
   };
 };
 
@@ -51,20 +53,21 @@ struct Simd<double> {
   using Vec = VecD;
   using Bits = BitsD;
   static constexpr int kExponentBits = 52;
-  static constexpr double kRound = 6755399441055744.0 + 1023.0;
-  static constexpr double kLowest = -1023.0;
+  static constexpr double kRound = 6755399441055744.0 + 1022.0;
+  static constexpr double kLowest = -1022.0;
+  static constexpr double kSpeck = 0x1p-900;
   static constexpr double kQ[] = {
-      0.69314718055994530942,
-      0.2402265069591009822,
-      0.055504108664821594339,
-      0.0096181291076068885273,
-      0.001333355814641693531,
-      0.00015403530441736050155,
-      0.000015252733829836118394,
-      1.3215442587921689653e-6,
-      1.0178062445845773521e-7,
-      7.0725859492692236999e-9,
-      4.4549605981865183938e-10
+      2 * 0.69314718055994530942,
+      2 * 0.2402265069591009822,
+      2 * 0.055504108664821594339,
+      2 * 0.0096181291076068885273,
+      2 * 0.001333355814641693531,
+      2 * 0.00015403530441736050155,
+      2 * 0.000015252733829836118394,
+      2 * 1.3215442587921689653e-6,
+      2 * 1.0178062445845773521e-7,
+      2 * 7.0725859492692236999e-9,
+      2 * 4.4549605981865183938e-10
   };
   static constexpr const auto& kSumQ = kQ;
 };
@@ -134,37 +137,64 @@ LOGITLESS_INLINE float next_below(float x) {
 }
 LOGITLESS_INLINE double next_below(double x) { return x; }
 
-// 2^t for t in [kLowest, 127] (1023 in double), which the caller clamps with larger(kLowest, t):
-// what lies below -126.5, -inf included, gives exactly 0. Maximum error 1 ulp for float (1.25
-// without FMA), checked over every float of the range by tests. NaN stays NaN, since scaling by 2^k
-// is a product: adding k to a NaN's exponent bits could make a number of it.
+// 2^(t-shift) for t in [kLowest + shift, 127 + shift] (1023 in double), which the caller clamps with
+// larger(lowest, t). Where the result would be below 2^-125.5 (-1021.5) it is exactly 0: nothing in
+// here is a denormal number, which makes some CPUs 10 times as slow as a normal one. Maximum error
+// 1 ulp for float (1.25 without FMA), checked over every float of the range by tests. NaN stays
+// NaN, since scaling by 2^k is a product: adding k to a NaN's exponent bits could make a number of
+// it.
+//
+// `round` is kRound - shift. With t - shift = k + f the two factors are 2 * 2^f and 2^(k-1), so
+// that an exponent field of 0 stands for all k below -125: no result below a normal number is left
+// to be made.
 template <typename T, int kTerms>
 LOGITLESS_INLINE typename Simd<T>::Vec vector_exp2(
-    typename Simd<T>::Vec t, const T (&coefficients)[kTerms]
+    typename Simd<T>::Vec t, const T (&coefficients)[kTerms], T round = Simd<T>::kRound
 ) {
   using S = Simd<T>;
   using Vec = typename S::Vec;
-  const Vec shifted = t + S::kRound;
-  const Vec f = t - (shifted - S::kRound);
+  const Vec shifted = t + round;
+  const Vec f = t - (shifted - round);
   Vec q = f * coefficients[kTerms - 1] + coefficients[kTerms - 2];
   for (int i = kTerms - 3; i >= 0; --i) q = q * f + coefficients[i];
-  q = q * f + T(1);
+  q = q * f + T(2);
   return q * bit_cast<Vec>(bit_cast<typename S::Bits>(shifted) << S::kExponentBits);
 }
 
 template <typename T>
-LOGITLESS_INLINE typename Simd<T>::Vec vector_exp2(typename Simd<T>::Vec t) {
-  return vector_exp2<T>(t, Simd<T>::kQ);
+LOGITLESS_INLINE typename Simd<T>::Vec vector_exp2(
+    typename Simd<T>::Vec t, T round = Simd<T>::kRound
+) {
+  return vector_exp2<T>(t, Simd<T>::kQ, round);
 }
 
-// tanh to about 2 ulp: a series near 0, where 1 - 2/(1 + e^2|x|) would cancel.
+// e, or 0 where e^2 would be a denormal number. One that is an addend of a fused multiply-add is
+// never made, if the sum it goes into is not one itself: that is for the caller to see to.
 template <typename T>
-LOGITLESS_INLINE typename Simd<T>::Vec vector_tanh(typename Simd<T>::Vec x) {
+LOGITLESS_INLINE typename Simd<T>::Vec squarable(typename Simd<T>::Vec e) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return e;
+#else
+  const T least = sizeof(T) == 4 ? T(0x1p-60) : T(0x1p-500);
+  return e < least ? typename Simd<T>::Vec{} : e;
+#endif
+}
+
+// tanh to about 2 ulp: a series near 0, where 1 - 2/(1 + e^2|x|) would cancel. Where `slope` is
+// given it gets tanh' = 4 e^2|x| / (1 + e^2|x|)^2, for 1 - tanh^2 would cancel far from 0; past 43
+// (350 in double), where that is below 1e-36, it is 0.
+template <typename T>
+LOGITLESS_INLINE typename Simd<T>::Vec vector_tanh(
+    typename Simd<T>::Vec x, typename Simd<T>::Vec* slope = nullptr
+) {
   using Vec = typename Simd<T>::Vec;
   Vec a = x < T(0) ? -x : x;
-  const T far = sizeof(T) == 4 ? T(10) : T(20);
+  const T far = sizeof(T) == 4 ? T(43) : T(350);
   const Vec capped = a > far ? (Vec{} + far) : a;
-  const Vec big = T(1) - T(2) / (T(1) + vector_exp2<T>(capped * T(2 * kLog2E)));
+  const Vec e = vector_exp2<T>(capped * T(2 * kLog2E));
+  const Vec w = T(2) / (T(1) + e);
+  const Vec big = T(1) - w;
+  if (slope != nullptr) *slope = a > far ? Vec{} : e * w * w;
   const Vec t = a * a;
   // Taylor to x^17: relative error 2e-9 at 0.25 in float's use, 3e-13 at 0.1 in double's.
   Vec series = t * T(6404582. / 10854718875.) + T(-929569. / 638512875.);

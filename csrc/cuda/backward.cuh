@@ -17,8 +17,7 @@ constexpr int kBackwardVectors = 8;
 template <typename S>
 constexpr int kBlockColumns = kBackwardThreads * kBackwardVectors * kPerVector<S>;
 
-// d(raw) = e^x (constant + linear t) [1 - (y/c)^2], with t = x log2(e); `own` comes on top at the
-// target.
+// d(raw) = e^x (constant + linear t) dy/du, with t = x log2(e); `own` comes on top at the target.
 struct Coefficients {
   float m, scale, constant, linear, own;
 };
@@ -120,13 +119,14 @@ LOGITLESS_KERNEL(kBackwardThreads, (kChained ? 5 : 6)) backward_kernel(const Bac
   const ChainMath chain(args.rows.chain);
   // d(raw) of columns in place of their logits.
   const auto differentiate = [&](auto& values, int column, float extra) {
-    if (kChained) chain.apply(values, first + column, left - column, part.stride());
+    if (kChained) chain.add_bias(values, first + column, left - column, part.stride());
 #pragma unroll
     for (float& value : values) {
-      const float y = value;
+      float slope = 1.0f;
+      const float y = kChained ? chain.differentiate(value, slope) : value;
       const float t = larger_or_nan((y - c.m) * c.scale, -150.0f);
       value = exp2_fast(t) * (c.constant + c.linear * t) + extra;
-      if (kChained) value *= chain.derivative(y);
+      if (kChained) value *= slope;
     }
   };
 #pragma unroll

@@ -65,34 +65,41 @@ LOGITLESS_DEVICE Words4 pack(const float (&in)[kPerVector<S>]) {
 // y = softcap(pre * (raw + bias)) in float.
 struct ChainMath {
   const float* bias;
-  float cap, slope, inv_cap;
+  float cap, inner;
 
   LOGITLESS_DEVICE explicit ChainMath(const Chain& chain)
       : bias(static_cast<const float*>(chain.bias)),
         cap(static_cast<float>(chain.softcap)),
-        slope(chain.softcap == 0 ? 0.0f : static_cast<float>(chain.pre / chain.softcap)),
-        inv_cap(chain.softcap == 0 ? 0.0f : static_cast<float>(1 / chain.softcap)) {}
+        inner(chain.softcap == 0 ? 0.0f : static_cast<float>(chain.pre / chain.softcap)) {}
 
   // The columns from `column` on, `stride` apart, as far as there are any (`left`).
   template <int kCount>
   LOGITLESS_DEVICE void apply(float (&y)[kCount], int64_t column, int left, int stride) const {
-    if (bias != nullptr) add_bias(y, bias + column, left, stride);
+    add_bias(y, column, left, stride);
     if (cap == 0) return;
-    // rounded before the maximum is subtracted, so that the same column is the same y everywhere
 #pragma unroll
-    for (float& value : y) value = product(cap, tanhf(value * slope));
+    for (float& value : y) value = softcapped(tanhf(value * inner));
   }
-  // dy / d(raw + bias), without `pre`.
-  LOGITLESS_DEVICE float derivative(float y) const {
-    const float t = y * inv_cap;
-    return cap == 0 ? 1.0f : 1.0f - t * t;
+  template <int kCount>
+  LOGITLESS_DEVICE void add_bias(float (&y)[kCount], int64_t column, int left, int stride) const {
+    if (bias != nullptr) add(y, bias + column, left, stride);
+  }
+  // y of a column to which the bias is added, and dy / d(raw + bias) without `pre`: tanh'(u) is
+  // e^-2|u| (1 + tanh|u|)^2, where 1 - tanh(u)^2 would cancel.
+  LOGITLESS_DEVICE float differentiate(float value, float& slope) const {
+    slope = 1.0f;
+    if (cap == 0) return value;
+    const float u = value * inner, t = tanhf(u), once = 1.0f + fabsf(t);
+    slope = exp2_fast(fabsf(u) * -2.88539008f) * once * once;
+    return softcapped(t);
   }
 
  private:
+  // rounded before the maximum is subtracted, so that the same column is the same y everywhere
+  LOGITLESS_DEVICE float softcapped(float t) const { return product(cap, t); }
+
   template <int kCount>
-  LOGITLESS_DEVICE static void add_bias(
-      float (&y)[kCount], const float* source, int left, int stride
-  ) {
+  LOGITLESS_DEVICE static void add(float (&y)[kCount], const float* source, int left, int stride) {
     if (kCount % 4 == 0 && stride == 1 && left >= kCount && aligned16(source)) {
 #pragma unroll
       for (int i = 0; i + 3 < kCount; i += 4) {

@@ -22,9 +22,10 @@ LOGITLESS_KERNEL(kFinishThreads, 8) finish_kernel(const FinishArgs args) {
   int64_t argmax = -1;
   if (args.rows.active(row)) {
     const RowState state = args.state[row];
-    const RowError error = row_error(state.moments, args.rows.targets[row], args.vocab);
+    RowError error = row_error(state.moments, args.rows.targets[row], args.vocab);
+    values = token_values(state.moments, state.target, args.rows.scale_of(row));
+    if (error == RowError::none && overflows<float>(values.lse)) error = RowError::overflow;
     if (error == RowError::none) {
-      values = token_values(state.moments, state.target, args.rows.scale_of(row));
       extras = token_extras(state.moments, values);
       argmax = static_cast<int64_t>(state.argmax);
     } else {

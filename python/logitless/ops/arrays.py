@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from logitless.ops.options import HeadOptions
@@ -121,9 +120,3 @@ def check_weight(op: str, hidden: Any, weight: Any) -> int:
             "cast one of them"
         )
     return shape_of(weight)[0]
-
-
-def check_temperatures(op: str, *values: float) -> None:
-    for value in values:
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{op}: temperature must be finite and > 0 on every row, got {value}")

@@ -24,14 +24,15 @@ from logitless.ops.backends import current
 
 # The flag while no row was bad. A bad row writes row * 8 + kind, and the smallest one stays.
 CLEAR = 2**63 - 1
-# Kinds 1-4 are the kernels' own, 0 is written here: a bad temperature makes NaN of its row, and is
+# Kinds from 1 on are the kernels' own, 0 is written here: a bad temperature makes NaN of its row, and is
 # to be named before that.
 KINDS = (
-    "its temperature must be finite and > 0",
+    "its temperature must be finite, > 0, and in float32's range with logit_scale and softcap",
     "its logits hold a +inf",
     "its logits hold a NaN",
     "it has no finite logit",
     "its target is outside [0, {vocab})",
+    "its logits times logit_scale / temperature overflow float32",
 )
 # Copies under way at a time. Where all are, a call queues none, and a later one brings its flag.
 _SLOTS = 32

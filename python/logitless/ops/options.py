@@ -10,6 +10,8 @@ from typing import Any
 ROW_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 DROPPED = ("dropped_mass", "dropped_entropy")
 EXTRAS = (*ROW_EXTRAS, *DROPPED)
+# Kernels get a softcap between this and its inverse as it is, another one as 1.
+_LEAST_CAP = 2.0**-60
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class HeadOptions:
     """The chain from head output to z: z = softcap(logit_scale * (raw + bias)) / temperature.
 
     The core takes it as z = scale * y, y = softcap(pre * (raw + bias)): without a softcap all of
-    the scaling sits in `scale`, applied after the row maximum is subtracted.
+    the scaling sits in `scale`, applied after the row maximum is subtracted. A softcap far from 1
+    does as well: y = tanh of the same argument, which float32 holds whatever the softcap is.
     """
 
     temperature: Any = 1.0  # float, or an array shaped like targets, > 0
@@ -40,16 +43,21 @@ class HeadOptions:
 
     @property
     def pre(self) -> float:
-        return 1.0 if self.softcap is None else float(self.logit_scale)
+        if self.softcap is None:
+            return 1.0
+        scale = float(self.logit_scale)
+        return scale if self.cap == self.softcap else scale / float(self.softcap)
 
     @property
     def cap(self) -> float:
-        return 0.0 if self.softcap is None else float(self.softcap)
+        if self.softcap is None:
+            return 0.0
+        return float(self.softcap) if _LEAST_CAP <= self.softcap <= 1 / _LEAST_CAP else 1.0
 
     @property
     def numerator(self) -> float:
         """scale * temperature."""
-        return float(self.logit_scale) if self.softcap is None else 1.0
+        return float(self.logit_scale) if self.softcap is None else float(self.softcap) / self.cap
 
 
 def _positive(name: str, value: Any) -> None:

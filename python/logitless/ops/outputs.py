@@ -70,15 +70,15 @@ def flat_head(
     """
     import torch
 
-    from logitless.ops.arrays import check_temperatures
+    from logitless.ops.scaling import check_scaling, check_temperatures
 
+    check_scaling(op, head, wide)
     row_scale, scale = None, head.numerator
     if isinstance(head.temperature, torch.Tensor):
         temperature = head.temperature.detach().reshape(-1).to(torch.float64)
         if look:
-            used = temperature if mask is None else temperature[mask.reshape(-1)]
-            if used.numel():
-                check_temperatures(op, float(used.min()), float(used.max()))
+            flat_mask = None if mask is None else mask.reshape(-1)
+            check_temperatures(op, temperature, flat_mask, head.logit_scale, head.softcap, wide)
         row_scale = scale / temperature
     else:
         scale = scale / float(head.temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,6 +10,23 @@ from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class _Tanh(torch.autograd.Function):
+    """torch.tanh, but for its slope: 1 - tanh^2 has no digits left where tanh is near 1."""
+
+    @staticmethod
+    def forward(u: Tensor) -> Tensor:
+        return torch.tanh(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> Tensor:
+        u, t = ctx.saved_tensors
+        return g[0] * (-2 * u.abs()).exp() * (1 + t.abs()) ** 2
 
 
 def plain_stats(
@@ -30,9 +47,9 @@ def plain_stats(
     if bias is not None:
         y = y + bias
     if softcap:
-        y = softcap * torch.tanh(y * (pre / softcap))
+        y = softcap * _Tanh.apply(y * (pre / softcap))
     z = y * (scale if row_scale is None else row_scale[rows, None].to(y.dtype))
-    _check_rows(z, targets, rows)
+    _check_rows(y, z, targets, rows, "" if bias is None else " plus bias")
     lse = z.logsumexp(-1)
     log_p = z - lse[:, None]
     p = log_p.exp()
@@ -56,13 +73,15 @@ def plain_stats(
     return (*scattered, argmax)
 
 
-def _check_rows(z: Tensor, targets: Tensor, rows: Tensor) -> None:
-    vocab = z.shape[1]
+def _check_rows(y: Tensor, z: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:
+    vocab, inf = y.shape[1], float("inf")
+    overflow = "its logits times logit_scale / temperature overflow"
     problems = (
-        ("its logits hold a +inf", (z == float("inf")).any(-1)),
-        ("its logits hold a NaN", z.isnan().any(-1)),
-        ("it has no finite logit", (z == -float("inf")).all(-1)),
+        (f"its logits{with_bias} hold a +inf", (y == inf).any(-1)),
+        (f"its logits{with_bias} hold a NaN", y.isnan().any(-1)),
+        ("it has no finite logit", (y == -inf).all(-1)),
         (f"its target is outside [0, {vocab})", (targets < 0) | (targets >= vocab)),
+        (f"{overflow} {str(y.dtype).removeprefix('torch.')}", z.amax(-1).isinf()),
     )
     for text, bad in problems:
         if bad.any():

@@ -11,6 +11,7 @@ from logitless.ops.device_errors import raise_found
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
 from logitless.ops.rows import STATE, Rows
+from logitless.ops.scaling import scale_range
 from logitless.ops.shard import SHARD, Shard
 from logitless.ops.tokens import thread_count
 
@@ -40,7 +41,8 @@ def make_rows(
         raise_found(targets.device)
         if row_scale is not None:
             # The host has not seen these values: a bad one makes NaN of its row, never a number.
-            good = (row_scale > 0) & row_scale.isfinite()
+            low, high = scale_range(pre, softcap)
+            good = (low <= row_scale) & (row_scale <= high)
             row_scale = torch.where(good, row_scale, float("nan"))
     # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
     bias = None if bias is None else bias.detach()

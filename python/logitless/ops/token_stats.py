@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from logitless.ops.arrays import check_dtype, check_temperatures, check_tokens, framework, shape_of
+from logitless.ops.arrays import check_dtype, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
 from logitless.ops.options import ROW_EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.scaling import check_scaling, check_temperatures
 from logitless.ops.tokens import thread_count
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
@@ -157,16 +158,16 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
     from logitless.ops.rows import Rows
 
     flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
+    wide = dtype == np.float64
+    check_scaling(op, head, wide)
     row_scale, scale = None, head.numerator
     if isinstance(head.temperature, (int, float)):
         scale = scale / float(head.temperature)
     else:
         temperature = np.asarray(head.temperature, np.float64).reshape(-1)
-        used = temperature if flat_mask is None else temperature[flat_mask]
-        if used.size:
-            check_temperatures(op, float(used.min()), float(used.max()))
+        check_temperatures(op, temperature, flat_mask, head.logit_scale, head.softcap, wide)
         row_scale = scale / temperature
-    compute = np.float64 if dtype == np.float64 else np.float32
+    compute = np.float64 if wide else np.float32
     bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
     flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
     n = len(flat_targets)

@@ -150,7 +150,9 @@ def _chain_slope(
     x = logit_scale * (raw if bias is None else raw + np.asarray(bias, np.float64))
     slope = np.full(raw.shape, float(logit_scale))
     if softcap is not None:
-        slope = slope * (1.0 - np.tanh(x / softcap) ** 2)
+        # tanh' is 1 - tanh^2, which loses all digits where tanh is near 1
+        u = np.abs(x / softcap)
+        slope = slope * np.exp(-2.0 * u) * (1.0 + np.tanh(u)) ** 2
     slope = slope / _per_row(temperature)
     return slope if mask is None else np.where(np.asarray(mask)[..., None], slope, 0.0)
 
