@@ -37,7 +37,8 @@ class FakeRows:
         values["entropy_change"] = (q1 - q0 * s1 / s0) / s0**2 - own.nan_to_num(0.0)
         values["argmax"] = argmax.nan_to_num(-1).long()
         outside = (self.targets < 0) | (self.targets >= vocab)
-        kind = torch.where(outside, 4, 0)
+        kind = torch.where(values["lse"].float().isinf(), 5, 0)
+        kind = torch.where(outside, 4, kind)
         for number, bad in ((3, s0 == 0), (2, s0.isnan()), (1, m == float("inf"))):
             kind = torch.where(bad, number, kind)
         active = torch.ones(len(m), dtype=torch.bool) if self.mask is None else self.mask

@@ -265,7 +265,7 @@ def run_tests(place: str, **environment: str) -> str:
     """The tests of the fixture `place` in a process of their own, on stand-ins of this backend."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(str(TESTS / f"test_gpu_{name}.py") for name in ("rows", "linear"))],
+        [*command, *(str(TESTS / f"test_gpu_{name}.py") for name in ("rows", "linear", "scaling"))],
         env={**os.environ, "LOGITLESS_TEST_PLACE": place, **environment},
         cwd=TESTS.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip

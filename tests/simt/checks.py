@@ -213,6 +213,25 @@ def errors() -> None:
     assert rows.stats(p).flag == rows.NO_ERROR
 
 
+def scaling() -> None:
+    """A saturated softcap's slope to the last digits, and logits that scaling makes overflow."""
+    u = np.linspace(-40, 40, 1030, dtype=np.float32)[None]
+    for options in ({"softcap": 4.0}, {"softcap": 4.0, "logit_scale": 0.5, "temperature": 2.0}):
+        raw = u * np.float32(4.0 / options.get("logit_scale", 1.0))
+        p = Problem("float32", raw, np.array([1029]), options)
+        g = {"g_logp": np.ones(1), "g_entropy": np.zeros(1), "g_lse": np.zeros(1)}
+        ours = rows.gradient(p, rows.stats(p), g)
+        right, _ = reference.token_stats_backward(p.values, p.targets, g_logp=1.0, **options)
+        allowed = np.abs(right) * (2.0**-23 * (16 + 4 * np.abs(u)) + 2.0**-22)
+        assert (np.abs(ours - right) <= allowed + 1e-37).all(), np.abs(ours / right - 1).max()
+    p = Problem("float32", np.full((3, 5), 1e30, np.float32), np.zeros(3, np.int64))
+    assert rows.stats(p).flag == rows.NO_ERROR
+    p.options = {"temperature": np.array([1.0, 1e-20, 1e-20])}
+    result = rows.stats(p)
+    assert result.flag == 8 + 5
+    assert np.isnan(result.outputs["logp"]).tolist() == [False, True, True]
+
+
 def layout() -> None:
     """Strides, and rows that start anywhere, change no bit."""
     for dtype in DTYPES:
@@ -327,7 +346,7 @@ def wild() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        shapes, chains, masks, errors, layout, cut_tiles, far, alone, orders, extras, wild,
+        shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
 }  # fmt: skip
 

@@ -48,10 +48,13 @@ def plain_stats(
         y = y + bias
     if softcap:
         y = softcap * _Tanh.apply(y * (pre / softcap))
-    z = y * (scale if row_scale is None else row_scale[rows, None].to(y.dtype))
-    _check_rows(y, z, targets, rows, "" if bias is None else " plus bias")
-    lse = z.logsumexp(-1)
-    log_p = z - lse[:, None]
+    scales = scale if row_scale is None else row_scale[rows].to(y.dtype)
+    _check_rows(y, scales, targets, rows, "" if bias is None else " plus bias")
+    # The maximum is taken off before anything is scaled: what is large loses no digits.
+    m = y.detach().amax(-1)
+    z = (y - m[:, None]) * (scale if row_scale is None else scales[:, None])
+    log_s0 = z.logsumexp(-1)
+    log_p = z - log_s0[:, None]
     p = log_p.exp()
     # 0 * -inf is 0 here: an impossible token adds nothing, in value or gradient.
     finite = log_p.masked_fill(p == 0, 0.0)
@@ -66,14 +69,16 @@ def plain_stats(
             "sum_p2": (p * p).sum(-1),
             "entropy_change": second - own,
         }
-    out = {"logp": logp, "entropy": entropy, "lse": lse, **values}
+    out = {"logp": logp, "entropy": entropy, "lse": m * scales + log_s0, **values}
     scattered = [out[k].new_zeros(n).index_copy(0, rows, out[k]) for k in DIFFERENTIABLE]
     scattered += [out[k].new_zeros(n).index_copy(0, rows, out[k]) for k in STATISTICS]
     argmax = torch.full((n,), -1, device=y.device).index_copy(0, rows, z.argmax(-1))
     return (*scattered, argmax)
 
 
-def _check_rows(y: Tensor, z: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:
+def _check_rows(
+    y: Tensor, scales: float | Tensor, targets: Tensor, rows: Tensor, with_bias: str
+) -> None:
     vocab, inf = y.shape[1], float("inf")
     overflow = "its logits times logit_scale / temperature overflow"
     problems = (
@@ -81,7 +86,7 @@ def _check_rows(y: Tensor, z: Tensor, targets: Tensor, rows: Tensor, with_bias: 
         (f"its logits{with_bias} hold a NaN", y.isnan().any(-1)),
         ("it has no finite logit", (y == -inf).all(-1)),
         (f"its target is outside [0, {vocab})", (targets < 0) | (targets >= vocab)),
-        (f"{overflow} {str(y.dtype).removeprefix('torch.')}", z.amax(-1).isinf()),
+        (f"{overflow} {str(y.dtype).removeprefix('torch.')}", (y.amax(-1) * scales).isinf()),
     )
     for text, bad in problems:
         if bad.any():

@@ -24,6 +24,9 @@ from logitless.ops.sharded_candidates import settle
 # Of tail_mass, what the entries may hold that are dropped though there was room for them, once
 # because they lie below the margin and once more at the end: each costs as much as the largest.
 SPARE = 0.01
+# Kept entries have y = softcap * tanh(u) in float32 and no u. Where dy/du is less, what it follows
+# from, 1 - (y / softcap)^2, is off by 1e-5 and more, as much as the least tail_mass.
+LEAST_SLOPE = 2.0**-6
 
 
 def margin(tail_mass: float, vocab: int) -> float:
@@ -79,12 +82,22 @@ class Support(NamedTuple):
             spare=SPARE * tail_mass,
         )  # fmt: skip
 
-    def serves(self, n: int, g: Upstream, tail_mass: float) -> Tensor:
-        """[n] bool: of the first n rows those whose gradients may come from kept entries alone."""
+    def serves(self, rows: Rows, g: Upstream, tail_mass: float) -> Tensor:
+        """[n] bool: of the rows those whose gradients may come from kept entries alone."""
+        n = rows.n
         some = self.mass[:n] <= tail_mass
+        if rows.softcap:
+            some = some & self._steep(n, rows.softcap)
         if g.g_entropy is None:
             return some
         return some & ((g.g_entropy == 0) | self.entropy[:n].isfinite())
+
+    def _steep(self, n: int, softcap: float) -> Tensor:
+        """[n] bool: whether the softcap's slope is known of all that is kept of a row."""
+        y = self.y[:n]
+        kept = torch.arange(y.shape[1]) < self.kept[:n, None]
+        most = softcap * math.sqrt(1 - LEAST_SLOPE)
+        return ((y.abs() <= most) | ~kept).all(1)
 
     def bound(self, n: int, g: Upstream) -> Tensor:
         """[n]: ||error of dz||_1 at most, where a row is served."""

@@ -57,7 +57,7 @@ class Served(NamedTuple):
 
 def split(folded: Folded, g: Upstream, tail_mass: float) -> Served:
     some = g.some(folded.rows.targets)
-    served = folded.support.serves(folded.rows.n, g, tail_mass)
+    served = folded.support.serves(folded.rows, g, tail_mass)
     return Served((some & served).nonzero().squeeze(1), (some & ~served).nonzero().squeeze(1))
 
 

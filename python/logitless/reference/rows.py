@@ -142,19 +142,30 @@ def _chain_slope(
     *,
     mask: Array | None,
     temperature: float | Array = 1.0,
+    logit_scale: float = 1.0,
+    **chain: Any,
+) -> F64:
+    """dz/draw, elementwise; 0 on masked rows, which may hold NaN."""
+    slope = softcap_slope(raw, logit_scale=logit_scale, **chain)
+    slope = slope * (logit_scale / _per_row(temperature))
+    return slope if mask is None else np.where(np.asarray(mask)[..., None], slope, 0.0)
+
+
+def softcap_slope(
+    raw: Array,
+    *,
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Array | None = None,
+    **_: Any,
 ) -> F64:
-    """dz/draw, elementwise; 0 on masked rows, which may hold NaN."""
-    x = logit_scale * (raw if bias is None else raw + np.asarray(bias, np.float64))
-    slope = np.full(raw.shape, float(logit_scale))
-    if softcap is not None:
-        # tanh' is 1 - tanh^2, which loses all digits where tanh is near 1
-        u = np.abs(x / softcap)
-        slope = slope * np.exp(-2.0 * u) * (1.0 + np.tanh(u)) ** 2
-    slope = slope / _per_row(temperature)
-    return slope if mask is None else np.where(np.asarray(mask)[..., None], slope, 0.0)
+    """tanh'(u) of u = logit_scale * (raw + bias) / softcap, elementwise; 1 without a softcap."""
+    if softcap is None:
+        return np.ones(np.shape(raw))
+    x = np.asarray(raw, np.float64)
+    u = np.abs(logit_scale * (x if bias is None else x + np.asarray(bias, np.float64)) / softcap)
+    # tanh' is 1 - tanh^2, which has no digits left where tanh is near 1
+    return np.asarray(np.exp(-2.0 * u) * (1.0 + np.tanh(u)) ** 2, np.float64)
 
 
 def _valid_rows(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitless.reference.rows import logits_chain, token_stats_backward
+from logitless.reference.rows import logits_chain, softcap_slope, token_stats_backward
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +42,8 @@ def support_backward(
     out while they sum to at most spare * tail_mass; the target is always kept. With H the entropy
     and p of the full row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The
     row is served (and its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy
-    is not 0, every dropped p is known to be at most e^-H. bound: of ||error of dz||_1 times dz/dy.
+    is not 0, every dropped p is known to be at most e^-H, and no kept logit has more of a softcap
+    than leaves a slope of 1/64. bound: of ||error of dz||_1 times dz/dy.
     """
     raw, targets = np.asarray(logits, np.float64), np.asarray(targets)
     z = logits_chain(raw, **chain)
@@ -51,6 +52,7 @@ def support_backward(
     dlogits, _ = token_stats_backward(
         raw, targets, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse, **chain
     )
+    slope = softcap_slope(raw, **chain)
     margin = math.log(max(vocab, keep / (spare * tail_mass)))
     out: dict[str, Any] = {
         "kept": [], "mass": np.zeros(n), "entropy": np.zeros(n), "served": np.zeros(n, bool),
@@ -75,7 +77,8 @@ def support_backward(
         out["kept"].append(kept)
         out["mass"][i] = p[dropped].sum()
         out["entropy"][i] = np.abs(surprise[dropped]).sum() if known else np.inf
-        out["served"][i] = out["mass"][i] <= tail_mass and (gh[i] == 0 or known)
+        steep = (slope[i, kept] >= 1 / 64).all()
+        out["served"][i] = out["mass"][i] <= tail_mass and (gh[i] == 0 or known) and steep
         if out["served"][i]:
             dlogits[i, dropped] = 0
         of_entropy = abs(gh[i]) * out["entropy"][i] if gh[i] != 0 else 0.0
