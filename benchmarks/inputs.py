@@ -85,6 +85,23 @@ def noise(setting: Setting, g: torch.Generator) -> Tensor:
     return logits
 
 
+@dataclass(frozen=True)
+class FarInputs(RowInputs):
+    ordinary: RowInputs  # of the same shape
+
+
+@functools.lru_cache(maxsize=1)
+def far_inputs(setting: Setting) -> FarInputs:
+    """Rows of one logit and, 60 to 105 nats below it, all others, whose e^x and its products with a
+    gradient reach the end of float32."""
+    x, g = row_inputs(setting), generator(setting)
+    logits = torch.empty_like(x.logits)
+    for part in logits.split(CHUNK):
+        part.copy_(torch.rand(part.shape, generator=g, device=setting.device).mul_(-45).sub_(60))
+    logits[:, setting.vocab // 2] = 0.0
+    return FarInputs(logits, x.targets, x.upstream, x)
+
+
 def peaked(setting: Setting, g: torch.Generator) -> Tensor:
     logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
     return scale_rows(logits, setting, g)

@@ -26,10 +26,12 @@ from benchmarks.contenders import (
     our_sample,
 )
 from benchmarks.inputs import (
+    FarInputs,
     HeadInputs,
     RowInputs,
     TokenInputs,
     all_active,
+    far_inputs,
     fifth_active,
     head_inputs,
     row_inputs,
@@ -91,6 +93,13 @@ def read_and_copy_floor(x: RowInputs) -> dict[str, Call]:
     return {"max read + copy": Call(run)}
 
 
+def ordinary_floor(x: FarInputs) -> dict[str, Call]:
+    """The same of other logits, which should change nothing."""
+    function = functools.partial(our_rows, inplace_backward=True)
+    call = calls.rows_backward_in_place(function, x.ordinary)
+    return {"logitless on ordinary rows": call, **copy_floor(x)}
+
+
 def forward_variants(x: RowInputs) -> dict[str, Call]:
     """16-bit logits against the same numbers in float32."""
     if x.logits.dtype == torch.float32:
@@ -119,8 +128,8 @@ def backward_bytes(s: Setting) -> dict[str, int]:
     }
 
 
-def rows_op(name: str, **parts: Any) -> Op:
-    return Op(name, "rows", inputs=row_inputs, oracle=rows_oracle, rowwise=True, **parts)
+def rows_op(name: str, inputs: Any = row_inputs, **parts: Any) -> Op:
+    return Op(name, "rows", inputs=inputs, oracle=rows_oracle, rowwise=True, **parts)
 
 
 def per_logit(flops: int) -> Any:
@@ -369,6 +378,11 @@ OPS = [
         "backward in place", families=("rows in place", "rows"),
         call=calls.rows_backward_in_place, floors=copy_floor,
         bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS), sizes=True,
+    ),
+    rows_op(
+        "backward in place, far below", far_inputs, families=("rows in place", "rows"),
+        call=calls.rows_backward_in_place, floors=ordinary_floor,
+        bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS),
     ),
     rows_op(
         "forward+backward", families=("rows",), call=calls.rows_both, floors=read_and_copy_floor,

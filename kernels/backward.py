@@ -68,6 +68,7 @@ def backward_kernel(
         if HAS_SOFTCAP:
             u = y * slope
             capped = tanh(u)
+            steepness = tanh_slope(u, capped)
             y = softcap * capped
         t = (y - tl.load(c_ptr + 1)) * tl.load(c_ptr + 2)
         t = tl.maximum(t, LOWEST, propagate_nan=tl.PropagateNan.ALL)
@@ -77,7 +78,7 @@ def backward_kernel(
         lane = tl.where((lane >= 0) & (lane < BLOCK), lane, -1).to(tl.int32)
         d += tl.where(o == lane, tl.load(c_ptr + 5), 0.0)
         if HAS_SOFTCAP:
-            d *= tanh_slope(u, capped)
+            d *= steepness
         tl.store(out_ptr + o, d.to(gradient_ptr.dtype.element_ty), mask=inside)
 
 

@@ -15,9 +15,7 @@ def test_exact(place: Place, name: str) -> None:
     case = cases.EXACT[name]
     z, t, *g = cases.problem(case, torch.float32)
     leaf, targets, *there = place.put(z, t, *g)
-    options = {
-        k: v.to(place.device) if torch.is_tensor(v) else v for k, v in case.options.items()
-    }
+    options = {k: v.to(place.device) if torch.is_tensor(v) else v for k, v in case.options.items()}
     leaf.requires_grad_()
     stats = ll.token_stats(leaf, targets, backend=place.backend, **options)
     loss = (stats.logp * there[0] + stats.entropy * there[1]).sum()

@@ -16,8 +16,10 @@ from logitless import _core
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ISAS = _core.build_info()["isas"]
 # float16 holds logits from 6e-8 to 65504, and its gradients as well.
-NARROW = ("tiny softcap", "tiny softcap and temperature", "uniform", "scale cancels temperature",
-          "all of it tiny", "all of it large", "both tiny", "temperatures and a softcap")  # fmt: skip
+NARROW = (
+    "tiny softcap", "tiny softcap and temperature", "uniform", "scale cancels temperature",
+    "all of it tiny", "all of it large", "both tiny", "temperatures and a softcap",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -111,7 +113,7 @@ def test_float64_computes_what_float32_cannot(name: str) -> None:
     t = z.argmax(1)
     stats = ll.token_stats(z, t, **options)
     assert stats.logp.isfinite().all()
-    with pytest.raises(ValueError, match="in float64 arithmetic, got 1.0 / 1e-300"):
+    with pytest.raises(ValueError, match=r"in float64 arithmetic, got 1\.0 / 1e-300"):
         ll.token_stats(z, t, temperature=1e-300)
 
 
@@ -173,8 +175,8 @@ def test_logits_that_only_an_option_makes_overflow(
         return
     with pytest.raises(ValueError, match=message):
         ll.token_stats(z, t, backend=backend, **options)
+    hidden, weight = torch.eye(2), z.t().contiguous()
     with pytest.raises(ValueError, match=message):
-        hidden, weight = torch.eye(2), z.t().contiguous()
         ll.linear_token_stats(hidden, weight, t, backend=backend, **options)
 
 

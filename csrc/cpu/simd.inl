@@ -137,12 +137,12 @@ LOGITLESS_INLINE float next_below(float x) {
 }
 LOGITLESS_INLINE double next_below(double x) { return x; }
 
-// 2^(t-shift) for t in [kLowest + shift, 127 + shift] (1023 in double), which the caller clamps with
-// larger(lowest, t). Where the result would be below 2^-125.5 (-1021.5) it is exactly 0: nothing in
-// here is a denormal number, which makes some CPUs 10 times as slow as a normal one. Maximum error
-// 1 ulp for float (1.25 without FMA), checked over every float of the range by tests. NaN stays
-// NaN, since scaling by 2^k is a product: adding k to a NaN's exponent bits could make a number of
-// it.
+// 2^(t-shift) for t in [kLowest + shift, 127 + shift] (1023 in double), which the caller clamps
+// with larger(lowest, t). Where the result would be below 2^-125.5 (-1021.5) it is exactly 0:
+// nothing in here is a denormal number, which makes some CPUs 10 times as slow as a normal one.
+// Maximum error 1 ulp for float (1.25 without FMA), checked over every float of the range by tests.
+// NaN stays NaN, since scaling by 2^k is a product: adding k to a NaN's exponent bits could make a
+// number of it.
 //
 // `round` is kRound - shift. With t - shift = k + f the two factors are 2 * 2^f and 2^(k-1), so
 // that an exponent field of 0 stands for all k below -125: no result below a normal number is left

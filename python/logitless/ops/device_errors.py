@@ -24,8 +24,8 @@ from logitless.ops.backends import current
 
 # The flag while no row was bad. A bad row writes row * 8 + kind, and the smallest one stays.
 CLEAR = 2**63 - 1
-# Kinds from 1 on are the kernels' own, 0 is written here: a bad temperature makes NaN of its row, and is
-# to be named before that.
+# Kinds from 1 on are the kernels' own, 0 is written here: a bad temperature makes NaN of its row,
+# and is to be named before that.
 KINDS = (
     "its temperature must be finite, > 0, and in float32's range with logit_scale and softcap",
     "its logits hold a +inf",

@@ -43,8 +43,9 @@ def token_stats(
 
     Inputs are torch tensors or NumPy arrays (forward only) in float32, bfloat16, float16 or
     float64; results are float32 (float64 for float64), in nats, shaped like `targets`. A logit of
-    -inf is an impossible token. Rows where `mask` is False are never read and give 0, whatever
-    they hold. logp, entropy and lse are differentiable with respect to logits and bias, once.
+    -inf is an impossible token, and so is one whose z is below what results hold. Rows where
+    `mask` is False are never read and give 0, whatever they hold. logp, entropy and lse are
+    differentiable with respect to logits and bias, once.
 
     `extras` adds to `.extras`, not differentiable: "varentropy" = sum p (log p + H)^2; "sum_p2" =
     sum p^2; "argmax" (int64); "entropy_change" = -(S_a - C) with S_a = p_a (log p_a + H), C =
@@ -64,7 +65,9 @@ def token_stats(
 
     Raises ValueError or TypeError naming the argument for bad shapes, dtypes and options, and
     ValueError naming the first row that holds a NaN, a +inf, no finite logit, or (where the mask
-    is True) a target outside [0, V). On a GPU such a row, and one whose temperature is bad, gives
+    is True) a target outside [0, V), or whose lse overflows. logit_scale / temperature, and with a
+    softcap logit_scale / softcap and softcap / temperature, must be between 2^-120 and 2^100
+    (2^-960 and 2^960 for float64). On a GPU such a row, and one whose temperature is bad, gives
     NaN, and RuntimeError in a later call or backward; LOGITLESS_CHECK=1 raises in the call itself.
     NotImplementedError says why where no kernels serve.
     """
