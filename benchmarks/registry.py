@@ -81,9 +81,12 @@ def copy_floor(x: RowInputs) -> dict[str, Call]:
     }
 
 
-def fresh_floor(x: RowInputs) -> dict[str, Call]:
-    """The pages of a new tensor cost more than the bytes."""
-    return {"copy into a new tensor": Call(lambda _: {"copy": x.logits.clone()})}
+def new_gradient_floor(x: RowInputs) -> dict[str, Call]:
+    """The pages of a new tensor cost more than the bytes; memory of an earlier call has them."""
+    return {
+        "copy": copy_floor(x)["copy"],
+        "copy into a new tensor": Call(lambda _: {"copy": x.logits.clone()}),
+    }
 
 
 def read_and_copy_floor(x: RowInputs) -> dict[str, Call]:
@@ -371,7 +374,7 @@ OPS = [
         variants=lambda x: {"logitless, no extras": calls.rows_forward(our_rows, x)},
     ),
     rows_op(
-        "backward", families=("rows",), call=calls.rows_backward, floors=fresh_floor,
+        "backward", families=("rows",), call=calls.rows_backward, floors=new_gradient_floor,
         bytes=backward_bytes, flops=per_logit(BACKWARD_FLOPS), sizes=True,
     ),
     rows_op(

@@ -65,6 +65,7 @@ TARGETS = [
     Target("forward", "bfloat16", "logitless", "logitless on float32", 0.9),
     Target("backward in place", "float32", "logitless", "copy", 1.5),
     Target("forward+backward", "float32", "torch eager", "logitless, in place", 10.0, False),
+    Target("forward+backward", "float32", "torch eager", "logitless", 10.0, False),
     Target("forward with extras", "float32", "logitless", "logitless, no extras", 1.25),
     of_head("head forward+backward", "logitless", "three bare products", 1.05),
     of_head("head forward+backward", "logitless, 64MiB", "four bare products", 1.05),

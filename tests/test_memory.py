@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,3 +116,97 @@ def test_forwards_that_wait_for_their_backwards_keep_their_own_logits() -> None:
     before = apart[0][1].clone()
     loss(0).backward()
     assert torch.equal(apart[0][1], before), "a gradient that somebody holds was written to"
+
+
+HOLDERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "itself": lambda g: g,
+    "view": lambda g: g[-1:, 3:],
+    "detached": lambda g: g.detach(),
+    "data": lambda g: g.data,
+    "storage": lambda g: g.untyped_storage(),
+    "numpy": lambda g: g.numpy(),
+    "view of numpy": lambda g: g.numpy().reshape(-1)[-5:],
+    "dlpack": lambda g: np.from_dlpack(g),
+    "memoryview": lambda g: memoryview(g.numpy()),
+    "shared": lambda g: g.share_memory_()[1:],
+}
+
+
+def bytes_of(held: Any) -> bytes:
+    if isinstance(held, torch.UntypedStorage):
+        held = torch.tensor([], dtype=torch.uint8).set_(held)
+    return bytes(np.ascontiguousarray(held).tobytes())
+
+
+def rows_gradient(seed: int) -> torch.Tensor:  # [2, FLOATS]
+    torch.manual_seed(seed)
+    z = torch.randn(2, FLOATS, requires_grad=True)
+    ll.token_stats(z, torch.tensor([1, 2])).logp.sum().backward()
+    return z.grad
+
+
+def head_gradient(seed: int, *, one_pass: bool) -> torch.Tensor:
+    """d_weight of the two ways that a head has."""
+    torch.manual_seed(seed)
+    n, width, vocab = 8, 128, FLOATS // 64
+    hidden, weight = torch.randn(n, width), torch.randn(vocab, width, requires_grad=True)
+    targets, zero = torch.arange(n), torch.zeros(n)
+    if one_pass:
+        ll.linear_policy_loss(
+            hidden, weight, targets, zero - 5, zero + 1, zero == 0, ll.presets["reinforce"]
+        ).loss.backward()
+    else:
+        ll.linear_token_stats(hidden, weight, targets).logp.sum().backward()
+    return weight.grad
+
+
+MAKERS: dict[str, Callable[[int], torch.Tensor]] = {
+    "token_stats": rows_gradient,
+    "linear_token_stats": lambda seed: head_gradient(seed, one_pass=False),
+    "linear_policy_loss": lambda seed: head_gradient(seed, one_pass=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("maker", "holder"),
+    [
+        *(("token_stats", holder) for holder in HOLDERS),
+        ("linear_token_stats", "view"),
+        ("linear_policy_loss", "numpy"),
+    ],
+)
+def test_a_gradient_that_anybody_sees_is_left_alone(maker: str, holder: str) -> None:
+    held = HOLDERS[holder](MAKERS[maker](0))
+    before = bytes_of(held)
+    for seed in (1, 2):
+        other = MAKERS[maker](seed)
+        assert bytes_of(held) == before, f"the gradient of call {seed} is in it"
+        del other
+    del held
+    assert _core.spare_bytes() > 0
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_gradient_that_nobody_sees_is_the_next_ones_memory(maker: str) -> None:
+    first = MAKERS[maker](0)
+    place, values = first.data_ptr(), first.clone()
+    del first
+    again = MAKERS[maker](0)
+    assert again.data_ptr() == place
+    assert torch.equal(again, values)
+
+
+def test_accumulated_and_zeroed_gradients_keep_their_memory() -> None:
+    """zero_grad(set_to_none=False), micro-batches, a hook that keeps what it is shown."""
+    seen: list[torch.Tensor] = []
+    z, t = torch.randn(2, FLOATS), torch.tensor([1, 2])
+    logits = torch.nn.Parameter(z)
+    logits.register_hook(seen.append)
+    right = torch.autograd.grad(ll.token_stats(logits, t).logp.sum(), logits)[0].clone()
+    for _ in range(3):
+        ll.token_stats(logits, t).logp.sum().backward()
+    assert all(torch.equal(g, right) for g in (seen[0], seen[2], seen[3]))
+    torch.testing.assert_close(logits.grad, 3 * right, rtol=1e-6, atol=0)
+    logits.grad.zero_()
+    ll.token_stats(logits, t).logp.sum().backward()
+    assert torch.equal(logits.grad, right)

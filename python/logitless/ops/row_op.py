@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.ops import memory
 from logitless.ops.device_errors import raise_found
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
@@ -86,7 +87,7 @@ def _write_gradient(logits: Tensor, gradient: Tensor, *args: Any) -> None:
 
 
 def _backward_kernel(logits: Tensor, *args: Any) -> Tensor:
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    gradient = memory.contiguous_like(logits)
     _write_gradient(logits, gradient, *args)
     return gradient
 
