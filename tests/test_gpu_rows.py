@@ -192,6 +192,20 @@ def test_gradient_in_the_memory_of_logits(place: Place) -> None:
     assert_bitwise_equal(owned.grad, expected)
 
 
+def test_memory_that_others_have_saved_is_not_written_unseen(place: Place) -> None:
+    z, t = place.put(cases.logits(7, 10, 3000, torch.float32), cases.targets(7, 10, 3000))
+    options = {"inplace_backward": True, "backend": place.backend}
+    saved = torch.tanh(z.requires_grad_())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ll.token_stats(saved, t, **options).logp.sum().backward()
+    both = z * 1.0
+    calls = [ll.token_stats(both, t, **options, temperature=x).logp.sum() for x in (1.0, 2.0)]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sum(calls).backward()
+    with pytest.raises(ValueError, match=r"inplace_backward=True.*must not share places"):
+        ll.token_stats(z[:1].expand(10, 3000), t, **options)
+
+
 def test_rows_without_gradient_are_not_read(place: Place) -> None:
     z, t = place.put(cases.logits(8, 6, 2500, torch.bfloat16), cases.targets(8, 6, 2500))
     z.requires_grad_()

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from logitless.ops import memory
 from logitless.ops.device_errors import raise_found
 from logitless.ops.library import begin_backward, register
 from logitless.ops.outputs import as_float64, empty_outputs, requested
+from logitless.ops.overwrite import saved_as_given
 from logitless.ops.rows import STATE, Rows
 from logitless.ops.scaling import scale_range
 from logitless.ops.shard import SHARD, Shard
@@ -106,7 +108,8 @@ _backward_inplace_op = register(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, targets, mask, bias, row_scale = inputs[:5]
-    ctx.chain, (_, ctx.inplace, *shard) = inputs[5 : N_ROWS + 1], inputs[N_ROWS + 1 :]
+    ctx.chain, (_, inplace, *shard) = inputs[5 : N_ROWS + 1], inputs[N_ROWS + 1 :]
+    ctx.inplace = inplace and saved_as_given()
     ctx.start = Shard(*shard).start
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
@@ -120,9 +123,15 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     # A shard's targets count from its first column.
     targets = targets - ctx.start if ctx.start else targets
     args = (logits, targets, mask, bias, row_scale, *ctx.chain, state, *g)
-    if ctx.inplace:
+    # A traced graph has no versions, so in it nobody could object: it gets memory of its own.
+    if ctx.inplace and memory.is_plain(logits):
+        # As every op of torch that writes in place: whoever has saved these values, and has not
+        # used them yet, raises instead of using the gradient.
+        increment_version(logits)
         _backward_inplace_op(*args)
-    gradient = logits if ctx.inplace else _backward_op(*args)
+        gradient = logits.detach()
+    else:
+        gradient = _backward_op(*args)
     g_bias = gradient.flatten(0, -2).sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
     return (gradient, None, None, g_bias, *[None] * 9)
 

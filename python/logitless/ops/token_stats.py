@@ -44,8 +44,8 @@ def token_stats(
     Inputs are torch tensors or NumPy arrays (forward only) in float32, bfloat16, float16 or
     float64; results are float32 (float64 for float64), in nats, shaped like `targets`. A logit of
     -inf is an impossible token, and so is one whose z is below what results hold. Rows where
-    `mask` is False are never read and give 0, whatever they hold. logp, entropy and lse are
-    differentiable with respect to logits and bias, once.
+    `mask` is False are never read and give 0, whatever they hold. logp, entropy and lse have first
+    derivatives with respect to logits and bias.
 
     `extras` adds to `.extras`, not differentiable: "varentropy" = sum p (log p + H)^2; "sum_p2" =
     sum p^2; "argmax" (int64); "entropy_change" = -(S_a - C) with S_a = p_a (log p_a + H), C =
@@ -57,7 +57,13 @@ def token_stats(
         are with the other ranks of this torch.distributed group, which pass the same rows; targets
         are ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
 
-    inplace_backward: write the gradient into the memory of `logits`, whose values are then gone.
+    inplace_backward: write the gradient into the memory of `logits`, whose values are then gone;
+        of a leaf, `.grad` is that memory. As with torch's own in-place ops RuntimeError follows
+        where another node of the graph has saved them (tanh, a square, a second call) and is yet to
+        need them. Entries that share memory (expand), a parameter, and a leaf whose `.grad` lies
+        there already are a ValueError. The backward runs once. With backend="torch", in compiled
+        graphs and under hooks for saved tensors (checkpointing, offloading) the gradient has memory
+        of its own.
 
     backend: "auto" is the compiled core on the CPU; on a GPU its CUDA kernels or else Triton's, and
     plain torch for float64. "cpu", "cuda", "triton" or "torch" name one. Nothing waits for a GPU,
@@ -106,6 +112,7 @@ def _torch_stats(
 
     from logitless.ops.library import backend_of
     from logitless.ops.outputs import flat_head, to_stats
+    from logitless.ops.overwrite import check_overwritable
     from logitless.ops.plain import plain_stats
     from logitless.ops.row_op import row_stats
 
@@ -114,6 +121,8 @@ def _torch_stats(
         meeting.refuse_backend(chosen)
         # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+        if inplace:
+            check_overwritable("token_stats", logits, head.bias)
         flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
         flat_mask = None if mask is None else mask.reshape(-1).contiguous()
         chain = flat_head(
