@@ -79,13 +79,16 @@ def backend_of(backend: str, tensor: Tensor) -> str:
 
 
 def begin_backward(ctx: Any, name: str, *, reuses_memory: bool) -> None:
-    """Refuse what a backward cannot do, instead of giving silent zeros or wrong numbers."""
+    """Refuse what a backward cannot do, instead of giving silent zeros or wrong numbers.
+
+    Always a second derivative; a second run where the first one wrote over what the forward saved.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(f"{name}: double backward (create_graph=True) is not supported")
     if getattr(ctx, "spent", False):
         raise RuntimeError(
             f"{name}: backward through the same forward a second time (retain_graph=True) is not "
-            "supported, because backward reuses the saved memory; run the forward again"
+            "supported: backward writes over what the forward has saved; run the forward again"
         )
     ctx.spent = reuses_memory
 

@@ -63,8 +63,9 @@ def linear_policy_loss(
         loss, metrics = policy_loss(logp, old_logp, advantages, mask, spec, entropy=entropy, ...)
 
     Tokens that the loss gives no gradient (masked, clipped, of advantage zero, not selected) enter
-    no backward product. `.loss` is differentiable, once, in hidden, weight and bias only: any other
-    argument that requires grad is a ValueError. Under no_grad nothing is kept.
+    no backward product. `.loss` has first derivatives in hidden, weight and bias only, by one
+    backward per forward: any other argument that requires grad is a ValueError. Under no_grad
+    nothing is kept.
 
     With vocab_group the loss is the same number on every rank of it: count it once.
 

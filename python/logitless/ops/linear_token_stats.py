@@ -41,10 +41,10 @@ def linear_token_stats(
         token_stats(hidden @ weight.T, targets, ...)
 
     without ever holding `[tokens, V]`: vocabulary tiles of logits are made, folded into each
-    row's moments and overwritten. Differentiable, once, with respect to hidden, weight and bias;
-    gradients are exact, summed in float32. Only requested gradients are computed, rows outside
-    the mask enter no product, and rows whose upstream gradients are zero enter no backward
-    product.
+    row's moments and overwritten. First derivatives with respect to hidden, weight and bias, by one
+    backward per forward (any number with tail_mass); they are exact, summed in float32. Only
+    requested gradients are computed, rows outside the mask enter no product, and rows whose
+    upstream gradients are zero enter no backward product.
 
     memory_budget: bytes or "256MiB" for scratch, kept tiles and float32 accumulators; None is
         min(512 MiB, the full logits). Logits that fit are kept for the backward (3 products in

@@ -58,7 +58,7 @@ def policy_loss(
     default to 0, 1, 2, ... . `grad_scale` multiplies the loss, hence its gradients: pass
     `totals.world_size` where DDP or FSDP averages the gradients of ranks.
 
-    logp and entropy are differentiable (once), all else is data. float32, bfloat16, float16 and
+    First derivatives in logp and entropy; all else is data. float32, bfloat16, float16 and
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
     surrogate does not clip makes the loss that large. CUDA tensors go through a copy to the CPU.
