@@ -156,15 +156,15 @@ def test_a_small_budget_gives_the_same_and_too_small_a_one_is_named() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"top_k": 0}, ValueError, "top_k must be at least 1"),
+        ({"top_k": 0}, ValueError, "top_k must be an int >= 1"),
         ({"top_k": 2.0}, TypeError, "top_k must be an int"),
         ({"top_p": 0.0}, ValueError, r"top_p must be in \(0, 1\]"),
         ({"top_p": 1.5}, ValueError, r"top_p must be in \(0, 1\]"),
         ({"top_p": "0.9"}, TypeError, "top_p must be a number"),
         ({"logits_dtype": torch.float16}, ValueError, "logits_dtype must be"),
         ({"seed": -1}, ValueError, "seed must be an int >= 0"),
-        ({"step": 0.5}, ValueError, "step must be an int >= 0"),
-        ({"step": 1 << 50}, ValueError, "step must be below"),
+        ({"step": 0.5}, TypeError, "step must be an int"),
+        ({"step": 1 << 50}, ValueError, "step must be an int >= 0 and below"),
         ({"row_ids": torch.arange(4)}, ValueError, r"row_ids must be \[N\] = \[3\]"),
         ({"row_ids": torch.zeros(3)}, TypeError, "row_ids must be int64"),
         ({"temperature": torch.ones(2)}, ValueError, "temperature must be"),

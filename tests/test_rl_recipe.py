@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,68 @@ def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
     path.write_text("- 1\n", "utf-8")
     with pytest.raises(ValueError, match="must be a mapping of keys, got list"):
         load_recipe(str(path))
+
+
+def aliases(levels: int, leaf: str, level: str) -> str:
+    """Each level stands for nine of the one below: 9^levels leaves when written out."""
+    lines = [f"a0: &a0 {leaf}"]
+    for i in range(1, levels):
+        lines.append(f"a{i}: &a{i} " + level.format(", ".join([f"*a{i - 1}"] * 9)))
+    return "\n".join(lines)
+
+
+RUN = "\nmethods: {one: {preset: grpo}}"
+BOMBS = {
+    "lists": aliases(12, "[lol]", "[{}]") + "\nnotes: *a11" + RUN,
+    "options": aliases(12, "[lol]", "[{}]") + "\ntask: {options: {x: *a11}}" + RUN,
+    "merges": aliases(12, "{x: 1}", "{{<<: [{}]}}") + RUN,
+    "long text": aliases(6, "x" * 100_000, "[{}]") + RUN,
+    "endless": "notes: &a [*a]" + RUN,
+    "endless mapping": "task: &a {options: *a}" + RUN,
+    "deep": "notes: " + "[" * 5000 + "]" * 5000 + RUN,
+    "deep aliases": aliases(60, "[x]", "[{}]").replace(", *a", ", x") + RUN,
+    "long": "#" * 300_000 + RUN,
+    "digits": "seed: " + "9" * 100_000 + RUN,
+    "hexadecimal": "seed: 0x" + "f" * 100_000 + RUN,
+    "sexagesimal": "seed: 1" + ":59" * 40_000 + RUN,
+    "long key": "? " + "k" * 100_000 + "\n: 1" + RUN,
+    "no date": "seed: 2001-99-99" + RUN,
+    "no number": "seed: !!int abc" + RUN,
+    "no YAML": "seed: [",
+    "code": "seed: !!python/object:os.system x" + RUN,
+    "a list where a number is": "seed: [1, 2]" + RUN,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_recipe_costs_no_more_than_its_length(text: str, tmp_path: Path) -> None:
+    """In a process that may not have much: an error, soon, and a short one."""
+    (tmp_path / "bomb.yaml").write_text(text)
+    code = (
+        "import resource, sys\n"
+        "from logitless.rl.recipe import load_recipe\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_recipe(sys.argv[1])\n"
+        "except ValueError as error: print(len(str(error)))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used) >> 10)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "bomb.yaml")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    length, grown = map(int, run.stdout.split())
+    assert 0 < length < 1500 and grown < 300
+
+
+def test_overrides_are_bounded_too() -> None:
+    nine = ",".join(["*a"] * 9)
+    text = f"notes=[&a [x,x,x], &b [{nine}], [{','.join(['*b'] * 9)}]]"
+    with pytest.raises(ValueError, match=r"recipe key 'notes\[0\]' must be str, got \['x'"):
+        load_recipe("demo", [text])
+
+
+def test_aliases_that_cost_nothing_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text("methods: {one: &m {preset: grpo}, two: *m}\nnotes: [&n text, *n]")
+    recipe = load_recipe(str(path))
+    assert recipe.methods["one"] == recipe.methods["two"] and recipe.notes == ["text", "text"]

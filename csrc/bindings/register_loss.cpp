@@ -55,6 +55,8 @@ py::dict sums_dict(const cpu::TokenLossSums& sums) {
   out["entropy"] = sums.entropy;
   out["covariance"] = sums.covariance;
   out["bad_token"] = sums.bad_token;
+  out["overflow_token"] = sums.overflow_token;
+  out["overflow_loss"] = sums.overflow_loss;
   return out;
 }
 

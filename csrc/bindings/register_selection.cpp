@@ -171,15 +171,19 @@ void radix_histogram(
   std::copy(counts.begin(), counts.end(), out);
 }
 
-int64_t repeated_id(py::handle ids_object, py::handle mask_object, int threads) {
+py::object repeated_id(py::handle ids_object, py::handle mask_object, int threads) {
   const Array ids(ids_object, "ids", Access::read);
   const Array mask(mask_object, "mask", Access::read);
   const int64_t n = ids->size();
   const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
   const auto* valid = data_of<const uint8_t>(mask, Dtype::boolean, n);
   const int team = threads_of(threads);
-  const py::gil_scoped_release release;
-  return cpu::repeated_id(names, valid, n, team);
+  std::optional<int64_t> found;
+  {
+    const py::gil_scoped_release release;
+    found = cpu::repeated_id(names, valid, n, team);
+  }
+  return found ? py::cast(*found) : py::none();
 }
 
 void members(py::handle ids_object, py::handle sorted_object, py::handle out_object, int threads) {
@@ -269,14 +273,13 @@ void register_selection(py::module_& m) {
       py::arg("threads") = 0,
       "How many keys with this prefix have each value of one digit."
   );
-  m.attr("NO_ID") = cpu::kNoId;
   m.def(
       "repeated_id",
       &repeated_id,
       py::arg("ids"),
       py::arg("mask"),
       py::arg("threads") = 0,
-      "A negative id where the mask is true, else one that is there twice, else NO_ID."
+      "A negative id where the mask is true, else one that is there twice, else None."
   );
   m.def(
       "members",

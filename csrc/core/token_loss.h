@@ -236,6 +236,8 @@ LOGITLESS_HD inline Term controlled(
   if (!selected) return term;
   const Term extra = kl_term(x, 0, params.penalty);
   const double coefficient = params.penalty.coefficient;
+  // no penalty, even where the estimate is infinite
+  if (coefficient == 0) return term;
   return {term.loss + coefficient * extra.loss, term.slope + coefficient * extra.slope};
 }
 

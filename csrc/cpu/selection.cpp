@@ -270,7 +270,9 @@ void random_scores(
   });
 }
 
-int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads) {
+std::optional<int64_t> repeated_id(
+    const int64_t* ids, const uint8_t* mask, int64_t count, int threads
+) {
   // Ids mostly come in runs that rise by one from token to token, masked ones included, a run per
   // sequence: unique if no run overlaps another.
   struct Run {
@@ -299,7 +301,7 @@ int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int 
   for (int64_t begin = 0; begin < count && runs.size() <= most; begin += kStep) {
     const int64_t end = std::min<int64_t>(begin + kStep, count);
     // whole, masked ones included: at worst a run overlaps another that its valid tokens do not
-    if (rises[static_cast<size_t>(begin / kStep)] != 0 && ids[begin] >= 0) {
+    if (rises[static_cast<size_t>(begin / kStep)] != 0 && ids[begin] >= 0 && ids[end - 1] >= 0) {
       add(begin, ids[end - 1]);
       continue;
     }
@@ -313,7 +315,7 @@ int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int 
   std::sort(runs.begin(), runs.end(), by_first);
   bool apart = runs.size() <= most;
   for (size_t i = 1; i < runs.size(); ++i) apart &= runs[i].first > runs[i - 1].last;
-  if (apart) return kNoId;
+  if (apart) return std::nullopt;
   std::vector<int64_t> sorted;
   for (int64_t i = 0; i < count; ++i) {
     if (mask[i] == 0) continue;
@@ -322,7 +324,8 @@ int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int 
   }
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  return twice == sorted.end() ? kNoId : *twice;
+  if (twice == sorted.end()) return std::nullopt;
+  return *twice;
 }
 
 void members(
@@ -348,7 +351,7 @@ void members(
   for_blocks(count, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kStep) {
       const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
-      if (token_kernels().consecutive(ids + i, n)) {
+      if (ids[i + n - 1] >= ids[i] && token_kernels().consecutive(ids + i, n)) {
         // ids that rise by one: the chosen among them are found from their side
         std::fill(out + i, out + i + n, uint8_t{0});
         const int64_t* next = std::lower_bound(sorted, stop, ids[i]);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "../core/covariance.h"
 #include "../core/exact_sum.h"
@@ -72,9 +73,8 @@ std::array<int64_t, kRadixBins> radix_histogram(
     int threads
 );
 
-// A negative id of a valid token, else one that two of them have, else kNoId.
-constexpr int64_t kNoId = INT64_MAX;
-int64_t repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads);
+// A negative id of a valid token, else one that two of them have, else none.
+std::optional<int64_t> repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads);
 
 // out[i]: whether ids[i] is among the `chosen` sorted ids.
 void members(

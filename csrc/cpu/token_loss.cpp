@@ -15,6 +15,15 @@ constexpr int64_t kBlock = 4096;
 
 bool finite(double x) { return std::fabs(x) < INFINITY; }
 
+// Whether T has it as a finite number.
+template <typename T>
+bool fits(double x) {
+  return std::fabs(x) < overflow_of<T>();
+}
+
+// A coefficient of 0 is no term, even where the estimate is infinite.
+double times(double coefficient, double x) { return coefficient == 0 ? 0 : coefficient * x; }
+
 template <typename T>
 bool load(
     const TokenKernels& kernels, const TokenLossArgs<T>& args, int64_t i, int n, TokenStep& step
@@ -52,12 +61,15 @@ bool extras(const TokenLossArgs<T>& args, int64_t i, int j, TokenStep& step, Tok
   const Term kl = kl_term(kl_ratio, step.own_ratio[j], params.kl);
   const Term bonus = entropy_term(entropy, params);
   const double scaled = args.grad_scale * weight;
-  sums.loss += scaled * (params.kl.coefficient * kl.loss + bonus.loss);
+  sums.loss += scaled * (times(params.kl.coefficient, kl.loss) + bonus.loss);
   sums.kl += weight * kl.loss;
   sums.selected += selected;
   sums.entropy += entropy;
-  if (args.g_entropy != nullptr) args.g_entropy[i] = static_cast<T>(scaled * bonus.slope);
-  step.kl_slope[j] = scaled * params.kl.coefficient * kl.slope;
+  if (args.g_entropy != nullptr) {
+    args.g_entropy[i] = static_cast<T>(scaled * bonus.slope);
+    if (!fits<T>(scaled * bonus.slope)) sums.overflow_token = i;
+  }
+  step.kl_slope[j] = times(scaled * params.kl.coefficient, kl.slope);
   return true;
 }
 
@@ -195,16 +207,19 @@ void add_step(
     return;
   }
   const double scale = args.grad_scale;
+  bool written = true;
   if (args.g_policy != nullptr) {
-    kernels.write_f64(scale, false, n, step, args.g_policy + i);
+    written = kernels.write_f64(scale, false, n, step, args.g_policy + i);
     for (int j = 0; j < n; ++j) {
       args.g_logp[i + j] = static_cast<T>(plain ? 0 : step.kl_slope[j]);
+      written &= plain || fits<T>(step.kl_slope[j]);
     }
   } else if constexpr (sizeof(T) == sizeof(float)) {
-    kernels.write_f32(scale, !plain, n, step, args.g_logp + i);
+    written = kernels.write_f32(scale, !plain, n, step, args.g_logp + i);
   } else {
-    kernels.write_f64(scale, !plain, n, step, args.g_logp + i);
+    written = kernels.write_f64(scale, !plain, n, step, args.g_logp + i);
   }
+  if (!written) sums.overflow_token = i;
   // the lanes take whole groups
   for (int j = n; j % kLanes != 0; ++j) {
     step.weight[j] = step.logp[j] = step.advantage[j] = step.own_ratio[j] = 0;
@@ -242,6 +257,29 @@ TokenLossSums block_sums(
   return sums;
 }
 
+// Whether some result is not finite in the dtype that it is given in. The means of metrics count,
+// the KL estimate does not: where its coefficient is 0 it is only looked at.
+template <typename T>
+bool overflows(const TokenLossSums& sums) {
+  const double means = sums.policy + sums.old_minus_new + sums.covariance + sums.entropy;
+  return sums.overflow_token >= 0 || !fits<T>(sums.loss) || !finite(means);
+}
+
+// Names the token, by going through them one by one.
+template <Surrogate kind, typename T>
+void find_overflow(const TokenKernels& kernels, const TokenLossArgs<T>& args, TokenLossSums& sums) {
+  double largest = -1;
+  for (int64_t i = 0; i < args.tokens; ++i) {
+    const TokenLossSums alone = block_sums<kind>(kernels, args, i, i + 1);
+    const bool found = overflows<T>(alone);
+    if (!found && !(std::fabs(alone.loss) > largest)) continue;
+    largest = std::fabs(alone.loss);
+    sums.overflow_token = i;
+    sums.overflow_loss = alone.loss;
+    if (found) return;
+  }
+}
+
 template <Surrogate kind, typename T>
 TokenLossSums all_sums(const TokenLossArgs<T>& args) {
   const int64_t blocks = (args.tokens + kBlock - 1) / kBlock;
@@ -264,7 +302,9 @@ TokenLossSums all_sums(const TokenLossArgs<T>& args) {
     sums.entropy += part.entropy;
     sums.covariance += part.covariance;
     if (sums.bad_token < 0) sums.bad_token = part.bad_token;
+    if (sums.overflow_token < 0) sums.overflow_token = part.overflow_token;
   }
+  if (sums.bad_token < 0 && overflows<T>(sums)) find_overflow<kind>(kernels, args, sums);
   return sums;
 }
 

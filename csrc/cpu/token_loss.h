@@ -19,6 +19,11 @@ struct TokenLossSums {
   double covariance = 0;
   // The first valid token with a value that is not finite; -1 when there is none.
   int64_t bad_token = -1;
+  // Where all values are finite and some result is not: the first valid token whose loss or
+  // coefficients are not, or of the largest loss where only the sum is not; -1 where all are. And
+  // what is its part of the loss.
+  int64_t overflow_token = -1;
+  double overflow_loss = 0;
 };
 
 template <typename T>

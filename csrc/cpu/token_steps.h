@@ -25,6 +25,12 @@ struct alignas(64) TokenStep {
   double kl_slope[kStep];
 };
 
+// The least positive number that T rounds to infinity.
+template <typename T>
+constexpr double overflow_of() {
+  return sizeof(T) == sizeof(float) ? 0x1.ffffffp127 : INFINITY;
+}
+
 // Sums of a step in lanes: added in a fixed order whatever the vectors' width.
 constexpr int kLanes = 8;
 struct alignas(64) TokenLanes {
@@ -81,9 +87,9 @@ struct TokenKernels {
   void (*clip)(const TokenLossParams& params, const double* u, int n, TokenStep& step);
   // Control::drop_selected, or keep_selected; returns how many are selected.
   int (*select)(bool keep, const uint8_t* selected, int n, TokenStep& step);
-  // g[j] = scale * weight * slope + kl_slope, or without the KL.
-  void (*write_f32)(double scale, bool kl, int n, const TokenStep& step, float* g);
-  void (*write_f64)(double scale, bool kl, int n, const TokenStep& step, double* g);
+  // g[j] = scale * weight * slope + kl_slope, or without the KL; false: some are not finite.
+  bool (*write_f32)(double scale, bool kl, int n, const TokenStep& step, float* g);
+  bool (*write_f64)(double scale, bool kl, int n, const TokenStep& step, double* g);
   // Adds the step to the lanes; `clip_ratio` is what counts as clipped.
   void (*add)(
       const TokenLossParams& params,

@@ -124,20 +124,27 @@ int select(bool keep, const uint8_t* __restrict selected, int n, TokenStep& step
 }
 
 template <typename T>
-void write(double scale, bool kl, int n, const TokenStep& step, T* __restrict g) {
+bool write(double scale, bool kl, int n, const TokenStep& step, T* __restrict g) {
   const double* __restrict weight = step.weight;
   const double* __restrict slope = step.slope;
   const double* __restrict other = step.kl_slope;
+  const double limit = overflow_of<T>();
+  int64_t bad = 0;
   if (kl) {
     for (int j = 0; j < n; ++j) {
       const double policy = weight[j] != 0 ? scale * weight[j] * slope[j] : 0.0;
-      g[j] = static_cast<T>(policy + other[j]);
+      const double both = policy + other[j];
+      bad |= static_cast<int64_t>(!(__builtin_fabs(both) < limit));
+      g[j] = static_cast<T>(both);
     }
   } else {
     for (int j = 0; j < n; ++j) {
-      g[j] = static_cast<T>(weight[j] != 0 ? scale * weight[j] * slope[j] : 0.0);
+      const double policy = weight[j] != 0 ? scale * weight[j] * slope[j] : 0.0;
+      bad |= static_cast<int64_t>(!(__builtin_fabs(policy) < limit));
+      g[j] = static_cast<T>(policy);
     }
   }
+  return bad == 0;
 }
 
 void add(

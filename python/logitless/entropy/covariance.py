@@ -12,12 +12,13 @@ from logitless.loss.selection import (
     covariance_candidates,
     exact_means,
     kth_largest,
-    one_rank,
     ordinary,
     scaled_by,
     score_values,
 )
-from logitless.ops.batch_stats import group_sum
+from logitless.ops.arrays import framework
+from logitless.ops.batch_stats import reduction
+from logitless.ops.naming import public
 from logitless.ops.tokens import Array, make_tokens, refuse_grad
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
@@ -40,6 +41,7 @@ class Covariance(NamedTuple):
     above_one: float
 
 
+@public
 def covariance(
     logp: Array,  # [N] or [B, T]
     advantages: Array,  # the same, or [B, 1], or [B] with [B, T]
@@ -57,8 +59,9 @@ def covariance(
     same bits on any split. Raises ValueError where a valid value is not finite, for covariances
     beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
+    framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(logp=logp, advantages=advantages)
-    reduce = one_rank if data_group is None else group_sum(data_group)
+    reduce = reduction(data_group)
     tokens = make_tokens(logp, advantages, mask)
     given = batch_means(tokens, reduce)
     tokens, means = ordinary(tokens, given)

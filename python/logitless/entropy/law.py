@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from logitless.loss.checks import scalar, shown
+from logitless.ops.arrays import framework
+from logitless.ops.naming import public
 from logitless.ops.tokens import Array, is_tensor, to_numpy
+
+# Beyond these, squares of the two are no numbers any more.
+HIGHEST, LARGEST = 300.0, 1e150
 
 
 class EntropyLaw(NamedTuple):
@@ -30,6 +36,7 @@ class EntropyLaw(NamedTuple):
         return float(value) if np.ndim(value) == 0 else value
 
 
+@public
 def fit_entropy_law(
     entropy: Array | Sequence[float],  # [n] nats
     reward: Array | Sequence[float],  # [n]
@@ -49,7 +56,7 @@ def fit_entropy_law(
     Raises ValueError for fewer than 3 points, values that are not finite, or an entropy that never
     changes. Paper: arXiv:2505.22617.
     """
-    h, y = _points("entropy", entropy), _points("reward", reward)
+    h, y = _points("entropy", entropy, HIGHEST), _points("reward", reward, LARGEST)
     if h.size != y.size or h.size < 3:
         raise ValueError(
             f"entropy and reward must be of one length >= 3, got {h.size} and {y.size} values"
@@ -58,7 +65,9 @@ def fit_entropy_law(
     dx, dy = x - x.mean(), y - y.mean()
     spread = float(dx @ dx)
     if spread == 0.0:
-        raise ValueError(f"entropy must take more than one value, got {h[0]} {h.size} times")
+        raise ValueError(
+            f"entropy must take more than one value of exp(entropy), got {h.min()} to {h.max()}"
+        )
     slope = float(dx @ dy) / spread
     intercept = float(y.mean() - slope * x.mean())
     residual = dy - slope * dx
@@ -97,8 +106,27 @@ def _two_sided(angle: float, dof: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def _points(name: str, values: Array | Sequence[float]) -> npt.NDArray[np.float64]:
-    points = np.asarray(to_numpy(name, values) if is_tensor(values) else values, np.float64)
-    if points.ndim != 1 or not np.isfinite(points).all():
-        raise ValueError(f"{name} must be a vector of finite numbers, got {points.tolist()}")
+def _points(name: str, values: Array | Sequence[float], largest: float) -> npt.NDArray[np.float64]:
+    if is_tensor(values):
+        framework("fit_entropy_law", **{name: values})
+        values = to_numpy(name, values)
+    elif not isinstance(values, (np.ndarray, Sequence)) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a vector of numbers, got {shown(values)}")
+    if isinstance(values, Sequence):
+        numbers = [scalar(x) for x in values]
+        odd = next((x for x, number in zip(values, numbers, strict=True) if number is None), None)
+        if None in numbers:
+            raise ValueError(f"{name} must be a vector of numbers, got {shown(odd)} in it")
+        # a larger int has no float
+        values = np.array(
+            [math.inf if abs(x) > LARGEST else float(x) for x in numbers if x is not None]
+        )
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iuf"):
+        raise ValueError(f"{name} must be a vector of numbers, got {shown(values)}")
+    points = values.astype(np.float64)
+    bad = np.flatnonzero(~(np.abs(points) <= largest))
+    if bad.size:
+        raise ValueError(
+            f"{name} must be finite and at most {largest}, got {points[bad[0]]} at [{bad[0]}]"
+        )
     return points

@@ -6,12 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from logitless.loss.checks import whole
 from logitless.loss.sequences import Float64s, valid_lengths
 from logitless.loss.spec import PolicyLossSpec, TopEntropy
 from logitless.loss.tokens import Tokens
 
 
-class Totals(NamedTuple):
+class _Totals(NamedTuple):
+    tokens: int
+    sequences: int
+    world_size: int = 1
+
+
+class Totals(_Totals):
     """Counts over the whole optimizer batch: all micro-batches of all ranks.
 
     tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody
@@ -20,9 +27,13 @@ class Totals(NamedTuple):
     FSDP).
     """
 
-    tokens: int
-    sequences: int
-    world_size: int = 1
+    __slots__ = ()
+
+    def __new__(cls, tokens: int, sequences: int, world_size: int = 1) -> Totals:
+        counts = (("tokens", tokens, 0), ("sequences", sequences, 0), ("world_size", world_size, 1))
+        return super().__new__(
+            cls, *(whole(f"Totals.{name}", value, least=least) for name, value, least in counts)
+        )
 
 
 def count_totals(tokens: Tokens, *, sequences: bool = True) -> Totals:
@@ -59,7 +70,8 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     if spec.aggregation == "seq-mean-token-mean":
         shares = per_batch / np.maximum(valid_lengths(tokens), 1)
         return np.where(tokens.mask, shares[sequences.of_token], 0.0)
-    return per_batch / _norm(spec, sequences.width if totals is None else None)
+    # a batch padded to no width has no token whose share this would be
+    return per_batch / max(_norm(spec, sequences.width if totals is None else None), 1)
 
 
 def _check_counts(spec: PolicyLossSpec, local: Totals, total: Totals) -> None:

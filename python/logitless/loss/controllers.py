@@ -7,24 +7,39 @@ micro-batches and ranks. All ranks that update with the same number stay in step
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitless.loss.checks import not_negative, positive, require
+from logitless.loss.checks import (
+    finite,
+    instance,
+    is_tensor,
+    not_negative,
+    plain_fields,
+    positive,
+    require,
+    shown,
+)
+
+# Of a coefficient that is positive always: its logarithm stays a number.
+LEAST = sys.float_info.min
 
 
-def _observed(entropy: float) -> float:
-    require("entropy", float(entropy), lambda x: x >= 0.0, "finite and >= 0")
-    return float(entropy)
+def _observed(entropy: Any) -> float:
+    # metrics are tensors where the losses are, and this number is needed now
+    if is_tensor(entropy) and entropy.ndim == 0 and not entropy.is_meta:
+        entropy = entropy.detach().cpu()
+    return float(require("entropy", entropy, lambda x: x >= 0.0, "finite and >= 0"))
 
 
 def _load(controller: Any, state: dict[str, Any]) -> None:
-    fields = vars(controller)
+    fields, name = vars(controller), type(controller).__name__
+    instance(f"state of {name}", state, (dict,))
     if set(state) != set(fields):
-        raise ValueError(
-            f"state of {type(controller).__name__} must have {sorted(fields)}, got {sorted(state)}"
-        )
-    fields.update(state)
+        raise ValueError(f"state of {name} must have {sorted(fields)}, got {shown(list(state))}")
+    # the checks of a new one, before anything changes
+    fields.update(vars(type(controller)(**state)))
 
 
 @dataclass
@@ -45,8 +60,10 @@ class StepController:
     coefficient: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("StepController.target", self.target)
         positive("StepController.delta", self.delta)
+        finite("StepController.high", self.high)
         require("StepController.low", self.low, lambda x: x <= self.high, "<= high")
         require(
             "StepController.value",
@@ -54,6 +71,7 @@ class StepController:
             lambda x: self.low <= x <= self.high,
             f"in [low, high] = [{self.low}, {self.high}]",
         )
+        finite("StepController.coefficient", self.coefficient)
 
     def update(self, entropy: float) -> float:
         """Takes the entropy of the step that ended; returns the coefficient of the next."""
@@ -76,7 +94,8 @@ class LogController:
 
         log_coefficient -= rate * (entropy - target)      # the gradient of log a * (H - target)
 
-    Positive always, and as strong as it takes: bound it with `high` where that may be too much.
+    Positive always, and as strong as it takes: bound it with `high` where that may be too much. It
+    does not fall below the smallest normal float, 2.2e-308.
     """
 
     target: float
@@ -85,8 +104,10 @@ class LogController:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("LogController.target", self.target)
         positive("LogController.rate", self.rate)
+        positive("LogController.high", self.high)
         require(
             "LogController.coefficient",
             self.coefficient,
@@ -97,7 +118,10 @@ class LogController:
     def update(self, entropy: float) -> float:
         """Takes the entropy of the step that ended; returns the coefficient of the next."""
         step = -self.rate * (_observed(entropy) - self.target)
-        self.coefficient = min(math.exp(math.log(self.coefficient) + step), self.high)
+        moved = math.log(self.coefficient) + step
+        # exp overflows where `high` holds anyway
+        below = moved < math.log(self.high)
+        self.coefficient = min(max(math.exp(moved), LEAST), self.high) if below else self.high
         return self.coefficient
 
     def state_dict(self) -> dict[str, Any]:

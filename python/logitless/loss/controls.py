@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from logitless.loss.checks import choice, not_negative, require
+from logitless.loss.checks import choice, finite, not_negative, plain_fields, require
 from logitless.loss.terms import KLEstimator, Reference
 
 Scope = Literal["batch", "micro"]
@@ -53,8 +53,9 @@ class ClipCov(Control):
     scope: Scope = "batch"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_selection(self)
-        require("ClipCov.high", self.high, lambda _: True, "finite")
+        finite("ClipCov.high", self.high)
         require("ClipCov.low", self.low, lambda x: x < self.high, f"below high = {self.high}")
 
 
@@ -76,6 +77,7 @@ class KLCov(Control):
     against: Reference = "old"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_selection(self)
         not_negative("KLCov.coefficient", self.coefficient)
         choice("KLCov.estimator", self.estimator, get_args(KLEstimator))
@@ -100,6 +102,7 @@ class TopEntropy(Control):
     normaliser: Normaliser = "all"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_selection(self)
         choice("TopEntropy.normaliser", self.normaliser, get_args(Normaliser))
         if self.normaliser == "selected" and self.scope == "micro":
@@ -125,6 +128,7 @@ class ClipB(Control):
     mu: float = 2.5
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("ClipB.mu", self.mu)
 
     @property
@@ -146,6 +150,7 @@ class ClipV(Control):
     max_fraction: float = 1e-4
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("ClipV.mu", self.mu)
         require("ClipV.max_fraction", self.max_fraction, lambda x: 0.0 < x <= 1.0, "in (0, 1]")
 
@@ -162,6 +167,7 @@ class SignWeights(Control):
     negative: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("SignWeights.positive", self.positive)
         not_negative("SignWeights.negative", self.negative)
 
@@ -182,6 +188,7 @@ class EntropyWeights(Control):
     floor: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require("EntropyWeights.strength", self.strength, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
         require("EntropyWeights.floor", self.floor, lambda x: x >= 1e-6, ">= 1e-6")
 
@@ -202,6 +209,7 @@ class OffPolicyMask(Control):
     against: Reference = "old"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("OffPolicyMask.delta", self.delta)
         choice("OffPolicyMask.against", self.against, get_args(Reference))
 

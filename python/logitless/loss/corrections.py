@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from logitless.loss.checks import choice, not_negative, positive, require
+from logitless.loss.checks import choice, flag, not_negative, plain_fields, positive, require, shown
 
 Level = Literal["token", "sequence", "geometric"]
 Outside = Literal["truncate", "zero"]
@@ -35,6 +35,7 @@ class Reject:
     low: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         choice("Reject.measure", self.measure, get_args(Measure))
         positive("Reject.high", self.high)
         if not self.measure.endswith("k1"):
@@ -76,17 +77,19 @@ class Correction:
     normalize: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.level is not None:
             choice("Correction.level", self.level, get_args(Level))
         not_negative("Correction.low", self.low)
         require("Correction.high", self.high, lambda x: x > self.low, f"above low = {self.low}")
         choice("Correction.outside", self.outside, get_args(Outside))
-        if isinstance(self.reject, Reject):
-            object.__setattr__(self, "reject", (self.reject,))
-        if not all(isinstance(rule, Reject) for rule in self.reject):
-            raise TypeError(f"Correction.reject must hold Reject rules, got {self.reject!r}")
+        rules = (self.reject,) if isinstance(self.reject, Reject) else self.reject
+        if not isinstance(rules, (tuple, list)) or not all(isinstance(r, Reject) for r in rules):
+            raise TypeError(f"Correction.reject must hold Reject rules, got {shown(self.reject)}")
+        object.__setattr__(self, "reject", tuple(rules))
         if self.veto is not None:
             positive("Correction.veto", self.veto)
+        flag("Correction.normalize", self.normalize)
         if self.level is None and not self.reject and self.veto is None:
             raise ValueError(
                 "Correction.level=None makes no sense with Correction.reject=() and "

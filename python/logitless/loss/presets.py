@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from logitless.loss.checks import instance, shown
 from logitless.loss.spec import (
     KL,
     Aggregation,
@@ -313,10 +314,10 @@ class Presets(Mapping[str, PolicyLossSpec]):
     table: Mapping[str, Preset] = TABLE
 
     def __getitem__(self, name: str) -> PolicyLossSpec:
-        if name not in self.table:
-            nearest = difflib.get_close_matches(str(name), self.table, n=1, cutoff=0.0)
+        if not isinstance(name, str) or name not in self.table:
+            nearest = difflib.get_close_matches(str(name)[:80], self.table, n=1, cutoff=0.0)
             raise KeyError(
-                f"no preset {name!r}; did you mean {nearest[0]!r}? "
+                f"no preset {shown(name)}; did you mean {nearest[0]!r}? "
                 f"There are: {', '.join(self.table)}"
             )
         return self.table[name].spec
@@ -328,7 +329,7 @@ class Presets(Mapping[str, PolicyLossSpec]):
         return len(self.table)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.table
+        return isinstance(name, str) and name in self.table
 
     def text(self) -> str:
         """The table as `logitless losses` prints it."""
@@ -346,10 +347,12 @@ class Presets(Mapping[str, PolicyLossSpec]):
         self, name: str, spec: PolicyLossSpec, formula: str, paper: str, note: str = ""
     ) -> None:
         """A row of your own, for recipes and `logitless losses`; a name is taken only once."""
+        texts = {"name": name, "formula": formula, "paper": paper, "note": note}
+        for argument, text in texts.items():
+            instance(argument, text, (str,))
+        instance("spec", spec, (PolicyLossSpec,))
         if name in self.table:
             raise ValueError(f"presets already has a row {name!r}: {self.table[name].formula}")
-        if not isinstance(spec, PolicyLossSpec):
-            raise TypeError(f"spec must be a PolicyLossSpec, got {spec!r}")
         TABLE[name] = Preset(spec, formula, paper, note)
 
 

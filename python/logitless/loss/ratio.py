@@ -65,7 +65,9 @@ def _geometric(tokens: Tokens, spec: PolicyLossSpec, surrogate: Gmpo) -> PolicyT
     clipped = np.where(a == 0, 0.0, clipped)
     of_token = tokens.whole().of_token
     log_ratio = sequence_means(tokens, clipped)[of_token]
-    loss = -sequence_means(tokens, a)[of_token] * exp(tokens, log_ratio)
+    mean = sequence_means(tokens, a)[of_token]
+    # a zero advantage is zero loss even where the ratio overflows
+    loss = -mean * np.where(mean == 0, 1.0, exp(tokens, log_ratio))
     flow = ((clipped == d) & (a != 0)).astype(np.float64)
     return PolicyTerm(log_ratio, loss, loss, flow)
 

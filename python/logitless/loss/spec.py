@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from logitless.loss.checks import choice, instance, nonsense, require
+from logitless.loss.checks import choice, instance, nonsense, plain_fields, whole
 from logitless.loss.controls import (
     AnyControl,
     ClipB,
@@ -98,6 +98,7 @@ class PolicyLossSpec:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         choice("ratio", self.ratio, get_args(Ratio))
         choice("aggregation", self.aggregation, get_args(Aggregation))
         instance("surrogate", self.surrogate, (Surrogate,))
@@ -118,9 +119,7 @@ class PolicyLossSpec:
                 f"aggregation={self.aggregation!r}",
                 "only 'seq-mean-token-sum-norm' uses it",
             )
-        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool):
-            raise TypeError(f"max_length must be an int, got {self.max_length!r}")
-        require("max_length", self.max_length, lambda x: x >= 1, ">= 1")
+        whole("max_length", self.max_length, least=1)
 
     def _check_ratio(self) -> None:
         ratio, surrogate = f"ratio={self.ratio!r}", f"surrogate={self.surrogate}"

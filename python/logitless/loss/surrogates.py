@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy.typing as npt
 
-from logitless.loss.checks import choice, not_negative, positive, require
+from logitless.loss.checks import choice, flag, not_negative, plain_fields, positive, require
 
 Divergence = Literal["tv", "kl"]
 Numbers = npt.NDArray[Any]
@@ -64,6 +64,7 @@ class Clip(Surrogate):
     dual: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require("Clip.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
         not_negative("Clip.high", self.high)
         if self.dual is not None:
@@ -114,6 +115,7 @@ class Cispo(Surrogate):
     high: float = 0.2
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require("Cispo.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
         not_negative("Cispo.high", self.high)
 
@@ -136,6 +138,7 @@ class Sapo(Surrogate):
     tau_negative: float = 1.05
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         positive("Sapo.tau_positive", self.tau_positive)
         positive("Sapo.tau_negative", self.tau_negative)
 
@@ -163,11 +166,13 @@ class TrustMask(Surrogate):
     two_sided: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         choice("TrustMask.divergence", self.divergence, get_args(Divergence))
         not_negative("TrustMask.low", self.low)
         not_negative("TrustMask.high", self.high)
         if self.cap is not None:
             positive("TrustMask.cap", self.cap)
+        flag("TrustMask.two_sided", self.two_sided)
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -184,6 +189,7 @@ class Dro(Surrogate):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         positive("Dro.beta", self.beta)
 
     @property
@@ -206,6 +212,7 @@ class Gmpo(Surrogate):
     high: float = 0.4
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("Gmpo.low", self.low)
         not_negative("Gmpo.high", self.high)
 
@@ -228,6 +235,7 @@ class Vespo(Surrogate):
     lambda_negative: float = 2.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, value in vars(self).items():
             positive(f"Vespo.{name}", value)
 

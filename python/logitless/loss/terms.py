@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from logitless.loss.checks import choice, not_negative, positive, require
+from logitless.loss.checks import choice, finite, not_negative, plain_fields, positive
 
 KLEstimator = Literal[
     "k1", "k2", "k3", "abs", "low_var", "k1+", "k2+", "k3+", "abs+", "low_var+"
@@ -36,6 +36,7 @@ class KL:
     against: Reference = "ref"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         choice("KL.estimator", self.estimator, get_args(KLEstimator))
         not_negative("KL.coefficient", self.coefficient)
         choice("KL.weight", self.weight, get_args(KLWeight))
@@ -54,7 +55,8 @@ class EntropyBonus:
     coefficient: float
 
     def __post_init__(self) -> None:
-        require("EntropyBonus.coefficient", self.coefficient, lambda _: True, "finite")
+        plain_fields(self)
+        finite("EntropyBonus.coefficient", self.coefficient)
 
 
 @dataclass(frozen=True)
@@ -69,5 +71,6 @@ class EntropyFloor:
     target: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         not_negative("EntropyFloor.strength", self.strength)
         positive("EntropyFloor.target", self.target)

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from logitless import _core
 from logitless.loss.control_factor import policy_factor
@@ -127,8 +128,13 @@ def evaluate(
     )
     if sums["bad_token"] >= 0:
         raise ValueError(_bad_token(tokens, sums["bad_token"]))
+    if sums["overflow_token"] >= 0:
+        i = sums["overflow_token"]
+        raise ValueError(_overflow(tokens, spec, i, sums["overflow_loss"], g_logp[i], grad_scale))
     if g_policy is not None:
-        g_logp += spread(tokens, spec, term, g_policy).astype(g_logp.dtype, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            g_logp += spread(tokens, spec, term, g_policy).astype(g_logp.dtype, copy=False)
+        check_coefficients(tokens, spec, g_logp, grad_scale)
 
     per_token = {"pg_clipfrac": "clipped", "pg_clipfrac_lower": "clipped_lower"}
     per_token |= {} if old_policy(tokens, spec) is None else {"ppo_kl": "old_minus_new"}
@@ -142,6 +148,15 @@ def evaluate(
     if rollout is not None and spec.correction is not None:
         metrics |= correction_metrics(tokens, spec.correction, rollout, total_tokens)
     return TokenLoss(sums["loss"], metrics, g_logp, g_entropy)
+
+
+def check_coefficients(
+    tokens: Tokens, spec: PolicyLossSpec, g: npt.NDArray[Any], grad_scale: float
+) -> None:
+    """Where they are made outside of the core: the first that is no number has its token named."""
+    if not np.isfinite(g).all():
+        i = int(np.flatnonzero(~np.isfinite(g.reshape(-1)))[0])
+        raise ValueError(_overflow(tokens, spec, i, "a finite one", g.reshape(-1)[i], grad_scale))
 
 
 def _kl_params(estimator: str, coefficient: float, weight: str = "none") -> dict[str, Any]:
@@ -158,6 +173,33 @@ _NO_KL = _kl_params("none", 0.0)
 
 def _log(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf
+
+
+def _overflow(
+    tokens: Tokens, spec: PolicyLossSpec, i: int, loss: object, slope: float, grad_scale: float
+) -> str:
+    from logitless.loss.presets import presets
+
+    name = next((f"presets[{name!r}]" for name, x in presets.items() if x == spec), "the spec")
+    old = old_policy(tokens, spec)
+    values = {
+        "log ratio": None if old is None else float(tokens.logp[i]) - float(old[i]),
+        "advantage": tokens.advantages[i],
+        "logp": tokens.logp[i],
+        "reference's logp": None if spec.kl is None else tokens.reference(spec.kl.against),
+        "entropy": tokens.entropy,
+        "grad_scale": None if grad_scale == 1 else grad_scale,
+    }
+    got = ", ".join(
+        f"{what} {x[i] if isinstance(x, np.ndarray) else x}"
+        for what, x in values.items()
+        if x is not None
+    )
+    return (
+        "the loss of a token and its derivative must be finite in the dtype of logp, "
+        f"got {loss} and {slope} at {tokens.place(i)}: {got}, under {name} with "
+        f"ratio={spec.ratio!r}, surrogate={spec.surrogate}, kl={spec.kl}; mask the token, or clip"
+    )
 
 
 def _bad_token(tokens: Tokens, i: int) -> str:

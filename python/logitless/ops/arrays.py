@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import numpy as np
+
+from logitless.loss.checks import shown
 from logitless.ops.options import HeadOptions
 from logitless.ops.tokens import is_tensor
-from logitless.ops.weights import refuse_sharded
+from logitless.ops.weights import FLOATS, refuse_sharded
 
 
-def framework(op: str, **arrays: Any) -> str:
-    """ "torch" or "numpy": what every given array (None aside) is."""
-    kinds = {}
-    for name, array in arrays.items():
-        if is_tensor(array):
-            # Of a weight the op says more.
+def framework(
+    op: str, optional: dict[str, Any] | None = None, *, mixed: bool = False, **given: Any
+) -> str:
+    """ "torch" or "numpy": what every array is, the `optional` ones where they are not None.
+
+    Dense, and of torch on one device, or with `mixed` on any that has numbers.
+    """
+    torch = sys.modules.get("torch")
+    first, main = next(iter(given.items()))
+    some = {name: x for name, x in (optional or {}).items() if x is not None}
+    if torch is None or not isinstance(main, torch.Tensor):
+        _check_numpy(op, first, given | some)
+        return "numpy"
+    strided, device = torch.strided, main.device
+    for arrays in (given, some):
+        for name, x in arrays.items():
+            if not isinstance(x, torch.Tensor):
+                raise _no_array(op, name, x, "torch", first)
+            # of a weight the op says more
             if name != "weight":
-                refuse_sharded(op, name, array)
-            kinds[name] = "torch"
-        elif type(array).__module__ == "numpy":
-            kinds[name] = "numpy"
-        elif array is not None:
-            raise TypeError(
-                f"{op}: {name} must be a torch tensor or a NumPy array, got {type(array).__name__}"
-            )
-    first = next(iter(kinds))
-    for name, kind in kinds.items():
-        if kind != kinds[first]:
-            raise TypeError(
-                f"{op}: arrays must be all torch or all NumPy, got {first} from {kinds[first]} "
-                f"and {name} from {kind}"
-            )
-    return kinds[first]
+                refuse_sharded(op, name, x)
+            if x.layout is not strided or x.is_nested:
+                raise TypeError(f"{op}: {name} must be dense, got {shown(x)}")
+            if x.device != device or device.type == "meta":
+                _refuse_device(op, name, x, first, device, mixed)
+    return "torch"
+
+
+def _refuse_device(op: str, name: str, x: Any, first: str, device: Any, mixed: bool) -> None:
+    if x.device.type == "meta":
+        raise ValueError(f"{op}: {name} must hold numbers, got a tensor on the meta device")
+    if not mixed and device.type != "meta":
+        raise ValueError(
+            f"{op}: {name} must be on the device of {first}, {device}, got one on {x.device}"
+        )
+
+
+def _check_numpy(op: str, first: str, arrays: dict[str, Any]) -> None:
+    for name, x in arrays.items():
+        # the latter two are arrays with other rules
+        if not isinstance(x, np.ndarray) or isinstance(x, (np.ma.MaskedArray, np.matrix)):
+            raise _no_array(op, name, x, "numpy", first)
+
+
+def _no_array(op: str, name: str, x: Any, kind: str, first: str) -> TypeError:
+    if name != first and (is_tensor(x) or isinstance(x, np.ndarray)):
+        other = "torch" if is_tensor(x) else "numpy"
+        return TypeError(
+            f"{op}: arrays must be all torch or all NumPy, got {first} from {kind} and {name} "
+            f"from {other}"
+        )
+    what = "None" if x is None else f"{shown(x)}, a {type(x).__name__}"
+    return TypeError(f"{op}: {name} must be a torch tensor or a NumPy array, got {what}")
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
@@ -56,7 +90,7 @@ def check_shape(op: str, name: str, array: Any, letters: str, expected: tuple[in
 
 def check_dtype(op: str, name: str, array: Any, *expected: str) -> None:
     if str(array.dtype).removeprefix("torch.") not in expected:
-        raise TypeError(f"{op}: {name} must be {' or '.join(expected)}, got {array.dtype}")
+        raise TypeError(f"{op}: {name} must be {' or '.join(expected)}, got {shown(array)}")
 
 
 def check_head(
@@ -76,8 +110,10 @@ def check_head(
         raise ValueError(f"{op}: the vocabulary must have at least one entry, got V = {v}")
     if not isinstance(head.temperature, (int, float)):
         check_shape(op, "temperature", head.temperature, letters, shape)
+        check_dtype(op, "temperature", head.temperature, *FLOATS, "int64", "int32")
     if head.bias is not None:
         check_shape(op, "bias", head.bias, "[V]", (v,))
+        check_dtype(op, "bias", head.bias, *FLOATS)
 
 
 def check_tokens(
@@ -113,7 +149,7 @@ def check_weight(op: str, hidden: Any, weight: Any) -> int:
             f"{op}: hidden must be [..., H] and weight [V, H], got {list(shape_of(hidden))} and "
             f"{list(shape_of(weight))}"
         )
-    check_dtype(op, "hidden", hidden, "float32", "bfloat16", "float16", "float64")
+    check_dtype(op, "hidden", hidden, *FLOATS)
     if hidden.dtype != weight.dtype:
         raise TypeError(
             f"{op}: hidden and weight must share one dtype, got {hidden.dtype} and {weight.dtype}; "

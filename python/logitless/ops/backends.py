@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
+from logitless.loss.checks import choice, shown
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +39,9 @@ def choose_backend(backend: str, device: str, dtype: str) -> str:
     backend, or with "auto" every one with kernels, cannot serve.
     """
     source = "backend"
-    if backend == "auto":
+    if isinstance(backend, str) and backend == "auto":
         source, backend = "LOGITLESS_BACKEND", os.environ.get("LOGITLESS_BACKEND") or "auto"
-    if backend not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    choice(source, backend, BACKENDS)
     if backend != "auto":
         reason = why_not(backend, device, dtype)
         if reason:
@@ -69,9 +69,10 @@ def _refusal(start: str, device: str, dtype: str, reason: str) -> NotImplemented
 
 def check_numpy_backend(op: str, backend: str) -> None:
     """NumPy arrays have one backend; LOGITLESS_BACKEND is about tensors."""
+    choice("backend", backend, BACKENDS)
     if backend not in ("auto", "cpu"):
         raise ValueError(
-            f"{op}: backend must be 'auto' or 'cpu' for NumPy arrays, got {backend!r}; "
+            f"{op}: backend must be 'auto' or 'cpu' for NumPy arrays, got {shown(backend)}; "
             "the others take torch tensors"
         )
 

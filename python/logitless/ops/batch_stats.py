@@ -8,10 +8,13 @@ import numpy as np
 
 from logitless import _core
 from logitless.loss.aggregation import Totals, count_totals
+from logitless.loss.checks import instance, shown, whole
 from logitless.loss.selection import Reduce, one_rank, select, spec_means
 from logitless.loss.sequences import whole_sequences
 from logitless.loss.spec import Control, Correction, PolicyLossSpec
 from logitless.loss.tokens import Int64s, Tokens
+from logitless.ops.arrays import framework
+from logitless.ops.naming import public
 from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad, to_numpy
 
 
@@ -38,6 +41,7 @@ class BatchStats(NamedTuple):
     sequences: Any = None
 
 
+@public
 def batch_stats(
     logp: Array,  # [N] or [B, T]
     advantages: Array,  # the same, or [B], [B, 1]
@@ -84,17 +88,18 @@ def batch_stats(
     is missing; TypeError for a wrong dtype. Papers: arXiv:2505.22617 (covariance), arXiv:2506.01939
     (entropy).
     """
-    refuse_grad(
-        logp=logp,
-        advantages=advantages,
-        old_logp=old_logp,
-        entropy=entropy,
-        entropy_change=entropy_change,
-        rollout_logp=rollout_logp,
-    )
-    for name, value in {"seed": seed, "step": step}.items():
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{name} must be in [0, 2^64), got {value}")
+    optional = {
+        "old_logp": old_logp,
+        "entropy": entropy,
+        "entropy_change": entropy_change,
+        "rollout_logp": rollout_logp,
+        "cu_seqlens": cu_seqlens,
+    }
+    given = {"logp": logp, "advantages": advantages, "mask": mask, "token_ids": token_ids}
+    framework("batch_stats", optional, mixed=True, **given)
+    refuse_grad(**given, **optional)
+    instance("spec", spec, (PolicyLossSpec,))
+    seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
     tokens = make_tokens(
         logp,
         advantages,
@@ -107,7 +112,7 @@ def batch_stats(
         token_ids=token_ids,
     )
     _check(tokens, spec)
-    reduce = one_rank if data_group is None else group_sum(data_group)
+    reduce = reduction(data_group)
     local = count_totals(tokens)
     totals = Totals(*(int(x) for x in reduce(np.array([*local[:2], 1], np.int64))))
     means = spec_means(tokens, spec, reduce)
@@ -138,6 +143,7 @@ def batch_stats(
     )
 
 
+@public
 def token_ids(
     sequence_ids: Array,  # [B], [B, 1] or the shape of positions
     positions: Array,  # [T], [B, T] or [N]
@@ -150,15 +156,22 @@ def token_ids(
     sequence id, a position outside [0, max_length), or ids beyond int64; TypeError unless both are
     integers.
     """
+    max_length = whole("max_length", max_length, least=1)
+    framework("token_ids", mixed=True, sequence_ids=sequence_ids, positions=positions)
     sequences, places = (
         to_numpy(name, x)
         for name, x in {"sequence_ids": sequence_ids, "positions": positions}.items()
     )
     for name, x in {"sequence_ids": sequences, "positions": places}.items():
         if x.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be integers, got {x.dtype}")
+            raise TypeError(f"{name} must be integers, got {shown(x)}")
     if sequences.ndim == 1 and (places.ndim == 2 or places.shape != sequences.shape):
         sequences = sequences[:, None]
+    if not _fit(sequences.shape, places.shape):
+        raise ValueError(
+            f"sequence_ids must be [B], [B, 1] or the shape of positions, {list(places.shape)}, "
+            f"got {list(sequence_ids.shape)}"
+        )
     if places.size and not (places.min() >= 0 and places.max() < max_length):
         raise ValueError(
             f"positions must be in [0, max_length) = [0, {max_length}), "
@@ -177,11 +190,26 @@ def token_ids(
     return ids
 
 
-def group_sum(group: Any) -> Reduce:
-    """Adds int64 arrays over the ranks of a torch.distributed group."""
+def _fit(sequences: tuple[int, ...], places: tuple[int, ...]) -> bool:
+    """[B, 1] with [T] or [B, T], or of one shape."""
+    if sequences == places:
+        return len(places) in (1, 2)
+    column = len(sequences) == 2 and sequences[1] == 1
+    return column and (len(places) == 1 or (len(places) == 2 and sequences[0] == places[0]))
+
+
+def reduction(group: Any) -> Reduce:
+    """Adds int64 arrays over the ranks of a torch.distributed group; None: this process alone."""
+    if group is None:
+        return one_rank
     import torch
     import torch.distributed as dist
 
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            "data_group must be a torch.distributed process group that this rank is in, "
+            f"got {shown(group)}"
+        )
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
 
     def reduce(values: Int64s) -> Int64s:
@@ -196,7 +224,7 @@ def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
     if spec.per_sequence:
         tokens.whole()
     repeated = _core.repeated_id(tokens.ids, tokens.mask, tokens.threads)
-    if repeated != _core.NO_ID:
+    if repeated is not None:
         raise ValueError(
             "token_ids must be unique and not negative where the mask is true, got "
             + (f"{repeated} twice" if repeated >= 0 else str(repeated))

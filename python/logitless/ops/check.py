@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from logitless.loss.checks import shown, whole
 from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats
+from logitless.ops.naming import public
 from logitless.ops.options import HeadOptions
 
 QUANTITIES = ("logp", "entropy", "lse", "d_hidden", "d_weight")
@@ -57,6 +59,7 @@ class Check:
         return "\n".join(lines)
 
 
+@public
 def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     """Compare the head ops with full logits on the first `rows` tokens of your batch, and print it.
 
@@ -78,7 +81,12 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     """
     import torch
 
-    weight = head if isinstance(head, torch.Tensor) else head.weight
+    rows = whole("rows", rows, least=1)
+    weight = head if isinstance(head, torch.Tensor) else getattr(head, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(
+            f"check: head must be a module with .weight, or a weight, got {shown(head)}"
+        )
     bias = options.pop("bias", None if head is weight else getattr(head, "bias", None))
     hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
     chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from logitless.loss.checks import choice, shown
+from logitless.ops.naming import public
 from logitless.ops.weights import refuse_placeholder
 
 REDUCE = ("avg", "sum")
 
 
+@public
 def gathered(weight: Any, *, reduce: str = "avg") -> Any:
     """The whole weight (or bias) of a head whose engine holds it in parts.
 
@@ -38,11 +41,10 @@ def gathered(weight: Any, *, reduce: str = "avg") -> Any:
 
     if not isinstance(weight, torch.Tensor):
         raise TypeError(
-            f"gathered: weight must be a torch tensor, got {type(weight).__name__}; of a module pass "
-            "its weight"
+            f"weight must be a torch tensor, got {shown(weight)}, a {type(weight).__name__}; of a "
+            "module pass its weight"
         )
-    if reduce not in REDUCE:
-        raise ValueError(f"gathered: reduce must be one of {', '.join(REDUCE)}, got {reduce!r}")
+    choice("reduce", reduce, REDUCE)
     if type(weight).__name__ != "DTensor":
         refuse_placeholder("gathered", weight)
         return weight

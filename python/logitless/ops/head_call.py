@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.loss.checks import shown
 from logitless.ops.backends import ON_DEVICE
 from logitless.ops.forked import refuse_lost_threads
 from logitless.ops.library import backend_of
@@ -110,11 +111,13 @@ def head_call(
 
 
 def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
-    if asked is None or asked == dtype:
+    if asked is None or asked is dtype:
         return dtype
-    if asked != torch.float32 or dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got {asked}"
+    if asked is not torch.float32 or dtype not in (torch.bfloat16, torch.float16):
+        kind = ValueError if isinstance(asked, torch.dtype) else TypeError
+        raise kind(
+            f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got "
+            f"{shown(asked)}"
         )
     return torch.float32
 

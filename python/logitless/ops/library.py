@@ -63,7 +63,7 @@ def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Both as F.linear would take them under torch.autocast; gradients come back in their own
     dtypes. float64 stays, as it does there."""
     device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return hidden, weight
     dtype = torch.get_autocast_dtype(device)
     cast = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logitless.ops.arrays import framework
 from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
+from logitless.ops.naming import public
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.policy_loss import check_loss_options, policy_loss
 from logitless.ops.tokens import is_tensor, refuse_grad
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from logitless.ops.loss_op import LossArguments
 
 
+_OP = "linear_policy_loss"
+
+
 class LinearPolicyLossOutput(NamedTuple):
     """A call's share of the batch, and what it scored on the way."""
 
@@ -27,6 +32,7 @@ class LinearPolicyLossOutput(NamedTuple):
     entropy: Any
 
 
+@public
 def linear_policy_loss(
     hidden: Any,  # [N, H] or [B, T, H]
     weight: Any,  # [V, H]
@@ -81,7 +87,7 @@ def linear_policy_loss(
         rollout_logp=rollout_logp,
         temperature=temperature,
     )
-    meeting = Meeting("linear_policy_loss", vocab_group, vocab_start)
+    meeting = Meeting(_OP, vocab_group, vocab_start)
     loss_options = {
         "ref_logp": ref_logp,
         "rollout_logp": rollout_logp,
@@ -97,6 +103,10 @@ def linear_policy_loss(
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
+        rows = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp}
+        framework(_OP, rows, hidden=hidden, mask=mask)
+        lists = {"cu_seqlens": cu_seqlens, "token_ids": token_ids}
+        framework(_OP, lists, mixed=True, hidden=hidden, advantages=advantages)
         hidden, weight = under_autocast(hidden, weight)
         if not is_tensor(hidden):
             meeting.refuse_numpy()
@@ -142,10 +152,9 @@ def _one_pass(
     from logitless.ops.one_pass import one_pass, separable
 
     *_, mask, spec = data
-    op = "linear_policy_loss"
     with meeting:
-        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=bool(meeting))
-        call = head_call(op, hidden, weight, targets, mask, head, compute, shape)
+        shape = check_head_inputs(_OP, hidden, weight, targets, mask, head, sharded=bool(meeting))
+        call = head_call(_OP, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
         arguments = loss_arguments(*data, **loss_options)
     call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logitless.loss.checks import whole
 from logitless.ops.arrays import (
     check_dtype,
     check_head,
@@ -13,6 +14,7 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
+from logitless.ops.naming import public
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.truncated_draw import Truncation
 from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
@@ -32,6 +34,7 @@ class Sample(NamedTuple):
     entropy: Any  # [N] nats
 
 
+@public
 def linear_sample(
     hidden: Any,  # [N, H]
     weight: Any,  # [V, H]
@@ -94,7 +97,8 @@ def linear_sample(
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
         truncation = Truncation(top_k, top_p)
-        _check(op, hidden, weight, head, seed, step, row_ids, bool(meeting))
+        seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
+        _check(op, hidden, weight, head, row_ids, bool(meeting))
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -121,21 +125,14 @@ def _check(
     hidden: Any,
     weight: Any,
     head: HeadOptions,
-    seed: Any,
-    step: Any,
     row_ids: Any,
     sharded: bool,
 ) -> None:
-    for name, number in (("seed", seed), ("step", step)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"{op}: {name} must be an int >= 0, got {number!r}")
-    # The core says so too, but not of a rank without a block of its own.
-    if step >= 1 << 43:
-        raise ValueError(f"{op}: step must be below 2^43, got {step}")
-    if framework(op, hidden=hidden, weight=weight, row_ids=row_ids, **head.arrays) != "torch":
+    if framework(op, head.arrays, hidden=hidden, weight=weight, row_ids=row_ids) != "torch":
         raise TypeError(f"{op}: hidden must be a torch tensor, got a NumPy array")
     refuse_special_weight(op, weight, sharded=sharded)
-    n, vocab = len(hidden), check_weight(op, hidden, weight)
+    vocab = check_weight(op, hidden, weight)
+    n = shape_of(hidden)[0]
     check_shape(op, "hidden", hidden, "[N, H]", (n, shape_of(weight)[1]))
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
     check_dtype(op, "row_ids", row_ids, "int64")

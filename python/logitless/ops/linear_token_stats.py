@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from logitless.loss.checks import shown
 from logitless.ops.arrays import check_tokens, check_weight, framework, zeros_like
 from logitless.ops.backends import check_numpy_backend
+from logitless.ops.naming import public
 from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
@@ -15,6 +17,7 @@ from logitless.ops.vocab_parallel import Meeting
 from logitless.ops.weights import refuse_special_weight
 
 
+@public
 def linear_token_stats(
     hidden: Any,  # [N, H] or [B, T, H]
     weight: Any,  # [V, H]
@@ -109,7 +112,8 @@ def check_head_inputs(
     sharded: bool = False,
 ) -> tuple[int, ...]:
     """Everything a head op asks of its arrays; returns the shape of targets."""
-    framework(op, hidden=hidden, weight=weight, targets=targets, mask=mask, **head.arrays)
+    optional = {"mask": mask, **head.arrays}
+    framework(op, optional, hidden=hidden, weight=weight, targets=targets)
     if is_tensor(weight):
         refuse_special_weight(op, weight, sharded=sharded)
     vocab = check_weight(op, hidden, weight)
@@ -187,9 +191,10 @@ def _numpy_stats(
     from logitless.ops.token_stats import numpy_finish, numpy_rows
 
     for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
-        if getattr(compute, name) == default:
+        value = getattr(compute, name)
+        if value is default or (name == "tail_mass" and value == default):
             continue
-        raise ValueError(f"{name} must be left at its default for NumPy inputs")
+        raise ValueError(f"{name} must be left at its default for NumPy inputs, got {shown(value)}")
     others = tuple(name for name in extras if name not in DROPPED)
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows("linear_token_stats", targets, mask, head, flat.dtype)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from logitless.loss.aggregation import Totals
 from logitless.loss.spec import PolicyLossSpec
-from logitless.loss.token_loss import TokenLoss
+from logitless.loss.token_loss import TokenLoss, check_coefficients
+from logitless.loss.tokens import Tokens
 from logitless.ops.batch_stats import BatchStats
 from logitless.ops.library import begin_backward, graph_is_kept, register
 from logitless.ops.policy_loss import policy_coefficients
@@ -130,12 +131,13 @@ def _constant_metric_names(*question: Any) -> tuple[str, ...]:
     return _asked_metric_names(*question)
 
 
-def coefficients(logp: Tensor, entropy: Tensor | None, arguments: LossArguments) -> TokenLoss:
+def coefficients(
+    logp: Tensor, entropy: Tensor | None, arguments: LossArguments
+) -> tuple[Tokens, TokenLoss]:
     a = arguments
-    _, result = policy_coefficients(
+    return policy_coefficients(
         logp, a.old_logp, a.advantages, a.mask, decode(a.spec), entropy=entropy, **a.options()
     )
-    return result
 
 
 def loss_and_metrics(result: TokenLoss, names: tuple[str, ...], like: Tensor) -> list[Tensor]:
@@ -154,12 +156,17 @@ def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> list[Tensor]:
 
 def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     arguments = LossArguments(*args)
-    result = coefficients(logp.detach(), None if entropy is None else entropy.detach(), arguments)
+    detached = None if entropy is None else entropy.detach()
+    tokens, result = coefficients(logp.detach(), detached, arguments)
 
     def given(values: Any, like: Tensor | None) -> Tensor:
         if values is None or like is None:
             return logp.new_empty(0)
-        return torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
+        out = torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
+        if like.element_size() < 4:
+            rounded = out.float().cpu().numpy()
+            check_coefficients(tokens, decode(arguments.spec), rounded, arguments.grad_scale)
+        return out
 
     outputs = loss_and_metrics(result, arguments.metric_names(entropy=entropy is not None), logp)
     return (*outputs, given(result.g_logp, logp), given(result.g_entropy, entropy))

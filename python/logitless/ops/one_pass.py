@@ -29,6 +29,7 @@ from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
 from logitless.ops.rows import STATE
 from logitless.ops.shard import SHARD, Shard, sum_dtype, tiling_of
+from logitless.ops.spec_code import decode
 from logitless.ops.tiles import TILES, Sum, Tiles
 from logitless.ops.tokens import make_tokens
 
@@ -105,7 +106,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         logp[ids], entropy[ids] = out["logp"], out["entropy"]
         # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
         # chunk are right, and after the last chunk so is the loss.
-        result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
+        _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
         g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
                        for x in (result.g_logp, result.g_entropy)))  # fmt: skip
         started |= _add_chunk(
@@ -113,7 +114,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
             whole=chunk.stop - chunk.start == rows.n, shard=a.shard,
         )  # fmt: skip
     if result is None:
-        result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
+        _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
     if not started:
         gradients[1].zero_()
     return (
@@ -126,7 +127,8 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
     """Memory for logp and entropy. Where the mask is true, finite numbers for rows still to come:
-    logp is old_logp there. Raises for whatever is wrong with the shapes and dtypes of the loss."""
+    logp is that of the old policy. Raises for whatever is wrong with the loss's shapes and dtypes.
+    """
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
     make_tokens(
@@ -134,9 +136,12 @@ def first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
         rollout_logp=loss.rollout_logp,
         cu_seqlens=loss.cu_seqlens, token_ids=loss.token_ids,
     )  # fmt: skip
+    # of the policy that the ratio divides by: its ratios are 1
+    inference = decode(loss.spec).ratio == "inference"
+    near = loss.rollout_logp if inference else loss.old_logp
     logp = entropy.clone()
-    if loss.old_logp is not None:
-        logp = torch.where(loss.mask, loss.old_logp.to(wide), entropy)
+    if near is not None:
+        logp = torch.where(loss.mask, near.to(wide), entropy)
     return logp.view(-1), entropy.view(-1)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from logitless.loss.checks import flag, is_tensor, plain_fields, positive, require, shown
 
 # Of given logits; and what the head ops drop with tail_mass > 0.
 ROW_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
@@ -29,11 +32,12 @@ class HeadOptions:
     bias: Any = None  # [V] or None
 
     def __post_init__(self) -> None:
+        plain_fields(self, "temperature", "softcap", "logit_scale")
         if self.softcap is not None:
-            _positive("softcap", self.softcap)
-        _positive("logit_scale", self.logit_scale)
-        if isinstance(self.temperature, (int, float)):
-            _positive("temperature", self.temperature)
+            positive("softcap", self.softcap)
+        positive("logit_scale", self.logit_scale)
+        if not _per_row(self.temperature):
+            positive("temperature", self.temperature)
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -60,28 +64,34 @@ class HeadOptions:
         return float(self.logit_scale) if self.softcap is None else float(self.softcap) / self.cap
 
 
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
+def _per_row(temperature: Any) -> bool:
+    """Whether it is an array of one number per row."""
+    if type(temperature) is float:
+        return False
+    array = is_tensor(temperature) or isinstance(temperature, np.ndarray)
+    return array and (getattr(temperature, "is_nested", False) or temperature.ndim > 0)
+
+
+def check_names(argument: str, names: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Known names only; a bare string is a likely slip."""
+    if not isinstance(names, (tuple, list, set, frozenset)):
+        raise TypeError(f"{argument} must be a tuple of names, got {shown(names)}")
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(
+                f"{argument}: unknown name {shown(name)}, expected some of {', '.join(known)}"
+            )
+    return tuple(names)
 
 
 def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) -> tuple[str, ...]:
-    """Known names only; a bare string is a likely slip."""
-    if isinstance(extras, str):
-        raise TypeError(f"extras must be a tuple of names, got the string {extras!r}")
-    for name in extras:
-        if name not in known:
-            raise ValueError(f"extras: unknown name {name!r}, expected some of {', '.join(known)}")
-    return tuple(extras)
+    return () if type(extras) is tuple and not extras else check_names("extras", extras, known)
 
 
 def check_tail_mass(tail_mass: float) -> None:
-    if not 0 <= tail_mass < 1:
-        raise ValueError(f"tail_mass must be in [0, 1), got {tail_mass}")
-    if 0 < tail_mass < 1e-5:
-        raise ValueError(f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {tail_mass}")
+    x = require("tail_mass", tail_mass, lambda x: 0 <= x < 1, "in [0, 1)")
+    if 0 < x < 1e-5:
+        raise ValueError(f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {x}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,9 @@ class ComputeOptions:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        plain_fields(self, "tail_mass", "memory_budget")
         check_tail_mass(self.tail_mass)
+        flag("batch_invariant", self.batch_invariant)
 
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:

@@ -6,10 +6,14 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from logitless.loss.checks import INT64, choice, flag, shown, whole
 from logitless.ops import cost
 from logitless.ops.candidates import KEPT
 from logitless.ops.cost import ITEMSIZE, Way, Work
-from logitless.ops.options import check_tail_mass
+from logitless.ops.naming import public
+from logitless.ops.options import check_names, check_tail_mass
 from logitless.ops.peer_memory import peer_lines
 
 # Tiles are multiples of the core's block, so that any tiling gives the same bits.
@@ -116,15 +120,19 @@ def _mib(n: int) -> str:
 
 def parse_bytes(size: int | str) -> int:
     """1024, "1024" or "256MiB" -> bytes."""
-    if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise TypeError(f"memory_budget must be an int or a string, got {type(size).__name__}")
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if not isinstance(size, str):
+        return whole("memory_budget", size)
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", size)
     unit = (match[2] or "B").upper() if match else ""
     if match is None or unit not in _UNITS:
-        raise ValueError(f'memory_budget must be bytes or like "256MiB", got {size!r}')
-    return int(float(match[1]) * _UNITS[unit])
+        raise ValueError(f'memory_budget must be bytes or like "256MiB", got {shown(size)}')
+    bytes_ = int(float(match[1]) * _UNITS[unit])
+    if bytes_ >= INT64:
+        raise ValueError(f"memory_budget must be below 2^63 bytes, got {shown(size)}")
+    return bytes_
 
 
+@public
 def plan(
     tokens: int,
     hidden: int,
@@ -157,11 +165,12 @@ def plan(
     """
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
-    for label, size in (("tokens", tokens), ("hidden", hidden), ("vocab", vocab)):
-        if size < (0 if label == "tokens" else 1):
-            raise ValueError(f"{label} must be positive, got {size}")
-    if not set(gradients) <= set(GRADIENTS):
-        raise ValueError(f"gradients must be some of {GRADIENTS}, got {gradients}")
+    tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
+    hidden, vocab = whole("hidden", hidden, least=1), whole("vocab", vocab, least=1)
+    gradients = check_names("gradients", gradients, GRADIENTS)
+    flags = {"backward": backward, "one_pass": one_pass, "split": split}
+    for label, value in {**flags, "batch_invariant": batch_invariant}.items():
+        flag(label, value)
     check_tail_mass(tail_mass)
     needed = tuple(gradients) if backward else ()
     work = Work(tokens, hidden, vocab, name, realised, needed, backward)
@@ -261,7 +270,9 @@ def _one_pass_ways(
 
 
 def _dtype_name(label: str, dtype: Any) -> str:
-    name = str(dtype).removeprefix("torch.")
-    if name not in ITEMSIZE:
-        raise ValueError(f"{label} must be one of {', '.join(ITEMSIZE)}, got {dtype}")
+    if isinstance(dtype, type) and issubclass(dtype, np.generic):
+        dtype = np.dtype(dtype)
+    known = isinstance(dtype, (str, np.dtype)) or type(dtype).__module__ == "torch"
+    name = str(dtype).removeprefix("torch.") if known else dtype
+    choice(label, name, ITEMSIZE)
     return name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,13 +9,18 @@ import numpy as np
 
 from logitless import _core
 from logitless.loss.aggregation import Totals, token_weights
+from logitless.loss.checks import finite, instance
 from logitless.loss.selection import select, select_in_call, spec_means
 from logitless.loss.sequences import check_whole
 from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
 from logitless.loss.token_loss import Means, TokenLoss, evaluate
 from logitless.loss.tokens import Bools, Int64s, Tokens
+from logitless.ops.arrays import framework
 from logitless.ops.batch_stats import BatchStats
+from logitless.ops.naming import public
 from logitless.ops.tokens import Array, ids_of, is_tensor, make_tokens, refuse_grad
+
+_OP = "policy_loss"
 
 
 class PolicyLossOutput(NamedTuple):
@@ -28,6 +32,7 @@ class PolicyLossOutput(NamedTuple):
     metrics: dict[str, Any]
 
 
+@public
 def policy_loss(
     logp: Array,  # [N] or [B, T]
     old_logp: Array | None,
@@ -61,7 +66,8 @@ def policy_loss(
     First derivatives in logp and entropy; all else is data. float32, bfloat16, float16 and
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
-    surrogate does not clip makes the loss that large. CUDA tensors go through a copy to the CPU.
+    surrogate does not clip makes the loss that large, and one that makes it no number at all is an
+    error. CUDA tensors go through a copy to the CPU.
 
     metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss,
     without coefficient and grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower
@@ -73,13 +79,24 @@ def policy_loss(
     scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
     CPU generator.
 
-    Raises ValueError for shapes that differ, values that are not finite inside the mask, data that
-    requires grad, missing inputs that the spec `needs`, cu_seqlens or token_ids, both batch and
+    Raises ValueError for shapes that differ, values that are not finite inside the mask, a token
+    whose loss or coefficient is not finite in the dtype of logp (inf - inf, or exp of a log ratio
+    of 800: the first such token is named), data that requires grad, missing inputs that the spec `needs`, cu_seqlens or token_ids, both batch and
     totals, totals with a spec that looks at the batch, totals below what this call holds, or a
     sequence that is not whole where the loss is per sequence: `batch` knows every sequence by its
     `token_ids`. `totals` alone are counts: they show a cut only where one call has tokens of all
     sequences but not all tokens. TypeError for dtypes.
     """
+    optional = {
+        "old_logp": old_logp,
+        "entropy": entropy,
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+        "cu_seqlens": cu_seqlens,
+        "token_ids": token_ids,
+    }
+    # a loss on a device is computed on the CPU, from wherever its arrays are
+    framework(_OP, optional, mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
     )
@@ -98,7 +115,9 @@ def policy_loss(
     tokens, result = policy_coefficients(
         logp, old_logp, advantages, mask, spec, entropy=entropy, **options
     )
-    metrics = {name: np.float32(value) for name, value in result.metrics.items()}
+    # a metric that float32 cannot hold is infinite
+    with np.errstate(over="ignore"):
+        metrics = {name: np.float32(value) for name, value in result.metrics.items()}
     return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
 
 
@@ -168,15 +187,12 @@ def check_loss_options(
     token_ids: Any,
 ) -> None:
     """What can be wrong before a value is looked at."""
-    for argument, given, kind in (
-        ("spec", spec, PolicyLossSpec),
-        ("batch", batch, BatchStats),
-        ("totals", totals, Totals),
-    ):
-        if given is not None and not isinstance(given, kind):
-            raise TypeError(f"{argument} must be a {kind.__name__}, got {given!r}")
-    if not math.isfinite(grad_scale):
-        raise ValueError(f"grad_scale must be finite, got {grad_scale}")
+    instance("spec", spec, (PolicyLossSpec,))
+    if batch is not None:
+        instance("batch", batch, (BatchStats,))
+    if totals is not None:
+        instance("totals", totals, (Totals,))
+    finite("grad_scale", grad_scale)
     if batch is None:
         return
     if totals is not None:

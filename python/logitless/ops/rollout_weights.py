@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from logitless.loss.checks import instance
 from logitless.loss.correction import correction_metrics, importance
 from logitless.loss.corrections import Correction
+from logitless.loss.tokens import Tokens
+from logitless.ops.arrays import framework
+from logitless.ops.naming import public
 from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad
 
 
@@ -22,6 +27,7 @@ class RolloutWeights(NamedTuple):
     metrics: dict[str, float]
 
 
+@public
 def rollout_weights(
     old_logp: Array,  # [N] or [B, T]
     rollout_logp: Array,
@@ -41,9 +47,10 @@ def rollout_weights(
     Raises ValueError for shapes that differ, values that are not finite where the mask is true, or
     a correction per sequence without sequences; TypeError for dtypes.
     """
-    refuse_grad(old_logp=old_logp, rollout_logp=rollout_logp)
-    if not isinstance(correction, Correction):
-        raise TypeError(f"correction must be a Correction, got {correction!r}")
+    given = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask}
+    framework("rollout_weights", {"cu_seqlens": cu_seqlens}, mixed=True, **given)
+    refuse_grad(**given)
+    instance("correction", correction, (Correction,))
     tokens = make_tokens(
         old_logp,
         old_logp,
@@ -60,11 +67,27 @@ def rollout_weights(
     if correction.normalize and tokens.mask.any():
         mean = weights[tokens.mask].mean()
         weights = weights / mean if mean > 0 else weights
-    shaped = (x.reshape(tokens.shape) for x in (weights, tokens.mask & found.keep))
+    weights, keep = (x.reshape(tokens.shape) for x in (weights, tokens.mask & found.keep))
     if is_tensor(old_logp):
         import torch
 
-        like = [torch.from_numpy(x).to(old_logp.device) for x in shaped]
-        return RolloutWeights(like[0].to(old_logp.dtype), like[1], metrics)
-    found_weights, keep = shaped
-    return RolloutWeights(found_weights.astype(tokens.logp.dtype), keep, metrics)
+        like = torch.from_numpy(weights).to(old_logp.dtype)
+        _check_weights(tokens, like.double().numpy())
+        kept = torch.from_numpy(keep).to(old_logp.device)
+        return RolloutWeights(like.to(old_logp.device), kept, metrics)
+    with np.errstate(over="ignore"):
+        narrow = weights.astype(tokens.logp.dtype)
+    _check_weights(tokens, narrow)
+    return RolloutWeights(narrow, keep, metrics)
+
+
+def _check_weights(tokens: Tokens, weights: npt.NDArray[Any]) -> None:
+    bad = np.flatnonzero(~np.isfinite(weights))
+    if bad.size:
+        i = int(bad[0])
+        assert tokens.old_logp is not None and tokens.rollout_logp is not None
+        raise ValueError(
+            f"the weight of a token must be finite in the dtype of old_logp, got "
+            f"{weights.reshape(-1)[i]} at {tokens.place(i)}: old_logp {tokens.old_logp[i]}, "
+            f"rollout_logp {tokens.rollout_logp[i]}"
+        )

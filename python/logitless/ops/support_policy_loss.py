@@ -91,7 +91,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     folded.rows.finish(folded.state[:n], vocab, row_ids=index, **requested(out, False))
     measure(folded, vocab, a.tail_mass, a.tiles.dtype)
     logp[index], entropy[index] = out["logp"], out["entropy"]
-    result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
+    _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
     g = Upstream(*(None if x is None else torch.from_numpy(x).reshape(-1)[index].double()
                    for x in (result.g_logp, result.g_entropy)))  # fmt: skip
     served = split(folded, g, a.tail_mass)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from logitless.loss.checks import flag
 from logitless.ops.arrays import check_dtype, check_tokens, framework, shape_of
 from logitless.ops.backends import ON_DEVICE, check_numpy_backend
+from logitless.ops.naming import public
 from logitless.ops.options import ROW_EXTRAS, HeadOptions, check_extras
 from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 from logitless.ops.scaling import check_scaling, check_temperatures
 from logitless.ops.tokens import thread_count
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
+from logitless.ops.weights import FLOATS
 
 
+@public
 def token_stats(
     logits: Any,  # [N, V] or [B, T, V]
     targets: Any,  # [N] or [B, T] int64
@@ -82,8 +86,10 @@ def token_stats(
     with meeting:
         head = HeadOptions(temperature, softcap, logit_scale, meeting.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)
-        kind = framework(op, logits=logits, targets=targets, mask=mask, **head.arrays)
-        check_dtype(op, "logits", logits, "float32", "bfloat16", "float16", "float64")
+        flag("inplace_backward", inplace_backward)
+        optional = {"mask": mask, **head.arrays}
+        kind = framework(op, optional, logits=logits, targets=targets)
+        check_dtype(op, "logits", logits, *FLOATS)
         vocab = (0, *shape_of(logits))[-1]
         shape = check_tokens(
             op, "logits", logits, targets, mask, head, vocab, sharded=bool(meeting)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from logitless import _core
+from logitless.loss.checks import is_tensor, shown
 from logitless.loss.tokens import Floats, Int64s, Sequences, Tokens
 
 if TYPE_CHECKING:
@@ -20,10 +21,8 @@ else:
     Array = Any
 
 
-def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
-    """Whether x is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+# Entries of a mask from which it is copied only where it has to be.
+MANY = 1 << 15
 
 
 def thread_count(x: object) -> int:
@@ -53,8 +52,16 @@ def to_numpy(name: str, x: Array) -> npt.NDArray[Any]:
         narrow = tensor.is_floating_point() and tensor.element_size() < 4
         return np.asarray((tensor.float() if narrow else tensor).numpy())
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {shown(x)}")
     return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def truths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The same with bytes of 0 and 1 alone: a view of other bytes as bool holds any, all of them
+    true, and sums and bitwise operations take them as they are."""
+    held = mask.view(np.uint8)
+    # looking costs less than a copy where there are many, and more where there are few
+    return mask if held.size > MANY and held.max() <= 1 else held.astype(np.bool_)
 
 
 def make_tokens(
@@ -81,7 +88,7 @@ def make_tokens(
         raise_now(logp.device)
     values = to_numpy("logp", logp)
     if values.dtype not in (np.float32, np.float64):
-        raise TypeError(f"logp must be a floating-point array, got {values.dtype}")
+        raise TypeError(f"logp must be a floating-point array, got {shown(logp)}")
     if values.ndim not in (1, 2):
         raise ValueError(
             f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}"
@@ -96,12 +103,13 @@ def make_tokens(
 
     valid = to_numpy("mask", mask)
     if valid.dtype != np.bool_:
-        raise TypeError(f"mask must be bool, got {valid.dtype}")
+        raise TypeError(f"mask must be bool, got {shown(mask)}")
+    valid = truths(valid)
     ids = None
     if token_ids is not None:
         ids = to_numpy("token_ids", token_ids)
         if ids.dtype != np.int64:
-            raise TypeError(f"token_ids must be int64, got {ids.dtype}")
+            raise TypeError(f"token_ids must be int64, got {shown(token_ids)}")
         ids = _flat("token_ids", ids, shape, ids.dtype)
     return Tokens(
         shape=shape,
@@ -125,8 +133,10 @@ def _flat(
     if x.shape != shape:
         raise ValueError(f"{name} must be shaped like logp, {list(shape)}, got {list(x.shape)}")
     if x.dtype.kind != dtype.kind:
-        raise TypeError(f"{name} must be a floating-point array, got {x.dtype}")
-    return np.ascontiguousarray(x, dtype).reshape(-1)
+        raise TypeError(f"{name} must be a floating-point array, got {shown(x)}")
+    # what float32 cannot hold is infinite there, and named where the mask is true
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x, dtype).reshape(-1)
 
 
 def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> Sequences | None:
@@ -139,16 +149,18 @@ def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> S
     if cu_seqlens is None:
         return None
     if cu_seqlens.dtype not in (np.int32, np.int64) or cu_seqlens.ndim != 1 or not cu_seqlens.size:
-        raise TypeError(
-            f"cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
-        )
-    lengths = np.diff(cu_seqlens)
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != shape[0] or (lengths < 0).any():
+        raise TypeError(f"cu_seqlens must be int32 [B + 1], got {shown(cu_seqlens)}")
+    # compared, not subtracted: a difference may wrap around
+    falls = np.flatnonzero(cu_seqlens[1:] < cu_seqlens[:-1])
+    first, last, n = int(cu_seqlens[0]), int(cu_seqlens[-1]), shape[0]
+    if first != 0 or last != n or falls.size:
+        i = int(falls[0]) if falls.size else 0
+        fall = f", {cu_seqlens[i]} at [{i}] and then {cu_seqlens[i + 1]}" if falls.size else ""
         raise ValueError(
-            f"cu_seqlens must rise from 0 to N = {shape[0]}, each sequence whole, "
-            f"got {cu_seqlens.tolist()}"
+            f"cu_seqlens must rise from 0 to N = {n}, each sequence whole, got {first} at [0]"
+            f"{fall}, {last} at [{cu_seqlens.size - 1}]"
         )
-    return Sequences(lengths.astype(np.int64), None)
+    return Sequences(np.diff(cu_seqlens.astype(np.int64)), None)
 
 
 def _advantages(

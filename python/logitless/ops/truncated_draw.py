@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from logitless.loss.checks import plain_fields, require, whole
 from logitless.ops.candidates import Candidates
 
 if TYPE_CHECKING:
@@ -29,15 +30,11 @@ class Truncation:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        k, p = self.top_k, self.top_p
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
-            raise TypeError(f"top_k must be an int or None, got {k!r}")
-        if k is not None and k < 1:
-            raise ValueError(f"top_k must be at least 1 or None, got {k}")
-        if p is not None and (isinstance(p, bool) or not isinstance(p, (int, float))):
-            raise TypeError(f"top_p must be a number or None, got {p!r}")
-        if p is not None and not 0 < p <= 1:
-            raise ValueError(f"top_p must be in (0, 1] or None, got {p}")
+        plain_fields(self)
+        if self.top_k is not None:
+            whole("top_k", self.top_k, least=1)
+        if self.top_p is not None:
+            require("top_p", self.top_p, lambda p: 0 < p <= 1, "in (0, 1] or None")
 
     def limits(self, vocab: int) -> bool:
         """Whether anything can be left out."""

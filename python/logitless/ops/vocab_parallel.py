@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from logitless.loss.checks import shown, whole
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -34,8 +36,10 @@ class Meeting:
         self.op, self.group, self.start = op, "", start
         if group is not None:
             self.group = _name_of(op, group)
-        elif start != 0:
-            raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
+        with self:
+            self.start = whole("vocab_start", start)
+            if group is None and start != 0:
+                raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
 
     def __bool__(self) -> bool:
         return bool(self.group)
@@ -84,7 +88,7 @@ def _name_of(op: str, group: Any) -> str:
     if not torch.compiler.is_compiling() and not isinstance(group, dist.ProcessGroup):
         raise TypeError(
             f"{op}: vocab_group must be a torch.distributed process group that this rank is in, "
-            f"got {group!r}"
+            f"got {shown(group)}"
         )
     name: str = group.group_name
     return name

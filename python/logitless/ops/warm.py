@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from logitless.loss.checks import shown, whole
+from logitless.ops.naming import public
+
 # Two rows: of one, strides are not those of a real call.
 _ROWS = 2
 _EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 
 
+@public
 def warm(device: Any, dtype: Any, *, vocab: int = 4096, backend: str = "auto") -> int:
     """Load every kernel that serves logits of this dtype on this device; how many calls that took.
 
@@ -25,7 +29,13 @@ def warm(device: Any, dtype: Any, *, vocab: int = 4096, backend: str = "auto") -
 
     from logitless.ops.token_stats import token_stats
 
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be a torch device, got {shown(device)}") from None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating torch dtype, got {shown(dtype)}")
+    vocab = whole("vocab", vocab, least=1)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(_ROWS, vocab, generator=generator).to(device, dtype).requires_grad_()
     targets = torch.zeros(_ROWS, dtype=torch.int64, device=device)

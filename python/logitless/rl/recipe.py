@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import logitless as ll
+from logitless.rl.recipe_text import LONGEST, parse
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,20 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     ValueError where a key is unknown (with the nearest known one), a value has the wrong type or an
     override is not `key=value`; FileNotFoundError where `source` is neither a file nor bundled.
     """
-    import yaml
-
     if source in bundled():
         text = _recipes().joinpath(f"{source}.yaml").read_text("utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text("utf-8")
+        with Path(source).open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     else:
         raise FileNotFoundError(
             f"recipe {source!r} is no file and not one of the bundled ones: {', '.join(bundled())}"
         )
-    tree = yaml.safe_load(text) or {}
+    tree = parse(text, f"recipe {source!r}") or {}
     if not isinstance(tree, dict):
         raise ValueError(f"recipe {source!r} must be a mapping of keys, got {type(tree).__name__}")
     for override in overrides:
-        _apply_override(tree, override, yaml.safe_load)
+        _apply_override(tree, override)
     return validate(build(Recipe, tree))
 
 
@@ -180,7 +180,7 @@ def validate(recipe: Recipe) -> Recipe:
     try:
         ll.plan(1, 1, 1, budget=recipe.update.memory_budget, tail_mass=recipe.update.tail_mass)
     except ValueError as error:
-        raise ValueError(f"recipe key 'update': {error}") from None
+        raise ValueError(f"recipe key 'update': {str(error).removeprefix('plan: ')}") from None
     if not recipe.methods:
         raise ValueError("recipe key 'methods' must name at least one method")
     for name in recipe.methods:
@@ -240,8 +240,14 @@ def change(spec: Any, changes: Mapping[str, Any], path: str) -> Any:
     return replace(spec, **new)
 
 
+def shown(value: Any) -> str:
+    """A value of a recipe for a message; `parse` bounds how long the whole of it is."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def unknown_key(what: str, key: str, known: Iterable[str]) -> str:
-    known = list(known)
+    known, key = list(known), key if len(key) <= 200 else f"{key[:200]}..."
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return (
         f"{what} '{key}' is unknown; did you mean '{near[0]}'?"
@@ -263,18 +269,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert(hint, value, path)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"recipe key '{path}' must be a mapping, got {value!r}")
+            raise ValueError(f"recipe key '{path}' must be a mapping, got {shown(value)}")
         inner = get_args(hint)[1]
         if inner is Any:
             return dict(value)
         return {str(k): _convert(inner, v, f"{path}.{k}") for k, v in value.items()}
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"recipe key '{path}' must be a list, got {value!r}")
+            raise ValueError(f"recipe key '{path}' must be a list, got {shown(value)}")
         return [_convert(get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"recipe key '{path}' must be a mapping, got {value!r}")
+            raise ValueError(f"recipe key '{path}' must be a mapping, got {shown(value)}")
         return build(hint, value, path + ".")  # type: ignore[arg-type]
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 3e-5 (no dot) as a string.
@@ -283,17 +289,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"recipe key '{path}' must be {hint.__name__}, got {value!r}")
+        raise ValueError(f"recipe key '{path}' must be {hint.__name__}, got {shown(value)}")
     return value
 
 
-def _apply_override(tree: dict[str, Any], override: str, parse: Any) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"override {override!r} must be key=value, like rollout.group=8")
+        raise ValueError(f"override {shown(override)} must be key=value, like rollout.group=8")
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"override {override!r}: '{parent}' holds a value, not keys")
-    tree[last] = parse(text)
+            raise ValueError(f"override {shown(override)}: '{parent}' holds a value, not keys")
+    tree[last] = parse(text, f"override {shown(override)}")

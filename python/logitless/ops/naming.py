@@ -1,0 +1,37 @@
+"""Whose error it is: a public op's ValueErrors and TypeErrors start with its name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_STARTS: list[str] = []
+
+
+def public(op: Callable[P, R]) -> Callable[P, R]:
+    """The op, its name before what it refuses; where one calls another, the caller's name."""
+    start = f"{op.__name__}: "
+    _STARTS.append(start)
+
+    @functools.wraps(op)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return op(*args, **options)
+        except (ValueError, TypeError) as error:
+            error.args = (_named(start, str(error)),)
+            raise
+
+    return call
+
+
+def _named(start: str, text: str) -> str:
+    # of a call that Python itself refuses: "token_stats() missing 1 required ..."
+    if text.startswith(start.removesuffix(": ")):
+        return text
+    for other in _STARTS:
+        text = text.removeprefix(other)
+    return start + text

@@ -1,0 +1,81 @@
+"""YAML to plain values, in time and memory that the length of the text bounds.
+
+An alias makes a value appear again at no cost, nested ones a billion times: whoever copies or
+prints such a value never ends. So the size that it would have written out is counted first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Bytes of a recipe; what it may be once all aliases are written out, in characters and values; how
+# deep its values are nested. And the digits of a number.
+LONGEST, LARGEST, DEEPEST, DIGITS = 1 << 18, 1 << 20, 32, 400
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def parse(text: str, name: str) -> Any:
+    """yaml.safe_load; `name` is for errors. ValueError for what is no YAML, or too large."""
+    import yaml
+
+    if len(text) > LONGEST:
+        raise ValueError(f"{name} must have at most {LONGEST} characters, got {len(text)}")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _Sizes(name).of(node, 0)
+        return _constructed(loader, node, name)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} must be YAML: {' '.join(str(error).split())[:400]}") from None
+    except RecursionError:
+        raise ValueError(_too_deep(name)) from None
+    finally:
+        loader.dispose()
+
+
+def _constructed(loader: Any, node: Any, name: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    # of tags whose values are none, like !!int abc, the loader raises whatever it met
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} must be YAML, got a value that is none: {error}") from None
+
+
+class _Sizes:
+    """Sizes of nodes with their aliases written out, each node counted once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # None: of a node that is being counted, which an alias within it makes endless
+        self.known: dict[int, tuple[int, int] | None] = {}
+
+    def of(self, node: Any, level: int) -> tuple[int, int]:
+        """(size, levels below)."""
+        if isinstance(node.value, str):
+            if node.tag in NUMBERS and len(node.value) > DIGITS:
+                raise ValueError(f"{self.name} must have numbers of at most {DIGITS} digits")
+            return 1 + len(node.value), 0
+        if id(node) in self.known:
+            found = self.known[id(node)]
+            if found is None:
+                raise ValueError(f"{self.name} must end, got an alias inside of what it stands for")
+            return found
+        self.known[id(node)] = None
+        pairs = [x if isinstance(x, tuple) else (x,) for x in node.value]
+        parts = [self.of(child, level + 1) for pair in pairs for child in pair]
+        size = 1 + sum(part for part, _ in parts)
+        depth = 1 + max((below for _, below in parts), default=0)
+        if size > LARGEST:
+            raise ValueError(
+                f"{self.name} must have at most {LARGEST} characters with its aliases written out"
+            )
+        if level + depth > DEEPEST:
+            raise ValueError(_too_deep(self.name))
+        self.known[id(node)] = (size, depth)
+        return size, depth
+
+
+def _too_deep(name: str) -> str:
+    return f"{name} must be nested at most {DEEPEST} deep"
