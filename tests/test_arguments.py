@@ -167,6 +167,20 @@ def _with_length(spec: Any) -> Any:
     return dataclasses.replace(spec, max_length=4)
 
 
+@pytest.mark.parametrize("bad", [[0, 1, 2, 2], [2**63 - 1] * 4, [-1, 0, 1, 2], [-(2**63), 0, 1, 2]])
+@pytest.mark.parametrize("name", ["kl_cov", "clip_cov"])
+def test_ids_that_repeat(name: str, bad: list[int]) -> None:
+    """Also the largest one, in statistics and in a loss that selects for itself."""
+    mask, ids = torch.ones(4, dtype=torch.bool), torch.tensor(bad)
+    for function in ("batch_stats", "policy_loss"):
+        change: dict[str, Any] = {"mask": mask, "spec": ll.presets[name], "token_ids": ids}
+        change |= {"totals": None} if function == "policy_loss" else {}
+        refused(table.honest_call(function, **change), f"{function}: ", "token_ids")
+    mask[[0, 2, 3]] = False
+    if bad[1] >= 0:
+        table.honest_call("policy_loss", **change)()
+
+
 @pytest.mark.parametrize("make", [ll.StepController, ll.LogController])
 def test_controllers_stay_numbers(make: Any) -> None:
     controller = make(target=1.0)

@@ -111,7 +111,9 @@ def batch_stats(
         cu_seqlens=cu_seqlens,
         token_ids=token_ids,
     )
-    _check(tokens, spec)
+    if spec.per_sequence:
+        tokens.whole()
+    check_ids(tokens)
     reduce = reduction(data_group)
     local = count_totals(tokens)
     totals = Totals(*(int(x) for x in reduce(np.array([*local[:2], 1], np.int64))))
@@ -220,9 +222,7 @@ def reduction(group: Any) -> Reduce:
     return reduce
 
 
-def _check(tokens: Tokens, spec: PolicyLossSpec) -> None:
-    if spec.per_sequence:
-        tokens.whole()
+def check_ids(tokens: Tokens) -> None:
     repeated = _core.repeated_id(tokens.ids, tokens.mask, tokens.threads)
     if repeated is not None:
         raise ValueError(

@@ -16,7 +16,7 @@ from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
 from logitless.loss.token_loss import Means, TokenLoss, evaluate
 from logitless.loss.tokens import Bools, Int64s, Tokens
 from logitless.ops.arrays import framework
-from logitless.ops.batch_stats import BatchStats
+from logitless.ops.batch_stats import BatchStats, check_ids
 from logitless.ops.naming import public
 from logitless.ops.tokens import Array, ids_of, is_tensor, make_tokens, refuse_grad
 
@@ -81,11 +81,12 @@ def policy_loss(
 
     Raises ValueError for shapes that differ, values that are not finite inside the mask, a token
     whose loss or coefficient is not finite in the dtype of logp (inf - inf, or exp of a log ratio
-    of 800: the first such token is named), data that requires grad, missing inputs that the spec `needs`, cu_seqlens or token_ids, both batch and
-    totals, totals with a spec that looks at the batch, totals below what this call holds, or a
-    sequence that is not whole where the loss is per sequence: `batch` knows every sequence by its
-    `token_ids`. `totals` alone are counts: they show a cut only where one call has tokens of all
-    sequences but not all tokens. TypeError for dtypes.
+    of 800: the first such token is named), data that requires grad, missing inputs that the spec
+    `needs`, cu_seqlens or token_ids, ids that repeat, both batch and totals, totals with a spec
+    that looks at the batch, totals below what this call holds, or a sequence that is not whole
+    where the loss is per sequence: `batch` knows every sequence by its `token_ids`. `totals` alone
+    are counts: they show a cut only where one call has tokens of all sequences but not all tokens.
+    TypeError for dtypes. A metric that float32 cannot hold is infinite, never NaN.
     """
     optional = {
         "old_logp": old_logp,
@@ -240,6 +241,8 @@ def _selection(
     means = spec_means(tokens, spec)
     if not spec.selects:
         return means, None
+    if tokens.given_ids is not None:
+        check_ids(tokens)
     return means, _members(tokens, select(tokens, spec, means, seed=0, step=0))
 
 

@@ -34,12 +34,14 @@ class Meeting:
 
     def __init__(self, op: str, group: Any, start: int) -> None:
         self.op, self.group, self.start = op, "", start
-        if group is not None:
-            self.group = _name_of(op, group)
+        if group is None:
+            self.start = whole("vocab_start", start)
+            if start != 0:
+                raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
+            return
+        self.group = _name_of(op, group)
         with self:
             self.start = whole("vocab_start", start)
-            if group is None and start != 0:
-                raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
 
     def __bool__(self) -> bool:
         return bool(self.group)
