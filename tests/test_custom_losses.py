@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +18,8 @@ from logitless.loss.presets import TABLE
 
 torch = pytest.importorskip("torch")
 from test_policy_loss_torch import ours, tensors, with_grad  # noqa: E402
+
+from logitless.ops import spec_code  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -168,3 +173,52 @@ class Nothing(ll.CustomSurrogate):
 def test_a_surrogate_without_a_formula() -> None:
     with pytest.raises(NotImplementedError, match="Nothing must define loss or term"):
         ours(tensors(make_batch()), ll.PolicyLossSpec(surrogate=Nothing()))
+
+
+# ---- what is kept of specs
+
+
+def module_sizes() -> int:
+    """Entries of the dicts and caches that the modules of the package hold."""
+    names = [name for name in sys.modules if name.startswith("logitless")]
+    values = [value for name in names for value in vars(sys.modules[name]).values()]
+    sizes = [len(v) for v in values if isinstance(v, (dict, weakref.WeakValueDictionary))]
+    return sum(sizes) + sum(v.cache_info().currsize for v in values if hasattr(v, "cache_info"))
+
+
+def test_specs_are_not_kept_for_ever() -> None:
+    """A coefficient that changes from step to step makes a spec of each."""
+    logp, a, mask = -torch.rand(6), torch.randn(6), torch.ones(6, dtype=torch.bool)
+
+    def run(first: int, last: int) -> int:
+        for i in range(first, last):
+            spec = replace(ll.presets["ppo"], entropy=ll.EntropyBonus(1e-6 * (i + 1)))
+            ll.policy_loss(logp, logp, a, mask, spec, entropy=torch.rand(6))
+        gc.collect()
+        return module_sizes()
+
+    assert run(300, 700) <= run(0, 300) + 20
+
+
+def test_a_spec_that_was_dropped_is_made_from_its_text() -> None:
+    """An equal one: of classes that can be imported and of those of a function, two of one name."""
+
+    def local(power: float) -> ll.PolicyLossSpec:
+        @dataclass(frozen=True)
+        class Local(ll.CustomSurrogate):
+            power: float = 2.0
+
+            def loss(self, t: ll.SurrogateInputs) -> Any:
+                return -t.advantages * t.log_ratio.exp() ** self.power
+
+        return ll.PolicyLossSpec(surrogate=Local(power))
+
+    specs = [local(3.0), local(3.0), replace(ll.presets["kl_cov"], entropy=ll.EntropyBonus(0.25))]
+    texts = [spec_code.encode(spec) for spec in specs]
+    assert len(set(texts)) == 3 and specs[0] != specs[1]
+    assert [spec_code.decode(text) for text in texts] == specs
+    assert spec_code.decode(texts[0]) is specs[0]
+    # what is still there when the others have been pushed out: the user's classes alone
+    for text in texts:
+        spec_code._ALIVE.pop(text)
+    assert [spec_code.decode(text) for text in texts] == specs

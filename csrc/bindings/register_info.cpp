@@ -49,6 +49,11 @@ void register_info(py::module_& m) {
       &cpu::gomp_is_lost,
       "Whether a fork has cut off the threads of torch, so that what uses them waits for ever."
   );
+  m.def(
+      "pool_may_be_lost",
+      &cpu::gomp_may_be_lost,
+      "Whether the threads of torch may have been cut off so: a fork does not tell."
+  );
 }
 
 }  // namespace logitless::bindings

@@ -59,6 +59,8 @@ GompParallel find_gomp() {
   return gomp;
 }
 
+bool gomp_may_be_lost() { return forked.load(std::memory_order_relaxed); }
+
 bool gomp_is_lost() { return lost; }
 
 }  // namespace logitless::cpu

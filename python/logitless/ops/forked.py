@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from logitless import _core
@@ -15,3 +18,18 @@ def refuse_lost_threads() -> None:
             "copy: torch's products would wait for them for ever. Call torch.set_num_threads(1) in "
             "the child first (torch's DataLoader does), or start it by 'spawn' or 'forkserver'"
         )
+
+
+@contextlib.contextmanager
+def without_lost_threads() -> Iterator[None]:
+    """For torch's own loops over tokens: on the calling thread alone where a fork may have lost the
+    others. Elsewhere nothing changes."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not _core.pool_may_be_lost():
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.token_loss import TokenLoss, check_coefficients
 from logitless.loss.tokens import Tokens
 from logitless.ops.batch_stats import BatchStats
+from logitless.ops.forked import without_lost_threads
 from logitless.ops.library import begin_backward, graph_is_kept, register
 from logitless.ops.policy_loss import policy_coefficients
 from logitless.ops.spec_code import decode, encode
@@ -162,10 +164,11 @@ def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, 
     def given(values: Any, like: Tensor | None) -> Tensor:
         if values is None or like is None:
             return logp.new_empty(0)
-        out = torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
-        if like.element_size() < 4:
-            rounded = out.float().cpu().numpy()
-            check_coefficients(tokens, decode(arguments.spec), rounded, arguments.grad_scale)
+        with without_lost_threads():
+            out = torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
+            if like.element_size() < 4:
+                rounded = out.float().cpu().numpy()
+                check_coefficients(tokens, decode(arguments.spec), rounded, arguments.grad_scale)
         return out
 
     outputs = loss_and_metrics(result, arguments.metric_names(entropy=entropy is not None), logp)
@@ -210,7 +213,10 @@ def _scaled(coefficients: Tensor, grad: Tensor) -> Tensor:
     and nobody needs them again: the pass is a fifth of forward and backward."""
     # a fake or functional tensor is traced; on a GPU asking for the number would wait for it
     known = type(grad) is Tensor and grad.device.type == "cpu" and not graph_is_kept()
-    return coefficients if known and grad.item() == 1.0 else coefficients * grad
+    if known and grad.item() == 1.0:
+        return coefficients
+    with without_lost_threads() if known else nullcontext():
+        return coefficients * grad
 
 
 policy_loss_op = register(

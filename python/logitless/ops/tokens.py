@@ -50,7 +50,12 @@ def to_numpy(name: str, x: Array) -> npt.NDArray[Any]:
     if is_tensor(x):
         tensor = x.detach().cpu()
         narrow = tensor.is_floating_point() and tensor.element_size() < 4
-        return np.asarray((tensor.float() if narrow else tensor).numpy())
+        if not narrow:
+            return np.asarray(tensor.numpy())
+        from logitless.ops.forked import without_lost_threads
+
+        with without_lost_threads():
+            return np.asarray(tensor.float().numpy())
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {shown(x)}")
     return x.astype(np.float32) if x.dtype == np.float16 else x
