@@ -257,7 +257,8 @@ Array::Array(py::handle object, const char* name, Access access, const Place& pl
   const bool wraps = __builtin_add_overflow(start, static_cast<uintptr_t>(reach.below), &begin_) !=
                          (reach.below < 0) ||
                      __builtin_add_overflow(start, static_cast<uintptr_t>(reach.above), &end_);
-  check_extent(!wraps, name);
+  // nor has any process addresses of 64 bits
+  check_extent(!wraps && end_ <= static_cast<uintptr_t>(INTPTR_MAX), name);
   if (!written()) return;
   check_no_element_twice(view_, name);
   // where the producer does not know, as torch of a file that is mapped for reading

@@ -1,0 +1,43 @@
+"""A call that is to be made: the function's name, its arguments, and which of them it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Case:
+    """Keys "own.x" go to the constructor of a method's object, "kept.x" to that of Candidates.
+
+    Array arguments are NumPy arrays, in memory that is placed before the call.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    written: tuple[str, ...] = ()
+    # what may be one array: backward writes over its tile
+    may_share: tuple[str, str] | None = None
+    # 16-bit words of these are given out as bfloat16
+    bfloat: tuple[str, ...] = ()
+    # where a valid call may raise all the same: what it says
+    complaints: tuple[str, ...] = ()
+    spoilt: list[str] = field(default_factory=list)
+    # a lie that no call may take
+    must_raise: bool = False
+
+
+def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
+    def under(prefix: str) -> dict[str, Any]:
+        start = prefix + "."
+        return {k.removeprefix(start): v for k, v in arguments.items() if k.startswith(start)}
+
+    mine = {key: value for key, value in arguments.items() if "." not in key}
+    own, kept = under("own"), under("kept")
+    if kept:
+        mine["candidates"] = core.Candidates(**kept)
+    owner, _, method = case.name.partition(".")
+    target = getattr(core, owner)
+    if method and method != "__init__":
+        target = getattr(target(**own) if own else target, method)
+    return target(**mine)
