@@ -56,12 +56,17 @@ def package(out: Path) -> None:
         "CMAKE_BUILD_TYPE": "Release",
         "LOGITLESS_SIMT": "ON",
         "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": _pybind11().get_cmake_dir(),
+        "pybind11_DIR": pybind11().get_cmake_dir(),
     }
     flags = [f"-D{name}={value}" for name, value in switches.items()]
-    _run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *flags])
-    _run(["cmake", "--build", str(build), "--target", "_core"])
+    run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *flags])
+    run(["cmake", "--build", str(build), "--target", "_core"])
     (core,) = build.glob("_core*.so")
+    link_package(core, out)
+
+
+def link_package(core: Path, out: Path) -> None:
+    """An importable logitless in `out`: the Python files as links, and this compiled core."""
     folder = out / "logitless"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -90,7 +95,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
         objects = list(pool.map(_object, sources))
     module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
     out.mkdir(parents=True, exist_ok=True)
-    _run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
+    run([COMPILER, "-shared", *SANITIZE, *map(str, objects), "-o", str(module)])
     _forget()
     return module
 
@@ -99,7 +104,7 @@ def self_test(out: Path) -> Path:
     """The machine with its own small kernels, as a program."""
     objects = [_object(SIMT / name) for name in ("simt.cpp", "selftest.cpp")]
     out.mkdir(parents=True, exist_ok=True)
-    _run([COMPILER, *SANITIZE, *map(str, objects), "-o", str(out / "selftest")])
+    run([COMPILER, *SANITIZE, *map(str, objects), "-o", str(out / "selftest")])
     return out / "selftest"
 
 
@@ -142,7 +147,7 @@ def _object(source: Path) -> Path:
     wraps = source.parent.name == "bindings" or source.name == "module.cpp"
     options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else SANITIZE)]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    include = [SIMT, tree, ROOT / "csrc", _pybind11().get_include()]
+    include = [SIMT, tree, ROOT / "csrc", pybind11().get_include()]
     include.append(sysconfig.get_path("include"))
     command = [*options, *(f"-I{folder}" for folder in include), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, check=False).stdout
@@ -153,7 +158,7 @@ def _object(source: Path) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
-        _run([*command, "-c", "-o", str(part)])
+        run([*command, "-c", "-o", str(part)])
         part.replace(target)
     target.touch()
     return target
@@ -167,14 +172,14 @@ def _forget() -> None:
             file.unlink()
 
 
-def _pybind11() -> Any:
+def pybind11() -> Any:
     return importlib.import_module("pybind11")
 
 
-def _run(command: list[str]) -> None:
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{run.stdout[-4000:]}{run.stderr[-4000:]}")
+def run(command: list[str], *, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
 
 
 if __name__ == "__main__":

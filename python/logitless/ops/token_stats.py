@@ -68,6 +68,9 @@ def token_stats(
         there already are a ValueError. The backward runs once. With backend="torch", in compiled
         graphs and under hooks for saved tensors (checkpointing, offloading) the gradient has memory
         of its own.
+        Memory that is mapped for reading alone, as by np.memmap(..., mode="r"), raises ValueError
+        in the backward. A tensor over the bytes of an immutable object is like any other: torch
+        warned when torch.frombuffer made it.
 
     backend: "auto" is the compiled core on the CPU; on a GPU its CUDA kernels or else Triton's, and
     plain torch for float64. "cpu", "cuda", "triton" or "torch" name one. Nothing waits for a GPU,
