@@ -6,6 +6,10 @@ constexpr int kSums = kBytes == 64 ? 16 : 8;
 // Rows of the dense matrix lie anywhere: one is asked for this many entries ahead.
 constexpr int64_t kAhead = 6;
 
+// Terms of one chain of additions: the sum of a token that 100,000 rows have kept is one of such
+// sums.
+constexpr int64_t kChain = 1024;
+
 // kCount vectors of columns from c on, for all entries.
 template <typename S, int kCount>
 LOGITLESS_INLINE void sum_columns(
@@ -28,7 +32,7 @@ LOGITLESS_INLINE void sum_columns(
 }
 
 template <typename S>
-void sparse_sum_of(const SparseSum& in, typename Storage<S>::T* out) {
+void sum_chain(const SparseSum& in, typename Storage<S>::T* out) {
   using T = typename Storage<S>::T;
   using Vec = typename Simd<T>::Vec;
   constexpr int kW = kWidth<T>;
@@ -54,6 +58,22 @@ void sparse_sum_of(const SparseSum& in, typename Storage<S>::T* out) {
   T last[kW];
   store(last, sum);
   __builtin_memcpy(out + c, last, (in.n - c) * sizeof(T));
+}
+
+template <typename S>
+void sparse_sum_of(const SparseSum& in, typename Storage<S>::T* out) {
+  using T = typename Storage<S>::T;
+  SparseSum part = in;
+  part.count = in.count < kChain ? in.count : kChain;
+  sum_chain<S>(part, out);
+  for (int64_t done = part.count; done < in.count; done += part.count) {
+    part.columns = in.columns + done;
+    part.values = static_cast<const T*>(in.values) + done;
+    part.count = in.count - done < kChain ? in.count - done : kChain;
+    T more[kBlock];
+    sum_chain<S>(part, more);
+    for (int64_t c = 0; c < in.n; ++c) out[c] += more[c];
+  }
 }
 
 template <typename S>
