@@ -252,7 +252,9 @@ def test_a_read_only_mapping_is_not_written(tmp_path: Path) -> None:
         _core.exp2(torch.zeros(64), tensor[0, :64])
     # where the first page may be written, and the last may not
     logits = tensor.requires_grad_()
-    stats = ll.token_stats(logits.view_as(logits), torch.zeros(8, dtype=torch.int64), inplace_backward=True)
+    stats = ll.token_stats(
+        logits.view_as(logits), torch.zeros(8, dtype=torch.int64), inplace_backward=True
+    )
     with pytest.raises((ValueError, RuntimeError), match="read-only|leaf|view"):
         stats.logp.sum().backward()
 
@@ -288,9 +290,7 @@ def test_every_byte_but_0_is_true(byte: int) -> None:
     assert sums[0][8] == mask.sum()
     assert _core.repeated_id(ids, odd) == _core.NO_ID
     targets, logits = np.zeros(9, np.int64), rng.normal(size=(9, 50))
-    results = [
-        ll.token_stats(logits, targets, mask=which[:9]).logp for which in (mask, odd)
-    ]
+    results = [ll.token_stats(logits, targets, mask=which[:9]).logp for which in (mask, odd)]
     np.testing.assert_array_equal(*results)
 
 

@@ -43,7 +43,9 @@ def main() -> None:
         for name, number in share.items():
             counts[name] = counts.get(name, 0) + number
     seconds = round(time.perf_counter() - started, 1)
-    sys.stdout.write(json.dumps({"calls": sum(counts.values()), "seconds": seconds, **counts}) + "\n")
+    sys.stdout.write(
+        json.dumps({"calls": sum(counts.values()), "seconds": seconds, **counts}) + "\n"
+    )
 
 
 main()

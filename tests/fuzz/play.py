@@ -96,7 +96,11 @@ def check_outputs(case: Case, arrays: dict[str, Any]) -> None:
             continue
         assert out.flags.writeable, f"{key} is read-only and was written"
         for other, array in arrays.items():
-            if other == key or case.may_share == (key, other) or not np.may_share_memory(out, array):
+            if (
+                other == key
+                or case.may_share == (key, other)
+                or not np.may_share_memory(out, array)
+            ):
                 continue
             raise AssertionError(f"{key} was written and shares memory with {other}")
 

@@ -21,7 +21,9 @@ def maybe(rng: Rng, value: Any) -> Any:
 
 def width(rng: Rng) -> int:
     """Mostly a few lanes; now and then about a block, or a few."""
-    return int(rng.choice([rng.integers(1, 200), rng.integers(2040, 2060), 5000], p=[0.8, 0.15, 0.05]))
+    return int(
+        rng.choice([rng.integers(1, 200), rng.integers(2040, 2060), 5000], p=[0.8, 0.15, 0.05])
+    )
 
 
 class Problem:

@@ -16,7 +16,9 @@ LEVELS, BINS = 16, 256
 
 def count(rng: Rng) -> int:
     """About a step or a block of the token kernels, and nothing."""
-    return int(rng.choice([0, rng.integers(1, 40), rng.integers(250, 260), rng.integers(4090, 4110)]))
+    return int(
+        rng.choice([0, rng.integers(1, 40), rng.integers(250, 260), rng.integers(4090, 4110)])
+    )
 
 
 def threads(rng: Rng) -> int:
@@ -112,7 +114,11 @@ def covariance_candidates(core: Any, rng: Rng) -> Case:
 
 def ordered_scores(core: Any, rng: Rng) -> Case:
     n = count(rng)
-    values = {"values": rng.normal(size=n), "scores": np.zeros(n, np.int64), "threads": threads(rng)}
+    values = {
+        "values": rng.normal(size=n),
+        "scores": np.zeros(n, np.int64),
+        "threads": threads(rng),
+    }
     return Case("ordered_scores", values, ("scores",))
 
 

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from logitless.loss.checks import shown, whole
-from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats
+from logitless.loss.checks import whole
+from logitless.ops.linear_token_stats import (
+    check_head_inputs,
+    linear_token_stats,
+    under_autocast,
+)
 from logitless.ops.naming import public
 from logitless.ops.options import HeadOptions
 
@@ -36,10 +40,14 @@ class Check:
     vocab: int
     dtype: str
     errors: dict[str, Error]
+    # The module's logits against weight and options: None where a weight was given.
+    module: Error | None = None
+    # Why they differ by more than rounding; "" where they do not.
+    cause: str = ""
 
     @property
     def ok(self) -> bool:
-        return all(error.ours <= error.allowed for error in self.errors.values())
+        return not self.cause and all(error.ours <= error.allowed for error in self.errors.values())
 
     def raise_if_off(self) -> Check:
         """self, or AssertionError with the table."""
@@ -56,6 +64,10 @@ class Check:
         for name, (ours, plain, allowed) in self.errors.items():
             verdict = "" if ours <= allowed else "  <- off"
             lines.append(f"{name:<10}{ours:>12.2e}{plain:>14.2e}{allowed:>12.2e}{verdict}")
+        if self.module is not None:
+            ours, plain, allowed = self.module
+            verdict = f"  <- off\n{self.cause}" if self.cause else ""
+            lines.append(f"{'module':<10}{ours:>12.2e}{plain:>14.2e}{allowed:>12.2e}{verdict}")
         return "\n".join(lines)
 
 
@@ -69,28 +81,32 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
         ours = linear_token_stats(hidden, weight, targets, **options)
         plain = log_softmax(hidden @ weight.T)           # in the dtype of hidden, by autograd
         print(largest error of ours, and of plain, per quantity)
+        print(largest difference of head(hidden) from logits, before or after the options' chain)
 
     head: a module with `.weight` [V, H] and, maybe, `.bias` [V] (a Linear lm_head), or the weight
-    itself. batch: a mapping or object with `hidden` [N, H] or [B, T, H], `targets` and, maybe,
+    itself. A module is also called, in evaluation mode, for it may do more than its weight tells
+    (an adapter, a softcap, a scale); what it gives is to be that of weight, bias and options,
+    with or without their chain, or `.ok` is False and `.cause` says what the module seems to do.
+    batch: a mapping or object with `hidden` [N, H] or [B, T, H], `targets` and, maybe,
     `mask`; the rows are the first that the mask has. options: those of `linear_token_stats`
     (temperature as a number, softcap, logit_scale, logits_dtype, memory_budget, backend ...).
 
     The upstream gradient is 1 for logp and 0.1 for entropy in every row. Returns a `Check`: `.ok`,
-    `.errors`, `.raise_if_off()`; nothing is raised for a large error unless that is called. Errors
-    of the inputs as in `linear_token_stats`.
+    `.errors`, `.module`, `.cause`, `.raise_if_off()`; nothing is raised for a large error unless
+    that is called. Errors of the inputs as in `linear_token_stats`; TypeError or ValueError for a
+    module that is sharded or gives no logits.
     """
     import torch
 
+    from logitless.ops.head_module import compare_module, head_arrays
+
     rows = whole("rows", rows, least=1)
-    weight = head if isinstance(head, torch.Tensor) else getattr(head, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError(
-            f"check: head must be a module with .weight, or a weight, got {shown(head)}"
-        )
-    bias = options.pop("bias", None if head is weight else getattr(head, "bias", None))
+    weight, bias = head_arrays(head)
+    bias = options.pop("bias", bias)
     hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
     chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}
-    check_head_inputs("check", hidden, weight, targets, mask, HeadOptions(bias=bias, **chain))
+    one, other = under_autocast(hidden, weight)
+    check_head_inputs("check", one, other, targets, mask, HeadOptions(bias=bias, **chain))
     flat_targets = targets.reshape(-1)
     chosen = torch.arange(flat_targets.numel(), device=flat_targets.device)
     chosen = (chosen if mask is None else mask.reshape(-1).nonzero().squeeze(1))[:rows]
@@ -114,7 +130,13 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
         ours = run(h.dtype)
     eps = torch.finfo(h.dtype).eps
     found = {name: _error(name, ours, plain, truth, eps) for name in QUANTITIES}
-    result = Check(len(chosen), len(weight), str(h.dtype).removeprefix("torch."), found)
+    module, cause = None, ""
+    if head is not weight:
+        # Last, for the call may take the weight away: engines do after a forward.
+        *numbers, cause = compare_module(head, h, weight.detach(), HeadOptions(bias=bias, **chain))
+        module = Error(*numbers)
+    dtype = str(h.dtype).removeprefix("torch.")
+    result = Check(len(chosen), len(weight), dtype, found, module, cause)
     sys.stdout.write(f"{result}\n")
     return result
 

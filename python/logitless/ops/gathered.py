@@ -18,7 +18,7 @@ def gathered(weight: Any, *, reduce: str = "avg") -> Any:
     Equivalent plain code, for a DTensor::
 
         over_ranks = [Partial(reduce)] * weight.device_mesh.ndim
-        weight.full_tensor()
+        weight.full_tensor(grad_placements=over_ranks)
 
     A plain tensor or Parameter is returned as it is, the same object: the call may stay where a
     model runs with and without an engine, inside the forward that gathers its weights or outside.
