@@ -32,7 +32,7 @@ def framework(
             if not isinstance(x, torch.Tensor):
                 raise _no_array(op, name, x, "torch", first)
             # of a weight the op says more
-            if name != "weight":
+            if type(x) is not torch.Tensor and name != "weight":
                 refuse_sharded(op, name, x)
             if x.layout is not strided or x.is_nested:
                 raise TypeError(f"{op}: {name} must be dense, got {shown(x)}")
