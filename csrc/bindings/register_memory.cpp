@@ -16,9 +16,14 @@ constexpr int64_t kMostBytes = int64_t{1} << 60;
 class Memory {
  public:
   explicit Memory(int64_t bytes) : bytes_(count_of(bytes, kMostBytes, "bytes")) {
+    const py::gil_scoped_release release;
     block_ = cpu::take_memory(bytes);
   }
-  ~Memory() { cpu::give_memory(block_); }
+  // Of a gigabyte that takes milliseconds.
+  ~Memory() {
+    const py::gil_scoped_release release;
+    cpu::give_memory(block_);
+  }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 

@@ -75,7 +75,7 @@ def batch_stats(
     one rank.
 
     The same input bits select the same tokens on any number of ranks and micro-batches, in any
-    order: sums are integers that round once, equal scores go to the smaller token id, and the
+    order: sums are exact and round once, equal scores go to the smaller token id, and the
     random order is Philox of (seed, step, token id). `token_ids`: see `token_ids()`. Selection per
     call (scope="micro") leaves `selected` empty.
 

@@ -164,8 +164,11 @@ def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, 
     def given(values: Any, like: Tensor | None) -> Tensor:
         if values is None or like is None:
             return logp.new_empty(0)
+        found = torch.from_numpy(values).view(like.shape)
+        if found.dtype == like.dtype:
+            return found.to(like.device)
         with without_lost_threads():
-            out = torch.from_numpy(values).view(like.shape).to(like.device, like.dtype)
+            out = found.to(like.device, like.dtype)
             if like.element_size() < 4:
                 rounded = out.float().cpu().numpy()
                 check_coefficients(tokens, decode(arguments.spec), rounded, arguments.grad_scale)
