@@ -91,7 +91,7 @@ def calls(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[s
         "linear_sample, top_k": lambda: ll.linear_sample(
             h, w, row_ids=t, seed=1, step=0, top_k=2, **options
         ),
-        "linear_token_stats, check": lambda: ll.check(w, batch, **chain),
+        "check": lambda: ll.check(w, batch, **chain),
     }
 
 
@@ -118,12 +118,12 @@ def test_float64_computes_what_float32_cannot(name: str) -> None:
 
 
 TEMPERATURES = {
-    1e-40: "logit_scale / temperature must be .*; temperature of row 2 is 1e-40",
-    1e40: r"logit_scale / temperature must be .*; temperature of row 2 is 1e\+40",
-    0.0: "temperature must be finite and > 0 on every row; temperature of row 2 is 0.0",
-    -1.0: "temperature must be finite and > 0 on every row; temperature of row 2 is -1.0",
-    float("nan"): "temperature must be finite and > 0 on every row; temperature of row 2 is nan",
-    float("inf"): "temperature must be finite and > 0 on every row; temperature of row 2 is inf",
+    1e-40: "logit_scale / temperature must be .*, got temperature 1e-40 in row 2",
+    1e40: r"logit_scale / temperature must be .*, got temperature 1e\+40 in row 2",
+    0.0: "temperature must be finite and > 0 on every row, got temperature 0.0 in row 2",
+    -1.0: "temperature must be finite and > 0 on every row, got temperature -1.0 in row 2",
+    float("nan"): "temperature must be finite and > 0 on every row, got temperature nan in row 2",
+    float("inf"): "temperature must be finite and > 0 on every row, got temperature inf in row 2",
 }
 
 

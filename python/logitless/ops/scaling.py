@@ -68,7 +68,7 @@ def check_temperatures(
     rows = range(len(values)) if mask is None else [i for i, on in enumerate(mask.tolist()) if on]
     for row, value in zip(rows, used.tolist(), strict=True):
         if wrong(value):
-            raise ValueError(f"{op}: {wrong(value)}; temperature of row {row} is {value}")
+            raise ValueError(f"{op}: {wrong(value)}, got temperature {value} in row {row}")
 
 
 def _ratios(
