@@ -48,7 +48,8 @@ def gathered(weight: Any, *, reduce: str = "avg") -> Any:
     if type(weight).__name__ != "DTensor":
         refuse_placeholder("gathered", weight)
         return weight
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
+    assert isinstance(weight, DTensor)
     over_ranks = [Partial(reduce)] * weight.device_mesh.ndim
-    return weight.full_tensor(grad_placements=over_ranks)  # type: ignore[attr-defined]
+    return weight.full_tensor(grad_placements=over_ranks)
