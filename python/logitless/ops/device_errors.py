@@ -27,7 +27,7 @@ CLEAR = 2**63 - 1
 # Kinds from 1 on are the kernels' own, 0 is written here: a bad temperature makes NaN of its row,
 # and is to be named before that.
 KINDS = (
-    "its temperature must be finite, > 0, and in float32's range with logit_scale and softcap",
+    "its temperature must be finite and > 0, in float32's range with logit_scale and softcap",
     "its logits hold a +inf",
     "its logits hold a NaN",
     "it has no finite logit",

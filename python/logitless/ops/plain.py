@@ -26,7 +26,8 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> Tensor:
         u, t = ctx.saved_tensors
-        return g[0] * (-2 * u.abs()).exp() * (1 + t.abs()) ** 2
+        slope: Tensor = (-2 * u.abs()).exp() * (1 + t.abs()) ** 2
+        return g[0] * slope
 
 
 def plain_stats(
@@ -47,12 +48,12 @@ def plain_stats(
     if bias is not None:
         y = y + bias
     if softcap:
-        y = softcap * _Tanh.apply(y * (pre / softcap))
-    scales = scale if row_scale is None else row_scale[rows].to(y.dtype)
+        y = softcap * _Tanh.apply(y * (pre / softcap))  # type: ignore[no-untyped-call]
+    scales = y.new_full((), scale) if row_scale is None else row_scale[rows].to(y.dtype)
     _check_rows(y, scales, targets, rows, "" if bias is None else " plus bias")
     # The maximum is taken off before anything is scaled: what is large loses no digits.
     m = y.detach().amax(-1)
-    z = (y - m[:, None]) * (scale if row_scale is None else scales[:, None])
+    z = (y - m[:, None]) * scales[..., None]
     log_s0 = z.logsumexp(-1)
     log_p = z - log_s0[:, None]
     p = log_p.exp()
@@ -77,7 +78,7 @@ def plain_stats(
 
 
 def _check_rows(
-    y: Tensor, scales: float | Tensor, targets: Tensor, rows: Tensor, with_bias: str
+    y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str
 ) -> None:
     vocab, inf = y.shape[1], float("inf")
     overflow = "its logits times logit_scale / temperature overflow"
