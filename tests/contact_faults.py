@@ -98,9 +98,14 @@ STEPS: dict[str, Callable[[Place], Cases]] = {
 }  # fmt: skip
 
 
+def waits() -> Fields:
+    time.sleep(0.2)
+    return {"ms": 1.0}
+
+
 def slow(place: Place) -> Cases:
     for i in range(100):
-        yield f"case {i}", lambda: time.sleep(0.2) or {"ms": 1.0}
+        yield f"case {i}", waits
 
 
 if os.environ.get("CONTACT_SLOW"):

@@ -20,6 +20,7 @@ from fake_device import FakeRows
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
+from logitless import _core
 from logitless.ops import backends, cores, device_errors
 
 TESTS = Path(__file__).parent
@@ -179,7 +180,7 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **options: seen.append((name, fake.now))
 
-    monkeypatch.setattr(cores._core, "CudaRows", FakeCudaRows)
+    monkeypatch.setattr(_core, "CudaRows", FakeCudaRows)
     monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
     there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
     names = ("mask", "row_scale", "scale", "bias", "pre", "softcap")

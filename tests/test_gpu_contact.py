@@ -16,7 +16,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from benchmarks.gpu import carry, contact, contact_table, predict
+from benchmarks.gpu.built import sources_hash
 from benchmarks.gpu.contact import NAMES, STEPS, Run
 from logitless import _core
 
@@ -202,7 +205,7 @@ def test_a_carried_core_is_of_these_sources(tmp_path: Path) -> None:
     (folder / Path(_core.__file__).name).write_bytes(Path(_core.__file__).read_bytes())
     (folder / carry.STAMP).write_text("of last year")
     assert "built from other sources" in str(carry.core_of(tmp_path))
-    (folder / carry.STAMP).write_text(carry.sources_hash(carry.CORE))
+    (folder / carry.STAMP).write_text(sources_hash(carry.CORE))
     core = carry.core_of(tmp_path)
     assert isinstance(core, Path)
     # Laid out with the tree's Python it is a package, whatever else is installed.
@@ -306,3 +309,43 @@ def test_every_header_says_predicted(capsys: pytest.CaptureFixture[str]) -> None
             assert all(p.seconds >= p.floor > 0 for p in predict.predict(machine, shape))
     with pytest.raises(SystemExit):
         predict.main(["--rows", "0"])
+
+
+# ---- the checks before a figure
+
+
+@pytest.mark.parametrize("spoil", ["logp", "entropy", "d_hidden", "d_weight"])
+@pytest.mark.parametrize("how", ["off", "nan"])
+def test_a_wrong_figure_is_not_kept(spoil: str, how: str) -> None:
+    import logitless as ll
+    from benchmarks.gpu.contact_steps.checks import check_head, head_inputs
+    from benchmarks.gpu.contact_steps.tiling import AMPLE, forced, stats_gradients
+
+    x = head_inputs(21, 32, 5000, torch.bfloat16, "cpu")
+    with forced(21, 2048, 0):
+        plan = ll.plan(21, 32, 5000, torch.bfloat16, one_pass=False)
+        assert (plan.rows, plan.columns, plan.mode) == (21, 2048, "recompute")
+        found = stats_gradients(ll, x, AMPLE, "cpu")
+    assert set(check_head(x, found)) == {"logp", "entropy", "d_hidden", "d_weight"}
+    value = found[spoil].detach().clone()
+    # Of one row, or one column: a product dropped, or the wrong tile.
+    where = x.columns()[0] if spoil == "d_weight" else x.rows()[-1]
+    wrong = float("nan") if how == "nan" else value[where] + value.abs().max()
+    value[where] = wrong
+    with pytest.raises(AssertionError, match=f"{spoil} is off by"):
+        check_head(x, {**found, spoil: value})
+
+
+def test_wrong_rows_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logitless as ll
+    from benchmarks.gpu.contact_steps.checks import check_rows
+
+    assert check_rows("cpu", "cpu", 3, 4097, torch.bfloat16, "chain", 0) < 1
+    right = ll.token_stats
+
+    def wrong(logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return right(logits * 1.01, *arguments, **options)
+
+    monkeypatch.setattr(ll, "token_stats", wrong)
+    with pytest.raises(AssertionError, match="is off by"):
+        check_rows("cpu", "cpu", 3, 4097, torch.bfloat16, "chain", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cases
@@ -119,7 +120,7 @@ def test_whoever_takes_values_to_the_host_names_a_bad_row(place: Place, consumer
     logp = ll.token_stats(z, t, backend=place.backend).logp
     mask, spec = t == 0, ll.presets["clip_cov"]
     ids = torch.arange(4, device=place.device)
-    consume = {
+    consume: Callable[[], Any] = {
         "loss": lambda: ll.policy_loss(logp, old, old, mask, ll.presets["ppo"]),
         "batch_stats": lambda: ll.batch_stats(
             logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0
