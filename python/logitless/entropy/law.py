@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitless.loss.checks import scalar, shown
+from logitless.loss.checks import is_tensor, scalar, shown
 from logitless.ops.arrays import framework
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_tensor, to_numpy
+from logitless.ops.tokens import Array, to_numpy
 
 # Beyond these, squares of the two are no numbers any more.
 HIGHEST, LARGEST = 300.0, 1e150
@@ -108,7 +108,8 @@ def _two_sided(angle: float, dof: int) -> float:
 
 def _points(name: str, values: Array | Sequence[float], largest: float) -> npt.NDArray[np.float64]:
     if is_tensor(values):
-        framework("fit_entropy_law", **{name: values})
+        given: dict[str, Any] = {name: values}
+        framework("fit_entropy_law", **given)
         values = to_numpy(name, values)
     elif not isinstance(values, (np.ndarray, Sequence)) or isinstance(values, (str, bytes)):
         raise TypeError(f"{name} must be a vector of numbers, got {shown(values)}")

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from logitless.loss.checks import shown
+from logitless.loss.checks import is_tensor, shown
 from logitless.ops.options import HeadOptions
-from logitless.ops.tokens import is_tensor
 from logitless.ops.weights import FLOATS, refuse_sharded
 
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from logitless import _core
 from logitless.loss.aggregation import Totals, count_totals
-from logitless.loss.checks import instance, shown, whole
+from logitless.loss.checks import instance, is_tensor, shown, whole
 from logitless.loss.selection import Reduce, one_rank, select, spec_means
 from logitless.loss.sequences import whole_sequences
 from logitless.loss.spec import Control, Correction, PolicyLossSpec
 from logitless.loss.tokens import Int64s, Tokens
 from logitless.ops.arrays import framework
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad, to_numpy
+from logitless.ops.tokens import Array, make_tokens, refuse_grad, to_numpy
 
 
 class BatchStats(NamedTuple):

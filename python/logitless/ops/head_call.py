@@ -119,7 +119,8 @@ def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
             f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got "
             f"{shown(asked)}"
         )
-    return torch.float32
+    wide: torch.dtype = torch.float32
+    return wide
 
 
 # A compiled graph holds the plan as a constant: it follows from what the graph is guarded on.

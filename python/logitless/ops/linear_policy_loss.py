@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logitless.loss.checks import is_tensor
 from logitless.ops.arrays import framework
 from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
 from logitless.ops.naming import public
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.policy_loss import check_loss_options, policy_loss
-from logitless.ops.tokens import is_tensor, refuse_grad
+from logitless.ops.tokens import refuse_grad
 from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint
 
 if TYPE_CHECKING:

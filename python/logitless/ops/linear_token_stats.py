@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from logitless.loss.checks import shown
+from logitless.loss.checks import is_tensor, shown
 from logitless.ops.arrays import check_tokens, check_weight, framework, zeros_like
 from logitless.ops.backends import check_numpy_backend
 from logitless.ops.naming import public
 from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
 from logitless.ops.outputs import TokenStats
 from logitless.ops.plan import plan
-from logitless.ops.tokens import is_tensor
 from logitless.ops.vocab_parallel import Meeting
 from logitless.ops.weights import refuse_special_weight
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from logitless import _core
 from logitless.loss.aggregation import Totals, token_weights
-from logitless.loss.checks import finite, instance
+from logitless.loss.checks import finite, instance, is_tensor
 from logitless.loss.selection import select, select_in_call, spec_means
 from logitless.loss.sequences import check_whole
 from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
@@ -18,7 +18,7 @@ from logitless.loss.tokens import Bools, Int64s, Tokens
 from logitless.ops.arrays import framework
 from logitless.ops.batch_stats import BatchStats, check_ids
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, ids_of, is_tensor, make_tokens, refuse_grad
+from logitless.ops.tokens import Array, ids_of, make_tokens, refuse_grad
 
 _OP = "policy_loss"
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitless.loss.checks import instance
+from logitless.loss.checks import instance, is_tensor
 from logitless.loss.correction import correction_metrics, importance
 from logitless.loss.corrections import Correction
 from logitless.loss.tokens import Tokens
 from logitless.ops.arrays import framework
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_tensor, make_tokens, refuse_grad
+from logitless.ops.tokens import Array, make_tokens, refuse_grad
 
 
 class RolloutWeights(NamedTuple):

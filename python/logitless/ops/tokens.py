@@ -165,7 +165,8 @@ def _sequences(shape: tuple[int, ...], cu_seqlens: npt.NDArray[Any] | None) -> S
             f"cu_seqlens must rise from 0 to N = {n}, each sequence whole, got {first} at [0]"
             f"{fall}, {last} at [{cu_seqlens.size - 1}]"
         )
-    return Sequences(np.diff(cu_seqlens.astype(np.int64)), None)
+    ends: Int64s = cu_seqlens.astype(np.int64)
+    return Sequences(ends[1:] - ends[:-1], None)
 
 
 def _advantages(
