@@ -24,9 +24,9 @@ def test_every_function_has_its_calls() -> None:
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("LOGITLESS_FUZZ_SEED", "1"))])
 def test_no_call_crashes_or_writes_elsewhere(seed: int) -> None:
+    options = ("--seed", str(seed), "--cases", str(CASES))
     run = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-m", "fuzz", "--seed", str(seed)]
-        + ["--cases", str(CASES)],
+        [sys.executable, "-X", "faulthandler", "-m", "fuzz", *options],
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip

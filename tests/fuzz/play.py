@@ -25,10 +25,11 @@ def bindings(core: Any) -> set[str]:
     for name, value in vars(core).items():
         if inspect.isclass(value):
             found.add(f"{name}.__init__")
-            for method, member in vars(value).items():
-                if inspect.isroutine(member) or isinstance(member, staticmethod):
-                    if not method.startswith("_"):
-                        found.add(f"{name}.{method}")
+            found |= {
+                f"{name}.{method}"
+                for method, member in vars(value).items()
+                if inspect.isroutine(member) and not method.startswith("_")
+            }
         elif inspect.isroutine(value):
             found.add(name)
     return found
@@ -70,15 +71,17 @@ def play(core: Any, case: Case, memory: Memory) -> str:
         for block, _, _ in memory.blocks
         if not any(np.may_share_memory(block, out) for out in outputs)
     ]
-    refused = ""
+    refused = said = ""
     try:
         result = call(core, case, given(case))
         if case.name == "Memory.__init__":
             np.frombuffer(result, np.uint8)[...] = 1
     except ALLOWED as error:
         refused = type(error).__name__
-        assert case.spoilt or case.name in without_cuda(core), f"a valid call raised: {error}"
-        assert str(error), "an error without a word"
+        said = str(error)
+    if refused:
+        assert case.spoilt or case.name in without_cuda(core), f"a valid call raised: {said}"
+        assert said, "an error without a word"
     assert refused or not case.must_raise, "a lie was taken for an array"
     memory.check_guards()
     for block, copy in before:
@@ -124,8 +127,7 @@ def run(core: Any, seed: int, cases: int, only: str = "") -> dict[str, int]:
             became = play(core, case, memory)
         except Exception as error:
             what = case.spoilt if case is not None else "in the making"
-            raise SystemExit(
-                f"{traceback.format_exc()}\nfuzz: {name}, seed {seed}, case {number}, {what}: {error}"
-            ) from error
+            place_of = f"{name}, seed {seed}, case {number}, {what}"
+            raise SystemExit(f"{traceback.format_exc()}\nfuzz: {place_of}: {error}") from error
         counts[became] = counts.get(became, 0) + 1
     return counts

@@ -34,7 +34,7 @@ def _shape(array: Any, rng: Rng, memory: Memory) -> Any:
         lambda: array.ravel()[:-1] if array.size else np.zeros(1, array.dtype),
         lambda: np.concatenate((array.ravel(), array.ravel()[:1])),
         lambda: array[None],
-        lambda: array.reshape(array.shape + (1,)),
+        lambda: array.reshape((*array.shape, 1)),
         lambda: array.ravel(),
         lambda: array.T,
         lambda: array[:0],
