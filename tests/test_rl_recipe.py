@@ -88,10 +88,9 @@ def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
 
 def aliases(levels: int, leaf: str, level: str) -> str:
     """Each level stands for nine of the one below: 9^levels leaves when written out."""
-    lines = [f"a0: &a0 {leaf}"]
-    for i in range(1, levels):
-        lines.append(f"a{i}: &a{i} " + level.format(", ".join([f"*a{i - 1}"] * 9)))
-    return "\n".join(lines)
+    nines = [", ".join([f"*a{i}"] * 9) for i in range(levels - 1)]
+    lines = [f"a{i + 1}: &a{i + 1} " + level.format(nine) for i, nine in enumerate(nines)]
+    return "\n".join([f"a0: &a0 {leaf}", *lines])
 
 
 RUN = "\nmethods: {one: {preset: grpo}}"

@@ -220,7 +220,8 @@ void register_selection(py::module_& m) {
       py::arg("mask"),
       py::arg("sums"),
       py::arg("threads") = 0,
-      "Exact sums of advantages and logp as SUM_WORDS numbers that add up over ranks: the digits of "
+      "Exact sums of advantages and logp as SUM_WORDS numbers that add up over ranks: the digits "
+      "of "
       "both, at which digit the largest magnitude of each lies, and the number of valid tokens. "
       "Returns the first valid token with a value that is not finite, or -1."
   );

@@ -7,8 +7,8 @@
 
 namespace logitless {
 
-// The sum as digit[0] + digit[1] 2^32 + digit[2] 2^64 + ... in units of 2^-1088. Each digit has room
-// for 2^31 numbers, and after carry() for as many sums: those of ranks add up digit by digit.
+// The sum as digit[0] + digit[1] 2^32 + digit[2] 2^64 + ... in units of 2^-1088. Each digit has
+// room for 2^31 numbers, and after carry() for as many sums: those of ranks add up digit by digit.
 struct ExactSum {
   // from below 2^-1074, the least double, to above 2^31 numbers of 2^1024
   static constexpr int kDigits = 67;

@@ -27,9 +27,7 @@ Spares& spares() {
 
 // A fork may come while another thread holds the lock, and in the child nobody would release it.
 const int fork_handler = pthread_atfork(
-    [] { spares().mutex.lock(); },
-    [] { spares().mutex.unlock(); },
-    [] { spares().mutex.unlock(); }
+    [] { spares().mutex.lock(); }, [] { spares().mutex.unlock(); }, [] { spares().mutex.unlock(); }
 );
 
 void unmap(const Block& block) { munmap(block.data, static_cast<size_t>(block.bytes)); }

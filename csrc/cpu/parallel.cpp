@@ -112,7 +112,8 @@ void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void
   loop.body = body;
   loop.context = context;
   // torch on Linux runs on GNU OpenMP, whose workers spin for milliseconds after each product. A
-  // second pool would fight them for the same cores, so where that runtime is its team does our loop.
+  // second pool would fight them for the same cores, so where that runtime is its team does our
+  // loop.
   if (GompParallel gomp = find_gomp()) {
     gomp(work, &loop, static_cast<unsigned>(threads), 0);
   } else {

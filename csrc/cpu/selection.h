@@ -74,7 +74,9 @@ std::array<int64_t, kRadixBins> radix_histogram(
 );
 
 // A negative id of a valid token, else one that two of them have, else none.
-std::optional<int64_t> repeated_id(const int64_t* ids, const uint8_t* mask, int64_t count, int threads);
+std::optional<int64_t> repeated_id(
+    const int64_t* ids, const uint8_t* mask, int64_t count, int threads
+);
 
 // out[i]: whether ids[i] is among the `chosen` sorted ids.
 void members(

@@ -105,7 +105,8 @@ struct TokenKernels {
   bool (*sum_f64)(const double* values, const uint8_t* mask, int n, SplitSum& sum);
   int (*count)(const uint8_t* mask, int n);
   // Takes from up to 4096 values, below large / 2, what adding `large` = 1.5 * 2^k rounds them to:
-  // multiples of 2^(k - 52), in units of which it adds them to `total`. Returns whether any is left.
+  // multiples of 2^(k - 52), in units of which it adds them to `total`. Returns whether any is
+  // left.
   bool (*take)(double* values, int n, double large, int64_t& total);
   // `random_key` of csrc/core/philox.h for each id
   void (*random)(const int64_t* ids, int n, uint64_t seed, uint64_t step, uint64_t* out);

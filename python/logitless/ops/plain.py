@@ -77,9 +77,7 @@ def plain_stats(
     return (*scattered, argmax)
 
 
-def _check_rows(
-    y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str
-) -> None:
+def _check_rows(y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:
     vocab, inf = y.shape[1], float("inf")
     overflow = "its logits times logit_scale / temperature overflow"
     problems = (
