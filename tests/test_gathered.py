@@ -32,13 +32,15 @@ def test_what_is_plain_is_returned_itself(weight: torch.Tensor) -> None:
     [(torch.nn.Linear(3, 5), "Linear"), (np.zeros((5, 3)), "ndarray"), (None, "NoneType")],
 )
 def test_what_is_no_tensor_is_named(weight: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=f"gathered: weight must be a torch tensor, got {name}"):
+    with pytest.raises(TypeError, match=f"gathered: weight must be a torch tensor, got .*{name}"):
         ll.gathered(weight)
 
 
-@pytest.mark.parametrize("reduce", ["mean", None, 2])
-def test_other_reductions_are_named(reduce: Any) -> None:
-    with pytest.raises(ValueError, match=f"reduce must be one of avg, sum, got {reduce!r}"):
+@pytest.mark.parametrize(
+    ("reduce", "error"), [("mean", ValueError), (None, TypeError), (2, TypeError)]
+)
+def test_other_reductions_are_named(reduce: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"reduce must be one of avg, sum, got {reduce!r}"):
         ll.gathered(torch.randn(5, 3), reduce=reduce)
 
 

@@ -34,8 +34,8 @@ def gathered(weight: Any, *, reduce: str = "avg") -> Any:
     result has the dtype in which the engine stores the parameter, in which its gradient is reduced
     too; under FSDP2's mixed precision pass `gathered(weight).to(hidden.dtype)`.
 
-    Raises TypeError for what is no torch tensor, ValueError for another `reduce` and for a
-    placeholder that ZeRO-3 leaves of a parameter.
+    Raises TypeError for what is no torch tensor, ValueError for another name of `reduce` and for
+    a placeholder that ZeRO-3 leaves of a parameter.
     """
     import torch
 
