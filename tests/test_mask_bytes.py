@@ -71,13 +71,13 @@ def test_covariance_and_rollout_weights(kind: Any) -> None:
     one, two = (ll.covariance(logp, a, kind(mask)) for mask in (plain, odd))
     assert one == two and one.count == plain.sum()
     for name in ("tis", "icepop"):
-        one, two = (
+        here, there = (
             ll.rollout_weights(logp, other, kind(mask), ll.corrections[name])
             for mask in (plain, odd)
         )
-        assert np.array_equal(np.asarray(one.weights), np.asarray(two.weights))
-        assert np.array_equal(np.asarray(one.keep), np.asarray(two.keep))
-        assert one.metrics == two.metrics
+        assert np.array_equal(np.asarray(here.weights), np.asarray(there.weights))
+        assert np.array_equal(np.asarray(here.keep), np.asarray(there.keep))
+        assert here.metrics == there.metrics
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "numpy"])
@@ -89,7 +89,7 @@ def test_rows(backend: str, linear: bool) -> None:
     found = []
     for mask in (plain, odd):
         arrays = [hidden, weight] if linear else [hidden @ weight.T]
-        given = [*arrays, np.arange(24), mask]
+        given: list[Any] = [*arrays, np.arange(24), mask]
         if backend != "numpy":
             given = [torch.from_numpy(x) for x in given]
             given[0].requires_grad_()
