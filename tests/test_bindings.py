@@ -89,7 +89,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "wide dense of narrow values": (lambda: multiply(dense=np.zeros((2, 5))), "float64"),
     "integer logp": (
         lambda: _core.value_sums(
-            np.zeros(3, np.int64), np.zeros(3), np.ones(3, bool), np.zeros(9, np.int64)
+            np.zeros(3, np.int64),
+            np.zeros(3),
+            np.ones(3, bool),
+            np.zeros(_core.SUM_WORDS, np.int64),
         ),
         "logp.*int64",
     ),
