@@ -18,6 +18,7 @@ import pytest
 import torch
 from fake_device import FakeRows
 from torch._subclasses.fake_tensor import FakeTensorMode
+from versions import why_no_interpreter
 
 import logitless as ll
 from logitless import _core
@@ -275,7 +276,7 @@ def run_tests(place: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(bool(why_no_interpreter()), reason=why_no_interpreter())
 def test_triton_kernels_in_the_interpreter() -> None:
     assert " passed" in run_tests("triton", TRITON_INTERPRET="1")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ttir import narrow_offsets
+from versions import why_no_interpreter
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
@@ -23,6 +24,7 @@ from benchmarks.triton_builds import TARGETS, call, compiling
 KERNELS = Path(__file__).parents[1] / "kernels"
 
 
+@pytest.mark.skipif(bool(why_no_interpreter()), reason=why_no_interpreter())
 def test_values_in_the_interpreter() -> None:
     """tests/interpreter, in a process of its own: the interpreter is on before triton is there."""
     file = Path(__file__).with_name("interpreter") / "check_rows.py"

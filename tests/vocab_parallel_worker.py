@@ -352,7 +352,7 @@ def dtensor() -> None:
 
 
 def compiled() -> None:
-    """One graph, and the ops' registration by torch's own checker."""
+    """A graph for every length, and the ops' registration by torch's own checker."""
     h, w, t = problem(8, N, H, V, torch.float32)
     ends = LAYOUTS["even"]
     own, local = w.detach()[mine(ends)].clone().requires_grad_(), part(ends, {})
@@ -360,18 +360,24 @@ def compiled() -> None:
     data = {"old_logp": ll.linear_token_stats(h, w, t).logp.detach() - 0.05,
             "advantages": torch.linspace(-1, 1, N), "mask": cases.mask(8, N)}  # fmt: skip
 
-    def f(hidden: Tensor, weight: Tensor) -> Tensor:
+    def f(hidden: Tensor, weight: Tensor, t: Tensor, data: dict[str, Tensor]) -> tuple[Any, ...]:
         x = torch.tanh(hidden)
         stats = ll.linear_token_stats(x, weight, t, **local)
         rows = ll.token_stats(x @ weight.t(), t, **local)
         loss = ll.linear_policy_loss(x, weight, t, **data, spec=spec, **local).loss
-        return loss + (stats.entropy * rows.logp).sum()
+        drawn = ll.linear_sample(x, weight, seed=1, step=2, row_ids=t, **local).token
+        return loss + (stats.entropy * rows.logp).sum(), drawn
 
-    eager, right = f(h, own), torch.autograd.grad(f(h, own), (h, own))
-    loss = torch.compile(f, fullgraph=True, backend="aot_eager")(h, own)
-    assert_bitwise_equal(loss, eager)
-    for ours, theirs in zip(torch.autograd.grad(loss, (h, own)), right, strict=True):
-        assert_gradients(ours, theirs, torch.float32, scale=5)
+    graph = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for n in (N, N - 3):
+        hidden = h.detach()[:n].clone().requires_grad_()
+        arguments = (hidden, own, t[:n].clone(), {k: v[:n].clone() for k, v in data.items()})
+        (loss, token), (eager, drawn) = graph(*arguments), f(*arguments)
+        assert_bitwise_equal(loss, eager)
+        assert torch.equal(token, drawn)
+        right = torch.autograd.grad(eager, (hidden, own))
+        for ours, theirs in zip(torch.autograd.grad(loss, (hidden, own)), right, strict=True):
+            assert_gradients(ours, theirs, torch.float32, scale=5)
 
 
 def registered() -> None:

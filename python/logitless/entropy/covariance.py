@@ -19,7 +19,7 @@ from logitless.loss.selection import (
 from logitless.ops.arrays import framework
 from logitless.ops.batch_stats import reduction
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, make_tokens, refuse_grad
+from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
 
@@ -60,6 +60,10 @@ def covariance(
     beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
     framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
+    if is_traced(logp):
+        from logitless.ops.untraced import untraced
+
+        return untraced(covariance, logp, advantages, mask, data_group=data_group)
     refuse_grad(logp=logp, advantages=advantages)
     reduce = reduction(data_group)
     tokens = make_tokens(logp, advantages, mask)

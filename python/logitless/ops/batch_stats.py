@@ -15,7 +15,7 @@ from logitless.loss.spec import Control, Correction, PolicyLossSpec
 from logitless.loss.tokens import Int64s, Tokens
 from logitless.ops.arrays import framework
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, make_tokens, refuse_grad, to_numpy
+from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad, to_numpy
 
 
 class BatchStats(NamedTuple):
@@ -100,6 +100,15 @@ def batch_stats(
     refuse_grad(**given, **optional)
     instance("spec", spec, (PolicyLossSpec,))
     seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
+    if is_traced(logp):
+        from logitless.ops.untraced import untraced
+
+        return untraced(
+            batch_stats,
+            logp, advantages, mask, spec, old_logp=old_logp, entropy=entropy,
+            entropy_change=entropy_change, rollout_logp=rollout_logp, cu_seqlens=cu_seqlens,
+            token_ids=token_ids, data_group=data_group, seed=seed, step=step,
+        )  # fmt: skip
     tokens = make_tokens(
         logp,
         advantages,
@@ -160,6 +169,11 @@ def token_ids(
     """
     max_length = whole("max_length", max_length, least=1)
     framework("token_ids", mixed=True, sequence_ids=sequence_ids, positions=positions)
+    if is_traced(sequence_ids):
+        from logitless.ops.data_ops import traced_ids
+
+        ids: Array = traced_ids(sequence_ids, positions, max_length)
+        return ids
     sequences, places = (
         to_numpy(name, x)
         for name, x in {"sequence_ids": sequence_ids, "positions": positions}.items()

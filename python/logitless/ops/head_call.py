@@ -11,11 +11,13 @@ from torch import Tensor
 from logitless.loss.checks import shown
 from logitless.ops.backends import ON_DEVICE
 from logitless.ops.forked import refuse_lost_threads
+from logitless.ops.late_plan import question
 from logitless.ops.library import backend_of
 from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.outputs import flat_head
 from logitless.ops.plan import Plan, plan
 from logitless.ops.shard import Shard
+from logitless.ops.tracing import any_symbol, fixed
 from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
@@ -35,19 +37,33 @@ class HeadCall(NamedTuple):
     def backend(self) -> str:
         return str(self.arrays[-1])
 
-    def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan:
-        """That of the widest shard, so that all ranks have the same."""
-        hidden, weight = self.arrays[:2]
-        tiling: Plan = _plan(
-            int(hidden.shape[0]), int(hidden.shape[1]), self.shard.widest(int(weight.shape[0])),
-            hidden.dtype, compute.memory_budget, self.logits_dtype, self.gradients,
-            any(self.needs), one_pass, split, compute.batch_invariant, compute.tail_mass,
-        )  # fmt: skip
+    def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan | str:
+        """That of the widest shard, so that all ranks have the same; in a graph of any length what
+        it is asked for when it runs."""
+        n, width, vocab = self.sizes
+        budget, tail_mass = compute.memory_budget, compute.tail_mass
+        asked = (self.gradients, any(self.needs), one_pass, split, compute.batch_invariant)
+        if torch.compiler.is_compiling():
+            budget, tail_mass = fixed(budget), fixed(tail_mass)
+            if not self.shard.group and any_symbol(n, width, vocab):
+                text: str = _question(budget, *asked, tail_mass)
+                return text
+            n, width, vocab = fixed(n), fixed(width), fixed(vocab)
+        vocab, dtype = self.shard.widest(vocab), self.arrays[0].dtype
+        tiling: Plan = _plan(n, width, vocab, dtype, budget, self.logits_dtype, *asked, tail_mass)
         return tiling
 
-    def tiles(self, tiling: Plan) -> tuple[Any, ...]:
-        """The end of every schema over tiles, see `tiles.TILES` and `shard.SHARD`."""
-        kept = min(tiling.kept_columns, int(self.arrays[1].shape[0]))
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Tokens, width of hidden, and vocabulary of this rank."""
+        hidden, weight = self.arrays[:2]
+        return hidden.shape[0], hidden.shape[1], weight.shape[0]
+
+    def tiles(self, tiling: Plan | str) -> tuple[Any, ...]:
+        """The end of every schema over tiles, see `tiles.TILES` and `shard.SHARD`, `LATE`."""
+        if isinstance(tiling, str):
+            return (0, 0, 0, self.logits_dtype, 0, *self.shard, tiling)
+        kept = min(tiling.kept_columns, self.sizes[2])
         return (
             tiling.rows, tiling.columns, kept, self.logits_dtype, tiling.fixed_rows, *self.shard
         )  # fmt: skip
@@ -121,6 +137,9 @@ def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
         )
     wide: torch.dtype = torch.float32
     return wide
+
+
+_question = torch.compiler.assume_constant_result(question)
 
 
 # A compiled graph holds the plan as a constant: it follows from what the graph is guarded on.

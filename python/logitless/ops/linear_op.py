@@ -18,13 +18,13 @@ from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.shard import SHARD, sum_dtype, tiling_of
+from logitless.ops.shard import LATE, SHARD, sum_dtype, tiling_of
 from logitless.ops.tiles import TILES, Sum
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras = args[: N_ROWS + 1]
-    tiles, shard = tiling_of(args[N_ROWS + 1 :])
+    tiles, shard = tiling_of(args[N_ROWS + 1 :], hidden, weight)
     rows = make_rows(*row_args, op="linear_token_stats")
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     rows = rows.gather(index)
@@ -51,13 +51,17 @@ def scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
 def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     n, extras, (tiles, _) = hidden.shape[0], args[N_ROWS], tiling_of(args[N_ROWS + 1 :])
     state = hidden.new_empty(n, STATE, dtype=torch.float64)
-    kept = hidden.new_empty(tiles.padded(n) * tiles.kept, dtype=tiles.dtype)
+    # How many logits are kept the plan will tell.
+    late = bool(tiles.plan)
+    held = torch.library.get_ctx().new_dynamic_size() if late else tiles.padded(n) * tiles.kept
+    kept = hidden.new_empty(held, dtype=tiles.dtype)
     return (*empty_outputs(n, extras, hidden).values(), state, kept)
 
 
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     row_args, (state, kept, *g) = args[:N_ROWS], args[N_ROWS : N_ROWS + 5]
-    upstream, needs, (tiles, shard) = Upstream(*g), args[N_ROWS + 5], tiling_of(args[N_ROWS + 6 :])
+    upstream, needs = Upstream(*g), args[N_ROWS + 5]
+    tiles, shard = tiling_of(args[N_ROWS + 6 :], hidden, weight)
     hidden, weight = hidden.detach(), weight.detach()
     rows, n = shard.local(make_rows(*row_args, op="linear_token_stats")), len(hidden)
     index = upstream.active(rows.targets)
@@ -112,7 +116,7 @@ def empty_gradients(
 
 _backward_op = register(
     f"linear_stats_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, Tensor(a!) kept, "
-    f"{UPSTREAM}, bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor)",
+    f"{UPSTREAM}, bool[] needs, {TILES}, {SHARD}, {LATE}) -> (Tensor, Tensor, Tensor)",
     _backward_kernel,
     lambda hidden, weight, *args: empty_gradients(hidden, weight, args[N_ROWS + 5]),
 )
@@ -136,11 +140,11 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         *ctx.tiles,
     )  # fmt: skip
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 13)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 14)
 
 
 linear_stats = register(
-    f"linear_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, {TILES}, {SHARD})"
+    f"linear_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, {TILES}, {SHARD}, {LATE})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,

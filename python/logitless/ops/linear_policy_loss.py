@@ -154,7 +154,8 @@ def _one_pass(
 
     *_, mask, spec = data
     with meeting:
-        shape = check_head_inputs(_OP, hidden, weight, targets, mask, head, sharded=bool(meeting))
+        sharded = meeting.sharded
+        shape = check_head_inputs(_OP, hidden, weight, targets, mask, head, sharded=sharded)
         call = head_call(_OP, hidden, weight, targets, mask, head, compute, shape)
         meeting.refuse_backend(call.backend)
         arguments = loss_arguments(*data, **loss_options)
@@ -165,10 +166,12 @@ def _one_pass(
         return _from_support(call, compute, arguments)
     split = separable(spec, batch=loss_options["batch"] is not None)
     tiling = call.plan(compute, one_pass=True, split=split)
-    if not tiling.chunk_rows:
+    # Of any length: the op itself asks for the plan.
+    chunk_rows = 0 if isinstance(tiling, str) else tiling.chunk_rows
+    if not (chunk_rows or isinstance(tiling, str)):
         return None
     loss, values, logp, entropy, *_ = one_pass(
-        *call.arrays, *arguments, tiling.chunk_rows, list(call.needs), *call.tiles(tiling)
+        *call.arrays, *arguments, chunk_rows, list(call.needs), *call.tiles(tiling)
     )
     metrics = dict(zip(arguments.metric_names(entropy=True), values.unbind(), strict=True))
     return LinearPolicyLossOutput(loss, metrics, logp, entropy)

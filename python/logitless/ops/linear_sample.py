@@ -90,6 +90,8 @@ def linear_sample(
     """
     import torch
 
+    from logitless.ops.outputs import flat_head
+
     op = "linear_sample"
     meeting = Meeting(op, vocab_group, vocab_start)
     with meeting:
@@ -98,7 +100,7 @@ def linear_sample(
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
         truncation = Truncation(top_k, top_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
-        _check(op, hidden, weight, head, row_ids, bool(meeting))
+        _check(op, hidden, weight, head, row_ids, meeting.sharded)
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -108,16 +110,22 @@ def linear_sample(
             ("the dtype", str(hidden.dtype)),
             *compute.facts,
             ("row_ids (their checksum)", fingerprint(row_ids)),
-            ("seed", seed),
-            ("step", step),
+            # While torch.compile traces, these and their checksum are of no call.
+            *(() if torch.compiler.is_compiling() else (("seed", seed), ("step", step))),
             ("top_k", top_k),
             ("top_p", top_p),
         )
 
     shard = meeting.shard(len(weight), same)
+    hidden, weight, n = hidden.detach(), weight.detach(), hidden.shape[0]
     with torch.no_grad():
-        operands = (hidden.detach(), weight.detach())
-        return _draw(op, *operands, head, compute, truncation, noise, shard)
+        chain = flat_head(op, head, (n,), None, hidden.dtype == torch.float64)
+        arguments = (op, hidden, weight, chain, compute, truncation, noise, shard)
+        if not torch.compiler.is_compiling():
+            return draw(*arguments)
+        from logitless.ops.sample_op import sample
+
+        return Sample(*sample(*arguments))
 
 
 def _check(
@@ -160,11 +168,11 @@ class Noise(NamedTuple):
         return self._replace(row_ids=self.row_ids[index])
 
 
-def _draw(
+def draw(
     op: str,
     hidden: Any,
     weight: Any,
-    head: HeadOptions,
+    chain: tuple[Any, Any, float, float, float],
     compute: ComputeOptions,
     truncation: Truncation,
     noise: Noise,
@@ -174,7 +182,7 @@ def _draw(
 
     from logitless.ops.forked import refuse_lost_threads
     from logitless.ops.head_call import logits_dtype
-    from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs, flat_head
+    from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs
     from logitless.ops.plan import plan
     from logitless.ops.rows import STATE, Rows
     from logitless.ops.tiles import Tiles
@@ -189,9 +197,7 @@ def _draw(
         kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
     )  # fmt: skip
     tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
-    bias, row_scale, scale, pre, cap = flat_head(
-        op, head, (n,), None, hidden.dtype == torch.float64
-    )
+    bias, row_scale, scale, pre, cap = chain
     bias = None if bias is None else bias.detach()
     rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
     state = torch.empty(n, STATE, dtype=torch.float64)

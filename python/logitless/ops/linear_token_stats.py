@@ -83,8 +83,7 @@ def linear_token_stats(
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
         hidden, weight = under_autocast(hidden, weight)
-        sharded = bool(meeting)
-        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=sharded)
+        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=meeting.sharded)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
             meeting.refuse_numpy()

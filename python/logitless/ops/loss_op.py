@@ -18,13 +18,14 @@ from logitless.ops.batch_stats import BatchStats
 from logitless.ops.forked import without_lost_threads
 from logitless.ops.library import begin_backward, graph_is_kept, register
 from logitless.ops.policy_loss import policy_coefficients
-from logitless.ops.spec_code import decode, encode
+from logitless.ops.spec_code import decode
+from logitless.ops.tracing import spec_code
 
 # What a loss knows beside logp and entropy, in the order of `LossArguments`.
 LOSS = (
     "Tensor? old_logp, Tensor advantages, Tensor valid, Tensor? ref_logp, Tensor? rollout_logp, "
     "Tensor? cu_seqlens, Tensor? token_ids, Tensor? selected, Tensor? sequences, "
-    "SymInt[]? totals, float[]? means, float grad_scale, str spec"
+    "SymInt[]? totals, float[]? means, Tensor? traced_means, float grad_scale, str spec"
 )
 
 
@@ -43,6 +44,8 @@ class LossArguments(NamedTuple):
     totals: list[int] | None  # tokens, sequences, world_size
     # of the batch: advantage, logp, count, both credits, importance; None without one
     means: list[float] | None
+    # the same in a graph, which would else be for one batch alone
+    traced_means: Tensor | None
     grad_scale: float
     spec: str
 
@@ -50,9 +53,10 @@ class LossArguments(NamedTuple):
         """The keyword arguments of `policy_coefficients`, entropy aside."""
         totals = None if self.totals is None else Totals(*(int(x) for x in self.totals))
         batch = None
-        if self.means is not None:
+        means = self.means if self.traced_means is None else self.traced_means.tolist()
+        if means is not None:
             assert totals is not None
-            advantage, logp, count, positive, negative, importance = self.means
+            advantage, logp, count, positive, negative, importance = means
             spec = decode(self.spec)
             batch = BatchStats(
                 totals, advantage, logp, int(count), self.selected, 0, 0, spec.control,
@@ -71,7 +75,9 @@ class LossArguments(NamedTuple):
     def metric_names(self, *, entropy: bool) -> tuple[str, ...]:
         """The metrics of a call with these arguments, in the order of the op's second output."""
         given = tuple(x is not None for x in (self.old_logp, self.ref_logp, self.rollout_logp))
-        known = "batch" if self.means else "totals" if self.totals is not None else "call"
+        known = "call" if self.totals is None else "totals"
+        if self.means is not None or self.traced_means is not None:
+            known = "batch"
         names: tuple[str, ...] = _constant_metric_names(self.spec, entropy, given, known)
         return names
 
@@ -90,22 +96,20 @@ def loss_arguments(
     totals: Totals | None,
     grad_scale: float,
 ) -> LossArguments:
-    selected = sequences = means = None
+    selected = sequences = means = traced = None
     if batch is not None:
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
         means = [batch.mean_advantage, batch.mean_logp, float(batch.count)]
         means += [*batch.mean_credit, batch.mean_importance]
+        if torch.compiler.is_compiling():
+            zero = torch.zeros((), dtype=torch.float64)
+            means, traced = None, torch.stack([zero + mean for mean in means])
     counts = None if totals is None else list(totals)
     return LossArguments(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
-        sequences, counts, means, float(grad_scale), _spec_code(spec),
+        sequences, counts, means, traced, float(grad_scale), spec_code(spec),
     )  # fmt: skip
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _spec_code(spec: PolicyLossSpec) -> str:
-    return encode(spec)
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,7 +124,7 @@ def _asked_metric_names(
     options = LossArguments(
         old, x, nothing, ref, rollout, None, ids, none_selected[0, :0], None,
         None if known == "call" else list(one),
-        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0] if known == "batch" else None, 1.0, spec,
+        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0] if known == "batch" else None, None, 1.0, spec,
     ).options()  # fmt: skip
     _, result = policy_coefficients(
         x, old, x, nothing, decode(spec), entropy=x if entropy else None, **options

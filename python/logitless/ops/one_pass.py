@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops import memory
+from logitless.ops.late_plan import answer, planned
 from logitless.ops.library import begin_backward, register
 from logitless.ops.linear_passes import Gradients, Upstream, fold, unfold
 from logitless.ops.loss_op import (
@@ -28,7 +29,7 @@ from logitless.ops.loss_op import (
 from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.shard import SHARD, Shard, sum_dtype, tiling_of
+from logitless.ops.shard import LATE, SHARD, Shard, sum_dtype, tiling_of
 from logitless.ops.spec_code import decode
 from logitless.ops.tiles import TILES, Sum, Tiles
 from logitless.ops.tokens import make_tokens
@@ -61,13 +62,25 @@ class _Arguments(NamedTuple):
         loss, (chunk, needs, *tiling) = rest[:LOSS_ARGUMENTS], rest[LOSS_ARGUMENTS:]
         return cls(rows, LossArguments(*loss), chunk, needs, *tiling_of(tuple(tiling)))
 
+    def planned(self, hidden: Tensor, weight: Tensor) -> _Arguments:
+        """With the chunk and tiles to compute with. Where a graph of any length has come to a
+        length for which one pass is not the plan, all rows are one chunk, and what logits are not
+        kept is made again."""
+        tiles, chunk, kept = self.tiles, self.chunk, len(weight)
+        if tiles.plan:
+            found, tiles = answer(tiles, hidden, weight), planned(tiles, hidden, weight)
+            if not found.chunk_rows:
+                kept = tiles.kept
+            chunk = found.chunk_rows or len(hidden)
+        return self._replace(chunk=chunk, tiles=tiles._replace(kept=kept))
+
 
 def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tensor]:
     """Memory for d_hidden, d_weight, d_bias; what is not rounded yet, for it is not complete, is
-    float32."""
+    float32. A graph of any length has d_weight in one dtype, and rounds it when it is complete."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     unscaled = wide if hidden.dtype == torch.float16 else hidden.dtype
-    summed = unscaled if a.chunk >= len(hidden) else wide
+    summed = unscaled if a.tiles.plan or a.chunk >= len(hidden) else wide
     sizes = (hidden.shape, weight.shape, (len(weight),))
     dtypes = (unscaled, summed, wide)
     return [
@@ -79,9 +92,10 @@ def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tens
 
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    a = _Arguments.of(args)
     hidden, weight = hidden.detach(), weight.detach()
-    tiles = a.tiles._replace(kept=len(weight))
+    given = _Arguments.of(args)
+    a = given.planned(hidden, weight)
+    tiles = a.tiles
     rows, shape = make_rows(*a.rows, op="linear_policy_loss"), a.loss.mask.shape
     names = a.loss.metric_names(entropy=True)
     index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
@@ -92,7 +106,7 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     gradients[2].zero_()
     h = tiles.operand(hidden, index)
     held = min(a.chunk, rows.n)
-    kept = memory.buffer(tiles.padded(held) * len(weight), tiles.dtype, hidden)
+    kept = memory.buffer(tiles.padded(held) * tiles.kept, tiles.dtype, hidden)
     state = hidden.new_empty(held, STATE, dtype=torch.float64)
     result, started = None, False
     for start in range(0, rows.n, max(a.chunk, 1)):
@@ -117,6 +131,8 @@ def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
         _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
     if not started:
         gradients[1].zero_()
+    if given.tiles.plan:
+        gradients[1] = gradients[1].to(gradients[0].dtype)
     return (
         *loss_and_metrics(result, names, logp),
         logp.view(shape),
@@ -251,7 +267,8 @@ def scale_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 one_pass = register(
     f"linear_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, int chunk_rows, "
-    f"bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool[] needs, {TILES}, {SHARD}, {LATE}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=setup_scaling,

@@ -70,22 +70,19 @@ def flat_head(
     """
     import torch
 
-    from logitless.ops.scaling import check_scaling, check_temperatures
+    from logitless.ops.row_scale import row_scale
+    from logitless.ops.scaling import check_scaling
 
     check_scaling(op, head, wide)
-    row_scale, scale = None, head.numerator
+    per_row, scale = None, head.numerator
     if isinstance(head.temperature, torch.Tensor):
-        temperature = head.temperature.detach().reshape(-1).to(torch.float64)
-        if look:
-            flat_mask = None if mask is None else mask.reshape(-1)
-            check_temperatures(op, temperature, flat_mask, head.logit_scale, head.softcap, wide)
-        row_scale = scale / temperature
+        per_row = row_scale(op, head, mask, wide, look=look)
     else:
         scale = scale / float(head.temperature)
     bias = head.bias
     if bias is not None:
         bias = bias.to(torch.float64 if wide else torch.float32).contiguous()
-    return bias, row_scale, scale, head.pre, head.cap
+    return bias, per_row, scale, head.pre, head.cap
 
 
 def as_float64(gradient: Tensor | None) -> Tensor | None:

@@ -200,7 +200,9 @@ def check_loss_options(
         raise ValueError("totals must be None where batch is given, which carries its own totals")
     for name in ("control", "correction"):
         mine, given = getattr(spec, name), getattr(batch, name)
-        if mine != given and not _selects_in_call(mine):
+        same = mine == given
+        # Not !=, which torch.compile cannot trace of dataclasses with a number that may vary.
+        if not same and not _selects_in_call(mine):
             raise ValueError(f"batch was made for {name}={given}, but the spec has {mine}")
     if token_ids is None and (spec.selects or spec.per_sequence):
         found = "selected tokens" if spec.selects else "cut sequences"

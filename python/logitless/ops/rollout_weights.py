@@ -13,7 +13,7 @@ from logitless.loss.corrections import Correction
 from logitless.loss.tokens import Tokens
 from logitless.ops.arrays import framework
 from logitless.ops.naming import public
-from logitless.ops.tokens import Array, make_tokens, refuse_grad
+from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad
 
 
 class RolloutWeights(NamedTuple):
@@ -23,7 +23,7 @@ class RolloutWeights(NamedTuple):
     weights: Any
     # bool: valid and not rejected
     keep: Any
-    # floats, rollout_corr/...
+    # floats, rollout_corr/...; 0-d tensors in a graph of torch.compile
     metrics: dict[str, float]
 
 
@@ -51,6 +51,10 @@ def rollout_weights(
     framework("rollout_weights", {"cu_seqlens": cu_seqlens}, mixed=True, **given)
     refuse_grad(**given)
     instance("correction", correction, (Correction,))
+    if is_traced(old_logp):
+        from logitless.ops.data_ops import traced_weights
+
+        return traced_weights(old_logp, rollout_logp, mask, correction, cu_seqlens)
     tokens = make_tokens(
         old_logp,
         old_logp,

@@ -9,11 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from logitless.ops.late_plan import planned
 from logitless.ops.rows import Rows
 from logitless.ops.tiles import N_TILES, Tiles
 
 # The tail of every schema over a vocabulary that may be sharded, in the order of `Shard`.
 SHARD = 'str vocab_group="", int[] vocab_bounds=[]'
+
+
+# And behind it, where tiles may be planned as late as that: see `Tiles.plan`.
+LATE = 'str plan=""'
 
 
 class Shard(NamedTuple):
@@ -92,9 +97,13 @@ class Shard(NamedTuple):
             dist.all_reduce(total, group=process_group(self.group))
 
 
-def tiling_of(args: tuple[Any, ...]) -> tuple[Tiles, Shard]:
-    """Of an op's arguments from `TILES` on."""
-    return Tiles(*args[:N_TILES]), Shard(*args[N_TILES:])
+def tiling_of(args: tuple[Any, ...], *operands: Tensor) -> tuple[Tiles, Shard]:
+    """Of an op's arguments from `TILES` on. With the `operands` hidden and weight tiles are planned
+    where the arguments leave that to the run; a fake op, whose sizes may be symbols, cannot."""
+    end = N_TILES + len(Shard._fields)
+    # Defaults at the end do not reach a kernel.
+    tiles = Tiles(*args[:N_TILES], *args[end:])
+    return planned(tiles, *operands) if operands else tiles, Shard(*args[N_TILES:end])
 
 
 def process_group(name: str) -> dist.ProcessGroup:

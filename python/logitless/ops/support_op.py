@@ -14,7 +14,7 @@ from logitless.ops.options import DROPPED
 from logitless.ops.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, UPSTREAM, make_rows
 from logitless.ops.rows import STATE
-from logitless.ops.shard import SHARD, tiling_of
+from logitless.ops.shard import LATE, SHARD, tiling_of
 from logitless.ops.support import Support
 from logitless.ops.support_passes import (
     Folded,
@@ -34,7 +34,7 @@ SAVED = 1 + len(Support._fields)
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *row_args, extras, tail_mass = args[: N_ROWS + 2]
-    tiles, shard = tiling_of(args[N_ROWS + 2 :])
+    tiles, shard = tiling_of(args[N_ROWS + 2 :], hidden, weight)
     rows = make_rows(*row_args, op=OP)
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
     hidden, weight = hidden.detach(), weight.detach()
@@ -63,7 +63,8 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     row_args, state, rest = args[:N_ROWS], args[N_ROWS], args[N_ROWS + 1 :]
     support, rest = Support(*rest[: SAVED - 1]), rest[SAVED - 1 :]
-    g, (tail_mass, needs), (tiles, shard) = Upstream(*rest[:3]), rest[3:5], tiling_of(rest[5:])
+    g, (tail_mass, needs) = Upstream(*rest[:3]), rest[3:5]
+    tiles, shard = tiling_of(rest[5:], hidden, weight)
     hidden, weight = hidden.detach(), weight.detach()
     rows = make_rows(*row_args, op=OP)
     index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
@@ -84,7 +85,8 @@ SUPPORT = "Tensor y, Tensor ids, Tensor floor, Tensor kept, Tensor mass, Tensor 
 
 _backward_op = register(
     f"linear_support_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, {SUPPORT}, "
-    f"{UPSTREAM}, float tail_mass, bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor)",
+    f"{UPSTREAM}, float tail_mass, bool[] needs, {TILES}, {SHARD}, {LATE}) -> "
+    "(Tensor, Tensor, Tensor)",
     _backward_kernel,
     lambda hidden, weight, *args: empty_gradients(hidden, weight, args[N_ROWS + SAVED + 4]),
 )
@@ -108,12 +110,12 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         needs, *ctx.tiles,
     )  # fmt: skip
     d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 14)
+    return (d_hidden, d_weight, None, None, d_bias, *[None] * 15)
 
 
 linear_support_stats = register(
     f"linear_support_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, float tail_mass, "
-    f"{TILES}, {SHARD}) -> (" + ", ".join(["Tensor"] * (9 + SAVED)) + ")",
+    f"{TILES}, {SHARD}, {LATE}) -> (" + ", ".join(["Tensor"] * (9 + SAVED)) + ")",
     _forward,
     _forward_fake,
     setup=_setup,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.ops.late_plan import planned
 from logitless.ops.library import register
 from logitless.ops.linear_passes import Upstream
 from logitless.ops.loss_op import (
@@ -29,7 +30,7 @@ from logitless.ops.one_pass import (
 )
 from logitless.ops.outputs import empty_outputs, requested
 from logitless.ops.row_op import N_ROWS, ROWS, make_rows
-from logitless.ops.shard import SHARD, Shard, tiling_of
+from logitless.ops.shard import LATE, SHARD, Shard, tiling_of
 from logitless.ops.support_passes import (
     Folded,
     Served,
@@ -80,6 +81,7 @@ def support_metric_names(arguments: LossArguments) -> tuple[str, ...]:
 
 def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = _Arguments.of(args)
+    a = a._replace(tiles=planned(a.tiles, hidden, weight))
     hidden, weight = hidden.detach(), weight.detach()
     vocab, shape = a.shard.vocab(len(weight)), a.loss.mask.shape
     index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
@@ -150,7 +152,8 @@ def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, .
 
 support_policy_loss = register(
     f"linear_support_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, float tail_mass, "
-    f"bool[] needs, {TILES}, {SHARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool[] needs, {TILES}, {SHARD}, {LATE}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=setup_scaling,

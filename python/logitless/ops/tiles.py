@@ -27,6 +27,8 @@ class Tiles(NamedTuple):
 
     `fixed`: 0, or the rows of each product that gives logits or d_hidden, padded with zeros, so
     that a row's result cannot depend on how many others there are; it divides `rows`.
+
+    `plan`: "", or what a graph of any length asks the planner for once it runs, see `late_plan`.
     """
 
     rows: int
@@ -34,6 +36,7 @@ class Tiles(NamedTuple):
     kept: int
     dtype: torch.dtype
     fixed: int
+    plan: str = ""
 
     def spans(self, vocab: int, split: int = 0) -> Iterator[tuple[int, int]]:
         """The columns of each tile; none holds some of both sides of `split`."""

@@ -95,7 +95,7 @@ def token_stats(
         check_dtype(op, "logits", logits, *FLOATS)
         vocab = (0, *shape_of(logits))[-1]
         shape = check_tokens(
-            op, "logits", logits, targets, mask, head, vocab, sharded=bool(meeting)
+            op, "logits", logits, targets, mask, head, vocab, sharded=meeting.sharded
         )
         if kind == "numpy":
             check_numpy_backend(op, backend)

@@ -35,6 +35,11 @@ def thread_count(x: object) -> int:
     return int(torch.get_num_threads())
 
 
+def is_traced(x: object) -> bool:
+    """Whether x is a tensor in a graph that torch.compile traces, whose values nobody knows."""
+    return is_tensor(x) and sys.modules["torch"].compiler.is_compiling()
+
+
 def refuse_grad(**data: Array | None) -> None:
     """What is data may not require a gradient: none would ever flow into it."""
     for name, x in data.items():

@@ -43,8 +43,10 @@ class Meeting:
         with self:
             self.start = whole("vocab_start", start)
 
-    def __bool__(self) -> bool:
-        return bool(self.group)
+    # Not __bool__, which torch.compile cannot trace before torch 2.13.
+    @property
+    def sharded(self) -> bool:
+        return self.group != ""
 
     def __enter__(self) -> Meeting:
         return self
@@ -59,17 +61,17 @@ class Meeting:
 
     def local(self, name: str, tensor: Any) -> Any:
         """This rank's part of a weight or bias, of which a DTensor is cut along the vocabulary."""
-        if not self or type(tensor).__name__ != "DTensor":
+        if not self.sharded or type(tensor).__name__ != "DTensor":
             return tensor
         return _local_part(self, name, tensor)
 
     def refuse_numpy(self) -> None:
-        if self:
+        if self.sharded:
             raise ValueError(f"{self.op}: vocab_group takes torch tensors, got NumPy arrays")
 
     def refuse_backend(self, backend: str) -> None:
         """Plain torch would need autograd through the exchange, or a copy of our own backward."""
-        if self and backend == "torch":
+        if self.sharded and backend == "torch":
             raise NotImplementedError(f"{self.op}: vocab_group with backend='torch' is not built")
 
     def shard(self, width: int, same: Callable[[], Facts]) -> Shard:
@@ -77,9 +79,21 @@ class Meeting:
         from logitless.ops.agreement import agreed
         from logitless.ops.shard import Shard
 
-        if not self:
+        if not self.sharded:
             return Shard()
-        return Shard(*agreed(self.op, self.group, self.start, width, same()))
+        facts = same()
+        if _tracing():
+            from logitless.ops.tracing import fixed
+
+            # What ranks have told each other is a constant of the graph.
+            width, facts = fixed(width), tuple([(name, fixed(fact)) for name, fact in facts])
+        return Shard(*agreed(self.op, self.group, self.start, width, facts))
+
+
+def _tracing() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def _name_of(op: str, group: Any) -> str:
