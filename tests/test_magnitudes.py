@@ -15,7 +15,7 @@ from loss_cases import SPECS
 from logitless import _core, reference
 from logitless.entropy.covariance import covariance
 from logitless.loss.selection import batch_means, select
-from logitless.loss.sequences import Int64s
+from logitless.loss.tokens import Int64s
 from logitless.ops.tokens import make_tokens
 from logitless.reference.selection import deviation
 
