@@ -129,12 +129,12 @@ def test_every_byte_but_0_is_true(byte: int) -> None:
     mask = rng.random(n) < 0.6
     odd = np.where(mask, byte, 0).astype(np.uint8).view(bool)
     logp, a, ids = rng.normal(size=n), rng.normal(size=n), rng.permutation(n)
-    sums = [np.zeros(9, np.int64) for _ in range(2)]
+    sums = [np.zeros(_core.SUM_WORDS, np.int64) for _ in range(2)]
     for which, out in zip((mask, odd), sums, strict=True):
         assert _core.value_sums(logp, a, which, out) == -1
     np.testing.assert_array_equal(*sums)
-    assert sums[0][8] == mask.sum()
-    assert _core.repeated_id(ids, odd) == _core.NO_ID
+    assert sums[0][-1] == mask.sum()
+    assert _core.repeated_id(ids, odd) is None
     targets, logits = np.zeros(9, np.int64), rng.normal(size=(9, 50))
     results = [ll.token_stats(logits, targets, mask=which[:9]).logp for which in (mask, odd)]
     np.testing.assert_array_equal(*results)

@@ -92,7 +92,7 @@ def _tokens(rng: Rng) -> dict[str, Any]:
 
 
 def value_sums(core: Any, rng: Rng) -> Case:
-    values = {**_tokens(rng), "sums": np.zeros(9, np.int64), "threads": threads(rng)}
+    values = {**_tokens(rng), "sums": np.zeros(core.SUM_WORDS, np.int64), "threads": threads(rng)}
     return Case("value_sums", values, ("sums",))
 
 
@@ -137,21 +137,23 @@ def radix_histogram(core: Any, rng: Rng) -> Case:
     values = {
         "scores": rng.integers(-(2**62), 2**62, n), "ids": _ids(rng, n), "prefix_score": 0,
         "prefix_inverted_id": 0, "level": int(rng.integers(LEVELS)),
-        "bins": np.zeros(BINS, np.int64),
+        "bins": np.zeros(BINS, np.int64), "threads": threads(rng),
     }  # fmt: skip
     return Case("radix_histogram", values, ("bins",))
 
 
 def repeated_id(core: Any, rng: Rng) -> Case:
     n = count(rng)
-    return Case("repeated_id", {"ids": _ids(rng, n), "mask": rng.random(n) < 0.8})
+    values = {"ids": _ids(rng, n), "mask": rng.random(n) < 0.8, "threads": threads(rng)}
+    return Case("repeated_id", values)
 
 
 def members(core: Any, rng: Rng) -> Case:
     n = count(rng)
     ids = _ids(rng, n)
     some = np.sort(ids[rng.random(n) < 0.2])
-    return Case("members", {"ids": ids, "sorted": some, "out": np.zeros(n, bool)}, ("out",))
+    values = {"ids": ids, "sorted": some, "out": np.zeros(n, bool), "threads": threads(rng)}
+    return Case("members", values, ("out",))
 
 
 def philox(core: Any, rng: Rng) -> Case:
@@ -199,7 +201,8 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     **{
         name: without_arguments(name)
         for name in (
-            "build_info", "default_threads", "release_memory", "spare_bytes", "turns_pay",
+            "build_info", "default_threads", "pool_is_lost", "pool_may_be_lost", "release_memory",
+            "spare_bytes", "turns_pay",
         )
     },
 }  # fmt: skip
