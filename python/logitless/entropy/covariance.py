@@ -63,7 +63,8 @@ def covariance(
     if is_traced(logp):
         from logitless.ops.untraced import untraced
 
-        return untraced(covariance, logp, advantages, mask, data_group=data_group)
+        out: Covariance = untraced(covariance, logp, advantages, mask, data_group=data_group)
+        return out
     refuse_grad(logp=logp, advantages=advantages)
     reduce = reduction(data_group)
     tokens = make_tokens(logp, advantages, mask)

@@ -103,12 +103,13 @@ def batch_stats(
     if is_traced(logp):
         from logitless.ops.untraced import untraced
 
-        return untraced(
+        stats: BatchStats = untraced(
             batch_stats,
             logp, advantages, mask, spec, old_logp=old_logp, entropy=entropy,
             entropy_change=entropy_change, rollout_logp=rollout_logp, cu_seqlens=cu_seqlens,
             token_ids=token_ids, data_group=data_group, seed=seed, step=step,
         )  # fmt: skip
+        return stats
     tokens = make_tokens(
         logp,
         advantages,

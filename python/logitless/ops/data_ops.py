@@ -17,13 +17,13 @@ from logitless.ops.tracing import correction_code
 
 
 def traced_weights(
-    old_logp: Tensor,
-    rollout_logp: Tensor,
-    mask: Tensor,
+    old_logp: Any,
+    rollout_logp: Any,
+    mask: Any,
     correction: Correction,
-    cu_seqlens: Tensor | None,
+    cu_seqlens: Any,
 ) -> RolloutWeights:
-    """`rollout_weights`; its metrics are 0-d float64 tensors, for a graph holds no numbers."""
+    """`rollout_weights` of tensors; its metrics are 0-d float64 tensors, for a graph holds no numbers."""
     text = correction_code(correction)
     weights, keep, values = _weights_op(old_logp, rollout_logp, mask, cu_seqlens, text)
     names = _metric_names(text)

@@ -96,7 +96,8 @@ def loss_arguments(
     totals: Totals | None,
     grad_scale: float,
 ) -> LossArguments:
-    selected = sequences = means = traced = None
+    selected = sequences = traced = None
+    means: list[float] | None = None
     if batch is not None:
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
@@ -104,7 +105,8 @@ def loss_arguments(
         means += [*batch.mean_credit, batch.mean_importance]
         if torch.compiler.is_compiling():
             zero = torch.zeros((), dtype=torch.float64)
-            means, traced = None, torch.stack([zero + mean for mean in means])
+            traced = torch.stack([zero + mean for mean in means])
+            means = None
     counts = None if totals is None else list(totals)
     return LossArguments(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,

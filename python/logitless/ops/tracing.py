@@ -50,8 +50,9 @@ def _parts(value: Any) -> Any:
         return ("tuple", *[_parts(x) for x in value])
     if not dataclasses.is_dataclass(value):
         return fixed(value)
-    names = tuple(type(value).__dataclass_fields__)
-    return (type(value), names, *[_parts(getattr(value, name)) for name in names])
+    kind: Any = type(value)
+    names = tuple(kind.__dataclass_fields__)
+    return (kind, names, *[_parts(getattr(value, name)) for name in names])
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
