@@ -254,8 +254,11 @@ class Rows {
     check(whole.has_value() != (candidates != nullptr), "give candidates or logits");
     const logitless::Rows rows = whole ? of_tile(*whole, 0) : rows_here();
     const cpu::Candidates* kept = whole ? nullptr : &candidates->settled(n());
-    check_apart(arrays_, states, tokens, ids, whole);
-    if (!whole) check_apart(states, tokens, ids, *candidates);
+    if (whole) {
+      check_apart(arrays_, states, tokens, ids, whole);
+    } else {
+      check_apart(arrays_, states, tokens, ids, *candidates);
+    }
     const py::gil_scoped_release release;
     if (whole) {
       cpu::draw_from_rows(rows, whole->view(), truncation, key, data, drawn);
