@@ -61,7 +61,8 @@ def check_gradients(model: nn.Module, expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         assert isinstance(gradient, DTensor), name
-        assert gradient.placements == model.get_parameter(name).placements, name
+        weight: Any = model.get_parameter(name)
+        assert gradient.placements == weight.placements, name
         assert expected[name].abs().max() > 0
         whole = gradient.full_tensor()
         torch.testing.assert_close(whole, expected[name], msg=lambda m, n=name: f"{n}: {m}")

@@ -112,7 +112,8 @@ def test_inplace_backward_into_a_read_only_mapping(tmp_path: Path) -> None:
             return gradient, None
 
     like = torch.zeros(8, 4096, requires_grad=True)
-    logits = Read.apply(like, unwritable(tmp_path / "zeros"))
+    read: Any = Read
+    logits = read.apply(like, unwritable(tmp_path / "zeros"))
     targets = torch.zeros(8, dtype=torch.int64)
     stats = ll.token_stats(logits, targets, inplace_backward=True)
     with pytest.raises(ValueError, match=r"gradient.*read-only"):

@@ -20,7 +20,7 @@ from logitless.ops.cost import Way
 DOUBLE = ("old_logp", "advantages", "rollout_logp")
 H, V = 16, 300
 # Of these the automatic mode sees the first as fixed.
-LENGTHS = (6, 9, 17)
+LENGTHS = (6, 12, 17)
 PPO = dataclasses.replace(ll.presets["ppo"], entropy=ll.EntropyBonus(0.01))
 KL_COV = dataclasses.replace(ll.presets["kl_cov"], control=ll.KLCov(0.6, 1.0))
 # mode -> the argument of torch.compile, and the graphs for these lengths: one, or that of the first
@@ -290,7 +290,8 @@ def test_numbers_of_the_data_stay_outside(name: str) -> None:
     with pytest.raises(torch._dynamo.exc.Unsupported, match=f"{name}.*outside of what is compiled"):
         compiled(calls[name], None)(make(9))
     torch._dynamo.reset()
-    assert torch.compile(calls[name], backend="aot_eager")(make(9)) == calls[name](make(9))
+    broken: Any = torch.compile(calls[name], backend="aot_eager")
+    assert broken(make(9)) == calls[name](make(9))
 
 
 @pytest.mark.parametrize("name", ["token_stats, chain", "linear_sample, chain"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import scaling_cases as cases
 import torch
@@ -42,7 +44,7 @@ def test_saturated_softcaps(place: Place, dtype: torch.dtype) -> None:
     cases.assert_slopes(z, t, u, leaf.grad)
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], float, str]] = {
     "temperature": (
         {"temperature": [1.0, 1e-40, 1e40]}, 1.0,
         "row 1: its temperature must be finite and > 0, in float32's range",

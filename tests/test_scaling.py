@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_a_row_s_temperature_is_named(value: float) -> None:
     mask, t = torch.tensor([True, False, True, True]), torch.tensor([0, 1, 2, 3])
     h, w = torch.randn(4, 3), torch.randn(5, 3)
     message = TEMPERATURES[value]
-    for call in (
+    named: tuple[Callable[[], object], ...] = (
         lambda: ll.token_stats(h @ w.t(), t, mask=mask, temperature=temperature),
         lambda: ll.token_stats(
             (h @ w.t()).numpy(), t.numpy(), mask=mask.numpy(), temperature=temperature.numpy()
@@ -142,7 +143,8 @@ def test_a_row_s_temperature_is_named(value: float) -> None:
             h @ w.t(), t, mask=mask, temperature=temperature, backend="torch"
         ),
         lambda: ll.linear_token_stats(h, w, t, mask=mask, temperature=temperature),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for call in named:
         with pytest.raises(ValueError, match=message):
             call()
     good = torch.where(mask, 1.0, temperature)

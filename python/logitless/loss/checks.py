@@ -89,7 +89,7 @@ def nonsense(a: str, b: str, why: str) -> ValueError:
 def plain_fields(part: Any, *names: str) -> None:
     """NumPy's numbers among the fields (or these) of a frozen dataclass become Python's, which are
     written and read back as they are."""
-    for name in names or tuple(vars(part)):
+    for name in names or tuple(type(part).__dataclass_fields__):
         value = getattr(part, name)
         if type(value) in _PLAIN:
             continue

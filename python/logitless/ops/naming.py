@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -22,10 +23,17 @@ def public(op: Callable[P, R]) -> Callable[P, R]:
         try:
             return op(*args, **options)
         except (ValueError, TypeError) as error:
-            error.args = (_named(start, str(error)),)
+            # torch.compile shows the line of ours that raised, and cannot rename.
+            if not _traced():
+                error.args = (_named(start, str(error)),)
             raise
 
     return call
+
+
+def _traced() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 def _named(start: str, text: str) -> str:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _RANGES = ((2.0**-120, 2.0**100), (2.0**-960, 2.0**960))
 
 
+def _range(wide: bool) -> tuple[float, float]:
+    # An index of bool is nothing that torch.compile traces before torch 2.13.
+    return _RANGES[1 if wide else 0]
+
+
 class _Ratio(NamedTuple):
     over: str
     under: str
@@ -25,11 +30,11 @@ class _Ratio(NamedTuple):
     below: float
 
     def fits(self, wide: bool) -> bool:
-        low, high = _RANGES[wide]
+        low, high = _range(wide)
         return low <= self.above / self.below <= high
 
     def refusal(self, wide: bool) -> str:
-        low, high = _RANGES[wide]
+        low, high = _range(wide)
         return (
             f"{self.over} / {self.under} must be between {low:.2g} and {high:.2g} in "
             f"{'float64' if wide else 'float32'} arithmetic, got {self.above} / {self.below}"
@@ -38,7 +43,7 @@ class _Ratio(NamedTuple):
 
 def scale_range(pre: float, cap: float, wide: bool = False) -> tuple[float, float]:
     """The least and the largest `scale` beside this `pre` and `cap`, see HeadOptions."""
-    low, high = _RANGES[wide]
+    low, high = _range(wide)
     return (low / min(pre, cap), high / max(pre, cap)) if cap else (low, high)
 
 
