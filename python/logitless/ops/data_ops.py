@@ -23,7 +23,7 @@ def traced_weights(
     correction: Correction,
     cu_seqlens: Any,
 ) -> RolloutWeights:
-    """`rollout_weights` of tensors; metrics are 0-d float64 tensors, for a graph holds no numbers."""
+    """`rollout_weights` of tensors; metrics are 0-d float64, for a graph holds no numbers."""
     text = correction_code(correction)
     weights, keep, values = _weights_op(old_logp, rollout_logp, mask, cu_seqlens, text)
     names = _metric_names(text)
