@@ -54,8 +54,8 @@ def test_workspace_is_what_the_pieces_need() -> None:
     assert size(0, 151936, 4) == size(5, 0, 4) == 0
     assert size(2**31, 2**31, 2) == 2**31 * 2**20 * 32
     for arguments, words in (
-        ((-1, 1, 2), "n must not be negative"),
-        ((1, -1, 2), "columns must not be negative"),
+        ((-1, 1, 2), "n must be from 0 to"),
+        ((1, -1, 2), "columns must be from 0 to"),
         ((1, 1, 8), "itemsize must be 2 or 4, got 8"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -118,9 +118,9 @@ def finish(**changed: Any) -> None:
         (finish, {"argmax": device(N)}, "argmax must be int64, got float32"),
         (finish, {"error": device(2, dtype=np.int64)}, "error must hold 1 elements, got 2"),
         (backward, {"gradient": device(N, V, dtype=np.float16)},
-         "gradient must have the dtype and width of logits"),
+         "gradient must have the dtype of logits, float32, got float16"),
         (backward, {"gradient": device(N, V - 1)},
-         "gradient must have the dtype and width of logits"),
+         "gradient must have the columns of logits, 64, got 63"),
         (backward, {"g_logp": device(N, dtype=np.int32)},
          "g_logp must be float32 or float64, got int32"),
     ],

@@ -243,7 +243,7 @@ def errors() -> None:
         if RANK == WORLD - 1:
             bad[-1] = poison
         assert refusal(ValueError, lambda: stats(h.abs() + 1, bad)) == (  # noqa: B023
-            f"row 0: its logits hold {text}"
+            f"linear_token_stats: row 0: its logits hold {text}"
         )
     mask = torch.arange(N) > 4
     for target in (V, -1):

@@ -169,7 +169,7 @@ def disagreement() -> None:
     if RANK == WORLD - 1:
         poison[-1] = float("nan")
     message = refusal(ValueError, lambda: ll.linear_sample(h + 1, poison, **key, top_k=5))
-    assert message == "row 0: its logits hold a NaN"
+    assert message == "linear_sample: row 0: its logits hold a NaN"
 
 
 if __name__ == "__main__":

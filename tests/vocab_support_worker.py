@@ -261,7 +261,8 @@ def errors() -> None:
         bad = own.clone()
         if RANK == WORLD - 1:
             bad[-1] = poison
-        assert refusal(ValueError, lambda: stats(bad)) == f"row 0: its logits hold {text}"  # noqa: B023
+        message = f"linear_token_stats: row 0: its logits hold {text}"
+        assert refusal(ValueError, lambda: stats(bad)) == message  # noqa: B023
     for name, change in (
         ("tail_mass", {"tail_mass": 1e-3 * (1 + RANK)}),
         ("whether there are extras of what is dropped", {"extras": DROPPED[: min(RANK, 1)]}),

@@ -31,8 +31,8 @@ cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n) {
 // The same as cuda::workspace_bytes, of any sizes.
 int64_t workspace_of(int64_t n, int64_t columns) {
   int64_t bytes = 0;
-  // no more pieces than columns
-  const bool wraps = __builtin_mul_overflow(n, columns, &bytes) ||
+  const int64_t pieces = columns / cuda::kSmallestPiece + 1;
+  const bool wraps = __builtin_mul_overflow(n, pieces, &bytes) ||
                      __builtin_mul_overflow(bytes, int64_t{sizeof(cuda::Record)}, &bytes);
   check(!wraps, "a tile of ", n, " rows and ", columns, " columns is larger than any memory");
   return cuda::workspace_bytes(n, columns);

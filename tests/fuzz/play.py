@@ -36,8 +36,8 @@ def bindings(core: Any) -> set[str]:
 
 
 def without_cuda(core: Any) -> set[str]:
-    """What a build without CUDA, or its emulation, refuses to make."""
-    if core.build_info()["cuda"]["compiled"]:
+    """What refuses arrays on the CPU, or to be made: everything of CUDA but its emulation."""
+    if core.build_info()["cuda"]["emulated"]:
         return set()
     return {name for name in MAKERS if name.startswith("CudaRows.") and "workspace" not in name}
 
