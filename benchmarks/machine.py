@@ -1,4 +1,4 @@
-"""Measures the numbers of `logitless.ops.cost.CPU`: python -m benchmarks.machine [threads]."""
+"""Measures the numbers of `logitless.ops.head.cost.CPU`: python -m benchmarks.machine [threads]."""
 
 from __future__ import annotations
 

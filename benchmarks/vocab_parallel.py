@@ -27,12 +27,12 @@ from torch import Tensor
 import logitless as ll
 from benchmarks.case import Setting
 from benchmarks.peaked_head import peaked_head
-from logitless.ops.agreement import agreed
-from logitless.ops.candidates import Candidates
-from logitless.ops.row_op import empty_states
-from logitless.ops.rows import STATE, Rows
-from logitless.ops.shard import Shard
-from logitless.ops.sharded_candidates import settle
+from logitless.backends.rows import STATE, Rows
+from logitless.backends.topk import Candidates
+from logitless.ops.rows.op import empty_states
+from logitless.ops.sharding.agreement import agreed
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.sharding.topk import settle
 
 WORLD, SAMPLED, REPEATS = 2, 64, 15
 SPEC = ll.PolicyLossSpec(surrogate=ll.Unclipped(), entropy=ll.EntropyBonus(0.01))

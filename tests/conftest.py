@@ -91,7 +91,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    from logitless.ops import memory
+    from logitless.backends import memory
 
     for owner, name in (
         (torch, "empty"),

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from logitless import reference
-from logitless.loss.corrections import corrections
-from logitless.loss.presets import presets
 from logitless.loss.spec import (
     KL,
     Cispo,
@@ -32,7 +30,9 @@ from logitless.loss.spec import (
     Unclipped,
     Vespo,
 )
-from logitless.loss.surrogates import Gmpo
+from logitless.loss.spec.corrections import corrections
+from logitless.loss.spec.presets import presets
+from logitless.loss.spec.surrogates import Gmpo
 from logitless.reference.ratio import log_ratios
 from logitless.reference.selection import sequence_of_token
 

@@ -18,8 +18,9 @@ import pytest
 import torch
 from tolerances import assert_gradients
 
-from logitless.ops import backends, device_errors
-from logitless.ops.cores import CORES, shared
+from logitless.backends import registry as backends
+from logitless.backends import row_errors as device_errors
+from logitless.backends.cores import CORES, shared
 
 NO_GPU = "no CUDA device"
 

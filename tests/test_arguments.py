@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import logitless as ll  # noqa: E402
-from logitless.loss.checks import shown  # noqa: E402
+from logitless.inputs.checks import shown  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -11,9 +11,9 @@ from test_one_pass import force, took_one_pass
 from tolerances import assert_bitwise_equal
 
 import logitless as ll
-from logitless.ops import plan as plan_module
-from logitless.ops import self_check
-from logitless.ops.cost import Way
+from logitless.ops.head import batch_invariance as self_check
+from logitless.ops.head import plan as plan_module
+from logitless.ops.head.cost import Way
 
 N, H, V, R = 40, 24, 4999, 16
 COLUMNS = 2048

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tolerances import assert_bitwise_equal
 
 from logitless import _core, reference
-from logitless.ops.candidates import Candidates
-from logitless.ops.rows import STATE, Rows
+from logitless.backends.rows import STATE, Rows
+from logitless.backends.topk import Candidates
 
 ISAS = _core.build_info()["isas"]
 

@@ -21,13 +21,13 @@ H, V = 8, 2500
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("logitless.ops.head_call._plan", _planned_by(monkeypatch, request.param))
+    monkeypatch.setattr("logitless.ops.head.inputs._plan", _planned_by(monkeypatch, request.param))
     return request.param
 
 
 def _planned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
     """The forced way where there is a backward, and the planner's own where there is none."""
-    from logitless.ops import head_call
+    from logitless.ops.head import inputs as head_call
 
     own = head_call._plan
 

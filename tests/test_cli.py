@@ -9,8 +9,9 @@ import pytest
 from rl_cases import tiny_recipe
 
 import logitless as ll
+from logitless.backends import registry as backends
+from logitless.backends import report as serving
 from logitless.cli import main
-from logitless.ops import backends, serving
 from logitless.rl.model import make_policy
 
 

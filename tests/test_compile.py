@@ -14,8 +14,8 @@ from torch._dynamo.utils import counters
 from versions import TORCH
 
 import logitless as ll
-from logitless.ops import late_plan
-from logitless.ops.cost import Way
+from logitless.ops.head import late_plan
+from logitless.ops.head.cost import Way
 
 DOUBLE = ("old_logp", "advantages", "rollout_logp")
 H, V = 16, 300

@@ -14,12 +14,12 @@ import pytest
 from loss_cases import make_batch
 
 import logitless as ll
-from logitless.loss.presets import TABLE
+from logitless.loss.spec.presets import TABLE
 
 torch = pytest.importorskip("torch")
 from test_policy_loss_torch import ours, tensors, with_grad  # noqa: E402
 
-from logitless.ops import spec_code  # noqa: E402
+from logitless.ops.losses import spec_code  # noqa: E402
 
 
 @dataclass(frozen=True)

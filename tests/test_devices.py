@@ -22,7 +22,9 @@ from versions import why_no_interpreter
 
 import logitless as ll
 from logitless import _core
-from logitless.ops import backends, cores, device_errors
+from logitless.backends import cores
+from logitless.backends import registry as backends
+from logitless.backends import row_errors as device_errors
 
 TESTS = Path(__file__).parent
 

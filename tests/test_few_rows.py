@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops import tiles
-from logitless.ops.support import SparseGradient
-from logitless.ops.tiles import CHAIN, FEW_ROWS
+from logitless.ops.head import tiling as tiles
+from logitless.ops.head.sparse import SparseGradient
+from logitless.ops.head.tiling import CHAIN, FEW_ROWS
 
 N, H, V = 64, 32, 40_000
 ACTIVE = (1, 2, 3, 7, 17, 32, N)

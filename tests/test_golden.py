@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitless.loss.aggregation import Totals
-from logitless.loss.presets import presets
+from logitless.loss.evaluate.aggregation import Totals
 from logitless.loss.spec import (
     KL,
     Cispo,
@@ -33,6 +32,7 @@ from logitless.loss.spec import (
     TopEntropy,
     TrustMask,
 )
+from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_coefficients
 from logitless.ops.rollout_weights import rollout_weights

@@ -8,7 +8,7 @@ import torch
 from tolerances import assert_bitwise_equal
 
 import logitless as ll
-from logitless.ops import backends
+from logitless.backends import registry as backends
 
 pytestmark = pytest.mark.gpu
 

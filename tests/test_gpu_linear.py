@@ -15,7 +15,7 @@ from tolerances import assert_gradients, assert_values
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.cost import Way
+from logitless.ops.head.cost import Way
 
 WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
 

@@ -19,9 +19,9 @@ from tolerances import (
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.outputs import empty_outputs
-from logitless.ops.row_op import make_rows
-from logitless.ops.rows import STATE
+from logitless.backends.rows import STATE
+from logitless.ops.rows.op import make_rows
+from logitless.ops.rows.outputs import empty_outputs
 
 VALUES = ("logp", "entropy", "lse")
 STATISTICS = ("varentropy", "sum_p2", "entropy_change")
@@ -346,8 +346,8 @@ def test_compiles_without_a_break(place: Place) -> None:
 
 def test_op_registration(place: Place) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
-    from logitless.ops.linear_op import linear_stats
-    from logitless.ops.row_op import row_stats
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.op import row_stats
 
     h, w = place.put(torch.randn(4, 8), torch.randn(50, 8))
     t = torch.zeros(4, dtype=torch.int64, device=place.device)

@@ -13,7 +13,7 @@ from tolerances import assert_bitwise_equal, assert_gradients
 from torch.utils.checkpoint import checkpoint
 
 import logitless as ll
-from logitless.ops.overwrite import overlapping
+from logitless.ops.rows.overwrite import overlapping
 
 N, V = 4, 33
 TARGETS = torch.tensor([1, 5, 9, 20])

@@ -14,7 +14,7 @@ from tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 import logitless as ll
 from logitless import reference
-from logitless.ops import plan as plan_module
+from logitless.ops.head import plan as plan_module
 
 EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 
@@ -258,8 +258,8 @@ def test_differentiating_twice_is_refused() -> None:
 
 def test_op_registration() -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
-    from logitless.ops.linear_op import linear_stats
-    from logitless.ops.row_op import row_stats
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.op import row_stats
 
     h, w, t = problem(15, 4, 8, 50, torch.float32)
     chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")

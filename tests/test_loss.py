@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from loss_cases import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
 
 from logitless import _core, reference
-from logitless.loss.aggregation import Totals
-from logitless.loss.presets import presets
+from logitless.loss.evaluate.aggregation import Totals
+from logitless.loss.evaluate.token_loss import TokenLoss, core_params
 from logitless.loss.spec import (
     ClipV,
     EntropyWeights,
@@ -21,7 +21,7 @@ from logitless.loss.spec import (
     Reinforce,
     Unclipped,
 )
-from logitless.loss.token_loss import TokenLoss, core_params
+from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import BatchStats, batch_stats
 from logitless.ops.policy_loss import policy_coefficients, policy_loss
 

@@ -14,9 +14,9 @@ from loss_cases import SPECS
 
 from logitless import _core, reference
 from logitless.entropy.covariance import covariance
-from logitless.loss.selection import batch_means, select
-from logitless.loss.tokens import Int64s
-from logitless.ops.tokens import make_tokens
+from logitless.inputs.make_tokens import make_tokens
+from logitless.inputs.tokens import Int64s
+from logitless.loss.evaluate.selection import batch_means, select
 from logitless.reference.selection import deviation
 
 N = 40

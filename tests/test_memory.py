@@ -12,7 +12,7 @@ import torch
 
 import logitless as ll
 from logitless import _core
-from logitless.ops.memory import SMALLEST, buffer, buffer_like
+from logitless.backends.memory import SMALLEST, buffer, buffer_like
 
 LIKE = torch.empty(0)
 FLOATS = SMALLEST // 4

@@ -13,8 +13,8 @@ from test_linear_policy_loss import batch, spec_of
 from tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 import logitless as ll
-from logitless.ops import plan as plan_module
-from logitless.ops.cost import Way
+from logitless.ops.head import plan as plan_module
+from logitless.ops.head.cost import Way
 
 LEAVES = ("hidden", "weight")
 
@@ -141,7 +141,7 @@ def test_no_row_has_a_gradient(monkeypatch: pytest.MonkeyPatch, way: Way, nothin
 
 def test_selection_over_the_call_takes_one_chunk() -> None:
     """Clip-Cov needs the logp of all rows unless the batch has selected."""
-    from logitless.ops.one_pass import separable
+    from logitless.ops.head.policy_op import separable
 
     spec = spec_of("clip_cov")
     control: Any = spec.control
@@ -195,8 +195,8 @@ def test_bad_inputs_are_named_before_any_product(monkeypatch: pytest.MonkeyPatch
 
 def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
-    from logitless.ops.loss_op import loss_arguments
-    from logitless.ops.one_pass import one_pass
+    from logitless.ops.head.policy_op import one_pass
+    from logitless.ops.losses.op import loss_arguments
 
     data = batch(12)
     n, vocab = data["targets"].numel(), len(data["weight"])

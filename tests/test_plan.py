@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import logitless as ll
 from logitless import cli
-from logitless.ops import cost
-from logitless.ops.cost import Way, Work
+from logitless.ops.head import cost
+from logitless.ops.head.cost import Way, Work
 
 QWEN: dict[str, Any] = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from loss_cases import SELECTING, SPECS, Batch, chosen, make_batch
 
-from logitless.loss.presets import presets
 from logitless.loss.spec import (
     Clip,
     ClipCov,
@@ -18,6 +17,7 @@ from logitless.loss.spec import (
     KLCov,
     PolicyLossSpec,
 )
+from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
 
@@ -246,7 +246,7 @@ def test_data_may_not_require_grad(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "entropy"])
 def test_the_op_is_a_good_citizen(name: str) -> None:
     """torch's own checks: schema, fake kernel, autograd registration, compilation."""
-    from logitless.ops.loss_op import loss_arguments, policy_loss_op
+    from logitless.ops.losses.op import loss_arguments, policy_loss_op
 
     t = tensors(make_batch(dtype=np.float32))
     arguments = loss_arguments(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from logitless import _core
-from logitless.ops.tokens import make_tokens, thread_count
+from logitless.inputs.make_tokens import make_tokens, thread_count
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is tested")
 

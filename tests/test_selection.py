@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from loss_cases import SELECTING, chosen, make_batch
 
 from logitless import _core, reference
-from logitless.loss.presets import presets
-from logitless.loss.selection import (
+from logitless.inputs.make_tokens import make_tokens
+from logitless.inputs.tokens import Tokens
+from logitless.loss.evaluate.selection import (
     Candidates,
     batch_means,
     candidates,
@@ -22,10 +23,9 @@ from logitless.loss.selection import (
     select,
     take_largest,
 )
+from logitless.loss.evaluate.token_loss import core_params
 from logitless.loss.spec import KLCov, PolicyLossSpec
-from logitless.loss.token_loss import core_params
-from logitless.loss.tokens import Tokens
-from logitless.ops.tokens import make_tokens
+from logitless.loss.spec.presets import presets
 
 
 def tokens_of(logp: np.ndarray, advantages: np.ndarray, mask: np.ndarray | None = None) -> Tokens:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from logitless.loss.corrections import corrections
-from logitless.loss.presets import TABLE, presets
 from logitless.loss.spec import (
     KL,
     Clip,
@@ -29,6 +27,8 @@ from logitless.loss.spec import (
     TrustMask,
     Vespo,
 )
+from logitless.loss.spec.corrections import corrections
+from logitless.loss.spec.presets import TABLE, presets
 
 
 def test_every_preset_names_its_paper_and_formula() -> None:

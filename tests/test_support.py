@@ -289,7 +289,7 @@ def test_autocast_and_compile() -> None:
 
 
 def test_opcheck() -> None:
-    from logitless.ops.support_op import linear_support_stats
+    from logitless.ops.head.support_op import linear_support_stats
 
     h, w, t = problem(12, 9, 16, 3000, torch.float32)
     chain = (torch.rand(9) > 0.3, None, None, 1.0, 1.0, 0.0, "cpu")

@@ -11,7 +11,7 @@ import torch
 from test_support import off, problem
 
 import logitless as ll
-from logitless.ops.support_policy_loss import SUPPORT_METRICS
+from logitless.ops.head.support_policy_loss import SUPPORT_METRICS
 
 B, T = 4, 9
 

@@ -15,7 +15,7 @@ from tolerances import assert_bitwise_equal
 
 import logitless as ll
 from logitless import reference
-from logitless.ops import truncated_draw
+from logitless.ops.sampling import truncated as truncated_draw
 
 DRAWS = 20_000
 

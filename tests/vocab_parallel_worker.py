@@ -381,8 +381,8 @@ def compiled() -> None:
 
 
 def registered() -> None:
-    from logitless.ops.linear_op import linear_stats
-    from logitless.ops.row_op import row_stats
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.op import row_stats
 
     h, w, t = problem(15, 4, 8, 50, torch.float32)
     ends = [(0, 20), (20, 50), (50, 50)][:WORLD]

@@ -25,7 +25,7 @@ from vocab_shards import (
 )
 
 import logitless as ll
-from logitless.ops import truncated_draw
+from logitless.ops.sampling import truncated as truncated_draw
 
 
 def linear_sample() -> None:

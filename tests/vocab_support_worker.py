@@ -35,7 +35,7 @@ from vocab_shards import (
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.support_policy_loss import SUPPORT_METRICS
+from logitless.ops.head.support_policy_loss import SUPPORT_METRICS
 
 DROPPED = ("dropped_mass", "dropped_entropy")
 # Shards that end where the core's blocks do: sums are of the same numbers.
@@ -279,7 +279,7 @@ def errors() -> None:
 
 
 def compiled() -> None:
-    from logitless.ops.support_op import linear_support_stats
+    from logitless.ops.head.support_op import linear_support_stats
 
     h, w, t = problem(11, 20, 32, V, torch.float32)
     ends = LAYOUTS["even"]

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
+    from logitless.backends.memory import release_memory
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
-    from logitless.loss.aggregation import Totals
-    from logitless.loss.controllers import LogController, StepController
-    from logitless.loss.corrections import corrections
-    from logitless.loss.presets import presets
+    from logitless.loss.evaluate.aggregation import Totals
     from logitless.loss.spec import (
         KL,
         Cispo,
@@ -47,18 +45,20 @@ if TYPE_CHECKING:
         Unclipped,
         Vespo,
     )
+    from logitless.loss.spec.controllers import LogController, StepController
+    from logitless.loss.spec.corrections import corrections
+    from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
     from logitless.ops.build import build_info
     from logitless.ops.check import Check, check
     from logitless.ops.gathered import gathered
+    from logitless.ops.head.plan import Plan, plan
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
-    from logitless.ops.memory import release_memory
-    from logitless.ops.outputs import TokenStats
-    from logitless.ops.plan import Plan, plan
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
     from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
+    from logitless.ops.rows.outputs import TokenStats
     from logitless.ops.token_stats import token_stats
     from logitless.ops.warm import warm
 
@@ -84,10 +84,10 @@ _HOMES = {
     "KL": "logitless.loss.spec",
     "KLCov": "logitless.loss.spec",
     "LinearPolicyLossOutput": "logitless.ops.linear_policy_loss",
-    "LogController": "logitless.loss.controllers",
+    "LogController": "logitless.loss.spec.controllers",
     "NoPolicy": "logitless.loss.spec",
     "OffPolicyMask": "logitless.loss.spec",
-    "Plan": "logitless.ops.plan",
+    "Plan": "logitless.ops.head.plan",
     "PolicyLossOutput": "logitless.ops.policy_loss",
     "PolicyLossSpec": "logitless.loss.spec",
     "Reinforce": "logitless.loss.spec",
@@ -96,28 +96,28 @@ _HOMES = {
     "Sample": "logitless.ops.linear_sample",
     "Sapo": "logitless.loss.spec",
     "SignWeights": "logitless.loss.spec",
-    "StepController": "logitless.loss.controllers",
+    "StepController": "logitless.loss.spec.controllers",
     "SurrogateInputs": "logitless.loss.spec",
-    "TokenStats": "logitless.ops.outputs",
+    "TokenStats": "logitless.ops.rows.outputs",
     "TopEntropy": "logitless.loss.spec",
-    "Totals": "logitless.loss.aggregation",
+    "Totals": "logitless.loss.evaluate.aggregation",
     "TrustMask": "logitless.loss.spec",
     "Unclipped": "logitless.loss.spec",
     "Vespo": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
     "build_info": "logitless.ops.build",
     "check": "logitless.ops.check",
-    "corrections": "logitless.loss.corrections",
+    "corrections": "logitless.loss.spec.corrections",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
     "gathered": "logitless.ops.gathered",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
     "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
-    "plan": "logitless.ops.plan",
+    "plan": "logitless.ops.head.plan",
     "policy_loss": "logitless.ops.policy_loss",
-    "presets": "logitless.loss.presets",
-    "release_memory": "logitless.ops.memory",
+    "presets": "logitless.loss.spec.presets",
+    "release_memory": "logitless.backends.memory",
     "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",

@@ -156,7 +156,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import platform
 
     import logitless as ll
-    from logitless.ops.serving import report
+    from logitless.backends.report import report
 
     print(f"logitless      {__version__}")
     print(f"python         {platform.python_version()} on {platform.machine()}")

@@ -118,7 +118,7 @@ def predicted(place: Place, op: str, n: int, h: int, v: int, dtype: torch.dtype 
 
 
 def backends_here(place: Place) -> list[str]:
-    from logitless.ops import backends
+    from logitless.backends import registry as backends
 
     device = "cuda:0" if place.cuda else "cpu"
     names = ("cuda", "triton", "torch") if place.cuda else ("cpu", "cuda", "triton", "torch")

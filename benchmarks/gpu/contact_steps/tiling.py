@@ -23,7 +23,8 @@ Tiling = Callable[[], AbstractContextManager[None]]
 @contextmanager
 def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[None]:
     """The planner gives this tiling, whatever the budget: today's code at a GPU's tile sizes."""
-    from logitless.ops import cost, linear_passes, plan
+    from logitless.ops.head import cost, plan
+    from logitless.ops.head import engine as linear_passes
 
     way = cost.Way(rows, columns, kept, chunk)
     one, two = ([way], []) if chunk else ([], [way])
@@ -39,7 +40,7 @@ def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[N
 def tile_columns(place: Place, v: int, n: int, tile_bytes: int | None = None) -> int:
     """Of 16-bit logits, as predict.columns has it."""
     size = tile_bytes or (machine(place) or predict.MACHINES["H200"]).tile_bytes
-    from logitless.ops.rows import BLOCK
+    from logitless.backends.rows import BLOCK
 
     # The CPU's core takes whole blocks only.
     quantum = predict.QUANTUM if place.cuda else BLOCK

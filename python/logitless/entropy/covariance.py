@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.loss.selection import (
+from logitless.inputs.arrays import framework
+from logitless.inputs.make_tokens import Array, is_traced, make_tokens, refuse_grad
+from logitless.inputs.naming import public
+from logitless.loss.evaluate.selection import (
     batch_means,
     covariance_candidates,
     exact_means,
@@ -16,10 +19,7 @@ from logitless.loss.selection import (
     scaled_by,
     score_values,
 )
-from logitless.ops.arrays import framework
 from logitless.ops.batch_stats import reduction
-from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
 
@@ -61,7 +61,7 @@ def covariance(
     """
     framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
     if is_traced(logp):
-        from logitless.ops.untraced import untraced
+        from logitless.ops.losses.untraced import untraced
 
         out: Covariance = untraced(covariance, logp, advantages, mask, data_group=data_group)
         return out

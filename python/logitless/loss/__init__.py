@@ -1,1 +1,1 @@
-"""Policy losses as data: `spec` (the axes), `presets` (the table), and their evaluation."""
+"""Policy losses: `spec` is their data, `evaluate` computes one over the tokens of a call."""

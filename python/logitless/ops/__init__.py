@@ -1,1 +1,1 @@
-"""Ops over vocabulary-sized logits. Import from `logitless`, not from here."""
+"""The public functions, one file each. Import them from `logitless`, not from here."""

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logitless import _core
-from logitless.loss.aggregation import Totals, count_totals
-from logitless.loss.checks import instance, is_tensor, shown, whole
-from logitless.loss.selection import Reduce, one_rank, select, spec_means
-from logitless.loss.sequences import whole_sequences
+from logitless.inputs.arrays import framework
+from logitless.inputs.checks import instance, is_tensor, shown, whole
+from logitless.inputs.make_tokens import Array, is_traced, make_tokens, refuse_grad, to_numpy
+from logitless.inputs.naming import public
+from logitless.inputs.sequences import whole_sequences
+from logitless.inputs.tokens import Int64s, Tokens
+from logitless.loss.evaluate.aggregation import Totals, count_totals
+from logitless.loss.evaluate.selection import Reduce, one_rank, select, spec_means
 from logitless.loss.spec import Control, Correction, PolicyLossSpec
-from logitless.loss.tokens import Int64s, Tokens
-from logitless.ops.arrays import framework
-from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad, to_numpy
 
 
 class BatchStats(NamedTuple):
@@ -101,7 +101,7 @@ def batch_stats(
     instance("spec", spec, (PolicyLossSpec,))
     seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
     if is_traced(logp):
-        from logitless.ops.untraced import untraced
+        from logitless.ops.losses.untraced import untraced
 
         stats: BatchStats = untraced(
             batch_stats,
@@ -171,7 +171,7 @@ def token_ids(
     max_length = whole("max_length", max_length, least=1)
     framework("token_ids", mixed=True, sequence_ids=sequence_ids, positions=positions)
     if is_traced(sequence_ids):
-        from logitless.ops.data_ops import traced_ids
+        from logitless.ops.losses.data_ops import traced_ids
 
         ids: Array = traced_ids(sequence_ids, positions, max_length)
         return ids

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from logitless.loss.checks import whole
+from logitless.inputs.checks import whole
+from logitless.inputs.naming import public
+from logitless.inputs.options import HeadOptions
 from logitless.ops.linear_token_stats import (
     check_head_inputs,
     linear_token_stats,
     under_autocast,
 )
-from logitless.ops.naming import public
-from logitless.ops.options import HeadOptions
 
 QUANTITIES = ("logp", "entropy", "lse", "d_hidden", "d_weight")
 ROWS = 16
@@ -98,7 +98,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     """
     import torch
 
-    from logitless.ops.head_module import compare_module, head_arrays
+    from logitless.ops.head.module import compare_module, head_arrays
 
     rows = whole("rows", rows, least=1)
     weight, bias = head_arrays(head)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitless.loss.checks import choice, shown
-from logitless.ops.naming import public
-from logitless.ops.weights import refuse_placeholder
+from logitless.inputs.checks import choice, shown
+from logitless.inputs.naming import public
+from logitless.inputs.weights import refuse_placeholder
 
 REDUCE = ("avg", "sum")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logitless.loss.checks import is_tensor
-from logitless.ops.arrays import framework
+from logitless.inputs.arrays import framework
+from logitless.inputs.checks import is_tensor
+from logitless.inputs.make_tokens import refuse_grad
+from logitless.inputs.naming import public
+from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
-from logitless.ops.naming import public
-from logitless.ops.options import ComputeOptions, HeadOptions
 from logitless.ops.policy_loss import check_loss_options, policy_loss
-from logitless.ops.tokens import refuse_grad
-from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint
+from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint
 
 if TYPE_CHECKING:
-    from logitless.loss.aggregation import Totals
+    from logitless.loss.evaluate.aggregation import Totals
     from logitless.loss.spec import PolicyLossSpec
     from logitless.ops.batch_stats import BatchStats
-    from logitless.ops.loss_op import LossArguments
+    from logitless.ops.losses.op import LossArguments
 
 
 _OP = "linear_policy_loss"
@@ -148,9 +148,9 @@ def _one_pass(
     meeting: Meeting,
 ) -> LinearPolicyLossOutput | None:
     """Forward and backward at once, where that is the plan; None: one after the other."""
-    from logitless.ops.head_call import head_call
-    from logitless.ops.loss_op import loss_arguments
-    from logitless.ops.one_pass import one_pass, separable
+    from logitless.ops.head.inputs import head_call
+    from logitless.ops.head.policy_op import one_pass, separable
+    from logitless.ops.losses.op import loss_arguments
 
     *_, mask, spec = data
     with meeting:
@@ -178,7 +178,7 @@ def _one_pass(
 
 
 def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
-    from logitless.ops.support_policy_loss import support_metric_names, support_policy_loss
+    from logitless.ops.head.support_policy_loss import support_metric_names, support_policy_loss
 
     tiling = call.tiles(call.plan(compute, one_pass=True))
     loss, values, logp, entropy, *_ = support_policy_loss(

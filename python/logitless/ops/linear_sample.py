@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logitless.loss.checks import whole
-from logitless.ops.arrays import (
+from logitless.inputs.arrays import (
     check_dtype,
     check_head,
     check_shape,
@@ -14,16 +13,17 @@ from logitless.ops.arrays import (
     framework,
     shape_of,
 )
-from logitless.ops.naming import public
-from logitless.ops.options import ComputeOptions, HeadOptions
-from logitless.ops.truncated_draw import Truncation
-from logitless.ops.vocab_parallel import Facts, Meeting, fingerprint, head_facts
-from logitless.ops.weights import refuse_special_weight
+from logitless.inputs.checks import whole
+from logitless.inputs.naming import public
+from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.weights import refuse_special_weight
+from logitless.ops.sampling.truncated import Truncation
+from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint, head_facts
 
 if TYPE_CHECKING:
-    from logitless.ops.rows import Rows
-    from logitless.ops.shard import Shard
-    from logitless.ops.tiles import Tiles
+    from logitless.backends.rows import Rows
+    from logitless.ops.head.tiling import Tiles
+    from logitless.ops.sharding.shard import Shard
 
 
 class Sample(NamedTuple):
@@ -90,7 +90,7 @@ def linear_sample(
     """
     import torch
 
-    from logitless.ops.outputs import flat_head
+    from logitless.ops.rows.outputs import flat_head
 
     op = "linear_sample"
     meeting = Meeting(op, vocab_group, vocab_start)
@@ -123,7 +123,7 @@ def linear_sample(
         arguments = (op, hidden, weight, chain, compute, truncation, noise, shard)
         if not torch.compiler.is_compiling():
             return draw(*arguments)
-        from logitless.ops.sample_op import sample
+        from logitless.ops.sampling.op import sample
 
         return Sample(*sample(*arguments))
 
@@ -180,13 +180,13 @@ def draw(
 ) -> Sample:
     import torch
 
-    from logitless.ops.forked import refuse_lost_threads
-    from logitless.ops.head_call import logits_dtype
-    from logitless.ops.outputs import DIFFERENTIABLE, empty_outputs
-    from logitless.ops.plan import plan
-    from logitless.ops.rows import STATE, Rows
-    from logitless.ops.tiles import Tiles
-    from logitless.ops.truncated_draw import draw_truncated
+    from logitless.backends.forked import refuse_lost_threads
+    from logitless.backends.rows import STATE, Rows
+    from logitless.ops.head.inputs import logits_dtype
+    from logitless.ops.head.plan import plan
+    from logitless.ops.head.tiling import Tiles
+    from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs
+    from logitless.ops.sampling.truncated import draw_truncated
 
     refuse_lost_threads()
     n, vocab = len(hidden), shard.vocab(len(weight))
@@ -217,9 +217,9 @@ def _draw_whole(
     """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
     import torch
 
-    from logitless.ops.logit_tiles import logit_tiles
-    from logitless.ops.rows import SAMPLE_STATE
-    from logitless.ops.sharded_sample import sample_shard
+    from logitless.backends.rows import SAMPLE_STATE
+    from logitless.ops.head.gemm import logit_tiles
+    from logitless.ops.sampling.sharded import sample_shard
 
     best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from logitless.loss.checks import is_tensor, shown
-from logitless.ops.arrays import check_tokens, check_weight, framework, zeros_like
-from logitless.ops.backends import check_numpy_backend
-from logitless.ops.naming import public
-from logitless.ops.options import DROPPED, ComputeOptions, HeadOptions, check_extras
-from logitless.ops.outputs import TokenStats
-from logitless.ops.plan import plan
-from logitless.ops.vocab_parallel import Meeting
-from logitless.ops.weights import refuse_special_weight
+from logitless.backends.registry import check_numpy_backend
+from logitless.inputs.arrays import check_tokens, check_weight, framework, zeros_like
+from logitless.inputs.checks import is_tensor, shown
+from logitless.inputs.naming import public
+from logitless.inputs.options import DROPPED, ComputeOptions, HeadOptions, check_extras
+from logitless.inputs.weights import refuse_special_weight
+from logitless.ops.head.plan import plan
+from logitless.ops.rows.outputs import TokenStats
+from logitless.ops.sharding.vocab_parallel import Meeting
 
 
 @public
@@ -94,7 +94,7 @@ def linear_token_stats(
 def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
     if not (is_tensor(hidden) and is_tensor(weight)):
         return hidden, weight
-    from logitless.ops.library import autocast
+    from logitless.ops.torch_op import autocast
 
     return autocast(hidden, weight)
 
@@ -129,10 +129,10 @@ def _torch_stats(
     shape: tuple[int, ...],
     meeting: Meeting,
 ) -> TokenStats:
-    from logitless.ops.head_call import head_call
-    from logitless.ops.linear_op import linear_stats
-    from logitless.ops.outputs import to_stats
-    from logitless.ops.plain import plain_stats
+    from logitless.backends.eager import plain_stats
+    from logitless.ops.head.inputs import head_call
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.outputs import to_stats
 
     with meeting:
         call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
@@ -157,7 +157,7 @@ def _torch_stats(
         tiles = call.tiles(call.plan(replace(compute, tail_mass=0.0), one_pass=False))
         outputs = linear_stats(*call.arrays, bool(others), *tiles)
         return with_nothing_dropped(to_stats(outputs[:-2], shape, others), extras)
-    from logitless.ops.support_op import SAVED, linear_support_stats
+    from logitless.ops.head.support_op import SAVED, linear_support_stats
 
     tiles = call.tiles(call.plan(compute, one_pass=False))
     outputs = linear_support_stats(*call.arrays, bool(others), compute.tail_mass, *tiles)
@@ -185,7 +185,7 @@ def _numpy_stats(
 ) -> TokenStats:
     import numpy as np
 
-    from logitless.ops.rows import STATE
+    from logitless.backends.rows import STATE
     from logitless.ops.token_stats import numpy_finish, numpy_rows
 
     for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logitless import _core
-from logitless.loss.aggregation import Totals, token_weights
-from logitless.loss.checks import finite, instance, is_tensor
-from logitless.loss.selection import select, select_in_call, spec_means
-from logitless.loss.sequences import check_whole
+from logitless.inputs.arrays import framework
+from logitless.inputs.checks import finite, instance, is_tensor
+from logitless.inputs.make_tokens import Array, ids_of, make_tokens, refuse_grad
+from logitless.inputs.naming import public
+from logitless.inputs.sequences import check_whole
+from logitless.inputs.tokens import Bools, Int64s, Tokens
+from logitless.loss.evaluate.aggregation import Totals, token_weights
+from logitless.loss.evaluate.selection import select, select_in_call, spec_means
+from logitless.loss.evaluate.token_loss import Means, TokenLoss, evaluate
 from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
-from logitless.loss.token_loss import Means, TokenLoss, evaluate
-from logitless.loss.tokens import Bools, Int64s, Tokens
-from logitless.ops.arrays import framework
 from logitless.ops.batch_stats import BatchStats, check_ids
-from logitless.ops.naming import public
-from logitless.ops.tokens import Array, ids_of, make_tokens, refuse_grad
 
 _OP = "policy_loss"
 
@@ -282,7 +282,7 @@ def _members(tokens: Tokens, selected: Int64s) -> Bools:
 def _torch_loss(
     logp: Any, entropy: Any, data: tuple[Any, Any, Any, PolicyLossSpec], options: dict[str, Any]
 ) -> PolicyLossOutput:
-    from logitless.ops.loss_op import loss_arguments, policy_loss_op
+    from logitless.ops.losses.op import loss_arguments, policy_loss_op
 
     arguments = loss_arguments(*data, **options)
     loss, values, *_ = policy_loss_op(logp, entropy, *arguments)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitless.loss.checks import instance, is_tensor
-from logitless.loss.correction import correction_metrics, importance
-from logitless.loss.corrections import Correction
-from logitless.loss.tokens import Tokens
-from logitless.ops.arrays import framework
-from logitless.ops.naming import public
-from logitless.ops.tokens import Array, is_traced, make_tokens, refuse_grad
+from logitless.inputs.arrays import framework
+from logitless.inputs.checks import instance, is_tensor
+from logitless.inputs.make_tokens import Array, is_traced, make_tokens, refuse_grad
+from logitless.inputs.naming import public
+from logitless.inputs.tokens import Tokens
+from logitless.loss.evaluate.importance import correction_metrics, importance
+from logitless.loss.spec.corrections import Correction
 
 
 class RolloutWeights(NamedTuple):
@@ -52,7 +52,7 @@ def rollout_weights(
     refuse_grad(**given)
     instance("correction", correction, (Correction,))
     if is_traced(old_logp):
-        from logitless.ops.data_ops import traced_weights
+        from logitless.ops.losses.data_ops import traced_weights
 
         return traced_weights(old_logp, rollout_logp, mask, correction, cu_seqlens)
     tokens = make_tokens(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from logitless.loss.checks import flag
-from logitless.ops.arrays import check_dtype, check_tokens, framework, shape_of
-from logitless.ops.backends import ON_DEVICE, check_numpy_backend
-from logitless.ops.naming import public
-from logitless.ops.options import ROW_EXTRAS, HeadOptions, check_extras
-from logitless.ops.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
-from logitless.ops.scaling import check_scaling, check_temperatures
-from logitless.ops.tokens import thread_count
-from logitless.ops.vocab_parallel import Facts, Meeting, head_facts, rows_facts
-from logitless.ops.weights import FLOATS
+from logitless.backends.registry import ON_DEVICE, check_numpy_backend
+from logitless.inputs.arrays import check_dtype, check_tokens, framework, shape_of
+from logitless.inputs.checks import flag
+from logitless.inputs.make_tokens import thread_count
+from logitless.inputs.naming import public
+from logitless.inputs.options import ROW_EXTRAS, HeadOptions, check_extras
+from logitless.inputs.scaling import check_scaling, check_temperatures
+from logitless.inputs.weights import FLOATS
+from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
 @public
@@ -119,11 +119,11 @@ def _torch_stats(
 ) -> TokenStats:
     import torch
 
-    from logitless.ops.library import backend_of
-    from logitless.ops.outputs import flat_head, to_stats
-    from logitless.ops.overwrite import check_overwritable
-    from logitless.ops.plain import plain_stats
-    from logitless.ops.row_op import row_stats
+    from logitless.backends.eager import plain_stats
+    from logitless.ops.rows.op import row_stats
+    from logitless.ops.rows.outputs import flat_head, to_stats
+    from logitless.ops.rows.overwrite import check_overwritable
+    from logitless.ops.torch_op import backend_of
 
     with meeting:
         chosen = backend_of(backend, logits)
@@ -163,7 +163,7 @@ def _numpy_stats(
 ) -> TokenStats:
     import numpy as np
 
-    from logitless.ops.rows import STATE
+    from logitless.backends.rows import STATE
 
     logits = logits if logits.strides[-1] == logits.itemsize else np.ascontiguousarray(logits)
     rows = numpy_rows("token_stats", targets, mask, head, logits.dtype)
@@ -176,7 +176,7 @@ def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) 
     """Rows of the core from NumPy arguments."""
     import numpy as np
 
-    from logitless.ops.rows import Rows
+    from logitless.backends.rows import Rows
 
     flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
     wide = dtype == np.float64

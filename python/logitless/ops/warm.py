@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from logitless.loss.checks import shown, whole
-from logitless.ops.naming import public
+from logitless.inputs.checks import shown, whole
+from logitless.inputs.naming import public
 
 # Two rows: of one, strides are not those of a real call.
 _ROWS = 2

@@ -1,0 +1,120 @@
+"""Options that travel together, checked once at the public function and then trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown
+
+# Of given logits; and what the head ops drop with tail_mass > 0.
+ROW_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+DROPPED = ("dropped_mass", "dropped_entropy")
+EXTRAS = (*ROW_EXTRAS, *DROPPED)
+# Kernels get a softcap between this and its inverse as it is, another one as 1.
+_LEAST_CAP = 2.0**-60
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The chain from head output to z: z = softcap(logit_scale * (raw + bias)) / temperature.
+
+    The core takes it as z = scale * y, y = softcap(pre * (raw + bias)): without a softcap all of
+    the scaling sits in `scale`, applied after the row maximum is subtracted. A softcap far from 1
+    does as well: y = tanh of the same argument, which float32 holds whatever the softcap is.
+    """
+
+    temperature: Any = 1.0  # float, or an array shaped like targets, > 0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    bias: Any = None  # [V] or None
+
+    def __post_init__(self) -> None:
+        plain_fields(self, "temperature", "softcap", "logit_scale")
+        if self.softcap is not None:
+            positive("softcap", self.softcap)
+        positive("logit_scale", self.logit_scale)
+        if not _per_row(self.temperature):
+            positive("temperature", self.temperature)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The options that are arrays, by name."""
+        per_row = None if isinstance(self.temperature, (int, float)) else self.temperature
+        return {"temperature": per_row, "bias": self.bias}
+
+    @property
+    def pre(self) -> float:
+        if self.softcap is None:
+            return 1.0
+        scale = float(self.logit_scale)
+        return scale if self.cap == self.softcap else scale / float(self.softcap)
+
+    @property
+    def cap(self) -> float:
+        if self.softcap is None:
+            return 0.0
+        return float(self.softcap) if _LEAST_CAP <= self.softcap <= 1 / _LEAST_CAP else 1.0
+
+    @property
+    def numerator(self) -> float:
+        """scale * temperature."""
+        return float(self.logit_scale) if self.softcap is None else float(self.softcap) / self.cap
+
+
+def _per_row(temperature: Any) -> bool:
+    """Whether it is an array of one number per row."""
+    if type(temperature) is float:
+        return False
+    array = is_tensor(temperature) or isinstance(temperature, np.ndarray)
+    return array and (getattr(temperature, "is_nested", False) or temperature.ndim > 0)
+
+
+def check_names(argument: str, names: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Known names only; a bare string is a likely slip."""
+    if not isinstance(names, (tuple, list, set, frozenset)):
+        raise TypeError(f"{argument} must be a tuple of names, got {shown(names)}")
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(
+                f"{argument}: unknown name {shown(name)}, expected some of {', '.join(known)}"
+            )
+    return tuple(names)
+
+
+def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) -> tuple[str, ...]:
+    return () if type(extras) is tuple and not extras else check_names("extras", extras, known)
+
+
+def check_tail_mass(tail_mass: float) -> None:
+    x = require("tail_mass", tail_mass, lambda x: 0 <= x < 1, "in [0, 1)")
+    if 0 < x < 1e-5:
+        raise ValueError(f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {x}")
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How the linear ops compute: memory, precision of the logits, backend."""
+
+    memory_budget: int | str | None = None
+    tail_mass: float = 0.0
+    logits_dtype: Any = None
+    batch_invariant: bool = False
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        plain_fields(self, "tail_mass", "memory_budget")
+        check_tail_mass(self.tail_mass)
+        flag("batch_invariant", self.batch_invariant)
+
+    @property
+    def facts(self) -> tuple[tuple[str, Any], ...]:
+        """What must be the same on every rank of vocab_group, where plans must be."""
+        return (
+            ("memory_budget", str(self.memory_budget)),
+            ("logits_dtype", str(self.logits_dtype)),
+            ("batch_invariant", self.batch_invariant),
+            ("tail_mass", float(self.tail_mass)),
+        )

@@ -1,0 +1,1 @@
+"""A policy loss over the tokens of a call: weights, selection, values and coefficients."""

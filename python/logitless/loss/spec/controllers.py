@@ -1,0 +1,131 @@
+"""Entropy coefficients that follow the entropy: plain state, one update per optimizer step.
+
+`entropy` is the token mean over the whole optimizer batch: the sum of `actor/entropy` over its
+micro-batches and ranks. All ranks that update with the same number stay in step.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from logitless.inputs.checks import (
+    finite,
+    instance,
+    is_tensor,
+    not_negative,
+    plain_fields,
+    positive,
+    require,
+    shown,
+)
+
+# Of a coefficient that is positive always: its logarithm stays a number.
+LEAST = sys.float_info.min
+
+
+def _observed(entropy: Any) -> float:
+    # metrics are tensors where the losses are, and this number is needed now
+    if is_tensor(entropy) and entropy.ndim == 0 and not entropy.is_meta:
+        entropy = entropy.detach().cpu()
+    return float(require("entropy", entropy, lambda x: x >= 0.0, "finite and >= 0"))
+
+
+def _load(controller: Any, state: dict[str, Any]) -> None:
+    fields, name = vars(controller), type(controller).__name__
+    instance(f"state of {name}", state, (dict,))
+    if set(state) != set(fields):
+        raise ValueError(f"state of {name} must have {sorted(fields)}, got {shown(list(state))}")
+    # the checks of a new one, before anything changes
+    fields.update(vars(type(controller)(**state)))
+
+
+@dataclass
+class StepController:
+    """TRL's rule (Skywork-OR1, arXiv:2505.22312). In plain code, after each step:
+
+        value += delta if entropy <= target else -delta
+        coefficient = value if entropy <= target else 0
+
+    value stays in [low, high], and the first step has coefficient 0.
+    """
+
+    target: float
+    delta: float = 0.005
+    low: float = 0.0
+    high: float = 1.0
+    value: float = 0.0
+    coefficient: float = 0.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("StepController.target", self.target)
+        positive("StepController.delta", self.delta)
+        finite("StepController.high", self.high)
+        require("StepController.low", self.low, lambda x: x <= self.high, "<= high")
+        require(
+            "StepController.value",
+            self.value,
+            lambda x: self.low <= x <= self.high,
+            f"in [low, high] = [{self.low}, {self.high}]",
+        )
+        finite("StepController.coefficient", self.coefficient)
+
+    def update(self, entropy: float) -> float:
+        """Takes the entropy of the step that ended; returns the coefficient of the next."""
+        below = _observed(entropy) <= self.target
+        moved = self.value + (self.delta if below else -self.delta)
+        self.value = min(max(moved, self.low), self.high)
+        self.coefficient = self.value if below else 0.0
+        return self.coefficient
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _load(self, state)
+
+
+@dataclass
+class LogController:
+    """SAC's temperature (arXiv:1812.05905). In plain code, after each step:
+
+        log_coefficient -= rate * (entropy - target)      # the gradient of log a * (H - target)
+
+    Positive always, and as strong as it takes: bound it with `high` where that may be too much. It
+    does not fall below the smallest normal float, 2.2e-308.
+    """
+
+    target: float
+    coefficient: float = 1e-3
+    rate: float = 0.01
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("LogController.target", self.target)
+        positive("LogController.rate", self.rate)
+        positive("LogController.high", self.high)
+        require(
+            "LogController.coefficient",
+            self.coefficient,
+            lambda x: 0.0 < x <= self.high,
+            f"in (0, high] = (0, {self.high}]",
+        )
+
+    def update(self, entropy: float) -> float:
+        """Takes the entropy of the step that ended; returns the coefficient of the next."""
+        step = -self.rate * (_observed(entropy) - self.target)
+        moved = math.log(self.coefficient) + step
+        # exp overflows where `high` holds anyway
+        below = moved < math.log(self.high)
+        self.coefficient = min(max(math.exp(moved), LEAST), self.high) if below else self.high
+        return self.coefficient
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _load(self, state)

@@ -1,0 +1,103 @@
+"""The table of presets as text: for `logitless losses` and for docs/losses.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.spec.corrections import corrections
+from logitless.loss.spec.presets import TABLE
+
+
+def choices(spec: PolicyLossSpec) -> str:
+    """The surrogate with its numbers, and every other axis that is not at its default."""
+    parts = [str(spec.surrogate)]
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name != "surrogate" and value != field.default:
+            parts.append(f"{field.name}={value}")
+    return ", ".join(parts)
+
+
+def text() -> str:
+    """A name, its formula, its choice on every axis, its paper, a note."""
+    width = max(map(len, TABLE))
+    lines = []
+    for name, row in TABLE.items():
+        labels = (name, "", "", "")
+        for label, line in zip(
+            labels, (row.formula, choices(row.spec), row.paper, row.note), strict=True
+        ):
+            if line:
+                lines.append(f"{label:<{width}}  {line}")
+    return "\n".join(lines) + "\n"
+
+
+def markdown() -> str:
+    """docs/losses.md."""
+    return "\n".join(_markdown()) + "\n"
+
+
+def _markdown() -> Iterator[str]:
+    yield _HEAD
+    yield "| preset | formula | spec | paper |"
+    yield "|---|---|---|---|"
+    for name, row in TABLE.items():
+        formula = row.formula if not row.note else f"{row.formula}. {row.note}"
+        cells = (f"`{name}`", formula, f"`{choices(row.spec)}`", row.paper)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield _CORRECTIONS
+    yield "| name | correction |"
+    yield "|---|---|"
+    for name, value in corrections.items():
+        yield f"| `{name}` | `{value}` |"
+    yield _OWN
+
+
+_HEAD = """\
+# Losses
+
+Made by `logitless losses --markdown`; a test compares. In a formula r = exp(logp - old_logp), A is
+the advantage, H the entropy and p the token's probability; `mean` is over the valid tokens of the
+optimizer batch, `mean_i` over its sequences, `mean_t` over the valid tokens of one; sg stops the
+gradient. `presets[name]` is the spec, and `dataclasses.replace` changes an axis of it. Where verl's
+or TRL's numbers differ from these, [differences.md](differences.md) says why.
+"""
+_CORRECTIONS = """
+## Rollout corrections
+
+`spec.correction`, by name in `corrections`; q = old_logp - rollout_logp.
+"""
+_OWN = """
+## One of your own
+
+A new combination is a row: `presets.add(name, spec, formula, paper)`. A new surrogate is a frozen
+dataclass with a formula, and a new control one with a factor per token; KL, entropy, correction,
+weights, micro-batches and the linear path stay the library's:
+
+```python
+@dataclass(frozen=True)
+class Quadratic(ll.CustomSurrogate):
+    width: float = 0.2
+
+    def loss(self, t):  # torch; the slope comes from autograd
+        r = t.log_ratio.exp()
+        return -t.advantages * r + t.advantages.abs() * (r - 1) ** 2 / (2 * self.width)
+
+
+@dataclass(frozen=True)
+class Late(ll.CustomControl):
+    after: int = 16
+
+    def factor(self, tokens):  # NumPy, flat; data to the gradient
+        return (tokens.ids % 4096 >= self.after) * 1.0
+
+
+spec = ll.PolicyLossSpec(surrogate=Quadratic(), control=Late())
+ll.presets.add("quadratic", spec, "mean of -A r + |A| (r - 1)^2 / 0.4", "yours")
+```
+
+In the library itself a surrogate is one function of `csrc/core/token_loss.h` with its value and
+slope, a dataclass in `loss/spec/surrogates.py`, and its formula in the oracle
+(`reference/terms.py`) and in `tests/plain_losses.py`."""

@@ -1,0 +1,244 @@
+"""The axes of a policy loss: a frozen dataclass; a paper is one choice on each axis.
+
+loss_t = w_t * surrogate(r_t, A_t)               w_t by `correction`; changed by `control`
+         + kl.coefficient * KL(logp, ref_logp) - entropy.coefficient * H
+loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
+from logitless.loss.spec.controls import (
+    AnyControl,
+    ClipB,
+    ClipCov,
+    ClipV,
+    Control,
+    CustomControl,
+    EntropyWeights,
+    KLCov,
+    OffPolicyMask,
+    Scope,
+    SignWeights,
+    TopEntropy,
+)
+from logitless.loss.spec.corrections import Correction, Reject
+from logitless.loss.spec.surrogates import (
+    Cispo,
+    Clip,
+    CustomSurrogate,
+    Dro,
+    Gmpo,
+    NoPolicy,
+    Reinforce,
+    Sapo,
+    Surrogate,
+    SurrogateInputs,
+    TrustMask,
+    Unclipped,
+    Vespo,
+)
+from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor, KLEstimator
+
+__all__ = [
+    "KL", "Aggregation", "AnyControl", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",
+    "Correction", "CustomControl", "CustomSurrogate", "Dro", "EntropyBonus", "EntropyFloor",
+    "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy", "OffPolicyMask",
+    "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo", "Scope", "SignWeights", "Surrogate",
+    "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped", "Vespo",
+]  # fmt: skip
+
+Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inference", "none"]
+Aggregation = Literal[
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+]
+
+
+@dataclass(frozen=True)
+class PolicyLossSpec:
+    """One policy loss; `replace(presets["dapo"], entropy=EntropyBonus(0.01))` adapts one.
+
+    `ratio`, whose r the surrogate sees (d = logp - old_logp):
+
+        token           exp(d) of the token
+        sequence        exp(mean of d over its sequence), gradient through the mean
+        sequence_sum    exp(sum of d over its sequence), gradient through the sum
+        sequence_token  exp(mean of d): the value of "sequence", the gradient of the token's own d
+        inference       exp(logp - rollout_logp) of the token: no old policy in between
+        none            no ratio: the score function, or r = 1
+
+    `aggregation`, over the whole optimizer batch on all ranks (B: its sequences with at least one
+    valid token):
+
+        token-mean               sum of valid tokens / their number
+        token-sum                sum of valid tokens
+        seq-mean-token-sum       sum / B
+        seq-mean-token-mean      mean over sequences of each one's token mean
+        seq-mean-token-sum-norm  sum / (B * max_length)
+
+    `control` and `correction` change the policy term only, never the KL or entropy terms.
+    `max_length`: the generation limit in tokens, for the last aggregation; without it the width T
+    of a padded call that is the whole batch.
+    """
+
+    ratio: Ratio = "token"
+    surrogate: Surrogate = Clip()  # noqa: RUF009 - it is frozen
+    control: AnyControl | None = None
+    kl: KL | None = None
+    entropy: EntropyBonus | EntropyFloor | None = None
+    correction: Correction | None = None
+    aggregation: Aggregation = "token-mean"
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        choice("ratio", self.ratio, get_args(Ratio))
+        choice("aggregation", self.aggregation, get_args(Aggregation))
+        instance("surrogate", self.surrogate, (Surrogate,))
+        instance("control", self.control, (Control, type(None)))
+        instance("kl", self.kl, (KL, type(None)))
+        instance("entropy", self.entropy, (EntropyBonus, EntropyFloor, type(None)))
+        instance("correction", self.correction, (Correction, type(None)))
+        self._check_max_length()
+        self._check_ratio()
+        self._check_control()
+
+    def _check_max_length(self) -> None:
+        if self.max_length is None:
+            return
+        if self.aggregation != "seq-mean-token-sum-norm":
+            raise nonsense(
+                f"max_length={self.max_length}",
+                f"aggregation={self.aggregation!r}",
+                "only 'seq-mean-token-sum-norm' uses it",
+            )
+        whole("max_length", self.max_length, least=1)
+
+    def _check_ratio(self) -> None:
+        ratio, surrogate = f"ratio={self.ratio!r}", f"surrogate={self.surrogate}"
+        if self.ratio == "none" and self.surrogate.uses_ratio:
+            raise nonsense(ratio, surrogate, "it is a function of the ratio; use Reinforce()")
+        if self.ratio != "none" and not self.surrogate.uses_ratio:
+            raise nonsense(ratio, surrogate, "it has no ratio; use ratio='none'")
+        if isinstance(self.surrogate, Gmpo) and self.ratio != "sequence":
+            raise nonsense(ratio, surrogate, "a geometric mean needs ratio='sequence'")
+        if isinstance(self.surrogate, Vespo) and self.ratio != "sequence_sum":
+            raise nonsense(ratio, surrogate, "it weighs whole sequences: ratio='sequence_sum'")
+        if self.surrogate.token_only and self.sequence_ratio:
+            raise nonsense(ratio, surrogate, "it is a function of one token's ratio")
+        if isinstance(self.surrogate, CustomSurrogate) and self.ratio in (
+            "sequence",
+            "sequence_sum",
+        ):
+            raise nonsense(ratio, surrogate, "its slope is per token: use 'sequence_token'")
+        if self.correction is None:
+            return
+        correction = f"correction={self.correction}"
+        if self.ratio == "inference":
+            raise nonsense(ratio, correction, "the ratio already is against the rollout's policy")
+        if isinstance(self.surrogate, Vespo) and self.correction.level is not None:
+            raise nonsense(
+                surrogate, correction, "its own weight is of the sequence; pass rollout_logp as old"
+            )
+
+    def _check_control(self) -> None:
+        control, surrogate = f"control={self.control}", f"surrogate={self.surrogate}"
+        if isinstance(self.surrogate, NoPolicy):
+            for part in ("control", "correction"):
+                given = getattr(self, part)
+                if given is not None:
+                    why = "there is no policy term to change"
+                    raise nonsense(f"{part}={given}", surrogate, why)
+            if self.entropy is None and self.kl is None:
+                raise nonsense(surrogate, "entropy=None", "the loss would be 0")
+        if (
+            isinstance(self.control, KLCov)
+            and isinstance(self.surrogate, Clip)
+            and self.surrogate.dual
+        ):
+            raise nonsense(
+                control,
+                surrogate,
+                "the dual clip cuts the gradient that the penalty is to counter; use Unclipped()",
+            )
+        if (
+            isinstance(self.control, KLCov)
+            and self.ratio in ("sequence", "sequence_sum")
+            and self.surrogate.through_ratio
+        ):
+            raise nonsense(
+                control,
+                f"ratio={self.ratio!r}",
+                "the penalty is of single tokens; use 'sequence_token'",
+            )
+        if (
+            isinstance(self.control, TopEntropy)
+            and self.control.normaliser == "selected"
+            and self.aggregation != "token-mean"
+        ):
+            raise nonsense(
+                f"control.normaliser={self.control.normaliser!r}",
+                f"aggregation={self.aggregation!r}",
+                "only a token mean divides by tokens alone",
+            )
+
+    @property
+    def per_sequence(self) -> bool:
+        """Whether weights or ratios of tokens depend on the sequences they belong to."""
+        return self.aggregation.startswith("seq-") or self.whole_sequences
+
+    @property
+    def sequence_ratio(self) -> bool:
+        return self.ratio.startswith("sequence")
+
+    @property
+    def whole_sequences(self) -> bool:
+        """Whether a token's coefficients depend on the other tokens of its sequence in this call.
+
+        If not, rows can be evaluated in any chunks once the aggregation's weights are known.
+        """
+        return (
+            self.sequence_ratio
+            or isinstance(self.control, OffPolicyMask)
+            or (self.correction is not None and self.correction.per_sequence)
+        )
+
+    @property
+    def selects(self) -> bool:
+        """Whether tokens are selected over the whole optimizer batch."""
+        return self.control is not None and self.control.selects and self.control.scope == "batch"
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether the policy term uses a mean over the whole optimizer batch."""
+        return isinstance(self.control, EntropyWeights) or (
+            self.correction is not None and self.correction.normalize
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Per-token inputs the loss cannot do without, beside logp, advantages and mask.
+
+        Of "old_logp", "ref_logp", "rollout_logp", "entropy" and "entropy_change".
+        """
+        names = set(self.control.needs) if self.control is not None else set()
+        if self.ratio == "inference":
+            names.add("rollout_logp")
+        elif self.ratio != "none":
+            names.add("old_logp")
+        if self.kl is not None:
+            names.add(f"{self.kl.against}_logp")
+            by_old = self.kl.weight == "ratio" and self.ratio != "inference"
+            names |= {"old_logp"} if by_old else set()
+        if self.entropy is not None:
+            names.add("entropy")
+        if self.correction is not None:
+            names |= {"old_logp", "rollout_logp"}
+        return frozenset(names)

@@ -1,0 +1,76 @@
+"""The terms beside the policy term: KL to a reference, and entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from logitless.inputs.checks import choice, finite, not_negative, plain_fields, positive
+
+KLEstimator = Literal[
+    "k1", "k2", "k3", "abs", "low_var", "k1+", "k2+", "k3+", "abs+", "low_var+"
+]  # fmt: skip
+Reference = Literal["ref", "old", "rollout"]
+KLWeight = Literal["none", "ratio", "score"]
+
+
+@dataclass(frozen=True)
+class KL:
+    """coefficient * estimate of KL(policy || reference); x = logp - reference's logp.
+
+    k1: x; k2: x^2 / 2; k3: exp(-x) - 1 + x (http://joschu.net/blog/kl-approx.html); abs: |x|;
+    low_var: k3 with -x clamped to +-20 and the value to +-10 (verl's low_var_kl), gradient 0 where
+    a clamp bites. Nothing else is clamped. A "+" keeps the value and takes the gradient of k2.
+    The gradient of k1 has mean 0 and that of k3 is not the gradient of the KL: a loss wants k2, a
+    "+" or a weight.
+
+    `weight`: "none"; "ratio" multiplies by exp(logp - old_logp), gradient included (TRL's bias
+    correction; rollout_logp where the loss's own ratio is of "inference"); "score" by
+    exp(logp - sg(logp)), which is 1 and adds the score-function gradient (NeMo RL). `against` says
+    whose logp x is measured from.
+    """
+
+    estimator: KLEstimator = "k3"
+    coefficient: float = 1e-3
+    weight: KLWeight = "none"
+    against: Reference = "ref"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        choice("KL.estimator", self.estimator, get_args(KLEstimator))
+        not_negative("KL.coefficient", self.coefficient)
+        choice("KL.weight", self.weight, get_args(KLWeight))
+        choice("KL.against", self.against, get_args(Reference))
+
+
+@dataclass(frozen=True)
+class EntropyBonus:
+    """- coefficient * entropy, aggregated like the loss, with the exact entropy gradient.
+
+    For a coefficient that follows the entropy, make a new spec each step from a controller:
+    `replace(spec, entropy=EntropyBonus(controller.coefficient))` (`StepController`,
+    `LogController`).
+    """
+
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        finite("EntropyBonus.coefficient", self.coefficient)
+
+
+@dataclass(frozen=True)
+class EntropyFloor:
+    """+ strength / (2 target) * max(target - entropy, 0)^2: a bonus that adapts to each token.
+
+    A token at entropy 0 is pushed up like by EntropyBonus(strength), one above `target` (nats)
+    not at all.
+    """
+
+    strength: float
+    target: float
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("EntropyFloor.strength", self.strength)
+        positive("EntropyFloor.target", self.target)

@@ -1,0 +1,1 @@
+"""hidden x weight: plan, tiles, products, and the torch ops over them."""

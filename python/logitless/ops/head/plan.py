@@ -1,0 +1,277 @@
+"""Which way a head call is computed, from shapes alone: same shapes, same plan, always."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+# Tiles are multiples of the core's block, so that any tiling gives the same bits.
+from logitless.backends.rows import BLOCK
+from logitless.backends.topk import KEPT
+from logitless.inputs.checks import INT64, choice, flag, shown, whole
+from logitless.inputs.naming import public
+from logitless.inputs.options import check_names, check_tail_mass
+from logitless.ops.head import cost
+from logitless.ops.head.cost import ITEMSIZE, Way, Work
+from logitless.ops.head.peer_memory import peer_lines
+
+# Rows per tile, and per product. Fewer cost speed, see cost.CPU.
+ROWS = 1024
+# Rows per product where all products have one shape, whatever the batch: see batch_invariant.
+FIXED_ROWS = 256
+# Bytes of a tile of logits: smaller ones pay more barriers (2 threads, 160 x 64 x 151936 float32:
+# 183, 111 and 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
+TILE_BYTES = 4 << 20
+# Bytes of the rows of weight that belong to a tile, and so of the partial sums of their gradient.
+WEIGHT_BYTES = 8 << 20
+DEFAULT_BUDGET = 512 << 20
+# Rows of the shortest chunk of the one-pass: below, products cost too much.
+SHORTEST_CHUNK = 64
+GRADIENTS = ("hidden", "weight")
+
+_UNITS = {
+    "B": 1,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one head call is tiled and what that costs. Sizes in bytes; a product is N x H x V."""
+
+    tokens: int
+    hidden: int
+    vocab: int
+    dtype: str  # of hidden and weight
+    logits_dtype: str  # in which tiles are realised
+    budget: int
+    rows: int  # per tile
+    fixed_rows: int  # of every product with batch_invariant; 0: those of a tile
+    columns: int  # of the vocabulary per tile
+    kept_columns: int  # whose logits are kept from forward to backward
+    chunk_rows: int  # of the one-pass: rows whose logits are held at once; 0: it is not one-pass
+    scratch_bytes: int
+    kept_bytes: int  # logits held: kept ones, or those of a chunk
+    accumulator_bytes: int
+    kept_entries: int  # the largest of each row, with tail_mass > 0 or to draw from
+    support_bytes: int  # those, and with tail_mass > 0 their gradient
+    # with every row active: 3 at best, 4 where no logits are kept; with tail_mass > 0, if no row
+    # could be served from its largest entries
+    products: float
+    expected_seconds: float  # on the machine that the cost model was measured on
+
+    @property
+    def mode(self) -> str:
+        """ "one-pass", "keep", "recompute", "mix" or "support"."""
+        if self.kept_entries:
+            return "support"
+        if self.chunk_rows:
+            return "one-pass"
+        return {0: "recompute", self.vocab: "keep"}.get(self.kept_columns, "mix")
+
+    @property
+    def total_bytes(self) -> int:
+        return self.scratch_bytes + self.kept_bytes + self.accumulator_bytes + self.support_bytes
+
+    @property
+    def full_logits_bytes(self) -> int:
+        return self.tokens * self.vocab * ITEMSIZE[self.logits_dtype]
+
+    def __str__(self) -> str:
+        held = {
+            "one-pass": f"{self.chunk_rows} rows at a time, forward and backward at once",
+            "keep": "all logits kept for the backward",
+            "recompute": "logits made again in the backward",
+            "support": f"the {self.kept_entries} largest entries of each row kept, logits of the"
+            " rows that need more made again",
+            "mix": f"logits of {self.kept_columns} columns kept, others made again",
+        }[self.mode]
+        support = f" + entries {_mib(self.support_bytes)}" if self.support_bytes else ""
+        lines = [
+            f"{self.tokens} tokens x {self.hidden} hidden x {self.vocab} vocabulary, {self.dtype},"
+            f" logits in {self.logits_dtype}",
+            f"{self.mode}: {held}; {self.products:.2f} products on tiles of {self.rows} rows x"
+            f" {self.columns} columns",
+            f"scratch {_mib(self.scratch_bytes)} + logits {_mib(self.kept_bytes)} + accumulators"
+            f" {_mib(self.accumulator_bytes)}{support} = {_mib(self.total_bytes)} of"
+            f" {_mib(self.budget)}",
+            f"full logits would take {_mib(self.full_logits_bytes)}, and as much again for"
+            " their gradient",
+            "others hold, by what their documentation and sources say:",
+        ]
+        item = ITEMSIZE[self.logits_dtype]
+        others = peer_lines(self.tokens, self.hidden, self.vocab, item)
+        lines += [f"  {_mib(size):>12}  {who}: {what}" for size, who, what in others]
+        return "\n".join(lines)
+
+
+def _mib(n: int) -> str:
+    return f"{n / 2**20:.1f} MiB"
+
+
+def parse_bytes(size: int | str) -> int:
+    """1024, "1024" or "256MiB" -> bytes."""
+    if not isinstance(size, str):
+        return whole("memory_budget", size)
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", size)
+    unit = (match[2] or "B").upper() if match else ""
+    if match is None or unit not in _UNITS:
+        raise ValueError(f'memory_budget must be bytes or like "256MiB", got {shown(size)}')
+    bytes_ = int(float(match[1]) * _UNITS[unit])
+    if bytes_ >= INT64:
+        raise ValueError(f"memory_budget must be below 2^63 bytes, got {shown(size)}")
+    return bytes_
+
+
+@public
+def plan(
+    tokens: int,
+    hidden: int,
+    vocab: int,
+    dtype: Any = "float32",
+    budget: int | str | None = None,
+    *,
+    logits_dtype: Any = None,
+    gradients: tuple[str, ...] = GRADIENTS,
+    backward: bool = True,
+    one_pass: bool = True,
+    split: bool = True,
+    batch_invariant: bool = False,
+    tail_mass: float = 0.0,
+    kept_entries: int = 0,
+) -> Plan:
+    """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
+
+    `dtype` and `logits_dtype` are torch dtypes or their names; `budget` as `memory_budget` there:
+    None is min(512 MiB, what holding all logits takes). Counted: scratch, kept tiles, float32
+    accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
+    asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
+    `linear_token_stats` does it, whose upstream gradients are not known in the forward;
+    `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there; only
+    whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
+    keeps for its top_k and top_p. The cheapest way that fits is
+    taken, by the model in `ops/head/cost.py`; time and free memory of the machine never enter it.
+
+    Raises ValueError below the smallest budget that can work, naming it.
+    """
+    name = _dtype_name("dtype", dtype)
+    realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
+    tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
+    hidden, vocab = whole("hidden", hidden, least=1), whole("vocab", vocab, least=1)
+    gradients = check_names("gradients", gradients, GRADIENTS)
+    flags = {"backward": backward, "one_pass": one_pass, "split": split}
+    for label, value in {**flags, "batch_invariant": batch_invariant}.items():
+        flag(label, value)
+    check_tail_mass(tail_mass)
+    needed = tuple(gradients) if backward else ()
+    work = Work(tokens, hidden, vocab, name, realised, needed, backward)
+    fixed = FIXED_ROWS if batch_invariant else 0
+    heights = _halved(ROWS, fixed) if fixed else _halved(max(1, min(tokens, ROWS)), 1)
+    limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
+    support = cost.candidate_bytes(tokens, kept_entries) if kept_entries else 0
+    if tail_mass:
+        kept_entries, support = KEPT, cost.support_bytes(work, at_once=one_pass)
+    if budget is None:
+        limit += support
+    ways = _two_pass_ways(work, heights, limit - support, fixed)
+    if tail_mass:
+        # Dense rows are few: their logits are made again.
+        ways = [way for way in ways if not way.kept]
+    elif one_pass and backward and tokens:
+        # First, so that it is taken where it costs the same: it lets go of the logits at once.
+        ways = _one_pass_ways(work, heights, limit, fixed, split) + ways
+    if not ways:
+        least = support + min(
+            cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed)
+        )
+        raise ValueError(
+            f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
+            f"{vocab} vocabulary in {realised}, got {limit}"
+        )
+    best = min(ways, key=lambda way: cost.seconds(work, way, cost.CPU))
+    return Plan(
+        tokens, hidden, vocab, name, realised, limit,
+        best.rows, best.fixed, best.columns, best.kept, best.chunk,
+        cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
+        cost.accumulator_bytes(work, best), kept_entries, support, cost.products(work, best),
+        cost.seconds(work, best, cost.CPU),
+    )  # fmt: skip
+
+
+def _halved(size: int, smallest: int) -> list[int]:
+    sizes = [size]
+    while sizes[-1] > smallest:
+        sizes.append(max(-(-sizes[-1] // 2), smallest))
+    return sizes
+
+
+def _columns(work: Work, rows: int, fixed: int) -> int:
+    """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
+    once = not work.backward and not fixed and rows == work.tokens
+    rows = ROWS if fixed else rows
+    fitting = TILE_BYTES // (rows * work.item)
+    # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
+    if not (once and work.logits_dtype == work.dtype):
+        fitting = min(fitting, WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype]))
+    return min(max(fitting // BLOCK * BLOCK, BLOCK), work.vocab)
+
+
+def _default_budget(work: Work, rows: int, fixed: int) -> int:
+    """What holding all logits at once takes, up to a limit that one tile may exceed."""
+    way = Way(rows, _columns(work, rows, fixed), 0, fixed=fixed)
+    whole = [replace(way, kept=work.vocab)]
+    if work.backward and work.tokens:
+        whole.append(replace(way, chunk=work.tokens))
+    most = max(cost.total_bytes(work, way) for way in whole)
+    return max(min(DEFAULT_BUDGET, most), cost.total_bytes(work, way))
+
+
+def _bare_ways(work: Work, heights: list[int], fixed: int) -> list[Way]:
+    return [Way(rows, _columns(work, rows, fixed), 0, fixed=fixed) for rows in heights]
+
+
+def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: int) -> list[Way]:
+    """The tallest products that fit, without kept logits and with as many as there is room for."""
+    for way in _bare_ways(work, heights, fixed):
+        room = limit - cost.total_bytes(work, way)
+        if room < 0:
+            continue
+        if not work.backward or not work.tokens:
+            return [way]
+        fitting = room // (work.item * cost.padded(work.tokens, way))
+        kept = work.vocab if fitting >= work.vocab else fitting // way.columns * way.columns
+        return [way, replace(way, kept=kept)] if kept else [way]
+    return []
+
+
+def _one_pass_ways(
+    work: Work, heights: list[int], limit: int, fixed: int, split: bool
+) -> list[Way]:
+    """Chunks of all rows, half of them, a quarter ...: those that fit."""
+    ways = []
+    for chunk in _halved(work.tokens, min(SHORTEST_CHUNK, work.tokens) if split else work.tokens):
+        rows = min(chunk, ROWS)
+        if fixed:
+            rows = min(-(-chunk // fixed) * fixed, ROWS)
+            chunk = -(-chunk // fixed) * fixed if chunk < work.tokens else chunk
+        way = Way(rows, _columns(work, rows, fixed), 0, chunk, fixed)
+        if cost.total_bytes(work, way) <= limit:
+            ways.append(way)
+    return ways
+
+
+def _dtype_name(label: str, dtype: Any) -> str:
+    if isinstance(dtype, type) and issubclass(dtype, np.generic):
+        dtype = np.dtype(dtype)
+    known = isinstance(dtype, (str, np.dtype)) or type(dtype).__module__ == "torch"
+    name = str(dtype).removeprefix("torch.") if known else dtype
+    choice(label, name, ITEMSIZE)
+    return name

@@ -1,0 +1,1 @@
+"""The torch op of a policy loss, and how a graph holds a spec."""

@@ -1,0 +1,74 @@
+"""What torch.compile needs to be told while it traces: which numbers a graph is for.
+
+A graph serves any length where nothing is decided by one. A size or an option that the caller
+changes is a symbol there: torch's guards then say for which values the graph holds. All of this is
+for `torch.compiler.is_compiling()` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
+
+from logitless.loss.spec import Correction, PolicyLossSpec, Reinforce
+from logitless.ops.losses.spec_code import encode
+
+
+def any_symbol(*sizes: Any) -> bool:
+    """Whether one of them may be another number in the next call of the graph that is traced."""
+    return not all(has_static_value(n) for n in sizes)
+
+
+def fixed(number: Any) -> Any:
+    """The number itself, with a graph of its own for each value; a list of them."""
+    if isinstance(number, list):
+        return [fixed(x) for x in number]
+    return guard_scalar(number) if type(number) in (int, float) else number
+
+
+def spec_code(spec: PolicyLossSpec) -> str:
+    """`encode`; while torch.compile traces, a constant and a guard on every field of the spec."""
+    if not torch.compiler.is_compiling():
+        return encode(spec)
+    text: str = _code_of_parts(_parts(spec))
+    return text
+
+
+def correction_code(correction: Correction) -> str:
+    """The same of a spec that has this correction."""
+    text: str = _code_of_correction(_parts(correction))
+    return text
+
+
+def _parts(value: Any) -> Any:
+    """A dataclass as (its class, its fields): torch 2.11 takes no frozen dataclass for a constant,
+    and from tuples all versions see what to guard on."""
+    if isinstance(value, tuple):
+        return ("tuple", *[_parts(x) for x in value])
+    if not dataclasses.is_dataclass(value):
+        return fixed(value)
+    kind: Any = type(value)
+    names = tuple(kind.__dataclass_fields__)
+    return (kind, names, *[_parts(getattr(value, name)) for name in names])
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _code_of_parts(parts: Any) -> str:
+    return encode(_made(parts))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _code_of_correction(parts: Any) -> str:
+    return encode(PolicyLossSpec(ratio="none", surrogate=Reinforce(), correction=_made(parts)))
+
+
+def _made(parts: Any) -> Any:
+    if not isinstance(parts, tuple):
+        return parts
+    if parts[0] == "tuple":
+        return tuple(_made(x) for x in parts[1:])
+    kind, names, *fields = parts
+    return kind(**{name: _made(x) for name, x in zip(names, fields, strict=True)})

@@ -1,0 +1,1 @@
+"""Given logits: the torch op and its results."""

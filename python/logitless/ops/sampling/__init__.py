@@ -1,0 +1,1 @@
+"""Tokens drawn while tiles of logits stream by."""

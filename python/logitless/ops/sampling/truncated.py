@@ -1,0 +1,122 @@
+"""Draws from the top_k and top_p of each row: from its largest logits, kept while tiles stream by,
+and where those cannot prove that they hold the whole set, from another product of those rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from logitless.backends.topk import Candidates
+from logitless.inputs.checks import plain_fields, require, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from logitless.backends.rows import Rows
+    from logitless.ops.head.plan import Plan
+    from logitless.ops.head.tiling import Tiles
+    from logitless.ops.sharding.shard import Shard
+
+# Largest logits kept of a row where top_p alone limits it; and of any row, see csrc/cpu.
+KEPT, MOST_KEPT = 256, 1024
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Which part of a distribution is drawn from."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if self.top_k is not None:
+            whole("top_k", self.top_k, least=1)
+        if self.top_p is not None:
+            require("top_p", self.top_p, lambda p: 0 < p <= 1, "in (0, 1] or None")
+
+    def limits(self, vocab: int) -> bool:
+        """Whether anything can be left out."""
+        return (self.top_k or vocab) < vocab or (self.top_p or 1.0) < 1.0
+
+    def kept(self, vocab: int) -> int:
+        return min(self.top_k or KEPT, MOST_KEPT, vocab)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the core."""
+        return {"top_k": self.top_k or 0, "top_p": float(self.top_p or 1.0)}
+
+
+def draw_truncated(
+    h: Tensor,  # [n, H], not padded
+    weight: Tensor,  # [V of this rank, H]
+    rows: Rows,
+    tiles: Tiles,
+    tiling: Plan,
+    truncation: Truncation,
+    noise: Any,  # linear_sample.Noise
+    shard: Shard,
+    state: Tensor,  # [n, STATE], written
+) -> Tensor:  # [n] int64
+    """The drawn tokens; `state` is then as if they had been the targets.
+
+    Every rank draws for itself, from what all ranks have after the largest logits of each are sent.
+    """
+    import torch
+
+    from logitless.ops.head.engine import fold
+    from logitless.ops.sharding.topk import settle
+
+    n, vocab = len(h), shard.vocab(len(weight))
+    token = torch.zeros(n, dtype=torch.int64)
+    # The fold asks for targets; what it finds of these is overwritten by the draw.
+    rows = replace(rows, targets=token)
+    candidates = Candidates.empty(n, truncation.kept(vocab))
+    no_logits = h.new_empty(0, dtype=tiles.dtype)
+    fold(tiles.operand(h, None), weight, rows, state, tiles, no_logits, False, candidates)
+    shard.merge(state, rows)
+    settle(rows, state, candidates, shard, tiles.dtype)
+    drawn = torch.empty(n, dtype=torch.int64)
+    arguments = {**truncation.arguments, **noise.of(slice(0, n))}
+    rows.core.draw_truncated(state, drawn, candidates=candidates.core, **arguments)
+    left = (drawn < 0).nonzero().squeeze(1)
+    if not len(left):
+        return drawn
+    rows = shard.entire(rows)
+    # Of a sharded vocabulary a row is held once more: as the parts that it is put together from.
+    held = vocab + len(shard.ranges) * shard.widest(0)
+    room = max(tiling.budget - tiling.total_bytes, 0) // (held * tiles.dtype.itemsize)
+    for index in left.split(max(int(room), 1)):
+        mine = state[index]
+        drawn[index] = _draw_again(
+            h[index], weight, rows.gather(index), tiles, truncation, noise.at(index), shard, mine
+        )
+        state[index] = mine
+    return drawn
+
+
+def _draw_again(
+    h: Tensor,  # [r, H]
+    weight: Tensor,
+    rows: Rows,  # with the whole vocabulary's bias
+    tiles: Tiles,
+    truncation: Truncation,
+    noise: Any,
+    shard: Shard,
+    state: Tensor,  # [r, STATE], written
+) -> Tensor:  # [r]
+    """The same of all logits of a few rows. Their state is made anew from these very logits: a
+    product of fewer rows may round otherwise."""
+    import torch
+
+    from logitless.ops.head.gemm import all_logits
+
+    r = len(h)
+    logits = shard.whole(all_logits(tiles.operand(h, None), weight, r, tiles))
+    rows.forward(logits, state)
+    drawn = torch.empty(r, dtype=torch.int64)
+    arguments = {**truncation.arguments, **noise.of(slice(0, r))}
+    rows.core.draw_truncated(state, drawn, logits=logits, **arguments)
+    return drawn

@@ -1,0 +1,1 @@
+"""A vocabulary that is spread over ranks."""

@@ -1,0 +1,118 @@
+"""A rank's part of the vocabulary as the ops take it: a group's name, who has which columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from logitless.backends.rows import Rows
+from logitless.ops.head.late_plan import planned
+from logitless.ops.head.tiling import N_TILES, Tiles
+
+# The tail of every schema over a vocabulary that may be sharded, in the order of `Shard`.
+SHARD = 'str vocab_group="", int[] vocab_bounds=[]'
+
+
+# And behind it, where tiles may be planned as late as that: see `Tiles.plan`.
+LATE = 'str plan=""'
+
+
+class Shard(NamedTuple):
+    """Which columns of the vocabulary this rank holds. The default: all, and nothing is sent.
+
+    Every rank of the group makes the same calls of what sends, with the same rows.
+    """
+
+    # of a torch.distributed group; "": none
+    group: str = ""
+    # start and stop of every rank's columns, in the order of ranks; 0, 0: it has none
+    bounds: list[int] = []  # noqa: RUF012, never written to
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        return list(zip(self.bounds[::2], self.bounds[1::2], strict=True))
+
+    @property
+    def start(self) -> int:
+        """Vocabulary id of this rank's first column."""
+        return self.ranges[process_group(self.group).rank()][0] if self.group else 0
+
+    @property
+    def order(self) -> list[int]:
+        """The ranks that have columns, in the order of those."""
+        with_some = [rank for rank, (start, stop) in enumerate(self.ranges) if stop > start]
+        return sorted(with_some, key=lambda rank: self.ranges[rank])
+
+    def vocab(self, width: int) -> int:
+        """The size of the whole vocabulary, where this rank holds `width` columns."""
+        return max(self.bounds) if self.group else width
+
+    def widest(self, width: int) -> int:
+        return max(stop - start for start, stop in self.ranges) if self.group else width
+
+    def local(self, rows: Rows) -> Rows:
+        """Targets counted from this rank's first column: another rank's match none of ours."""
+        return replace(rows, targets=rows.targets - self.start) if self.group else rows
+
+    def merge(self, state: Tensor, rows: Rows) -> None:  # [n, 8] float64
+        """The state over this rank's columns becomes that over all, the same bits on every rank."""
+        if not self.group or not len(state):
+            return
+        state[:, 7] += self.start
+        pieces = self.gather(state)
+        rows.merge(pieces[self.order], state)
+
+    def entire(self, rows: Rows) -> Rows:
+        """With the bias of the whole vocabulary: its numbers are few where its logits are not."""
+        if not self.group or rows.bias is None:
+            return rows
+        return replace(rows, bias=self.whole(rows.bias))
+
+    def whole(self, mine: Tensor) -> Tensor:  # [..., V of this rank]
+        """[..., V], the columns of all ranks in their order."""
+        if not self.group:
+            return mine
+        padded = mine.new_zeros(*mine.shape[:-1], self.widest(0))
+        padded[..., : mine.shape[-1]] = mine
+        everyone, ends = self.gather(padded), self.ranges
+        parts = [everyone[rank][..., : ends[rank][1] - ends[rank][0]] for rank in self.order]
+        return torch.cat(parts, -1)
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """[ranks, *mine.shape], in the order of ranks."""
+        group = process_group(self.group)
+        everyone = mine.new_empty(group.size(), *mine.shape)
+        # As bytes, which every backend can send.
+        parts = [part.view(torch.uint8) for part in everyone.unbind(0)]
+        dist.all_gather(parts, mine.contiguous().view(torch.uint8), group=group)
+        return everyone
+
+    def reduce(self, total: Tensor) -> None:
+        """Add over the ranks, in place."""
+        if self.group and total.numel():
+            dist.all_reduce(total, group=process_group(self.group))
+
+
+def tiling_of(args: tuple[Any, ...], *operands: Tensor) -> tuple[Tiles, Shard]:
+    """Of an op's arguments from `TILES` on. With the `operands` hidden and weight tiles are planned
+    where the arguments leave that to the run; a fake op, whose sizes may be symbols, cannot."""
+    end = N_TILES + len(Shard._fields)
+    # Defaults at the end do not reach a kernel.
+    tiles = Tiles(*args[:N_TILES], *args[end:])
+    return planned(tiles, *operands) if operands else tiles, Shard(*args[N_TILES:end])
+
+
+def process_group(name: str) -> dist.ProcessGroup:
+    # as torch's own functional collectives find theirs
+    resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    group: dist.ProcessGroup = resolve(name)
+    return group
+
+
+def sum_dtype(shard: Shard, dtype: torch.dtype) -> torch.dtype:
+    """In which a rank's share of d_hidden waits for the others': rounded once, after the sum."""
+    return torch.float32 if shard.group and dtype != torch.float64 else dtype

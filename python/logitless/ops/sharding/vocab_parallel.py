@@ -1,0 +1,175 @@
+"""vocab_group at the public ops: who has which columns, and that all ranks ask for the same.
+
+A call starts with one small message from every rank: its range of columns, what must be the same
+everywhere, or the error it met. So a mistake on one rank raises on all, and none waits for another
+that never comes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from logitless.inputs.checks import shown, whole
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from logitless.inputs.options import HeadOptions
+    from logitless.ops.sharding.shard import Shard
+
+# (name, value) of text, numbers and lists of them.
+Facts: TypeAlias = tuple[tuple[str, Any], ...]
+
+
+class Meeting:
+    """The ranks of vocab_group at the start of a call; without a group nothing is done or sent.
+
+    meeting = Meeting(op, vocab_group, vocab_start)
+    with meeting:
+        ...                      # everything that one rank alone may fail at
+    shard = meeting.shard(...)   # raises on every rank what any of them failed at
+    """
+
+    def __init__(self, op: str, group: Any, start: int) -> None:
+        self.op, self.group, self.start = op, "", start
+        if group is None:
+            self.start = whole("vocab_start", start)
+            if start != 0:
+                raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
+            return
+        self.group = _name_of(op, group)
+        with self:
+            self.start = whole("vocab_start", start)
+
+    # Not __bool__, which torch.compile cannot trace before torch 2.13.
+    @property
+    def sharded(self) -> bool:
+        return self.group != ""
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self.group and isinstance(error, Exception):
+            from logitless.ops.sharding.agreement import tell
+
+            tell(self.group, f"{type(error).__name__}: {error}")
+
+    def local(self, name: str, tensor: Any) -> Any:
+        """This rank's part of a weight or bias, of which a DTensor is cut along the vocabulary."""
+        if not self.sharded or type(tensor).__name__ != "DTensor":
+            return tensor
+        return _local_part(self, name, tensor)
+
+    def refuse_numpy(self) -> None:
+        if self.sharded:
+            raise ValueError(f"{self.op}: vocab_group takes torch tensors, got NumPy arrays")
+
+    def refuse_backend(self, backend: str) -> None:
+        """Plain torch would need autograd through the exchange, or a copy of our own backward."""
+        if self.sharded and backend == "torch":
+            raise NotImplementedError(f"{self.op}: vocab_group with backend='torch' is not built")
+
+    def shard(self, width: int, same: Callable[[], Facts]) -> Shard:
+        """Who has which columns. `same`: what must agree; not asked for without a group."""
+        from logitless.ops.sharding.agreement import agreed
+        from logitless.ops.sharding.shard import Shard
+
+        if not self.sharded:
+            return Shard()
+        facts = same()
+        if _tracing():
+            from logitless.ops.losses.tracing import fixed
+
+            # What ranks have told each other is a constant of the graph.
+            width, facts = fixed(width), tuple([(name, fixed(fact)) for name, fact in facts])
+        return Shard(*agreed(self.op, self.group, self.start, width, facts))
+
+
+def _tracing() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
+
+
+def _name_of(op: str, group: Any) -> str:
+    import torch
+    import torch.distributed as dist
+
+    # A graph's tracer shows a stand-in.
+    if not torch.compiler.is_compiling() and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{op}: vocab_group must be a torch.distributed process group that this rank is in, "
+            f"got {shown(group)}"
+        )
+    name: str = group.group_name
+    return name
+
+
+def _local_part(meeting: Meeting, name: str, tensor: Any) -> Any:
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard as Sharded
+
+    from logitless.ops.sharding.shard import process_group
+
+    op, mesh, placements = meeting.op, tensor.device_mesh, tensor.placements
+    mine, theirs = process_group(meeting.group), mesh.get_group() if mesh.ndim == 1 else None
+    cut = len(placements) == 1 and type(placements[0]) is Sharded and placements[0].dim == 0
+    same_ranks = theirs is not None and (
+        dist.get_process_group_ranks(theirs) == dist.get_process_group_ranks(mine)
+    )
+    if not (cut and same_ranks):
+        raise ValueError(
+            f"{op}: {name} as a DTensor must be Shard(0) over the ranks of vocab_group, "
+            f"got {list(placements)} over {mesh}"
+        )
+    # DTensor cuts as torch.chunk does.
+    start = min(-(-len(tensor) // mine.size()) * mine.rank(), len(tensor))
+    if meeting.start not in (0, start):
+        raise ValueError(
+            f"{op}: vocab_start must be left at 0, or be the {start} at which this rank's part of "
+            f"the DTensor {name} starts, got {meeting.start}"
+        )
+    meeting.start = start
+    return tensor.to_local()
+
+
+def fingerprint(*arrays: Any) -> int:
+    """A checksum of tensors on the CPU (None aside), so that ranks with other data are told apart.
+
+    0 where it would wait for a device, or while torch.compile traces.
+    """
+    import torch
+
+    total = 0
+    for x in arrays:
+        if x is None or torch.compiler.is_compiling() or x.device.type != "cpu":
+            continue
+        flat = x.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+        total = zlib.crc32(flat.view(torch.uint8).numpy(), total)
+    return total
+
+
+def head_facts(head: HeadOptions) -> Facts:
+    """What of the chain must be the same on every rank."""
+    t = head.temperature
+    return (
+        ("temperature", float(t) if isinstance(t, (int, float)) else fingerprint(t)),
+        ("softcap", head.cap),
+        ("logit_scale", float(head.logit_scale)),
+        ("whether there is a bias", head.bias is not None),
+    )
+
+
+def rows_facts(source: Any, targets: Any, mask: Any, shape: tuple[int, ...]) -> Facts:
+    """The same of the rows: logits or hidden, and what is flat."""
+    return (
+        ("the dtype", str(source.dtype)),
+        ("the shape of targets", [int(n) for n in shape]),
+        ("targets (their checksum)", fingerprint(targets)),
+        ("mask (its checksum)", -1 if mask is None else fingerprint(mask)),
+    )
