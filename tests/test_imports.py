@@ -64,7 +64,7 @@ __main__        python -m logitless
 
 def rooms(table: str) -> dict[str, tuple[str, set[str]]]:
     """Room -> (purpose, the rooms that it may import)."""
-    found: dict[str, tuple[str, set[str]]] = {}
+    room, found = "", dict[str, tuple[str, set[str]]]()
     for line in table.strip().splitlines():
         if line.startswith(" "):
             found[room][1].update(line.split())
