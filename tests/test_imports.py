@@ -43,7 +43,7 @@ ops.head        hidden x weight: plan, tiles, products, torch ops
                 _core inputs backends loss.spec loss.evaluate
                 ops.torch_op ops.sharding ops.rows ops.losses
 ops.sampling    tokens drawn while tiles of logits stream by
-                inputs backends ops ops.torch_op ops.sharding ops.head ops.losses
+                inputs backends ops ops.torch_op ops.sharding ops.rows ops.head ops.losses
 ops             the public functions: parse, plan, run
                 _core inputs backends loss.spec loss.evaluate
                 ops.torch_op ops.sharding ops.rows ops.losses ops.head ops.sampling
