@@ -30,15 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" in metafunc.fixturenames:
-        from places import places
+        from tests.support.devices import places
 
         metafunc.parametrize("place", places(), indirect=True)
 
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A backend and a device to test the device kernels on, see places.py."""
-    from places import prepare
+    """A backend and a device to test the device kernels on, see support/devices.py."""
+    from tests.support.devices import prepare
 
     return prepare(request.param, monkeypatch)
 

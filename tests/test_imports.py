@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 PACKAGE = ROOT / "python" / "logitless"
 
 # A room of python/logitless, what it is for, and the rooms that it may import beside itself. A room

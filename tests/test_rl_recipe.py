@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rl_cases import tiny_file, tiny_recipe
 
 from logitless.rl.recipe import bundled, load_recipe, to_dict
+from tests.rl_cases import tiny_file, tiny_recipe
 
 
 @pytest.mark.parametrize("name", bundled())

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rl_cases import tiny_recipe
 
 import logitless as ll
 from logitless.rl.metrics import Stopwatch
 from logitless.rl.model import Policy, make_policy
 from logitless.rl.rollout import Rollout, hidden_states, sample
 from logitless.rl.step import pack
+from tests.rl_cases import tiny_recipe
 
 PROMPTS = ["sum 8:", "sum 10:", "a much longer prompt"]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rl_cases import tiny_file, tiny_recipe
 
 import logitless as ll
 from logitless.rl import checkpoint, metrics
@@ -26,6 +25,7 @@ from logitless.rl.rollout import sample
 from logitless.rl.step import batch_options, loss_backward, make_optimizer, merge, pack
 from logitless.rl.tasks import SumToN, load_task
 from logitless.rl.train import make_spec, score
+from tests.rl_cases import tiny_file, tiny_recipe
 
 SUMMARY_KEYS = {
     "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",

@@ -1,6 +1,6 @@
 """Seeded calls of every function of the compiled core, mostly valid, some of them spoilt.
 
-    PYTHONPATH=tests python -m fuzz --seed 1 --cases 1000
+    python -m tests.fuzz --seed 1 --cases 1000
 
 A call returns or raises one of a few exceptions; it never ends the process, writes nothing but its
 outputs, and leaves its inputs as they were. `memory` places arrays, `spoil` makes arguments wrong,

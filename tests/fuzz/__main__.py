@@ -1,4 +1,4 @@
-"""python -m fuzz: see __init__.py."""
+"""python -m tests.fuzz: see __init__.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(path: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--core", default="", help="file of the compiled core (else: installed)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", type=int, default=1000)
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--isa", default="", help="comma separated; the cases are shared out")
     options = parser.parse_args()
     core = load(options.core)
-    from fuzz.play import run
+    from tests.fuzz.play import run
 
     started = time.perf_counter()
     counts: dict[str, int] = {}

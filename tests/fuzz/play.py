@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fuzz import rows, sparse, tokens
-from fuzz.case import Case, call
-from fuzz.memory import Exporter, Memory
-from fuzz.spoil import spoil
+from tests.fuzz import rows, sparse, tokens
+from tests.fuzz.case import Case, call
+from tests.fuzz.memory import Exporter, Memory
+from tests.fuzz.spoil import spoil
 
 MAKERS = {**rows.MAKERS, **sparse.MAKERS, **tokens.MAKERS}
 ALLOWED = (ValueError, TypeError, OverflowError, BufferError, RuntimeError, MemoryError)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.case import Case
-from fuzz.memory import Exporter, Rng
+from tests.fuzz.case import Case
+from tests.fuzz.memory import Exporter, Rng
 
 BLOCK = 2048
 STATE = 8

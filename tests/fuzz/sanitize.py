@@ -1,4 +1,4 @@
-"""python -m fuzz.sanitize: the compiled core under ASan and UBSan, by `./dev sanitize`.
+"""python -m tests.fuzz.sanitize: the compiled core under ASan and UBSan, by `./dev sanitize`.
 
 Builds it with the emulated CUDA kernels into build/sanitize, then runs the seeded calls of every
 function with each instruction set, and the tests of losses and selection, which need NumPy alone.
@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from simt import build
+from tests.simt import build
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "sanitize"
-TESTS = ("test_loss.py", "test_selection.py", "test_controllers.py")
+TESTS = tuple(f"tests/losses/test_{name}.py" for name in ("loss", "selection", "controllers"))
 # The sanitizer would watch all of torch, and the tests of `TESTS` do without.
 NO_TORCH = 'raise ModuleNotFoundError("torch is left out under the sanitizers", name="torch")\n'
 
@@ -41,9 +41,9 @@ def main() -> None:
     started = time.perf_counter()
     core = compiled()
     print(f"built in {time.perf_counter() - started:.0f} s", flush=True)
-    environment = build.sanitizer_environment(PYTHONPATH=str(ROOT / "tests"))
+    environment = build.sanitizer_environment(PYTHONPATH=str(ROOT))
     fuzz = [
-        sys.executable, "-X", "faulthandler", "-m", "fuzz", "--core", str(core),
+        sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--core", str(core),
         "--seed", str(options.seed), "--cases", str(options.cases), "--only", options.only,
     ]  # fmt: skip
     run = subprocess.run(fuzz, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -57,8 +57,7 @@ def main() -> None:
     build.link_package(core, site)
     (site / "torch.py").write_text(NO_TORCH)
     environment["PYTHONPATH"] = str(site)
-    tests = [str(ROOT / "tests" / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     raise SystemExit(subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.case import Case
-from fuzz.memory import Rng
+from tests.fuzz.case import Case
+from tests.fuzz.memory import Rng
 
 
 def _matrix(rng: Rng, rows: int, columns: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.case import Case
-from fuzz.memory import Exporter, Liar, Memory, Rng, lie
+from tests.fuzz.case import Case
+from tests.fuzz.memory import Exporter, Liar, Memory, Rng, lie
 
 DTYPES = ("f4", "f8", "f2", "i4", "i8", "u1", "?", "i1", "u8", "c8", "i2")
 SCALARS: tuple[Any, ...] = (

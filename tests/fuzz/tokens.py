@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.case import Case
-from fuzz.memory import Rng
-from fuzz.rows import maybe
+from tests.fuzz.case import Case
+from tests.fuzz.memory import Rng
+from tests.fuzz.rows import maybe
 
 LEVELS, BINS = 16, 256
 

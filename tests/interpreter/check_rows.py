@@ -9,18 +9,18 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounding import round_to_nearest
-from tolerances import assert_bitwise_equal, assert_gradients, assert_values
 from torch import Tensor
 
 from logitless import reference
 from logitless.kernels.rows import TritonRows
+from tests.interpreter.rounding import round_to_nearest
+from tests.support import cases
+from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 round_to_nearest()
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from simt import problem as rows
-from simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
+from tests.simt import problem as rows
+from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
 TESTS = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,7 +35,7 @@ def load(name: str, path: Path) -> Any:
 
 
 reference = load("reference", TESTS.parent / "python" / "logitless" / "reference" / "rows.py")
-tolerances = load("tolerances", TESTS / "tolerances.py")
+tolerances = load("tolerances", TESTS / "support" / "tolerances.py")
 
 
 def assert_stats(p: Problem, result: Result) -> None:

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import logitless as ll
+from logitless.backends import registry as backends
+from logitless.backends import report as serving
+from logitless.cli import main
+from logitless.rl.model import make_policy
+from tests.rl_cases import tiny_recipe
+from tests.support.paths import ROOT
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("demo", "train", "sample", "doctor", "plan", "losses", "--version"):
+        assert command in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from logitless import __version__
+
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"logitless {__version__}\n"
+
+
+def test_help_and_errors_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from logitless.cli import main\n"
+        "assert main(['train', 'nowhere.yaml']) == 2\n"
+        "assert main(['demo', 'stpes=1']) == 2\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.yaml"], "recipe 'nowhere.yaml' is no file"),
+        (["demo", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
+        (["train", "demo", "--out", "x", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
+        (["train", "demo", "steps=1", "--resume", "seed=1", "stpes=1"], "'stpes' is unknown"),
+        (["demo", "methods.grpo.preset=grop"], "preset 'grop' is unknown; did you mean 'grpo'?"),
+        (["demo", "task.name=sum"], "task 'sum' is unknown; did you mean 'sum_to_n'?"),
+        (["demo", "task.name=no_such_module:Task"], "No module named 'no_such_module'"),
+        (["sample", "nowhere", "hi"], "no such folder: nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    # A mistake is found before anything is written.
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--otu", "x"], ["losses", "x"], ["nothing"], []])
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: logitless" in capsys.readouterr().err
+
+
+def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert names == list(ll.presets)
+    assert "arXiv:2505.22617" in text
+
+
+def test_the_page_of_losses_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """logitless losses --markdown > docs/losses.md"""
+    assert main(["losses", "--markdown"]) == 0
+    page = ROOT / "docs" / "losses.md"
+    assert capsys.readouterr().out == page.read_text()
+
+
+def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokens", "8192", "--hidden", "1024", "--vocab", "151936"]
+    assert main(["plan", *arguments, "--budget", "512MiB"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(["plan", *arguments, "--budget", "12 apples"]) == 2
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """Label -> the texts beside it, of `logitless doctor`."""
+    assert main(["doctor"]) == 0
+    lines: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        label, _, text = line.strip().partition("  ")
+        lines.setdefault(label, []).append(text.strip())
+    return lines
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the core says of its CUDA kernels, free to change."""
+    told = {"compiled": False, "emulated": False, "reason": "nvcc was not found"}
+    for module in (backends, serving):
+        monkeypatch.setattr(module, "cuda_build", lambda: told)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return told
+
+
+def test_doctor_says_what_serves_on_the_cpu(
+    build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_gpus", dict)
+    lines = doctor(capsys)
+    assert {"logitless", "python", "numpy", "isa", "threads"} <= {k.split()[0] for k in lines}
+    assert lines["cuda kernels"] == ["not compiled: nvcc was not found"]
+    for op in ("token_stats", "linear_token_stats", "linear_policy_loss"):
+        assert lines[op] == ["cpu, torch"]
+    assert lines["linear_sample"] == ["cpu"]
+    assert lines["not cuda"] == ["the core was built without CUDA: nvcc was not found"]
+    assert "TRITON_INTERPRET=1" in lines["not triton"][0]
+    assert lines["GPU"][0].startswith("none: torch")
+    # A build that emulates, and the interpreter: to be named, never what auto takes.
+    build["emulated"] = True
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert doctor(capsys)["token_stats"] == ["cpu, cuda, triton, torch"]
+
+
+def test_doctor_says_what_serves_on_a_gpu(
+    build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_gpus", lambda: {"cuda:0": "A GPU, sm_90"})
+    monkeypatch.setattr(backends, "_device_reason", lambda index: "")
+    assert doctor(capsys)["token_stats"] == ["cpu, torch", "triton, torch"]
+    build |= {"compiled": True, "architectures": "80,90,100", "toolkit": "13.0"}
+    lines = doctor(capsys)
+    assert lines["cuda kernels"] == ["for 80,90,100 by CUDA 13.0"]
+    assert lines["cuda:0"] == ["A GPU, sm_90"]
+    assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
+    assert lines["linear_sample"] == ["cpu", "nothing"]
+    assert lines["policy_loss, batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
+    assert lines["float64"] == ["torch"]
+    monkeypatch.setattr(backends, "_device_reason", lambda index: "no code for sm_75")
+    lines = doctor(capsys)
+    assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
+    assert "no code for sm_75" in lines["not cuda"]
+
+
+def test_doctor_works_without_torch() -> None:
+    """A machine without torch, played by an import that fails."""
+    code = (
+        "import importlib.util, sys\n"
+        "found = importlib.util.find_spec\n"
+        "hidden = lambda name, *a: None if name in ('torch', 'triton') else found(name, *a)\n"
+        "importlib.util.find_spec = hidden\n"
+        "from logitless.cli import main\n"
+        "assert main(['doctor']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not torch" in done.stdout
+    assert "torch is not installed: pip install 'logitless[torch]'" in done.stdout
+
+
+def test_sample_draws_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_policy(tiny_recipe(tmp_path).model, seed=0).save(tmp_path / "model")
+    capsys.readouterr()
+    arguments = ["sample", str(tmp_path / "model"), "sum 8:", "-n", "3", "--max-new-tokens", "4"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.count("\n") >= 3
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first

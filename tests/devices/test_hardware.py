@@ -1,0 +1,168 @@
+"""What only a device has: streams, graphs, no waiting, sizes beyond 2^31."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import logitless as ll
+from logitless.backends import registry as backends
+from tests.support import cases
+from tests.support.tolerances import assert_bitwise_equal
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(params=backends.ON_DEVICE)
+def backend(request: pytest.FixtureRequest) -> str:
+    why = backends.why_not(request.param, "cuda:0")
+    if why:
+        pytest.skip(f"{request.param}: {why}")
+    return str(request.param)
+
+
+def problem(n: int, vocab: int, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, ...]:
+    z, t, temperature = cases.logits(1, n, vocab, dtype), cases.targets(1, n, vocab), torch.rand(n)
+    return tuple(x.cuda() for x in (z, t, cases.mask(1, n), temperature + 0.5))
+
+
+def test_auto_takes_what_serves() -> None:
+    chosen = backends.choose_backend("auto", "cuda:0", "bfloat16")
+    assert chosen == next(b for b in backends.ON_DEVICE if not backends.why_not(b, "cuda:0"))
+    z, t, *_ = problem(4, 500)
+    auto, named = ll.token_stats(z, t), ll.token_stats(z, t, backend=chosen)
+    assert_bitwise_equal(auto.logp, named.logp)
+    assert backends.choose_backend("auto", "cuda:0", "float64") == "torch"
+
+
+def test_nothing_waits(backend: str) -> None:
+    """Every synchronisation that torch sees raises."""
+    z, t, mask, temperature = problem(16, 5000)
+    z.requires_grad_()
+    g = torch.randn(16, device="cuda")
+
+    def step() -> None:
+        stats = ll.token_stats(z, t, mask=mask, temperature=temperature, backend=backend)
+        (stats.logp * g + stats.entropy).sum().backward()
+
+    # The first call sets up the flag and compiles kernels.
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(40):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_captured_forward_replays_with_new_inputs(backend: str) -> None:
+    z, t, mask, temperature = problem(33, 9000)
+
+    def forward() -> ll.TokenStats:
+        return ll.token_stats(
+            z, t, mask=mask, temperature=temperature, extras=("argmax",), backend=backend
+        )
+
+    # The customary warm-up on a stream of its own.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        forward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward()
+    for seed in (5, 6):
+        z.copy_(cases.logits(seed, 33, 9000, torch.bfloat16))
+        t.copy_(cases.targets(seed, 33, 9000))
+        temperature.mul_(1.1)
+        graph.replay()
+        eager = forward()
+        for a, b in zip(captured[:3], eager[:3], strict=True):
+            assert_bitwise_equal(a, b)
+        assert_bitwise_equal(captured.extras["argmax"], eager.extras["argmax"])
+    # What a replay flags, the next call outside of the graph finds.
+    z[mask.nonzero()[0]] = float("nan")
+    row = int(mask.nonzero()[0])
+    graph.replay()
+    assert captured.logp[row].isnan()
+    z.copy_(cases.logits(7, 33, 9000, torch.bfloat16))
+    t.copy_(cases.targets(7, 33, 9000))
+    forward()
+    torch.cuda.synchronize()
+    with pytest.raises(RuntimeError, match=f"replayed CUDA graph.*row {row}: its logits hold a"):
+        forward()
+
+
+def test_a_captured_backward_replays(backend: str) -> None:
+    z, t, *_ = problem(8, 5000)
+    z.requires_grad_()
+    g = torch.randn(8, device="cuda")
+
+    def step() -> torch.Tensor:
+        stats = ll.token_stats(z, t, backend=backend)
+        return torch.autograd.grad((stats.logp * g + stats.entropy).sum(), z)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    g.neg_()
+    graph.replay()
+    assert_bitwise_equal(captured, step())
+
+
+def test_the_callers_stream_is_used(backend: str) -> None:
+    """Work on a side stream waits for that stream alone and its results are right."""
+    z, t, *_ = problem(64, 60_000)
+    expected = ll.token_stats(z, t, backend=backend)
+    torch.cuda.synchronize()
+    side, late = torch.cuda.Stream(), torch.empty_like(z)
+    with torch.cuda.stream(side):
+        # About 10 ms during which a launch on any other stream would read the memory above.
+        torch.cuda._sleep(20_000_000)
+        late.copy_(z)
+        stats = ll.token_stats(late, t, backend=backend)
+    side.synchronize()
+    for a, b in zip(stats[:3], expected[:3], strict=True):
+        assert_bitwise_equal(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_device_that_is_not_the_current_one(backend: str) -> None:
+    z, t, *_ = problem(8, 5000)
+    expected = ll.token_stats(z, t, backend=backend)
+    there = z.to("cuda:1").requires_grad_()
+    stats = ll.token_stats(there, t.to("cuda:1"), backend=backend)
+    assert stats.logp.device == torch.device("cuda:1")
+    assert_bitwise_equal(stats.logp, expected.logp)
+    stats.logp.sum().backward()
+    assert torch.cuda.current_device() == 0
+
+
+def test_more_than_two_to_the_31_logits(backend: str) -> None:
+    """16384 x 151936: 2.5e9 logits, whose last rows start beyond 32-bit offsets."""
+    n, vocab = 16_384, 151_936
+    # Logits and the gradient over them: 5 GB, and room for the tail's copies.
+    if torch.cuda.mem_get_info()[0] < 8 << 30:
+        pytest.skip("needs 8 GiB of device memory")
+    z = torch.empty(n, vocab, dtype=torch.bfloat16, device="cuda").normal_()
+    t = torch.randint(0, vocab, (n,), device="cuda")
+    tail = slice(n - 4, n)
+    results = []
+    for logits, targets in ((z[tail].clone(), t[tail]), (z, t)):
+        logits.requires_grad_()
+        stats = ll.token_stats(
+            logits, targets, inplace_backward=True, extras=("argmax",), backend=backend
+        )
+        (gradient,) = torch.autograd.grad(stats.logp.sum(), logits)
+        results.append([*(x.detach() for x in stats[:3]), stats.extras["argmax"], gradient])
+    small, large = results
+    for a, b in zip(small, large, strict=True):
+        assert_bitwise_equal(a, b[tail])
+    # Each row of the gradient of logp sums to nothing, up to bfloat16 roundings.
+    assert large[-1][:: n // 8].float().sum(-1).abs().max() < 0.05

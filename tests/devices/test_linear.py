@@ -1,0 +1,140 @@
+"""The head ops through device kernels: products where hidden is, loss of its log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import logitless as ll
+from logitless import reference
+from logitless.ops.head.cost import Way
+from tests.support import cases
+from tests.support.devices import Place
+from tests.support.plans import APART, CHUNKS, force
+from tests.support.tolerances import assert_gradients, assert_values
+
+WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
+
+
+@pytest.mark.parametrize("kind", ["plain", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("budget", [None, 700_000], ids=["keep", "recompute"])
+def test_token_stats_of_a_head(place: Place, dtype: torch.dtype, kind: str, budget: Any) -> None:
+    n, hidden, vocab = 11, 16, 4503
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(n, hidden, generator=generator).to(dtype)
+    w = torch.randn(vocab, hidden, generator=generator).to(dtype)
+    t, g, mask = cases.targets(1, n, vocab), cases.upstream(1, n), cases.mask(1, n)
+    options = cases.chain(kind, 1, n, vocab)
+    exact = {"mask": mask.numpy(), **cases.numpy_chain(options)}
+    arrays = (cases.to_numpy(h), cases.to_numpy(w), t.numpy())
+    truth = reference.linear_token_stats(*arrays, **exact)
+    expected = reference.linear_token_stats_backward(
+        *arrays, g_logp=g[0].numpy(), g_entropy=g[1].numpy(), g_lse=g[2].numpy(), **exact
+    )
+
+    def run(device: str, backend: str) -> tuple[ll.TokenStats, tuple[torch.Tensor, ...]]:
+        there = {k: v.to(device) if torch.is_tensor(v) else v for k, v in options.items()}
+        leaves = [x.to(device, copy=True).requires_grad_() for x in (h, w)]
+        stats = ll.linear_token_stats(
+            *leaves, t.to(device), mask=mask.to(device), backend=backend,
+            memory_budget=budget, **there,
+        )  # fmt: skip
+        upstream = [x.to(device) for x in g]
+        loss = stats.logp * upstream[0] + stats.entropy * upstream[1] + stats.lse * upstream[2]
+        return stats, torch.autograd.grad(loss.sum(), leaves)
+
+    stats, gradients = run(place.device, place.backend)
+    # 16-bit tiles round the logits, as plain code does: compare against it, doubled.
+    plain, plain_gradients = run("cpu", "torch")
+    for name in ("logp", "entropy", "lse"):
+        ours = getattr(stats, name)
+        assert ours.device.type == torch.device(place.device).type
+        worst = np.abs(cases.to_numpy(getattr(plain, name)) - truth[name]).max()
+        assert_values(ours, truth[name], dtype, plain=truth[name] + worst)
+        assert (ours.cpu()[~mask] == 0).all()
+    for ours, plain_gradient, right in zip(gradients, plain_gradients, expected, strict=False):
+        worst = np.abs(cases.to_numpy(plain_gradient) - right).max()
+        assert_gradients(ours, right, dtype, scale=10 + 2 * worst / 1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("name", ["ppo", "kl_cov"])
+def test_policy_loss_of_a_head(
+    place: Place, name: str, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    data = {
+        "hidden": torch.randn(4, 6, 8, generator=generator),
+        "weight": torch.randn(2500, 8, generator=generator),
+        "targets": torch.randint(0, 2500, (4, 6), generator=generator),
+        "advantages": torch.randn(4, 6, generator=generator),
+        "mask": torch.rand(4, 6, generator=generator) > 0.25,
+    }
+    data["old_logp"] = ll.linear_token_stats(
+        data["hidden"], data["weight"], data["targets"], backend="cpu"
+    ).logp + 0.3 * torch.randn(4, 6, generator=generator)
+    force(monkeypatch, way)
+
+    def run(device: str, backend: str) -> list[torch.Tensor]:
+        there = {k: v.to(device, copy=True) for k, v in data.items()}
+        leaves = [there[k].requires_grad_() for k in ("hidden", "weight")]
+        out = ll.linear_policy_loss(**there, spec=ll.presets[name], backend=backend)
+        assert out.loss.device == out.logp.device == leaves[0].device
+        return [out.loss.detach().view(1), *torch.autograd.grad(out.loss, leaves)]
+
+    loss, *gradients = run(place.device, place.backend)
+    expected, *right = run("cpu", "cpu")
+    assert_values(loss, expected, torch.float32)
+    for ours, other in zip(gradients, right, strict=True):
+        assert other.abs().max() > 0
+        assert_gradients(ours, other, torch.float32, scale=5)
+
+
+@pytest.mark.parametrize(
+    ("way", "op"), [(WAYS["one-pass"], "linear_policy_loss"), (WAYS["apart"], "linear_token_stats")]
+)
+def test_the_loss_names_a_bad_row(
+    place: Place, way: Way, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is computed on the host, which then knows of the row behind a NaN."""
+    force(monkeypatch, way)
+    h, w, old = place.put(torch.randn(4, 8), torch.randn(2500, 8), torch.full((4,), -8.0))
+    t = torch.zeros(4, dtype=torch.int64, device=place.device)
+    h[2] = float("nan")
+    with pytest.raises(RuntimeError, match=f"{op}: row 2: its logits hold a NaN"):
+        ll.linear_policy_loss(
+            h.requires_grad_(), w, t, old, old, t == 0, ll.presets["ppo"],
+            backend=place.backend,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("consumer", ["loss", "batch_stats", "covariance", "rollout_weights"])
+def test_whoever_takes_values_to_the_host_names_a_bad_row(place: Place, consumer: str) -> None:
+    z, t, old = place.put(torch.randn(4, 50), torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+    z[3] = float("inf")
+    logp = ll.token_stats(z, t, backend=place.backend).logp
+    mask, spec = t == 0, ll.presets["clip_cov"]
+    ids = torch.arange(4, device=place.device)
+    consume: Callable[[], Any] = {
+        "loss": lambda: ll.policy_loss(logp, old, old, mask, ll.presets["ppo"]),
+        "batch_stats": lambda: ll.batch_stats(
+            logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0
+        ),
+        "covariance": lambda: ll.covariance(logp, old, mask),
+        "rollout_weights": lambda: ll.rollout_weights(logp, old, mask, ll.Correction()),
+    }[consumer]
+    with pytest.raises(RuntimeError, match=r"token_stats: row 3: its logits hold a \+inf"):
+        consume()
+
+
+@pytest.mark.gpu
+def test_sampling_says_where_it_works() -> None:
+    h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")
+    ids = torch.arange(2, device="cuda")
+    with pytest.raises(NotImplementedError, match=r"on the CPU only, got hidden on cuda:0"):
+        ll.linear_sample(h, w, seed=0, step=0, row_ids=ids)

@@ -1,0 +1,179 @@
+"""Triton kernels without a GPU: values in Triton's interpreter, code compiled for real devices."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.paths import ROOT, TESTS
+from tests.support.ttir import narrow_offsets
+from tests.support.versions import why_no_interpreter
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+
+from benchmarks import triton_builds
+from benchmarks.kernel_resources import half, split, stale
+from benchmarks.resources import Measured, Resources, objections
+from benchmarks.triton_builds import TARGETS, call, compiling
+
+KERNELS = ROOT / "kernels"
+
+
+@pytest.mark.skipif(bool(why_no_interpreter()), reason=why_no_interpreter())
+def test_values_in_the_interpreter() -> None:
+    """tests/interpreter, in a process of its own: the interpreter is on before triton is there."""
+    file = TESTS / "interpreter" / "check_rows.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert re.search(r"^\d+ passed in", run.stdout.splitlines()[-1]), run.stdout[-2000:]
+
+
+# ---- code for devices this machine does not have
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def builds(request: pytest.FixtureRequest) -> list[triton_builds.Build]:
+    return triton_builds.builds(request.param)
+
+
+def test_every_kernel_is_built_in_every_configuration(builds: list[triton_builds.Build]) -> None:
+    assert {build.kernel for build in builds} == {
+        path.stem for path in KERNELS.glob("*.py") if "_kernel(" in path.read_text()
+    }
+    pieces = {build.configuration for build in builds if build.kernel == "pieces"}
+    assert len(pieces) == len(triton_builds.DTYPES) * len(triton_builds.CONFIGURATIONS)
+
+
+def test_no_spills_and_no_more_shared_memory_than_there_is(
+    builds: list[triton_builds.Build],
+) -> None:
+    target = builds[0].target
+    measured = [
+        Measured(b.kernel, b.configuration, target, triton_builds.resources(b)) for b in builds
+    ]
+    assert objections(measured) == []
+    assert all(m.resources.registers not in ("0", "0+0") for m in measured)
+
+
+def test_a_spill_and_too_much_shared_memory_are_objected_to() -> None:
+    spill = Measured("fold", "plain", "sm_80", Resources("255", 8, 0))
+    large = Measured("fold", "plain", "gfx942", Resources("9+9", 0, 65537))
+    assert objections([spill]) == ["fold (plain) on sm_80 spills 8 bytes of registers"]
+    assert "65537 bytes of shared memory of 65536" in objections([large])[0]
+
+
+def test_aligned_rows_are_read_and_written_as_wide_as_the_hardware_can(
+    builds: list[triton_builds.Build],
+) -> None:
+    wide = {"sm_100": r"\.v[48]\.b(?:32|64)"}.get(builds[0].target, r"\.v4\.b32|dwordx4")
+    for build in builds:
+        if build.kernel in ("pieces", "backward") and "odd" not in build.configuration:
+            asm = build.code.asm.get("ptx") or build.code.asm["amdgcn"]
+            accesses = [
+                line
+                for line in asm.splitlines()
+                if re.search(rf"(ld\.global|st\.global|global_load|buffer_load).*({wide})", line)
+                or re.search(r"(global_load|buffer_load|global_store|buffer_store)_dwordx4", line)
+            ]
+            assert accesses, f"{build.kernel}, {build.configuration}: no wide access"
+
+
+def test_offsets_are_64_bits_wide(builds: list[triton_builds.Build]) -> None:
+    for build in builds:
+        ttir = build.code.asm["ttir"]
+        assert "tt.addptr" in ttir
+        assert narrow_offsets(ttir) == [], f"{build.kernel}, {build.configuration}"
+
+
+CASTS = [
+    (path.stem, i)
+    for path in sorted(KERNELS.glob("*.py"))
+    for i, line in enumerate(path.read_text().splitlines())
+    if ".to(tl.int64)" in line and "store" not in line
+]
+USERS = {"jit": ("pieces", "backward")}
+
+
+@pytest.mark.parametrize(("module", "line"), CASTS, ids=lambda x: str(x))
+def test_a_missing_cast_to_64_bits_is_seen(
+    module: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the kernels without one of the casts fails the check above."""
+    package = f"without_{module}_{line}"
+    copy = tmp_path / package
+    copy.mkdir()
+    for path in KERNELS.glob("*.py"):
+        lines = path.read_text().replace("logitless.kernels", package).splitlines()
+        if path.stem == module:
+            lines[line] = lines[line].replace(".to(tl.int64)", "")
+        (copy / path.name).write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with compiling("sm_90", package, only=USERS.get(module, (module,))) as launched:
+        for name in ("plain", "all") if module == "jit" else ("all",):
+            options = triton_builds.CONFIGURATIONS[name]
+            call(4, 8192, torch.bfloat16, options, package=package)
+    assert any(narrow_offsets(code.asm["ttir"]) for _, code in launched)
+
+
+def variants(*calls: dict[str, Any]) -> dict[str, int]:
+    """How often each kernel is compiled for these calls."""
+    with compiling("sm_90") as launched:
+        for options in calls:
+            call(**{"n": 4, "vocab": 8192, "dtype": torch.bfloat16, **options})
+    found: dict[str, set[str]] = {}
+    for kernel, code in launched:
+        found.setdefault(kernel, set()).add(code.hash)
+    return {kernel: len(codes) for kernel, codes in found.items()}
+
+
+ONCE = dict.fromkeys(("pieces", "fold", "finish", "coefficients", "backward"), 1)
+
+
+def test_values_do_not_recompile() -> None:
+    values = [{"scale": 1.0}, {"scale": 0.3}, {"scale": 1e-3}, {"n": 2}, {"n": 64}, {"n": 1}]
+    widths = [{"vocab": width} for width in (16, 1024, 4096, 151936)]
+    assert variants(*values, *widths) == ONCE
+    chain = frozenset({"chain", "batched", "mask"})
+    caps = [{"softcap": cap, "pre": pre} for cap, pre in ((15.0, 1.0), (30.0, 0.5), (1.0, 2.0))]
+    starts = [{"start": start} for start in (0, 16, 4096)]
+    assert variants(*({"options": chain, **values} for values in caps + starts)) == ONCE
+
+
+def test_only_alignment_recompiles() -> None:
+    """Rows that do not divide by 16 get narrow loads: one more variant, whatever the widths."""
+    widths = [{"vocab": width} for width in (4096, 8192, 8191, 4097, 151937, 3)]
+    assert variants(*widths) == {**ONCE, "pieces": 2, "backward": 2}
+
+
+def test_a_stale_table_is_told_from_one_of_another_compiler() -> None:
+    fold = Measured("fold", "plain", "sm_80", Resources("41", 0, 0))
+    text = half("Triton 3.9.0", [fold])
+    assert split("introduction\n\n" + text) == {"Triton 3.9.0": text}
+    assert stale({"Triton 3.9.0": text}, {"Triton 3.9.0": text}) == ([], [])
+    wrong, unknown = stale({"Triton 3.9.0": text.replace("41", "40")}, {"Triton 3.9.0": text})
+    assert wrong[0].endswith("is stale: run ./dev kernels")
+    assert wrong[1:] == [
+        "  - | `fold` | plain | 40 / 0 / 0 |",
+        "  + | `fold` | plain | 41 / 0 / 0 |",
+    ]
+    assert unknown == []
+    other, cuda = {"Triton 3.6.0": text}, {"CUDA, nvcc 13.0.88": text}
+    assert stale({"Triton 3.9.0": text}, other) == (
+        [], ["not compared: the table has another version than Triton 3.6.0"]
+    )  # fmt: skip
+    assert stale({"Triton 3.9.0": text, **cuda}, {"Triton 3.9.0": text}) == (
+        [], ["not compared: no compiler here for the half of CUDA, nvcc 13.0.88"]
+    )  # fmt: skip
+    missing, _ = stale({}, cuda)
+    assert missing == ["kernel_resources.md has no half of CUDA, nvcc 13.0.88: run ./dev kernels"]

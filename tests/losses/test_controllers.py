@@ -1,0 +1,63 @@
+"""Entropy controllers: TRL's own trajectory, a policy that obeys, state that survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+
+import logitless as ll
+from tests.support.paths import TESTS
+
+TRL = json.loads((TESTS / "golden" / "trl.json").read_text())
+
+
+def test_step_controller_is_trls() -> None:
+    """Its coefficient after each step, and what it applied: nothing at first or above target."""
+    controller = ll.StepController(target=0.95, delta=0.3, value=0.2)
+    for step in TRL["adaptive"]:
+        assert controller.coefficient == pytest.approx(step["applied"], abs=1e-15)
+        controller.update(step["entropy"])
+        assert controller.value == pytest.approx(step["after"], abs=1e-15)
+    assert {0.0} < {step["applied"] for step in TRL["adaptive"]}
+
+
+def test_log_controller_brings_entropy_to_its_target() -> None:
+    """A policy whose entropy is 0.2 + the bonus: it settles where coefficient is target - 0.2."""
+    controller = ll.LogController(target=0.5, coefficient=0.01, rate=0.5)
+    for _ in range(400):
+        controller.update(0.2 + controller.coefficient)
+    assert controller.coefficient == pytest.approx(0.3, rel=1e-6)
+    before = controller.coefficient
+    controller.update(0.7)
+    assert math.log(controller.coefficient / before) == pytest.approx(-0.5 * 0.2)
+    controller.high = 0.25
+    assert controller.update(0.0) == 0.25
+
+
+@pytest.mark.parametrize("make", [ll.StepController, ll.LogController])
+def test_state_survives(make: Any) -> None:
+    a, b = make(target=0.4), make(target=9.0)
+    a.update(0.1)
+    b.load_state_dict(json.loads(json.dumps(a.state_dict())))
+    assert a.update(0.3) == b.update(0.3) and a == b
+    with pytest.raises(ValueError, match=r"state of .* must have"):
+        b.load_state_dict({"target": 0.4})
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: ll.StepController(target=-1.0), ["StepController.target", "-1.0"]),
+        (lambda: ll.StepController(0.1, value=2.0), ["StepController.value", "[0.0, 1.0]"]),
+        (lambda: ll.LogController(0.1, coefficient=0.0), ["LogController.coefficient", "0.0"]),
+        (lambda: ll.LogController(0.1).update(math.nan), ["entropy", "nan"]),
+    ],
+)
+def test_wrong_numbers(make: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
+        make()
+    assert all(word in str(caught.value) for word in words)

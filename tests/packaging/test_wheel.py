@@ -1,0 +1,80 @@
+"""What a user gets: the files of the wheel, and an sdist that builds into the same wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+pytest.importorskip("build")
+pytestmark = pytest.mark.slow
+
+
+def build(source: Path, out: Path, kind: str) -> Path:
+    """`python -m build` with the tools already installed, in a build folder of its own."""
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(out)]
+    flags = [f"-Cbuild-dir={out}/cmake"] if kind == "wheel" else []
+    run = subprocess.run(
+        [*command, *flags, str(source)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    (archive,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("sdist"), "sdist")
+
+
+@pytest.fixture(scope="module")
+def wheel_files(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of the wheel, built from the sdist alone: what the sdist forgets is missed here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    with zipfile.ZipFile(build(source, folder / "dist", "wheel")) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) -> None:
+    package, kernels = ROOT / "python" / "logitless", ROOT / "kernels"
+    data = [p for p in package.rglob("*") if p.suffix in (".py", ".pyi", ".typed", ".yaml")]
+    expected = {f"logitless/{p.relative_to(package)}" for p in data}
+    expected |= {f"logitless/kernels/{p.name}" for p in kernels.glob("*.py")}
+    assert expected - wheel_files == set()
+    for needed in ("logitless/py.typed", "logitless/_core.pyi", "logitless/kernels/rows.py"):
+        assert needed in expected
+    assert [f for f in wheel_files if f.startswith("logitless/_core.") and f.endswith(".so")]
+
+
+def test_the_wheel_holds_nothing_else(wheel_files: set[str]) -> None:
+    allowed = (".py", ".pyi", ".so", ".yaml", "py.typed")
+    strange = {
+        f
+        for f in wheel_files
+        if not (f.startswith("logitless/") and f.endswith(allowed)) and ".dist-info/" not in f
+    }
+    assert strange == set()
+    assert not [f for f in wheel_files if "test" in f or "__pycache__" in f]
+
+
+def test_the_wheel_carries_the_licence(wheel_files: set[str]) -> None:
+    assert [f for f in wheel_files if f.endswith(".dist-info/licenses/LICENSE")]
+
+
+def test_the_sdist_holds_the_sources_and_no_build_output(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for needed in ("CMakeLists.txt", "LICENSE", "csrc/bindings/module.cpp", "tests/conftest.py"):
+        assert needed in names
+    assert not [
+        n for n in names if n.endswith(".so") or n.startswith(("build/", ".venv/", "runs/"))
+    ]

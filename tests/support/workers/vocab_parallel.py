@@ -1,0 +1,404 @@
+"""One of two or three gloo ranks, each with a part of the vocabulary: everything equals one rank.
+
+Run by test_vocab_parallel.py, see shards.py. Every rank knows the whole problem and computes
+it alone as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import logitless as ll
+from tests.support import cases
+from tests.support.heads import EXTRAS, batch, inputs_of, problem, spec_of
+from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass
+from tests.support.shards import (
+    LAYOUTS,
+    RANK,
+    SLACK,
+    WORLD,
+    H,
+    N,
+    V,
+    compare,
+    gradients_of,
+    group,
+    layouts,
+    leaves,
+    mine,
+    part,
+    refusal,
+    run,
+    same_on_all_ranks,
+    values,
+)
+from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
+
+# ---- values and gradients
+
+
+def token_stats() -> None:
+    g, mask = cases.upstream(1, N), cases.mask(1, N)
+    for ends in layouts():
+        for dtype in cases.DTYPES:
+            for kind in ("plain", "all"):
+                z, t = cases.logits(1, N, V, dtype), cases.targets(1, N, V)
+                z[~mask] = float("nan")
+                options = cases.chain(kind, 1, N, V)
+                whole = [z.clone().requires_grad_()]
+                own = [z[:, mine(ends)].clone().requires_grad_()]
+                shared = {"mask": mask, "extras": EXTRAS}
+                if "bias" in options:
+                    whole.append(options["bias"].requires_grad_())
+                local = part(ends, options)
+                if "bias" in options:
+                    own.append(local["bias"])
+                expected = ll.token_stats(whole[0], t, **shared, **options)
+                stats = ll.token_stats(own[0], t, **shared, **local)
+                same_on_all_ranks(*values(stats))
+                for got, right in zip(values(stats), values(expected), strict=True):
+                    if got.dtype == torch.int64:
+                        assert torch.equal(got, right)
+                    else:
+                        assert_values(got, right.detach(), dtype)
+                dz, *rest = gradients_of(expected, g, whole)
+                own_dz, *own_rest = gradients_of(stats, g, own)
+                assert_gradients(own_dz, dz[:, mine(ends)], dtype, scale=SLACK[dtype] / 10)
+                for ours, theirs in zip(own_rest, rest, strict=True):
+                    assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=100)
+
+
+def token_stats_of_padded_batches_in_place() -> None:
+    z, t = cases.logits(2, 12, V, torch.float32), cases.targets(2, 12, V).view(3, 4)
+    for ends in layouts():
+        leaf = z.view(3, 4, V)[..., mine(ends)].clone().requires_grad_()
+        memory = leaf * 1.0
+        stats = ll.token_stats(memory, t, inplace_backward=True, **part(ends, {}))
+        whole = z.view(3, 4, V).clone().requires_grad_()
+        expected = ll.token_stats(whole, t)
+        assert_values(stats.logp, expected.logp.detach(), torch.float32)
+        (got,) = torch.autograd.grad(stats.entropy.sum(), leaf)
+        (right,) = torch.autograd.grad(expected.entropy.sum(), whole)
+        assert_gradients(got, right[..., mine(ends)], torch.float32)
+
+
+BUDGETS = (None, "1GiB", 700_000)  # the default, keep, recompute
+
+
+def linear_token_stats() -> None:
+    for ends in layouts():
+        for dtype in cases.DTYPES:
+            for kind in ("plain", "all"):
+                for budget in BUDGETS:
+                    one_head(ends, dtype, kind, {"memory_budget": budget})
+        one_head(ends, torch.bfloat16, "all", {"logits_dtype": torch.float32})
+        one_head(ends, torch.float32, "all", {"batch_invariant": True})
+
+
+def one_head(ends: Any, dtype: torch.dtype, kind: str, ways: dict[str, Any]) -> None:
+    h, w, t = problem(1, N, H, V, dtype)
+    g, mask = cases.upstream(1, N), cases.mask(1, N)
+    shared = {"mask": mask, "extras": EXTRAS, **ways}
+    options = cases.chain(kind, 1, N, V)
+    whole, own, local = leaves(ends, h, w, options)
+    expected = ll.linear_token_stats(h, w, t, **shared, **options)
+    stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
+    same_on_all_ranks(*values(stats))
+    compare(values(stats)[:-1], values(expected)[:-1], dtype)
+    right, got = gradients_of(expected, g, whole), gradients_of(stats, g, own)
+    same_on_all_ranks(got[0])
+    assert right[0].abs().max() > 0
+    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
+    for ours, theirs in zip(got[1:], right[1:], strict=True):
+        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
+
+
+def only_requested_gradients() -> None:
+    h, w, t = problem(7, N, H, V, torch.float32)
+    for ends in layouts():
+        weight = w.detach()[mine(ends)]
+        expected = torch.autograd.grad(ll.linear_token_stats(h, w, t).logp.sum(), (h, w))
+        stats = ll.linear_token_stats(h, weight, t, **part(ends, {}))
+        (got,) = torch.autograd.grad(stats.logp.sum(), h)
+        assert_gradients(got, expected[0], torch.float32, scale=10)
+        leaf = weight.clone().requires_grad_()
+        stats = ll.linear_token_stats(h.detach(), leaf, t, **part(ends, {}))
+        (got,) = torch.autograd.grad(stats.logp.sum(), leaf)
+        assert_gradients(got, expected[1][mine(ends)], torch.float32, scale=10)
+        nothing = torch.zeros(N, dtype=torch.bool)
+        stats = ll.linear_token_stats(h, leaf, t, mask=nothing, **part(ends, {}))
+        got, zero = torch.autograd.grad(stats.logp.sum(), (h, leaf))
+        assert not got.any()
+        assert not zero.any()
+        with torch.no_grad():
+            assert not ll.linear_token_stats(h, leaf, t, **part(ends, {})).logp.requires_grad
+
+
+def padded_shards() -> None:
+    """Rows of the weight beyond the vocabulary: cut away by the caller, or impossible by a bias."""
+    h, w, t = problem(3, N, H, V, torch.float32)
+    expected = ll.linear_token_stats(h, w, t, extras=EXTRAS)
+    width = -(-V // WORLD)
+    padded = torch.cat((w.detach(), torch.randn(width * WORLD - V, H)))
+    own = padded[RANK * width : (RANK + 1) * width].clone().requires_grad_()
+    valid = min((RANK + 1) * width, V) - RANK * width
+    cut = ll.linear_token_stats(
+        h, own[:valid], t, extras=EXTRAS, vocab_start=RANK * width, **group()
+    )
+    compare(values(cut), values(expected), torch.float32)
+    bias = torch.where(torch.arange(width) < valid, 0.0, -float("inf"))
+    masked = ll.linear_token_stats(
+        h, own, t, bias=bias, extras=EXTRAS, vocab_start=RANK * width, **group()
+    )
+    compare(values(masked), values(expected), torch.float32)
+    g = cases.upstream(3, N)
+    right = gradients_of(expected, g, [w])[0][RANK * width : RANK * width + valid]
+    for stats in (cut, masked):
+        (got,) = gradients_of(stats, g, [own])
+        assert_gradients(got[:valid], right, torch.float32, scale=10)
+        assert not got[valid:].any()
+
+
+# ---- the loss
+
+
+def linear_policy_loss() -> None:
+    data = batch(3)
+    for ends in ([tuple(min(x, 2500) for x in pair) for pair in whole] for whole in layouts()):
+        for name in ("ppo", "grpo", "clip_cov", "kl_cov", "dapo", "gspo", "top_entropy"):
+            one_loss(data, ends, name, torch.float32, {})
+        for way in (APART, *CHUNKS.values()):
+            with pytest.MonkeyPatch.context() as patch:
+                force(patch, way)
+                for dtype in cases.DTYPES:
+                    options = {"bias": torch.randn(2500), "temperature": 0.8, "softcap": 20.0}
+                    assert one_loss(data, ends, "ppo", dtype, options) == (way is not APART)
+
+
+def one_loss(
+    data: dict[str, Tensor], ends: Any, name: str, dtype: torch.dtype, options: dict[str, Any]
+) -> bool:
+    """Whether it was made in one pass."""
+    torch.manual_seed(5)
+    if "bias" in options:
+        dist.broadcast(options["bias"], 0)
+    spec = dataclasses.replace(spec_of(name), entropy=ll.EntropyBonus(0.05))
+    options = {**inputs_of(spec, data), **options}
+    data = {k: v.to(dtype).requires_grad_() if k in LEAVES else v for k, v in data.items()}
+    local = part(ends, options)
+    shard = {
+        **data,
+        "hidden": data["hidden"].detach().clone().requires_grad_(),
+        "weight": data["weight"].detach()[mine(ends)].clone().requires_grad_(),
+    }
+    whole = [data[k] for k in LEAVES]
+    own = [shard[k] for k in LEAVES]
+    if options.get("bias") is not None:
+        whole.append(options["bias"].requires_grad_())
+        own.append(local["bias"])
+    expected = ll.linear_policy_loss(**data, spec=spec, **options)
+    out = ll.linear_policy_loss(**shard, spec=spec, **local)
+    same_on_all_ranks(out.loss, out.logp, out.entropy, *out.metrics.values())
+    compare([out.loss.view(1), out.logp, out.entropy],
+            [expected.loss.view(1), expected.logp, expected.entropy], dtype)  # fmt: skip
+    assert out.metrics.keys() == expected.metrics.keys()
+    right = torch.autograd.grad(expected.loss * 0.7, whole)
+    got = torch.autograd.grad(out.loss * 0.7, own)
+    same_on_all_ranks(got[0])
+    assert right[0].abs().max() > 0
+    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
+    for ours, theirs in zip(got[1:], right[1:], strict=True):
+        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
+    assert took_one_pass(out) == took_one_pass(expected)
+    return took_one_pass(out)
+
+
+# ---- what is not as it should be
+
+
+def errors() -> None:
+    h, w, t = (x.detach() for x in problem(5, N, H, V, torch.float32))
+    ends = LAYOUTS["uneven"]
+    own, local = w[mine(ends)], part(ends, {})
+
+    def stats(hidden: Tensor = h, weight: Tensor = own, targets: Tensor = t, **change: Any) -> Any:
+        return ll.linear_token_stats(hidden, weight, targets, **{**local, **change})
+
+    # a range of columns that another rank has as well, and one that none has
+    for shift in (-1, 1):
+        start = local["vocab_start"] + (shift if RANK == WORLD - 1 else 0)
+        message = refusal(ValueError, lambda: stats(vocab_start=start))  # noqa: B023
+        assert "must cover a vocabulary from 0 on, without gap or overlap" in message
+        assert f"[{ends[-1][0] + shift}, {V + shift})" in message
+    # a NaN and an infinity that only one rank sees, and a target that nobody has
+    for poison, text in ((float("nan"), "a NaN"), (float("inf"), r"a +inf")):
+        bad = own.clone()
+        if RANK == WORLD - 1:
+            bad[-1] = poison
+        assert refusal(ValueError, lambda: stats(h.abs() + 1, bad)) == (  # noqa: B023
+            f"linear_token_stats: row 0: its logits hold {text}"
+        )
+    mask = torch.arange(N) > 4
+    for target in (V, -1):
+        changed = t.clone()
+        changed[2], changed[7] = target, target
+        message = refusal(ValueError, lambda: stats(targets=changed, mask=mask))  # noqa: B023
+        assert f"row 7: target {target} is outside [0, {V})" in message
+    impossible = torch.full((len(own),), -float("inf"))
+    assert "row 0: it has no finite logit" in refusal(ValueError, lambda: stats(bias=impossible))
+    # what one rank alone fails at
+    bias = torch.zeros(len(own) + (RANK == 1))
+    message = refusal(ValueError if RANK == 1 else RuntimeError, lambda: stats(bias=bias))
+    assert f"bias must be [V] = [{ends[1][1] - ends[1][0]}]" in message
+    assert RANK == 1 or "rank 1 of vocab_group failed: ValueError: linear_token" in message
+    # a budget that only the widest shard does not fit
+    message = refusal(ValueError, lambda: stats(memory_budget=9000))
+    assert "memory_budget must be at least" in message
+    # ranks that ask for different things
+    other = torch.where(torch.arange(N) == RANK, 0, t)
+    for name, change in (
+        ("targets (their checksum)", {"targets": other}),
+        ("temperature", {"temperature": 1.0 + RANK}),
+        ("temperature", {"temperature": torch.full((N,), 1.0 + RANK)}),
+        ("whether there are extras", {"extras": EXTRAS[:RANK]}),
+        ("the shape of targets", {"hidden": h[: N - RANK], "targets": t[: N - RANK]}),
+        ("which of hidden, weight and bias", {"weight": own.clone().requires_grad_(RANK == 0)}),
+    ):
+        message = refusal(ValueError, lambda: stats(**change))  # noqa: B023
+        assert f"{name} must be the same" in message or name in message, message
+        assert "on every rank of vocab_group" in message
+    sampled = {"seed": RANK, "step": 0, "row_ids": torch.arange(N), **local}
+    assert "seed must be the same" in refusal(
+        ValueError, lambda: ll.linear_sample(h, own, **sampled)
+    )
+    mixed = stats if RANK else lambda: ll.token_stats(h @ own.T, t, **local)
+    assert "the op must be the same" in refusal(ValueError, mixed)
+    data = batch(3)
+    verl = ll.ClipCov(0.3, 0.01, 50.0, scope="micro")
+    spec = dataclasses.replace(ll.presets["clip_cov"], control=verl)
+    torch.manual_seed(RANK)
+    loss = {**data, "weight": data["weight"][: 2500 if RANK == 0 else 0]}
+    message = refusal(ValueError, lambda: ll.linear_policy_loss(**loss, spec=spec, **group()))
+    assert "torch's CPU generator" in message
+    # not built, and not for these
+    torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
+    assert "vocab_group with backend='torch' is not built" in torch_backend
+    arrays = [x.numpy() for x in (h, own, t)]
+    for op, given in (
+        (ll.linear_token_stats, arrays),
+        (ll.token_stats, [arrays[0] @ arrays[1].T, arrays[2]]),
+    ):
+        message = refusal(ValueError, lambda: op(*given, **local))  # noqa: B023
+        assert "vocab_group takes torch tensors" in message
+    stats()
+
+
+# ---- among torch's other tools
+
+
+def dtensor() -> None:
+    """A weight that is a DTensor over the ranks of vocab_group, its gradient one as well."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    h, w, t = (x.detach() for x in problem(6, N, H, V, torch.float32))
+    h.requires_grad_()
+    bias = torch.randn(V, generator=torch.Generator().manual_seed(1))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    weight = distribute_tensor(w, mesh, [Shard(0)]).requires_grad_()
+    cut_bias = distribute_tensor(bias, mesh, [Shard(0)])
+    for vocab_start in (0, -(-V // WORLD) * RANK):
+        whole = w.clone().requires_grad_()
+        expected = ll.linear_token_stats(h, whole, t, bias=bias)
+        stats = ll.linear_token_stats(
+            h, weight, t, bias=cut_bias, vocab_start=vocab_start, **group()
+        )
+        assert_values(stats.logp, expected.logp.detach(), torch.float32)
+        got, got_hidden = torch.autograd.grad(stats.entropy.sum(), (weight, h))
+        right, right_hidden = torch.autograd.grad(expected.entropy.sum(), (whole, h))
+        assert isinstance(got, DTensor)
+        assert got.placements == (Shard(0),)
+        assert_gradients(got.full_tensor(), right, torch.float32, scale=10)
+        assert_gradients(got_hidden, right_hidden, torch.float32, scale=10)
+    key = {"seed": 1, "step": 1, "row_ids": torch.arange(N)}
+    sample = ll.linear_sample(h, weight, **key, **group())
+    assert torch.equal(sample.token, ll.linear_sample(h, w, **key).token)
+    data = batch(4)
+    loss = ll.linear_policy_loss(**data, spec=ll.presets["ppo"]).loss
+    data["weight"] = distribute_tensor(data["weight"], mesh, [Shard(0)])
+    assert_values(
+        ll.linear_policy_loss(**data, spec=ll.presets["ppo"], **group()).loss.view(1),
+        loss.view(1), torch.float32,
+    )  # fmt: skip
+    # whose ranks may have other tokens, where nobody says that they have not
+    assert "weight is a DTensor" in refusal(TypeError, lambda: ll.linear_token_stats(h, weight, t))
+    for placement in (Replicate(), Shard(1)):
+        other = distribute_tensor(w, mesh, [placement])
+        message = refusal(
+            ValueError,
+            lambda: ll.linear_token_stats(h, other, t, **group()),  # noqa: B023
+        )
+        assert "weight as a DTensor must be Shard(0) over the ranks of vocab_group" in message
+    assert "vocab_start must be left at 0" in refusal(
+        ValueError, lambda: ll.linear_token_stats(h, weight, t, vocab_start=7, **group())
+    )
+
+
+def compiled() -> None:
+    """A graph for every length, and the ops' registration by torch's own checker."""
+    h, w, t = problem(8, N, H, V, torch.float32)
+    ends = LAYOUTS["even"]
+    own, local = w.detach()[mine(ends)].clone().requires_grad_(), part(ends, {})
+    spec = ll.presets["ppo"]
+    data = {"old_logp": ll.linear_token_stats(h, w, t).logp.detach() - 0.05,
+            "advantages": torch.linspace(-1, 1, N), "mask": cases.mask(8, N)}  # fmt: skip
+
+    def f(hidden: Tensor, weight: Tensor, t: Tensor, data: dict[str, Tensor]) -> tuple[Any, ...]:
+        x = torch.tanh(hidden)
+        stats = ll.linear_token_stats(x, weight, t, **local)
+        rows = ll.token_stats(x @ weight.t(), t, **local)
+        loss = ll.linear_policy_loss(x, weight, t, **data, spec=spec, **local).loss
+        drawn = ll.linear_sample(x, weight, seed=1, step=2, row_ids=t, **local).token
+        return loss + (stats.entropy * rows.logp).sum(), drawn
+
+    graph = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for n in (N, N - 3):
+        hidden = h.detach()[:n].clone().requires_grad_()
+        arguments = (hidden, own, t[:n].clone(), {k: v[:n].clone() for k, v in data.items()})
+        (loss, token), (eager, drawn) = graph(*arguments), f(*arguments)
+        assert_bitwise_equal(loss, eager)
+        assert torch.equal(token, drawn)
+        right = torch.autograd.grad(eager, (hidden, own))
+        for ours, theirs in zip(torch.autograd.grad(loss, (hidden, own)), right, strict=True):
+            assert_gradients(ours, theirs, torch.float32, scale=5)
+
+
+def registered() -> None:
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.op import row_stats
+
+    h, w, t = problem(15, 4, 8, 50, torch.float32)
+    ends = [(0, 20), (20, 50), (50, 50)][:WORLD]
+    w = w.detach()[mine(ends)].clone().requires_grad_()
+    shard = (dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
+    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, 0, *shard), test_utils=tests
+    )
+    logits = (h @ w.t()).detach().requires_grad_()
+    torch.library.opcheck(row_stats, (logits, t, *chain, True, False, *shard), test_utils=tests)
+
+
+if __name__ == "__main__":
+    run(
+        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats,
+        only_requested_gradients, padded_shards, linear_policy_loss, errors, dtensor, registered,
+        *([compiled] if WORLD == 2 else []),
+    )  # fmt: skip
