@@ -29,14 +29,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "place" in metafunc.fixturenames:
-        from tests.support.devices import places
+    if "device" in metafunc.fixturenames:
+        from tests.support.devices import devices
 
-        metafunc.parametrize("place", places(), indirect=True)
+        fakes = metafunc.definition.get_closest_marker("fakes") is not None
+        metafunc.parametrize("device", devices(fakes), indirect=True)
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A backend and a device to test the device kernels on, see support/devices.py."""
     from tests.support.devices import prepare
 
@@ -44,7 +45,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu need a device; those of the fixture `place` say so themselves."""
+    """Tests marked gpu need a device; those of the fixture `device` say so themselves."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

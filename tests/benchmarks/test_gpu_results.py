@@ -310,7 +310,7 @@ def test_every_file_of_gpu_tests_is_named() -> None:
     marked = {
         path
         for path in TESTS.rglob("test_*.py")
-        if "pytest.mark.gpu" in path.read_text() or "place: Place" in path.read_text()
+        if "pytest.mark.gpu" in path.read_text() or "device: Device" in path.read_text()
     }
     assert marked - {Path(__file__)} == set(FILES)
 

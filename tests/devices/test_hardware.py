@@ -166,3 +166,10 @@ def test_more_than_two_to_the_31_logits(backend: str) -> None:
         assert_bitwise_equal(a, b[tail])
     # Each row of the gradient of logp sums to nothing, up to bfloat16 roundings.
     assert large[-1][:: n // 8].float().sum(-1).abs().max() < 0.05
+
+
+def test_sampling_says_where_it_works() -> None:
+    h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")
+    ids = torch.arange(2, device="cuda")
+    with pytest.raises(NotImplementedError, match=r"on the CPU only, got hidden on cuda:0"):
+        ll.linear_sample(h, w, seed=0, step=0, row_ids=ids)

@@ -1,292 +1,213 @@
-"""The wiring of device backends where there is no device: who serves what, flags, stand-ins."""
+"""The ops around device kernels, on fake ones too: flags of bad rows, autograd, torch.compile."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
-from logitless import _core
-from logitless.backends import cores
-from logitless.backends import registry as backends
-from logitless.backends import row_errors as device_errors
-from tests.support.fakes import FakeRows
-from tests.support.paths import ROOT, TESTS
-from tests.support.versions import why_no_interpreter
+from logitless.ops.head.cost import Way
+from tests.support import cases
+from tests.support.devices import Device
+from tests.support.plans import APART, CHUNKS, force
+from tests.support.tolerances import assert_bitwise_equal, assert_values
+
+pytestmark = pytest.mark.fakes
 
 
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the core says of its CUDA kernels, free to change; its devices have no objection."""
-    told = {"compiled": True, "emulated": False, "reason": "", "architectures": "90"}
-    monkeypatch.setattr(backends, "cuda_build", lambda: told)
-    monkeypatch.setattr(backends, "_device_reason", lambda index: "")
-    monkeypatch.delenv("LOGITLESS_BACKEND", raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return told
+def test_memory_that_others_have_saved_is_not_written_unseen(device: Device) -> None:
+    z, t = device.put(cases.logits(7, 10, 3000, torch.float32), cases.targets(7, 10, 3000))
+    options = {"inplace_backward": True, "backend": device.backend}
+    saved = torch.tanh(z.requires_grad_())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ll.token_stats(saved, t, **options).logp.sum().backward()
+    both = z * 1.0
+    calls = [ll.token_stats(both, t, **options, temperature=x).logp.sum() for x in (1.0, 2.0)]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sum(calls).backward()
+    with pytest.raises(ValueError, match=r"inplace_backward=True.*must not share places"):
+        ll.token_stats(z[:1].expand(10, 3000), t, **options)
 
 
-def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "triton" else found(name)
+BAD = [
+    ("nan", "row 3: its logits hold a NaN"),
+    ("inf", r"row 3: its logits hold a \+inf"),
+    ("empty", "row 3: it has no finite logit"),
+    ("target", r"row 3: its target is outside \[0, 3000\)"),
+    ("temperature", "row 3: its temperature must be finite and > 0"),
+]
+
+
+def bad_call(kind: str, device: Device) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """Arguments whose rows 3 and 5 are bad."""
+    z, t = torch.randn(6, 3000), torch.zeros(6, dtype=torch.int64)
+    temperature = torch.ones(6)
+    bad = slice(3, 6, 2)
+    if kind == "target":
+        t[bad] = 3000
+    elif kind == "temperature":
+        temperature[bad] = torch.tensor([-1.0, 0.0])
+    elif kind == "empty":
+        z[bad] = -float("inf")
+    else:
+        z[bad, 2998] = float(kind)
+    logits, targets, temperature = device.put(z, t, temperature)
+    return (logits.requires_grad_(), targets), {
+        "temperature": temperature, "backend": device.backend
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "message"), BAD, ids=[kind for kind, _ in BAD])
+def test_bad_rows_raise_in_the_call_if_asked(
+    device: Device, kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGITLESS_CHECK", "1")
+    arguments, options = bad_call(kind, device)
+    with pytest.raises(ValueError, match=f"token_stats: {message}"):
+        ll.token_stats(*arguments, **options)
+    mask = torch.arange(6, device=device.name) < 3
+    assert ll.token_stats(*arguments, mask=mask, **options).logp.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "message"), BAD, ids=[kind for kind, _ in BAD])
+def test_bad_rows_are_found_later(device: Device, kind: str, message: str) -> None:
+    arguments, options = bad_call(kind, device)
+    stats = ll.token_stats(*arguments, extras=("argmax",), **options)
+    good = torch.tensor([True, True, True, False, True, False])
+    for value in stats[:3]:
+        assert value.isnan().tolist() == (~good).tolist()
+    assert stats.extras["argmax"][[3, 5]].tolist() == [-1, -1]
+    with pytest.raises(RuntimeError, match=f"token_stats: {message}.*LOGITLESS_CHECK=1"):
+        stats.logp.sum().backward()
+    # Reported once, then forgotten.
+    mask = torch.arange(6, device=device.name) < 3
+    for _ in range(2):
+        assert ll.token_stats(*arguments, mask=mask, **options).logp.isfinite().all()
+
+
+def test_the_failing_call_is_the_one_named(device: Device) -> None:
+    h, w = device.put(torch.randn(4, 8), torch.randn(50, 8))
+    h[2] = float("nan")
+    t = torch.zeros(4, dtype=torch.int64, device=device.name)
+    for _ in range(40):  # more calls than there are copies under way at a time
+        ll.token_stats(h[:2] @ w.T, t[:2], backend=device.backend)
+    device.wait()
+    ll.linear_token_stats(h, w, t, backend=device.backend)
+    device.wait()
+    with pytest.raises(RuntimeError, match="linear_token_stats: row 2: its logits hold a NaN"):
+        ll.token_stats(h @ w.T, t, backend=device.backend)
+
+
+def test_compiles_without_a_break(device: Device) -> None:
+    z, t, temperature = device.put(
+        cases.logits(11, 6, 700, torch.float32), cases.targets(11, 6, 700), torch.rand(6) + 0.5
     )
 
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        stats = ll.token_stats(z, t, temperature=temperature, backend=device.backend)
+        return (stats.logp - 0.1 * stats.entropy).sum()
 
-def test_auto_takes_the_best_that_serves(
-    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choose = backends.choose_backend
-    assert choose("auto", "cpu", "float64") == "cpu"
-    assert choose("auto", "cuda:1", "bfloat16") == "cuda"
-    assert choose("auto", "cuda:1", "float64") == "torch"
-    monkeypatch.setattr(backends, "_device_reason", lambda index: f"no code for device {index}")
-    assert choose("auto", "cuda:1", "bfloat16") == "triton"
-    without_triton(monkeypatch)
-    with pytest.raises(
-        NotImplementedError,
-        match=r"bfloat16 tensors on cuda:1 \(cuda: no code for device 1; triton: triton is not "
-        r"installed.*\); backend='torch'",
-    ):
-        choose("auto", "cuda:1", "bfloat16")
-    with pytest.raises(NotImplementedError, match="no kernels serve float32 tensors on mps"):
-        choose("auto", "mps", "float32")
+    torch._dynamo.reset()
+    # Inductor has nothing to fuse here; on a CPU it would only call a compiler.
+    compiler = "inductor" if device.name != "cpu" else "aot_eager"
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
+    results = []
+    for f in (loss, compiled):
+        leaf = z.clone().requires_grad_()
+        value = f(leaf)
+        value.backward()
+        results.append((value, leaf.grad))
+    assert_values(results[1][0].view(1), results[0][0].detach().view(1), torch.float32)
+    assert_bitwise_equal(results[1][1], results[0][1])
+
+
+def test_op_registration(device: Device) -> None:
+    """Schema, fake kernel and autograd registration agree, by torch's own checker."""
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.rows.op import row_stats
+
+    h, w = device.put(torch.randn(4, 8), torch.randn(50, 8))
+    t = torch.zeros(4, dtype=torch.int64, device=device.name)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    chain = (None, None, None, 1.0, 1.0, 0.0, device.backend)
+    z = (h @ w.t()).requires_grad_()
+    torch.library.opcheck(row_stats, (z, t, *chain, True, False), test_utils=tests)
+    h.requires_grad_()
+    torch.library.opcheck(
+        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, False), test_utils=tests
+    )
 
 
 @pytest.mark.parametrize(
-    ("backend", "device", "dtype", "reason"),
-    [
-        ("cpu", "cuda:0", "float32", "it serves CPU tensors"),
-        ("cuda", "cpu", "float32", "it serves CUDA tensors"),
-        ("cuda", "cuda:0", "float64", "its kernels take float32, bfloat16, float16"),
-        ("triton", "cpu", "float32", "TRITON_INTERPRET=1"),
-        ("triton", "cuda:0", "float64", "its kernels take float32, bfloat16, float16"),
-    ],
+    ("way", "op"), [(CHUNKS["whole"], "linear_policy_loss"), (APART, "linear_token_stats")]
 )
-def test_a_named_backend_that_cannot_serve_says_why(
-    build: dict[str, Any], backend: str, device: str, dtype: str, reason: str
+def test_the_loss_names_a_bad_row(
+    device: Device, way: Way, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotImplementedError) as error:
-        backends.choose_backend(backend, device, dtype)
-    assert f"backend={backend!r} cannot serve {dtype} tensors on {device}" in str(error.value)
-    assert reason in str(error.value)
-    assert "backend='torch'" in str(error.value)
+    """The loss is computed on the host, which then knows of the row behind a NaN."""
+    force(monkeypatch, way)
+    h, w, old = device.put(torch.randn(4, 8), torch.randn(2500, 8), torch.full((4,), -8.0))
+    t = torch.zeros(4, dtype=torch.int64, device=device.name)
+    h[2] = float("nan")
+    with pytest.raises(RuntimeError, match=f"{op}: row 2: its logits hold a NaN"):
+        ll.linear_policy_loss(
+            h.requires_grad_(), w, t, old, old, t == 0, ll.presets["ppo"],
+            backend=device.backend,
+        )  # fmt: skip
 
 
-def test_the_environment_names_a_backend(
-    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("consumer", ["loss", "batch_stats", "covariance", "rollout_weights"])
+def test_whoever_takes_values_to_the_host_names_a_bad_row(device: Device, consumer: str) -> None:
+    z, t, old = device.put(torch.randn(4, 50), torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+    z[3] = float("inf")
+    logp = ll.token_stats(z, t, backend=device.backend).logp
+    mask, spec = t == 0, ll.presets["clip_cov"]
+    ids = torch.arange(4, device=device.name)
+    consume: Callable[[], Any] = {
+        "loss": lambda: ll.policy_loss(logp, old, old, mask, ll.presets["ppo"]),
+        "batch_stats": lambda: ll.batch_stats(
+            logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0
+        ),
+        "covariance": lambda: ll.covariance(logp, old, mask),
+        "rollout_weights": lambda: ll.rollout_weights(logp, old, mask, ll.Correction()),
+    }[consumer]
+    with pytest.raises(RuntimeError, match=r"token_stats: row 3: its logits hold a \+inf"):
+        consume()
+
+
+BAD_BY_AN_OPTION: dict[str, tuple[dict[str, Any], float, str]] = {
+    "temperature": (
+        {"temperature": [1.0, 1e-40, 1e40]}, 1.0,
+        "row 1: its temperature must be finite and > 0, in float32's range",
+    ),
+    "temperature of a softcap": (
+        {"temperature": [1.0, 1e-12, 1e18], "softcap": 1e20}, 1.0,
+        "row 1: its temperature must be finite and > 0, in float32's range",
+    ),
+    "overflow": (
+        {"logit_scale": 1e30}, 1e30,
+        "row 1: its logits times logit_scale / temperature overflow float32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_BY_AN_OPTION)
+def test_rows_that_only_an_option_makes_bad(
+    device: Device, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOGITLESS_BACKEND", "torch")
-    assert backends.choose_backend("auto", "cpu", "float32") == "torch"
-    assert backends.choose_backend("cpu", "cpu", "float32") == "cpu"
-    monkeypatch.setenv("LOGITLESS_BACKEND", "cuda")
-    with pytest.raises(NotImplementedError, match="LOGITLESS_BACKEND='cuda' cannot serve"):
-        ll.token_stats(torch.randn(2, 5), torch.tensor([0, 1]))
-    monkeypatch.setenv("LOGITLESS_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="LOGITLESS_BACKEND must be one of"):
-        ll.token_stats(torch.randn(2, 5), torch.tensor([0, 1]))
-
-
-def test_emulators_serve_cpu_tensors_only(
-    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build["emulated"] = True
-    assert backends.choose_backend("cuda", "cpu", "float32") == "cuda"
-    assert "emulates CUDA" in backends.why_not("cuda", "cuda:0")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backends.choose_backend("triton", "cpu", "float32") == "triton"
-    build |= {"emulated": False, "compiled": False, "reason": "no nvcc"}
-    assert backends.why_not("cuda", "cuda:0") == "the core was built without CUDA: no nvcc"
-
-
-def test_numpy_arrays_have_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, t = np.zeros((2, 5), np.float32), np.zeros(2, np.int64)
-    with pytest.raises(ValueError, match="token_stats: backend must be 'auto' or 'cpu' for NumPy"):
-        ll.token_stats(z, t, backend="triton")
-    with pytest.raises(ValueError, match="linear_token_stats: backend must be 'auto' or 'cpu'"):
-        ll.linear_token_stats(z, z, t, backend="torch")
-    monkeypatch.setenv("LOGITLESS_BACKEND", "triton")
-    assert ll.token_stats(z, t).logp == pytest.approx(-np.log(5))
-
-
-def test_ops_keep_to_the_device_of_their_inputs(build: dict[str, Any]) -> None:
-    """What torch.compile sees of CUDA tensors, without one: fake tensors through every fake op."""
-    with FakeTensorMode():
-        h, w = (torch.empty(n, 8, device="cuda:0") for n in (4, 50))
-        t = torch.zeros(4, dtype=torch.int64, device="cuda:0")
-        for stats in (
-            ll.token_stats(h @ w.T, t, extras=("argmax",)),
-            ll.linear_token_stats(h, w, t, temperature=torch.ones(4, device="cuda:0")),
-        ):
-            for value in (*stats[:3], *stats.extras.values()):
-                assert value.device == torch.device("cuda:0")
-                assert value.shape == (4,)
-        # autograd's own thread for a device does not start without one: the backward op itself.
-        chain = (t, None, None, None, 1.0, 1.0, 0.0, "cuda")
-        state = torch.empty(4, 8, dtype=torch.float64, device="cuda:0")
-        gradient = torch.ops.logitless.row_stats_backward(
-            h @ w.T, *chain, state, stats.logp.double(), None, None
-        )
-        assert gradient.device == torch.device("cuda:0")
-
-
-def test_the_loss_keeps_to_the_device_of_its_inputs() -> None:
-    with FakeTensorMode():
-        logp, old = (torch.empty(4, device="cuda:0") for _ in range(2))
-        mask, spec = torch.ones(4, dtype=torch.bool, device="cuda:0"), ll.presets["ppo"]
-        out = ll.policy_loss(logp, old, old, mask, spec, entropy=logp)
-        for value in (out.loss, *out.metrics.values()):
-            assert value.device == torch.device("cuda:0") and value.shape == ()
-
-
-class FakeCurrent:
-    """torch.cuda as far as the current device goes; two devices, of which 0 is current."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.entered = 0, 0
-        monkeypatch.setattr(torch.cuda, "device", self.device)
-        stream = SimpleNamespace(cuda_stream=7)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-
-    @contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        before, self.now = self.now, device.index
-        self.entered += 1
-        yield
-        self.now = before
-
-
-def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch hands out DLPack capsules of the current device only."""
-    fake, seen = FakeCurrent(monkeypatch), []
-
-    class FakeCudaRows:
-        workspace_bytes = staticmethod(lambda *_: 8)
-
-        def __init__(self, **_: Any) -> None:
-            seen.append(("rows", fake.now))
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_, **options: seen.append((name, fake.now))
-
-    monkeypatch.setattr(_core, "CudaRows", FakeCudaRows)
-    monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
-    there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
-    names = ("mask", "row_scale", "scale", "bias", "pre", "softcap")
-    core = cores.CudaCore(
-        SimpleNamespace(n=2, targets=there, **dict.fromkeys(names))  # type: ignore[arg-type]
-    )
-    core.forward(there, None)
-    core.finish(None, 5, None)
-    core.backward(there, None, there)
-    assert seen == [(name, 1) for name in ("rows", "forward", "finish", "backward")]
-    assert fake.now == 0
-    with backends.current(torch.device("cpu")):
-        assert fake.entered == 4
-
-
-def test_a_capture_is_looked_for_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a first call within one is refused, naming what to do before."""
-    fake = FakeCurrent(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.now == 1)
-    with (
-        pytest.raises(RuntimeError, match=r"the first call on cuda:1 must come before .*warm\("),
-        device_errors.watched("token_stats", torch.device("cuda:1"), 5),
-    ):
-        pass
-
-
-def test_an_error_names_who_else_it_may_be_of() -> None:
-    watch = device_errors._Watch(torch.device("cpu"))
-    for missed, captured, who in (
-        (False, False, "op: row 2"),
-        (True, False, r"op \(or a call before it\): row 2"),
-        (False, True, r"op \(or a replayed CUDA graph\): row 2"),
-        (True, True, r"op \(or a call before it or a replayed CUDA graph\): row 2"),
-    ):
-        watch.missed, watch.captured = missed, captured
-        watch.flag.fill_(2 * 8 + 2)
-        watch.after("op", 9)
-        with pytest.raises(RuntimeError, match=f"^{who}: its logits hold a NaN"):
-            watch.raise_found()
-
-
-def test_warm_calls_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every way a kernel of the CUDA core is instantiated, and both sides of every argument."""
-    ran: list[tuple[str, bool, bool, bool, bool]] = []
-
-    class Recording(FakeRows):
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**given)
-            both = {"forward": self.core.forward, "backward": self.core.backward}
-            for name, method in both.items():
-                setattr(self, name, functools.partial(self.call, name, method, given))
-
-        def call(
-            self, name: str, method: Any, given: dict[str, Any], *args: Any, **options: Any
-        ) -> None:
-            there = (given[key] is not None for key in ("mask", "row_scale", "bias"))
-            ran.append((name, *there, bool(options.get("extras", given["softcap"]))))
-            method(*args, **options)
-
-    monkeypatch.setitem(cores.CORES, "triton", lambda rows: Recording(**cores.shared(rows)))
-    monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
-    assert ll.warm("cpu", torch.bfloat16, vocab=40, backend="triton") == 32
-    # mask, temperature, bias, and extras forward or softcap backward: each with each.
-    assert len(set(ran)) == 2 * 2**4
-    with pytest.raises(NotImplementedError, match="cannot serve"):
-        ll.warm("cpu", torch.float64, backend="cuda")
-
-
-def test_the_first_bad_row_of_all_calls_is_kept() -> None:
-    flag = torch.full((1,), device_errors.CLEAR)
-    nan = float("nan")
-    scale = torch.tensor([1.0, nan, 1.0, nan], dtype=torch.float64)
-    device_errors.flag_temperatures(flag, scale[:1], None, None)
-    assert flag.item() == device_errors.CLEAR
-    device_errors.flag_temperatures(flag, scale, torch.tensor([True, False, True, True]), None)
-    assert device_errors.describe(int(flag), 9).startswith("row 3: its temperature")
-    device_errors.flag_temperatures(flag, scale, None, torch.tensor([7, 2, 5, 1]))
-    assert device_errors.describe(int(flag), 9).startswith("row 1: ")
-    assert device_errors.describe(8 * 6 + 4, 9) == "row 6: its target is outside [0, 9)"
-
-
-def run_tests(place: str, **environment: str) -> str:
-    """The tests of the fixture `place` in a process of their own, on stand-ins of this backend."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    files = (f"tests/devices/test_{name}.py" for name in ("rows", "linear", "scaling"))
-    done = subprocess.run(
-        [*command, *files],
-        env={**os.environ, "LOGITLESS_TEST_PLACE": place, **environment},
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(why_no_interpreter()), reason=why_no_interpreter())
-def test_triton_kernels_in_the_interpreter() -> None:
-    assert " passed" in run_tests("triton", TRITON_INTERPRET="1")
-
-
-@pytest.mark.slow
-def test_cuda_kernels_in_the_emulator(tmp_path: Path) -> None:
-    pytest.importorskip("pybind11")
-    build = [sys.executable, str(TESTS / "simt" / "build.py"), str(tmp_path)]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " passed" in run_tests("cuda", PYTHONPATH=str(tmp_path))
+    options, size, message = BAD_BY_AN_OPTION[kind]
+    z, t = torch.zeros(3, 6), torch.tensor([0, 1, 2])
+    z[1:] = torch.linspace(0.5, 1, 6) * size
+    z, t = device.put(z, t)
+    there = {
+        k: torch.tensor(v, dtype=torch.float64, device=device.name) if type(v) is list else v
+        for k, v in options.items()
+    }
+    monkeypatch.setenv("LOGITLESS_CHECK", "1")
+    with pytest.raises(ValueError, match=f"token_stats: {message}"):
+        ll.token_stats(z, t, backend=device.backend, **there)
+    mask = t < 1
+    assert ll.token_stats(z, t, mask=mask, backend=device.backend, **there).logp.isfinite().all()

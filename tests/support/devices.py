@@ -1,10 +1,10 @@
-"""Where the tests of device kernels run: a GPU, its stand-ins on the CPU, or nowhere.
+"""What the tests of device kernels run on: a GPU, its stand-ins on the CPU, or nothing.
 
-A test that takes the fixture `place` runs on every backend of the GPU, where there is one. Without
-a GPU those runs are skipped and counted, and the test runs on the fake kernels of fakes.py.
-LOGITLESS_TEST_PLACE=triton or =cuda (set by test_devices.py, in a process of its own) makes it run
-the real kernels instead: Triton ones in Triton's interpreter, CUDA ones in the emulator's build of
-the core.
+A test that takes the fixture `device` runs on every backend of the GPU, where there is one; without
+a GPU those runs are skipped and counted. LOGITLESS_TEST_DEVICE=triton or =cuda (set by
+devices/test_emulated.py, in a process of its own) makes it run on the CPU: Triton kernels in
+Triton's interpreter, CUDA ones in the emulator's build of the core. What is marked `fakes` is of
+the wiring around kernels, and runs on the fake ones of fakes.py as well.
 """
 
 from __future__ import annotations
@@ -18,55 +18,57 @@ import pytest
 import torch
 
 from logitless.backends import registry as backends
-from logitless.backends import row_errors as device_errors
+from logitless.backends import row_errors
 from logitless.backends.cores import CORES, shared
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
 
 
-class Place(NamedTuple):
+class Device(NamedTuple):
     backend: str
-    device: str
+    name: str
     fake: bool = False
 
     def put(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """Copies there: leaves of their own, strides kept."""
-        return [x.detach().to(self.device, copy=True) for x in tensors]
+        return [x.detach().to(self.name, copy=True) for x in tensors]
 
     def assert_gradients(self, ours: torch.Tensor, truth: Any, *, scale: float = 1.0) -> None:
         """Triton's interpreter cuts bfloat16 off where the hardware rounds: another half ulp."""
-        cut = self == Place("triton", "cpu") and ours.dtype == torch.bfloat16
+        cut = self == Device("triton", "cpu") and ours.dtype == torch.bfloat16
         plain = np.asarray(truth) * (1 + 2**-9) if cut else None
         assert_gradients(ours, truth, ours.dtype, plain=plain, scale=scale)
 
     def wait(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize(self.device)
+        if self.name != "cpu":
+            torch.cuda.synchronize(self.name)
 
 
-def places() -> list[object]:
-    """Parameters of the fixture `place`."""
-    standing_in = os.environ.get("LOGITLESS_TEST_PLACE")
+def devices(fakes: bool) -> list[object]:
+    """Parameters of the fixture `device`."""
+    standing_in = os.environ.get("LOGITLESS_TEST_DEVICE")
     if standing_in:
-        return [pytest.param(Place(standing_in, "cpu"), id=f"{standing_in}-emulated")]
+        return [pytest.param(Device(standing_in, "cpu"), id=f"{standing_in}-emulated")]
     params: list[object] = []
     for name in backends.ON_DEVICE:
         why = "" if torch.cuda.is_available() else NO_GPU
         why = why or backends.why_not(name, "cuda:0")
         marks = [pytest.mark.gpu, pytest.mark.skipif(bool(why), reason=f"{name}: {why}")]
-        params.append(pytest.param(Place(name, "cuda:0"), id=name, marks=marks))
-    return [*params, pytest.param(Place("triton", "cpu", fake=True), id="fake")]
+        params.append(pytest.param(Device(name, "cuda:0"), id=name, marks=marks))
+    if fakes:
+        params.append(pytest.param(Device("triton", "cpu", fake=True), id="fake"))
+    return params
 
 
-def prepare(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if place.fake:
+def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
+    if device.fake:
         from tests.support.fakes import FakeRows
 
         monkeypatch.setitem(CORES, "triton", lambda rows: FakeRows(**shared(rows)))
         monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
         monkeypatch.setattr(torch.Tensor, "cpu", to_host)
-    return place
+    return device
 
 
 _to_cpu = torch.Tensor.cpu
@@ -76,6 +78,6 @@ def to_host(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Tensor.cpu of a fake device: the library may take no values to the host while a bad row that
     may have spoilt them is not named yet. On a device such values come without a word."""
     if sys._getframe(1).f_globals["__name__"].startswith("logitless."):
-        for watch in device_errors._watches.values():
-            assert int(watch.flag) == device_errors.CLEAR, "values came before a bad row was named"
+        for watch in row_errors._watches.values():
+            assert int(watch.flag) == row_errors.CLEAR, "values came before a bad row was named"
     return _to_cpu(tensor, *args, **kwargs)

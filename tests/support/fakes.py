@@ -6,8 +6,12 @@ neither Triton's interpreter nor the CUDA emulator is at hand, and in millisecon
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -49,3 +53,20 @@ class FakeRows:
         for name, tensor in out.items():
             nothing, empty = (-1, -1) if name == "argmax" else (float("nan"), 0.0)
             tensor.copy_(values[name].masked_fill(wrong, nothing).masked_fill(~active, empty))
+
+
+class FakeCurrent:
+    """torch.cuda as far as the current device goes; two devices, of which 0 is current."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.entered = 0, 0
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        stream = SimpleNamespace(cuda_stream=7)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.now = self.now, device.index
+        self.entered += 1
+        yield
+        self.now = before
