@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -213,3 +214,113 @@ def test_importing_the_package_leaves_torch_alone() -> None:
 def test_every_public_name_is_there() -> None:
     code = "import logitless as l; print([n for n in l.__all__ if not hasattr(l, n)])"
     assert run_python(code) == "[]"
+
+
+# The rooms of benchmarks/ and of tests/, in the form of ROOMS.
+TREES = {
+    "benchmarks": """
+harness    times, peaks and correctness of given calls: knows no op
+cases      what is timed, of ours and of others
+           harness
+studies    programs that answer one question each
+           harness cases
+gpu        ./dev gpu: builds, tests and measures on a GPU
+           harness cases
+compiled   registers and spills of compiled kernels
+run        ./dev bench
+           harness cases
+""",
+    "tests": """
+support            what rooms share: cases, tolerances, plans, ranks, devices, fakes, workers
+simt               the emulator that runs CUDA kernels as C++
+fuzz               seeded calls of every function of the core
+                   simt
+interpreter        Triton kernels in the interpreter, run by devices
+                   support
+rl_cases           recipes that train in seconds
+reference          the oracle against finite differences
+                   support
+inputs             what a call refuses, and how it says so
+                   support
+backends           kernels of the CPU, memory, threads
+                   support
+bindings           the compiled core as Python sees it
+                   support fuzz
+rows               statistics of given logits
+                   support
+losses             policy losses: specs, formulas, selection, splits
+                   support
+head               hidden x weight: plans, tiles, one-pass, sparse rows
+                   support
+sampling           tokens drawn while tiles of logits stream by
+                   support
+sharding           several ranks
+                   support
+entropy            covariance and the entropy law
+                   support
+torch_integration  autograd, autocast, compile, checkpointing
+                   support
+devices            kernels of a GPU: there, emulated, and their wiring
+                   support simt
+golden             numbers of verl and TRL
+                   support
+cli                the command line
+                   support rl_cases
+benchmarks         benchmarks/
+                   support
+packaging          wheel and sdist
+                   support
+conftest           fixtures of all tests
+                   support
+test_imports       this file
+                   support
+""",
+}
+# benchmarks/ is checked from the day that it has rooms; the trainer's tests are yet to get one.
+IN_ROOMS = {
+    "benchmarks": (ROOT / "benchmarks" / "harness").is_dir(),
+    "tests": True,
+}
+FILES = [
+    path
+    for tree in TREES
+    if IN_ROOMS[tree]
+    for path in sorted((ROOT / tree).rglob("*.py"))
+    if path.parent != ROOT / tree or not path.name.startswith(("__init__", "test_rl_"))
+]
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Modules, and what is taken from them, which may be modules as well."""
+    yield from modules(source, package)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or package
+            yield from (f"{base}.{name.name}" for name in node.names)
+
+
+def room_in(tree: str, module: str) -> str:
+    """The room of `tests.head.test_plan` in "tests" is head; "" where the tree is another."""
+    top, *inner = module.split(".")
+    return inner[0] if top == tree and inner else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_benchmarks_and_tests_import_only_what_their_rooms_may(path: Path) -> None:
+    tree, *inner = path.relative_to(ROOT).with_suffix("").parts
+    table = rooms(TREES[tree])
+    room = inner[0]
+    assert room in table, f"{tree}/{room}: say in TREES what this new room may import"
+    for module in imported(path.read_text(), ".".join([tree, *inner[:-1]])):
+        target = room_in(tree, module)
+        assert target in {"", room, *table[room][1]}, f"{tree}/{room} may not import {module}"
+        assert not re.match(r"tests\.(\w+\.)*test_", module), f"{module} is of a test module"
+        assert (room, module.split(".")[0]) != ("harness", "logitless"), "harness knows no op"
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_rooms_form_no_circle(tree: str) -> None:
+    table = rooms(TREES[tree])
+    inner = {room: allowed for room, (_, allowed) in table.items()}
+    assert set().union(*inner.values()) <= inner.keys()
+    assert len(list(graphlib.TopologicalSorter(inner).static_order())) == len(inner)
