@@ -11,14 +11,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import DTYPES, Setting
-from benchmarks.match import Match, entrants, play
-from benchmarks.peak import with_peaks
-from benchmarks.plots import plot
-from benchmarks.registry import BY_NAME, OPS
-from benchmarks.report import machine, table
-from benchmarks.targets import verdicts
-from benchmarks.timing import Timer
+from benchmarks.cases.peaks import peak_of
+from benchmarks.cases.peers import libraries
+from benchmarks.cases.registry import BY_NAME, OPS
+from benchmarks.cases.registry import implementations as entrants
+from benchmarks.cases.targets import verdicts
+from benchmarks.harness.case import DTYPES, Setting
+from benchmarks.harness.comparison import Match, play
+from benchmarks.harness.machine_info import machine
+from benchmarks.harness.peak_memory import with_peaks
+from benchmarks.harness.plots import plot
+from benchmarks.harness.report import table
+from benchmarks.harness.timing import Timer
 
 # Llama 2, Llama 3, Qwen 2.5 and 3, Gemma.
 SIZES = (32_000, 128_256, 151_936, 262_144)
@@ -102,7 +106,7 @@ def matches(options: argparse.Namespace) -> Iterator[Match]:
             wants_peaks = options.peaks == "all" or (options.peaks == "first" and number == 0)
             for op in ops:
                 match = play(op, setting, contenders, options.repeats, timer)
-                yield with_peaks(match) if wants_peaks else match
+                yield with_peaks(match, peak_of) if wants_peaks else match
 
 
 def tables(found: Iterable[Match]) -> list[Match]:
@@ -118,7 +122,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     os.environ.setdefault("LOGITLESS_NUM_THREADS", str(options.threads))
-    about = machine(options.device)
+    about = machine(options.device, libraries())
     print("\n".join(f"{key:24} {value}" for key, value in about.items()) + "\n", flush=True)
     found = tables(matches(options))
     print("\n".join(verdicts(found)))

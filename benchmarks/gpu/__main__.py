@@ -10,10 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import compare, kit
-from benchmarks.gpu.markdown import NAME as REPORT
+from benchmarks.gpu import compare
+from benchmarks.gpu import orchestrate as kit
+from benchmarks.gpu.report import NAME as REPORT
 from benchmarks.gpu.runner import Job
-from benchmarks.gpu.stages import ALL_SECONDS, REHEARSAL_SLACK, STAGES
+from benchmarks.gpu.stage_table import ALL_SECONDS, REHEARSAL_SLACK, STAGES
 from benchmarks.gpu.store import load
 
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.build import FIRST
-from benchmarks.gpu.built import ROOT, sources_hash
+from benchmarks.gpu.build_paths import ROOT, sources_hash
+from benchmarks.gpu.stages.build import FIRST
 
 CARRY = ROOT / "build" / "carry"
 STAMP, CORE = "sources", ("csrc", "CMakeLists.txt")

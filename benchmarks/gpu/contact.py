@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import carry, contact_table
-from benchmarks.gpu.build import architectures
-from benchmarks.gpu.built import BUILT, sources_hash
+from benchmarks.gpu.build_paths import BUILT, sources_hash
 from benchmarks.gpu.contact_worker import AGAIN, Events, Fields
-from benchmarks.gpu.environment import facts, said
 from benchmarks.gpu.runner import CUDA, LOG, watch
+from benchmarks.gpu.stages.build import architectures
+from benchmarks.gpu.stages.environment import facts, said
 from benchmarks.gpu.store import write_whole
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks.gpu.built import ROOT, built
-from benchmarks.gpu.child import AGAIN
-from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.build_paths import ROOT, built
+from benchmarks.gpu.stage_process import AGAIN
+from benchmarks.gpu.stage_table import Stage
 from benchmarks.gpu.store import Store
 
 LOG = "log.txt"
@@ -50,7 +50,7 @@ class End:
 
 
 def child_command(stage: Stage, job: Job, seconds: float) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.gpu.child", stage.name, str(job.out)]
+    command = [sys.executable, "-m", "benchmarks.gpu.stage_process", stage.name, str(job.out)]
     return [*command, f"--seconds={seconds:.0f}", *(["--rehearse"] if job.rehearse else [])]
 
 

@@ -14,14 +14,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import match as matches  # noqa: E402
-from benchmarks import peers, run, targets  # noqa: E402
-from benchmarks.case import Call, Contender, Setting  # noqa: E402
-from benchmarks.contenders import EAGER, OURS, plain_rows  # noqa: E402
-from benchmarks.inputs import head_inputs, row_inputs, token_inputs  # noqa: E402
-from benchmarks.peak import peak_of  # noqa: E402
-from benchmarks.registry import BY_NAME, OPS  # noqa: E402
-from benchmarks.timing import Run, Timer, Times, interleave  # noqa: E402
+from benchmarks import run  # noqa: E402
+from benchmarks.cases import peers, targets  # noqa: E402
+from benchmarks.cases.inputs import head_inputs, row_inputs, token_inputs  # noqa: E402
+from benchmarks.cases.ours import OURS  # noqa: E402
+from benchmarks.cases.peaks import peak_of  # noqa: E402
+from benchmarks.cases.plain import EAGER, plain_rows  # noqa: E402
+from benchmarks.cases.registry import BY_NAME, OPS  # noqa: E402
+from benchmarks.harness import comparison as matches  # noqa: E402
+from benchmarks.harness.case import Call, Contender, Setting  # noqa: E402
+from benchmarks.harness.timing import Run, Timer, Times, interleave  # noqa: E402
 from logitless import reference  # noqa: E402
 
 SMALL = Setting(rows=16, vocab=1000, width=32)

@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 import torch
 
 from benchmarks.gpu import carry, contact, contact_table, predict
-from benchmarks.gpu.built import sources_hash
+from benchmarks.gpu.build_paths import sources_hash
 from benchmarks.gpu.contact import NAMES, STEPS, Run
 from logitless import _core
 from tests.support.paths import ROOT, TESTS

@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.gpu import build, environment, kit, markdown
-from benchmarks.gpu import built as built_module
+from benchmarks.gpu import build_paths as built_module
+from benchmarks.gpu import orchestrate as kit
+from benchmarks.gpu import report as markdown
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.child import MODULES, Work
 from benchmarks.gpu.runner import LOG, Job, child_environment, run_stage
-from benchmarks.gpu.stages import BY_NAME, STAGES, Stage, objection
+from benchmarks.gpu.stage_process import MODULES, Work
+from benchmarks.gpu.stage_table import BY_NAME, STAGES, Stage, objection
+from benchmarks.gpu.stages import build, environment
 from benchmarks.gpu.store import Store
 
 FAKE = Stage("fake", "a stage of these tests", 10, core=False)
@@ -26,8 +28,8 @@ FAKE = Stage("fake", "a stage of these tests", 10, core=False)
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from benchmarks.gpu.child import Work
-from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.stage_process import Work
+from benchmarks.gpu.stage_table import Stage
 from benchmarks.gpu.store import Store
 out = Path(sys.argv[1])
 stage = Stage("fake", "", 10, case_seconds=int(sys.argv[2]))
@@ -127,7 +129,7 @@ def test_finished_cases_are_not_run_again(tmp_path: Path) -> None:
 def test_a_process_may_ask_to_be_begun_again(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     seen = f"Path({str(mark)!r})"
-    ask = "from benchmarks.gpu.child import Again; raise Again('please')"
+    ask = "from benchmarks.gpu.stage_process import Again; raise Again('please')"
     line = f"{seen}.exists() or ({seen}.touch(), exec({ask!r}))"
     store = run_fake(tmp_path, "1", line, "2")
     assert list(statuses(store).values()) == ["done"] * 3
@@ -247,7 +249,7 @@ def test_without_cuda_there_is_still_triton(
 
     monkeypatch.setattr(build, "install", install)
     monkeypatch.setattr(build, "architectures", lambda: "90")
-    monkeypatch.setattr("benchmarks.gpu.build.shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("benchmarks.gpu.stages.build.shutil.which", lambda name: f"/bin/{name}")
     if broken == ("ON",):
         assert "no such kernel" in build.build()["reason"]
     else:

@@ -18,19 +18,22 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks.case import Contender, Setting
-from benchmarks.contenders import EAGER, plain_rows
-from benchmarks.gpu import cases, compare, markdown, measure, plots
+from benchmarks.cases.plain import EAGER, plain_rows
+from benchmarks.cases.registry import BY_NAME as OPS
+from benchmarks.cases.targets import verdicts
+from benchmarks.gpu import compare
+from benchmarks.gpu import report as markdown
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.child import AGAIN, Leave, Work
-from benchmarks.gpu.profiling import parse
 from benchmarks.gpu.runner import LOG
-from benchmarks.gpu.stages import BY_NAME
+from benchmarks.gpu.stage_process import AGAIN, Leave, Work
+from benchmarks.gpu.stage_table import BY_NAME
+from benchmarks.gpu.stages import measure, plots
+from benchmarks.gpu.stages import measurements as cases
+from benchmarks.gpu.stages.profiling import parse
 from benchmarks.gpu.store import REHEARSAL, Store
-from benchmarks.match import Match, Measured, play
-from benchmarks.registry import BY_NAME as OPS
-from benchmarks.targets import verdicts
-from benchmarks.timing import Timer, Times
+from benchmarks.harness.case import Contender, Setting
+from benchmarks.harness.comparison import Match, Measured, play
+from benchmarks.harness.timing import Timer, Times
 from tests.support.paths import ROOT, TESTS
 
 
@@ -59,7 +62,7 @@ def fake_case(key_op: str, vocab: int, faster: float = 1.0) -> dict[str, Any]:
 
 def test_the_registry_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     new = replace(OPS["policy loss"], name="brand new", group="a group of its own")
-    monkeypatch.setattr("benchmarks.gpu.cases.OPS", [*OPS.values(), new])
+    monkeypatch.setattr("benchmarks.gpu.stages.measurements.OPS", [*OPS.values(), new])
     for rehearse in (False, True):
         assert any(case.op is new for case in cases.of("others", rehearse))
     everywhere = {case.op.name for stage in cases.STAGES for case in cases.of(stage, False)}
@@ -139,7 +142,7 @@ def test_who_loses_the_device_is_left_out_and_the_others_go_on(
     culprit = Contender("logitless cuda", "ours", {"rows": lambda: broken})
     good = Contender("logitless triton", "ours", {"rows": lambda: plain_rows})
     monkeypatch.setattr(measure, "contenders", lambda case: [culprit, good, EAGER])
-    monkeypatch.setattr("benchmarks.match.is_lost", lambda device: True)
+    monkeypatch.setattr("benchmarks.harness.comparison.is_lost", lambda device: True)
     store = Store(tmp_path)
     work = Work(BY_NAME["sizes"], tmp_path, True, math.inf, store)
     case = cases.of("sizes", True)[0]
@@ -285,8 +288,9 @@ def test_a_file_that_does_not_import_takes_no_other_with_it(
     )
     files = tuple(tmp_path / f"test_{name}.py" for name in ("broken", "good"))
     program = (
-        "import math, sys; from pathlib import Path; from benchmarks.gpu import gpu_tests;"
-        "from benchmarks.gpu.child import Work; from benchmarks.gpu.stages import BY_NAME;"
+        "import math, sys; from pathlib import Path; from benchmarks.gpu.stages import gpu_tests;"
+        "from benchmarks.gpu.stage_process import Work;"
+        "from benchmarks.gpu.stage_table import BY_NAME;"
         "from benchmarks.gpu.store import Store; out = Path(sys.argv[1]);"
         f"gpu_tests.FILES = {tuple(map(str, files))!r};"
         "gpu_tests.run(Work(BY_NAME['tests'], out, True, math.inf, Store(out)))"
@@ -305,7 +309,7 @@ def test_a_file_that_does_not_import_takes_no_other_with_it(
 
 
 def test_every_file_of_gpu_tests_is_named() -> None:
-    from benchmarks.gpu.gpu_tests import FILES
+    from benchmarks.gpu.stages.gpu_tests import FILES
 
     marked = {
         path

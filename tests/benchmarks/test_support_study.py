@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks import support_study, text_model
-from benchmarks.support_rows import BONUS, KEPT, d_logits, row_facts, study
+from benchmarks.studies import sparse_study as support_study
+from benchmarks.studies import text_model
+from benchmarks.studies.sparse_rows import BONUS, KEPT, d_logits, row_facts, study
 from logitless import reference
 
 

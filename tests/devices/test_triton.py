@@ -18,10 +18,10 @@ from tests.support.versions import why_no_interpreter
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from benchmarks import triton_builds
-from benchmarks.kernel_resources import half, split, stale
-from benchmarks.resources import Measured, Resources, objections
-from benchmarks.triton_builds import TARGETS, call, compiling
+from benchmarks.compiled import triton_builds
+from benchmarks.compiled.kernel_resources import half, split, stale
+from benchmarks.compiled.resources import Measured, Resources, objections
+from benchmarks.compiled.triton_builds import TARGETS, call, compiling
 
 KERNELS = ROOT / "kernels"
 

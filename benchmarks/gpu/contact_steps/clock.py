@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Call
 from benchmarks.gpu import predict
 from benchmarks.gpu.contact_worker import Fields, Place
-from benchmarks.timing import Run as Timed
-from benchmarks.timing import Timer
+from benchmarks.harness.case import Call
+from benchmarks.harness.timing import Run as Timed
+from benchmarks.harness.timing import Timer
 
 RUNS, ENOUGH = 20, 0.25
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.built import ROOT
+from benchmarks.gpu.build_paths import ROOT
 from benchmarks.gpu.contact_steps.checks import check_head, check_rows, head_inputs
 from benchmarks.gpu.contact_steps.clock import BF16, F16, F32, SHORT, backends_here
 from benchmarks.gpu.contact_steps.tiling import AMPLE, forced, stats_gradients
@@ -69,7 +69,7 @@ class Sanitized:
         if shutil.which("compute-sanitizer") is None:
             raise Leave("no compute-sanitizer")
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode=86", sys.executable,
-                   "-m", "benchmarks.gpu.alone", "cuda", "small"]  # fmt: skip
+                   "-m", "benchmarks.gpu.stages.single_backend", "cuda", "small"]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
         )

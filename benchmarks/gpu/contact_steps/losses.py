@@ -15,7 +15,8 @@ TOKENS, TINY_TOKENS = 1 << 20, 512
 
 
 def losses(place: Place) -> Cases:
-    from benchmarks.contenders import CLIP_COV, KL_COV, our_loss, our_selecting
+    from benchmarks.cases.ours import our_loss, our_selecting
+    from benchmarks.cases.specs import CLIP_COV, KL_COV
 
     n = TINY_TOKENS if place.tiny else TOKENS
     ours: dict[str, Callable[..., Fields]] = {
@@ -28,8 +29,8 @@ def losses(place: Place) -> Cases:
 
 
 def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
-    from benchmarks.case import Setting
-    from benchmarks.inputs import TokenInputs, token_inputs
+    from benchmarks.cases.inputs import TokenInputs, token_inputs
+    from benchmarks.harness.case import Setting
 
     # Drawn once and moved: the CPU's loss of the same tokens is the truth.
     there = token_inputs(Setting(rows=n, device="cpu"))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 
-from benchmarks.gpu.built import ROOT
+from benchmarks.gpu.build_paths import ROOT
 from benchmarks.gpu.contact_steps.checks import head_inputs
 from benchmarks.gpu.contact_steps.clock import (
     BF16,
@@ -33,7 +33,7 @@ def run_tests(place: Place) -> Fields:
 
     if find_spec("pytest") is None:
         raise Leave("no pytest")
-    from benchmarks.gpu.gpu_tests import FILES, LENIENT, NAMES
+    from benchmarks.gpu.stages.gpu_tests import FILES, LENIENT, NAMES
 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rf",
                "--no-header", *LENIENT]  # fmt: skip
@@ -82,15 +82,15 @@ def limits(place: Place) -> Cases:
 
 def counters(place: Place, backend: str) -> Fields:
     place.need_gpu()
-    from benchmarks.gpu.profiling import LAUNCHES, METRICS, OUR_KERNELS, parse
+    from benchmarks.gpu.stages.profiling import LAUNCHES, METRICS, OUR_KERNELS, parse
 
     if shutil.which("ncu") is None:
         raise Leave("no ncu")
     n, v = TINY_ROWS if place.tiny else ROWS
     command = [
         "ncu", "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), "--kernel-name",
-        OUR_KERNELS, "--launch-count", str(LAUNCHES), sys.executable, "-m", "benchmarks.gpu.alone",
-        backend, f"{n}x{v}",
+        OUR_KERNELS, "--launch-count", str(LAUNCHES), sys.executable, "-m",
+        "benchmarks.gpu.stages.single_backend", backend, f"{n}x{v}",
     ]  # fmt: skip
     text = watched(command, max(place.left - 1, 5))
     kernels = parse(text)

@@ -1,0 +1,1 @@
+"""What is timed, at what, and by which implementations."""

@@ -1,0 +1,130 @@
+"""Plain torch, eager and compiled: what a trainer without a library for it writes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases.inputs import TokenInputs
+from benchmarks.cases.specs import BONUS, CLIP, CLIP_CONTROL, DUAL, KL_CONTROL
+from benchmarks.harness.case import Contender, Results
+
+
+def plain_rows(logits: Tensor, targets: Tensor) -> Results:
+    log_p = logits.float().log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None])[:, 0]
+    return {"logp": logp, "entropy": -(log_p.exp() * log_p).sum(-1)}
+
+
+def plain_extras(logits: Tensor, targets: Tensor) -> Results:
+    log_p = logits.float().log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None])[:, 0]
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1)
+    surprise = log_p + entropy[:, None]
+    change = (p.square() * surprise).sum(-1) - logp.exp() * (logp + entropy)
+    return {
+        "logp": logp,
+        "entropy": entropy,
+        "varentropy": (p * surprise.square()).sum(-1),
+        "sum_p2": p.square().sum(-1),
+        "entropy_change": change,
+        "argmax": logits.argmax(-1),
+    }
+
+
+def plain_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
+    return plain_rows(hidden @ weight.t(), targets)
+
+
+def plain_loss(logp: Tensor, tokens: TokenInputs) -> Results:
+    """PPO's loss with dual clip; the mask is all true here, but a trainer's is not."""
+    a, mask = tokens.advantages, tokens.mask
+    ratio = (logp - tokens.old_logp).exp()
+    loss = torch.maximum(-a * ratio, -a * ratio.clamp(1 - CLIP, 1 + CLIP))
+    loss = torch.where(a < 0, torch.minimum(loss, -a * DUAL), loss)
+    return {"loss": (loss * mask).sum() / mask.sum()}
+
+
+def plain_kl_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+    a, mask, d = tokens.advantages, tokens.mask, logp - tokens.old_logp
+    n = mask.sum()
+    with torch.no_grad():
+        cov = (a - (a * mask).sum() / n) * (logp - (logp * mask).sum() / n)
+        # the mask is all true here
+        k = max(int(KL_CONTROL.fraction * len(logp)), 1)
+        chosen = cov.masked_fill(~mask, -torch.inf).topk(k).indices
+        penalty = torch.zeros_like(a).index_fill(0, chosen, KL_CONTROL.coefficient)
+    loss = -a * d.exp() + penalty * d.abs()
+    return {"loss": (loss * mask).sum() / n}
+
+
+def plain_clip_cov(logp: Tensor, tokens: TokenInputs) -> Results:
+    a, mask = tokens.advantages, tokens.mask
+    n, ratio = mask.sum(), (logp - tokens.old_logp).exp()
+    free, cut = -a * ratio, -a * ratio.clamp(1 - CLIP, 1 + CLIP)
+    with torch.no_grad():
+        cov = (a - (a * mask).sum() / n) * (logp - (logp * mask).sum() / n)
+        inside = (cov > CLIP_CONTROL.low) & (cov < CLIP_CONTROL.high) & mask & (cut <= free)
+        places = inside.nonzero()[:, 0]
+        # the mask is all true here
+        k = max(int(CLIP_CONTROL.fraction * len(logp)), 1)
+        chosen = places[torch.randperm(len(places))[:k]]
+        kept = torch.ones_like(a).index_fill(0, chosen, 0.0)
+    return {"loss": (torch.maximum(free, cut) * kept * mask).sum() / n}
+
+
+def plain_policy_with_bonus(
+    hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs
+) -> Results:
+    stats = plain_head(hidden, weight, targets)
+    loss = plain_loss(stats["logp"], tokens)["loss"] - BONUS * stats["entropy"].mean()
+    return {"loss": loss}
+
+
+def plain_sample(hidden: Tensor, weight: Tensor) -> Results:
+    log_p = (hidden @ weight.t()).float().log_softmax(-1)
+    p = log_p.exp()
+    token = torch.multinomial(p, 1)
+    logp = log_p.gather(-1, token)[:, 0]
+    return {"token": token[:, 0], "logp": logp, "entropy": -(p * log_p).sum(-1)}
+
+
+def policy_from(head: Callable[..., Results]) -> Callable[..., Results]:
+    """The policy loss of whoever gives log-probs, as a trainer would put it together."""
+
+    def policy(hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs) -> Results:
+        return plain_loss(head(hidden, weight, targets)["logp"], tokens)
+
+    return policy
+
+
+def compiled(function: Callable[..., Results]) -> Callable[..., Results]:
+    # Static shapes: the best case of a compiler.
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+PLAIN: dict[str, Callable[..., Results]] = {
+    "rows": plain_rows,
+    "rows with extras": plain_extras,
+    "head": plain_head,
+    "policy": policy_from(plain_head),
+    "policy with bonus": plain_policy_with_bonus,
+    "sample": plain_sample,
+    "loss": plain_loss,
+    "clip cov": plain_clip_cov,
+    "kl cov": plain_kl_cov,
+}
+
+EAGER = Contender(
+    "torch eager",
+    "torch",
+    {name: functools.partial(lambda f: f, f) for name, f in PLAIN.items()},
+    baseline=True,
+)
+COMPILED = Contender(
+    "torch.compile", "torch", {name: functools.partial(compiled, f) for name, f in PLAIN.items()}
+)

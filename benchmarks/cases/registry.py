@@ -1,0 +1,16 @@
+"""What is timed, and by whom."""
+
+from __future__ import annotations
+
+from benchmarks.cases import head, losses, rows
+from benchmarks.cases.ours import OURS
+from benchmarks.cases.peers import PEERS
+from benchmarks.cases.plain import COMPILED, EAGER
+from benchmarks.harness.case import Contender
+
+OPS = [*rows.OPS, *head.OPS, *losses.OPS]
+BY_NAME = {op.name: op for op in OPS}
+
+
+def implementations(with_peers: bool) -> list[Contender]:
+    return [OURS, EAGER, COMPILED, *(PEERS if with_peers else [])]

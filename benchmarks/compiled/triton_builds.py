@@ -1,0 +1,187 @@
+"""Every Triton kernel in every configuration, compiled for devices this machine need not have.
+
+The public object of the kernels is called on small CPU tensors while a stand-in for the driver
+names the target, so what is compiled is what a real launch would compile: argument types,
+specialisation and options come from the launchers, not from a list kept beside them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.compiled.resources import Measured, Resources
+
+# Backend, architecture, warp size.
+TARGETS: dict[str, tuple[Any, ...]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a call may have beside its logits. "odd": no row but the first starts at 16 bytes.
+CONFIGURATIONS: dict[str, frozenset[str]] = {
+    "plain": frozenset(),
+    "extras": frozenset({"extras"}),
+    "all": frozenset({"extras", "chain", "mask", "batched", "later"}),
+    "odd": frozenset({"odd"}),
+    "odd, all": frozenset({"odd", "extras", "chain", "mask", "batched", "later"}),
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    kernel: str
+    configuration: str
+    target: str
+    code: Any  # triton's CompiledKernel
+
+
+class _Driver:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target, self.name = GPUTarget(*TARGETS[target]), target
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    # Kernels keep their compiled code by device; so each target is one.
+    def get_current_device(self) -> str:
+        return self.name
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(
+    target: str, package: str = "logitless.kernels", only: tuple[str, ...] = ()
+) -> Iterator[list[tuple[str, Any]]]:
+    """Launches inside compile for `target` and run nothing; yields (kernel, code) of each.
+
+    `package`: where the kernels are; `only`: names of kernels, the others are passed over.
+    """
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    rows = import_module(f"{package}.rows")
+    launched: list[tuple[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> None:
+        name = self.__name__.removesuffix("_kernel")
+        if not only or name in only:
+            launched.append((name, run(self, *args, warmup=True, **kwargs)))
+
+    with (
+        mock.patch.object(driver, "_active", _Driver(target)),
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(rows, "runs_on", return_value=True),
+    ):
+        yield launched
+
+
+def call(
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+    start: int = 0,
+    **chain: float,
+) -> None:
+    """A forward, a finish and a backward in place, as the ops call them."""
+    TritonRows = import_module(f"{package}.rows").TritonRows
+    width = vocab + 3 if "odd" in options else vocab
+    shape = (2, n // 2, width) if "batched" in options else (n, width)
+    # Rows of a batch that do not follow the rows of the last: two strides.
+    logits = torch.empty(2, *shape, dtype=dtype)[:, 0] if "batched" in options else torch.empty(
+        shape, dtype=dtype
+    )  # fmt: skip
+    given: dict[str, Any] = dict(chain)
+    if "mask" in options:
+        given["mask"] = torch.ones(n, dtype=torch.bool)
+    if "chain" in options:
+        given = {"bias": torch.zeros(start + width), "softcap": 15.0, "pre": 0.5} | given
+        given["row_scale"] = torch.ones(n, dtype=torch.float64)
+    rows = TritonRows(n, targets=torch.zeros(n, dtype=torch.int64), **given)
+    state = torch.empty(n, 8, dtype=torch.float64)
+    extras = "extras" in options
+    rows.forward(logits, state, start=start, first="later" not in options, extras=extras)
+    names = ["logp", "entropy", "lse"]
+    names += ["varentropy", "sum_p2", "entropy_change"] if extras else []
+    outputs = {name: torch.empty(n) for name in names}
+    if extras:
+        outputs["argmax"] = torch.empty(n, dtype=torch.int64)
+    row_ids = torch.arange(n) if "mask" in options else None
+    error = torch.tensor([2**63 - 1])
+    rows.finish(state, start + width, error, row_ids=row_ids, **outputs)
+    upstream = {"g_logp": torch.ones(n), "g_entropy": torch.ones(n)}
+    if "chain" in options:
+        upstream |= {"g_lse": torch.ones(n, dtype=torch.float64)}
+    rows.backward(logits, state, logits, start=start, **upstream)
+
+
+def builds(target: str) -> list[Build]:
+    """Every kernel and configuration, each code once, named after its first use."""
+    found: dict[str, Build] = {}
+    for dtype in DTYPES:
+        for configuration, options in CONFIGURATIONS.items():
+            with compiling(target) as launched:
+                call(4, 8192, DTYPES[dtype], options)
+            for kernel, code in launched:
+                # The others see no logits.
+                by_dtype = kernel in ("pieces", "fold", "backward")
+                name = f"{dtype}, {configuration}" if by_dtype else configuration
+                found.setdefault(code.hash, Build(kernel, name, target, code))
+    return sorted(found.values(), key=lambda build: build.kernel)
+
+
+def measure(target: str) -> list[Measured]:
+    return [Measured(b.kernel, b.configuration, target, resources(b)) for b in builds(target)]
+
+
+def resources(build: Build) -> Resources:
+    read = _of_cubin if build.target.startswith("sm_") else _of_amdgcn
+    return read(build.code)
+
+
+def _of_cubin(code: Any) -> Resources:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(code.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    value = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", text)}
+    # The kernels have no local arrays, so all of a thread's stack is spilled registers.
+    # Triton asks for shared memory at launch: the file knows nothing of it.
+    return Resources(str(value["REG"]), value["STACK"] + value["LOCAL"], code.metadata.shared)
+
+
+def _of_amdgcn(code: Any) -> Resources:
+    def value(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s*(\d+)", code.asm["amdgcn"])[-1])
+
+    spilled = value("vgpr_spill_count") + value("sgpr_spill_count")
+    spilled += value("private_segment_fixed_size")
+    registers = f"{value('vgpr_count')}+{value('sgpr_count')}"
+    return Resources(
+        registers, spilled, max(value("group_segment_fixed_size"), code.metadata.shared)
+    )

@@ -1,0 +1,46 @@
+"""Calls of one backend and nothing else, for tools that watch a program from outside.
+
+python -m benchmarks.gpu.stages.single_backend BACKEND small | ROWSxVOCAB
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import logitless as ll
+
+EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+# One column, less than a warp, a ragged second piece, whole pieces, an odd row length.
+SMALL = ((1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001))
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def one(rows: int, vocab: int, dtype: torch.dtype, backend: str, in_place: bool) -> None:
+    """Forward, then backward with a fifth of the rows masked."""
+    logits = torch.empty(rows, vocab, dtype=dtype, device="cuda").normal_()
+    targets = torch.arange(rows, device="cuda") % vocab
+    mask = torch.arange(rows, device="cuda") % 5 != 4
+    logits.requires_grad_()
+    stats = ll.token_stats(
+        logits, targets, mask=mask, extras=EXTRAS, inplace_backward=in_place, backend=backend
+    )
+    (stats.logp + stats.entropy).sum().backward()
+    torch.cuda.synchronize()
+
+
+def main(backend: str, sizes: str) -> None:
+    if sizes == "small":
+        for rows, vocab in SMALL:
+            for dtype in DTYPES:
+                for in_place in (False, True):
+                    one(rows, vocab, dtype, backend, in_place)
+    else:
+        rows, vocab = map(int, sizes.split("x"))
+        one(rows, vocab, torch.bfloat16, backend, in_place=True)
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

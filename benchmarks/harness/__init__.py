@@ -1,0 +1,1 @@
+"""Cases, clocks, correctness, memory, tables: knows no op of ours."""
