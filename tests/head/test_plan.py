@@ -116,8 +116,6 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mix: logits of" in printed
     assert "of 64.0 MiB" in printed
     assert "full logits would take 296.8 MiB" in printed
-    for peer in ("Liger 0.8.5", "verl 0.9.1", "TRL 1.16", "cut-cross-entropy", "torch 2.13"):
-        assert peer in printed
     assert cli.main([*arguments, "--budget", "1MiB"]) == 2
     assert "memory_budget must be at least" in capsys.readouterr().err
 

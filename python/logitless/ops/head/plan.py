@@ -16,7 +16,6 @@ from logitless.inputs.naming import public
 from logitless.inputs.options import check_names, check_tail_mass
 from logitless.ops.head import cost
 from logitless.ops.head.cost import ITEMSIZE, Way, Work
-from logitless.ops.head.peer_memory import peer_lines
 
 # Rows per tile, and per product. Fewer cost speed, see cost.CPU.
 ROWS = 1024
@@ -105,11 +104,7 @@ class Plan:
             f" {_mib(self.budget)}",
             f"full logits would take {_mib(self.full_logits_bytes)}, and as much again for"
             " their gradient",
-            "others hold, by what their documentation and sources say:",
         ]
-        item = ITEMSIZE[self.logits_dtype]
-        others = peer_lines(self.tokens, self.hidden, self.vocab, item)
-        lines += [f"  {_mib(size):>12}  {who}: {what}" for size, who, what in others]
         return "\n".join(lines)
 
 

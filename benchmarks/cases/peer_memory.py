@@ -1,12 +1,20 @@
 """What other implementations hold for forward and backward of the head, beyond inputs and outputs.
 
+    python -m benchmarks.cases.peer_memory --tokens 1024 --hidden 1024 --vocab 151936
+
 Formulas of their documented chunking, read in the version named; not measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
+
+import logitless as ll
+from benchmarks.harness.report import mib
 
 
 class Head(NamedTuple):
@@ -75,7 +83,25 @@ PEERS = (
 )
 
 
-def peer_lines(n: int, h: int, v: int, item: int) -> list[tuple[int, str, str]]:
-    """(bytes, who, what), least first."""
-    head = Head(n, h, v, item)
-    return sorted((peer.size(head), peer.name, peer.what) for peer in PEERS)
+def peer_lines(head: Head) -> list[tuple[int, str]]:
+    """(bytes, who holds what), least first."""
+    return sorted((peer.size(head), f"{peer.name}: {peer.what}") for peer in PEERS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("tokens", "hidden", "vocab"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--budget", help="memory budget of ours, such as 64MiB")
+    given = parser.parse_args(arguments)
+    sizes = (given.tokens, given.hidden, given.vocab)
+    plan = ll.plan(*sizes, given.dtype, given.budget)
+    ours = (plan.total_bytes, f"logitless: {plan.mode}, as `logitless plan` says")
+    item = getattr(torch, plan.logits_dtype).itemsize
+    for size, what in sorted([ours, *peer_lines(Head(*sizes, item))]):
+        print(f"{mib(size):>12}  {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Who may import whom in benchmarks/, and the table of what peers hold."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A room, and the rooms that it may import beside itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "harness": set(),
+    "cases": {"harness"},
+    "studies": {"harness", "cases"},
+    "compiled": set(),
+    "gpu": {"harness", "cases"},
+    "run": {"harness", "cases"},
+    "": set(),
+}
+# Rooms that know no op of ours.
+NO_LIBRARY = {"harness"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
+
+
+def room(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules, also those that a function imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for each in node.names:
+                inner = f"{node.module}.{each.name}"
+                yield inner if inner in FILES else str(node.module)
+
+
+IMPORTS = {name: set(imported(path)) for name, path in FILES.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_room_imports_only_what_it_may(name: str) -> None:
+    allowed = MAY_IMPORT[room(name)] | {room(name)}
+    wrong = {each for each in IMPORTS[name] if each in FILES and room(each) not in allowed}
+    assert not wrong
+    if room(name) in NO_LIBRARY:
+        assert not {each for each in IMPORTS[name] if each.split(".")[0] == "logitless"}
+
+
+def test_there_is_no_circle() -> None:
+    inside = {name: (found & FILES.keys()) - {name} for name, found in IMPORTS.items()}
+    assert len(list(graphlib.TopologicalSorter(inside).static_order())) == len(FILES)
+
+
+def test_what_peers_hold_is_printed_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.cases import peer_memory
+
+    sizes = "--tokens 1024 --hidden 1024 --vocab 151936 --budget 64MiB"
+    peer_memory.main(sizes.split())
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("Liger 0.8.5", "verl 0.9.1", "TRL 1.16", "cut-cross-entropy", "plain torch 2.13"):
+        assert any(name in line for line in lines)
+    assert any(line.split()[:3] == ["64.0", "MiB", "logitless:"] for line in lines)
+    # Logits, log-softmax and the gradient of each, of two bytes.
+    assert f"{4 * 2 * 1024 * 151936 / 2**20:.1f} MiB" in "\n".join(lines)
+    assert [float(line.split()[0]) for line in lines] == sorted(
+        float(line.split()[0]) for line in lines
+    )
