@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,26 @@ def test_what_peers_hold_is_printed_beside_ours(capsys: pytest.CaptureFixture[st
     assert [float(line.split()[0]) for line in lines] == sorted(
         float(line.split()[0]) for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("LOGITLESS_CUDA", "OFF"), ("LOGITLESS_CUDA_ARCHITECTURES", "90")]
+)
+def test_a_table_of_kernels_without_all_of_them_is_refused(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Where there is an nvcc: here one that only knows its version."""
+    pytest.importorskip("triton")
+    from benchmarks.compiled import kernel_resources
+
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("LOGITLESS_CUDA", "ON")
+    monkeypatch.setenv(name, value)
+    before = kernel_resources.TABLE.read_bytes()
+    assert kernel_resources.main([]) == 2
+    assert f"{name}={value} leaves out CUDA kernels" in capsys.readouterr().err
+    assert kernel_resources.TABLE.read_bytes() == before

@@ -104,6 +104,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the committed table")
     check = parser.parse_args(arguments).check
+    objection = nvcc_builds.objection() if nvcc_builds.version() else None
+    if objection:
+        sys.stderr.write(f"./dev kernels: {objection}\n")
+        return 2
     measured = measure()
     fresh = {title: half(title, of) for title, of in measured.items()}
     committed = split(TABLE.read_text()) if TABLE.exists() else {}

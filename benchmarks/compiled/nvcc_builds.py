@@ -6,6 +6,7 @@ CMake is asked for its own commands, so the flags are those of the wheel.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -32,6 +33,16 @@ def version() -> str | None:
         return None
     found = re.search(r"\bV([\d.]+)", text.stdout)
     return found[1] if found else None
+
+
+def objection() -> str | None:
+    """Why the build would leave out kernels that nvcc could compile, or None."""
+    # As CMakeLists.txt has it: the environment goes before what the command line defines.
+    for name in ("LOGITLESS_CUDA", "LOGITLESS_CUDA_ARCHITECTURES"):
+        value = os.environ.get(name)
+        if value and value not in ("ON", "AUTO"):
+            return f"{name}={value} leaves out CUDA kernels that the table lists: unset it"
+    return None
 
 
 def commands(folder: Path) -> list[str]:
