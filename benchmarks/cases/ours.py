@@ -5,12 +5,21 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import logitless as ll
 from benchmarks.cases.inputs import TokenInputs
-from benchmarks.cases.specs import CLIP_COV, KL_COV, SPEC, SPEC_WITH_BONUS
+from benchmarks.cases.specs import (
+    CLIP_COV,
+    KL_COV,
+    SPEC,
+    SPEC_WITH_BONUS,
+    STATS_SPEC,
+    WEIGHTS,
+)
 from benchmarks.harness.case import OURS as KIND
 from benchmarks.harness.case import Contender, Results
 
@@ -75,6 +84,29 @@ def token_ids(n: int, device: str) -> Tensor:
     return torch.arange(n, device=device)
 
 
+@functools.lru_cache(maxsize=1)
+def numpy_ids(n: int) -> npt.NDArray[np.int64]:
+    return np.arange(n)
+
+
+def our_batch_stats(tokens: TokenInputs) -> dict[str, Any]:
+    n, torch_given = len(tokens.logp), isinstance(tokens.logp, Tensor)
+    ids = token_ids(n, str(tokens.logp.device)) if torch_given else numpy_ids(n)
+    data = (tokens.logp, tokens.advantages, tokens.mask)
+    found = ll.batch_stats(*data, STATS_SPEC, token_ids=ids, seed=0, step=0)
+    return {
+        "mean_advantage": found.mean_advantage,
+        "mean_logp": found.mean_logp,
+        "selected": found.selected,
+    }
+
+
+def our_weights(tokens: TokenInputs) -> Results:
+    """As if `logp` were what the rollout's engine had reported."""
+    found = ll.rollout_weights(tokens.old_logp, tokens.logp, tokens.mask, WEIGHTS)
+    return {"weights": found.weights}
+
+
 OURS = Contender(
     "logitless",
     KIND,
@@ -89,5 +121,7 @@ OURS = Contender(
         "loss": lambda: our_loss,
         "clip cov": lambda: functools.partial(our_selecting, spec=CLIP_COV),
         "kl cov": lambda: functools.partial(our_selecting, spec=KL_COV),
+        "batch stats": lambda: our_batch_stats,
+        "rollout weights": lambda: our_weights,
     },
 )

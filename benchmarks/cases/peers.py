@@ -15,7 +15,7 @@ from torch import Tensor
 import logitless as ll
 from benchmarks.cases.inputs import TokenInputs
 from benchmarks.cases.plain import policy_from
-from benchmarks.cases.specs import CLIP, CLIP_CONTROL, DUAL, KL_CONTROL
+from benchmarks.cases.specs import CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
 from benchmarks.harness.case import Contender, Results
 from benchmarks.harness.machine_info import installed
 
@@ -113,6 +113,18 @@ verl_kl_cov = verl_policy(
 )
 
 
+def verl_weights() -> Function:
+    module = "verl.trainer.ppo.rollout_corr_helper"
+    function = attribute(module, "compute_rollout_correction_weights")
+
+    def run(tokens: TokenInputs) -> Results:
+        log_ratio = (tokens.old_logp - tokens.logp)[None]
+        weights, _ = function(log_ratio, tokens.mask[None], "token", WEIGHTS.high)
+        return {"weights": weights[0]}
+
+    return run
+
+
 def liger_head() -> Function:
     scaled = attribute(
         "liger_kernel.ops.fused_linear_scaled_cross_entropy",
@@ -164,6 +176,7 @@ PEERS = [
             "loss": verl_policy("vanilla"),
             "clip cov": verl_clip_cov,
             "kl cov": verl_kl_cov,
+            "rollout weights": verl_weights,
         },
         package="verl",
     ),

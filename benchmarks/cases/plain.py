@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.inputs import TokenInputs
-from benchmarks.cases.specs import BONUS, CLIP, CLIP_CONTROL, DUAL, KL_CONTROL
+from benchmarks.cases.specs import BONUS, CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
 from benchmarks.harness.case import Contender, Results
 
 
@@ -77,6 +77,23 @@ def plain_clip_cov(logp: Tensor, tokens: TokenInputs) -> Results:
     return {"loss": (torch.maximum(free, cut) * kept * mask).sum() / n}
 
 
+def plain_batch_stats(tokens: TokenInputs) -> Results:
+    """Means over the valid tokens, and those of the largest covariance."""
+    a, logp, mask = tokens.advantages, tokens.logp, tokens.mask
+    n = mask.sum()
+    mean_a, mean_logp = (a * mask).sum() / n, (logp * mask).sum() / n
+    cov = ((a - mean_a) * (logp - mean_logp)).masked_fill(~mask, -torch.inf)
+    # the mask is all true here
+    k = max(int(KL_CONTROL.fraction * len(logp)), 1)
+    chosen = cov.topk(k).indices
+    return {"mean_advantage": mean_a, "mean_logp": mean_logp, "selected": chosen}
+
+
+def plain_weights(tokens: TokenInputs) -> Results:
+    weights = (tokens.old_logp - tokens.logp).exp().clamp(max=WEIGHTS.high)
+    return {"weights": weights * tokens.mask}
+
+
 def plain_policy_with_bonus(
     hidden: Tensor, weight: Tensor, targets: Tensor, tokens: TokenInputs
 ) -> Results:
@@ -117,6 +134,8 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "loss": plain_loss,
     "clip cov": plain_clip_cov,
     "kl cov": plain_kl_cov,
+    "batch stats": plain_batch_stats,
+    "rollout weights": plain_weights,
 }
 
 EAGER = Contender(

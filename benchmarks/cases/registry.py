@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.cases import head, losses, rows
+from benchmarks.cases import head, losses, overhead, rows
 from benchmarks.cases.ours import OURS
 from benchmarks.cases.peers import PEERS
 from benchmarks.cases.plain import COMPILED, EAGER
 from benchmarks.harness.case import Contender
 
-OPS = [*rows.OPS, *head.OPS, *losses.OPS]
+OPS = [*rows.OPS, *head.OPS, *losses.OPS, *overhead.OPS]
 BY_NAME = {op.name: op for op in OPS}
 
 

@@ -20,3 +20,6 @@ CLIP_COV = ll.PolicyLossSpec(
 KL_COV = ll.presets["kl_cov"]
 assert isinstance(KL_COV.control, ll.KLCov)
 KL_CONTROL: ll.KLCov = KL_COV.control
+# Of a batch's statistics, and of the weights of tokens that another engine has drawn.
+STATS_SPEC = KL_COV
+WEIGHTS = ll.corrections["tis"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from benchmarks.harness.comparison import Match
 VOCAB = 151_936
 ROWS, HEAD_ROWS, GPU_ROWS = 512, 1024, 8192
 TOKENS = 1_048_576
+TINY_ROWS, TINY_VOCAB = 8, 256
 
 
 PEAKED = "head forward+backward, peaked"
@@ -28,10 +30,15 @@ class Target:
     rows: int = ROWS
     device: str = "cpu"
     note: str = ""
+    vocab: int = VOCAB
+    unit: float = 1e3  # of a time alone, in a second
+    cpu: bool = False  # by the CPU clock of the calling thread
 
     def value(self, match: Match) -> float:
         times = match[self.over].times
-        return times.over(match[self.under].times) if self.under else 1e3 * times.median
+        if self.under:
+            return times.over(match[self.under].times)
+        return self.unit * (statistics.median(times.cpu) if self.cpu else times.median)
 
     def met(self, value: float) -> bool:
         return value <= self.limit if self.at_most else value >= self.limit
@@ -39,9 +46,11 @@ class Target:
     def applies(self, match: Match) -> bool:
         at: Setting = match.setting
         return (
-            (self.op, self.dtype, self.rows, VOCAB) == (match.op.name, at.dtype, at.rows, at.vocab)
+            (self.op, self.dtype, self.rows, self.vocab)
+            == (match.op.name, at.dtype, at.rows, at.vocab)
             and at.device.startswith(self.device)
             and self.over in match
+            and (not self.cpu or bool(match[self.over].times.cpu))
             and (not self.under or self.under in match)
         )
 
@@ -56,6 +65,17 @@ def of_losses(op: str) -> Target:
 
 def on_gpu(op: str, over: str, under: str, limit: float, note: str = "") -> Target:
     return Target(op, "bfloat16", over, under, limit, rows=GPU_ROWS, device="cuda", note=note)
+
+
+def of_overhead(op: str, microseconds: float) -> list[Target]:
+    """By the clock on the wall, which needs a machine that does nothing else, and by the CPU's."""
+    return [
+        Target(
+            f"tiny {op}", "float32", "logitless", "", microseconds, rows=TINY_ROWS,
+            vocab=TINY_VOCAB, note=f"us of {'CPU' if cpu else 'wall'}", unit=1e6, cpu=cpu,
+        )
+        for cpu in (False, True)
+    ]  # fmt: skip
 
 
 TARGETS = [
@@ -85,6 +105,10 @@ TARGETS = [
         for peer in ("Apple CCE", "torch linear_cross_entropy")
     ),
     *(of_losses(op) for op in ("policy loss", "clip cov loss", "kl cov loss")),
+    *of_overhead("linear_policy_loss", 600),
+    *of_overhead("linear_policy_loss backward", 150),
+    *of_overhead("policy_loss", 85),
+    *of_overhead("token_stats", 75),
     on_gpu("forward", "logitless cuda", "", 0.85, "ms, promised of an H100"),
     on_gpu("forward", "logitless triton", "", 0.85, "ms, promised of an H100"),
     on_gpu("backward in place", "logitless cuda", "copy", 1.15),

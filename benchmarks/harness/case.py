@@ -43,12 +43,14 @@ class Setting:
 class Call:
     """Something to time, with its inputs bound."""
 
-    run: Callable[[Any], Results]
+    run: Callable[[Any], Any]
     # Before each run and not timed; what it returns goes to `run`.
     prepare: Callable[[], Any] = field(default=lambda: None)
+    # From what `run` returned, not timed either.
+    results: Callable[[Any], Results] = field(default=lambda found: found)
 
     def __call__(self) -> Results:
-        return self.run(self.prepare())
+        return self.results(self.run(self.prepare()))
 
 
 @dataclass(frozen=True)
@@ -94,3 +96,5 @@ class Op:
     rowwise: bool = False
     # Also timed at every size, and not at the headline alone.
     sizes: bool = False
+    # A call so small that its time is the host's: timed warm, in bursts, by wall and by CPU clock.
+    tiny: bool = False

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import correctness as gate
 from benchmarks.harness.case import FLOOR, OURS, Call, Contender, Op, Results, Setting
-from benchmarks.harness.timing import ENOUGH_SECONDS, Timer, Times, interleave
+from benchmarks.harness.timing import ENOUGH_SECONDS, Clock, Times, interleave
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Match:
                     "median_ms": 1e3 * m.times.median,
                     "runs_ms": [1e3 * t for t in m.times.runs],
                     "host_ms": 1e3 * statistics.median(m.times.host) if m.times.host else None,
+                    "cpu_ms": 1e3 * statistics.median(m.times.cpu) if m.times.cpu else None,
                     "rounds": m.times.rounds,
                     "over_floor": m.times.over(self.floor.times),
                     "over_ours": None if ours is None else m.times.over(ours),
@@ -110,10 +111,10 @@ def run_and_peak(call: Call, device: str) -> tuple[Results, int | None]:
     """Results, and on CUDA how far the run drove the allocated memory up."""
     prepared = call.prepare()
     if torch.device(device).type != "cuda":
-        return call.run(prepared), None
+        return call.results(call.run(prepared)), None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    results = call.run(prepared)
+    results = call.results(call.run(prepared))
     # What went wrong on the device is to be raised here, and not in somebody else's turn.
     torch.cuda.synchronize()
     return results, torch.cuda.max_memory_allocated() - before
@@ -227,7 +228,7 @@ def play(
     setting: Setting,
     contenders: Sequence[Contender],
     repeats: int,
-    timer: Timer,
+    timer: Clock,
     *,
     variants: bool = True,
     strict: bool = True,

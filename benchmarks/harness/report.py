@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from benchmarks.harness.case import FLOOR, OURS
 from benchmarks.harness.comparison import Match, Measured
 
@@ -29,23 +31,28 @@ def table(match: Match) -> str:
 
 def line(match: Match, m: Measured) -> str:
     over_ours = m.times.over(match.ours.times) if match.ours else float("nan")
-    span = f"{1e3 * m.times.low:.2f}-{1e3 * m.times.high:.2f}"
+    unit, scale = ("us", 1e6) if match.op.tiny else ("ms", 1e3)
+    span = f"{scale * m.times.low:.2f}-{scale * m.times.high:.2f}"
     error = f"{max(m.errors.values()):.1e}" if m.errors else ""
     peak = "" if m.peak_bytes is None else mib(m.peak_bytes)
     return (
         f"  {MARKS.get(m.kind, '  ')}{m.name:26}"
-        f" {1e3 * m.times.median:>7.2f} ms {span:>19}"
+        f" {scale * m.times.median:>7.2f} {unit} {span:>19}"
         f" {m.times.over(match.floor.times):>8.2f} {over_ours:>8.2f}"
         f" {error:>9} {peak:>12}  {rate(match, m):.1f}"
     )
 
 
 def rate_name(match: Match) -> str:
+    if match.op.tiny:
+        return "us of CPU"
     return "GFLOP/s" if match.op.bound_by == "flops" else "GB/s"
 
 
 def rate(match: Match, m: Measured) -> float:
-    """Of what the op must do, in the unit that limits it."""
+    """Of what the op must do, in the unit that limits it; where that is the host, its CPU time."""
+    if match.op.tiny:
+        return 1e6 * statistics.median(m.times.cpu) if m.times.cpu else float("nan")
     if match.op.bound_by == "flops":
         return match.op.flops(match.setting) / m.times.median / 1e9
     return sum(match.op.bytes(match.setting).values()) / m.times.median / 1e9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,17 @@ LAST_LEVEL_CACHE = 32 << 20
 # Reads of the flush buffer before a run on CUDA: 2 ms on an H200, so that the launches of the run,
 # a fraction of that, are queued before the device gets to them and are not timed with it.
 HEAD_START = 64
+# Calls of a burst.
+BURST = 20
 
 
 class Run(NamedTuple):
     seconds: float  # on the clock of the device
     host: float  # until the call returned, which on CUDA is before its work is done
+    cpu: float | None = None  # of the calling thread; a busy machine adds little to it
+
+
+Clock = Callable[[Call], Run]
 
 
 class Timer:
@@ -61,6 +67,27 @@ class Timer:
         return Run(begin.elapsed_time(end) / 1e3, host)
 
 
+class BurstTimer:
+    """The host's time of calls that are small and warm: medians of a burst, by wall and by CPU
+    clock. Other programs take turns with a call of microseconds seldom, but share its caches."""
+
+    def __init__(self, calls: int = BURST) -> None:
+        self.calls = calls
+
+    def __call__(self, call: Call) -> Run:
+        walls, cpus = [], []
+        # One more: the first finds the caches as somebody else has left them.
+        for _ in range(self.calls + 1):
+            prepared = call.prepare()
+            cpu, wall = time.thread_time(), time.perf_counter()
+            results = call.run(prepared)
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.thread_time() - cpu)
+            del results
+        seconds = statistics.median(walls[1:])
+        return Run(seconds, seconds, statistics.median(cpus[1:]))
+
+
 def last_level_cache(device: str) -> int:
     if torch.device(device).type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
@@ -79,6 +106,7 @@ class Times:
     runs: tuple[float, ...]
     host: tuple[float, ...] = ()  # until each returned, where that is another time
     rounds: tuple[int, ...] = ()  # in which each run took its turn, ascending
+    cpu: tuple[float, ...] = ()  # of the calling thread, where it was asked for
 
     @property
     def median(self) -> float:
@@ -103,7 +131,7 @@ class Times:
 
 
 def interleave(
-    calls: Mapping[str, Call], repeats: int, timer: Timer, enough: float = ENOUGH_SECONDS
+    calls: Mapping[str, Call], repeats: int, timer: Clock, enough: float = ENOUGH_SECONDS
 ) -> dict[str, Times]:
     """Every call `repeats` times, in rounds whose order rotates, every other one backwards: a slow
     moment of the machine hits all of them, and nobody always runs after the same neighbour. The
@@ -125,4 +153,5 @@ def times(runs: Sequence[tuple[Run, int]]) -> Times:
         tuple(run.seconds for run, _ in runs),
         tuple(run.host for run, _ in runs),
         tuple(turn for _, turn in runs),
+        tuple(run.cpu for run, _ in runs if run.cpu is not None),
     )
