@@ -175,28 +175,51 @@ def test_a_public_name_is_told_from_a_layer() -> None:
     assert imported_layer("logitless.rl.train") == "rl"
 
 
-# Folder of csrc -> the folders whose headers it may include.
+# Room of csrc -> the rooms whose headers it may include beside its own. A room is a folder of csrc,
+# or of csrc/cpu and csrc/cuda, which have rooms of the same names.
+ROOMS = {
+    "runtime": set(),
+    "rows": {"runtime"},
+    "topk": {"runtime", "rows"},
+    "sampling": {"runtime", "rows", "topk"},
+    "tokens": {"runtime", "rows"},
+}
+ALL_ROOMS = {f"{device}/{room}" for device in ("cpu", "cuda") for room in ROOMS}
 MAY_INCLUDE = {
-    "core": {"core"},
-    "cpu": {"core", "cpu"},
-    "cuda": {"core", "cuda"},
-    "bindings": {"core", "cpu", "cuda", "bindings"},
+    "core": set(),
+    # absent.cpp stands in for every room
+    "cuda": {"core"} | {room for room in ALL_ROOMS if room.startswith("cuda/")},
+    "bindings": {"core", *ALL_ROOMS},
+    **{
+        f"{device}/{room}": {"core"} | {f"{device}/{other}" for other in others}
+        for device in ("cpu", "cuda")
+        for room, others in ROOMS.items()
+    },
 }
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*.*") if p.is_file())
 
 
+def room_of(path: Path) -> str:
+    top, *folders = path.relative_to(ROOT / "csrc").parent.parts
+    return "/".join((top, *folders[:1])) if top in ("cpu", "cuda") else top
+
+
 @pytest.mark.parametrize("path", CSRC, ids=[str(path.relative_to(ROOT)) for path in CSRC])
-def test_a_cpp_file_includes_only_what_its_folder_may(path: Path) -> None:
-    folder = path.relative_to(ROOT / "csrc").parts[0]
+def test_a_cpp_file_includes_only_what_its_room_may(path: Path) -> None:
+    room = room_of(path)
     for kind, header in re.findall(
         r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE
     ):
-        if kind == '"':
-            target = (path.parent / header).resolve().relative_to(ROOT / "csrc").parts[0]
-            assert target in MAY_INCLUDE[folder], f"csrc/{folder} may not include {header}"
-        elif folder != "bindings":
+        ours = path.parent / header if kind == '"' else ROOT / "csrc" / header
+        if ours.exists():
+            target = room_of(ours.resolve())
+            allowed = target == room or target in MAY_INCLUDE[room]
+            assert allowed, f"csrc/{room} may include {sorted(MAY_INCLUDE[room])}, not {header}"
+        else:
+            assert kind == "<", f"{header} is not there"
+        if room != "bindings":
             assert not re.match(r"Python\.h|pybind11|torch|ATen|c10", header), header
-        if folder == "core":
+        if room == "core":
             assert header not in ("iostream", "fstream", "cstdio"), "the core does no I/O"
 
 

@@ -87,7 +87,7 @@ def parse(report: str) -> list[Measured]:
 
 
 def readable(mangled: str) -> str:
-    """`void logitless::cuda::pieces_kernel<logitless::bf16, true>(...)` -> pieces<bf16, true>."""
+    """`void logitless::cuda::partials_kernel<logitless::bf16>(...)` -> partials<bf16>."""
     done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
     name = re.sub(r"logitless::|cuda::|\(anonymous namespace\)::|^void ", "", done.stdout.strip())
     return name.split("(")[0].replace("_kernel", "")

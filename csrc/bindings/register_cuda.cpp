@@ -1,9 +1,9 @@
 // CUDA row kernels for Python: as register_rows.cpp, on a device and a stream of it.
 #include <pybind11/pybind11.h>
 
-#include "../cuda/rows.h"
-#include "row_arrays.h"
-#include "scalars.h"
+#include "../cuda/rows/rows.h"
+#include "arrays/row_arrays.h"
+#include "arrays/scalars.h"
 
 namespace py = pybind11;
 
@@ -31,9 +31,9 @@ cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n) {
 // The same as cuda::workspace_bytes, of any sizes.
 int64_t workspace_of(int64_t n, int64_t columns) {
   int64_t bytes = 0;
-  const int64_t pieces = columns / cuda::kSmallestPiece + 1;
-  const bool wraps = __builtin_mul_overflow(n, pieces, &bytes) ||
-                     __builtin_mul_overflow(bytes, int64_t{sizeof(cuda::Record)}, &bytes);
+  const int64_t splits = columns / cuda::kSmallestSplit + 1;
+  const bool wraps = __builtin_mul_overflow(n, splits, &bytes) ||
+                     __builtin_mul_overflow(bytes, int64_t{sizeof(cuda::Partial)}, &bytes);
   check(!wraps, "a tile of ", n, " rows and ", columns, " columns is larger than any memory");
   return cuda::workspace_bytes(n, columns);
 }
@@ -75,17 +75,17 @@ class CudaRows {
     const Place place = this->place();
     const Array tile(logits, "logits", Access::read, place);
     const Array states(state, "state", Access::write, place);
-    const Array records(workspace, "workspace", Access::write, place);
+    const Array partials(workspace, "workspace", Access::write, place);
     arrays_.check_targets();
-    check(records->contiguous(), "workspace must be contiguous");
-    const int64_t bytes = records->size() * dtype_bytes(records->dtype);
+    check(partials->contiguous(), "workspace must be contiguous");
+    const int64_t bytes = partials->size() * dtype_bytes(partials->dtype);
     const logitless::Rows rows = arrays_.of_tile(tile, start, Dtype::f32);
     if (tile->ndim > 0) workspace_of(n(), tile->shape[tile->ndim - 1]);
     auto* data = arrays_.states_of<RowState>(states);
-    check_apart(arrays_, tile, states, records);
+    check_apart(arrays_, tile, states, partials);
     const py::gil_scoped_release release;
     cuda::rows_forward(
-        rows, tile.view(), start, extras, first, data, records->data, bytes, queue(stream)
+        rows, tile.view(), start, extras, first, data, partials->data, bytes, queue(stream)
     );
   }
 
@@ -117,7 +117,7 @@ class CudaRows {
     auto* lowest = data_of<int64_t>(flag, Dtype::i64, 1);
     check_apart(arrays_, states, flag, ids, out);
     const py::gil_scoped_release release;
-    cuda::rows_finish(arrays_.rows(), data, vocab, names, out.view(), lowest, queue(stream));
+    cuda::rows_finalize(arrays_.rows(), data, vocab, names, out.view(), lowest, queue(stream));
   }
 
   void backward(
@@ -146,7 +146,7 @@ class CudaRows {
     check_apart(arrays_, states, gl_array, ge_array, gz_array, out);
     if (!same_elements(tile.view(), out.view())) check_apart(tile, out);
     const py::gil_scoped_release release;
-    cuda::rows_backward(rows, tile.view(), start, data, gl, ge, gz, out.view(), queue(stream));
+    cuda::rows_gradient(rows, tile.view(), start, data, gl, ge, gz, out.view(), queue(stream));
   }
 
  private:

@@ -1,9 +1,9 @@
 #include <pybind11/pybind11.h>
 
-#include "../cpu/gomp.h"
-#include "../cpu/parallel.h"
-#include "../cpu/rows.h"
-#include "../cuda/rows.h"
+#include "../cpu/runtime/gomp.h"
+#include "../cpu/runtime/isa.h"
+#include "../cpu/runtime/parallel.h"
+#include "../cuda/runtime/runtime.h"
 
 namespace py = pybind11;
 
@@ -28,7 +28,7 @@ void register_info(py::module_& m) {
       "build_info",
       [] {
         py::dict info;
-        info["isa"] = cpu::row_kernels().isa;
+        info["isa"] = cpu::isa_name(cpu::chosen_isa());
         info["isas"] = py::str(cpu::supported_isas()).attr("split")(",");
         info["threads"] = cpu::default_threads();
         info["compiler"] = __VERSION__;

@@ -1,9 +1,9 @@
 #include <pybind11/pybind11.h>
 
-#include "../cpu/selection.h"
-#include "../cpu/token_loss.h"
-#include "overlap.h"
-#include "scalars.h"
+#include "../cpu/tokens/selection.h"
+#include "../cpu/tokens/token_loss.h"
+#include "arrays/overlap.h"
+#include "arrays/scalars.h"
 
 namespace py = pybind11;
 

@@ -1,8 +1,8 @@
 // Large buffers for Python, handed from one call to the next.
 #include <pybind11/pybind11.h>
 
-#include "../cpu/memory.h"
-#include "scalars.h"
+#include "../cpu/runtime/memory.h"
+#include "arrays/scalars.h"
 
 namespace py = pybind11;
 

@@ -1,13 +1,13 @@
 // Row kernels for Python: an object that holds what a call's tiles share, and a method per kernel.
 #include <pybind11/pybind11.h>
 
-#include "../cpu/rows.h"
-#include "../cpu/sample.h"
-#include "../cpu/truncated.h"
-#include "candidate_arrays.h"
-#include "row_arrays.h"
-#include "scalars.h"
-#include "sparse_array.h"
+#include "../cpu/rows/rows.h"
+#include "../cpu/sampling/sample.h"
+#include "../cpu/sampling/truncated.h"
+#include "arrays/row_arrays.h"
+#include "arrays/scalars.h"
+#include "arrays/sparse_array.h"
+#include "arrays/topk_arrays.h"
 
 namespace py = pybind11;
 
@@ -54,32 +54,34 @@ class Rows {
       int64_t start,
       bool first,
       bool extras,
-      const CandidateArrays* candidates
+      const TopKArrays* topk
   ) const {
     const Array tile(logits, "logits", Access::read);
     const Array states(state, "state", Access::write);
     arrays_.check_targets();
     const logitless::Rows rows = of_tile(tile, start);
     auto* data = arrays_.states_of<RowState>(states);
-    const cpu::Candidates* kept = nullptr;
-    if (candidates != nullptr) {
+    std::optional<cpu::TopKObserver> observer;
+    if (topk != nullptr) {
       check_ids(tile, start, INT32_MAX, "candidates");
-      kept = first ? &candidates->of_rows(n()) : &candidates->filled(n(), candidates->room());
-      check_apart(arrays_, tile, states, *candidates);
+      observer.emplace(first ? topk->of_rows(n()) : topk->filled(n(), topk->capacity()));
+      check_apart(arrays_, tile, states, *topk);
     } else {
       check_apart(arrays_, tile, states);
     }
     const py::gil_scoped_release release;
-    cpu::rows_forward(rows, tile.view(), start, extras, first, data, kept);
+    cpu::rows_forward(
+        rows, tile.view(), start, extras, first, data, observer ? &*observer : nullptr
+    );
   }
 
-  void settle(py::handle state, const CandidateArrays& candidates) const {
+  void settle(py::handle state, const TopKArrays& topk) const {
     const Array states(state, "state", Access::read);
     const auto* data = arrays_.states_of<const RowState>(states);
-    const cpu::Candidates& kept = candidates.filled(n(), candidates.room());
-    check_apart(arrays_, states, candidates);
+    const cpu::TopK& kept = topk.filled(n(), topk.capacity());
+    check_apart(arrays_, states, topk);
     const py::gil_scoped_release release;
-    cpu::settle_candidates(rows_here(), data, kept);
+    cpu::finalize_topk(rows_here(), data, kept);
   }
 
   void merge(py::handle pieces, py::handle state) const {
@@ -122,23 +124,19 @@ class Rows {
     const auto* data = arrays_.states_of<const RowState>(states);
     check_apart(arrays_, states, ids, out);
     const py::gil_scoped_release release;
-    cpu::rows_finish(arrays_.rows(), data, vocab, names, out.view());
+    cpu::rows_finalize(arrays_.rows(), data, vocab, names, out.view());
   }
 
-  void measure_support(
-      py::handle state,
-      const CandidateArrays& candidates,
-      py::handle mass,
-      py::handle entropy,
-      double spare
+  void measure_topk(
+      py::handle state, const TopKArrays& topk, py::handle mass, py::handle entropy, double slack
   ) const {
     const Array states(state, "state", Access::read);
     const Array masses(mass, "mass", Access::write);
     const Array entropies(entropy, "entropy", Access::write);
     arrays_.check_targets();
-    check(spare >= 0, "spare must not be negative, got ", spare);
+    check(slack >= 0, "spare must not be negative, got ", slack);
     const auto* data = arrays_.states_of<const RowState>(states);
-    const cpu::Candidates& kept = candidates.settled(n());
+    const cpu::TopK& kept = topk.settled(n());
     const cpu::Dropped dropped{
         data_of<double>(masses, Dtype::f64, n()), data_of<double>(entropies, Dtype::f64, n())
     };
@@ -146,14 +144,14 @@ class Rows {
     for (int64_t row = 0; row < n(); ++row) {
       if (rows.active(row)) count_of(rows.targets[row], INT32_MAX, "targets");
     }
-    check_apart(arrays_, states, candidates, masses, entropies);
+    check_apart(arrays_, states, topk, masses, entropies);
     const py::gil_scoped_release release;
-    cpu::measure_support(rows, data, kept, spare, dropped);
+    cpu::measure_topk(rows, data, kept, slack, dropped);
   }
 
-  void support_gradient(
+  void sparse_gradient(
       py::handle state,
-      const CandidateArrays& candidates,
+      const TopKArrays& topk,
       py::handle index,
       py::handle offsets,
       py::handle columns,
@@ -168,7 +166,7 @@ class Rows {
     arrays_.check_targets();
     const UpstreamArrays g(g_logp, g_entropy, g_lse, n());
     const auto* data = arrays_.states_of<const RowState>(states);
-    const cpu::Candidates& kept = candidates.filled(n(), candidates.room());
+    const cpu::TopK& kept = topk.filled(n(), topk.capacity());
     const auto* row_of = data_of<const int64_t>(which, Dtype::i64, out->n);
     for (int64_t i = 0; i < out->n; ++i) {
       check(0 <= row_of[i] && row_of[i] < n(), "index must be in [0, ", n(), "), got ", row_of[i]);
@@ -177,9 +175,9 @@ class Rows {
           "offsets must be the sums of the rows' counts"
       );
     }
-    check_apart(arrays_, states, candidates, which, out, g);
+    check_apart(arrays_, states, topk, which, out, g);
     const py::gil_scoped_release release;
-    cpu::support_gradient(rows_here(), data, kept, row_of, g.logp, g.entropy, g.lse, *out);
+    cpu::sparse_gradient(rows_here(), data, kept, row_of, g.logp, g.entropy, g.lse, *out);
   }
 
   void backward(
@@ -201,7 +199,7 @@ class Rows {
     check_apart(arrays_, states, g, out);
     if (!same_elements(tile.view(), out.view())) check_apart(tile, out);
     const py::gil_scoped_release release;
-    cpu::rows_backward(rows, tile.view(), start, data, g.logp, g.entropy, g.lse, out.view());
+    cpu::rows_gradient(rows, tile.view(), start, data, g.logp, g.entropy, g.lse, out.view());
   }
 
   void sample(
@@ -229,11 +227,11 @@ class Rows {
     cpu::rows_sample(rows, tile.view(), start, first, key, data, best_data);
   }
 
-  // From candidates where they are given, else from whole rows of logits [n, V].
+  // From topk where they are given, else from whole rows of logits [n, V].
   void draw_truncated(
       py::handle state,
       py::handle token,
-      const CandidateArrays* candidates,
+      const TopKArrays* topk,
       py::handle logits,
       int64_t top_k,
       double top_p,
@@ -251,19 +249,19 @@ class Rows {
     const cpu::Truncation truncation{top_k, top_p};
     auto* data = arrays_.states_of<RowState>(states);
     auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n());
-    check(whole.has_value() != (candidates != nullptr), "give candidates or logits");
+    check(whole.has_value() != (topk != nullptr), "give candidates or logits");
     const logitless::Rows rows = whole ? of_tile(*whole, 0) : rows_here();
-    const cpu::Candidates* kept = whole ? nullptr : &candidates->settled(n());
+    const cpu::TopK* kept = whole ? nullptr : &topk->settled(n());
     if (whole) {
       check_apart(arrays_, states, tokens, ids, whole);
     } else {
-      check_apart(arrays_, states, tokens, ids, *candidates);
+      check_apart(arrays_, states, tokens, ids, *topk);
     }
     const py::gil_scoped_release release;
     if (whole) {
       cpu::draw_from_rows(rows, whole->view(), truncation, key, data, drawn);
     } else {
-      cpu::draw_from_candidates(rows, *kept, truncation, key, data, drawn);
+      cpu::draw_from_topk(rows, *kept, truncation, key, data, drawn);
     }
   }
 
@@ -322,7 +320,7 @@ void register_rows(py::module_& m) {
       py::arg("out")
   );
   m.attr("BLOCK") = cpu::kBlock;
-  py::class_<CandidateArrays>(m, "Candidates", "The largest logits of each row; see candidates.h.")
+  py::class_<TopKArrays>(m, "Candidates", "The largest logits of each row; see topk.h.")
       .def(
           py::init<py::handle, py::handle, py::handle, py::handle, double>(),
           py::kw_only(),
@@ -376,7 +374,7 @@ void register_rows(py::module_& m) {
       )
       .def(
           "measure_support",
-          &Rows::measure_support,
+          &Rows::measure_topk,
           "Settled candidates: leave what is kept, the target among it, and measure what is "
           "dropped.",
           py::arg("state"),
@@ -388,7 +386,7 @@ void register_rows(py::module_& m) {
       )
       .def(
           "support_gradient",
-          &Rows::support_gradient,
+          &Rows::sparse_gradient,
           "d(logits) of the rows at index, at their kept entries, as a sparse matrix.",
           py::arg("state"),
           py::arg("candidates"),

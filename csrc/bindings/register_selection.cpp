@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "../core/philox.h"
-#include "../cpu/selection.h"
-#include "overlap.h"
-#include "scalars.h"
+#include "../cpu/tokens/selection.h"
+#include "arrays/overlap.h"
+#include "arrays/scalars.h"
 
 namespace py = pybind11;
 

@@ -2,8 +2,8 @@
 // makes their entries are methods of Rows.
 #include <pybind11/pybind11.h>
 
-#include "scalars.h"
-#include "sparse_array.h"
+#include "arrays/scalars.h"
+#include "arrays/sparse_array.h"
 
 namespace py = pybind11;
 

@@ -1,8 +1,8 @@
 #include <pybind11/pybind11.h>
 
-#include "../cpu/transpose.h"
-#include "overlap.h"
-#include "scalars.h"
+#include "../cpu/rows/transpose.h"
+#include "arrays/overlap.h"
+#include "arrays/scalars.h"
 
 namespace py = pybind11;
 

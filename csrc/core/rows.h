@@ -1,39 +1,21 @@
-// What the row kernels of every device share: the rows of a call, their running state, what is
-// asked of them, and the coefficients of their gradient.
+// What the row kernels of every device share: the rows of a call, their outputs, and the
+// coefficients of their gradient.
 #pragma once
 
-#include "moments.h"
+#include "row_state.h"
 #include "tensor_view.h"
 
 namespace logitless {
 
-// y = softcap(pre * (raw + bias)); z = scale * y. Without a softcap pre is 1 and scale holds
-// logit_scale.
-struct Chain {
+// y = softcap(pre_scale * (raw + bias)); z = scale * y. Without a softcap pre_scale is 1, and scale
+// holds logit_scale.
+struct LogitTransform {
   const void* bias = nullptr;  // compute type, first column of the tile; may be null
-  double pre = 1;
+  double pre_scale = 1;
   double softcap = 0;  // 0: none
 
   LOGITLESS_HD bool changes_logits() const { return bias != nullptr || softcap != 0; }
 };
-
-// The running state of one row; 64 bytes, kept by the caller between tiles.
-struct RowState {
-  Moments moments;
-  double target = NAN;  // y of the target once its tile was seen
-  double argmax = -1;   // global vocabulary id
-};
-static_assert(sizeof(RowState) == 64, "Python allocates [N, 8] float64 for it");
-
-// A row of which two pieces were seen apart, `a` the earlier columns. One of them had the target; a
-// tie of maxima keeps the earlier argmax.
-LOGITLESS_HD inline RowState merged(const RowState& a, const RowState& b, double scale) {
-  RowState r;
-  r.moments = merged(a.moments, b.moments, scale);
-  r.target = a.target == a.target ? a.target : b.target;
-  r.argmax = b.moments.m > a.moments.m ? b.argmax : a.argmax;
-  return r;
-}
 
 // Everything about the rows of a call that does not change from tile to tile.
 struct Rows {
@@ -42,7 +24,7 @@ struct Rows {
   const uint8_t* mask = nullptr;      // [n] or null: all
   const double* row_scale = nullptr;  // [n] or null: `scale`
   double scale = 1;
-  Chain chain;
+  LogitTransform transform;
   int threads = 0;  // of the CPU
 
   LOGITLESS_HD bool active(int64_t row) const { return mask == nullptr || mask[row] != 0; }
@@ -121,7 +103,7 @@ LOGITLESS_HD inline bool overflows(double lse) {
   return stored == INFINITY || stored == -INFINITY;
 }
 
-// dz = p * (a + b * log p) + g_logp * 1[target], then the chain back to the raw logits.
+// dz = p * (a + b * log p) + g_logp * 1[target], then through the transform back to the raw logits.
 struct RowGradient {
   double m, inv_s0, log_s0;
   double a, b, g_logp;

@@ -1,7 +1,7 @@
 // The symbols of the CUDA row kernels in a build without them.
 #include <stdexcept>
 
-#include "rows.h"
+#include "rows/rows.h"
 
 namespace logitless::cuda {
 namespace {
@@ -27,13 +27,13 @@ void rows_forward(
   fail();
 }
 
-void rows_finish(
+void rows_finalize(
     const Rows&, const RowState*, int64_t, const int64_t*, const RowOutputs&, int64_t*, Stream
 ) {
   fail();
 }
 
-void rows_backward(
+void rows_gradient(
     const Rows&,
     const TensorView&,
     int64_t,

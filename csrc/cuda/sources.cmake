@@ -1,7 +1,8 @@
 # Which files serve CUDA: the kernels, their emulation on the CPU, or a file without either.
 # Sets LOGITLESS_CUDA_{SOURCES,DEFINITIONS,INCLUDE,SUMMARY} and LOGITLESS_NVCC_FLAGS.
 
-file(GLOB _kernels CONFIGURE_DEPENDS csrc/cuda/rows*.cu)
+file(GLOB _kernels CONFIGURE_DEPENDS csrc/cuda/*/*.cu)
+list(FILTER _kernels EXCLUDE REGEX "csrc/cuda/runtime/[^/]*$")
 
 # Sets _reason, and CMAKE_CUDA_COMPILER where there is one.
 function(logitless_find_nvcc)
@@ -52,7 +53,7 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 # Static: the module asks neither for CUDA's libraries nor for a driver until a kernel runs.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
-set(LOGITLESS_CUDA_SOURCES ${_kernels} csrc/cuda/runtime.cu)
+set(LOGITLESS_CUDA_SOURCES ${_kernels} csrc/cuda/runtime/runtime.cu)
 set(LOGITLESS_CUDA_INCLUDE csrc)
 string(REGEX MATCH "^[0-9]+\\.[0-9]+" _toolkit "${CMAKE_CUDA_COMPILER_VERSION}")
 set(LOGITLESS_CUDA_DEFINITIONS "LOGITLESS_CUDA_ARCHITECTURES=\"${_names}\"" "LOGITLESS_CUDA_TOOLKIT=\"${_toolkit}\"")

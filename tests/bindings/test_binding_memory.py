@@ -198,4 +198,4 @@ def test_what_a_thread_throws_is_raised(first: str) -> None:
     """)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n")[:4] == ["candidates hold a NaN"] * 3 + ["100.0"]
+    assert run.stdout.split("\n")[:4] == ["the kept logits hold a NaN"] * 3 + ["100.0"]

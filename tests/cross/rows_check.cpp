@@ -6,7 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/rows.h"
+#include "../../csrc/cpu/rows/rows.h"
+#include "../../csrc/cpu/runtime/isa.h"
 
 using namespace logitless;
 using namespace logitless::cpu;
@@ -52,7 +53,7 @@ void check_rows(int64_t n, int64_t vocab, Dtype dtype, int threads) {
   std::vector<RowState> state(n);
   rows_forward(rows, view, 0, true, true, state.data());
   const std::vector<double> g(n, 1.0);
-  rows_backward(rows, view, 0, state.data(), g.data(), g.data(), nullptr, view);
+  rows_gradient(rows, view, 0, state.data(), g.data(), g.data(), nullptr, view);
   for (int64_t row = 0; row < n; ++row) {
     double m = -INFINITY, s0 = 0, s1 = 0;
     for (int64_t v = 0; v < vocab; ++v) m = std::fmax(m, z[row * vocab + v] * rows.scale);
@@ -86,7 +87,7 @@ void check_rows(int64_t n, int64_t vocab, Dtype dtype, int threads) {
 }  // namespace
 
 int main() {
-  std::printf("kernels: %s\n", row_kernels().isa);
+  std::printf("kernels: %s\n", isa_name(chosen_isa()));
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     for (const int64_t vocab : {1, 2, 127, 2048, 2049, 5000}) {
       check_rows(3, vocab, dtype, 2);

@@ -171,7 +171,7 @@ def test_a_launch_without_a_driver_is_an_error() -> None:
 
 
 def symbols(source: Path, *flags: str, compiler: str = "c++") -> set[str]:
-    """What csrc/cuda/rows.h declares and this object defines, demangled."""
+    """What the headers of csrc/cuda declare and this object defines, demangled."""
     target = source.parent / f"{source.stem}-{os.getpid()}.o"
     command = [compiler, "-std=c++17", f"-I{ROOT / 'csrc'}", *flags, "-c", "-o", str(target)]
     try:
@@ -192,8 +192,8 @@ def test_absent_has_the_symbols_of_the_kernels(tmp_path: Path) -> None:
     cuda = tmp_path / "csrc" / "cuda"
     absent = symbols(cuda / "absent.cpp", '-DLOGITLESS_CUDA_REASON="none"')
     flags = ("-arch=sm_90", '-DLOGITLESS_CUDA_ARCHITECTURES="90"', '-DLOGITLESS_CUDA_TOOLKIT="0"')
-    present = symbols(cuda / "rows.cu", *flags, compiler="nvcc")
-    present |= symbols(cuda / "runtime.cu", *flags, compiler="nvcc")
+    present = symbols(cuda / "rows" / "rows.cu", *flags, compiler="nvcc")
+    present |= symbols(cuda / "runtime" / "runtime.cu", *flags, compiler="nvcc")
     assert {name for name in absent if "rows_forward" in name}
     assert absent == present
 

@@ -120,61 +120,61 @@ class Bug(NamedTuple):
 
 BUGS = {
     "no_barrier": Bug(
-        "cuda/backward.cuh", "  sync_block();\n", "", "shapes",
+        "cuda/rows/backward.cuh", "  sync_block();\n", "", "shapes",
         ("race on shared shared[0]", "shared[0] is read at"),
     ),
     "unwritten_shared": Bug(
-        "cuda/backward.cuh", "  if (thread == 0) {\n    shared =",
+        "cuda/rows/backward.cuh", "  if (thread == 0) {\n    shared =",
         "  if (thread == kBackwardThreads) {\n    shared =", "shapes",
         ("before anyone wrote it",),
     ),
     "read_past_the_row": Bug(
-        "cuda/chain.cuh", "c < left ?", "c <= left ?", "shapes",
+        "cuda/rows/transform.cuh", "c < left ?", "c <= left ?", "shapes",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "write_past_the_row": Bug(
-        "cuda/backward.cuh", "if (c < left) mine[c]", "if (c <= left) mine[c]", "shapes",
+        "cuda/rows/backward.cuh", "if (c < left) mine[c]", "if (c <= left) mine[c]", "shapes",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "bias_past_the_row": Bug(
-        "cuda/chain.cuh", "if (i * stride < left) y[i] +=", "y[i] +=", "chains",
+        "cuda/rows/transform.cuh", "if (i * stride < left) y[i] +=", "y[i] +=", "chains",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "dropped_shuffle_step": Bug(
-        "cuda/pieces.cuh", "for (int bits = kWarp / 2; bits > 0; bits /= 2) value +=",
+        "cuda/rows/partials.cuh", "for (int bits = kWarp / 2; bits > 0; bits /= 2) value +=",
         "for (int bits = kWarp / 2; bits > 1; bits /= 2) value +=", "shapes",
         ("beyond tolerance",),
     ),
     "lane_leaves_early": Bug(
-        "cuda/pieces.cuh", "  Record record = warp_moments",
-        "  if (lane == 31) return;\n  Record record = warp_moments", "shapes",
+        "cuda/rows/partials.cuh", "  Partial partial = warp_moments",
+        "  if (lane == 31) return;\n  Partial partial = warp_moments", "shapes",
         ("which does not take part",),
     ),
     "assumed_alignment": Bug(
-        "cuda/pieces.cuh", "const bool aligned = aligned16(source);",
+        "cuda/rows/partials.cuh", "const bool aligned = aligned16(source);",
         "const bool aligned = true;", "layout",
         ("at a misaligned address",),
     ),
     "target_read_too_late": Bug(
-        "cuda/backward.cuh", "    differentiate(own,",
+        "cuda/rows/backward.cuh", "    differentiate(own,",
         "    own[0] = value_of(source[target]);\n    differentiate(own,", "shapes",
         ("differ; first at",),
     ),
     "lost_update": Bug(
-        "cuda/finish.cuh", "atomic_lower(args.error, ", "*args.error = (", "errors",
+        "cuda/rows/finalize.cuh", "atomic_lower(args.error, ", "*args.error = (", "errors",
         ("AssertionError",),
     ),
     "reads_idle_rows": Bug(
-        "cuda/backward.cuh", "(g_logp == 0 && g_entropy == 0 && g_lse == 0)", "false", "masks",
+        "cuda/rows/backward.cuh", "(g_logp == 0 && g_entropy == 0 && g_lse == 0)", "false", "masks",
         ("AddressSanitizer: SEGV",),
     ),
     "narrow_offset": Bug(
-        "cuda/pieces.cuh", "+ row_offset(args.logits, row) +",
+        "cuda/rows/partials.cuh", "+ row_offset(args.logits, row) +",
         "+ static_cast<int32_t>(row_offset(args.logits, row)) +", "far",
         ("AddressSanitizer: SEGV", "differ; first at"),
     ),
     "last_of_equal_maxima": Bug(
-        "cuda/pieces.cuh", "for (int k = P::kVectors - 1; k >= 0; --k) {",
+        "cuda/rows/partials.cuh", "for (int k = P::kVectors - 1; k >= 0; --k) {",
         "for (int k = 0; k < P::kVectors; ++k) {", "extras",
         ("AssertionError",),
     ),

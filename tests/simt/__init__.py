@@ -3,7 +3,7 @@
 simt.h, simt.cpp     device threads as fibers, barriers, shuffles, shared memory; wrong use is
                      an error that names kernel, block, thread; LOGITLESS_SIMT_SEED: the order
 fiber.h, words.h     the stack of such a thread; what its errors say
-cuda_names.h, cuda/  CUDA's words; cuda/device.cuh and cuda/launch.cuh stand in for csrc/cuda's
+cuda_names.h, cuda/  CUDA's words; the files of cuda/runtime stand in for those of csrc/cuda/runtime
 runtime.cpp          the one device there is
 selftest.cpp         right and wrong kernels for the machine itself
 module.cpp           CudaRows alone, for the tests of the kernels under sanitizers

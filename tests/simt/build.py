@@ -80,15 +80,15 @@ def link_package(core: Path, out: Path) -> None:
 def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     """Module `simt_rows` with CudaRows alone, under ASan and UBSan, into `out`.
 
-    The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of them,
-    so a changed line costs its own files.
+    The kernels are those of tree/csrc/cuda/rows. Objects are kept by what the preprocessor made of
+    them, so a changed line costs its own files.
     """
     bindings = ROOT / "csrc" / "bindings"
     sources = [
-        *(tree / "csrc" / "cuda").glob("rows*.cu"),
+        *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
         bindings / "register_cuda.cpp",
-        *(bindings / name for name in ("dlpack.cpp", "overlap.cpp", "row_arrays.cpp")),
-        *(ROOT / "csrc" / "cpu" / name for name in ("errors.cpp", "mapping.cpp")),
+        *(bindings / "arrays" / name for name in ("dlpack.cpp", "overlap.cpp", "row_arrays.cpp")),
+        *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -144,7 +144,7 @@ def _object(source: Path) -> Path:
     options = [COMPILER, "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
     # Kernels are compiled more often than they run. What wraps them for Python is slow to compile,
     # and not what is looked at here.
-    wraps = source.parent.name == "bindings" or source.name == "module.cpp"
+    wraps = source.parent.name in ("bindings", "arrays") or source.name == "module.cpp"
     options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else SANITIZE)]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     include = [SIMT, tree, ROOT / "csrc", pybind11().get_include()]

@@ -1,5 +1,6 @@
-// What csrc/cuda/runtime.cpp asks of CUDA: there is one device, the CPU, and nothing to guard.
-#include <cuda/rows.h>
+// What csrc/cuda/runtime/runtime.cu asks of CUDA: there is one device, the CPU, and nothing to
+// guard.
+#include <cuda/runtime/runtime.h>
 
 namespace logitless::cuda {
 

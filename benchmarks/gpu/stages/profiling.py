@@ -33,7 +33,7 @@ METRICS = (
     "sm__warps_active.avg.pct_of_peak_sustained_active", "launch__registers_per_thread",
 )  # fmt: skip
 # Ours by name; torch's fill and copy kernels are not.
-OUR_KERNELS = "regex:pieces|fold|finish|coefficients|backward"
+OUR_KERNELS = "regex:partials|combine|finalize|pieces|fold|finish|coefficients|backward"
 LAUNCHES = 8
 
 

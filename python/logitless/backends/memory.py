@@ -25,7 +25,7 @@ def buffer(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     """Memory for `size` elements where `like` is; what it holds is undefined.
 
     On the CPU a large one comes from memory that an earlier tensor of this function has left, whose
-    pages are there: csrc/cpu/memory.h says what that saves and what is kept.
+    pages are there: csrc/cpu/runtime/memory.h says what that saves and what is kept.
     """
     import torch
 

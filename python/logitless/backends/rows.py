@@ -127,7 +127,7 @@ class Rows:
         start: int = 0,
         first: bool = True,
     ) -> None:
-        """Fold a tile and draw a token on the way; see csrc/cpu/sample.h."""
+        """Fold a tile and draw a token on the way; see csrc/cpu/sampling/sample.h."""
         self.core.sample(
             tile, state, best, row_ids=row_ids, seed=seed, step=step, start=start, first=first
         )

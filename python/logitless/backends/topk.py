@@ -1,4 +1,4 @@
-"""The largest logits of every row, kept while tiles stream by: see csrc/cpu/candidates.h."""
+"""The largest logits of every row, kept while tiles stream by: see csrc/cpu/topk/topk.h."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def _covariance_candidates(
 
 def _room(n: int) -> Int64s:
     """[n], of which few are written, all over it. A large one is memory that an earlier call left
-    (csrc/cpu/memory.h): all its pages are touched, and would be new."""
+    (csrc/cpu/runtime/memory.h): all its pages are touched, and would be new."""
     if 8 * n < LARGE:
         return np.empty(n, np.int64)
     memory: Any = _core.Memory(8 * n)

@@ -62,7 +62,7 @@ def fold(
 
 
 def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:
-    """tile.t(), laid out in `scratch` where products want it so: see csrc/cpu/transpose.h."""
+    """tile.t(), laid out in `scratch` where products want it so: see csrc/cpu/rows/transpose.h."""
     if scratch is None:
         return tile.t()
     out = view(scratch, 0, tile.shape[1], tile.shape[0])

@@ -1,0 +1,96 @@
+#include "row_arrays.h"
+
+#include "scalars.h"
+
+namespace py = pybind11;
+
+namespace logitless::bindings {
+
+RowArrays::RowArrays(
+    int64_t n,
+    py::handle targets,
+    py::handle mask,
+    py::handle row_scale,
+    double scale,
+    py::handle bias,
+    double pre,
+    double softcap,
+    const Place& place
+)
+    : targets_(optional_array(targets, "targets", Access::read, place)),
+      mask_(optional_array(mask, "mask", Access::read, place)),
+      row_scale_(optional_array(row_scale, "row_scale", Access::read, place)),
+      bias_(optional_array(bias, "bias", Access::read, place)) {
+  rows_.n = count_of(n, kMostRows, "n");
+  for (const auto& [value, name] :
+       {std::pair{scale, "scale"}, {pre, "pre"}, {softcap, "softcap"}}) {
+    check(std::isfinite(value), name, " must be finite, got ", value);
+  }
+  check(softcap >= 0, "softcap must not be negative, got ", softcap);
+  rows_.targets = data_of<const int64_t>(targets_, Dtype::i64, n);
+  rows_.mask = data_of<const uint8_t>(mask_, Dtype::boolean, n);
+  rows_.row_scale = data_of<const double>(row_scale_, Dtype::f64, n);
+  rows_.scale = scale;
+  rows_.transform.pre_scale = pre;
+  rows_.transform.softcap = softcap;
+  // Where a tile's bias starts, of_tile says.
+  if (bias_) rows_.transform.bias = bias_->view().data;
+}
+
+logitless::Rows RowArrays::of_tile(const Array& tile, int64_t start, Dtype compute) const {
+  logitless::Rows rows = rows_;
+  const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
+  count_of(columns, kMostColumns, "the columns of a tile");
+  count_of(start, kMostColumns - columns, "start");
+  if (!bias_) return rows;
+  const int64_t vocab = bias_->view().size();
+  check(start + columns <= vocab, "bias must cover the tile, got ", vocab, " entries");
+  const char* data = data_of<const char>(bias_, compute, vocab);
+  rows.transform.bias = data + start * dtype_bytes(compute);
+  return rows;
+}
+
+void RowArrays::collect(Spans& spans) const {
+  for (const auto* array : {&targets_, &mask_, &row_scale_, &bias_}) spans.take(*array);
+}
+
+OutputArrays::OutputArrays(
+    const OutputHandles& handles, int64_t n, bool allow_f64, const Place& place
+) {
+  const struct {
+    const char* name;
+    py::handle handle;
+    TensorView& field;
+  } reals[] = {
+      {"logp", handles.logp, view_.logp},
+      {"entropy", handles.entropy, view_.entropy},
+      {"lse", handles.lse, view_.lse},
+      {"varentropy", handles.varentropy, view_.varentropy},
+      {"sum_p2", handles.sum_p2, view_.sum_p2},
+      {"entropy_change", handles.entropy_change, view_.entropy_change}
+  };
+  for (const auto& real : reals) {
+    if (real.handle.is_none()) continue;
+    const TensorView& view =
+        arrays_.emplace_back(real.handle, real.name, Access::write, place).view();
+    const char* allowed =
+        allow_f64 ? " must be float32 or float64, got " : " must be float32, got ";
+    check(
+        view.dtype == Dtype::f32 || (allow_f64 && view.dtype == Dtype::f64),
+        real.name,
+        allowed,
+        dtype_name(view.dtype)
+    );
+    contiguous_data<void>(view, view.dtype, n, real.name);
+    real.field = view;
+  }
+  if (handles.argmax.is_none()) return;
+  const Array& argmax = arrays_.emplace_back(handles.argmax, "argmax", Access::write, place);
+  view_.argmax = data_of<int64_t>(argmax, Dtype::i64, n);
+}
+
+void OutputArrays::collect(Spans& spans) const {
+  for (const Array& array : arrays_) spans.take(array);
+}
+
+}  // namespace logitless::bindings

@@ -1,0 +1,26 @@
+// One parallel loop for every CPU kernel.
+#pragma once
+
+#include "../../core/config.h"
+
+namespace logitless::cpu {
+
+constexpr int kMostThreads = 4096;
+
+// Threads used when the caller names none: LOGITLESS_NUM_THREADS, else the CPUs this process may
+// run on.
+int default_threads();
+
+// Runs body(context, task) for task in [0, tasks) on up to `threads` threads (0: the default).
+// Threads take tasks as they become free, so a body may not depend on which runs it. What a body
+// throws first is thrown here, once all threads have stopped; other tasks may then be left undone.
+void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context);
+
+template <typename Fn>
+void parallel_for(int64_t tasks, int threads, Fn&& fn) {
+  run_parallel(
+      tasks, threads, [](void* context, int64_t task) { (*static_cast<Fn*>(context))(task); }, &fn
+  );
+}
+
+}  // namespace logitless::cpu

@@ -1,0 +1,36 @@
+// Sampling from the top of a distribution: the top_k largest entries, of these the fewest whose
+// share of the mass reaches top_p, renormalised. Entries are ordered by (y, -id).
+#pragma once
+
+#include "../topk/topk.h"
+#include "sample.h"
+
+namespace logitless::cpu {
+
+struct Truncation {
+  int64_t top_k = 0;  // 0: no limit
+  double top_p = 1;   // (0, 1]; 1: no limit
+};
+
+// Draws from a finalized top-k into `token` [n], and the token's y into state.target. Where the
+// top-k cannot prove that it holds the whole set, the token is -1 and the state is left.
+void draw_from_topk(
+    const Rows& rows,
+    const TopK& topk,
+    const Truncation& truncation,
+    const SampleKey& key,
+    RowState* state,
+    int64_t* token
+);
+
+// The same from whole rows of logits [n, V], which `state` was folded from: the same token.
+void draw_from_rows(
+    const Rows& rows,
+    const TensorView& logits,
+    const Truncation& truncation,
+    const SampleKey& key,
+    RowState* state,
+    int64_t* token
+);
+
+}  // namespace logitless::cpu

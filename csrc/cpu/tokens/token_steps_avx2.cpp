@@ -1,0 +1,2 @@
+#define LOGITLESS_ISA avx2
+#include "token_steps.inl"

@@ -1,0 +1,2 @@
+#define LOGITLESS_ISA avx512
+#include "token_steps.inl"

@@ -1,0 +1,2 @@
+#define LOGITLESS_ISA scalar
+#include "token_steps.inl"
