@@ -1,4 +1,4 @@
-"""The row kernels as one object with the methods of `_core.Rows`, for tensors on a GPU."""
+"""The row kernels as one object with the methods of `_core.rows.Rows`, for tensors on a GPU."""
 
 import os
 
@@ -116,7 +116,7 @@ class TritonRows:
             records, state, logits, *rows, self.scale, start=start, first=first, extras=extras
         )
 
-    def finish(
+    def finalize(
         self,
         state: Tensor,  # [n, 8] float64
         vocab: int,
@@ -148,7 +148,7 @@ class TritonRows:
         extras = (varentropy, sum_p2, entropy_change, argmax)
         finish.finish(state, vocab, error, *rows, self.scale, logp, entropy, lse, *extras)
 
-    def backward(
+    def gradient(
         self,
         logits: Tensor,  # [n, width] or [b, t, width]
         state: Tensor,  # [n, 8] float64

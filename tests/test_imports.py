@@ -177,14 +177,14 @@ def test_a_public_name_is_told_from_a_layer() -> None:
 
 # Room of csrc -> the rooms whose headers it may include beside its own. A room is a folder of csrc,
 # or of csrc/cpu and csrc/cuda, which have rooms of the same names.
-ROOMS = {
+DEVICE_ROOMS = {
     "runtime": set(),
     "rows": {"runtime"},
     "topk": {"runtime", "rows"},
     "sampling": {"runtime", "rows", "topk"},
     "tokens": {"runtime", "rows"},
 }
-ALL_ROOMS = {f"{device}/{room}" for device in ("cpu", "cuda") for room in ROOMS}
+ALL_ROOMS = {f"{device}/{room}" for device in ("cpu", "cuda") for room in DEVICE_ROOMS}
 MAY_INCLUDE = {
     "core": set(),
     # absent.cpp stands in for every room
@@ -193,26 +193,26 @@ MAY_INCLUDE = {
     **{
         f"{device}/{room}": {"core"} | {f"{device}/{other}" for other in others}
         for device in ("cpu", "cuda")
-        for room, others in ROOMS.items()
+        for room, others in DEVICE_ROOMS.items()
     },
 }
 CSRC = sorted(p for p in (ROOT / "csrc").rglob("*.*") if p.is_file())
 
 
-def room_of(path: Path) -> str:
+def csrc_room(path: Path) -> str:
     top, *folders = path.relative_to(ROOT / "csrc").parent.parts
     return "/".join((top, *folders[:1])) if top in ("cpu", "cuda") else top
 
 
 @pytest.mark.parametrize("path", CSRC, ids=[str(path.relative_to(ROOT)) for path in CSRC])
 def test_a_cpp_file_includes_only_what_its_room_may(path: Path) -> None:
-    room = room_of(path)
+    room = csrc_room(path)
     for kind, header in re.findall(
         r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE
     ):
         ours = path.parent / header if kind == '"' else ROOT / "csrc" / header
         if ours.exists():
-            target = room_of(ours.resolve())
+            target = csrc_room(ours.resolve())
             allowed = target == room or target in MAY_INCLUDE[room]
             assert allowed, f"csrc/{room} may include {sorted(MAY_INCLUDE[room])}, not {header}"
         else:

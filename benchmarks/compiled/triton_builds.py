@@ -131,11 +131,11 @@ def call(
         outputs["argmax"] = torch.empty(n, dtype=torch.int64)
     row_ids = torch.arange(n) if "mask" in options else None
     error = torch.tensor([2**63 - 1])
-    rows.finish(state, start + width, error, row_ids=row_ids, **outputs)
+    rows.finalize(state, start + width, error, row_ids=row_ids, **outputs)
     upstream = {"g_logp": torch.ones(n), "g_entropy": torch.ones(n)}
     if "chain" in options:
         upstream |= {"g_lse": torch.ones(n, dtype=torch.float64)}
-    rows.backward(logits, state, logits, start=start, **upstream)
+    rows.gradient(logits, state, logits, start=start, **upstream)
 
 
 def builds(target: str) -> list[Build]:

@@ -1,26 +1,32 @@
-// Table of contents of the compiled core; each topic lives in its own register_*.cpp.
+// Table of contents of the compiled core: a submodule per topic, a file per submodule.
 #include <pybind11/pybind11.h>
 
 namespace logitless::bindings {
-void register_cuda(pybind11::module_& m);
-void register_info(pybind11::module_& m);
-void register_loss(pybind11::module_& m);
-void register_memory(pybind11::module_& m);
+void register_runtime(pybind11::module_& m);
+void register_topk_class(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
+void register_cuda_rows(pybind11::module_& m);
+void register_topk(pybind11::module_& m);
+void register_sampling(pybind11::module_& m);
+void register_tokens(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
-void register_support(pybind11::module_& m);
-void register_transpose(pybind11::module_& m);
 }  // namespace logitless::bindings
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace logitless::bindings;
   m.doc() = "Compiled core of logitless. Private: use the functions of the logitless package.";
-  register_cuda(m);
-  register_info(m);
-  register_loss(m);
-  register_memory(m);
-  register_rows(m);
-  register_selection(m);
-  register_support(m);
-  register_transpose(m);
+  auto runtime = m.def_submodule("runtime", "What this build holds, memory and threads.");
+  auto rows = m.def_submodule("rows", "The statistics of rows of logits, and their gradients.");
+  auto topk = m.def_submodule("topk", "The largest logits of rows, and sparse rows made of them.");
+  auto sampling = m.def_submodule("sampling", "Draws of a token per row.");
+  auto tokens = m.def_submodule("tokens", "The policy loss, and the selection of tokens.");
+  register_runtime(runtime);
+  // A class comes before what takes it, so that docstrings know its name.
+  register_topk_class(topk);
+  register_rows(rows);
+  register_cuda_rows(rows);
+  register_topk(topk);
+  register_sampling(sampling);
+  register_tokens(tokens);
+  register_selection(tokens);
 }

@@ -30,11 +30,11 @@ def test_a_buffer_finds_the_memory_of_the_last_one() -> None:
     place = first.data_ptr()
     first.fill_(7)
     del first
-    assert _core.spare_bytes() == 2 * SMALLEST
+    assert _core.runtime.spare_bytes() == 2 * SMALLEST
     again = buffer(3 * FLOATS + 5, torch.bfloat16, LIKE)
     assert again.data_ptr() == place
     assert (again.dtype, again.shape) == (torch.bfloat16, (3 * FLOATS + 5,))
-    assert _core.spare_bytes() == 0
+    assert _core.runtime.spare_bytes() == 0
 
 
 def test_memory_in_use_is_nobody_elses() -> None:
@@ -54,7 +54,7 @@ def test_a_block_serves_what_is_at_least_half_its_size(held: int, wanted: int, s
     place = first.data_ptr()
     del first
     again = buffer(wanted * FLOATS, torch.float32, LIKE)
-    assert (_core.spare_bytes() == 0) == bool(same)
+    assert (_core.runtime.spare_bytes() == 0) == bool(same)
     assert not same or again.data_ptr() == place
 
 
@@ -62,9 +62,9 @@ def test_few_blocks_wait_and_all_are_handed_back_when_asked() -> None:
     held = [buffer(FLOATS, torch.float32, LIKE) for _ in range(6)]
     used = buffer(FLOATS, torch.float32, LIKE).fill_(3)
     held.clear()
-    assert _core.spare_bytes() == 4 * SMALLEST
+    assert _core.runtime.spare_bytes() == 4 * SMALLEST
     assert ll.release_memory() == 4 * SMALLEST
-    assert _core.spare_bytes() == 0 == ll.release_memory()
+    assert _core.runtime.spare_bytes() == 0 == ll.release_memory()
     assert bool((used == 3).all())
 
 
@@ -72,9 +72,9 @@ def test_small_and_strided_tensors_are_torchs() -> None:
     buffer(FLOATS - 1, torch.float32, LIKE)
     turned = torch.zeros(FLOATS // 512, 1024).t()
     assert buffer_like(turned).stride() == turned.stride()
-    assert _core.spare_bytes() == 0
+    assert _core.runtime.spare_bytes() == 0
     assert buffer_like(turned.t(), torch.float64).shape == (FLOATS // 512, 1024)
-    assert _core.spare_bytes() == 2 * 2 * SMALLEST
+    assert _core.runtime.spare_bytes() == 2 * 2 * SMALLEST
 
 
 def test_threads_do_not_meet_in_one_block() -> None:
@@ -183,7 +183,7 @@ def test_a_gradient_that_anybody_sees_is_left_alone(maker: str, holder: str) -> 
         assert bytes_of(held) == before, f"the gradient of call {seed} is in it"
         del other
     del held
-    assert _core.spare_bytes() > 0
+    assert _core.runtime.spare_bytes() > 0
 
 
 @pytest.mark.parametrize("maker", MAKERS)

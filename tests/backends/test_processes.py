@@ -196,18 +196,22 @@ X, Y, MASK = np.linspace(-3, 3, N), np.empty(N), np.ones(N, bool)
 STATES, STATE = np.ones((2, N // 8, 8)), np.empty((N // 8, 8))
 BAND = dict.fromkeys(("mean_advantage", "mean_logp", "low", "log_low"), -1.0)
 LONG: dict[str, Callable[[], Any]] = {
-    "value_sums": lambda: _core.value_sums(X, X, MASK, np.empty(_core.SUM_WORDS, np.int64), 1),
-    "covariance_candidates": lambda: _core.covariance_candidates(
+    "value_sums": lambda: _core.tokens.value_sums(
+        X, X, MASK, np.empty(_core.tokens.SUM_WORDS, np.int64), 1
+    ),
+    "covariance_candidates": lambda: _core.tokens.covariance_candidates(
         X, X, MASK, None, IDS, {**BAND, "high": 9.0, "log_high": 9.0}, N,
         np.empty(N, np.int64), np.empty(N, np.int64), 1,
     ),
-    "ordered_scores": lambda: _core.ordered_scores(X, np.empty(N, np.int64), 1),
-    "random_scores": lambda: _core.random_scores(IDS, 1, 2, np.empty(N, np.int64), 1),
-    "radix_histogram": lambda: _core.radix_histogram(IDS, IDS, 0, 0, 0, np.empty(256, np.int64), 1),
-    "repeated_id": lambda: _core.repeated_id(IDS, MASK, 1),
-    "members": lambda: _core.members(IDS, np.arange(N // 2), np.empty(N, bool), 1),
-    "exp": lambda: _core.exp(X, Y, 1),
-    "merge": lambda: _core.Rows(N // 8).merge(STATES, STATE),
+    "ordered_scores": lambda: _core.tokens.ordered_scores(X, np.empty(N, np.int64), 1),
+    "random_scores": lambda: _core.tokens.random_scores(IDS, 1, 2, np.empty(N, np.int64), 1),
+    "radix_histogram": lambda: _core.tokens.radix_histogram(
+        IDS, IDS, 0, 0, 0, np.empty(256, np.int64), 1
+    ),
+    "repeated_id": lambda: _core.tokens.repeated_id(IDS, MASK, 1),
+    "members": lambda: _core.tokens.members(IDS, np.arange(N // 2), np.empty(N, bool), 1),
+    "exp": lambda: _core.tokens.exp(X, Y, 1),
+    "merge": lambda: _core.rows.Rows(N // 8).merge(STATES, STATE),
 }  # fmt: skip
 
 

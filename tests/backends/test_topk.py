@@ -17,7 +17,7 @@ from logitless.backends.topk import Candidates
 from tests.support import cases
 from tests.support.tolerances import assert_bitwise_equal
 
-ISAS = _core.build_info()["isas"]
+ISAS = _core.runtime.build_info()["isas"]
 
 
 def captured(

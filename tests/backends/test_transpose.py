@@ -21,20 +21,20 @@ def test_every_element_goes_to_its_place(
 ) -> None:
     bits = torch.randint(-(2**15), 2**15, (n, width), dtype=torch.int16)
     out = torch.zeros(width, n, dtype=torch.int16)
-    _core.transpose(bits.view(dtype), out.view(dtype), threads)
+    _core.rows.transpose(bits.view(dtype), out.view(dtype), threads)
     assert torch.equal(out, bits.t())
 
 
 def test_wrong_arrays_are_named() -> None:
     tile = torch.zeros(4, 6, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="tile must be of 16 bits, got float32"):
-        _core.transpose(tile.float(), tile)
+        _core.rows.transpose(tile.float(), tile)
     with pytest.raises(ValueError, match=r"out must be \[width, n\] where tile is \[n, width\]"):
-        _core.transpose(tile, torch.zeros(4, 6, dtype=torch.bfloat16))
+        _core.rows.transpose(tile, torch.zeros(4, 6, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="out must be bfloat16, got float16"):
-        _core.transpose(tile, torch.zeros(6, 4, dtype=torch.float16))
+        _core.rows.transpose(tile, torch.zeros(6, 4, dtype=torch.float16))
     with pytest.raises(ValueError, match="tile must be contiguous"):
-        _core.transpose(tile.t(), tile)
+        _core.rows.transpose(tile.t(), tile)
 
 
 @pytest.mark.parametrize("pays", [False, True])
@@ -46,7 +46,7 @@ def test_turned_products_give_what_plain_ones_do(
     torch.manual_seed(0)
     hidden, weight = torch.randn(n, 48), torch.randn(5003, 48) / 7
     targets = torch.randint(0, 5003, (n,))
-    monkeypatch.setattr(_core, "turns_pay", lambda: pays)
+    monkeypatch.setattr(_core.rows, "prefer_transposed_gemm", lambda: pays)
 
     def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         h, w = (x.to(torch.bfloat16).to(dtype).requires_grad_() for x in (hidden, weight))

@@ -212,7 +212,7 @@ def test_a_carried_core_is_of_these_sources(tmp_path: Path) -> None:
     # Laid out with the tree's Python it is a package, whatever else is installed.
     site = tmp_path / "site"
     carry.lay_out(site, core)
-    assert carry.about(site)["cuda"] == _core.build_info()["cuda"]
+    assert carry.about(site)["cuda"] == _core.runtime.build_info()["cuda"]
     core.write_bytes(b"no library")
     carry.lay_out(site, core)
     with pytest.raises(RuntimeError, match="does not import"):

@@ -26,7 +26,7 @@ def test_lies_are_noticed(lie: dict[str, Any]) -> None:
     for versioned in {lie.get("versioned", True), lie.get("versioned", False)}:
         liar = Exporter(np.zeros(4), **{**lie, "versioned": versioned})
         with pytest.raises((ValueError, TypeError), match=r"^x"):
-            _core.exp(liar, np.zeros(4))
+            _core.tokens.exp(liar, np.zeros(4))
 
 
 def test_objects_that_are_no_arrays() -> None:
@@ -38,16 +38,16 @@ def test_objects_that_are_no_arrays() -> None:
         (KeyError("odd"), KeyError),
     ):
         with pytest.raises(error):
-            _core.exp(Liar(answer), np.zeros(4))
+            _core.tokens.exp(Liar(answer), np.zeros(4))
     for thing in (None, 3, "text", [1.0]):
         with pytest.raises(TypeError, match="x must be an array with __dlpack__"):
-            _core.exp(thing, np.zeros(4))
+            _core.tokens.exp(thing, np.zeros(4))
 
 
 @pytest.mark.parametrize("versioned", [True, False])
 def test_honest_objects_are_taken(versioned: bool) -> None:
     x, out = np.array([0.0, 1.0]), np.zeros(2)
-    _core.exp(Exporter(x, versioned=versioned), Exporter(out, versioned=versioned))
+    _core.tokens.exp(Exporter(x, versioned=versioned), Exporter(out, versioned=versioned))
     np.testing.assert_allclose(out, np.exp(x))
 
 
@@ -57,14 +57,14 @@ def test_honest_objects_are_taken(versioned: bool) -> None:
 def test_a_read_only_array_is_read_but_not_written() -> None:
     x, out = np.arange(64.0), np.zeros(64)
     x.setflags(write=False)
-    _core.exp(x, out)
+    _core.tokens.exp(x, out)
     text = b"A" * 512
     for array in (np.frombuffer(text, np.float64), x):
         with pytest.raises((ValueError, BufferError), match="read"):
-            _core.exp(np.zeros(64), array)
+            _core.tokens.exp(np.zeros(64), array)
     assert text == b"A" * 512
     with pytest.raises(ValueError, match="read-only"):
-        _core.exp(np.zeros(64), Exporter(x))
+        _core.tokens.exp(np.zeros(64), Exporter(x))
 
 
 def unwritable(path: Path) -> torch.Tensor:
@@ -91,10 +91,10 @@ def test_a_read_only_mapping_is_not_written(tmp_path: Path) -> None:
     """torch knows nothing of it: the system is asked."""
     tensor = unwritable(tmp_path / "zeros")
     with pytest.raises(ValueError, match="read-only"):
-        _core.exp2(torch.zeros(64), tensor[0, :64])
+        _core.rows.exp2(torch.zeros(64), tensor[0, :64])
     # what NumPy makes of the tensor says that it may be written
     with pytest.raises(ValueError, match="read-only"):
-        _core.exp2(np.zeros(64, np.float32), tensor[0, :64].numpy())
+        _core.rows.exp2(np.zeros(64, np.float32), tensor[0, :64].numpy())
     assert not tensor.any()
 
 
@@ -130,12 +130,12 @@ def test_every_byte_but_0_is_true(byte: int) -> None:
     mask = rng.random(n) < 0.6
     odd = np.where(mask, byte, 0).astype(np.uint8).view(bool)
     logp, a, ids = rng.normal(size=n), rng.normal(size=n), rng.permutation(n)
-    sums = [np.zeros(_core.SUM_WORDS, np.int64) for _ in range(2)]
+    sums = [np.zeros(_core.tokens.SUM_WORDS, np.int64) for _ in range(2)]
     for which, out in zip((mask, odd), sums, strict=True):
-        assert _core.value_sums(logp, a, which, out) == -1
+        assert _core.tokens.value_sums(logp, a, which, out) == -1
     np.testing.assert_array_equal(*sums)
     assert sums[0][-1] == mask.sum()
-    assert _core.repeated_id(ids, odd) is None
+    assert _core.tokens.repeated_id(ids, odd) is None
     targets, logits = np.zeros(9, np.int64), rng.normal(size=(9, 50))
     results = [ll.token_stats(logits, targets, mask=which[:9]).logp for which in (mask, odd)]
     np.testing.assert_array_equal(*results)
@@ -147,13 +147,13 @@ def test_selected_bytes(control: str) -> None:
     n = 1000
     selected, valid = rng.random(n) < 0.1, rng.random(n) < 0.8
     kl = {
-        "estimator": _core.KlEstimator.k2, "straight_through": False,
-        "weight": _core.KlWeight.none, "coefficient": 1.0,
+        "estimator": _core.tokens.KlEstimator.k2, "straight_through": False,
+        "weight": _core.tokens.KlWeight.none, "coefficient": 1.0,
     }  # fmt: skip
     params = {
-        "surrogate": _core.Surrogate.reinforce, "numbers": (), "penalty": kl,
-        "kl": {**kl, "estimator": _core.KlEstimator.none, "coefficient": 0.0},
-        "control": getattr(_core.Control, control), "positive": 1.0, "negative": 1.0,
+        "surrogate": _core.tokens.Surrogate.reinforce, "numbers": (), "penalty": kl,
+        "kl": {**kl, "estimator": _core.tokens.KlEstimator.none, "coefficient": 0.0},
+        "control": getattr(_core.tokens.Control, control), "positive": 1.0, "negative": 1.0,
         "entropy_coefficient": 0.0, "entropy_target": 0.0, "ratio_low": 0.8, "ratio_high": 1.2,
         "log_low": -0.2, "log_high": 0.2, "ratio_dual": 3.0, "log_dual": 1.1,
     }  # fmt: skip
@@ -162,7 +162,7 @@ def test_selected_bytes(control: str) -> None:
     for byte in (1, 254):
         flags = [np.where(x, byte, 0).astype(np.uint8).view(bool) for x in (selected, valid)]
         gradient = np.zeros(n)
-        sums = _core.token_loss(
+        sums = _core.tokens.token_loss(
             logp=logp, old_logp=None, advantages=a, weights=None, entropy=None, kl_logp=None,
             selected=flags[0], g_logp=gradient, g_entropy=None, mean_advantage=0.0, mean_logp=0.0,
             grad_scale=1.0, params=params, mask=flags[1], weight=0.5, penalty_logp=reference,
@@ -178,18 +178,18 @@ def test_selected_bytes(control: str) -> None:
 
 @pytest.mark.parametrize("first", ["", "import torch\n"], ids=["own team", "OpenMP's team"])
 def test_what_a_thread_throws_is_raised(first: str) -> None:
-    """Candidates that hold a NaN are found while threads work. The next call works again."""
+    """Kept logits that hold a NaN are found while threads work. The next call works again."""
     code = first + textwrap.dedent("""
         import numpy as np
         from logitless import _core
         n = 64
         y = np.zeros((n, 4)); y[5] = np.nan
-        kept = _core.Candidates(y=y, ids=np.zeros((n, 4), np.int32), floor=np.zeros(n),
-                                count=np.full(n, 4), tau=float("inf"))
-        rows = _core.Rows(n, targets=np.zeros(n, np.int64), threads=4)
+        kept = _core.topk.TopK(values=y, ids=np.zeros((n, 4), np.int32), threshold=np.zeros(n),
+                               count=np.full(n, 4), margin=float("inf"))
+        rows = _core.rows.Rows(n, targets=np.zeros(n, np.int64), threads=4)
         for _ in range(3):
             try:
-                rows.settle(np.zeros((n, 8)), kept)
+                _core.topk.finalize(rows, np.zeros((n, 8)), kept)
             except ValueError as error:
                 print(error)
         state = np.zeros((n, 8))

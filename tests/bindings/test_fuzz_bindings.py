@@ -43,12 +43,12 @@ from tests.fuzz.case import Case
 
 def crash(core, rng):
     ctypes.string_at(0)
-    return Case("exp", {})
+    return Case("tokens.exp", {})
 
 from tests.fuzz import play
-play.MAKERS["exp"] = crash
+play.MAKERS["tokens.exp"] = crash
 from logitless import _core
-play.run(_core, 1, 100, "exp")
+play.run(_core, 1, 100, "tokens.exp")
 """
 
 

@@ -1,4 +1,4 @@
-"""_core.pyi says what the compiled core really takes: same names, same parameters, same kinds."""
+"""The stubs say what the compiled core really takes: every function, class, method and constant."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import inspect
 import re
 from typing import Any
 
+import pytest
+
 from logitless import _core
 from tests.support.paths import ROOT
 
-STUB = ROOT / "python" / "logitless" / "_core.pyi"
-CLASSES = ("Rows", "CudaRows", "Memory")
+STUBS = ROOT / "python" / "logitless" / "_core"
+MODULES = {name: value for name, value in vars(_core).items() if inspect.ismodule(value)}
 Parameters = list[tuple[str, str]]
 
 
@@ -34,35 +36,70 @@ def compiled(function: Any) -> Parameters:
     return kinds
 
 
-def signatures() -> tuple[dict[str, Parameters], dict[str, Parameters]]:
-    stubs, core = {}, {}
-    for node in ast.parse(STUB.read_text()).body:
+def names_in(module: str) -> dict[str, Any]:
+    """Name -> parameters, the members of an enumeration, or None for a constant, by the stub."""
+    found: dict[str, Any] = {}
+    classes = {}
+    for node in ast.parse((STUBS / f"{module}.pyi").read_text()).body:
         if isinstance(node, ast.FunctionDef):
-            stubs[node.name] = stubbed(node)
-        elif isinstance(node, ast.ClassDef) and node.name in CLASSES:
-            for method in node.body:
-                assert isinstance(method, ast.FunctionDef)
-                stubs[f"{node.name}.{method.name}"] = stubbed(method)
-    for name, value in vars(_core).items():
-        if inspect.isroutine(value):
-            core[name] = compiled(value)
-    for owner in CLASSES:
-        for name in vars(getattr(_core, owner)):
-            value = getattr(getattr(_core, owner), name)
-            if inspect.isroutine(value) and (name == "__init__" or not name.startswith("_")):
-                core[f"{owner}.{name}"] = compiled(value)
-    return stubs, core
+            found[node.name] = stubbed(node)
+        elif isinstance(node, ast.AnnAssign):
+            found[ast.unparse(node.target)] = None
+        elif isinstance(node, ast.ClassDef):
+            classes[node.name] = node
+    for name, node in classes.items():
+        if name.startswith("_"):
+            continue
+        bases = [ast.unparse(base) for base in node.bases]
+        if bases == ["enum.Enum"]:
+            found[name] = {
+                ast.unparse(n.targets[0]) for n in node.body if isinstance(n, ast.Assign)
+            }
+            continue
+        for owner in (node, *(classes[base] for base in bases)):
+            for method in owner.body:
+                if isinstance(method, ast.FunctionDef):
+                    found[f"{name}.{method.name}"] = stubbed(method)
+    return found
 
 
-def test_functions_match() -> None:
-    stubs, core = signatures()
-    assert set(stubs) == set(core)
+def names_of(module: Any) -> dict[str, Any]:
+    """The same, by the compiled module."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if name.startswith("__"):
+            continue
+        if not inspect.isclass(value):
+            found[name] = compiled(value) if inspect.isroutine(value) else None
+        elif hasattr(value, "__members__"):
+            found[name] = set(value.__members__)
+        else:
+            for method in vars(value):
+                member = getattr(value, method)
+                if inspect.isroutine(member) and (method == "__init__" or method[0] != "_"):
+                    found[f"{name}.{method}"] = compiled(member)
+    return found
+
+
+def test_every_module_has_its_stub() -> None:
+    assert {path.stem for path in STUBS.iterdir()} == {*MODULES, "__init__"}
+    others = [name for name in vars(_core) if name not in MODULES and not name.startswith("__")]
+    assert others == [], "everything is in a submodule"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_stub_is_what_is_compiled(module: str) -> None:
+    stub, core = names_in(module), names_of(MODULES[module])
+    assert set(stub) == set(core)
     for name, parameters in core.items():
-        assert stubs[name] == parameters, name
+        assert stub[name] == parameters, name
 
 
-def test_enumerations_match() -> None:
-    for node in ast.parse(STUB.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name in ("Control", "KlEstimator"):
-            names = {ast.unparse(n.targets[0]) for n in node.body if isinstance(n, ast.Assign)}
-            assert names == set(getattr(_core, node.name).__members__)
+def test_a_stub_that_lies_is_noticed() -> None:
+    """Each kind of thing is really compared."""
+    found = names_of(_core.tokens)
+    assert found["SUM_WORDS"] is None
+    assert found["exp"] == [(name, "positional") for name in ("x", "out", "threads")]
+    assert found["KlWeight"] == {"none", "ratio", "score"}
+    assert ("topk", "keyword only") in names_of(_core.rows)["Rows.forward"]
+    assert "TopK.__init__" in names_of(_core.topk)

@@ -17,7 +17,7 @@ from tests.support.fake_cuda import FakeCuda
 from tests.support.paths import ROOT
 
 CUDA = ROOT / "csrc" / "cuda"
-BUILD = _core.build_info()["cuda"]
+BUILD = _core.runtime.build_info()["cuda"]
 N, V = 3, 64
 
 real_only = pytest.mark.skipif(
@@ -37,18 +37,18 @@ def test_the_build_says_what_it_holds() -> None:
 
 def test_an_impossible_device_has_a_reason() -> None:
     for device in (-1, 10_000):
-        assert _core.cuda_device_reason(device)
+        assert _core.runtime.cuda_device_reason(device)
 
 
 @pytest.mark.skipif(BUILD["compiled"], reason="this core has CUDA kernels")
 def test_a_build_without_kernels_says_so() -> None:
-    assert _core.cuda_device_reason(0) == f"built without CUDA: {BUILD['reason']}"
+    assert _core.runtime.cuda_device_reason(0) == f"built without CUDA: {BUILD['reason']}"
     with pytest.raises(RuntimeError, match="built without CUDA"):
-        _core.CudaRows(N)
+        _core.rows.CudaRows(N)
 
 
 def test_workspace_is_what_the_pieces_need() -> None:
-    size = _core.CudaRows.workspace_bytes
+    size = _core.rows.CudaRows.workspace_bytes
     # 32 bytes a piece of 2048 columns, which is the narrowest
     assert size(8192, 151936, 2) == 8192 * 75 * 32
     assert size(0, 151936, 4) == size(5, 0, 4) == 0
@@ -70,27 +70,27 @@ def device(*shape: int, dtype: Any = np.float32, where: tuple[int, int] = (2, 0)
 
 
 def forward(rows: Any = None, **changed: Any) -> None:
-    rows = rows or _core.CudaRows(N, targets=device(N, dtype=np.int64))
-    workspace = device(_core.CudaRows.workspace_bytes(N, V, 4), dtype=np.uint8)
+    rows = rows or _core.rows.CudaRows(N, targets=device(N, dtype=np.int64))
+    workspace = device(_core.rows.CudaRows.workspace_bytes(N, V, 4), dtype=np.uint8)
     arguments = {"logits": device(N, V), "state": device(N, 8, dtype=np.float64)}
     rows.forward(**{**arguments, "workspace": workspace, **changed})
 
 
 def backward(**changed: Any) -> None:
-    rows = _core.CudaRows(N, targets=device(N, dtype=np.int64))
+    rows = _core.rows.CudaRows(N, targets=device(N, dtype=np.int64))
     arguments = {
         "logits": device(N, V), "state": device(N, 8, dtype=np.float64), "gradient": device(N, V),
         "g_logp": device(N),
     }  # fmt: skip
-    rows.backward(**{**arguments, **changed})
+    rows.gradient(**{**arguments, **changed})
 
 
 def finish(**changed: Any) -> None:
-    rows = _core.CudaRows(N, targets=device(N, dtype=np.int64))
+    rows = _core.rows.CudaRows(N, targets=device(N, dtype=np.int64))
     arguments = {name: device(N) for name in ("logp", "entropy", "lse")}
     arguments["state"] = device(N, 8, dtype=np.float64)
     arguments["error"] = device(1, dtype=np.int64)
-    rows.finish(vocab=V, **{**arguments, **changed})
+    rows.finalize(vocab=V, **{**arguments, **changed})
 
 
 @real_only
@@ -112,7 +112,7 @@ def finish(**changed: Any) -> None:
         (forward, {"state": device(N, 8)}, "state must be float64, got float32"),
         (forward, {"state": device(N, 7, dtype=np.float64)}, "state must hold 24 elements, got 21"),
         (forward, {"workspace": device(8)}, "workspace must be 96 bytes aligned to 16, got 32"),
-        (forward, {"rows": _core.CudaRows(N) if BUILD["compiled"] else None},
+        (forward, {"rows": _core.rows.CudaRows(N) if BUILD["compiled"] else None},
          "targets must be given"),
         (finish, {"logp": device(N, dtype=np.float64)}, "logp must be float32, got float64"),
         (finish, {"argmax": device(N)}, "argmax must be int64, got float32"),
@@ -133,15 +133,15 @@ def test_wrong_arrays_are_named(call: Any, changed: dict[str, Any], words: str) 
 @real_only
 def test_the_rows_own_arrays_are_named() -> None:
     with pytest.raises(ValueError, match="targets must be on CUDA device 0, got one on the CPU"):
-        _core.CudaRows(N, targets=np.zeros(N, np.int64))
+        _core.rows.CudaRows(N, targets=np.zeros(N, np.int64))
     with pytest.raises(ValueError, match="mask must be on CUDA device 1, got one on CUDA device 0"):
-        _core.CudaRows(N, mask=device(N, dtype=bool), device=1)
+        _core.rows.CudaRows(N, mask=device(N, dtype=bool), device=1)
     with pytest.raises(ValueError, match="bias must be float32, got float64"):
-        forward(_core.CudaRows(
+        forward(_core.rows.CudaRows(
             N, targets=device(N, dtype=np.int64), bias=device(V, dtype=np.float64)
         ))  # fmt: skip
     with pytest.raises(TypeError, match="bias must be an array with __dlpack__"):
-        _core.CudaRows(N, bias=[0.0] * V)
+        _core.rows.CudaRows(N, bias=[0.0] * V)
 
 
 @real_only
@@ -149,7 +149,7 @@ def test_the_rows_own_arrays_are_named() -> None:
 def test_nobody_waits_for_the_stream_of_a_call(stream: int) -> None:
     """Told of a stream, torch makes events for every array that comes from another one."""
     targets, logits = device(N, dtype=np.int64), device(N, V)
-    rows = _core.CudaRows(N, targets=targets)
+    rows = _core.rows.CudaRows(N, targets=targets)
     # Refused for its state, so no kernel starts on these arrays, not even where there is a GPU.
     with pytest.raises(ValueError, match="state must be float64"):
         forward(rows, logits=logits, state=device(N, 8), stream=stream)
@@ -158,7 +158,7 @@ def test_nobody_waits_for_the_stream_of_a_call(stream: int) -> None:
 
 @real_only
 def test_a_launch_without_a_driver_is_an_error() -> None:
-    reason = _core.cuda_device_reason(0)
+    reason = _core.runtime.cuda_device_reason(0)
     if not reason:
         pytest.skip("there is a GPU, which would be given arrays of the CPU")
     assert reason.startswith("CUDA says: ")

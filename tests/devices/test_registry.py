@@ -156,7 +156,7 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **options: seen.append((name, fake.now))
 
-    monkeypatch.setattr(_core, "CudaRows", FakeCudaRows)
+    monkeypatch.setattr(_core.rows, "CudaRows", FakeCudaRows)
     monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
     there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
     names = ("mask", "row_scale", "scale", "bias", "pre", "softcap")
@@ -164,9 +164,9 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
         SimpleNamespace(n=2, targets=there, **dict.fromkeys(names))  # type: ignore[arg-type]
     )
     core.forward(there, None)
-    core.finish(None, 5, None)
-    core.backward(there, None, there)
-    assert seen == [(name, 1) for name in ("rows", "forward", "finish", "backward")]
+    core.finalize(None, 5, error=None)
+    core.gradient(there, None, there)
+    assert seen == [(name, 1) for name in ("rows", "forward", "finalize", "gradient")]
     assert fake.now == 0
     with backends.current(torch.device("cpu")):
         assert fake.entered == 4

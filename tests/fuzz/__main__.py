@@ -36,7 +36,7 @@ def main() -> None:
 
     started = time.perf_counter()
     counts: dict[str, int] = {}
-    isas = options.isa.split(",") if options.isa else core.build_info()["isas"]
+    isas = options.isa.split(",") if options.isa else core.runtime.build_info()["isas"]
     for place, isa in enumerate(isas):
         os.environ["LOGITLESS_ISA"] = isa
         share = run(core, options.seed + place, options.cases // len(isas), options.only)

@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass
 class Case:
-    """Keys "own.x" go to the constructor of a method's object, "kept.x" to that of Candidates.
+    """`name` is "module.function" or "module.Class.method".
+
+    Keys "own.x" go to the constructor of the rows, "kept.x" to that of the top-k.
 
     Array arguments are NumPy arrays, in memory that is placed before the call.
     """
@@ -35,9 +37,11 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     mine = {key: value for key, value in arguments.items() if "." not in key}
     own, kept = under("own"), under("kept")
     if kept:
-        mine["candidates"] = core.Candidates(**kept)
-    owner, _, method = case.name.partition(".")
-    target = getattr(core, owner)
-    if method and method != "__init__":
-        target = getattr(target(**own) if own else target, method)
-    return target(**mine)
+        mine["topk"] = core.topk.TopK(**kept)
+    module, target, *method = case.name.split(".")
+    function = getattr(getattr(core, module), target)
+    if method and method != ["__init__"]:
+        function = getattr(function(**own) if own else function, *method)
+    elif own:
+        mine["rows"] = core.rows.Rows(**own)
+    return function(**mine)

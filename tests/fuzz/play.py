@@ -20,26 +20,30 @@ SPOILT = (0, 1, 1, 2, 3)
 
 
 def bindings(core: Any) -> set[str]:
-    """Everything in the module that can be called: a new function is wanted here, too."""
+    """Everything in the modules that can be called: a new function is wanted here, too."""
     found = set()
-    for name, value in vars(core).items():
-        if inspect.isclass(value):
-            found.add(f"{name}.__init__")
-            found |= {
-                f"{name}.{method}"
-                for method, member in vars(value).items()
-                if inspect.isroutine(member) and not method.startswith("_")
-            }
-        elif inspect.isroutine(value):
-            found.add(name)
+    for module, members in vars(core).items():
+        if not inspect.ismodule(members):
+            assert module.startswith("__"), f"{module} is in no submodule"
+            continue
+        for name, value in vars(members).items():
+            if inspect.isclass(value):
+                found.add(f"{module}.{name}.__init__")
+                found |= {
+                    f"{module}.{name}.{method}"
+                    for method, member in vars(value).items()
+                    if inspect.isroutine(member) and not method.startswith("_")
+                }
+            elif inspect.isroutine(value):
+                found.add(f"{module}.{name}")
     return found
 
 
 def without_cuda(core: Any) -> set[str]:
     """What refuses arrays on the CPU, or to be made: everything of CUDA but its emulation."""
-    if core.build_info()["cuda"]["emulated"]:
+    if core.runtime.build_info()["cuda"]["emulated"]:
         return set()
-    return {name for name in MAKERS if name.startswith("CudaRows.") and "workspace" not in name}
+    return {name for name in MAKERS if ".CudaRows." in name and "workspace" not in name}
 
 
 def place(case: Case, memory: Memory) -> None:
@@ -74,7 +78,7 @@ def play(core: Any, case: Case, memory: Memory) -> str:
     refused = said = ""
     try:
         result = call(core, case, given(case))
-        if case.name == "Memory.__init__":
+        if case.name == "runtime.Memory.__init__":
             np.frombuffer(result, np.uint8)[...] = 1
     except ALLOWED as error:
         refused = type(error).__name__

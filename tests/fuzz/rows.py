@@ -1,4 +1,4 @@
-"""Valid calls of the row kernels: Rows, CudaRows, Candidates."""
+"""Valid calls of what works on rows of logits: the row kernels, top-k, sampling."""
 
 from __future__ import annotations
 
@@ -66,83 +66,82 @@ class Problem:
         return Exporter(logits, bfloat=True) if self.bfloat else logits
 
     def rows(self) -> Any:
-        return self.core.Rows(**self.own)
+        return self.core.rows.Rows(**self.own)
 
     def state(self) -> Any:
         """Of the tile, as a forward leaves it; CUDA's differs by rounding only."""
         state = np.zeros((self.n, STATE))
         own = {key: value for key, value in self.own.items() if key != "device"}
-        rows = self.core.Rows(**own)
+        rows = self.core.rows.Rows(**own)
         rows.forward(self.given(self.logits), state, start=self.start, extras=True)
         return state
 
-    def candidates(self) -> dict[str, Any]:
-        room = 2 * int(self.rng.choice([1, 2, 8, 40]))
+    def topk(self) -> dict[str, Any]:
+        capacity = 2 * int(self.rng.choice([1, 2, 8, 40]))
         return {
-            "y": np.zeros((self.n, room)),
-            "ids": np.zeros((self.n, room), np.int32),
-            "floor": np.zeros(self.n),
+            "values": np.zeros((self.n, capacity)),
+            "ids": np.zeros((self.n, capacity), np.int32),
+            "threshold": np.zeros(self.n),
             "count": np.zeros(self.n, np.int64),
-            "tau": float(self.rng.choice([np.inf, 3.0, 30.0])),
+            "margin": float(self.rng.choice([np.inf, 3.0, 30.0])),
         }
 
-    def settled(self) -> tuple[Any, dict[str, Any]]:
-        """The state, and the candidates as a forward and settle leave them."""
-        kept, state = self.candidates(), np.zeros((self.n, STATE))
-        rows, of = self.rows(), self.core.Candidates(**kept)
+    def finalized(self) -> tuple[Any, dict[str, Any]]:
+        """The state, and the top-k as a forward and finalize leave it."""
+        kept, state = self.topk(), np.zeros((self.n, STATE))
+        rows, of = self.rows(), self.core.topk.TopK(**kept)
         tile = self.given(self.logits)
-        rows.forward(tile, state, start=self.start, extras=True, candidates=of)
-        rows.settle(state, of)
+        rows.forward(tile, state, start=self.start, extras=True, topk=of)
+        self.core.topk.finalize(rows, state, of)
         return state, kept
 
     def case(
         self,
-        method: str,
+        function: str,
         *,
         written: tuple[str, ...],
         kept: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> Case:
-        owner = "CudaRows" if self.cuda else "Rows"
         all_arguments = {f"own.{key}": value for key, value in self.own.items()}
         if kept is not None:
             all_arguments.update({f"kept.{key}": value for key, value in kept.items()})
-            written += ("kept.y", "kept.ids", "kept.floor", "kept.count")
+            written += ("kept.values", "kept.ids", "kept.threshold", "kept.count")
         all_arguments.update(arguments)
         bfloat = tuple(key for key in ("logits", "gradient") if key in arguments)
-        return Case(f"{owner}.{method}", all_arguments, written, bfloat=bfloat * self.bfloat)
+        return Case(function, all_arguments, written, bfloat=bfloat * self.bfloat)
 
     def upstream(self) -> dict[str, Any]:
         return {f"g_{x}": maybe(self.rng, self.rng.normal(size=self.n)) for x in OUTPUTS[:3]}
 
 
 def rows_init(core: Any, rng: Rng) -> Case:
-    return Case("Rows.__init__", Problem(core, rng).own)
+    return Case("rows.Rows.__init__", Problem(core, rng).own)
 
 
-def candidates_init(core: Any, rng: Rng) -> Case:
-    kept = Problem(core, rng).candidates()
-    return Case("Candidates.__init__", kept)
+def topk_init(core: Any, rng: Rng) -> Case:
+    kept = Problem(core, rng).topk()
+    return Case("topk.TopK.__init__", kept)
 
 
 def forward(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
     return p.case(
-        "forward", written=("state",), kept=maybe(rng, p.candidates()), logits=p.logits,
+        "rows.Rows.forward", written=("state",), kept=maybe(rng, p.topk()), logits=p.logits,
         state=p.state(), start=p.start, first=bool(rng.integers(2)), extras=bool(rng.integers(2)),
     )  # fmt: skip
 
 
-def settle(core: Any, rng: Rng) -> Case:
+def topk_finalize(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
-    state, kept = p.settled()
-    return p.case("settle", written=(), kept=kept, state=state)
+    state, kept = p.finalized()
+    return p.case("topk.finalize", written=(), kept=kept, state=state)
 
 
 def merge(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
-    pieces = np.stack([p.state() for _ in range(int(rng.integers(1, 4)))])
-    return p.case("merge", written=("state",), pieces=pieces, state=np.zeros((p.n, STATE)))
+    parts = np.stack([p.state() for _ in range(int(rng.integers(1, 4)))])
+    return p.case("rows.Rows.merge", written=("state",), parts=parts, state=np.zeros((p.n, STATE)))
 
 
 def _outputs(p: Problem, *, wide: bool) -> dict[str, Any]:
@@ -154,41 +153,42 @@ def _outputs(p: Problem, *, wide: bool) -> dict[str, Any]:
     return outputs
 
 
-def finish(core: Any, rng: Rng) -> Case:
+def finalize(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
     outputs = _outputs(p, wide=True)
     return p.case(
-        "finish", written=tuple(outputs), state=p.state(), vocab=p.start + p.width,
+        "rows.Rows.finalize", written=tuple(outputs), state=p.state(), vocab=p.start + p.width,
         row_ids=maybe(rng, rng.integers(0, 99, p.n)), **outputs,
     )  # fmt: skip
 
 
-def measure_support(core: Any, rng: Rng) -> Case:
+def measure(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
-    state, kept = p.settled()
+    state, kept = p.finalized()
     return p.case(
-        "measure_support", written=("mass", "entropy"), kept=kept, state=state,
-        mass=np.zeros(p.n), entropy=np.zeros(p.n), spare=float(rng.choice([0, 1e-3, 0.5])),
+        "topk.measure", written=("dropped_mass", "dropped_entropy"), kept=kept, state=state,
+        dropped_mass=np.zeros(p.n), dropped_entropy=np.zeros(p.n),
+        slack=float(rng.choice([0, 1e-3, 0.5])),
     )  # fmt: skip
 
 
-def support_gradient(core: Any, rng: Rng) -> Case:
+def sparse_gradient(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
-    state, kept = p.settled()
+    state, kept = p.finalized()
     index = rng.integers(0, p.n, int(rng.integers(0, 9))) if p.n else np.zeros(0, np.int64)
     offsets = np.concatenate(([0], np.cumsum(kept["count"][index])))
     entries = int(offsets[-1])
     return p.case(
-        "support_gradient", written=("columns", "values"), kept=kept, state=state, index=index,
+        "topk.sparse_gradient", written=("columns", "values"), kept=kept, state=state, index=index,
         offsets=offsets, columns=np.zeros(entries, np.int32),
         values=np.zeros(entries, rng.choice(["f4", "f8"])), **p.upstream(),
     )  # fmt: skip
 
 
-def backward(core: Any, rng: Rng) -> Case:
+def gradient(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
     case = p.case(
-        "backward", written=("gradient",), logits=p.logits, state=p.state(),
+        "rows.Rows.gradient", written=("gradient",), logits=p.logits, state=p.state(),
         gradient=np.zeros_like(p.logits), start=p.start, **p.upstream(),
     )  # fmt: skip
     case.may_share = ("gradient", "logits")
@@ -198,7 +198,7 @@ def backward(core: Any, rng: Rng) -> Case:
 def sample(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
     return p.case(
-        "sample", written=("state", "best"), logits=p.logits, state=p.state(),
+        "sampling.sample", written=("state", "best"), logits=p.logits, state=p.state(),
         best=np.zeros((p.n, 2)), row_ids=rng.integers(0, 99, p.n), seed=int(rng.integers(2**62)),
         step=int(rng.integers(2**43)), start=p.start, first=bool(rng.integers(2)),
     )  # fmt: skip
@@ -208,13 +208,14 @@ def draw_truncated(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng)
     p.start = 0
     p.own["bias"] = None
-    state, kept = p.settled()
+    state, kept = p.finalized()
     source: dict[str, Any] = {"logits": p.logits}
     if rng.integers(2):
         source = {"kept": kept}
     return p.case(
-        "draw_truncated", written=("state", "token"), state=state, token=np.zeros(p.n, np.int64),
-        top_k=int(rng.choice([0, 1, 3, 100])), top_p=float(rng.choice([1, 0.9, 1e-3])),
+        "sampling.draw_truncated", written=("state", "token"), state=state,
+        token=np.zeros(p.n, np.int64), top_k=int(rng.choice([0, 1, 3, 100])),
+        top_p=float(rng.choice([1, 0.9, 1e-3])),
         row_ids=rng.integers(0, 99, p.n), seed=3, step=int(rng.integers(2**43)), **source,
     )  # fmt: skip
 
@@ -223,39 +224,40 @@ def draw_truncated(core: Any, rng: Rng) -> Case:
 
 
 def cuda_init(core: Any, rng: Rng) -> Case:
-    return Case("CudaRows.__init__", Problem(core, rng, cuda=True).own)
+    return Case("rows.CudaRows.__init__", Problem(core, rng, cuda=True).own)
 
 
 def cuda_workspace(core: Any, rng: Rng) -> Case:
     return Case(
-        "CudaRows.workspace_bytes",
+        "rows.CudaRows.workspace_bytes",
         {"n": int(rng.integers(9)), "columns": width(rng), "itemsize": int(rng.choice([2, 4]))},
     )
 
 
 def cuda_forward(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng, cuda=True)
-    size = core.CudaRows.workspace_bytes(p.n, p.width, 2)
+    size = core.rows.CudaRows.workspace_bytes(p.n, p.width, 2)
     return p.case(
-        "forward", written=("state", "workspace"), logits=p.logits, state=p.state(),
+        "rows.CudaRows.forward", written=("state", "workspace"), logits=p.logits, state=p.state(),
         workspace=np.zeros(max(size, 1), np.uint8), start=p.start, first=bool(rng.integers(2)),
         extras=bool(rng.integers(2)),
     )  # fmt: skip
 
 
-def cuda_finish(core: Any, rng: Rng) -> Case:
+def cuda_finalize(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng, cuda=True)
     outputs = _outputs(p, wide=False)
     return p.case(
-        "finish", written=("error", *outputs), state=p.state(), vocab=p.start + p.width,
-        error=np.full(1, 2**62), row_ids=maybe(rng, rng.integers(0, 99, p.n)), **outputs,
+        "rows.CudaRows.finalize", written=("error", *outputs), state=p.state(),
+        vocab=p.start + p.width, error=np.full(1, 2**62), row_ids=maybe(rng, rng.integers(0, 99, p.n)),
+        **outputs,
     )  # fmt: skip
 
 
-def cuda_backward(core: Any, rng: Rng) -> Case:
+def cuda_gradient(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng, cuda=True)
     case = p.case(
-        "backward", written=("gradient",), logits=p.logits, state=p.state(),
+        "rows.CudaRows.gradient", written=("gradient",), logits=p.logits, state=p.state(),
         gradient=np.zeros_like(p.logits), start=p.start, **p.upstream(),
     )  # fmt: skip
     case.may_share = ("gradient", "logits")
@@ -263,20 +265,20 @@ def cuda_backward(core: Any, rng: Rng) -> Case:
 
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
-    "Rows.__init__": rows_init,
-    "Candidates.__init__": candidates_init,
-    "Rows.forward": forward,
-    "Rows.settle": settle,
-    "Rows.merge": merge,
-    "Rows.finish": finish,
-    "Rows.measure_support": measure_support,
-    "Rows.support_gradient": support_gradient,
-    "Rows.backward": backward,
-    "Rows.sample": sample,
-    "Rows.draw_truncated": draw_truncated,
-    "CudaRows.__init__": cuda_init,
-    "CudaRows.workspace_bytes": cuda_workspace,
-    "CudaRows.forward": cuda_forward,
-    "CudaRows.finish": cuda_finish,
-    "CudaRows.backward": cuda_backward,
+    "rows.Rows.__init__": rows_init,
+    "rows.Rows.forward": forward,
+    "rows.Rows.merge": merge,
+    "rows.Rows.finalize": finalize,
+    "rows.Rows.gradient": gradient,
+    "topk.TopK.__init__": topk_init,
+    "topk.finalize": topk_finalize,
+    "topk.measure": measure,
+    "topk.sparse_gradient": sparse_gradient,
+    "sampling.sample": sample,
+    "sampling.draw_truncated": draw_truncated,
+    "rows.CudaRows.__init__": cuda_init,
+    "rows.CudaRows.workspace_bytes": cuda_workspace,
+    "rows.CudaRows.forward": cuda_forward,
+    "rows.CudaRows.finalize": cuda_finalize,
+    "rows.CudaRows.gradient": cuda_gradient,
 }

@@ -36,7 +36,7 @@ def transpose(core: Any, rng: Rng) -> Case:
         "out_columns": np.zeros(n, np.int32), "out_values": np.zeros_like(matrix["values"]),
     }  # fmt: skip
     written = ("scratch", "out_offsets", "out_names", "out_columns", "out_values")
-    return Case("sparse_transpose", {**matrix, **more}, written)
+    return Case("topk.sparse_transpose", {**matrix, **more}, written)
 
 
 def multiply(core: Any, rng: Rng) -> Case:
@@ -52,7 +52,7 @@ def multiply(core: Any, rng: Rng) -> Case:
         "add": bool(rng.integers(2)),
         "threads": int(rng.integers(0, 4)),
     }
-    return Case("sparse_multiply", {**matrix, **more}, ("out",))
+    return Case("topk.sparse_multiply", {**matrix, **more}, ("out",))
 
 
 def add_row_sums(core: Any, rng: Rng) -> Case:
@@ -62,11 +62,11 @@ def add_row_sums(core: Any, rng: Rng) -> Case:
         "names": rng.integers(0, rows + 3, rows).astype(np.int32),
         "out": np.zeros(rows + 3, matrix["values"].dtype),
     }
-    return Case("sparse_add_row_sums", {**matrix, **more}, ("out",))
+    return Case("topk.sparse_add_row_sums", {**matrix, **more}, ("out",))
 
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
-    "sparse_transpose": transpose,
-    "sparse_multiply": multiply,
-    "sparse_add_row_sums": add_row_sums,
+    "topk.sparse_transpose": transpose,
+    "topk.sparse_multiply": multiply,
+    "topk.sparse_add_row_sums": add_row_sums,
 }

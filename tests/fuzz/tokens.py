@@ -27,21 +27,21 @@ def threads(rng: Rng) -> int:
 
 def _kl(core: Any, rng: Rng) -> dict[str, Any]:
     return {
-        "estimator": core.KlEstimator(int(rng.integers(6))),
+        "estimator": core.tokens.KlEstimator(int(rng.integers(6))),
         "straight_through": bool(rng.integers(2)),
-        "weight": core.KlWeight(int(rng.integers(3))),
+        "weight": core.tokens.KlWeight(int(rng.integers(3))),
         "coefficient": float(rng.choice([0, 0.1])),
     }
 
 
 def _params(core: Any, rng: Rng) -> dict[str, Any]:
     return {
-        "surrogate": core.Surrogate(int(rng.integers(9))),
+        "surrogate": core.tokens.Surrogate(int(rng.integers(9))),
         "numbers": tuple(rng.uniform(0.1, 2, int(rng.integers(5)))),
         "ratio_low": 0.8, "ratio_high": 1.2, "log_low": -0.2, "log_high": 0.2,
         "ratio_dual": 3.0, "log_dual": 1.1,
         "positive": float(rng.choice([1, 0.5])), "negative": 1.0,
-        "control": core.Control(int(rng.integers(4))),
+        "control": core.tokens.Control(int(rng.integers(4))),
         "penalty": _kl(core, rng), "kl": _kl(core, rng),
         "entropy_coefficient": float(rng.choice([0, 0.1])), "entropy_target": 0.0,
     }  # fmt: skip
@@ -67,19 +67,19 @@ def token_loss(core: Any, rng: Rng) -> Case:
         "given_loss": numbers("f8"), "given_slope": numbers("f8"),
         "g_policy": maybe(rng, np.zeros(n)), "threads": threads(rng),
     }  # fmt: skip
-    return Case("token_loss", arguments, ("g_logp", "g_entropy", "g_policy"))
+    return Case("tokens.token_loss", arguments, ("g_logp", "g_entropy", "g_policy"))
 
 
 def exp(core: Any, rng: Rng) -> Case:
     n = count(rng)
     values = {"x": rng.normal(0, 300, n), "out": np.zeros(n), "threads": threads(rng)}
-    return Case("exp", values, ("out",))
+    return Case("tokens.exp", values, ("out",))
 
 
 def exp2(core: Any, rng: Rng) -> Case:
     n = 64 * int(rng.integers(4))
     values = {"t": -rng.exponential(20, n).astype(np.float32), "out": np.zeros(n, np.float32)}
-    return Case("exp2", values, ("out",))
+    return Case("rows.exp2", values, ("out",))
 
 
 def _tokens(rng: Rng) -> dict[str, Any]:
@@ -92,8 +92,12 @@ def _tokens(rng: Rng) -> dict[str, Any]:
 
 
 def value_sums(core: Any, rng: Rng) -> Case:
-    values = {**_tokens(rng), "sums": np.zeros(core.SUM_WORDS, np.int64), "threads": threads(rng)}
-    return Case("value_sums", values, ("sums",))
+    values = {
+        **_tokens(rng),
+        "sums": np.zeros(core.tokens.SUM_WORDS, np.int64),
+        "threads": threads(rng),
+    }
+    return Case("tokens.value_sums", values, ("sums",))
 
 
 def _ids(rng: Rng, n: int) -> Any:
@@ -110,7 +114,7 @@ def covariance_candidates(core: Any, rng: Rng) -> Case:
         "ids": _ids(rng, n), "band": band, "most": int(rng.integers(0, n + 1)),
         "scores": np.zeros(n, np.int64), "out_ids": np.zeros(n, np.int64), "threads": threads(rng),
     }  # fmt: skip
-    return Case("covariance_candidates", values, ("scores", "out_ids"))
+    return Case("tokens.covariance_candidates", values, ("scores", "out_ids"))
 
 
 def ordered_scores(core: Any, rng: Rng) -> Case:
@@ -120,7 +124,7 @@ def ordered_scores(core: Any, rng: Rng) -> Case:
         "scores": np.zeros(n, np.int64),
         "threads": threads(rng),
     }
-    return Case("ordered_scores", values, ("scores",))
+    return Case("tokens.ordered_scores", values, ("scores",))
 
 
 def random_scores(core: Any, rng: Rng) -> Case:
@@ -129,7 +133,7 @@ def random_scores(core: Any, rng: Rng) -> Case:
         "ids": _ids(rng, n), "seed": int(rng.integers(2**62)), "step": 3,
         "scores": np.zeros(n, np.int64), "threads": threads(rng),
     }  # fmt: skip
-    return Case("random_scores", values, ("scores",))
+    return Case("tokens.random_scores", values, ("scores",))
 
 
 def radix_histogram(core: Any, rng: Rng) -> Case:
@@ -139,13 +143,13 @@ def radix_histogram(core: Any, rng: Rng) -> Case:
         "prefix_inverted_id": 0, "level": int(rng.integers(LEVELS)),
         "bins": np.zeros(BINS, np.int64), "threads": threads(rng),
     }  # fmt: skip
-    return Case("radix_histogram", values, ("bins",))
+    return Case("tokens.radix_histogram", values, ("bins",))
 
 
 def repeated_id(core: Any, rng: Rng) -> Case:
     n = count(rng)
     values = {"ids": _ids(rng, n), "mask": rng.random(n) < 0.8, "threads": threads(rng)}
-    return Case("repeated_id", values)
+    return Case("tokens.repeated_id", values)
 
 
 def members(core: Any, rng: Rng) -> Case:
@@ -153,22 +157,22 @@ def members(core: Any, rng: Rng) -> Case:
     ids = _ids(rng, n)
     some = np.sort(ids[rng.random(n) < 0.2])
     values = {"ids": ids, "sorted": some, "out": np.zeros(n, bool), "threads": threads(rng)}
-    return Case("members", values, ("out",))
+    return Case("tokens.members", values, ("out",))
 
 
 def philox(core: Any, rng: Rng) -> Case:
-    return Case("philox", {key: int(rng.integers(2**62)) for key in ("x", "y", "seed")})
+    return Case("tokens.philox", {key: int(rng.integers(2**62)) for key in ("x", "y", "seed")})
 
 
 def transpose(core: Any, rng: Rng) -> Case:
     n, width = (int(rng.choice([0, rng.integers(1, 9), rng.integers(30, 70)])) for _ in range(2))
     tile = rng.normal(size=(n, width)).astype(np.float16)
     values = {"tile": tile, "out": np.zeros((width, n), np.float16), "threads": threads(rng)}
-    return Case("transpose", values, ("out",))
+    return Case("rows.transpose", values, ("out",))
 
 
 def memory(core: Any, rng: Rng) -> Case:
-    return Case("Memory.__init__", {"bytes": int(rng.choice([0, 1, 5000, 3 << 20]))})
+    return Case("runtime.Memory.__init__", {"bytes": int(rng.choice([0, 1, 5000, 3 << 20]))})
 
 
 def enumeration(name: str) -> Callable[[Any, Rng], Case]:
@@ -180,29 +184,32 @@ def without_arguments(name: str) -> Callable[[Any, Rng], Case]:
 
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
-    "token_loss": token_loss,
-    "exp": exp,
-    "exp2": exp2,
-    "value_sums": value_sums,
-    "covariance_candidates": covariance_candidates,
-    "ordered_scores": ordered_scores,
-    "random_scores": random_scores,
-    "radix_histogram": radix_histogram,
-    "repeated_id": repeated_id,
-    "members": members,
-    "philox": philox,
-    "transpose": transpose,
-    "Memory.__init__": memory,
-    "cuda_device_reason": lambda core, rng: Case("cuda_device_reason", {"device": 0}),
+    "tokens.token_loss": token_loss,
+    "tokens.exp": exp,
+    "rows.exp2": exp2,
+    "tokens.value_sums": value_sums,
+    "tokens.covariance_candidates": covariance_candidates,
+    "tokens.ordered_scores": ordered_scores,
+    "tokens.random_scores": random_scores,
+    "tokens.radix_histogram": radix_histogram,
+    "tokens.repeated_id": repeated_id,
+    "tokens.members": members,
+    "tokens.philox": philox,
+    "rows.transpose": transpose,
+    "runtime.Memory.__init__": memory,
+    "runtime.cuda_device_reason": lambda core, rng: Case(
+        "runtime.cuda_device_reason", {"device": 0}
+    ),
     **{
-        f"{name}.__init__": enumeration(name)
+        f"tokens.{name}.__init__": enumeration(f"tokens.{name}")
         for name in ("Control", "KlEstimator", "KlWeight", "Surrogate")
     },
     **{
         name: without_arguments(name)
         for name in (
-            "build_info", "default_threads", "pool_is_lost", "pool_may_be_lost", "release_memory",
-            "spare_bytes", "turns_pay",
+            "runtime.build_info", "runtime.default_threads", "runtime.pool_is_lost",
+            "runtime.pool_may_be_lost", "runtime.release_memory", "runtime.spare_bytes",
+            "rows.prefer_transposed_gemm",
         )
     },
 }  # fmt: skip

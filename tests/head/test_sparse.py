@@ -17,7 +17,7 @@ from tests.support import cases, sparse_cases
 from tests.support.sparse_cases import ROUNDING, off, problem, upstream
 from tests.support.tolerances import assert_bitwise_equal
 
-ISAS = _core.build_info()["isas"]
+ISAS = _core.runtime.build_info()["isas"]
 
 
 def of_logits(

@@ -76,7 +76,7 @@ def finished(
     out = {name: torch.full((rows.n,), NAN) for name in REALS}
     out["argmax"] = torch.full((rows.n,), 85)
     error = torch.tensor([NO_ERROR])
-    rows.finish(state, vocab, error, row_ids=row_ids, **out)
+    rows.finalize(state, vocab, error, row_ids=row_ids, **out)
     return out, int(error)
 
 
@@ -120,10 +120,10 @@ def against_the_oracle(
     poisoned = z.clone()
     poisoned[silent] = NAN
     gradient = torch.full_like(z, NAN)
-    rows.backward(poisoned, state, gradient, **g)
+    rows.gradient(poisoned, state, gradient, **g)
     assert_gradients(gradient, expected, z.dtype, scale=1 + 4 * size)
     assert (gradient[silent] == 0).all()
-    rows.backward(poisoned, state, poisoned, **g)
+    rows.gradient(poisoned, state, poisoned, **g)
     if z.numel():
         assert_bitwise_equal(poisoned, gradient)
 
@@ -165,9 +165,9 @@ def test_vocabulary_tiles(dtype: torch.dtype, cuts: list[int]) -> None:
     assert error == NO_ERROR
     g = dict(zip(("g_logp", "g_entropy", "g_lse"), cases.upstream(5, n), strict=True))
     whole, parts = torch.full_like(z, NAN), torch.full_like(z, NAN)
-    rows.backward(z, state, whole, **g)
+    rows.gradient(z, state, whole, **g)
     for start, stop in tiles:
-        rows.backward(z[:, start:stop], state, parts[:, start:stop], start=start, **g)
+        rows.gradient(z[:, start:stop], state, parts[:, start:stop], start=start, **g)
     assert_bitwise_equal(whole, parts)
 
 
@@ -182,10 +182,10 @@ def test_strided_batches_and_padded_rows() -> None:
     assert_bitwise_equal(state, expected)
     g = dict(zip(("g_logp", "g_entropy", "g_lse"), cases.upstream(6, 12), strict=True))
     gradient, into_flat = torch.full_like(flat, NAN), torch.full_like(flat, NAN)
-    rows.backward(flat, state, gradient, **g)
-    rows.backward(view, state, into_flat, **g)
+    rows.gradient(flat, state, gradient, **g)
+    rows.gradient(view, state, into_flat, **g)
     assert_bitwise_equal(into_flat, gradient)
-    rows.backward(flat, state, view, **g)
+    rows.gradient(flat, state, view, **g)
     assert_bitwise_equal(view.reshape(12, 2500), gradient)
     assert whole[:, -1].isnan().all()
     assert whole[:, :, 2500:].isnan().all()
@@ -238,7 +238,7 @@ def test_an_impossible_target_is_pulled_up_like_any_other() -> None:
     assert out["entropy_change"].isfinite().all()
     assert error == NO_ERROR
     gradient = torch.empty_like(z)
-    rows.backward(z, state, gradient, g_logp=torch.ones(1))
+    rows.gradient(z, state, gradient, g_logp=torch.ones(1))
     expected, _ = reference.token_stats_backward(z.numpy(), np.array([1]), g_logp=1.0)
     assert_gradients(gradient, expected, torch.float32)
 
@@ -289,7 +289,7 @@ def test_extremes_and_masks(data: st.DataObject) -> None:
         assert_values(out[name], truth[name], "float32")
     assert (out["logp"] <= 0).all()
     gradient = torch.empty_like(z)
-    rows.backward(z, state, gradient, g_logp=torch.ones(n), g_entropy=torch.ones(n))
+    rows.gradient(z, state, gradient, g_logp=torch.ones(n), g_entropy=torch.ones(n))
     expected, _ = reference.token_stats_backward(
         cases.to_numpy(z), t.numpy(), g_logp=1.0, g_entropy=1.0, **exact
     )
@@ -309,8 +309,8 @@ def test_wrong_arguments_are_named() -> None:
         r"logits must be .*bfloat16.*got torch\.float64": lambda: rows.forward(z.double(), state),
         r"logits must be .* with 2 rows, got \[1, 5\]": lambda: rows.forward(z[:1], state),
         r"logits must have stride 1": lambda: rows.forward(torch.zeros(5, 2).t(), state),
-        r"gradient must be like logits": lambda: rows.backward(z, state, z.bfloat16()),
-        r"g_logp must be contiguous": lambda: rows.backward(
+        r"gradient must be like logits": lambda: rows.gradient(z, state, z.bfloat16()),
+        r"g_logp must be contiguous": lambda: rows.gradient(
             z, state, z, g_logp=torch.ones(1).expand(2)
         ),
         r"bias must cover columns 3 to 8, got 5": lambda: TritonRows(

@@ -245,7 +245,7 @@ def test_threads_do_not_change_a_bit() -> None:
     seen = []
     for threads in (1, 2, 5):
         g = np.empty(n)
-        sums = _core.token_loss(
+        sums = _core.tokens.token_loss(
             logp=lp, old_logp=old, advantages=a, weights=weights, entropy=None, kl_logp=None,
             selected=None, g_logp=g, g_entropy=None, mean_advantage=0.1, mean_logp=-0.2,
             grad_scale=1.0, params=core_params(presets["ppo"]), threads=threads,

@@ -151,11 +151,11 @@ def test_long_sums_are_exact(exponents: tuple[int, int], monkeypatch: pytest.Mon
     mask = rng.random(n) < 0.8
     y = np.where(mask, -x, np.nan).astype(dtype)
     seen = set()
-    for isa in _core.build_info()["isas"]:
+    for isa in _core.runtime.build_info()["isas"]:
         monkeypatch.setenv("LOGITLESS_ISA", isa)
         for threads in (1, 3):
-            sums = np.zeros(_core.SUM_WORDS, np.int64)
-            assert _core.value_sums(y, np.where(mask, x, 0), mask, sums, threads) == -1
+            sums = np.zeros(_core.tokens.SUM_WORDS, np.int64)
+            assert _core.tokens.value_sums(y, np.where(mask, x, 0), mask, sums, threads) == -1
             seen.add(sums.tobytes())
     assert len(seen) == 1
     means = batch_means(make_tokens(y, x, mask))

@@ -35,7 +35,7 @@ def tokens_of(logp: np.ndarray, advantages: np.ndarray, mask: np.ndarray | None 
 
 def scores_of(values: np.ndarray) -> np.ndarray:
     scores = np.empty(values.size, np.int64)
-    _core.ordered_scores(values, scores)
+    _core.tokens.ordered_scores(values, scores)
     return scores
 
 
@@ -57,7 +57,7 @@ def scores_of(values: np.ndarray) -> np.ndarray:
 )
 def test_philox_known_answers(x: int, y: int, seed: int, words: tuple[int, ...]) -> None:
     """Random123's published vectors for philox4x32-10."""
-    assert _core.philox(x, y, seed) == words
+    assert _core.tokens.philox(x, y, seed) == words
 
 
 @given(
@@ -67,7 +67,7 @@ def test_philox_known_answers(x: int, y: int, seed: int, words: tuple[int, ...])
 )
 def test_random_scores_are_the_oracles_keys(seed: int, step: int, ids: list[int]) -> None:
     scores = np.empty(len(ids), np.int64)
-    _core.random_scores(np.array(ids), seed, step, scores)
+    _core.tokens.random_scores(np.array(ids), seed, step, scores)
     expected = [reference.random_key(seed, step, i) for i in ids]
     assert scores.view(np.uint64).tolist() == expected
 
@@ -85,9 +85,9 @@ def test_means_round_once_in_any_order_and_split(values: list[float], seed: int)
     assert means.logp == means.advantage == reference.exact_mean(x)
     # two ranks: integer sums add up
     parts = np.array_split(shuffled, 2)
-    sums = np.zeros((2, _core.SUM_WORDS), np.int64)
+    sums = np.zeros((2, _core.tokens.SUM_WORDS), np.int64)
     for part, out in zip(parts, sums, strict=True):
-        assert _core.value_sums(part, part, np.ones(part.size, bool), out) == -1
+        assert _core.tokens.value_sums(part, part, np.ones(part.size, bool), out) == -1
     split = batch_means(tokens_of(parts[0], parts[0]), lambda _: sums.sum(axis=0))
     assert split.logp == means.logp and split.tokens == x.size
 
@@ -222,7 +222,9 @@ def covariance_arrays(
 ) -> tuple[Any, Any]:
     """Scores and ids of the candidates."""
     scores, found = np.empty(lp.size, np.int64), np.empty(lp.size, np.int64)
-    number, bad = _core.covariance_candidates(lp, a, mask, old, ids, band, most, scores, found)
+    number, bad = _core.tokens.covariance_candidates(
+        lp, a, mask, old, ids, band, most, scores, found
+    )
     assert bad == -1
     return scores[:number], found[:number]
 
@@ -254,7 +256,7 @@ def test_candidates_of_a_band_are_those_of_plain_code(n: int, dtype: Any) -> Non
         assert n < 300_000 or some.size < 0.1 * found.size
     old[np.flatnonzero(mask)[-1:]] = np.nan
     room = np.empty((2, n), np.int64)
-    _, bad = _core.covariance_candidates(lp, a, mask, old, ids, band, n, *room)
+    _, bad = _core.tokens.covariance_candidates(lp, a, mask, old, ids, band, n, *room)
     assert bad == (np.flatnonzero(mask)[-1] if mask.any() else -1)
 
 
@@ -306,14 +308,14 @@ def test_repeated_ids_and_members_of_runs(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     mask = rng.random(ids.size) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))
     values, counts = np.unique(ids[mask], return_counts=True)
-    repeated = _core.repeated_id(ids, mask)
+    repeated = _core.tokens.repeated_id(ids, mask)
     if (counts > 1).any():
         assert repeated in values[counts > 1]
     else:
         assert repeated is None
     chosen = np.unique(rng.integers(0, 4000, size=data.draw(st.integers(0, 60)))).astype(np.int64)
     out = np.empty(ids.size, np.bool_)
-    _core.members(ids, chosen, out)
+    _core.tokens.members(ids, chosen, out)
     assert np.array_equal(out, np.isin(ids, chosen))
 
 
@@ -327,18 +329,22 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
             "log_low": -0.2, "log_high": 0.2}  # fmt: skip
     ids, x = rng.integers(0, 2**62, size=n), rng.normal(size=n) * 100
     seen = {}
-    for isa in _core.build_info()["isas"]:
+    for isa in _core.runtime.build_info()["isas"]:
         monkeypatch.setenv("LOGITLESS_ISA", isa)
-        sums, keys, powers = np.zeros(_core.SUM_WORDS, np.int64), np.empty(n, np.int64), np.empty(n)
-        _core.value_sums(lp, a, mask, sums)
+        sums, keys, powers = (
+            np.zeros(_core.tokens.SUM_WORDS, np.int64),
+            np.empty(n, np.int64),
+            np.empty(n),
+        )
+        _core.tokens.value_sums(lp, a, mask, sums)
         inside = covariance_arrays(lp, a, mask, old, ids, band, n)
         largest = covariance_arrays(lp, a, mask, None, ids, band, 20)
-        _core.random_scores(ids, 2**63 + 5, 7, keys)
-        _core.exp(x, powers)
+        _core.tokens.random_scores(ids, 2**63 + 5, 7, keys)
+        _core.tokens.exp(x, powers)
         out = [sums, *inside, *largest, keys, powers]
         for name in ("ppo", "clip_cov", "kl_cov", "sapo", "cispo"):
             g = np.empty_like(lp)
-            values = _core.token_loss(
+            values = _core.tokens.token_loss(
                 logp=lp, old_logp=old, advantages=a, weights=None, mask=mask, weight=1 / n,
                 entropy=None, kl_logp=None, penalty_logp=old, selected=selected, g_logp=g,
                 g_entropy=None, mean_advantage=0.1, mean_logp=-0.2, grad_scale=1.0,
@@ -353,7 +359,7 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
 def test_exp_beyond_its_table() -> None:
     x = np.array([-np.inf, -800.0, -745.0, -700.0, 0.0, 700.0, 709.7, 710.0, np.inf, np.nan])
     out = np.empty_like(x)
-    _core.exp(x, out)
+    _core.tokens.exp(x, out)
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(out, np.exp(x), rtol=4e-16)
 
@@ -367,8 +373,8 @@ def test_threads_do_not_change_a_bit() -> None:
             "log_low": -0.2, "log_high": 0.2}  # fmt: skip
     seen = set()
     for threads in (1, 2, 5):
-        sums = np.zeros(_core.SUM_WORDS, np.int64)
-        _core.value_sums(lp, a, mask, sums, threads)
+        sums = np.zeros(_core.tokens.SUM_WORDS, np.int64)
+        _core.tokens.value_sums(lp, a, mask, sums, threads)
         parts = covariance_arrays(lp, a, mask, np.zeros(n), np.arange(n), band, threads)
         seen.add((sums.tobytes(), *(part.tobytes() for part in parts)))
     assert len(seen) == 1

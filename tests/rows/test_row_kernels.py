@@ -18,7 +18,7 @@ from tests.support import cases
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
-ISAS = _core.build_info()["isas"]
+ISAS = _core.runtime.build_info()["isas"]
 
 
 @pytest.mark.parametrize("name", ISAS)
@@ -44,18 +44,18 @@ def check_exp2(stride: int, limit: float) -> None:
         t = np.arange(start, stop, stride, dtype=np.uint32).view(np.float32)
         t = np.resize(t, -(-len(t) // 64) * 64)
         out = np.full_like(t, np.nan)
-        _core.exp2(t, out)
+        _core.rows.exp2(t, out)
         exact = np.exp2(t.astype(np.float64))
         ulp = np.spacing(exact.astype(np.float32)).astype(np.float64)
         worst = max(worst, float((np.abs(out - exact) / ulp).max()))
     assert worst <= limit, f"{worst} ulp"
     far = np.resize(np.array([-125.5, -126, -126.3, -127, -200, -3e38, -np.inf], np.float32), 64)
     out = np.full_like(far, np.nan)
-    _core.exp2(far, out)
+    _core.rows.exp2(far, out)
     assert (out == 0).all()
     edge = np.resize(np.array([0.0, -0.0, np.nan], np.float32), 64)
     out = np.zeros_like(edge)
-    _core.exp2(edge, out)
+    _core.rows.exp2(edge, out)
     assert (out[:2] == 1).all()
     assert np.isnan(out[2])
 
@@ -109,7 +109,7 @@ def test_a_block_s_sums_are_no_denormal_numbers(isa: str, monkeypatch: pytest.Mo
         z = np.full((1, 2048), low, np.float32)
         z[0, 9] = 0
         state = np.zeros((1, 8))
-        _core.Rows(1, targets=np.array([9])).forward(z, state, extras=True)
+        _core.rows.Rows(1, targets=np.array([9])).forward(z, state, extras=True)
         rest = 2047 * np.exp(np.float64(np.float32(low))) * (low > -87)
         assert state[0, :2] == pytest.approx([0, 1 + rest], abs=0, rel=1e-15)
         assert state[0, 4] == 1

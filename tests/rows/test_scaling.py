@@ -15,7 +15,7 @@ from logitless import _core
 from tests.support import scaling_cases as cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ISAS = _core.build_info()["isas"]
+ISAS = _core.runtime.build_info()["isas"]
 # float16 holds logits from 6e-8 to 65504, and its gradients as well.
 NARROW = (
     "tiny softcap", "tiny softcap and temperature", "uniform", "scale cancels temperature",

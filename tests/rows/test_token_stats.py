@@ -22,13 +22,13 @@ from tests.support.tolerances import (
 )
 
 EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
-ISAS = _core.build_info()["isas"]
+ISAS = _core.runtime.build_info()["isas"]
 
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("LOGITLESS_ISA", request.param)
-    assert _core.build_info()["isa"] == request.param
+    assert _core.runtime.build_info()["isa"] == request.param
     return str(request.param)
 
 

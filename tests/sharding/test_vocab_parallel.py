@@ -66,7 +66,7 @@ def test_merged_states_are_those_of_the_whole(data: st.DataObject) -> None:
     pieces = np.stack([state_of(z[:, a:b], targets, a, scale) for a, b in ends])
     expected = state_of(z, targets, 0, scale)
     merged = np.empty((n, 8))
-    _core.Rows(n, row_scale=scale).merge(pieces, merged)
+    _core.rows.Rows(n, row_scale=scale).merge(pieces, merged)
     np.testing.assert_allclose(merged, expected, rtol=1e-12, atol=1e-13)
     ours = merge_states(torch.from_numpy(pieces), torch.from_numpy(scale))
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12, atol=1e-13)
@@ -79,7 +79,7 @@ def test_what_is_wrong_in_a_piece_is_wrong_in_the_whole() -> None:
     fine, empty = state_of(np.array([[1.0, 2.0]]), np.array([0]), 0, np.ones(1)), np.zeros((1, 8))
     empty[0, 0], empty[0, 6], empty[0, 7] = -np.inf, np.nan, -1
     for poison, message in ((np.nan, "a NaN"), (np.inf, r"a \+inf"), (-np.inf, "no finite logit")):
-        rows = _core.Rows(1, targets=np.zeros(1, np.int64))
+        rows = _core.rows.Rows(1, targets=np.zeros(1, np.int64))
         bad = np.empty((1, 8))
         rows.forward(np.array([[-np.inf, poison, -np.inf]], np.float32), bad)
         others = [empty] if poison == -np.inf else [empty, fine]
@@ -101,7 +101,7 @@ def test_the_empty_piece_is_the_identity() -> None:
     nothing = state_of(z[:, :0], np.array([1]), 0, np.ones(1))
     for pieces in ([nothing, whole, nothing], [whole]):
         merged = np.empty((1, 8))
-        _core.Rows(1).merge(np.stack(pieces), merged)
+        _core.rows.Rows(1).merge(np.stack(pieces), merged)
         assert_bitwise_equal(merged, whole)
 
 
@@ -109,5 +109,5 @@ def test_a_tie_keeps_the_earlier_column() -> None:
     z = np.full((1, 6), 2.5)
     pieces = np.stack([state_of(z[:, a : a + 2], np.array([0]), a, np.ones(1)) for a in (0, 2, 4)])
     merged = np.empty((1, 8))
-    _core.Rows(1).merge(pieces, merged)
+    _core.rows.Rows(1).merge(pieces, merged)
     assert merged[0, 7] == 0

@@ -86,7 +86,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     bindings = ROOT / "csrc" / "bindings"
     sources = [
         *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
-        bindings / "register_cuda.cpp",
+        bindings / "cuda_rows.cpp",
         *(bindings / "arrays" / name for name in ("dlpack.cpp", "overlap.cpp", "row_arrays.cpp")),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),

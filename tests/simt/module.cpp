@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 
 namespace logitless::bindings {
-void register_cuda(pybind11::module_& m);
+void register_cuda_rows(pybind11::module_& m);
 }
 
-PYBIND11_MODULE(simt_rows, m) { logitless::bindings::register_cuda(m); }
+PYBIND11_MODULE(simt_rows, m) { logitless::bindings::register_cuda_rows(m); }

@@ -142,15 +142,15 @@ def stats(
         size = module.CudaRows.workspace_bytes(p.n, part.shape[-1], part.itemsize)
         workspace = np.full(size, 0xFF, np.uint8)
         rows.forward(
-            exported(part, p.dtype), state, workspace, start=tile.start, first=tile.start == 0,
-            extras=extras,
+            exported(part, p.dtype), state, start=tile.start, first=tile.start == 0, extras=extras,
+            workspace=workspace,
         )  # fmt: skip
     names = REALS if extras else REALS[:3]
     outputs = {name: np.full(p.n, np.nan, np.float32) for name in names}
     if extras:
         outputs["argmax"] = np.full(p.n, 85, np.int64)
     flag = np.full(1, NO_ERROR, np.int64)
-    rows.finish(state, p.vocab, flag, row_ids=row_ids, **outputs)
+    rows.finalize(state, p.vocab, error=flag, row_ids=row_ids, **outputs)
     return Result(outputs, state, int(flag[0]))
 
 
@@ -170,7 +170,7 @@ def gradient(
     out = logits if in_place else np.full(p.logits.shape, 0x7E7E, p.logits.dtype)
     rows = p.rows()
     for tile in tiles(p.vocab, cuts):
-        rows.backward(
+        rows.gradient(
             exported(logits[..., tile], p.dtype), result.state, exported(out[..., tile], p.dtype),
             start=tile.start, **upstream,
         )  # fmt: skip

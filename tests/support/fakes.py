@@ -19,17 +19,17 @@ from logitless import _core
 
 
 class FakeRows:
-    """Forward and backward of the CPU core; finish in plain torch."""
+    """Forward and gradient of the CPU core; finalize in plain torch."""
 
     def __init__(self, n: int, **shared: Any) -> None:
-        self.core = _core.Rows(n, **shared)
+        self.core = _core.rows.Rows(n, **shared)
         self.targets, self.mask = shared["targets"], shared["mask"]
         row_scale = shared["row_scale"]
         self.scale = torch.full((n,), shared["scale"], dtype=torch.float64)
         self.scale = self.scale if row_scale is None else row_scale
-        self.forward, self.backward = self.core.forward, self.core.backward
+        self.forward, self.gradient = self.core.forward, self.core.gradient
 
-    def finish(
+    def finalize(
         self, state: Tensor, vocab: int, error: Tensor, *, row_ids: Tensor | None = None, **out: Any
     ) -> None:
         m, s0, s1, s2, q0, q1, target, argmax = state.unbind(1)

@@ -14,7 +14,11 @@ class Spans {
   void take(const std::optional<Array>& array) {
     if (array) take(*array);
   }
-  // Of a class that holds arrays.
+  // A class that holds arrays, or none.
+  template <typename Group>
+  void take(const Group* group) {
+    if (group != nullptr) take(*group);
+  }
   template <typename Group>
   auto take(const Group& group) -> decltype(group.collect(*this)) {
     group.collect(*this);

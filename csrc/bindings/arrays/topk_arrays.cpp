@@ -4,36 +4,38 @@ namespace py = pybind11;
 
 namespace logitless::bindings {
 
-TopKArrays::TopKArrays(py::handle y, py::handle ids, py::handle floor, py::handle count, double tau)
-    : y_(y, "y", Access::write),
+TopKArrays::TopKArrays(
+    py::handle values, py::handle ids, py::handle threshold, py::handle count, double margin
+)
+    : values_(values, "values", Access::write),
       ids_(ids, "ids", Access::write),
-      threshold_(floor, "floor", Access::write),
+      threshold_(threshold, "threshold", Access::write),
       count_(count, "count", Access::write) {
-  check(y_->ndim == 2, "y must be [n, room], got ", y_->ndim, " dimensions");
-  const int64_t n = rows(), room = y_->shape[1];
+  check(values_->ndim == 2, "values must be [n, capacity], got ", values_->ndim, " dimensions");
+  const int64_t n = rows(), capacity = values_->shape[1];
   check(
-      room % 2 == 0 && 2 <= room && room <= cpu::kMostCapacity,
-      "room must be even and from 2 to ",
+      capacity % 2 == 0 && 2 <= capacity && capacity <= cpu::kMostCapacity,
+      "capacity must be even and from 2 to ",
       cpu::kMostCapacity,
       ", got ",
-      room
+      capacity
   );
-  check(tau > 0, "tau must be > 0, got ", tau);
-  view_.capacity = room;
-  view_.margin = tau;
-  view_.values = data_of<double>(y_, Dtype::f64, n * room);
-  view_.ids = data_of<int32_t>(ids_, Dtype::i32, n * room);
+  check(margin > 0, "margin must be > 0, got ", margin);
+  view_.capacity = capacity;
+  view_.margin = margin;
+  view_.values = data_of<double>(values_, Dtype::f64, n * capacity);
+  view_.ids = data_of<int32_t>(ids_, Dtype::i32, n * capacity);
   view_.threshold = data_of<double>(threshold_, Dtype::f64, n);
   view_.count = data_of<int64_t>(count_, Dtype::i64, n);
   check_apart(*this);
 }
 
 void TopKArrays::collect(Spans& spans) const {
-  for (const Array* array : {&y_, &ids_, &threshold_, &count_}) spans.take(*array);
+  for (const Array* array : {&values_, &ids_, &threshold_, &count_}) spans.take(*array);
 }
 
 const cpu::TopK& TopKArrays::of_rows(int64_t n) const {
-  check(n == rows(), "candidates must have ", n, " rows, got ", rows());
+  check(n == rows(), "topk must have ", n, " rows, got ", rows());
   return view_;
 }
 

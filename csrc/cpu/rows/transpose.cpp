@@ -61,7 +61,7 @@ void turn_square(const uint16_t* in, int64_t in_stride, uint16_t* out, int64_t o
 
 }  // namespace
 
-bool turns_pay() {
+bool prefer_transposed_gemm() {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   // leaf 7: AMX-BF16 and AMX-TILE

@@ -19,7 +19,7 @@ def shared(rows: Rows) -> dict[str, Any]:
 
 
 class CudaCore:
-    """_core.CudaRows on torch's current stream, with workspace from torch's allocator.
+    """_core.rows.CudaRows on torch's current stream, with workspace from torch's allocator.
 
     The allocator hands memory out again in stream order, so a workspace may go when the launch
     that uses it is queued. torch hands out arrays of the current device only, so every call makes
@@ -33,24 +33,24 @@ class CudaCore:
         # The emulator's arrays are on the CPU, where there is no stream.
         self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         with current(device):
-            self.rows = _core.CudaRows(**shared(rows), device=device.index or 0)
+            self.rows = _core.rows.CudaRows(**shared(rows), device=device.index or 0)
         self.n = rows.n
 
     def forward(self, tile: Any, state: Any, **options: Any) -> None:
         import torch
 
-        size = _core.CudaRows.workspace_bytes(self.n, tile.shape[-1], tile.element_size())
+        size = _core.rows.CudaRows.workspace_bytes(self.n, tile.shape[-1], tile.element_size())
         workspace = torch.empty(size, dtype=torch.uint8, device=tile.device)
         with current(self.device):
-            self.rows.forward(tile, state, workspace, **options, stream=self.stream)
+            self.rows.forward(tile, state, **options, workspace=workspace, stream=self.stream)
 
-    def finish(self, state: Any, vocab: int, error: Any, **outputs: Any) -> None:
+    def finalize(self, state: Any, vocab: int, **outputs: Any) -> None:
         with current(self.device):
-            self.rows.finish(state, vocab, error, **outputs, stream=self.stream)
+            self.rows.finalize(state, vocab, **outputs, stream=self.stream)
 
-    def backward(self, tile: Any, state: Any, gradient: Any, **options: Any) -> None:
+    def gradient(self, tile: Any, state: Any, gradient: Any, **options: Any) -> None:
         with current(self.device):
-            self.rows.backward(tile, state, gradient, **options, stream=self.stream)
+            self.rows.gradient(tile, state, gradient, **options, stream=self.stream)
 
 
 def _triton(rows: Rows) -> Any:
@@ -60,7 +60,7 @@ def _triton(rows: Rows) -> Any:
 
 
 CORES: dict[str, Callable[[Rows], Any]] = {
-    "cpu": lambda rows: _core.Rows(**shared(rows), threads=rows.threads),
+    "cpu": lambda rows: _core.rows.Rows(**shared(rows), threads=rows.threads),
     "cuda": CudaCore,
     "triton": _triton,
 }

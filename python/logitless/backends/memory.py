@@ -33,7 +33,7 @@ def buffer(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     if not is_plain(like) or like.device.type != "cpu" or nbytes < SMALLEST:
         return like.new_empty(size, dtype=dtype)
     # a buffer to Python, which mypy cannot know of
-    memory: Any = _core.Memory(nbytes)
+    memory: Any = _core.runtime.Memory(nbytes)
     return torch.frombuffer(memory, dtype=dtype, count=size)
 
 
@@ -65,4 +65,4 @@ def release_memory() -> int:
     the system's to take when it runs short. Nothing in use, a view or an array over a gradient
     included, is touched, and nothing has to call this.
     """
-    return _core.release_memory()
+    return _core.runtime.release_memory()

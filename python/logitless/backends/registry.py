@@ -128,14 +128,14 @@ _WHY_NOT: dict[str, Callable[[str, str], str]] = {
 @functools.cache
 def cuda_build() -> dict[str, Any]:
     """What the core says of its CUDA kernels: compiled, architectures, emulated, reason, ..."""
-    build: dict[str, Any] = _core.build_info()["cuda"]
+    build: dict[str, Any] = _core.runtime.build_info()["cuda"]
     return build
 
 
 # Asking the driver takes longer than a launch, and the answer does not change.
 @functools.cache
 def _device_reason(index: int) -> str:
-    return _core.cuda_device_reason(index)
+    return _core.runtime.cuda_device_reason(index)
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

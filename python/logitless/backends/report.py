@@ -81,5 +81,5 @@ def _no_gpu() -> str:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built for the CPU"
-    reason = _core.cuda_device_reason(0) if cuda_build()["compiled"] else ""
+    reason = _core.runtime.cuda_device_reason(0) if cuda_build()["compiled"] else ""
     return f"torch {torch.__version__} sees none" + (f" ({reason})" if reason else "")

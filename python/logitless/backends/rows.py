@@ -13,7 +13,7 @@ from logitless.backends.topk import Candidates
 # Width of the core's running state per row, in float64: 64 bytes. And of its sampling state.
 STATE = 8
 SAMPLE_STATE = 2
-BLOCK: int = _core.BLOCK
+BLOCK: int = _core.rows.BLOCK
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Rows:
         candidates: Candidates | None = None,
     ) -> None:
         """Fold logits[:, start : start + width] into the state, and keep the largest on the way."""
-        kept = {} if candidates is None else {"candidates": candidates.core}
+        kept = {} if candidates is None else {"topk": candidates.core}
         self.core.forward(tile, state, start=start, first=first, extras=extras, **kept)
 
     def settle(self, state: Any, candidates: Candidates) -> None:
         """After the last tile: leave each row's candidates sorted, largest first."""
-        self.core.settle(state, candidates.core)
+        _core.topk.finalize(self.core, state, candidates.core)
 
     def merge(self, pieces: Any, state: Any) -> None:
         """Write the state over all columns from those of consecutive ranges of them.
@@ -90,14 +90,14 @@ class Rows:
         The first bad row raises, or on a device is flagged.
         """
         if self.backend == "cpu":
-            self.core.finish(state, vocab, row_ids=row_ids, **outputs)
+            self.core.finalize(state, vocab, row_ids=row_ids, **outputs)
             return
         from logitless.backends.row_errors import flag_temperatures, watched
 
         with watched(self.op, state.device, vocab) as flag:
             if self.row_scale is not None:
                 flag_temperatures(flag, self.row_scale, self.mask, row_ids)
-            self.core.finish(state, vocab, flag, row_ids=row_ids, **outputs)
+            self.core.finalize(state, vocab, error=flag, row_ids=row_ids, **outputs)
 
     def backward(
         self,
@@ -111,7 +111,7 @@ class Rows:
         g_lse: Any = None,
     ) -> None:
         """Write d(logits) of a tile into `gradient`, which may be the tile itself."""
-        self.core.backward(
+        self.core.gradient(
             tile, state, gradient, start=start, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
         )
 
@@ -128,6 +128,20 @@ class Rows:
         first: bool = True,
     ) -> None:
         """Fold a tile and draw a token on the way; see csrc/cpu/sampling/sample.h."""
-        self.core.sample(
-            tile, state, best, row_ids=row_ids, seed=seed, step=step, start=start, first=first
-        )
+        _core.sampling.sample(
+            self.core, tile, state, best, row_ids=row_ids, seed=seed, step=step, start=start,
+            first=first,
+        )  # fmt: skip
+
+    def draw_truncated(
+        self,
+        state: Any,
+        token: Any,  # [n] int64, out
+        *,
+        candidates: Candidates | None = None,  # settled
+        logits: Any = None,  # [n, V] where there are no candidates
+        **options: Any,
+    ) -> None:
+        """Draw from the top of each row; a token of -1 says that its candidates do not suffice."""
+        topk = None if candidates is None else candidates.core
+        _core.sampling.draw_truncated(self.core, state, token, topk=topk, logits=logits, **options)

@@ -52,7 +52,7 @@ class Candidates:
         )
 
     @cached_property
-    def core(self) -> _core.Candidates:
-        return _core.Candidates(
-            y=self.y, ids=self.ids, floor=self.floor, count=self.count, tau=self.tau
+    def core(self) -> _core.topk.TopK:
+        return _core.topk.TopK(
+            values=self.y, ids=self.ids, threshold=self.floor, count=self.count, margin=self.tau
         )

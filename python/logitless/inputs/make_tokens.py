@@ -31,7 +31,7 @@ def thread_count(x: object) -> int:
     as many as there are CPUs that this process may run on. Results do not depend on it."""
     torch = sys.modules.get("torch")
     if torch is None or (not is_tensor(x) and os.environ.get("LOGITLESS_NUM_THREADS")):
-        return _core.default_threads()
+        return _core.runtime.default_threads()
     return int(torch.get_num_threads())
 
 

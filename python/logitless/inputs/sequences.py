@@ -17,7 +17,7 @@ def exp(tokens: Tokens, x: Float64s) -> Float64s:
     """exp of numbers of these tokens, the same bits on every machine, which NumPy does not
     promise."""
     out = np.empty_like(x)
-    _core.exp(x, out, tokens.threads)
+    _core.tokens.exp(x, out, tokens.threads)
     return out
 
 

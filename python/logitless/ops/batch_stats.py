@@ -238,7 +238,7 @@ def reduction(group: Any) -> Reduce:
 
 
 def check_ids(tokens: Tokens) -> None:
-    repeated = _core.repeated_id(tokens.ids, tokens.mask, tokens.threads)
+    repeated = _core.tokens.repeated_id(tokens.ids, tokens.mask, tokens.threads)
     if repeated is not None:
         raise ValueError(
             "token_ids must be unique and not negative where the mask is true, got "

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from logitless._core import build_info
+from logitless._core.runtime import build_info
 
 __all__ = ["build_info"]

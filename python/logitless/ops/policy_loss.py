@@ -275,7 +275,7 @@ def _torch_permutation(n: int) -> Int64s:
 def _members(tokens: Tokens, selected: Int64s) -> Bools:
     """Tokens whose id is in `selected`, which is sorted."""
     out = np.empty(tokens.ids.size, np.bool_)
-    _core.members(tokens.ids, selected, out, tokens.threads)
+    _core.tokens.members(tokens.ids, selected, out, tokens.threads)
     return out
 
 

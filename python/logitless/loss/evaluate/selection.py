@@ -99,15 +99,15 @@ def exact_means(
 
     The sums are exact and each mean rounds once: order and split cannot change a bit.
     """
-    words = np.empty(_core.SUM_WORDS, np.int64)
-    bad = _core.value_sums(second, first, tokens.mask, words, tokens.threads)
+    words = np.empty(_core.tokens.SUM_WORDS, np.int64)
+    bad = _core.tokens.value_sums(second, first, tokens.mask, words, tokens.threads)
     if bad >= 0:
         raise ValueError(
             f"{names[0]} and {names[1]} must be finite where the mask is true, got "
             f"{first[bad]} and {second[bad]} at {tokens.place(bad)}"
         )
     words = reduce(words)
-    sums, tops, digits = [0, 0], [-1, -1], _core.SUM_DIGITS
+    sums, tops, digits = [0, 0], [-1, -1], _core.tokens.SUM_DIGITS
     for i in np.flatnonzero(words[:-1]).tolist():
         part, digit = divmod(i, digits)
         if part < 2:
@@ -116,14 +116,14 @@ def exact_means(
             tops[part - 2] = digit
     count = int(words[-1])
     # int / int rounds once, correctly
-    a, b = (total / (max(count, 1) << -_core.SUM_LOWEST) for total in sums)
+    a, b = (total / (max(count, 1) << -_core.tokens.SUM_LOWEST) for total in sums)
     return Means(a, b, count, exponents=(_exponent(tops[0]), _exponent(tops[1])))
 
 
 def _exponent(digit: int) -> int:
     """Where the largest magnitude lies at this digit: 0, or from where on products of deviations
     might vanish or overflow the power of two that makes it one in [1, 2^32)."""
-    exponent = 32 * digit + _core.SUM_LOWEST
+    exponent = 32 * digit + _core.tokens.SUM_LOWEST
     return 0 if digit < 0 or -ORDINARY <= exponent < ORDINARY else exponent
 
 
@@ -196,7 +196,7 @@ def select(
     """The sorted ids of this rank's tokens among the selected ones of all ranks."""
     running = candidates(tokens, spec, means, reduce)
     if isinstance(spec.control, ClipCov):
-        _core.random_scores(running.ids, seed, step, running.scores, running.threads)
+        _core.tokens.random_scores(running.ids, seed, step, running.scores, running.threads)
     k = most_selected(spec, means.tokens)
     return np.sort(running.ids if k is None else take_largest(running, k, reduce))
 
@@ -269,7 +269,7 @@ def score_values(scores: Int64s) -> npt.NDArray[np.float64]:
 def _histogram(running: Candidates, words: list[int], level: int, reduce: Reduce) -> Int64s:
     bins = np.empty(BINS, np.int64)
     scores, ids, threads = running
-    _core.radix_histogram(scores, ids, words[0], words[1], level, bins, threads)
+    _core.tokens.radix_histogram(scores, ids, words[0], words[1], level, bins, threads)
     return reduce(bins)
 
 
@@ -313,7 +313,7 @@ def _covariance_candidates(
     """Those inside the band; `most`: with so many of the largest among them, others may lack."""
     most = tokens.logp.size if most is None else most
     scores, ids = _room(tokens.logp.size), _room(tokens.logp.size)
-    number, bad = _core.covariance_candidates(
+    number, bad = _core.tokens.covariance_candidates(
         tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band, most, scores, ids,
         tokens.threads,
     )  # fmt: skip
@@ -331,7 +331,7 @@ def _room(n: int) -> Int64s:
     (csrc/cpu/runtime/memory.h): all its pages are touched, and would be new."""
     if 8 * n < LARGE:
         return np.empty(n, np.int64)
-    memory: Any = _core.Memory(8 * n)
+    memory: Any = _core.runtime.Memory(8 * n)
     return np.frombuffer(memory, np.int64, n)
 
 
@@ -392,5 +392,5 @@ def _finite(tokens: Tokens, name: str, values: Floats | None) -> Float64s:
 
 def _ordered(tokens: Tokens, which: Bools, values: Float64s) -> Candidates:
     scores = np.empty(np.count_nonzero(which), np.int64)
-    _core.ordered_scores(values[which], scores, tokens.threads)
+    _core.tokens.ordered_scores(values[which], scores, tokens.threads)
     return Candidates(scores, tokens.ids[which], tokens.threads)

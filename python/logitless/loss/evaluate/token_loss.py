@@ -62,7 +62,7 @@ def core_params(spec: PolicyLossSpec) -> dict[str, Any]:
     floor = spec.entropy if isinstance(spec.entropy, EntropyFloor) else None
     bonus = spec.entropy if isinstance(spec.entropy, EntropyBonus) else None
     return {
-        "surrogate": getattr(_core.Surrogate, surrogate.kind),
+        "surrogate": getattr(_core.tokens.Surrogate, surrogate.kind),
         "numbers": surrogate.numbers,
         "ratio_low": low,
         "ratio_high": high,
@@ -72,7 +72,7 @@ def core_params(spec: PolicyLossSpec) -> dict[str, Any]:
         "log_dual": _log(surrogate.ratio_dual),
         "positive": signs.positive,
         "negative": signs.negative,
-        "control": getattr(_core.Control, "none" if control is None else control.action),
+        "control": getattr(_core.tokens.Control, "none" if control is None else control.action),
         "penalty": _kl_params(penalty.estimator, penalty.coefficient) if penalty else _NO_KL,
         "kl": _kl_params(spec.kl.estimator, spec.kl.coefficient, spec.kl.weight)
         if spec.kl
@@ -100,7 +100,7 @@ def evaluate(
     g_logp = np.empty_like(tokens.logp)
     g_entropy = None if spec.entropy is None else np.empty_like(tokens.logp)
     g_policy = np.empty(tokens.logp.size) if spreads(spec) else None
-    sums = _core.token_loss(
+    sums = _core.tokens.token_loss(
         logp=tokens.logp,
         old_logp=old_policy(tokens, spec),
         advantages=tokens.advantages,
@@ -161,9 +161,9 @@ def check_coefficients(
 
 def _kl_params(estimator: str, coefficient: float, weight: str = "none") -> dict[str, Any]:
     return {
-        "estimator": getattr(_core.KlEstimator, estimator.removesuffix("+")),
+        "estimator": getattr(_core.tokens.KlEstimator, estimator.removesuffix("+")),
         "straight_through": estimator.endswith("+"),
-        "weight": getattr(_core.KlWeight, weight),
+        "weight": getattr(_core.tokens.KlWeight, weight),
         "coefficient": coefficient,
     }
 

@@ -66,7 +66,7 @@ def turned(tile: Tensor, scratch: Tensor | None) -> Tensor:
     if scratch is None:
         return tile.t()
     out = view(scratch, 0, tile.shape[1], tile.shape[0])
-    _core.transpose(tile, out, torch.get_num_threads())
+    _core.rows.transpose(tile, out, torch.get_num_threads())
     return out
 
 

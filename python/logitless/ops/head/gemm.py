@@ -15,7 +15,11 @@ from logitless.ops.head.tiling import Tiles, view
 
 def turns_pay(weight: Tensor, tiles: Tiles) -> bool:
     """Whether products with transposed operands are better made of turned tiles."""
-    return tiles.dtype == torch.bfloat16 and weight.device.type == "cpu" and _core.turns_pay()
+    return (
+        tiles.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and _core.rows.prefer_transposed_gemm()
+    )
 
 
 class LogitProduct:
@@ -40,7 +44,7 @@ class LogitProduct:
             return
         other = view(self.scratch, 0, len(w), len(operand))
         torch.mm(w, operand.t(), out=other)
-        _core.transpose(other, out, torch.get_num_threads())
+        _core.rows.transpose(other, out, torch.get_num_threads())
 
 
 def all_logits(

@@ -77,9 +77,9 @@ class Support(NamedTuple):
         """After the last tile and `rows.finish`, which checks targets. From here on `kept` is of
         the whole vocabulary, and what follows from it has the same bits on every rank."""
         settle(rows, state, kept, shard, dtype)
-        rows.core.measure_support(
-            state, kept.core, mass=self.mass[: rows.n], entropy=self.entropy[: rows.n],
-            spare=SPARE * tail_mass,
+        _core.topk.measure(
+            rows.core, state, kept.core, dropped_mass=self.mass[: rows.n],
+            dropped_entropy=self.entropy[: rows.n], slack=SPARE * tail_mass,
         )  # fmt: skip
 
     def serves(self, rows: Rows, g: Upstream, tail_mass: float) -> Tensor:
@@ -133,9 +133,9 @@ class SparseGradient(NamedTuple):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         columns = torch.empty(entries, dtype=torch.int32)
         values = torch.empty(entries, dtype=wide)
-        rows.core.support_gradient(
-            state, kept.core, index=index, offsets=offsets, columns=columns, values=values,
-            g_logp=g.g_logp, g_entropy=g.g_entropy, g_lse=g.g_lse,
+        _core.topk.sparse_gradient(
+            rows.core, state, kept.core, index=index, offsets=offsets, columns=columns,
+            values=values, g_logp=g.g_logp, g_entropy=g.g_entropy, g_lse=g.g_lse,
         )  # fmt: skip
         return cls(offsets, columns, values, torch.arange(len(index), dtype=torch.int32))
 
@@ -158,7 +158,7 @@ class SparseGradient(NamedTuple):
         offsets = torch.empty(entries + 1, dtype=torch.int64)
         names, columns = (torch.empty(entries, dtype=torch.int32) for _ in range(2))
         values = torch.empty_like(self.values)
-        n = _core.sparse_transpose(
+        n = _core.topk.sparse_transpose(
             *self[:3], row_names=rows.to(torch.int32),
             scratch=torch.empty(vocab + 1, dtype=torch.int32), out_offsets=offsets, out_names=names,
             out_columns=columns, out_values=values,
@@ -168,9 +168,9 @@ class SparseGradient(NamedTuple):
     def multiply(self, dense: Tensor, out: Tensor, *, add: bool) -> None:
         """out[names] = (add: out[names] +) self @ dense, summed in float32 and rounded once."""
         threads = torch.get_num_threads()
-        _core.sparse_multiply(
+        _core.topk.sparse_multiply(
             *self[:3], names=self.names, dense=dense, out=out, add=add, threads=threads
         )
 
     def add_row_sums(self, out: Tensor) -> None:
-        _core.sparse_add_row_sums(*self[:3], names=self.names, out=out)
+        _core.topk.sparse_add_row_sums(*self[:3], names=self.names, out=out)

@@ -80,7 +80,7 @@ def draw_truncated(
     settle(rows, state, candidates, shard, tiles.dtype)
     drawn = torch.empty(n, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, n))}
-    rows.core.draw_truncated(state, drawn, candidates=candidates.core, **arguments)
+    rows.draw_truncated(state, drawn, candidates=candidates, **arguments)
     left = (drawn < 0).nonzero().squeeze(1)
     if not len(left):
         return drawn
@@ -118,5 +118,5 @@ def _draw_again(
     rows.forward(logits, state)
     drawn = torch.empty(r, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
-    rows.core.draw_truncated(state, drawn, logits=logits, **arguments)
+    rows.draw_truncated(state, drawn, logits=logits, **arguments)
     return drawn

@@ -1,3 +1,4 @@
+// _core.tokens: the policy loss of tokens; selection.cpp has the rest.
 #include <pybind11/pybind11.h>
 
 #include "../cpu/tokens/selection.h"
@@ -177,7 +178,7 @@ void exp_values(py::handle values_object, py::handle out_object, int threads) {
 
 }  // namespace
 
-void register_loss(py::module_& m) {
+void register_tokens(py::module_& m) {
   py::enum_<Control>(m, "Control", "What being selected does to a token's policy term.")
       .value("none", Control::none)
       .value("drop_selected", Control::drop_selected)

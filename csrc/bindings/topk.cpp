@@ -1,14 +1,87 @@
-// Sparse rows for Python: the transpose of a sparse matrix and its products with dense ones. What
-// makes their entries are methods of Rows.
+// _core.topk: the largest logits of rows, the sparse rows made of them, and products of those.
 #include <pybind11/pybind11.h>
 
-#include "arrays/scalars.h"
 #include "arrays/sparse_array.h"
+#include "cpu_rows.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
 namespace {
+
+void finalize(const CpuRows& rows, py::handle state, const TopKArrays& topk) {
+  const Array states(state, "state", Access::read);
+  const auto* data = rows.arrays().states_of<const RowState>(states);
+  const cpu::TopK& kept = topk.filled(rows.n(), topk.capacity());
+  check_apart(rows, states, topk);
+  const py::gil_scoped_release release;
+  cpu::finalize_topk(rows.rows(), data, kept);
+}
+
+void measure(
+    const CpuRows& rows,
+    py::handle state,
+    const TopKArrays& topk,
+    py::handle dropped_mass,
+    py::handle dropped_entropy,
+    double slack
+) {
+  const Array states(state, "state", Access::read);
+  const Array masses(dropped_mass, "dropped_mass", Access::write);
+  const Array entropies(dropped_entropy, "dropped_entropy", Access::write);
+  rows.arrays().check_targets();
+  check(slack >= 0, "slack must not be negative, got ", slack);
+  const int64_t n = rows.n();
+  const auto* data = rows.arrays().states_of<const RowState>(states);
+  const cpu::TopK& kept = topk.finalized(n);
+  const cpu::Dropped dropped{
+      data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)
+  };
+  const logitless::Rows here = rows.rows();
+  for (int64_t row = 0; row < n; ++row) {
+    if (here.active(row)) count_of(here.targets[row], INT32_MAX, "targets");
+  }
+  check_apart(rows, states, topk, masses, entropies);
+  const py::gil_scoped_release release;
+  cpu::measure_topk(here, data, kept, slack, dropped);
+}
+
+void sparse_gradient(
+    const CpuRows& rows,
+    py::handle state,
+    const TopKArrays& topk,
+    py::handle index,
+    py::handle offsets,
+    py::handle columns,
+    py::handle values,
+    py::handle g_logp,
+    py::handle g_entropy,
+    py::handle g_lse
+) {
+  const Array states(state, "state", Access::read);
+  const Array which(index, "index", Access::read);
+  const SparseArray out(offsets, columns, values, Access::write);
+  const UpstreamArrays upstream(g_logp, g_entropy, g_lse, Place{});
+  rows.arrays().check_targets();
+  const int64_t n = rows.n();
+  const auto of = [&](const std::optional<Array>& array) {
+    return data_of<const double>(array, Dtype::f64, n);
+  };
+  const double *gl = of(upstream.logp), *ge = of(upstream.entropy), *gz = of(upstream.lse);
+  const auto* data = rows.arrays().states_of<const RowState>(states);
+  const cpu::TopK& kept = topk.filled(n, topk.capacity());
+  const auto* row_of = data_of<const int64_t>(which, Dtype::i64, out->n);
+  for (int64_t i = 0; i < out->n; ++i) {
+    check(0 <= row_of[i] && row_of[i] < n, "index must be in [0, ", n, "), got ", row_of[i]);
+    check(
+        out->offsets[i + 1] - out->offsets[i] == kept.count[row_of[i]],
+        "offsets must be the sums of the rows' counts"
+    );
+  }
+  check_apart(rows, states, topk, which, out, upstream);
+  const py::gil_scoped_release release;
+  cpu::sparse_gradient(rows.rows(), data, kept, row_of, gl, ge, gz, *out);
+}
 
 int64_t transpose(
     py::handle offsets,
@@ -112,7 +185,59 @@ void add_row_sums(
 
 }  // namespace
 
-void register_support(py::module_& m) {
+void register_topk_class(py::module_& m) {
+  py::class_<TopKArrays>(m, "TopK", "The largest logits of each row; see csrc/cpu/topk/topk.h.")
+      .def(
+          py::init<py::handle, py::handle, py::handle, py::handle, double>(),
+          py::kw_only(),
+          py::arg("values"),
+          py::arg("ids"),
+          py::arg("threshold"),
+          py::arg("count"),
+          py::arg("margin")
+      );
+}
+
+void register_topk(py::module_& m) {
+  const auto none = py::none();
+  m.def(
+      "finalize",
+      &finalize,
+      "After the last tile: leave the top-k of each row sorted, largest first.",
+      py::arg("rows"),
+      py::arg("state"),
+      py::arg("topk")
+  );
+  m.def(
+      "measure",
+      &measure,
+      "Of a finalized topk: leave the entries that are kept, the target among them, and measure "
+      "the "
+      "mass and the entropy of the dropped.",
+      py::arg("rows"),
+      py::arg("state"),
+      py::arg("topk"),
+      py::kw_only(),
+      py::arg("dropped_mass"),
+      py::arg("dropped_entropy"),
+      py::arg("slack")
+  );
+  m.def(
+      "sparse_gradient",
+      &sparse_gradient,
+      "d(logits) of the rows at index, at their kept entries, as a sparse matrix.",
+      py::arg("rows"),
+      py::arg("state"),
+      py::arg("topk"),
+      py::kw_only(),
+      py::arg("index"),
+      py::arg("offsets"),
+      py::arg("columns"),
+      py::arg("values"),
+      py::arg("g_logp") = none,
+      py::arg("g_entropy") = none,
+      py::arg("g_lse") = none
+  );
   m.def(
       "sparse_transpose",
       &transpose,

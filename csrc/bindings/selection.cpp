@@ -1,9 +1,11 @@
+// _core.tokens: which tokens of a batch a control acts on, and random numbers.
+#include "../cpu/tokens/selection.h"
+
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 
 #include "../core/philox.h"
-#include "../cpu/tokens/selection.h"
 #include "arrays/overlap.h"
 #include "arrays/scalars.h"
 

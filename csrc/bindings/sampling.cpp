@@ -1,0 +1,122 @@
+// _core.sampling: draws of a token per row, from all of the vocabulary or from its top.
+#include <pybind11/pybind11.h>
+
+#include "../cpu/sampling/sample.h"
+#include "../cpu/sampling/truncated.h"
+#include "cpu_rows.h"
+
+namespace py = pybind11;
+
+namespace logitless::bindings {
+namespace {
+
+cpu::SampleKey key_of(const Array& row_ids, int64_t n, uint64_t seed, uint64_t step) {
+  check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
+  return {seed, step, data_of<const int64_t>(row_ids, Dtype::i64, n)};
+}
+
+void sample(
+    const CpuRows& rows,
+    py::handle logits,
+    py::handle state,
+    py::handle best,
+    py::handle row_ids,
+    uint64_t seed,
+    uint64_t step,
+    int64_t start,
+    bool first
+) {
+  const Array tile(logits, "logits", Access::read);
+  const Array states(state, "state", Access::write);
+  const Array bests(best, "best", Access::write);
+  const Array ids(row_ids, "row_ids", Access::read);
+  const int64_t n = rows.n();
+  const cpu::SampleKey key = key_of(ids, n, seed, step);
+  const logitless::Rows of_tile = rows.of_tile(tile, start);
+  CpuDevice::check_ids(tile, start, cpu::kMostSampled, "sampling");
+  auto* data = rows.arrays().states_of<RowState>(states);
+  auto* best_data = reinterpret_cast<cpu::SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n));
+  check_apart(rows, tile, states, bests, ids);
+  const py::gil_scoped_release release;
+  cpu::rows_sample(of_tile, tile.view(), start, first, key, data, best_data);
+}
+
+// From a finalized top-k where one is given, else from whole rows of logits [n, V].
+void draw_truncated(
+    const CpuRows& rows,
+    py::handle state,
+    py::handle token,
+    const TopKArrays* topk,
+    py::handle logits,
+    int64_t top_k,
+    double top_p,
+    py::handle row_ids,
+    uint64_t seed,
+    uint64_t step
+) {
+  const Array states(state, "state", Access::write);
+  const Array tokens(token, "token", Access::write);
+  const Array ids(row_ids, "row_ids", Access::read);
+  const auto whole = optional_array(logits, "logits", Access::read);
+  const int64_t n = rows.n();
+  const cpu::SampleKey key = key_of(ids, n, seed, step);
+  check(top_k >= 0, "top_k must not be negative, got ", top_k);
+  check(0 < top_p && top_p <= 1, "top_p must be above 0 and at most 1, got ", top_p);
+  check(whole.has_value() != (topk != nullptr), "either topk or logits must be given");
+  const cpu::Truncation truncation{top_k, top_p};
+  auto* data = rows.arrays().states_of<RowState>(states);
+  auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n);
+  check_apart(rows, states, tokens, ids, whole, topk);
+  if (whole) {
+    const logitless::Rows of_tile = rows.of_tile(*whole, 0);
+    const py::gil_scoped_release release;
+    cpu::draw_from_rows(of_tile, whole->view(), truncation, key, data, drawn);
+    return;
+  }
+  const cpu::TopK& kept = topk->finalized(n);
+  const py::gil_scoped_release release;
+  cpu::draw_from_topk(rows.rows(), kept, truncation, key, data, drawn);
+}
+
+}  // namespace
+
+void register_sampling(py::module_& m) {
+  const auto none = py::none();
+  m.def(
+      "sample",
+      &sample,
+      "Take a tile into the state and draw on the way; best [n, 2] holds score and token, state "
+      "the "
+      "token's y.",
+      py::arg("rows"),
+      py::arg("logits"),
+      py::arg("state"),
+      py::arg("best"),
+      py::kw_only(),
+      py::arg("row_ids"),
+      py::arg("seed"),
+      py::arg("step"),
+      py::arg("start") = 0,
+      py::arg("first") = true
+  );
+  m.def(
+      "draw_truncated",
+      &draw_truncated,
+      "Draw from the top_k and top_p of a finalized topk (token -1: it does not suffice) or of "
+      "whole "
+      "rows of logits.",
+      py::arg("rows"),
+      py::arg("state"),
+      py::arg("token"),
+      py::kw_only(),
+      py::arg("topk") = none,
+      py::arg("logits") = none,
+      py::arg("top_k"),
+      py::arg("top_p"),
+      py::arg("row_ids"),
+      py::arg("seed"),
+      py::arg("step")
+  );
+}
+
+}  // namespace logitless::bindings

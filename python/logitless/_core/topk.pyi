@@ -1,0 +1,61 @@
+"""The largest logits of rows, the sparse rows made of them, and products of those."""
+
+from __future__ import annotations
+
+from logitless._core import Array
+from logitless._core.rows import Rows
+
+class TopK:
+    def __init__(
+        self, *, values: Array, ids: Array, threshold: Array, count: Array, margin: float
+    ) -> None: ...
+
+def finalize(rows: Rows, state: Array, topk: TopK) -> None: ...
+def measure(
+    rows: Rows,
+    state: Array,
+    topk: TopK,
+    *,
+    dropped_mass: Array,
+    dropped_entropy: Array,
+    slack: float,
+) -> None: ...
+def sparse_gradient(
+    rows: Rows,
+    state: Array,
+    topk: TopK,
+    *,
+    index: Array,
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    g_logp: Array | None = None,
+    g_entropy: Array | None = None,
+    g_lse: Array | None = None,
+) -> None: ...
+def sparse_transpose(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    row_names: Array,
+    scratch: Array,
+    out_offsets: Array,
+    out_names: Array,
+    out_columns: Array,
+    out_values: Array,
+) -> int: ...
+def sparse_multiply(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    names: Array,
+    dense: Array,
+    out: Array,
+    add: bool = False,
+    threads: int = 0,
+) -> None: ...
+def sparse_add_row_sums(
+    offsets: Array, columns: Array, values: Array, *, names: Array, out: Array
+) -> None: ...
