@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
+    from logitless.backends.build import build_info
     from logitless.backends.memory import release_memory
+    from logitless.diagnostics.check import Check, check
+    from logitless.diagnostics.warm import warm
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
     from logitless.loss.evaluate.aggregation import Totals
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     from logitless.loss.spec.corrections import corrections
     from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
-    from logitless.ops.build import build_info
-    from logitless.ops.check import Check, check
     from logitless.ops.gathered import gathered
     from logitless.ops.head.plan import Plan, plan
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
@@ -60,12 +61,11 @@ if TYPE_CHECKING:
     from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
     from logitless.ops.rows.outputs import TokenStats
     from logitless.ops.token_stats import token_stats
-    from logitless.ops.warm import warm
 
 # Public name -> module that holds it.
 _HOMES = {
     "BatchStats": "logitless.ops.batch_stats",
-    "Check": "logitless.ops.check",
+    "Check": "logitless.diagnostics.check",
     "Cispo": "logitless.loss.spec",
     "Clip": "logitless.loss.spec",
     "ClipB": "logitless.loss.spec",
@@ -105,8 +105,8 @@ _HOMES = {
     "Unclipped": "logitless.loss.spec",
     "Vespo": "logitless.loss.spec",
     "batch_stats": "logitless.ops.batch_stats",
-    "build_info": "logitless.ops.build",
-    "check": "logitless.ops.check",
+    "build_info": "logitless.backends.build",
+    "check": "logitless.diagnostics.check",
     "corrections": "logitless.loss.spec.corrections",
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
@@ -121,7 +121,7 @@ _HOMES = {
     "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
-    "warm": "logitless.ops.warm",
+    "warm": "logitless.diagnostics.warm",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops import check as check_module
+from logitless.diagnostics import check as check_module
 from logitless.ops.linear_token_stats import linear_token_stats
 
 

@@ -1,37 +1,52 @@
-"""Which backend serves a call: what each one needs, and the reason where it cannot serve.
-
-cpu     the compiled core, tensors and NumPy arrays on the CPU
-cuda    the core's CUDA kernels, where they were compiled and the device has code in them
-triton  logitless.kernels, wherever Triton runs
-torch   plain torch with full logits, everywhere; the reference
+"""Which backend serves a call, and the reason where none does.
 
 Devices and dtypes are strings here ("cuda:0", "float32"): nothing imports torch.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from logitless import _core
+from logitless.backends import cpu, cuda, eager, triton
+from logitless.backends.base import Backend
 from logitless.inputs.checks import choice, shown
 
-if TYPE_CHECKING:
-    import torch
-
-BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
+# By the name that `backend=` takes.
+_BACKENDS = {module.BACKEND.name: module.BACKEND for module in (cpu, cuda, triton, eager)}
 # What "auto" tries on a CUDA tensor, best first.
 ON_DEVICE = ("cuda", "triton")
 
-# Kernels of both are float32 inside, which float64 logits are not served by.
-_DEVICE_DTYPES = ("float32", "bfloat16", "float16")
+
+def get(name: str) -> Backend:
+    """The backend of this name, which `choose` has found."""
+    return _BACKENDS[name]
 
 
-def choose_backend(backend: str, device: str, dtype: str) -> str:
+def names() -> tuple[str, ...]:
+    """What `backend=` takes."""
+    return ("auto", *_BACKENDS)
+
+
+def register(backend: Backend) -> None:
+    """Add a backend; one of the same name is replaced."""
+    _BACKENDS[backend.name] = backend
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[Backend]:
+    """The same, undone afterwards."""
+    before = dict(_BACKENDS)
+    register(backend)
+    try:
+        yield backend
+    finally:
+        _BACKENDS.clear()
+        _BACKENDS.update(before)
+
+
+def choose(backend: str, device: str, dtype: str) -> str:
     """The backend that serves tensors of this dtype on this device: "cpu", "cuda", ...
 
     `backend` is the caller's argument; "auto" defers to LOGITLESS_BACKEND and then to the device.
@@ -41,16 +56,17 @@ def choose_backend(backend: str, device: str, dtype: str) -> str:
     source = "backend"
     if isinstance(backend, str) and backend == "auto":
         source, backend = "LOGITLESS_BACKEND", os.environ.get("LOGITLESS_BACKEND") or "auto"
-    choice(source, backend, BACKENDS)
+    choice(source, backend, names())
     if backend != "auto":
         reason = why_not(backend, device, dtype)
         if reason:
             raise _refusal(f"{source}={backend!r} cannot serve", device, dtype, reason)
         return backend
-    if _kind(device) == "cpu":
+    kind = device.split(":")[0]
+    if kind == "cpu":
         return "cpu"
     # No kernel computes in float64 on a device.
-    if _kind(device) == "cuda" and dtype == "float64":
+    if kind == "cuda" and dtype == "float64":
         return "torch"
     reasons = {name: why_not(name, device, dtype) for name in ON_DEVICE}
     for name, reason in reasons.items():
@@ -69,7 +85,7 @@ def _refusal(start: str, device: str, dtype: str, reason: str) -> NotImplemented
 
 def check_numpy_backend(op: str, backend: str) -> None:
     """NumPy arrays have one backend; LOGITLESS_BACKEND is about tensors."""
-    choice("backend", backend, BACKENDS)
+    choice("backend", backend, names())
     if backend not in ("auto", "cpu"):
         raise ValueError(
             f"{op}: backend must be 'auto' or 'cpu' for NumPy arrays, got {shown(backend)}; "
@@ -79,77 +95,4 @@ def check_numpy_backend(op: str, backend: str) -> None:
 
 def why_not(backend: str, device: str, dtype: str = "float32") -> str:
     """Why `backend` cannot serve such tensors on that device; "" if it can."""
-    return _WHY_NOT[backend](device, dtype)
-
-
-def _why_not_cpu(device: str, dtype: str) -> str:
-    return "" if _kind(device) == "cpu" else "it serves CPU tensors"
-
-
-def _why_not_cuda(device: str, dtype: str) -> str:
-    build = cuda_build()
-    if not build["compiled"] and not build["emulated"]:
-        return f"the core was built without CUDA: {build['reason']}"
-    if build["emulated"] and _kind(device) != "cpu":
-        return "this build of the core emulates CUDA on the CPU, for tests"
-    if not build["emulated"] and _kind(device) != "cuda":
-        return "it serves CUDA tensors"
-    return _wrong_dtype(dtype) or ("" if build["emulated"] else _device_reason(_index(device)))
-
-
-def _why_not_triton(device: str, dtype: str) -> str:
-    if _why_not_torch(device, dtype):
-        return _why_not_torch(device, dtype)
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'logitless[triton]'"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if _kind(device) != "cuda" and not (interpreted and _kind(device) == "cpu"):
-        return "it serves CUDA tensors, and CPU ones in Triton's interpreter (TRITON_INTERPRET=1)"
-    return _wrong_dtype(dtype)
-
-
-def _why_not_torch(device: str, dtype: str) -> str:
-    missing = importlib.util.find_spec("torch") is None
-    return "torch is not installed: pip install 'logitless[torch]'" if missing else ""
-
-
-def _wrong_dtype(dtype: str) -> str:
-    return "" if dtype in _DEVICE_DTYPES else f"its kernels take {', '.join(_DEVICE_DTYPES)}"
-
-
-_WHY_NOT: dict[str, Callable[[str, str], str]] = {
-    "cpu": _why_not_cpu,
-    "cuda": _why_not_cuda,
-    "triton": _why_not_triton,
-    "torch": _why_not_torch,
-}
-
-
-@functools.cache
-def cuda_build() -> dict[str, Any]:
-    """What the core says of its CUDA kernels: compiled, architectures, emulated, reason, ..."""
-    build: dict[str, Any] = _core.runtime.build_info()["cuda"]
-    return build
-
-
-# Asking the driver takes longer than a launch, and the answer does not change.
-@functools.cache
-def _device_reason(index: int) -> str:
-    return _core.runtime.cuda_device_reason(index)
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a CUDA device torch's current one: streams, captures and DLPack go by that."""
-    if device.type != "cuda":
-        return nullcontext()
-    import torch
-
-    return torch.cuda.device(device)
-
-
-def _kind(device: str) -> str:
-    return device.split(":")[0]
-
-
-def _index(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
+    return get(backend).why_not(device, dtype)

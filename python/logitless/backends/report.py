@@ -6,17 +6,17 @@ import importlib.util
 from collections.abc import Iterator
 
 from logitless import _core
-from logitless.backends.registry import ON_DEVICE, cuda_build, why_not
+from logitless.backends import registry
+from logitless.backends.base import Backend
+from logitless.backends.cuda import cuda_build
 
-# Op -> the backends that have it. The [N] vectors of the last row come to the CPU from anywhere.
-_EVERYWHERE = (*ON_DEVICE, "cpu", "torch")
-OPS = {
-    "token_stats": _EVERYWHERE,
-    "linear_token_stats": _EVERYWHERE,
-    "linear_policy_loss": _EVERYWHERE,
-    "linear_sample": ("cpu",),
-    "policy_loss, batch_stats, covariance": ("cpu",),
-}
+# The backends in the order in which "auto" tries them on a device.
+_ORDER = (*registry.ON_DEVICE, "cpu", "torch")
+_OPS = (
+    "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
+    "policy_loss, batch_stats, covariance", "tail_mass", "vocab_group",
+)  # fmt: skip
+# The [N] vectors of this op come to the CPU from anywhere.
 _COPIED = "policy_loss, batch_stats, covariance"
 
 
@@ -34,20 +34,31 @@ def report() -> Iterator[tuple[str, str]]:
 
 
 def _served(device: str) -> Iterator[tuple[str, str]]:
-    reasons = {name: why_not(name, device) for name in _EVERYWHERE}
     # On the CPU a stand-in of a device's kernels can only be named: "auto" is the core.
-    first = ("cpu", *_EVERYWHERE) if device == "cpu" else _EVERYWHERE
-    order = list(dict.fromkeys(first))
-    for op, backends in OPS.items():
-        able = [name for name in order if name in backends and not reasons[name]]
-        if not able:
-            able = ["cpu, on copies of its inputs" if op == _COPIED else "nothing"]
-        yield f"  {op}", ", ".join(able)
+    order = dict.fromkeys(("cpu", *_ORDER) if device == "cpu" else _ORDER)
+    backends = [registry.get(name) for name in order]
+    reasons = {backend.name: backend.why_not(device, "float32") for backend in backends}
+    able = [backend for backend in backends if not reasons[backend.name]]
+    for op in _OPS:
+        served = [backend.name for backend in able if backend.has(op).ok]
+        if not served:
+            served = ["cpu, on copies of its inputs" if op == _COPIED else "nothing"]
+        yield f"  {op}", ", ".join(served)
+        if op != _COPIED:
+            yield from _absent(op, able)
     for name, reason in reasons.items():
         if reason and not (name == "cpu" and device != "cpu"):
             yield f"  not {name}", reason
     if device != "cpu":
         yield "  float64", "torch"
+
+
+def _absent(op: str, able: list[Backend]) -> Iterator[tuple[str, str]]:
+    """Why backends that serve the device do not have an op."""
+    for backend in able:
+        support = backend.has(op)
+        if not support.ok:
+            yield f"    not {backend.name}", support.reason
 
 
 def _cuda_kernels() -> str:

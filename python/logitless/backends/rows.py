@@ -1,16 +1,18 @@
-"""The row kernels as one small object, for torch and NumPy alike, on every backend."""
+"""The rows of a call: pure data, and their kernels on the backend that serves the call."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitless import _core
-from logitless.backends.cores import CORES
-from logitless.backends.topk import Candidates
 
-# Width of the core's running state per row, in float64: 64 bytes. And of its sampling state.
+if TYPE_CHECKING:
+    from logitless.backends.base import Backend, RowKernels
+    from logitless.backends.topk import TopK
+
+# Width of the running state per row, in float64: 64 bytes. And of the sampling state.
 STATE = 8
 SAMPLE_STATE = 2
 BLOCK: int = _core.rows.BLOCK
@@ -18,12 +20,9 @@ BLOCK: int = _core.rows.BLOCK
 
 @dataclass(frozen=True)
 class Rows:
-    """What does not change from one vocabulary tile to the next. Arrays are flat and contiguous.
+    """What does not change from one vocabulary tile to the next. Arrays are flat and contiguous."""
 
-    On a device (backend "cuda" or "triton") nothing waits: calls queue work on the current stream,
-    and bad rows are named later, see device_errors.py.
-    """
-
+    backend: Backend
     n: int
     targets: Any = None  # [n] int64; None only while sampling
     mask: Any = None  # [n] bool or None
@@ -33,12 +32,18 @@ class Rows:
     pre: float = 1.0
     softcap: float = 0.0
     threads: int = 0
-    backend: str = "cpu"
     op: str = ""  # named where a bad row is found after the call
 
     @cached_property
-    def core(self) -> Any:
-        return CORES[self.backend](self)
+    def kernels(self) -> RowKernels:
+        assert self.backend.rows is not None
+        return self.backend.rows(self)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the kernels of every backend are made from."""
+        names = ("n", "targets", "mask", "row_scale", "scale", "bias", "pre", "softcap")
+        return {name: getattr(self, name) for name in names}
 
     def gather(self, index: Any) -> Rows:
         """The rows at `index`, all of them active; None: as they are."""
@@ -62,86 +67,38 @@ class Rows:
         start: int = 0,
         first: bool = True,
         extras: bool = False,
-        candidates: Candidates | None = None,
+        topk: TopK | None = None,
     ) -> None:
-        """Fold logits[:, start : start + width] into the state, and keep the largest on the way."""
-        kept = {} if candidates is None else {"topk": candidates.core}
-        self.core.forward(tile, state, start=start, first=first, extras=extras, **kept)
+        """Combine logits[:, start : start + width] with the state, and keep the largest of them."""
+        kept = {} if topk is None else {"topk": topk.core}
+        self.kernels.forward(tile, state, start=start, first=first, extras=extras, **kept)
 
-    def settle(self, state: Any, candidates: Candidates) -> None:
-        """After the last tile: leave each row's candidates sorted, largest first."""
-        _core.topk.finalize(self.core, state, candidates.core)
-
-    def merge(self, pieces: Any, state: Any) -> None:
+    def merge(self, parts: Any, state: Any) -> None:
         """Write the state over all columns from those of consecutive ranges of them.
 
-        pieces: [ranges, n, STATE], in the order of the columns; their argmax is global already.
+        parts: [ranges, n, STATE], in the order of the columns; their argmax is global already.
         """
-        if self.backend == "cpu":
-            self.core.merge(pieces, state)
-            return
-        from logitless.backends.states import merge_states
+        self.kernels.merge(parts, state)
 
-        state.copy_(merge_states(pieces, self.scale if self.row_scale is None else self.row_scale))
-
-    def finish(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
+    def finalize(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
         """Write logp, entropy, lse (and extras) from the state.
 
         The first bad row raises, or on a device is flagged.
         """
-        if self.backend == "cpu":
-            self.core.finalize(state, vocab, row_ids=row_ids, **outputs)
-            return
-        from logitless.backends.row_errors import flag_temperatures, watched
+        self.kernels.finalize(state, vocab, row_ids=row_ids, **outputs)
 
-        with watched(self.op, state.device, vocab) as flag:
-            if self.row_scale is not None:
-                flag_temperatures(flag, self.row_scale, self.mask, row_ids)
-            self.core.finalize(state, vocab, error=flag, row_ids=row_ids, **outputs)
-
-    def backward(
+    def gradient(
         self,
         tile: Any,
         state: Any,
-        gradient: Any,
+        out: Any,
         *,
         start: int = 0,
         g_logp: Any = None,  # [n] float64 or None, and so the next two
         g_entropy: Any = None,
         g_lse: Any = None,
     ) -> None:
-        """Write d(logits) of a tile into `gradient`, which may be the tile itself."""
-        self.core.gradient(
-            tile, state, gradient, start=start, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
+        """Write d(logits) of a tile into `out`, which may be the tile itself."""
+        self.kernels.gradient(
+            tile, state, out, start=start, g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
         )
-
-    def sample(
-        self,
-        tile: Any,
-        state: Any,
-        best: Any,  # [n, SAMPLE_STATE] float64: score, token
-        *,
-        row_ids: Any,  # [n] int64
-        seed: int,
-        step: int,
-        start: int = 0,
-        first: bool = True,
-    ) -> None:
-        """Fold a tile and draw a token on the way; see csrc/cpu/sampling/sample.h."""
-        _core.sampling.sample(
-            self.core, tile, state, best, row_ids=row_ids, seed=seed, step=step, start=start,
-            first=first,
-        )  # fmt: skip
-
-    def draw_truncated(
-        self,
-        state: Any,
-        token: Any,  # [n] int64, out
-        *,
-        candidates: Candidates | None = None,  # settled
-        logits: Any = None,  # [n, V] where there are no candidates
-        **options: Any,
-    ) -> None:
-        """Draw from the top of each row; a token of -1 says that its candidates do not suffice."""
-        topk = None if candidates is None else candidates.core
-        _core.sampling.draw_truncated(self.core, state, token, topk=topk, logits=logits, **options)

@@ -1,4 +1,4 @@
-"""The largest logits of every row, kept while tiles stream by: see csrc/cpu/topk/topk.h."""
+"""The largest logits of every row, kept while tiles stream by: see csrc/cpu's topk.h."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ ENTRY_BYTES = 12
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Of [n] rows, `room` entries each, half of which are kept; CPU only.
+class TopK:
+    """Of [n] rows, room for twice the entries that are kept of each; CPU only.
 
-    While tiles stream by, in ascending order, `Rows.forward` fills them; after `Rows.settle` the
-    first `count[i]` entries of row i are the largest by (y, -id), sorted, of those with
-    y > max - tau / scale: at most room / 2 of them.
+    While tiles stream by, in ascending order, `Rows.forward` fills them; after `finalize` the
+    first `count[i]` entries of row i are the largest by (value, -id), sorted, of those
+    with value > max - margin / scale: at most half of the room.
     """
 
-    y: Tensor  # [n, room] float64
+    values: Tensor  # [n, room] float64: y, see csrc/core/rows.h
     ids: Tensor  # [n, room] int32, global vocabulary ids
-    floor: Tensor  # [n] float64
+    threshold: Tensor  # [n] float64
     count: Tensor  # [n] int64
-    tau: float = math.inf  # nats
+    margin: float = math.inf  # nats
 
     @classmethod
-    def empty(cls, n: int, keep: int, *, tau: float = math.inf) -> Candidates:
+    def empty(cls, n: int, keep: int, *, margin: float = math.inf) -> TopK:
         """Memory for `keep` entries of n rows; `Rows.forward` with first=True starts them."""
         import torch
 
@@ -43,16 +43,21 @@ class Candidates:
             torch.empty(n, 2 * keep, dtype=torch.int32),
             torch.empty(n, dtype=torch.float64),
             torch.empty(n, dtype=torch.int64),
-            tau,
+            margin,
         )
 
-    def part(self, chunk: slice) -> Candidates:
-        return Candidates(
-            self.y[chunk], self.ids[chunk], self.floor[chunk], self.count[chunk], self.tau
+    def part(self, chunk: slice) -> TopK:
+        return TopK(
+            self.values[chunk],
+            self.ids[chunk],
+            self.threshold[chunk],
+            self.count[chunk],
+            self.margin,
         )
 
     @cached_property
     def core(self) -> _core.topk.TopK:
         return _core.topk.TopK(
-            values=self.y, ids=self.ids, threshold=self.floor, count=self.count, margin=self.tau
-        )
+            values=self.values, ids=self.ids, threshold=self.threshold, count=self.count,
+            margin=self.margin,
+        )  # fmt: skip

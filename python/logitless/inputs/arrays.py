@@ -13,20 +13,27 @@ from logitless.inputs.weights import FLOATS, refuse_sharded
 
 
 def framework(
-    op: str, optional: dict[str, Any] | None = None, *, mixed: bool = False, **given: Any
+    op: str,
+    optional: dict[str, Any] | None = None,
+    *,
+    mixed: bool = False,
+    anywhere: dict[str, Any] | None = None,
+    **given: Any,
 ) -> str:
-    """ "torch" or "numpy": what every array is, the `optional` ones where they are not None.
+    """ "torch" or "numpy": what every array is; `optional` and `anywhere` where they are not None.
 
-    Dense, and of torch on one device, or with `mixed` on any that has numbers.
+    Dense, and of torch on one device; with `mixed`, and those in `anywhere`, on any that has
+    numbers.
     """
     torch = sys.modules.get("torch")
     first, main = next(iter(given.items()))
     some = {name: x for name, x in (optional or {}).items() if x is not None}
+    free = {name: x for name, x in (anywhere or {}).items() if x is not None}
     if torch is None or not isinstance(main, torch.Tensor):
-        _check_numpy(op, first, given | some)
+        _check_numpy(op, first, given | some | free)
         return "numpy"
     strided, device = torch.strided, main.device
-    for arrays in (given, some):
+    for arrays, of_any in ((given, mixed), (some, mixed), (free, True)):
         for name, x in arrays.items():
             if not isinstance(x, torch.Tensor):
                 raise _no_array(op, name, x, "torch", first)
@@ -36,7 +43,7 @@ def framework(
             if x.layout is not strided or x.is_nested:
                 raise TypeError(f"{op}: {name} must be dense, got {shown(x)}")
             if x.device != device or device.type == "meta":
-                _refuse_device(op, name, x, first, device, mixed)
+                _refuse_device(op, name, x, first, device, of_any)
     return "torch"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,9 @@ class ComputeOptions:
         plain_fields(self, "tail_mass", "memory_budget")
         check_tail_mass(self.tail_mass)
         flag("batch_invariant", self.batch_invariant)
+
+    def exact(self) -> ComputeOptions:
+        return self if self.tail_mass == 0 else replace(self, tail_mass=0.0)
 
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:

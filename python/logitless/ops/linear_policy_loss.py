@@ -5,19 +5,21 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logitless.inputs.arrays import framework
+from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.make_tokens import refuse_grad
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, HeadOptions
-from logitless.ops.linear_token_stats import check_head_inputs, linear_token_stats, under_autocast
-from logitless.ops.policy_loss import check_loss_options, policy_loss
+from logitless.ops.head.numpy_statistics import numpy_statistics
+from logitless.ops.head.parse import check_head_arrays, under_autocast
+from logitless.ops.policy_loss import check_loss_options, numpy_loss, separable
 from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint
 
 if TYPE_CHECKING:
     from logitless.loss.evaluate.aggregation import Totals
     from logitless.loss.spec import PolicyLossSpec
     from logitless.ops.batch_stats import BatchStats
+    from logitless.ops.head.inputs import HeadInputs
     from logitless.ops.losses.op import LossArguments
 
 
@@ -104,88 +106,57 @@ def linear_policy_loss(
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
-        rows = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp}
-        framework(_OP, rows, hidden=hidden, mask=mask)
-        lists = {"cu_seqlens": cu_seqlens, "token_ids": token_ids}
-        framework(_OP, lists, mixed=True, hidden=hidden, advantages=advantages)
         hidden, weight = under_autocast(hidden, weight)
+        shape = check_head_arrays(
+            _OP, hidden, weight, targets, mask, head, sharded=meeting.sharded,
+            of_rows={"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp},
+            anywhere={
+                "advantages": advantages, "cu_seqlens": cu_seqlens, "token_ids": token_ids
+            },
+        )  # fmt: skip
         if not is_tensor(hidden):
             meeting.refuse_numpy()
-    if is_tensor(hidden):
-        out = _one_pass(hidden, weight, targets, head, compute, data, loss_options, meeting)
-        if out is not None:
-            return out
-    stats = linear_token_stats(
-        hidden,
-        weight,
-        targets,
-        mask=mask,
-        temperature=temperature,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        bias=bias,
-        vocab_group=vocab_group,
-        vocab_start=meeting.start,
-        memory_budget=memory_budget,
-        tail_mass=tail_mass,
-        logits_dtype=logits_dtype,
-        batch_invariant=batch_invariant,
-        backend=backend,
-    )
-    loss, metrics = policy_loss(stats.logp, *data, entropy=stats.entropy, **loss_options)
-    detached = (x.detach() if hasattr(x, "detach") else x for x in (stats.logp, stats.entropy))
-    return LinearPolicyLossOutput(loss, metrics, *detached)
+            check_numpy_backend(_OP, backend)
+            stats = numpy_statistics(_OP, hidden, weight, targets, mask, head, compute, shape)
+            loss, metrics = numpy_loss(stats.logp, *data, entropy=stats.entropy, **loss_options)
+            return LinearPolicyLossOutput(loss, metrics, stats.logp, stats.entropy)
+        from logitless.ops.head.inputs import head_inputs
+        from logitless.ops.losses.op import loss_arguments
 
-
-def _one_pass(
-    hidden: Any,
-    weight: Any,
-    targets: Any,
-    head: HeadOptions,
-    compute: ComputeOptions,
-    data: tuple[Any, Any, Any, PolicyLossSpec],
-    loss_options: dict[str, Any],
-    meeting: Meeting,
-) -> LinearPolicyLossOutput | None:
-    """Forward and backward at once, where that is the plan; None: one after the other."""
-    from logitless.ops.head.inputs import head_call
-    from logitless.ops.head.policy_op import one_pass, separable
-    from logitless.ops.losses.op import loss_arguments
-
-    *_, mask, spec = data
-    with meeting:
-        sharded = meeting.sharded
-        shape = check_head_inputs(_OP, hidden, weight, targets, mask, head, sharded=sharded)
-        call = head_call(_OP, hidden, weight, targets, mask, head, compute, shape)
-        meeting.refuse_backend(call.backend)
+        inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, meeting)
         arguments = loss_arguments(*data, **loss_options)
-    call = call.sharded(meeting, head, compute, shape, lambda: _facts(arguments, spec))
-    if not any(call.needs) or call.backend == "torch":
-        return None
-    if compute.tail_mass:
-        return _from_support(call, compute, arguments)
-    split = separable(spec, batch=loss_options["batch"] is not None)
-    tiling = call.plan(compute, one_pass=True, split=split)
-    # Of any length: the op itself asks for the plan.
-    chunk_rows = 0 if isinstance(tiling, str) else tiling.chunk_rows
-    if not (chunk_rows or isinstance(tiling, str)):
-        return None
-    loss, values, logp, entropy, *_ = one_pass(
-        *call.arrays, *arguments, chunk_rows, list(call.needs), *call.tiles(tiling)
-    )
-    metrics = dict(zip(arguments.metric_names(entropy=True), values.unbind(), strict=True))
-    return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+    inputs = inputs.sharded(meeting, head, shape, lambda: _facts(arguments, spec))
+    return _run(inputs, arguments, shape, separable(spec, batch=batch is not None))
 
 
-def _from_support(call: Any, compute: ComputeOptions, arguments: Any) -> LinearPolicyLossOutput:
-    from logitless.ops.head.support_policy_loss import support_metric_names, support_policy_loss
+def _run(
+    inputs: HeadInputs, loss: LossArguments, shape: tuple[int, ...], split: bool
+) -> LinearPolicyLossOutput:
+    """Forward and backward at once where that is the plan, else one after the other."""
+    from logitless.ops.head.policy_op import head_policy_loss, metric_names
+    from logitless.ops.head.statistics import statistics
+    from logitless.ops.losses.op import policy_loss_op
 
-    tiling = call.tiles(call.plan(compute, one_pass=True))
-    loss, values, logp, entropy, *_ = support_policy_loss(
-        *call.arrays, *arguments, compute.tail_mass, list(call.needs), *tiling
-    )
-    metrics = dict(zip(support_metric_names(arguments), values.unbind(), strict=True))
-    return LinearPolicyLossOutput(loss, metrics, logp, entropy)
+    tail_mass = float(inputs.compute.tail_mass)
+    if any(inputs.needs) and inputs.backend.statistics is None:
+        plan = inputs.plan(one_pass=True, split=split)
+        # Of any length: the op itself asks for the plan.
+        chunk_rows = 0 if isinstance(plan, str) else plan.chunk_rows
+        if chunk_rows or tail_mass or isinstance(plan, str):
+            out = head_policy_loss(
+                inputs.hidden, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
+                list(inputs.needs), inputs.tiling(plan), inputs.shard,
+            )  # fmt: skip
+            metrics = named(metric_names(loss, tail_mass), out.metrics)
+            return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy)
+    stats = statistics(inputs, shape)
+    value, metrics, *_ = policy_loss_op(stats.logp, stats.entropy, *loss)
+    metrics = named(loss.metric_names(entropy=True), metrics)
+    return LinearPolicyLossOutput(value, metrics, stats.logp.detach(), stats.entropy.detach())
+
+
+def named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
+    return dict(zip(names, values.unbind(), strict=True))
 
 
 def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:

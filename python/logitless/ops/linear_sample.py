@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from logitless.backends.device_rows import ABSENT
 from logitless.inputs.arrays import (
     check_dtype,
     check_head,
@@ -19,11 +19,6 @@ from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.inputs.weights import refuse_special_weight
 from logitless.ops.sampling.truncated import Truncation
 from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint, head_facts
-
-if TYPE_CHECKING:
-    from logitless.backends.rows import Rows
-    from logitless.ops.head.tiling import Tiles
-    from logitless.ops.sharding.shard import Shard
 
 
 class Sample(NamedTuple):
@@ -90,7 +85,7 @@ def linear_sample(
     """
     import torch
 
-    from logitless.ops.rows.outputs import flat_head
+    from logitless.ops.sampling.draw import Noise, chain_of, draw
 
     op = "linear_sample"
     meeting = Meeting(op, vocab_group, vocab_start)
@@ -117,12 +112,12 @@ def linear_sample(
         )
 
     shard = meeting.shard(len(weight), same)
-    hidden, weight, n = hidden.detach(), weight.detach(), hidden.shape[0]
+    hidden, weight = hidden.detach(), weight.detach()
     with torch.no_grad():
-        chain = flat_head(op, head, (n,), None, hidden.dtype == torch.float64)
-        arguments = (op, hidden, weight, chain, compute, truncation, noise, shard)
+        chain = chain_of(op, head, hidden.dtype == torch.float64)
+        arguments = (hidden, weight, chain, compute, truncation, noise, shard)
         if not torch.compiler.is_compiling():
-            return draw(*arguments)
+            return Sample(*draw(*arguments))
         from logitless.ops.sampling.op import sample
 
         return Sample(*sample(*arguments))
@@ -146,94 +141,4 @@ def _check(
     check_dtype(op, "row_ids", row_ids, "int64")
     check_head(op, head, "[N]", (n,), vocab, sharded=sharded)
     if hidden.device.type != "cpu":
-        raise NotImplementedError(
-            f"{op}: draws on the CPU only, got hidden on {hidden.device}; pass hidden.cpu() and "
-            "weight.cpu(), or draw there from logits: torch.multinomial((hidden @ weight.T)"
-            ".softmax(-1), 1), scored by linear_token_stats"
-        )
-
-
-class Noise(NamedTuple):
-    """What the random numbers of a call are a function of."""
-
-    seed: int
-    step: int
-    row_ids: Any  # [N] int64
-
-    def of(self, chunk: slice) -> dict[str, Any]:
-        """Arguments of `Rows.sample`."""
-        return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
-
-    def at(self, index: Any) -> Noise:
-        return self._replace(row_ids=self.row_ids[index])
-
-
-def draw(
-    op: str,
-    hidden: Any,
-    weight: Any,
-    chain: tuple[Any, Any, float, float, float],
-    compute: ComputeOptions,
-    truncation: Truncation,
-    noise: Noise,
-    shard: Shard,
-) -> Sample:
-    import torch
-
-    from logitless.backends.forked import refuse_lost_threads
-    from logitless.backends.rows import STATE, Rows
-    from logitless.ops.head.inputs import logits_dtype
-    from logitless.ops.head.plan import plan
-    from logitless.ops.head.tiling import Tiles
-    from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs
-    from logitless.ops.sampling.truncated import draw_truncated
-
-    refuse_lost_threads()
-    n, vocab = len(hidden), shard.vocab(len(weight))
-    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
-    tiling = plan(
-        n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype, compute.memory_budget,
-        logits_dtype=dtype, backward=False, batch_invariant=compute.batch_invariant,
-        kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
-    )  # fmt: skip
-    tiles = Tiles(tiling.rows, tiling.columns, 0, dtype, tiling.fixed_rows)
-    bias, row_scale, scale, pre, cap = chain
-    bias = None if bias is None else bias.detach()
-    rows = Rows(n, None, None, row_scale, scale, bias, pre, cap, torch.get_num_threads())
-    state = torch.empty(n, STATE, dtype=torch.float64)
-    if truncation.limits(vocab):
-        token = draw_truncated(hidden, weight, rows, tiles, tiling, truncation, noise, shard, state)
-    else:
-        token = _draw_whole(tiles.operand(hidden, None), weight, rows, tiles, noise, shard, state)
-    out = empty_outputs(n, False, hidden)
-    values = {name: out[name] for name in DIFFERENTIABLE}
-    replace(rows, targets=token).finish(state, vocab, **values)
-    return Sample(token, out["logp"], out["entropy"])
-
-
-def _draw_whole(
-    h: Any, weight: Any, rows: Rows, tiles: Tiles, noise: Noise, shard: Shard, state: Any
-) -> Any:  # [N] int64
-    """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
-    import torch
-
-    from logitless.backends.rows import SAMPLE_STATE
-    from logitless.ops.head.gemm import logit_tiles
-    from logitless.ops.sampling.sharded import sample_shard
-
-    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
-
-    def draw(start: int, chunk: slice, tile: Any) -> None:
-        first = start == 0 and not shard.group
-        rows.part(chunk).sample(
-            tile, state[chunk], best[chunk], start=start, first=first, **noise.of(chunk)
-        )
-
-    if shard.group:
-        rows = shard.entire(rows)
-        sample_shard(h, weight, rows, tiles, shard, draw, state, best)
-    else:
-        for start, chunk, tile in logit_tiles(h, weight, rows.n, tiles):
-            draw(start, chunk, tile)
-    # A row without a finite logit drew nothing; finish names it before it looks at the target.
-    return best[:, 1].to(torch.int64)
+        raise NotImplementedError(f"{op}: {ABSENT['sampling']}, got hidden on {hidden.device}")

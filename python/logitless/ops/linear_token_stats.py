@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from logitless.backends.registry import check_numpy_backend
-from logitless.inputs.arrays import check_tokens, check_weight, framework, zeros_like
-from logitless.inputs.checks import is_tensor, shown
+from logitless.inputs.checks import is_tensor
 from logitless.inputs.naming import public
-from logitless.inputs.options import DROPPED, ComputeOptions, HeadOptions, check_extras
-from logitless.inputs.weights import refuse_special_weight
-from logitless.ops.head.plan import plan
+from logitless.inputs.options import ComputeOptions, HeadOptions, check_extras
+from logitless.ops.head.numpy_statistics import numpy_statistics
+from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.sharding.vocab_parallel import Meeting
 
@@ -83,133 +81,14 @@ def linear_token_stats(
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
         hidden, weight = under_autocast(hidden, weight)
-        shape = check_head_inputs(op, hidden, weight, targets, mask, head, sharded=meeting.sharded)
+        shape = check_head_arrays(op, hidden, weight, targets, mask, head, sharded=meeting.sharded)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
             meeting.refuse_numpy()
-            return _numpy_stats(hidden, weight, targets, mask, head, compute, extras, shape)
-    return _torch_stats(hidden, weight, targets, mask, head, compute, extras, shape, meeting)
+            return numpy_statistics(op, hidden, weight, targets, mask, head, compute, shape, extras)
+        from logitless.ops.head.inputs import head_inputs
+        from logitless.ops.head.statistics import extras_facts, statistics
 
-
-def under_autocast(hidden: Any, weight: Any) -> tuple[Any, Any]:
-    if not (is_tensor(hidden) and is_tensor(weight)):
-        return hidden, weight
-    from logitless.ops.torch_op import autocast
-
-    return autocast(hidden, weight)
-
-
-def check_head_inputs(
-    op: str,
-    hidden: Any,
-    weight: Any,
-    targets: Any,
-    mask: Any,
-    head: HeadOptions,
-    *,
-    sharded: bool = False,
-) -> tuple[int, ...]:
-    """Everything a head op asks of its arrays; returns the shape of targets."""
-    optional = {"mask": mask, **head.arrays}
-    framework(op, optional, hidden=hidden, weight=weight, targets=targets)
-    if is_tensor(weight):
-        refuse_special_weight(op, weight, sharded=sharded)
-    vocab = check_weight(op, hidden, weight)
-    return check_tokens(op, "hidden", hidden, targets, mask, head, vocab, sharded=sharded)
-
-
-def _torch_stats(
-    hidden: Any,
-    weight: Any,
-    targets: Any,
-    mask: Any,
-    head: HeadOptions,
-    compute: ComputeOptions,
-    extras: tuple[str, ...],
-    shape: tuple[int, ...],
-    meeting: Meeting,
-) -> TokenStats:
-    from logitless.backends.eager import plain_stats
-    from logitless.ops.head.inputs import head_call
-    from logitless.ops.head.stats_op import linear_stats
-    from logitless.ops.rows.outputs import to_stats
-
-    with meeting:
-        call = head_call("linear_token_stats", hidden, weight, targets, mask, head, compute, shape)
-        meeting.refuse_backend(call.backend)
-    if call.backend == "torch":
-        if compute.batch_invariant:
-            raise ValueError("batch_invariant must be False with backend='torch', got True")
-        flat, head_weight, *rows, _ = call.arrays
-        dtype = call.logits_dtype
-        logits = flat.to(dtype) @ head_weight.to(dtype).t()
-        others = tuple(name for name in extras if name not in DROPPED)
-        return with_nothing_dropped(to_stats(plain_stats(logits, *rows), shape, others), extras)
-    dropped = tuple(name for name in extras if name in DROPPED)
-    others = tuple(name for name in extras if name not in DROPPED)
-    asked = (
-        ("whether there are extras", bool(others)),
-        ("whether there are extras of what is dropped", bool(dropped)),
-    )
-    call = call.sharded(meeting, head, compute, shape, lambda: asked)
-    measured = bool(compute.tail_mass) and (any(call.needs) or bool(dropped))
-    if not measured:
-        tiles = call.tiles(call.plan(replace(compute, tail_mass=0.0), one_pass=False))
-        outputs = linear_stats(*call.arrays, bool(others), *tiles)
-        return with_nothing_dropped(to_stats(outputs[:-2], shape, others), extras)
-    from logitless.ops.head.support_op import SAVED, linear_support_stats
-
-    tiles = call.tiles(call.plan(compute, one_pass=False))
-    outputs = linear_support_stats(*call.arrays, bool(others), compute.tail_mass, *tiles)
-    *outputs, mass, entropy = outputs[:-SAVED]
-    stats = to_stats(tuple(outputs), shape, others)
-    both = dict(zip(DROPPED, (mass.reshape(shape), entropy.reshape(shape)), strict=True))
-    return stats._replace(extras={name: (both | stats.extras)[name] for name in extras})
-
-
-def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
-    """An exact call drops nothing."""
-    zeros = {name: zeros_like(stats.logp) for name in extras if name in DROPPED}
-    return stats._replace(extras={name: (zeros | stats.extras)[name] for name in extras})
-
-
-def _numpy_stats(
-    hidden: Any,
-    weight: Any,
-    targets: Any,
-    mask: Any,
-    head: HeadOptions,
-    compute: ComputeOptions,
-    extras: tuple[str, ...],
-    shape: tuple[int, ...],
-) -> TokenStats:
-    import numpy as np
-
-    from logitless.backends.rows import STATE
-    from logitless.ops.token_stats import numpy_finish, numpy_rows
-
-    for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
-        value = getattr(compute, name)
-        if value is default or (name == "tail_mass" and value == default):
-            continue
-        raise ValueError(f"{name} must be left at its default for NumPy inputs, got {shown(value)}")
-    others = tuple(name for name in extras if name not in DROPPED)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    rows = numpy_rows("linear_token_stats", targets, mask, head, flat.dtype)
-    tiling = plan(
-        len(flat), flat.shape[1], len(weight), flat.dtype, compute.memory_budget, backward=False
-    )
-    index = None if rows.mask is None else np.flatnonzero(rows.mask)
-    flat, rows = flat if index is None else flat[index], rows.gather(index)
-    state = np.empty((rows.n, STATE))
-    scratch = np.empty(tiling.rows * tiling.columns, flat.dtype)
-    for start in range(0, len(weight), tiling.columns):
-        w = weight[start : start + tiling.columns]
-        for first in range(0, rows.n, tiling.rows):
-            chunk = slice(first, min(first + tiling.rows, rows.n))
-            part = rows.part(chunk)
-            tile = scratch[: part.n * len(w)].reshape(part.n, len(w))
-            np.matmul(flat[chunk], w.T, out=tile)
-            part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(others))
-    stats = numpy_finish(rows, state, len(weight), flat.dtype, others, shape, index)
-    return with_nothing_dropped(stats, extras)
+        inputs = head_inputs(op, hidden, weight, targets, mask, head, compute, meeting)
+    inputs = inputs.sharded(meeting, head, shape, lambda: extras_facts(extras))
+    return statistics(inputs, shape, extras)

@@ -113,13 +113,24 @@ def policy_loss(
     if is_tensor(logp):
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
         return _torch_loss(logp, entropy, (old_logp, advantages, mask, spec), options)
-    tokens, result = policy_coefficients(
-        logp, old_logp, advantages, mask, spec, entropy=entropy, **options
-    )
+    return numpy_loss(logp, old_logp, advantages, mask, spec, entropy=entropy, **options)
+
+
+def numpy_loss(*data: Any, **options: Any) -> PolicyLossOutput:
+    """That of NumPy arrays: values only."""
+    tokens, result = policy_coefficients(*data, **options)
     # a metric that float32 cannot hold is infinite
     with np.errstate(over="ignore"):
         metrics = {name: np.float32(value) for name, value in result.metrics.items()}
     return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
+
+
+def separable(spec: PolicyLossSpec, *, batch: bool) -> bool:
+    """Whether a token's coefficients follow from its own logp and what is known before."""
+    selects = spec.control is not None and spec.control.selects
+    if spec.whole_sequences or (spec.needs_means and not batch):
+        return False
+    return not selects or (spec.selects and batch)
 
 
 def policy_coefficients(

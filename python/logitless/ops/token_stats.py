@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from logitless.backends.registry import ON_DEVICE, check_numpy_backend
+from logitless.backends import registry
+from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.arrays import check_dtype, check_tokens, framework, shape_of
 from logitless.inputs.checks import flag
-from logitless.inputs.make_tokens import thread_count
 from logitless.inputs.naming import public
 from logitless.inputs.options import ROW_EXTRAS, HeadOptions, check_extras
-from logitless.inputs.scaling import check_scaling, check_temperatures
 from logitless.inputs.weights import FLOATS
-from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 
 
@@ -119,38 +117,33 @@ def _torch_stats(
 ) -> TokenStats:
     import torch
 
-    from logitless.backends.eager import plain_stats
-    from logitless.ops.rows.op import row_stats
-    from logitless.ops.rows.outputs import flat_head, to_stats
+    from logitless.ops.rows.arguments import row_arguments
+    from logitless.ops.rows.op import OP, row_stats
+    from logitless.ops.rows.outputs import to_stats
     from logitless.ops.rows.overwrite import check_overwritable
     from logitless.ops.torch_op import backend_of
 
     with meeting:
         chosen = backend_of(backend, logits)
-        meeting.refuse_backend(chosen)
+        meeting.require(chosen)
         # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
         if inplace:
-            check_overwritable("token_stats", logits, head.bias)
-        flat_targets = targets.reshape(-1).to(torch.int64).contiguous()
-        flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-        chain = flat_head(
-            "token_stats", head, shape, mask, logits.dtype == torch.float64,
-            look=chosen not in ON_DEVICE,
-        )  # fmt: skip
+            check_overwritable(OP, logits, head.bias)
+        wide = logits.dtype == torch.float64
+        rows = row_arguments(OP, head, targets, mask, wide, chosen)
 
     def same() -> Facts:
-        rows = rows_facts(logits, flat_targets, flat_mask, shape)
-        return (*head_facts(head), *rows, ("whether there are extras", bool(extras)))
+        facts = rows_facts(logits, rows.targets, rows.mask, shape)
+        return (*head_facts(head), *facts, ("whether there are extras", bool(extras)))
 
     shard = meeting.shard(logits.shape[-1], same)
-    if chosen == "torch":
+    eager = registry.get(chosen).statistics
+    if eager is not None:
         flat = logits.reshape(-1, logits.shape[-1])
-        return to_stats(plain_stats(flat, flat_targets, flat_mask, *chain), shape, extras)
-    outputs = row_stats(
-        logits, flat_targets, flat_mask, *chain, chosen, bool(extras), inplace, *shard
-    )
-    return to_stats(outputs[:-1], shape, extras)
+        return to_stats(eager(flat, *rows[:-1]), shape, extras)
+    stats = row_stats(logits, rows, bool(extras), inplace, shard)
+    return to_stats(stats[:-1], shape, extras)
 
 
 def _numpy_stats(
@@ -164,58 +157,10 @@ def _numpy_stats(
     import numpy as np
 
     from logitless.backends.rows import STATE
+    from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
 
     logits = logits if logits.strides[-1] == logits.itemsize else np.ascontiguousarray(logits)
     rows = numpy_rows("token_stats", targets, mask, head, logits.dtype)
     state = np.empty((targets.size, STATE))
     rows.forward(logits, state, extras=bool(extras))
-    return numpy_finish(rows, state, logits.shape[-1], logits.dtype, extras, shape)
-
-
-def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) -> Any:
-    """Rows of the core from NumPy arguments."""
-    import numpy as np
-
-    from logitless.backends.rows import Rows
-
-    flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
-    wide = dtype == np.float64
-    check_scaling(op, head, wide)
-    row_scale, scale = None, head.numerator
-    if isinstance(head.temperature, (int, float)):
-        scale = scale / float(head.temperature)
-    else:
-        temperature = np.asarray(head.temperature, np.float64).reshape(-1)
-        check_temperatures(op, temperature, flat_mask, head.logit_scale, head.softcap, wide)
-        row_scale = scale / temperature
-    compute = np.float64 if wide else np.float32
-    bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
-    flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
-    n = len(flat_targets)
-    threads = thread_count(targets)
-    return Rows(n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap, threads)
-
-
-def numpy_finish(
-    rows: Any,
-    state: Any,
-    vocab: int,
-    dtype: Any,
-    extras: tuple[str, ...],
-    shape: tuple[int, ...],
-    index: Any = None,
-) -> TokenStats:
-    """TokenStats of NumPy arrays from a folded state; `index` says where gathered rows belong."""
-    import numpy as np
-
-    out_dtype = np.float64 if dtype == np.float64 else np.float32
-    names = (*DIFFERENTIABLE, *(name for name in STATISTICS if name in extras))
-    out: dict[str, Any] = {name: np.empty(len(state), out_dtype) for name in names}
-    if "argmax" in extras:
-        out["argmax"] = np.empty(len(state), np.int64)
-    rows.finish(state, vocab, row_ids=index, **out)
-    if index is not None:
-        for name, values in out.items():
-            out[name] = np.full(math.prod(shape), -1 if name == "argmax" else 0, values.dtype)
-            out[name][index] = values
-    return stats_of({name: array.reshape(shape) for name, array in out.items()}, extras)
+    return numpy_stats(rows, state, logits.shape[-1], logits.dtype, extras, shape)

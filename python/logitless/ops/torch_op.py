@@ -1,23 +1,118 @@
-"""The one helper that registers a torch.library op: schema, kernel, fake kernel, autograd."""
+"""The one helper that registers torch.library ops from typed Python functions.
+
+The parameters of an op's kernel are its arguments: tensors, numbers, text, or a NamedTuple of
+those. The schema, the flat argument list that torch passes on, and the tuple that autograd wants of
+a backward all follow from the annotations, so no index into an argument list is written anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import types
+import typing
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from logitless.backends.registry import choose_backend
+from logitless.backends import registry
 
+# An int that torch.compile may leave open, where another int is a constant of the graph.
+Symbol = Annotated[int, "SymInt"]
+Symbols = Annotated[list[int], "SymInt[]"]
+# A tensor that the op writes to.
+Written = Annotated[Tensor, "Tensor(a!)"]
+WrittenList = Annotated[list[Tensor], "Tensor(a!)[]"]
+
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    list[Tensor]: "Tensor[]",
+    bool: "bool",
+    list[bool]: "bool[]",
+    int: "int",
+    list[int]: "int[]",
+    float: "float",
+    list[float]: "float[]",
+    str: "str",
+    torch.dtype: "ScalarType",
+    Symbol: "SymInt",
+    Symbols: "SymInt[]",
+    Written: "Tensor(a!)",
+    WrittenList: "Tensor(a!)[]",
+}
+_LIBRARY = torch.library.Library("logitless", "FRAGMENT")
 # Asking a driver or the environment is not traceable, and needs to happen once a graph.
 _constant_choice: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
-    choose_backend
+    registry.choose
 )
-_LIBRARY = torch.library.Library("logitless", "FRAGMENT")
+
+Needs = Callable[[str], bool]
+
+
+class Autograd(NamedTuple):
+    """How the gradients of an op are made.
+
+    The backward makes no graph of its own: a second derivative is refused by name.
+    """
+
+    # the public op, which messages name
+    op: str
+    # the results that have a gradient; autograd gives None for the gradients of others
+    differentiable: tuple[str, ...]
+    # (arguments by name, results) -> a NamedTuple of what the backward is made of
+    save: Callable[[Any, Any], Any]
+    # (what was saved, gradients of the results, whether an argument needs one) -> gradients by the
+    # name of the argument: "hidden", or "rows.bias" within a NamedTuple
+    backward: Callable[[Any, Any, Needs], dict[str, Tensor | None]]
+    # whether a backward of what was saved writes over it, so that it can run only once
+    reuses_memory: Callable[[Any], bool]
 
 
 def register(
+    name: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    autograd: Autograd | None = None,
+) -> Callable[..., Any]:
+    """Define `logitless::<name>` with the signature of `kernel`; the returned op is called alike.
+
+    `kernel` returns a tensor, a NamedTuple of tensors, or None; one kernel serves CPU and CUDA
+    tensors. `fake` has the same parameters and gives results without values.
+    """
+    hints = typing.get_type_hints(kernel, include_extras=True)
+    results = hints.pop("return", type(None))
+    arguments, outputs = _Layout(hints), _Layout.of_results(results)
+    _LIBRARY.define(f"{name}({arguments.schema}) -> {outputs.returns}")
+
+    def flat(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            return outputs.flattened(function(*arguments.packed(args)))
+
+        return call
+
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, flat(kernel), key)
+    torch.library.register_fake(f"logitless::{name}", flat(fake), lib=_LIBRARY)
+    if autograd is not None:
+        setup, backward = _autograd(autograd, arguments, outputs)
+        torch.library.register_autograd(
+            f"logitless::{name}", backward, setup_context=setup, lib=_LIBRARY
+        )
+    overload: Callable[..., Any] = getattr(torch.ops.logitless, name).default
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, _without_autocast(overload, device), f"Autocast{device}")
+
+    def op(*args: Any) -> Any:
+        return outputs.result(overload(*arguments.flat(args)))
+
+    op.__name__ = name
+    op.overload, op.flat = overload, arguments.flat  # type: ignore[attr-defined]
+    return op
+
+
+def register_schema(
     schema: str,
     kernel: Callable[..., Any],
     fake: Callable[..., Any],
@@ -25,14 +120,7 @@ def register(
     setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Define `logitless::<schema>` and return its overload, ready to call.
-
-    One kernel serves CPU and CUDA tensors: it makes its memory where its inputs are, and the op's
-    backend argument says whose row kernels it calls.
-
-    Backwards are ops too, registered without `backward` of their own: they run where autograd is
-    off, since `begin_backward` refuses double backward.
-    """
+    """Define `logitless::<schema>` and return its overload."""
     name = schema.split("(")[0]
     _LIBRARY.define(schema)
     for key in ("CPU", "CUDA"):
@@ -46,6 +134,142 @@ def register(
     for device in ("CPU", "CUDA"):
         _LIBRARY.impl(name, _without_autocast(overload, device), f"Autocast{device}")
     return overload
+
+
+class _Layout:
+    """Named values, some of them NamedTuples, and the flat list that they make."""
+
+    def __init__(self, hints: dict[str, Any]) -> None:
+        self.names = tuple(hints)
+        # of each: where it starts in the flat list, where it stops, and its class if it has parts
+        self.parts: list[tuple[int, int, Any]] = []
+        self.fields: list[tuple[str, Any]] = []
+        for name, hint in hints.items():
+            start = len(self.fields)
+            if _is_named_tuple(hint):
+                inner = typing.get_type_hints(hint, include_extras=True)
+                self.fields += [(f"{name}.{field}", inner[field]) for field in hint._fields]
+                self.parts.append((start, len(self.fields), hint))
+            else:
+                self.fields.append((name, hint))
+                self.parts.append((start, start + 1, None))
+        self.nested = any(kind for *_, kind in self.parts)
+        self.kind: Any = None
+
+    @classmethod
+    def of_results(cls, kind: Any) -> _Layout:
+        if kind is type(None):
+            return cls({})
+        if not _is_named_tuple(kind):
+            return cls({"": kind})
+        layout = cls(typing.get_type_hints(kind, include_extras=True))
+        layout.kind = kind
+        return layout
+
+    @property
+    def schema(self) -> str:
+        return ", ".join(
+            f"{_schema_type(hint)} {name.replace('.', '_')}" for name, hint in self.fields
+        )
+
+    @property
+    def returns(self) -> str:
+        kinds = [_schema_type(hint) for _, hint in self.fields]
+        return kinds[0] if len(kinds) == 1 else f"({', '.join(kinds)})"
+
+    def flat(self, values: Iterable[Any]) -> list[Any]:
+        if not self.nested:
+            return list(values)
+        out: list[Any] = []
+        for value, (_, _, kind) in zip(values, self.parts, strict=True):
+            if kind is None:
+                out.append(value)
+            else:
+                out.extend(value)
+        return out
+
+    def packed(self, flat: Any) -> Any:
+        if not self.nested:
+            return flat
+        return [
+            flat[start] if kind is None else kind._make(flat[start:stop])
+            for start, stop, kind in self.parts
+        ]
+
+    def result(self, flat: Any) -> Any:
+        """What the caller of an op gets."""
+        return flat if self.kind is None else self.kind(*self.packed(flat))
+
+    def flattened(self, result: Any) -> Any:
+        """What a kernel hands to torch."""
+        return result if self.kind is None else tuple(self.flat(result))
+
+
+def _is_named_tuple(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
+
+
+def _schema_type(hint: Any) -> str:
+    """The schema's word for an annotation; `X | None` is `X?`."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    options = options or (typing.get_args(hint) if typing.get_origin(hint) is typing.Union else ())
+    if type(None) in options:
+        (inner,) = (option for option in options if option is not type(None))
+        return f"{_schema_type(inner)}?"
+    return _SCHEMA_TYPES[hint]
+
+
+def _autograd(
+    how: Autograd, arguments: _Layout, outputs: _Layout
+) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """setup_context and backward as torch.library takes them."""
+    names = [name for name, _ in arguments.fields]
+    place = {name: i for i, name in enumerate(names)}
+    constant = [i for i, (name, _) in enumerate(outputs.fields) if name not in how.differentiable]
+    given: Any = namedtuple("Arguments", arguments.names)  # type: ignore[misc]
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        flat = output if isinstance(output, tuple) else (output,)
+        saved = how.save(given(*arguments.packed(inputs)), outputs.result(output))
+        tensors: list[Tensor] = []
+        ctx.saved, ctx.reuses_memory = _without_tensors(saved, tensors), how.reuses_memory(saved)
+        ctx.mark_non_differentiable(*(flat[i] for i in constant))
+        # or autograd would make zeros the size of the head for gradients that are not asked for
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        begin_backward(ctx, how.op, reuses_memory=ctx.reuses_memory)
+        saved = _with_tensors(ctx.saved, iter(ctx.saved_tensors))
+        gradients: list[Tensor | None] = [None] * len(names)
+        if any(gradient is not None for gradient in upstream):
+            needs = ctx.needs_input_grad
+            found = how.backward(
+                saved, outputs.result(upstream), lambda name: bool(needs[place[name]])
+            )
+            for name, gradient in found.items():
+                gradients[place[name]] = gradient
+        return tuple(gradients)
+
+    return setup, backward
+
+
+def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """A NamedTuple with a mark where a tensor was; the tensors, in that order."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return Tensor
+    if hasattr(value, "_fields"):
+        return type(value)._make([_without_tensors(x, tensors) for x in value])
+    return value
+
+
+def _with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if value is Tensor:
+        return next(tensors)
+    if hasattr(value, "_fields"):
+        return type(value)._make([_with_tensors(x, tensors) for x in value])
+    return value
 
 
 def _without_autocast(overload: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -72,7 +296,7 @@ def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backend_of(backend: str, tensor: Tensor) -> str:
-    """`choose_backend` for a tensor; a constant of the graph where torch.compile traces."""
+    """`registry.choose` for a tensor; a constant of the graph where torch.compile traces."""
     device, dtype = tensor.device, str(tensor.dtype).removeprefix("torch.")
     name = device.type if device.index is None else f"{device.type}:{device.index}"
     return _constant_choice(backend, name, dtype)

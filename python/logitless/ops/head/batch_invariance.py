@@ -8,17 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from logitless.ops.head.tiling import Tiles
+from logitless.ops.head.tiling import Tiling
 
 
-def require_row_independence(tiles: Tiles, device: torch.device, hidden: int, vocab: int) -> None:
+def require_row_independence(tiling: Tiling, device: torch.device, hidden: int, vocab: int) -> None:
     """Raise RuntimeError unless a row's product has the same bits wherever it stands in a tile and
     whatever the other rows hold. Once per device, dtype, shape and number of threads."""
-    last = vocab % tiles.columns
-    for width in {min(tiles.columns, vocab), last} - {0}:
+    last = vocab % tiling.columns
+    for width in {min(tiling.columns, vocab), last} - {0}:
         # Under autocast or a default device the check would test something else.
         with torch.device(device):
-            _check(device, tiles.dtype, tiles.fixed, hidden, width, torch.get_num_threads())
+            _check(device, tiling.dtype, tiling.fixed, hidden, width, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""Products that make tiles of logits, and tiles one after the other for who looks once at each."""
+"""Products of the head: tiles of logits, and running sums of gradients."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from logitless import _core
+from logitless.backends.base import Backend
 from logitless.ops.head.batch_invariance import require_row_independence
-from logitless.ops.head.cost import turns
-from logitless.ops.head.tiling import Tiles, view
+from logitless.ops.head.cost import transposes
+from logitless.ops.head.tiling import Tiling, view
+
+WIDE = (torch.float32, torch.float64)
+# Libraries may add up the terms of a product of few rows one after the other: a chain of 150,000
+# additions is off by 1e-5, where the blocks of a taller product are by 6e-7. (MKL does for a single
+# row; for up to 7, and the last few of more, by the kernels of MKL_CBWR=COMPATIBLE.) So such
+# products are made of pieces of CHAIN terms, of which batches of PIECES numbers at once; up to 64
+# rows that takes no longer.
+FEW_ROWS = 64
+CHAIN = 512
+PIECES = 1 << 19
 
 
-def turns_pay(weight: Tensor, tiles: Tiles) -> bool:
-    """Whether products with transposed operands are better made of turned tiles."""
-    return (
-        tiles.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
-        and _core.rows.prefer_transposed_gemm()
-    )
-
-
-class LogitProduct:
+class LogitGemm:
     """Makes the tiles of n rows of hidden x weight, in the way that is fastest for so many."""
 
-    def __init__(self, n: int, tiles: Tiles, weight: Tensor) -> None:
-        self.tiles = tiles
-        # The last tile may be shorter than the others: only all of them, or none, are turned.
-        rows, dtype = min(n, tiles.rows), str(tiles.dtype).removeprefix("torch.")
-        turned = turns_pay(weight, tiles) and turns(rows, dtype, tiles.fixed)
-        self.scratch = tiles.scratch(n, weight) if turned else None
+    def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
+        self.tiling, self.transpose = tiling, backend.transpose
+        # The last tile may be shorter than the others: all of them are transposed, or none.
+        rows = min(n, tiling.rows)
+        pays = backend.prefers_transposed(tiling.dtype)
+        transposed = pays and transposes(rows, tiling.dtype, tiling.fixed, backend.machine)
+        self.scratch = tiling.scratch(n, weight) if transposed else None
 
     def __call__(
         self,
@@ -39,41 +41,126 @@ class LogitProduct:
         out: Tensor,  # [rows, width]
     ) -> None:
         if self.scratch is None:
-            for piece in self.tiles.pieces(len(operand)):
+            for piece in self.tiling.pieces(len(operand)):
                 torch.mm(operand[piece], w.t(), out=out[piece])
             return
         other = view(self.scratch, 0, len(w), len(operand))
         torch.mm(w, operand.t(), out=other)
-        _core.rows.transpose(other, out, torch.get_num_threads())
+        assert self.transpose is not None
+        self.transpose(other, out, torch.get_num_threads())
+
+
+class Transposer:
+    """tile.t() as an operand of the products of d_weight, laid out anew where the backend's
+    products are faster so."""
+
+    def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
+        self.transpose = backend.transpose
+        pays = backend.prefers_transposed(tiling.dtype)
+        self.scratch = tiling.scratch(n, weight) if pays else None
+
+    def __call__(self, tile: Tensor) -> Tensor:
+        if self.scratch is None:
+            return tile.t()
+        out = view(self.scratch, 0, tile.shape[1], tile.shape[0])
+        assert self.transpose is not None
+        self.transpose(tile, out, torch.get_num_threads())
+        return out
 
 
 def all_logits(
-    h: Tensor,  # [n, H], padded by tiles.operand
+    h: Tensor,  # [n, H], padded by tiling.operand
     weight: Tensor,  # [V, H]
     n: int,
-    tiles: Tiles,
+    tiling: Tiling,
+    backend: Backend,
 ) -> Tensor:
     """[n, V], for few rows or few columns."""
-    out = h.new_empty(n, len(weight), dtype=tiles.dtype)
-    for first, chunk, tile in logit_tiles(h, weight, n, tiles):
+    out = h.new_empty(n, len(weight), dtype=tiling.dtype)
+    for first, chunk, tile in logit_tiles(h, weight, n, tiling, backend):
         out[chunk, first : first + tile.shape[1]] = tile
     return out
 
 
 def logit_tiles(
-    h: Tensor,  # [n, H], padded by tiles.operand
+    h: Tensor,  # [n, H], padded by tiling.operand
     weight: Tensor,  # [V, H]
     n: int,
-    tiles: Tiles,
+    tiling: Tiling,
+    backend: Backend,
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """(first column, rows, their logits [rows, width]); a tile lives until the next is made."""
-    if tiles.fixed and len(weight):
-        require_row_independence(tiles, weight.device, weight.shape[1], len(weight))
-    scratch, product = tiles.scratch(n, weight), LogitProduct(n, tiles, weight)
-    for start, stop in tiles.spans(len(weight)):
-        w, width = weight[start:stop].to(tiles.dtype), stop - start
-        for chunk in tiles.chunks(n):
-            operand = h[tiles.height(chunk)]
+    if tiling.fixed and len(weight):
+        require_row_independence(tiling, weight.device, weight.shape[1], len(weight))
+    scratch, product = tiling.scratch(n, weight), LogitGemm(n, tiling, weight, backend)
+    for start, stop in tiling.spans(len(weight)):
+        w, width = weight[start:stop].to(tiling.dtype), stop - start
+        for chunk in tiling.chunks(n):
+            operand = h[tiling.height(chunk)]
             tile = view(scratch, 0, len(operand), width)
             product(operand, w, tile)
             yield start, chunk, tile[: chunk.stop - chunk.start]
+
+
+def short_chains(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Parts of a @ b, which is their sum. No product in them has more than CHAIN terms."""
+    terms = a.shape[1]
+    cut = terms - terms % CHAIN
+    step = CHAIN * max(1, PIECES // (len(a) * b.shape[1]))
+    for start in range(0, cut, step):
+        part = slice(start, min(start + step, cut))
+        left = a[:, part].unflatten(1, (-1, CHAIN)).transpose(0, 1)
+        yield torch.bmm(left, b[part].unflatten(0, (-1, CHAIN))).sum(0)
+    if cut < terms:
+        yield torch.mm(a[:, cut:], b[cut:])
+
+
+class GradientSum:
+    """out = alpha * (a sum of products).
+
+    A wide `out` is added to in place; a 16-bit one is summed in float32 and rounded once, unless
+    `single` says that there is but one product, whose own float32 sum then rounds straight into
+    `out`. Partial products of 16-bit operands round to the operands' dtype.
+    """
+
+    def __init__(
+        self, out: Tensor, *, single: bool = False, started: bool = False, alpha: float = 1.0
+    ) -> None:
+        self.out, self.started, self.alpha = out, started, alpha
+        wide = out.dtype in WIDE
+        self.direct = single and not wide and alpha == 1.0
+        self.total: Tensor | None = out if wide else None
+
+    def add(self, a: Tensor, b: Tensor, scratch: Tensor | None = None) -> None:
+        """Add a @ b; `scratch`: flat memory for the product, where it may not go to `out`."""
+        if self.direct and a.dtype == self.out.dtype:
+            torch.mm(a, b, out=self.out)
+            return
+        if self.total is None:
+            self.total = self.out.new_empty(self.out.shape, dtype=torch.float32)
+        few = len(a) <= FEW_ROWS and (self.started or a.shape[1] > CHAIN)
+        if self.total.dtype != a.dtype:
+            memory = None if scratch is None else view(scratch, 0, *self.out.shape)
+            self._include(torch.mm(a, b, out=memory))
+        elif few:
+            # not addmm, which may go on with the chain that the sum so far is the end of
+            for part in short_chains(a, b):
+                self._include(part)
+        else:
+            # beta=0 ignores what is there, so fresh memory needs no zeros.
+            beta = float(self.started)
+            torch.addmm(self.total, a, b, beta=beta, alpha=self.alpha, out=self.total)
+        self.started = True
+
+    def _include(self, product: Tensor) -> None:
+        assert self.total is not None
+        if self.started:
+            self.total.add_(product, alpha=self.alpha)
+        else:
+            # not torch.mul(product, alpha), which would round to the product's dtype
+            self.total.copy_(product).mul_(self.alpha)
+        self.started = True
+
+    def finish(self) -> None:
+        if self.total is not None and self.total is not self.out:
+            self.out.copy_(self.total)

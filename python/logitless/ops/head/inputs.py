@@ -1,4 +1,4 @@
-"""The arrays of a head call as its ops take them, and the tiling that serves them."""
+"""A head call as its ops take it: flat arrays, which gradients are asked for, and the plan."""
 
 from __future__ import annotations
 
@@ -8,91 +8,93 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.backends import registry
+from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
-from logitless.backends.registry import ON_DEVICE
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.ops.head.late_plan import question
-from logitless.ops.head.plan import Plan, plan
+from logitless.ops.head.plan import Plan, cached_plan
+from logitless.ops.head.tiling import Tiling
 from logitless.ops.losses.tracing import any_symbol, fixed
-from logitless.ops.rows.outputs import flat_head
+from logitless.ops.rows.arguments import RowArguments, row_arguments
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 from logitless.ops.torch_op import backend_of
 
 
-class HeadCall(NamedTuple):
-    """Flat inputs of one call. `arrays` starts every schema over hidden, weight and rows."""
+class HeadInputs(NamedTuple):
+    """Flat inputs of one call."""
 
-    # hidden [N, H], weight [V, H], targets, mask, bias, row_scale, scale, pre, softcap, backend
-    arrays: tuple[Any, ...]
+    hidden: Tensor  # [N, H]
+    weight: Tensor  # [V, H]
+    rows: RowArguments
+    compute: ComputeOptions
     logits_dtype: torch.dtype
-    # of "hidden", "weight": what autograd will ask for; a bias needs the same products as none
-    gradients: tuple[str, ...]
-    needs: tuple[bool, bool, bool]  # hidden, weight, bias
-
+    needs: tuple[bool, bool, bool]  # what autograd will ask for of hidden, weight, bias
     shard: Shard = Shard()
 
     @property
-    def backend(self) -> str:
-        return str(self.arrays[-1])
-
-    def plan(self, compute: ComputeOptions, *, one_pass: bool, split: bool = True) -> Plan | str:
-        """That of the widest shard, so that all ranks have the same; in a graph of any length what
-        it is asked for when it runs."""
-        n, width, vocab = self.sizes
-        budget, tail_mass = compute.memory_budget, compute.tail_mass
-        asked = (self.gradients, any(self.needs), one_pass, split, compute.batch_invariant)
-        if torch.compiler.is_compiling():
-            budget, tail_mass = fixed(budget), fixed(tail_mass)
-            if not self.shard.group and any_symbol(n, width, vocab):
-                text: str = _question(budget, *asked, tail_mass)
-                return text
-            n, width, vocab = fixed(n), fixed(width), fixed(vocab)
-        vocab, dtype = self.shard.widest(vocab), self.arrays[0].dtype
-        tiling: Plan = _plan(n, width, vocab, dtype, budget, self.logits_dtype, *asked, tail_mass)
-        return tiling
+    def backend(self) -> Backend:
+        return registry.get(self.rows.backend)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Tokens, width of hidden, and vocabulary of this rank."""
-        hidden, weight = self.arrays[:2]
-        return hidden.shape[0], hidden.shape[1], weight.shape[0]
+        return self.hidden.shape[0], self.hidden.shape[1], self.weight.shape[0]
 
-    def tiles(self, tiling: Plan | str) -> tuple[Any, ...]:
-        """The end of every schema over tiles, see `tiles.TILES` and `shard.SHARD`, `LATE`."""
-        if isinstance(tiling, str):
-            return (0, 0, 0, self.logits_dtype, 0, *self.shard, tiling)
-        kept = min(tiling.kept_columns, self.sizes[2])
-        return (
-            tiling.rows, tiling.columns, kept, self.logits_dtype, tiling.fixed_rows, *self.shard
-        )  # fmt: skip
+    def exact(self) -> HeadInputs:
+        return self._replace(compute=self.compute.exact())
+
+    def plan(self, *, one_pass: bool, split: bool = True) -> Plan | str:
+        """That of the widest shard, so that all ranks have the same; in a graph of any length what
+        it is asked for when it runs."""
+        n, width, vocab = self.sizes
+        budget, tail_mass = self.compute.memory_budget, self.compute.tail_mass
+        # a bias needs the same products as no gradient
+        gradients = tuple(
+            name for name, need in zip(("hidden", "weight"), self.needs, strict=False) if need
+        )
+        asked = (gradients, any(self.needs), one_pass, split, self.compute.batch_invariant)
+        if torch.compiler.is_compiling():
+            budget, tail_mass = fixed(budget), fixed(tail_mass)
+            if not self.shard.group and any_symbol(n, width, vocab):
+                text: str = _question(self.rows.backend, budget, *asked, tail_mass)
+                return text
+            n, width, vocab = fixed(n), fixed(width), fixed(vocab)
+        vocab, dtypes = self.shard.widest(vocab), (self.hidden.dtype, self.logits_dtype)
+        found: Plan = _plan(self.rows.backend, n, width, vocab, *dtypes, budget, *asked, tail_mass)
+        return found
+
+    def tiling(self, plan: Plan | str) -> Tiling:
+        if isinstance(plan, str):
+            return Tiling(0, 0, 0, self.logits_dtype, 0, plan)
+        kept = min(plan.kept_columns, self.sizes[2])
+        return Tiling(plan.rows, plan.columns, kept, self.logits_dtype, plan.fixed_rows, "")
 
     def sharded(
         self,
         meeting: Meeting,
         head: HeadOptions,
-        compute: ComputeOptions,
         shape: tuple[int, ...],
         more: Callable[[], Facts],
-    ) -> HeadCall:
+    ) -> HeadInputs:
         """The same with the shard that the ranks of vocab_group agree on."""
-        hidden, weight, targets, mask = self.arrays[:4]
 
         def same() -> Facts:
             return (
-                ("the width of hidden", int(hidden.shape[-1])),
+                ("the width of hidden", int(self.hidden.shape[-1])),
                 *head_facts(head),
-                *rows_facts(hidden, targets, mask, shape),
+                *rows_facts(self.hidden, self.rows.targets, self.rows.mask, shape),
                 ("which of hidden, weight and bias require grad", list(self.needs)),
-                *compute.facts,
+                *self.compute.facts,
                 *more(),
             )
 
-        return self._replace(shard=meeting.shard(int(weight.shape[0]), same))
+        return self._replace(shard=meeting.shard(int(self.weight.shape[0]), same))
 
 
-def head_call(
+def head_inputs(
     op: str,
     hidden: Tensor,
     weight: Tensor,
@@ -100,30 +102,26 @@ def head_call(
     mask: Tensor | None,
     head: HeadOptions,
     compute: ComputeOptions,
-    shape: tuple[int, ...],
-) -> HeadCall:
-    backend = backend_of(compute.backend, hidden)
-    if compute.tail_mass and backend != "cpu":
-        raise NotImplementedError(
-            f"{op}: tail_mass={compute.tail_mass!r} is served by backend 'cpu' only, got "
-            f"{backend!r}; tail_mass=0 is exact and served by all"
-        )
-    wide, look = hidden.dtype == torch.float64, backend not in ON_DEVICE
+    meeting: Meeting,
+) -> HeadInputs:
+    """Of arguments whose shapes and dtypes are checked."""
+    name = backend_of(compute.backend, hidden)
+    registry.get(name).require(
+        op, tail_mass=compute.tail_mass, batch_invariant=compute.batch_invariant,
+        vocab_group=meeting.sharded,
+    )  # fmt: skip
     differentiated = torch.is_grad_enabled()
-    needs = tuple(
+    hidden_needs, weight_needs, bias_needs = (
         differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
     )
-    arrays = (
+    return HeadInputs(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
-        targets.reshape(-1).to(torch.int64).contiguous(),
-        None if mask is None else mask.reshape(-1).contiguous(),
-        *flat_head(op, head, shape, mask, wide, look=look),
-        backend,
+        row_arguments(op, head, targets, mask, hidden.dtype == torch.float64, name),
+        compute,
+        logits_dtype(compute.logits_dtype, hidden.dtype),
+        (hidden_needs, weight_needs, bias_needs),
     )
-    asked = tuple(name for name, need in zip(("hidden", "weight"), needs, strict=False) if need)
-    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
-    return HeadCall(arrays, dtype, asked, (needs[0], needs[1], needs[2]))
 
 
 def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
@@ -145,12 +143,13 @@ _question = torch.compiler.assume_constant_result(question)
 # A compiled graph holds the plan as a constant: it follows from what the graph is guarded on.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(
+    backend: str,
     n: int,
     hidden: int,
     vocab: int,
     dtype: torch.dtype,
-    budget: int | str | None,
     logits: torch.dtype,
+    budget: int | str | None,
     gradients: tuple[str, ...],
     backward: bool,
     one_pass: bool,
@@ -159,8 +158,8 @@ def _plan(
     tail_mass: float,
 ) -> Plan:
     refuse_lost_threads()
-    return plan(
-        n, hidden, vocab, dtype, budget, logits_dtype=logits, gradients=gradients,
-        backward=backward, one_pass=one_pass, split=split, batch_invariant=fixed,
-        tail_mass=tail_mass,
+    return cached_plan(
+        registry.get(backend).machine, n, hidden, vocab, dtype, budget, logits_dtype=logits,
+        gradients=gradients, backward=backward, one_pass=one_pass, split=split,
+        batch_invariant=fixed, tail_mass=tail_mass,
     )  # fmt: skip

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from logitless.ops.head.plan import Plan, plan
-from logitless.ops.head.tiling import Tiles
+from logitless.backends import registry
+from logitless.ops.head.plan import Plan, cached_plan
+from logitless.ops.head.tiling import Tiling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ASKED = ("budget", "gradients", "backward", "one_pass", "split", "batch_invariant", "tail_mass")
+_ASKED = (
+    "backend", "budget", "gradients", "backward", "one_pass", "split", "batch_invariant",
+    "tail_mass",
+)  # fmt: skip
 
 
 def question(*asked: Any) -> str:
@@ -20,23 +23,20 @@ def question(*asked: Any) -> str:
     return json.dumps(dict(zip(_ASKED, asked, strict=True)))
 
 
-# The backward asks what the forward has asked.
-@functools.lru_cache(maxsize=256)
-def _answer(text: str, n: int, width: int, vocab: int, dtype: str, logits_dtype: str) -> Plan:
-    options = json.loads(text)
+def answer(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Plan:
+    """The plan for these sizes. The backward asks what the forward has asked."""
+    options = json.loads(tiling.question)
+    machine = registry.get(options.pop("backend")).machine
     options["gradients"] = tuple(options["gradients"])
-    return plan(n, width, vocab, dtype, logits_dtype=logits_dtype, **options)
+    return cached_plan(
+        machine, *hidden.shape, len(weight), hidden.dtype, logits_dtype=tiling.dtype, **options
+    )
 
 
-def answer(tiles: Tiles, hidden: Tensor, weight: Tensor) -> Plan:
-    dtypes = str(hidden.dtype), str(tiles.dtype)
-    return _answer(tiles.plan, *hidden.shape, len(weight), *dtypes)
-
-
-def planned(tiles: Tiles, hidden: Tensor, weight: Tensor) -> Tiles:
-    """The tiles themselves, or what these sizes make of a question."""
-    if not tiles.plan:
-        return tiles
-    found = answer(tiles, hidden, weight)
+def planned(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Tiling:
+    """The tiling itself, or what these sizes make of a question."""
+    if not tiling.question:
+        return tiling
+    found = answer(tiling, hidden, weight)
     kept = min(found.kept_columns, len(weight))
-    return Tiles(found.rows, found.columns, kept, tiles.dtype, found.fixed_rows)
+    return Tiling(found.rows, found.columns, kept, tiling.dtype, found.fixed_rows, "")

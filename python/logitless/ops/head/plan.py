@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-# Tiles are multiples of the core's block, so that any tiling gives the same bits.
-from logitless.backends.rows import BLOCK
+from logitless.backends.machine import CPU, Machine
 from logitless.backends.topk import KEPT
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import check_names, check_tail_mass
-from logitless.ops.head import cost
-from logitless.ops.head.cost import ITEMSIZE, Way, Work
+from logitless.ops.head import cost, strategies
+from logitless.ops.head.cost import ITEMSIZE, Problem
 
-# Rows per tile, and per product. Fewer cost speed, see cost.CPU.
-ROWS = 1024
-# Rows per product where all products have one shape, whatever the batch: see batch_invariant.
-FIXED_ROWS = 256
-# Bytes of a tile of logits: smaller ones pay more barriers (2 threads, 160 x 64 x 151936 float32:
-# 183, 111 and 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
-TILE_BYTES = 4 << 20
-# Bytes of the rows of weight that belong to a tile, and so of the partial sums of their gradient.
-WEIGHT_BYTES = 8 << 20
-DEFAULT_BUDGET = 512 << 20
-# Rows of the shortest chunk of the one-pass: below, products cost too much.
-SHORTEST_CHUNK = 64
 GRADIENTS = ("hidden", "weight")
 
 _UNITS = {
@@ -157,6 +145,31 @@ def plan(
 
     Raises ValueError below the smallest budget that can work, naming it.
     """
+    return plan_on(
+        CPU, tokens, hidden, vocab, dtype, budget, logits_dtype=logits_dtype, gradients=gradients,
+        backward=backward, one_pass=one_pass, split=split, batch_invariant=batch_invariant,
+        tail_mass=tail_mass, kept_entries=kept_entries,
+    )  # fmt: skip
+
+
+def plan_on(
+    machine: Machine,
+    tokens: int,
+    hidden: int,
+    vocab: int,
+    dtype: Any,
+    budget: int | str | None,
+    *,
+    logits_dtype: Any = None,
+    gradients: tuple[str, ...] = GRADIENTS,
+    backward: bool = True,
+    one_pass: bool = True,
+    split: bool = True,
+    batch_invariant: bool = False,
+    tail_mass: float = 0.0,
+    kept_entries: int = 0,
+) -> Plan:
+    """`plan` for a machine of these numbers."""
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
     tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
@@ -167,100 +180,46 @@ def plan(
         flag(label, value)
     check_tail_mass(tail_mass)
     needed = tuple(gradients) if backward else ()
-    work = Work(tokens, hidden, vocab, name, realised, needed, backward)
-    fixed = FIXED_ROWS if batch_invariant else 0
-    heights = _halved(ROWS, fixed) if fixed else _halved(max(1, min(tokens, ROWS)), 1)
-    limit = _default_budget(work, heights[0], fixed) if budget is None else parse_bytes(budget)
-    support = cost.candidate_bytes(tokens, kept_entries) if kept_entries else 0
+    problem = Problem(tokens, hidden, vocab, name, realised, needed, backward)
+    fixed = machine.fixed_rows if batch_invariant else 0
+    bare = strategies.bare(problem, fixed, machine)
+    limit = (
+        strategies.default_budget(problem, bare[0], machine)
+        if budget is None
+        else parse_bytes(budget)
+    )
+    support = cost.topk_bytes(tokens, kept_entries) if kept_entries else 0
     if tail_mass:
-        kept_entries, support = KEPT, cost.support_bytes(work, at_once=one_pass)
+        kept_entries, support = KEPT, cost.support_bytes(problem, at_once=one_pass)
     if budget is None:
         limit += support
-    ways = _two_pass_ways(work, heights, limit - support, fixed)
+    fitting = strategies.two_pass(problem, bare, limit - support, machine)
     if tail_mass:
         # Dense rows are few: their logits are made again.
-        ways = [way for way in ways if not way.kept]
+        fitting = [strategy for strategy in fitting if not strategy.kept_columns]
     elif one_pass and backward and tokens:
         # First, so that it is taken where it costs the same: it lets go of the logits at once.
-        ways = _one_pass_ways(work, heights, limit, fixed, split) + ways
-    if not ways:
-        least = support + min(
-            cost.total_bytes(work, way) for way in _bare_ways(work, heights, fixed)
-        )
+        fitting = strategies.one_pass(problem, limit, fixed, split, machine) + fitting
+    if machine.strategies is not None:
+        fitting = machine.strategies(problem, fitting)
+    if not fitting:
+        least = support + min(cost.total_bytes(problem, strategy, machine) for strategy in bare)
         raise ValueError(
             f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
             f"{vocab} vocabulary in {realised}, got {limit}"
         )
-    best = min(ways, key=lambda way: cost.seconds(work, way, cost.CPU))
+    best = min(fitting, key=lambda strategy: cost.seconds(problem, strategy, machine))
     return Plan(
         tokens, hidden, vocab, name, realised, limit,
-        best.rows, best.fixed, best.columns, best.kept, best.chunk,
-        cost.scratch_bytes(work, best), cost.kept_bytes(work, best),
-        cost.accumulator_bytes(work, best), kept_entries, support, cost.products(work, best),
-        cost.seconds(work, best, cost.CPU),
+        best.tile_rows, best.fixed_rows, best.tile_columns, best.kept_columns, best.chunk_rows,
+        cost.scratch_bytes(problem, best, machine), cost.kept_bytes(problem, best),
+        cost.accumulator_bytes(problem, best), kept_entries, support,
+        cost.products(problem, best), cost.seconds(problem, best, machine),
     )  # fmt: skip
 
 
-def _halved(size: int, smallest: int) -> list[int]:
-    sizes = [size]
-    while sizes[-1] > smallest:
-        sizes.append(max(-(-sizes[-1] // 2), smallest))
-    return sizes
-
-
-def _columns(work: Work, rows: int, fixed: int) -> int:
-    """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
-    once = not work.backward and not fixed and rows == work.tokens
-    rows = ROWS if fixed else rows
-    fitting = TILE_BYTES // (rows * work.item)
-    # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
-    if not (once and work.logits_dtype == work.dtype):
-        fitting = min(fitting, WEIGHT_BYTES // (work.hidden * ITEMSIZE[work.dtype]))
-    return min(max(fitting // BLOCK * BLOCK, BLOCK), work.vocab)
-
-
-def _default_budget(work: Work, rows: int, fixed: int) -> int:
-    """What holding all logits at once takes, up to a limit that one tile may exceed."""
-    way = Way(rows, _columns(work, rows, fixed), 0, fixed=fixed)
-    whole = [replace(way, kept=work.vocab)]
-    if work.backward and work.tokens:
-        whole.append(replace(way, chunk=work.tokens))
-    most = max(cost.total_bytes(work, way) for way in whole)
-    return max(min(DEFAULT_BUDGET, most), cost.total_bytes(work, way))
-
-
-def _bare_ways(work: Work, heights: list[int], fixed: int) -> list[Way]:
-    return [Way(rows, _columns(work, rows, fixed), 0, fixed=fixed) for rows in heights]
-
-
-def _two_pass_ways(work: Work, heights: list[int], limit: int, fixed: int) -> list[Way]:
-    """The tallest products that fit, without kept logits and with as many as there is room for."""
-    for way in _bare_ways(work, heights, fixed):
-        room = limit - cost.total_bytes(work, way)
-        if room < 0:
-            continue
-        if not work.backward or not work.tokens:
-            return [way]
-        fitting = room // (work.item * cost.padded(work.tokens, way))
-        kept = work.vocab if fitting >= work.vocab else fitting // way.columns * way.columns
-        return [way, replace(way, kept=kept)] if kept else [way]
-    return []
-
-
-def _one_pass_ways(
-    work: Work, heights: list[int], limit: int, fixed: int, split: bool
-) -> list[Way]:
-    """Chunks of all rows, half of them, a quarter ...: those that fit."""
-    ways = []
-    for chunk in _halved(work.tokens, min(SHORTEST_CHUNK, work.tokens) if split else work.tokens):
-        rows = min(chunk, ROWS)
-        if fixed:
-            rows = min(-(-chunk // fixed) * fixed, ROWS)
-            chunk = -(-chunk // fixed) * fixed if chunk < work.tokens else chunk
-        way = Way(rows, _columns(work, rows, fixed), 0, chunk, fixed)
-        if cost.total_bytes(work, way) <= limit:
-            ways.append(way)
-    return ways
+# A plan follows from its arguments.
+cached_plan = functools.lru_cache(maxsize=256)(plan_on)
 
 
 def _dtype_name(label: str, dtype: Any) -> str:

@@ -1,234 +1,307 @@
-"""torch op of the policy loss straight from hidden x weight, its gradients made in the forward.
+"""torch op of the policy loss from hidden x weight: forward and backward at once.
 
-A chunk of rows at a time: all logits of the chunk, their statistics, the loss's coefficients, and
-the rows that have any go back through the same logits: three products, and nothing is kept. Where
-the vocabulary is sharded, a chunk's states are gathered once and its d_hidden added up once. The
-backward scales what the forward made by the gradient of the loss.
+Rows go through in chunks whose logits are all held, or with tail_mass > 0 all at once with no
+logits held: statistics, the loss's coefficients, gradients. What is left for the backward is to
+multiply the gradients by that of the loss.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from logitless.backends import memory
-from logitless.backends.rows import STATE
+from logitless.backends.rows import Rows
 from logitless.inputs.make_tokens import make_tokens
-from logitless.loss.spec import PolicyLossSpec
-from logitless.ops.head.engine import Gradients, Upstream, fold, unfold
+from logitless.ops.head.backward import (
+    Forward,
+    Gradients,
+    Head,
+    Served,
+    active,
+    backward,
+    forward,
+    new_state,
+    weight_gradient,
+    zeros_like,
+)
 from logitless.ops.head.late_plan import answer, planned
-from logitless.ops.head.tiling import TILES, Sum, Tiles
+from logitless.ops.head.sparse import Support
+from logitless.ops.head.tiling import Tiling
 from logitless.ops.losses.op import (
-    LOSS,
     LossArguments,
     coefficients,
     loss_and_metrics,
     loss_and_metrics_fake,
 )
 from logitless.ops.losses.spec_code import decode
-from logitless.ops.rows.op import N_ROWS, ROWS, make_rows
+from logitless.ops.rows.arguments import RowArguments, RowGradients
 from logitless.ops.rows.outputs import empty_outputs, requested
-from logitless.ops.sharding.shard import LATE, SHARD, Shard, sum_dtype, tiling_of
-from logitless.ops.torch_op import begin_backward, register
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.torch_op import Autograd, Needs, WrittenList, register
 
-LOSS_ARGUMENTS = len(LossArguments._fields)
-# float16 tiles of d(logits) would lose what is below 6e-8, and a loss's coefficients are about
-# 1 / tokens: they are multiplied by a power of two that brings the largest to this.
-LARGEST_FLOAT16 = 2.0**-4
+OP = "linear_policy_loss"
+# After the metrics of the loss, with tail_mass > 0: largest and summed bound of
+# ||error of d(logits)||_1 over the rows served from their kept entries, the share of such rows
+# among those with a gradient, and the mean number of entries kept of each.
+SUPPORT_METRICS = (
+    "actor/support_bound_max", "actor/support_bound_sum", "actor/support_rows",
+    "actor/support_kept",
+)  # fmt: skip
 
 
-def separable(spec: PolicyLossSpec, *, batch: bool) -> bool:
-    """Whether a token's coefficients follow from its own logp and what is known before."""
-    selects = spec.control is not None and spec.control.selects
-    if spec.whole_sequences or (spec.needs_means and not batch):
-        return False
-    return not selects or (spec.selects and batch)
+class HeadPolicyLoss(NamedTuple):
+    loss: Tensor  # 0-d
+    metrics: Tensor  # [names]
+    logp: Tensor  # shaped like the mask
+    entropy: Tensor
+    d_hidden: Tensor  # empty where none is asked for, and so the next two
+    d_weight: Tensor
+    d_bias: Tensor
 
 
 class _Arguments(NamedTuple):
-    rows: tuple[Any, ...]
+    hidden: Tensor
+    weight: Tensor
+    rows: RowArguments
     loss: LossArguments
-    chunk: int
-    needs: tuple[bool, bool, bool]
-    tiles: Tiles
+    tail_mass: float
+    chunk_rows: int
+    needs: list[bool]
+    tiling: Tiling
     shard: Shard
 
-    @classmethod
-    def of(cls, args: tuple[Any, ...]) -> _Arguments:
-        rows, rest = args[:N_ROWS], args[N_ROWS:]
-        loss, (chunk, needs, *tiling) = rest[:LOSS_ARGUMENTS], rest[LOSS_ARGUMENTS:]
-        return cls(rows, LossArguments(*loss), chunk, needs, *tiling_of(tuple(tiling)))
 
-    def planned(self, hidden: Tensor, weight: Tensor) -> _Arguments:
-        """With the chunk and tiles to compute with. Where a graph of any length has come to a
-        length for which one pass is not the plan, all rows are one chunk, and what logits are not
-        kept is made again."""
-        tiles, chunk, kept = self.tiles, self.chunk, len(weight)
-        if tiles.plan:
-            found, tiles = answer(tiles, hidden, weight), planned(tiles, hidden, weight)
-            if not found.chunk_rows:
-                kept = tiles.kept
-            chunk = found.chunk_rows or len(hidden)
-        return self._replace(chunk=chunk, tiles=tiles._replace(kept=kept))
+class _Saved(NamedTuple):
+    d_hidden: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+    needs: list[bool]
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
 
 
-def _empty_gradients(hidden: Tensor, weight: Tensor, a: _Arguments) -> list[Tensor]:
-    """Memory for d_hidden, d_weight, d_bias; what is not rounded yet, for it is not complete, is
-    float32. A graph of any length has d_weight in one dtype, and rounds it when it is complete."""
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    unscaled = wide if hidden.dtype == torch.float16 else hidden.dtype
-    summed = unscaled if a.tiles.plan or a.chunk >= len(hidden) else wide
-    sizes = (hidden.shape, weight.shape, (len(weight),))
-    dtypes = (unscaled, summed, wide)
-    return [
-        memory.buffer(math.prod(size), dtype, hidden).view(size)
-        if need
-        else hidden.new_empty(0, dtype=dtype)
-        for size, dtype, need in zip(sizes, dtypes, a.needs, strict=True)
-    ]
+def metric_names(loss: LossArguments, tail_mass: float) -> tuple[str, ...]:
+    names = loss.metric_names(entropy=True)
+    return (*names, *SUPPORT_METRICS) if tail_mass else names
 
 
-def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    loss: LossArguments,
+    tail_mass: float,
+    chunk_rows: int,
+    needs: list[bool],
+    tiling: Tiling,
+    shard: Shard,
+) -> HeadPolicyLoss:
     hidden, weight = hidden.detach(), weight.detach()
-    given = _Arguments.of(args)
-    a = given.planned(hidden, weight)
-    tiles = a.tiles
-    rows, shape = make_rows(*a.rows, op="linear_policy_loss"), a.loss.mask.shape
-    names = a.loss.metric_names(entropy=True)
-    index = a.loss.mask.reshape(-1).nonzero().squeeze(1)
-    rows = rows.gather(index)
-    logp, entropy = first_values(hidden, a.loss)
-    gradients = _empty_gradients(hidden, weight, a)
-    gradients[0].zero_()
-    gradients[2].zero_()
-    h = tiles.operand(hidden, index)
-    held = min(a.chunk, rows.n)
-    kept = memory.buffer(tiles.padded(held) * tiles.kept, tiles.dtype, hidden)
-    state = hidden.new_empty(held, STATE, dtype=torch.float64)
-    result, started = None, False
-    for start in range(0, rows.n, max(a.chunk, 1)):
-        chunk = slice(start, min(start + a.chunk, rows.n))
-        part, ids, operand = rows.part(chunk), index[chunk], h[tiles.height(chunk)]
-        local, folded = a.shard.local(part), state[: part.n]
-        fold(operand, weight, local, folded, tiles, kept, False)
-        a.shard.merge(folded, part)
+    found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
+    head = Head(hidden, weight, found, shard, tail_mass)
+    of_active, index = active(rows.rows(OP))
+    values = _Values.first(hidden, loss)
+    work = _Work(head, needs, chunk_rows, of_active.n)
+    result, support_metrics = None, _no_support_metrics()
+    for part, ids in _chunks(of_active, index, chunk_rows):
+        f = work.forward(part, ids)
         out = empty_outputs(part.n, False, hidden)
-        part.finish(folded, a.shard.vocab(len(weight)), row_ids=ids, **requested(out, False))
-        logp[ids], entropy[ids] = out["logp"], out["entropy"]
+        part.finalize(f.state, head.vocab, row_ids=ids, **requested(out, False))
+        values.put(ids, out)
+        if f.support is not None:
+            f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
         # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
         # chunk are right, and after the last chunk so is the loss.
-        _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
-        g = Upstream(*(None if x is None else torch.from_numpy(x).to(ids.device)[ids].double()
-                       for x in (result.g_logp, result.g_entropy)))  # fmt: skip
-        started |= _add_chunk(
-            operand, weight, local, state, g, tiles, kept, ids, gradients, a.needs, started,
-            whole=chunk.stop - chunk.start == rows.n, shard=a.shard,
+        result = values.coefficients()
+        g = _row_gradients(result, ids, hidden)
+        served = Served.of(f, g, tail_mass)
+        work.backward(f, g, served)
+        if f.support is not None:
+            support_metrics = _support_metrics(f, g, served)
+    result = values.coefficients() if result is None else result
+    loss_value, metrics = loss_and_metrics(result, loss.metric_names(entropy=True), hidden)
+    if tail_mass:
+        metrics = torch.cat([metrics, support_metrics])
+    gradients = work.gradients(rounded=bool(tiling.question))
+    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients)
+
+
+def _planned(
+    tiling: Tiling, hidden: Tensor, weight: Tensor, chunk_rows: int, tail_mass: float
+) -> tuple[Tiling, int]:
+    """The tiling and the rows of a chunk to compute with. Where a graph of any length has come to a
+    length for which one pass is not the plan, all rows are one chunk, and logits that are not kept
+    are made again."""
+    found = planned(tiling, hidden, weight)
+    if tail_mass:
+        return found, len(hidden)
+    if tiling.question:
+        chunk_rows = answer(tiling, hidden, weight).chunk_rows
+        if not chunk_rows:
+            return found, len(hidden)
+    return found._replace(kept=len(weight)), chunk_rows
+
+
+def _chunks(
+    rows: Rows, index: Tensor | None, chunk_rows: int
+) -> Iterator[tuple[Rows, Tensor | None]]:
+    """The rows of each chunk and their places in hidden; None: all rows of it."""
+    if rows.n <= chunk_rows:
+        if rows.n:
+            yield rows, index
+        return
+    for start in range(0, rows.n, chunk_rows):
+        chunk = slice(start, min(start + chunk_rows, rows.n))
+        if index is None:
+            yield rows.part(chunk), torch.arange(chunk.start, chunk.stop)
+        else:
+            yield rows.part(chunk), index[chunk]
+
+
+class _Values:
+    """logp and entropy of all tokens, as far as they are known."""
+
+    def __init__(self, logp: Tensor, entropy: Tensor, loss: LossArguments) -> None:
+        self.logp, self.entropy, self.loss = logp, entropy, loss
+
+    @classmethod
+    def first(cls, hidden: Tensor, loss: LossArguments) -> _Values:
+        """Where the mask is true, finite numbers for rows still to come: logp is that of the old
+        policy. Raises for whatever is wrong with the loss's shapes and dtypes."""
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
+        make_tokens(
+            entropy, loss.advantages, loss.mask, old_logp=loss.old_logp, ref_logp=loss.ref_logp,
+            rollout_logp=loss.rollout_logp, cu_seqlens=loss.cu_seqlens, token_ids=loss.token_ids,
         )  # fmt: skip
-    if result is None:
-        _, result = coefficients(logp.view(shape), entropy.view(shape), a.loss)
-    if not started:
-        gradients[1].zero_()
-    if given.tiles.plan:
-        gradients[1] = gradients[1].to(gradients[0].dtype)
-    return (
-        *loss_and_metrics(result, names, logp),
-        logp.view(shape),
-        entropy.view(shape),
-        *gradients,
+        # of the policy that the ratio divides by: its ratios are 1
+        inference = decode(loss.spec).ratio == "inference"
+        near = loss.rollout_logp if inference else loss.old_logp
+        logp = entropy.clone()
+        if near is not None:
+            logp = torch.where(loss.mask, near.to(wide), entropy)
+        return cls(logp.view(-1), entropy.view(-1), loss)
+
+    @property
+    def shaped(self) -> tuple[Tensor, Tensor]:
+        shape = self.loss.mask.shape
+        return self.logp.view(shape), self.entropy.view(shape)
+
+    def put(self, ids: Tensor | None, out: dict[str, Tensor]) -> None:
+        for name, values in (("logp", self.logp), ("entropy", self.entropy)):
+            values[slice(None) if ids is None else ids] = out[name]
+
+    def coefficients(self) -> Any:
+        _, result = coefficients(*self.shaped, self.loss)
+        return result
+
+
+def _row_gradients(result: Any, ids: Tensor | None, like: Tensor) -> RowGradients:
+    """The coefficients of some rows, where the logits are."""
+    found = (
+        None if x is None else torch.from_numpy(x).reshape(-1).to(like.device)
+        for x in (result.g_logp, result.g_entropy)
+    )
+    return RowGradients(
+        *(None if x is None else (x if ids is None else x[ids]).double() for x in found)
     )
 
 
-def first_values(hidden: Tensor, loss: LossArguments) -> tuple[Tensor, Tensor]:
-    """Memory for logp and entropy. Where the mask is true, finite numbers for rows still to come:
-    logp is that of the old policy. Raises for whatever is wrong with the loss's shapes and dtypes.
-    """
+class _Work:
+    """Memory of the chunks, and the sums of gradients over them."""
+
+    def __init__(self, head: Head, needs: list[bool], chunk_rows: int, n: int) -> None:
+        self.head, self.needs, self.n = head, needs, n
+        hidden, tiling = head.hidden, head.tiling
+        held = min(chunk_rows, n)
+        self.kept = memory.buffer(tiling.padded(held) * tiling.kept, tiling.dtype, hidden)
+        self.state = new_state(held, hidden)
+        self.support = Support.empty(held) if head.tail_mass else None
+        self.dtypes = _gradient_dtypes(hidden, chunk_rows >= len(hidden))
+        of_hidden, _, of_bias = self.dtypes
+        self.d_hidden = memory.buffer_like(hidden, of_hidden).zero_() if needs[0] else None
+        self.d_weight: Tensor | None = None
+        self.d_bias = hidden.new_zeros(len(head.weight), dtype=of_bias) if needs[2] else None
+
+    def forward(self, part: Rows, ids: Tensor | None) -> Forward:
+        return forward(self.head, part, ids, self.kept, self.state, self.support, extras=False)
+
+    def backward(self, f: Forward, g: RowGradients, served: Served) -> None:
+        if served.none:
+            return
+        started = self.d_weight is not None
+        if self.needs[1] and not started:
+            self.d_weight = weight_gradient(self.head.weight, self.dtypes[1], served)
+        out = Gradients(self.d_hidden, self.d_weight, self.d_bias)
+        whole = f.rows.n == self.n
+        backward(self.head, f, g, served, out, started=started, whole=whole, rescale=True)
+
+    def gradients(self, *, rounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Empty where none is asked for. A graph of any length has d_weight in one dtype."""
+        d_weight = self.d_weight
+        if d_weight is None and self.needs[1]:
+            d_weight = zeros_like(self.head.weight, self.dtypes[1])
+        if d_weight is not None and rounded:
+            d_weight = d_weight.to(self.dtypes[0])
+        return tuple(  # type: ignore[return-value]
+            self.head.hidden.new_empty(0, dtype=dtype) if x is None else x
+            for x, dtype in zip((self.d_hidden, d_weight, self.d_bias), self.dtypes, strict=True)
+        )
+
+
+def _gradient_dtypes(hidden: Tensor, one_chunk: bool) -> tuple[torch.dtype, ...]:
+    """A d_weight that is not complete yet is not rounded; nor is float16, before the gradient of
+    the loss is known."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
-    make_tokens(
-        entropy, loss.advantages, loss.mask, old_logp=loss.old_logp, ref_logp=loss.ref_logp,
-        rollout_logp=loss.rollout_logp,
-        cu_seqlens=loss.cu_seqlens, token_ids=loss.token_ids,
-    )  # fmt: skip
-    # of the policy that the ratio divides by: its ratios are 1
-    inference = decode(loss.spec).ratio == "inference"
-    near = loss.rollout_logp if inference else loss.old_logp
-    logp = entropy.clone()
-    if near is not None:
-        logp = torch.where(loss.mask, near.to(wide), entropy)
-    return logp.view(-1), entropy.view(-1)
+    unscaled = wide if hidden.dtype == torch.float16 else hidden.dtype
+    return unscaled, unscaled if one_chunk else wide, wide
 
 
-def _add_chunk(
-    operand: Tensor,
+def _no_support_metrics() -> Tensor:
+    # Without any row that has a gradient, none went without being served.
+    return torch.tensor([0.0, 0.0, 1.0, 0.0])
+
+
+def _support_metrics(f: Forward, g: RowGradients, served: Served) -> Tensor:
+    rows, sparse = f.rows, served.sparse
+    assert f.support is not None
+    if not len(sparse):
+        return torch.tensor([0.0, 0.0, float(not len(served.dense)), 0.0])
+    scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
+    bound = f.support.bound(g)[sparse] * scale * rows.pre
+    kept = f.support.count[sparse].double().mean()
+    share = torch.tensor(len(sparse) / (len(sparse) + len(served.dense)))
+    return torch.stack([bound.max(), bound.sum(), share, kept]).float()
+
+
+def _forward_fake(
+    hidden: Tensor,
     weight: Tensor,
-    rows: Any,
-    state: Tensor,
-    g: Upstream,
-    tiles: Tiles,
-    kept: Tensor,
-    ids: Tensor,  # of the chunk's rows among all
-    gradients: list[Tensor],
-    needs: tuple[bool, bool, bool],
-    started: bool,
-    *,
-    whole: bool,
+    rows: RowArguments,
+    loss: LossArguments,
+    tail_mass: float,
+    chunk_rows: int,
+    needs: list[bool],
+    tiling: Tiling,
     shard: Shard,
-) -> bool:
-    """Add a chunk's share to the gradients; False where none of its rows has any."""
-    active = g.active(rows.targets)
-    if len(active) == 0:
-        return False
-    everything = len(active) == rows.n
-    padded = tiles.padded(len(active))
-    chosen = Upstream(**g.at(active))
-    scale = power_of_two(chosen) if tiles.dtype == torch.float16 else 1.0
-    d_hidden, d_weight, d_bias = gradients
-    dtype = sum_dtype(shard, d_hidden.dtype)
-    mine = d_hidden.new_empty(padded, operand.shape[1], dtype=dtype) if needs[0] else None
-    unfold(
-        operand if everything else tiles.operand(operand, active),
-        weight,
-        rows if everything else rows.gather(active),
-        state[: rows.n] if everything else state[active],
-        Upstream(*(None if x is None else x * scale for x in chosen)),
-        tiles,
-        kept,
-        None if everything else active,
-        rows.n,
-        Gradients(
-            mine,
-            (lambda a, b, parts: Sum(d_weight[a:b], single=whole and parts == 1,
-                                     started=started, alpha=1 / scale))
-            if needs[1] else None,
-            d_bias if needs[2] else None,
-            1 / scale,
-        ),
-    )  # fmt: skip
-    if mine is not None:
-        own = mine[: len(active)]
-        shard.reduce(own)
-        d_hidden.index_copy_(0, ids[active], own.to(d_hidden.dtype))
-    return True
-
-
-def power_of_two(g: Upstream) -> float:
-    largest = max(float(x.abs().max()) for x in g if x is not None)
-    return float(2.0 ** -math.ceil(math.log2(largest / LARGEST_FLOAT16)))
-
-
-def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    a = _Arguments.of(args)
-    names = a.loss.metric_names(entropy=True)
+) -> HeadPolicyLoss:
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    values = (hidden.new_empty(a.loss.mask.shape, dtype=wide) for _ in range(2))
-    scalars = loss_and_metrics_fake(names, hidden)
-    return (*scalars, *values, *_empty_gradients(hidden, weight, a))
+    values = (hidden.new_empty(loss.mask.shape, dtype=wide) for _ in range(2))
+    scalars = loss_and_metrics_fake(metric_names(loss, tail_mass), hidden)
+    one_chunk = bool(tiling.question or tail_mass) or chunk_rows >= hidden.shape[0]
+    dtypes = _gradient_dtypes(hidden, one_chunk)
+    sizes = (hidden, weight, weight[:, 0])
+    gradients = (
+        torch.empty_like(x, dtype=dtype) if need else hidden.new_empty(0, dtype=dtype)
+        for x, dtype, need in zip(sizes, dtypes, needs, strict=True)
+    )
+    return HeadPolicyLoss(*scalars, *values, *gradients)
 
 
-def _scale(gradients: list[Tensor], by: Tensor) -> None:
+def _scale(gradients: WrittenList, by: Tensor) -> None:
     factor = by.item()
     if factor != 1.0:
         for gradient in gradients:
@@ -236,41 +309,28 @@ def _scale(gradients: list[Tensor], by: Tensor) -> None:
             gradient.mul_(factor)
 
 
-_scale_op = register(
-    "scale_gradients_(Tensor(a!)[] gradients, Tensor by) -> ()", _scale, lambda *_: None
-)
+_scale_op = register("scale_gradients_", _scale, lambda *_: None)
 
 
-def setup_scaling(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    # or autograd would hand zeros the size of the head to a backward that ignores them
-    ctx.set_materialize_grads(False)
-    ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
-    ctx.needs = inputs[2 + N_ROWS + LOSS_ARGUMENTS + 1]
-    ctx.inputs = len(inputs)
-    ctx.save_for_backward(*output[-3:])
+def _save(given: _Arguments, out: HeadPolicyLoss) -> _Saved:
+    dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
+    return _Saved(out.d_hidden, out.d_weight, out.d_bias, given.needs, dtypes)
 
 
-def scale_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    begin_backward(ctx, "linear_policy_loss", reuses_memory=True)
-    if grad is None:
-        return tuple([None] * ctx.inputs)
-    gradients = list(ctx.saved_tensors)
-    _scale_op(gradients, grad)
-    dtypes = (*ctx.dtypes, gradients[2].dtype)
-    d_hidden, d_weight, d_bias = (
-        x.to(dtype) if need else None
-        for x, dtype, need in zip(gradients, dtypes, ctx.needs, strict=True)
-    )
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * (ctx.inputs - 5))
+def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str, Tensor | None]:
+    names, gradients = ("hidden", "weight", "rows.bias"), list(saved[:3])
+    _scale_op(gradients, upstream.loss)
+    return {
+        name: gradient.to(dtype) if need else None
+        for name, gradient, dtype, need in zip(
+            names, gradients, saved.dtypes, saved.needs, strict=True
+        )
+    }
 
 
-one_pass = register(
-    f"linear_policy_loss(Tensor hidden, Tensor weight, {ROWS}, {LOSS}, int chunk_rows, "
-    f"bool[] needs, {TILES}, {SHARD}, {LATE}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+head_policy_loss = register(
+    OP,
     _forward,
     _forward_fake,
-    setup=setup_scaling,
-    backward=scale_backward,
+    autograd=Autograd(OP, ("loss",), _save, _backward, lambda saved: True),
 )

@@ -1,153 +1,227 @@
-"""torch op over hidden x weight: statistics forward; backward by kept logits or another product.
+"""torch op over hidden x weight: statistics forward; backward by kept logits, by another product,
+or with tail_mass > 0 from the largest entries of the rows that lose little by it.
 
 Rows outside the mask never enter a product; rows whose upstream gradients are all zero never enter
-a backward product. Of a sharded vocabulary each rank folds its own columns; their states are
+a backward product. Of a sharded vocabulary each rank computes its own columns; their states are
 gathered and merged once in the forward, and d_hidden is added up once in the backward.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from logitless.backends import memory
-from logitless.backends.rows import STATE
-from logitless.ops.head.engine import Gradients, Upstream, fold, unfold
-from logitless.ops.head.tiling import TILES, Sum
-from logitless.ops.rows.op import N_ROWS, ROWS, UPSTREAM, make_rows
-from logitless.ops.rows.outputs import DIFFERENTIABLE, as_float64, empty_outputs, requested
-from logitless.ops.sharding.shard import LATE, SHARD, sum_dtype, tiling_of
-from logitless.ops.torch_op import begin_backward, register
-
-
-def _forward(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *row_args, extras = args[: N_ROWS + 1]
-    tiles, shard = tiling_of(args[N_ROWS + 1 :], hidden, weight)
-    rows = make_rows(*row_args, op="linear_token_stats")
-    index = None if rows.mask is None else rows.mask.nonzero().squeeze(1)
-    rows = rows.gather(index)
-    hidden, weight = hidden.detach(), weight.detach()
-    kept = memory.buffer(tiles.padded(len(hidden)) * tiles.kept, tiles.dtype, hidden)
-    state = hidden.new_empty(len(hidden), STATE, dtype=torch.float64)
-    mine, local = state[: rows.n], shard.local(rows)
-    fold(tiles.operand(hidden, index), weight, local, mine, tiles, kept, extras)
-    shard.merge(mine, rows)
-    out = empty_outputs(rows.n, extras, hidden)
-    rows.finish(mine, shard.vocab(len(weight)), row_ids=index, **requested(out, extras))
-    if index is not None:
-        out = {name: scatter(value, index, len(hidden), name) for name, value in out.items()}
-    return (*out.values(), state, kept)
-
-
-def scatter(values: Tensor, index: Tensor, n: int, name: str) -> Tensor:
-    if len(values) != len(index):
-        return values
-    full = values.new_full((n,), -1 if name == "argmax" else 0)
-    return full.index_copy_(0, index, values)
-
-
-def _forward_fake(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras, (tiles, _) = hidden.shape[0], args[N_ROWS], tiling_of(args[N_ROWS + 1 :])
-    state = hidden.new_empty(n, STATE, dtype=torch.float64)
-    # How many logits are kept the plan will tell.
-    late = bool(tiles.plan)
-    held = torch.library.get_ctx().new_dynamic_size() if late else tiles.padded(n) * tiles.kept
-    kept = hidden.new_empty(held, dtype=tiles.dtype)
-    return (*empty_outputs(n, extras, hidden).values(), state, kept)
-
-
-def _backward_kernel(hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    row_args, (state, kept, *g) = args[:N_ROWS], args[N_ROWS : N_ROWS + 5]
-    upstream, needs = Upstream(*g), args[N_ROWS + 5]
-    tiles, shard = tiling_of(args[N_ROWS + 6 :], hidden, weight)
-    hidden, weight = hidden.detach(), weight.detach()
-    rows, n = shard.local(make_rows(*row_args, op="linear_token_stats")), len(hidden)
-    index = upstream.active(rows.targets)
-    if rows.mask is not None:
-        index = index[rows.mask[index]]
-    grads = empty_gradients(hidden, weight, needs)
-    if len(index) == 0:
-        return tuple(gradient.zero_() for gradient in grads)
-    # Position of each active row among the rows of the forward: how kept tiles are laid out.
-    folded = n if rows.mask is None else int(rows.mask.sum())
-    place = index if rows.mask is None else (rows.mask.cumsum(0) - 1)[index]
-    everything = len(index) == folded
-    padded = tiles.padded(len(index))
-    dtype = sum_dtype(shard, hidden.dtype)
-    in_place = len(index) == n == padded and dtype == hidden.dtype
-    d_hidden = grads[0] if in_place else hidden.new_empty(padded, hidden.shape[1], dtype=dtype)
-    unfold(
-        tiles.operand(hidden, None if len(index) == n else index),
-        weight,
-        rows.gather(index),
-        state[:folded] if everything else state[place],
-        Upstream(**upstream.at(index)),
-        tiles,
-        kept,
-        None if everything else place,
-        folded,
-        Gradients(
-            d_hidden if needs[0] else None,
-            (lambda a, b, parts: Sum(grads[1][a:b], single=parts == 1)) if needs[1] else None,
-            grads[2].zero_() if needs[2] else None,
-        ),
-    )
-    if needs[0]:
-        own = d_hidden[: len(index)]
-        shard.reduce(own)
-        if not in_place:
-            grads[0].zero_().index_copy_(0, index, own.to(hidden.dtype))
-    return grads
-
-
-def empty_gradients(
-    hidden: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor, ...]:
-    """Memory for d_hidden, d_weight, d_bias; empty where no gradient is asked for."""
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    return (
-        torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
-        memory.buffer_like(weight) if needs[1] else hidden.new_empty(0),
-        hidden.new_empty(len(weight) if needs[2] else 0, dtype=wide),
-    )
-
-
-_backward_op = register(
-    f"linear_stats_backward(Tensor hidden, Tensor weight, {ROWS}, Tensor state, Tensor(a!) kept, "
-    f"{UPSTREAM}, bool[] needs, {TILES}, {SHARD}, {LATE}) -> (Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    lambda hidden, weight, *args: empty_gradients(hidden, weight, args[N_ROWS + 5]),
+from logitless.ops.head.backward import (
+    Forward,
+    Gradients,
+    Head,
+    Served,
+    active,
+    backward,
+    covers,
+    forward,
+    new_state,
+    weight_gradient,
 )
+from logitless.ops.head.late_plan import planned
+from logitless.ops.head.sparse import Support
+from logitless.ops.head.tiling import LogitStore, Tiling
+from logitless.ops.rows.arguments import RowArguments, RowGradients
+from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs, requested, scattered
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.torch_op import Autograd, Needs, Written, register
+
+OP = "linear_token_stats"
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, mask, bias, row_scale, *rest = inputs
-    ctx.chain, ctx.tiles = rest[:4], rest[5:]
-    ctx.mark_non_differentiable(*output[len(DIFFERENTIABLE) :])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, targets, mask, bias, row_scale, *output[-2:])
+class HeadStats(NamedTuple):
+    """[N] each; extras are empty where none is asked for, and what is dropped with tail_mass = 0.
+    From `state` on: what the backward is made of."""
+
+    logp: Tensor
+    entropy: Tensor
+    lse: Tensor
+    varentropy: Tensor
+    sum_p2: Tensor
+    entropy_change: Tensor
+    argmax: Tensor
+    dropped_mass: Tensor
+    dropped_entropy: Tensor
+    state: Tensor  # [N, STATE] float64
+    kept: Tensor  # logits, see LogitStore
+    support: Support  # of no row with tail_mass = 0
 
 
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    begin_backward(ctx, "linear_token_stats", reuses_memory=True)
-    hidden, weight, targets, mask, bias, row_scale, state, kept = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
-    g = [as_float64(gradient) for gradient in upstream[:3]]
-    grads = _backward_op(
-        hidden, weight, targets, mask, bias, row_scale, *ctx.chain, state, kept, *g, needs,
-        *ctx.tiles,
+class HeadGradients(NamedTuple):
+    """Empty where none is asked for."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class _Arguments(NamedTuple):
+    hidden: Tensor
+    weight: Tensor
+    rows: RowArguments
+    extras: bool
+    tail_mass: float
+    tiling: Tiling
+    shard: Shard
+
+
+class _Saved(NamedTuple):
+    hidden: Tensor
+    weight: Tensor
+    rows: RowArguments
+    state: Tensor
+    kept: Tensor
+    support: Support
+    tail_mass: float
+    tiling: Tiling
+    shard: Shard
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    extras: bool,
+    tail_mass: float,
+    tiling: Tiling,
+    shard: Shard,
+) -> HeadStats:
+    n = len(hidden)
+    head = Head(hidden.detach(), weight.detach(), planned(tiling, hidden, weight), shard, tail_mass)
+    of_active, index = active(rows.rows(OP))
+    support = Support.empty(n if tail_mass else 0)
+    kept = _logits_memory(head)
+    state = new_state(n, hidden)
+    f = forward(head, of_active, index, kept, state, support if tail_mass else None, extras=extras)
+    out = empty_outputs(of_active.n, extras, hidden)
+    of_active.finalize(f.state, head.vocab, row_ids=index, **requested(out, extras))
+    dropped = torch.empty(0), torch.empty(0)
+    if f.support is not None:
+        f.support.measure(of_active, f.state, head.vocab, tail_mass, shard, head.tiling.dtype)
+        dropped = f.support.dropped_mass, f.support.dropped_entropy
+    for name, value in zip(("dropped_mass", "dropped_entropy"), dropped, strict=True):
+        out[name] = torch.empty(len(value), dtype=out["logp"].dtype).copy_(value)
+    return HeadStats(*scattered(out, index, n).values(), state, kept, support)
+
+
+def _logits_memory(head: Head) -> Tensor:
+    tiling = head.tiling
+    return memory.buffer(tiling.padded(len(head.hidden)) * tiling.kept, tiling.dtype, head.hidden)
+
+
+def _forward_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    extras: bool,
+    tail_mass: float,
+    tiling: Tiling,
+    shard: Shard,
+) -> HeadStats:
+    n = hidden.shape[0]
+    out = empty_outputs(n, extras, hidden)
+    dropped = (out["logp"].new_empty(n if tail_mass else 0) for _ in range(2))
+    # How many logits are kept the plan will tell.
+    late = bool(tiling.question) and not tail_mass
+    held = torch.library.get_ctx().new_dynamic_size() if late else tiling.padded(n) * tiling.kept
+    kept = hidden.new_empty(held, dtype=tiling.dtype)
+    support = Support.empty(n if tail_mass else 0)
+    return HeadStats(*out.values(), *dropped, new_state(n, hidden), kept, support)
+
+
+def _backward_kernel(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    state: Tensor,
+    kept: Written,
+    support: Support,
+    g: RowGradients,
+    needs: list[bool],
+    tail_mass: float,
+    tiling: Tiling,
+    shard: Shard,
+) -> HeadGradients:
+    tiling = planned(tiling, hidden, weight)
+    head = Head(hidden.detach(), weight.detach(), tiling, shard, tail_mass)
+    of_active, index = active(rows.rows(OP))
+    n = of_active.n
+    f = Forward(
+        of_active, index, None, state[:n], LogitStore(kept, n, tiling),
+        support.first(n) if tail_mass else None,
     )  # fmt: skip
-    d_hidden, d_weight, d_bias = (d if need else None for d, need in zip(grads, needs, strict=True))
-    return (d_hidden, d_weight, None, None, d_bias, *[None] * 14)
+    g = g if index is None else g.at(index)
+    served = Served.of(f, g, tail_mass)
+    out = _memory(head, f, served, needs)
+    if not served.none:
+        backward(head, f, g, served, out)
+    return HeadGradients(*(hidden.new_empty(0) if x is None else x for x in out))
+
+
+def _memory(head: Head, f: Forward, served: Served, needs: list[bool]) -> Gradients:
+    hidden, weight = head.hidden, head.weight
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like
+    return Gradients(
+        of_hidden(hidden) if needs[0] else None,
+        weight_gradient(weight, weight.dtype, served) if needs[1] else None,
+        hidden.new_zeros(len(weight), dtype=wide) if needs[2] else None,
+    )
+
+
+def _backward_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    state: Tensor,
+    kept: Tensor,
+    support: Support,
+    g: RowGradients,
+    needs: list[bool],
+    *_: object,
+) -> HeadGradients:
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    return HeadGradients(
+        torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
+        torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
+        hidden.new_empty(weight.shape[0], dtype=wide) if needs[2] else hidden.new_empty(0),
+    )
+
+
+_backward_op = register("linear_stats_backward", _backward_kernel, _backward_fake)
+
+
+def _save(given: _Arguments, out: HeadStats) -> _Saved:
+    return _Saved(
+        given.hidden, given.weight, given.rows, out.state, out.kept, out.support, given.tail_mass,
+        given.tiling, given.shard,
+    )  # fmt: skip
+
+
+def _backward(saved: _Saved, upstream: HeadStats, needs: Needs) -> dict[str, Tensor | None]:
+    names = ("hidden", "weight", "rows.bias")
+    needed = [needs(name) for name in names]
+    g = RowGradients.of(*upstream[:3])
+    *inputs, tail_mass, tiling, shard = saved
+    gradients = _backward_op(*inputs, g, needed, tail_mass, tiling, shard)
+    return {
+        name: gradient if need else None
+        for name, gradient, need in zip(names, gradients, needed, strict=True)
+    }
 
 
 linear_stats = register(
-    f"linear_stats(Tensor hidden, Tensor weight, {ROWS}, bool extras, {TILES}, {SHARD}, {LATE})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "linear_stats",
     _forward,
     _forward_fake,
-    setup=_setup,
-    backward=_backward,
+    # A backward of kept logits writes over them; one of kept entries leaves all as it was.
+    autograd=Autograd(OP, DIFFERENTIABLE, _save, _backward, lambda saved: not saved.tail_mass),
 )

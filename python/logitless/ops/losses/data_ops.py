@@ -13,7 +13,7 @@ from logitless.ops.batch_stats import token_ids
 from logitless.ops.losses.spec_code import decode
 from logitless.ops.losses.tracing import correction_code
 from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
-from logitless.ops.torch_op import register
+from logitless.ops.torch_op import register_schema
 
 
 def traced_weights(
@@ -57,7 +57,7 @@ def _metric_names(text: str) -> tuple[str, ...]:
     return tuple(rollout_weights(nothing, nothing, nothing > 0, correction).metrics)
 
 
-_weights_op = register(
+_weights_op = register_schema(
     "rollout_weights(Tensor old_logp, Tensor rollout_logp, Tensor mask, Tensor? cu_seqlens, "
     "str correction) -> (Tensor, Tensor, Tensor)",
     _weights,
@@ -74,7 +74,7 @@ def _ids_fake(sequence_ids: Tensor, positions: Tensor, _: int) -> Tensor:
     return sequence_ids.new_empty(shape, dtype=torch.int64)
 
 
-traced_ids = register(
+traced_ids = register_schema(
     "token_ids(Tensor sequence_ids, Tensor positions, SymInt max_length) -> Tensor",
     token_ids,
     _ids_fake,

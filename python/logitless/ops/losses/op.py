@@ -19,7 +19,7 @@ from logitless.ops.batch_stats import BatchStats
 from logitless.ops.losses.spec_code import decode
 from logitless.ops.losses.tracing import spec_code
 from logitless.ops.policy_loss import policy_coefficients
-from logitless.ops.torch_op import begin_backward, graph_is_kept, register
+from logitless.ops.torch_op import Symbols, begin_backward, graph_is_kept, register_schema
 
 # What a loss knows beside logp and entropy, in the order of `LossArguments`.
 LOSS = (
@@ -41,7 +41,7 @@ class LossArguments(NamedTuple):
     token_ids: Tensor | None
     selected: Tensor | None  # of the batch, sorted
     sequences: Tensor | None  # of the batch
-    totals: list[int] | None  # tokens, sequences, world_size
+    totals: Symbols | None  # tokens, sequences, world_size
     # of the batch: advantage, logp, count, both credits, importance; None without one
     means: list[float] | None
     # the same in a graph, which would else be for one batch alone
@@ -228,7 +228,7 @@ def _scaled(coefficients: Tensor, grad: Tensor) -> Tensor:
         return coefficients * grad
 
 
-policy_loss_op = register(
+policy_loss_op = register_schema(
     f"policy_loss(Tensor logp, Tensor? entropy, {LOSS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,

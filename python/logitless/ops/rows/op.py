@@ -2,75 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from logitless.backends import memory
-from logitless.backends.row_errors import raise_found
-from logitless.backends.rows import STATE, Rows
-from logitless.inputs.make_tokens import thread_count
-from logitless.inputs.scaling import scale_range
-from logitless.ops.rows.outputs import as_float64, empty_outputs, requested
+from logitless.backends.rows import STATE
+from logitless.ops.rows.arguments import RowArguments, RowGradients
+from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs, requested
 from logitless.ops.rows.overwrite import saved_as_given
-from logitless.ops.sharding.shard import SHARD, Shard
-from logitless.ops.torch_op import begin_backward, register
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.torch_op import Autograd, Needs, Written, register
 
-# The arguments every row op starts with, in the order of `make_rows`.
-ROWS = (
-    "Tensor targets, Tensor? mask, Tensor? bias, Tensor? row_scale, "
-    "float scale, float pre, float softcap, str backend"
-)
-N_ROWS = 8
-UPSTREAM = "Tensor? g_logp, Tensor? g_entropy, Tensor? g_lse"
+OP = "token_stats"
 
 
-def make_rows(
-    targets: Tensor,  # [N] int64
-    mask: Tensor | None,  # [N] bool
-    bias: Tensor | None,  # [V]
-    row_scale: Tensor | None,  # [N] float64
-    scale: float,
-    pre: float,
-    softcap: float,
-    backend: str,
-    *,
-    op: str = "token_stats",
-) -> Rows:
-    """The start of every row op's forward and backward: here bad rows of earlier calls surface."""
-    if backend != "cpu":
-        raise_found(targets.device)
-        if row_scale is not None:
-            # The host has not seen these values: a bad one makes NaN of its row, never a number.
-            low, high = scale_range(pre, softcap)
-            good = (low <= row_scale) & (row_scale <= high)
-            row_scale = torch.where(good, row_scale, float("nan"))
-    # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
-    bias = None if bias is None else bias.detach()
-    n, threads = len(targets), thread_count(targets)
-    return Rows(n, targets, mask, row_scale, scale, bias, pre, softcap, threads, backend, op)
+class RowStats(NamedTuple):
+    """[n] each; extras are empty where none is asked for."""
+
+    logp: Tensor
+    entropy: Tensor
+    lse: Tensor
+    varentropy: Tensor
+    sum_p2: Tensor
+    entropy_change: Tensor
+    argmax: Tensor
+    state: Tensor  # [n, STATE] float64
 
 
-def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    extras, shard = args[N_ROWS], Shard(*args[N_ROWS + 2 :])
-    rows, width = make_rows(*args[:N_ROWS]), logits.shape[-1]
-    out = empty_outputs(rows.n, extras, logits)
-    state = torch.empty(rows.n, STATE, dtype=torch.float64, device=logits.device)
+class _Arguments(NamedTuple):
+    logits: Tensor
+    rows: RowArguments
+    extras: bool
+    inplace: bool
+    shard: Shard
+
+
+class _Saved(NamedTuple):
+    logits: Tensor
+    rows: RowArguments
+    state: Tensor
+    inplace: bool
+    start: int  # of this rank's columns
+
+
+def _forward(
+    logits: Tensor, rows: RowArguments, extras: bool, inplace: bool, shard: Shard
+) -> RowStats:
+    of_all, width = rows.rows(OP), logits.shape[-1]
+    out = empty_outputs(of_all.n, extras, logits)
+    state = torch.empty(of_all.n, STATE, dtype=torch.float64, device=logits.device)
     if width:
-        shard.local(rows).forward(logits.detach(), state, extras=extras)
+        shard.local(of_all).forward(logits.detach(), state, extras=extras)
     else:
         empty_states(state)
-    shard.merge(state, rows)
-    rows.finish(state, shard.vocab(width), **requested(out, extras))
-    return (*out.values(), state)
+    shard.merge(state, of_all)
+    of_all.finalize(state, shard.vocab(width), **requested(out, extras))
+    return RowStats(*out.values(), state)
 
 
-def _forward_fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    n, extras = args[0].shape[0], args[N_ROWS]
+def _forward_fake(
+    logits: Tensor, rows: RowArguments, extras: bool, inplace: bool, shard: Shard
+) -> RowStats:
+    n = rows.targets.shape[0]
     state = logits.new_empty(n, STATE, dtype=torch.float64)
-    return (*empty_outputs(n, extras, logits).values(), state)
+    return RowStats(*empty_outputs(n, extras, logits).values(), state)
 
 
 def empty_states(state: Tensor) -> None:  # [n, STATE]
@@ -79,68 +77,61 @@ def empty_states(state: Tensor) -> None:  # [n, STATE]
     state[:, 0], state[:, 6], state[:, 7] = -float("inf"), float("nan"), -1.0
 
 
-def _write_gradient(logits: Tensor, gradient: Tensor, *args: Any) -> None:
-    *row_args, state, g_logp, g_entropy, g_lse = args
-    if not logits.shape[-1]:
-        return
-    make_rows(*row_args).backward(
-        logits.detach(), state, gradient.detach(), g_logp=g_logp, g_entropy=g_entropy, g_lse=g_lse
-    )
+def _write_gradient(
+    logits: Tensor, out: Tensor, rows: RowArguments, state: Tensor, g: RowGradients
+) -> None:
+    if logits.shape[-1]:
+        rows.rows(OP).gradient(logits.detach(), state, out.detach(), **g.kernel_arguments)
 
 
-def _backward_kernel(logits: Tensor, *args: Any) -> Tensor:
+def _backward_kernel(logits: Tensor, rows: RowArguments, state: Tensor, g: RowGradients) -> Tensor:
     gradient = memory.contiguous_like(logits)
-    _write_gradient(logits, gradient, *args)
+    _write_gradient(logits, gradient, rows, state, g)
     return gradient
 
 
+def _backward_inplace(logits: Written, rows: RowArguments, state: Tensor, g: RowGradients) -> None:
+    _write_gradient(logits, logits, rows, state, g)
+
+
 _backward_op = register(
-    f"row_stats_backward(Tensor logits, {ROWS}, Tensor state, {UPSTREAM}) -> Tensor",
+    "row_stats_backward",
     _backward_kernel,
     lambda logits, *_: torch.empty_like(logits, memory_format=torch.contiguous_format),
 )
-_backward_inplace_op = register(
-    f"row_stats_backward_(Tensor(a!) logits, {ROWS}, Tensor state, {UPSTREAM}) -> ()",
-    lambda logits, *args: _write_gradient(logits, logits, *args),
-    lambda logits, *_: None,
-)
+_backward_inplace_op = register("row_stats_backward_", _backward_inplace, lambda *_: None)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, targets, mask, bias, row_scale = inputs[:5]
-    ctx.chain, (_, inplace, *shard) = inputs[5 : N_ROWS + 1], inputs[N_ROWS + 1 :]
-    ctx.inplace = inplace and saved_as_given()
-    ctx.start = Shard(*shard).start
-    ctx.mark_non_differentiable(*output[3:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, mask, bias, row_scale, output[-1])
+def _save(given: _Arguments, out: RowStats) -> _Saved:
+    inplace = given.inplace and saved_as_given()
+    return _Saved(given.logits, given.rows, out.state, inplace, given.shard.start)
 
 
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    begin_backward(ctx, "token_stats", reuses_memory=ctx.inplace)
-    logits, targets, mask, bias, row_scale, state = ctx.saved_tensors
-    g = [as_float64(gradient) for gradient in upstream[:3]]
+def _backward(saved: _Saved, upstream: RowStats, needs: Needs) -> dict[str, Tensor | None]:
+    logits, rows = saved.logits, saved.rows
     # A shard's targets count from its first column.
-    targets = targets - ctx.start if ctx.start else targets
-    args = (logits, targets, mask, bias, row_scale, *ctx.chain, state, *g)
+    if saved.start:
+        rows = rows._replace(targets=rows.targets - saved.start)
+    g = RowGradients.of(*upstream[:3])
     # A traced graph has no versions, so in it nobody could object: it gets memory of its own.
-    if ctx.inplace and memory.is_plain(logits):
+    if saved.inplace and memory.is_plain(logits):
         # As every op of torch that writes in place: whoever has saved these values, and has not
         # used them yet, raises instead of using the gradient.
         increment_version(logits)
-        _backward_inplace_op(*args)
+        _backward_inplace_op(logits, rows, saved.state, g)
         gradient = logits.detach()
     else:
-        gradient = _backward_op(*args)
-    g_bias = gradient.flatten(0, -2).sum(0, dtype=bias.dtype) if ctx.needs_input_grad[3] else None
-    return (gradient, None, None, g_bias, *[None] * 9)
+        gradient = _backward_op(logits, rows, saved.state, g)
+    found: dict[str, Tensor | None] = {"logits": gradient}
+    if needs("rows.bias"):
+        assert rows.bias is not None
+        found["rows.bias"] = gradient.flatten(0, -2).sum(0, dtype=rows.bias.dtype)
+    return found
 
 
 row_stats = register(
-    f"row_stats(Tensor logits, {ROWS}, bool extras, bool inplace, {SHARD})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "row_stats",
     _forward,
     _forward_fake,
-    setup=_setup,
-    backward=_backward,
+    autograd=Autograd(OP, DIFFERENTIABLE, _save, _backward, lambda saved: saved.inplace),
 )

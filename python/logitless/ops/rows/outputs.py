@@ -1,13 +1,14 @@
-"""What the token ops return, and the torch side of their inputs and outputs."""
+"""What the token ops return: flat from an op, and in the caller's shape."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logitless.inputs.arrays import zeros_like
+from logitless.inputs.options import DROPPED
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from logitless.inputs.options import HeadOptions
 
 DIFFERENTIABLE = ("logp", "entropy", "lse")
 STATISTICS = ("varentropy", "sum_p2", "entropy_change")
@@ -20,6 +21,20 @@ class TokenStats(NamedTuple):
     entropy: Any  # nats, in [0, log V]
     lse: Any  # logsumexp(z)
     extras: dict[str, Any]  # the requested extras by name, not differentiable
+
+
+def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
+    """An exact call drops nothing: the extras that say so, in the order they were asked for."""
+    zeros = {name: zeros_like(stats.logp) for name in extras if name in DROPPED}
+    return stats._replace(extras={name: (zeros | stats.extras)[name] for name in extras})
+
+
+def split_extras(extras: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those of rows, and those of what is dropped."""
+    return (
+        tuple([name for name in extras if name not in DROPPED]),
+        tuple([name for name in extras if name in DROPPED]),
+    )
 
 
 def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
@@ -38,6 +53,19 @@ def requested(out: dict[str, Tensor], extras: bool) -> dict[str, Tensor]:
     return out if extras else {name: out[name] for name in DIFFERENTIABLE}
 
 
+def scattered(out: dict[str, Tensor], index: Tensor | None, n: int) -> dict[str, Tensor]:
+    """The results of the rows at `index` among those of n rows, the others 0 (argmax: -1)."""
+    if index is None:
+        return out
+    full = {}
+    for name, values in out.items():
+        fill = -1 if name == "argmax" else 0
+        # extras that are not asked for are empty
+        whole = len(values) == len(index)
+        full[name] = values.new_full((n,), fill).index_copy_(0, index, values) if whole else values
+    return full
+
+
 def to_stats(
     outputs: tuple[Tensor, ...], shape: tuple[int, ...], extras: tuple[str, ...]
 ) -> TokenStats:
@@ -52,41 +80,3 @@ def stats_of(named: dict[str, Any], extras: tuple[str, ...]) -> TokenStats:
     return TokenStats(
         named["logp"], named["entropy"], named["lse"], {name: named[name] for name in extras}
     )
-
-
-def flat_head(
-    op: str,
-    head: HeadOptions,
-    shape: tuple[int, ...],
-    mask: Tensor | None,
-    wide: bool,
-    *,
-    look: bool = True,
-) -> tuple[Tensor | None, Tensor | None, float, float, float]:
-    """(bias, row_scale, scale, pre, softcap) as the core takes them; row_scale is [N] float64.
-
-    Without `look` the values of a temperature tensor are not checked here, which would wait for a
-    device: its kernels flag them.
-    """
-    import torch
-
-    from logitless.inputs.scaling import check_scaling
-    from logitless.ops.rows.row_scale import row_scale
-
-    check_scaling(op, head, wide)
-    per_row, scale = None, head.numerator
-    if isinstance(head.temperature, torch.Tensor):
-        per_row = row_scale(op, head, mask, wide, look=look)
-    else:
-        scale = scale / float(head.temperature)
-    bias = head.bias
-    if bias is not None:
-        bias = bias.to(torch.float64 if wide else torch.float32).contiguous()
-    return bias, per_row, scale, head.pre, head.cap
-
-
-def as_float64(gradient: Tensor | None) -> Tensor | None:
-    """An upstream gradient as the core takes it; expanded ones (from .sum()) become contiguous."""
-    import torch
-
-    return None if gradient is None else gradient.to(torch.float64).contiguous()

@@ -49,8 +49,7 @@ def _scaled(temperature: Tensor, numerator: float) -> Tensor:
 
 # A graph cannot look at numbers of its own.
 _checked_op = register(
-    "row_scale(Tensor temperature, Tensor? mask, float numerator, str op, float logit_scale, "
-    "float? softcap, bool wide) -> Tensor",
+    "row_scale",
     _checked,
     lambda temperature, *_: temperature.new_empty(temperature.numel(), dtype=torch.float64),
 )

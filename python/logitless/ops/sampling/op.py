@@ -2,62 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from logitless.inputs.options import ComputeOptions
-from logitless.ops.linear_sample import Noise, draw
 from logitless.ops.losses.tracing import fixed
+from logitless.ops.rows.arguments import Transform
+from logitless.ops.sampling.draw import Noise, draw
 from logitless.ops.sampling.truncated import Truncation
-from logitless.ops.sharding.shard import SHARD, Shard
-from logitless.ops.torch_op import register
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.torch_op import Symbol, register
+
+
+class Draw(NamedTuple):
+    """The options of a draw, as a schema takes them."""
+
+    memory_budget: str | None
+    logits_dtype: torch.dtype | None
+    batch_invariant: bool
+    top_k: Symbol | None
+    top_p: float | None
+    # A schema's int has 63 bits and a sign.
+    seed: Symbol
+    step: Symbol
+
+
+class Drawn(NamedTuple):
+    token: Tensor  # [N] int64
+    logp: Tensor
+    entropy: Tensor
 
 
 def sample(
-    op: str,
     hidden: Tensor,
     weight: Tensor,
-    chain: tuple[Tensor | None, Tensor | None, float, float, float],
+    chain: Transform,
     compute: ComputeOptions,
     truncation: Truncation,
     noise: Noise,
     shard: Shard,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`draw` as a node of a graph, its arguments as the schema takes them."""
+) -> Drawn:
+    """`draw` as a node of a graph."""
     budget = None if compute.memory_budget is None else str(fixed(compute.memory_budget))
     top_p = None if truncation.top_p is None else float(truncation.top_p)
-    # A schema's int has 63 bits and a sign.
     seed = noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)
-    drawn: tuple[Tensor, Tensor, Tensor] = _op(
-        op, hidden, weight, *chain, budget, compute.logits_dtype, compute.batch_invariant,
-        truncation.top_k, top_p, seed, noise.step, noise.row_ids, *shard,
+    asked = Draw(
+        budget, compute.logits_dtype, compute.batch_invariant, truncation.top_k, top_p, seed,
+        noise.step,
     )  # fmt: skip
+    drawn: Drawn = _op(hidden, weight, chain, asked, noise.row_ids, shard)
     return drawn
 
 
-def _kernel(op: str, hidden: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    chain, (budget, dtype, invariant, top_k, top_p, seed, step, row_ids) = args[:5], args[5:13]
-    return tuple(
-        draw(
-            op, hidden, weight, chain, ComputeOptions(budget, 0.0, dtype, invariant),
-            Truncation(top_k, top_p), Noise(seed % (1 << 64), step, row_ids), Shard(*args[13:]),
-        )
-    )  # fmt: skip
+def _kernel(
+    hidden: Tensor, weight: Tensor, chain: Transform, asked: Draw, row_ids: Tensor, shard: Shard
+) -> Drawn:
+    compute = ComputeOptions(asked.memory_budget, 0.0, asked.logits_dtype, asked.batch_invariant)
+    truncation = Truncation(asked.top_k, asked.top_p)
+    noise = Noise(asked.seed % (1 << 64), asked.step, row_ids)
+    return Drawn(*draw(hidden, weight, chain, compute, truncation, noise, shard))
 
 
-def _fake(op: str, hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _fake(hidden: Tensor, *_: object) -> Drawn:
     n, wide = hidden.shape[0], torch.float64 if hidden.dtype == torch.float64 else torch.float32
     dtypes = (torch.int64, wide, wide)
-    return tuple([hidden.new_empty(n, dtype=dtype) for dtype in dtypes])
+    return Drawn(*[hidden.new_empty(n, dtype=dtype) for dtype in dtypes])
 
 
-_op = register(
-    "linear_sample(str op, Tensor hidden, Tensor weight, Tensor? bias, Tensor? row_scale, "
-    "float scale, float pre, float softcap, str? memory_budget, ScalarType? logits_dtype, "
-    "bool batch_invariant, SymInt? top_k, float? top_p, SymInt seed, SymInt step, Tensor row_ids, "
-    f"{SHARD}) -> (Tensor, Tensor, Tensor)",
-    _kernel,
-    _fake,
-)
+_op = register("linear_sample", _kernel, _fake)

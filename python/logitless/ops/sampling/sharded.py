@@ -15,16 +15,16 @@ from torch import Tensor
 
 from logitless.backends.rows import BLOCK, STATE, Rows
 from logitless.ops.head.gemm import all_logits, logit_tiles
-from logitless.ops.head.tiling import Tiles
+from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.op import empty_states
 from logitless.ops.sharding.shard import Shard
 
 
 def sample_shard(
-    h: Tensor,  # [n, H], padded by tiles.operand
+    h: Tensor,  # [n, H], padded by tiling.operand
     weight: Tensor,  # [V of this rank, H]
     rows: Rows,  # of n rows; its bias is that of the whole vocabulary
-    tiles: Tiles,
+    tiling: Tiling,
     shard: Shard,
     draw: Callable[[int, slice, Tensor], None],  # (vocabulary id, rows, tile): as `Rows.sample`
     state: Tensor,  # [n, STATE]
@@ -37,15 +37,17 @@ def sample_shard(
     empty_states(state)
     best[:, 0], best[:, 1] = -float("inf"), -1.0
     n, start, stop = rows.n, shard.start, shard.start + len(weight)
-    leads = _leads(h, weight, n, tiles, shard)
+    leads = _leads(h, weight, rows, tiling, shard)
     begin = start + _lead(start, stop)
     # The last block is whole without others' columns only at the end of the vocabulary.
     end = stop if stop == shard.vocab(0) else max(stop // BLOCK * BLOCK, begin)
     if begin < end:
-        for first, chunk, tile in logit_tiles(h, weight[begin - start : end - start], n, tiles):
+        for first, chunk, tile in logit_tiles(
+            h, weight[begin - start : end - start], n, tiling, rows.backend
+        ):
             draw(begin + first, chunk, tile)
     if end < stop:
-        parts = [all_logits(h, weight[end - start :], n, tiles)]
+        parts = [all_logits(h, weight[end - start :], n, tiling, rows.backend)]
         parts += [lead for first, lead in leads if stop <= first < end + BLOCK]
         draw(end, slice(0, n), torch.cat(parts, 1))
     _best_of_all(rows, state, best, shard)
@@ -57,16 +59,17 @@ def _lead(start: int, stop: int) -> int:
 
 
 def _leads(
-    h: Tensor, weight: Tensor, n: int, tiles: Tiles, shard: Shard
+    h: Tensor, weight: Tensor, rows: Rows, tiling: Tiling, shard: Shard
 ) -> list[tuple[int, Tensor]]:
     """(vocabulary id, logits) of every rank's lead, in the order of columns."""
     widths = [_lead(*ends) for ends in shard.ranges]
     if not any(widths):
         return []
+    n = rows.n
     mine = h.new_zeros(n, max(widths))
     own = _lead(shard.start, shard.start + len(weight))
     if own:
-        mine[:, :own] = all_logits(h, weight[:own], n, tiles)
+        mine[:, :own] = all_logits(h, weight[:own], n, tiling, rows.backend)
     everyone = shard.gather(mine)
     return [
         (shard.ranges[rank][0], everyone[rank][:, : widths[rank]])

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from logitless.backends.topk import Candidates
+from logitless.backends.topk import TopK
 from logitless.inputs.checks import plain_fields, require, whole
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from logitless.backends.rows import Rows
     from logitless.ops.head.plan import Plan
-    from logitless.ops.head.tiling import Tiles
+    from logitless.ops.head.tiling import Tiling
     from logitless.ops.sharding.shard import Shard
 
 # Largest logits kept of a row where top_p alone limits it; and of any row, see csrc/cpu.
@@ -53,8 +53,8 @@ def draw_truncated(
     h: Tensor,  # [n, H], not padded
     weight: Tensor,  # [V of this rank, H]
     rows: Rows,
-    tiles: Tiles,
-    tiling: Plan,
+    tiling: Tiling,
+    plan: Plan,
     truncation: Truncation,
     noise: Any,  # linear_sample.Noise
     shard: Shard,
@@ -66,32 +66,34 @@ def draw_truncated(
     """
     import torch
 
-    from logitless.ops.head.engine import fold
-    from logitless.ops.sharding.topk import settle
+    from logitless.ops.head.engine import forward_tiles
+    from logitless.ops.head.tiling import LogitStore
+    from logitless.ops.sampling.draw import kernels_of
+    from logitless.ops.sharding.topk import finalize
 
     n, vocab = len(h), shard.vocab(len(weight))
     token = torch.zeros(n, dtype=torch.int64)
-    # The fold asks for targets; what it finds of these is overwritten by the draw.
+    # The forward asks for targets; what it finds of these is overwritten by the draw.
     rows = replace(rows, targets=token)
-    candidates = Candidates.empty(n, truncation.kept(vocab))
-    no_logits = h.new_empty(0, dtype=tiles.dtype)
-    fold(tiles.operand(h, None), weight, rows, state, tiles, no_logits, False, candidates)
+    topk = TopK.empty(n, truncation.kept(vocab))
+    store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
+    forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)
-    settle(rows, state, candidates, shard, tiles.dtype)
+    finalize(rows, state, topk, shard, tiling.dtype)
     drawn = torch.empty(n, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, n))}
-    rows.draw_truncated(state, drawn, candidates=candidates, **arguments)
+    kernels_of(rows).draw_truncated(rows, state, drawn, topk=topk, **arguments)
     left = (drawn < 0).nonzero().squeeze(1)
     if not len(left):
         return drawn
     rows = shard.entire(rows)
     # Of a sharded vocabulary a row is held once more: as the parts that it is put together from.
     held = vocab + len(shard.ranges) * shard.widest(0)
-    room = max(tiling.budget - tiling.total_bytes, 0) // (held * tiles.dtype.itemsize)
+    room = max(plan.budget - plan.total_bytes, 0) // (held * tiling.dtype.itemsize)
     for index in left.split(max(int(room), 1)):
         mine = state[index]
         drawn[index] = _draw_again(
-            h[index], weight, rows.gather(index), tiles, truncation, noise.at(index), shard, mine
+            h[index], weight, rows.gather(index), tiling, truncation, noise.at(index), shard, mine
         )
         state[index] = mine
     return drawn
@@ -101,7 +103,7 @@ def _draw_again(
     h: Tensor,  # [r, H]
     weight: Tensor,
     rows: Rows,  # with the whole vocabulary's bias
-    tiles: Tiles,
+    tiling: Tiling,
     truncation: Truncation,
     noise: Any,
     shard: Shard,
@@ -112,11 +114,12 @@ def _draw_again(
     import torch
 
     from logitless.ops.head.gemm import all_logits
+    from logitless.ops.sampling.draw import kernels_of
 
     r = len(h)
-    logits = shard.whole(all_logits(tiles.operand(h, None), weight, r, tiles))
+    logits = shard.whole(all_logits(tiling.operand(h, None), weight, r, tiling, rows.backend))
     rows.forward(logits, state)
     drawn = torch.empty(r, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
-    rows.draw_truncated(state, drawn, logits=logits, **arguments)
+    kernels_of(rows).draw_truncated(rows, state, drawn, logits=logits, **arguments)
     return drawn

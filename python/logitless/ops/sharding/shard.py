@@ -1,4 +1,4 @@
-"""A rank's part of the vocabulary as the ops take it: a group's name, who has which columns."""
+"""The part of the vocabulary that a rank holds, as the ops take it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from logitless.backends.rows import Rows
-from logitless.ops.head.late_plan import planned
-from logitless.ops.head.tiling import N_TILES, Tiles
-
-# The tail of every schema over a vocabulary that may be sharded, in the order of `Shard`.
-SHARD = 'str vocab_group="", int[] vocab_bounds=[]'
-
-
-# And behind it, where tiles may be planned as late as that: see `Tiles.plan`.
-LATE = 'str plan=""'
 
 
 class Shard(NamedTuple):
@@ -63,8 +54,8 @@ class Shard(NamedTuple):
         if not self.group or not len(state):
             return
         state[:, 7] += self.start
-        pieces = self.gather(state)
-        rows.merge(pieces[self.order], state)
+        parts = self.gather(state)
+        rows.merge(parts[self.order], state)
 
     def entire(self, rows: Rows) -> Rows:
         """With the bias of the whole vocabulary: its numbers are few where its logits are not."""
@@ -95,15 +86,6 @@ class Shard(NamedTuple):
         """Add over the ranks, in place."""
         if self.group and total.numel():
             dist.all_reduce(total, group=process_group(self.group))
-
-
-def tiling_of(args: tuple[Any, ...], *operands: Tensor) -> tuple[Tiles, Shard]:
-    """Of an op's arguments from `TILES` on. With the `operands` hidden and weight tiles are planned
-    where the arguments leave that to the run; a fake op, whose sizes may be symbols, cannot."""
-    end = N_TILES + len(Shard._fields)
-    # Defaults at the end do not reach a kernel.
-    tiles = Tiles(*args[:N_TILES], *args[end:])
-    return planned(tiles, *operands) if operands else tiles, Shard(*args[N_TILES:end])
 
 
 def process_group(name: str) -> dist.ProcessGroup:

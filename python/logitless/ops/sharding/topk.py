@@ -8,42 +8,44 @@ import torch
 from torch import Tensor
 
 from logitless.backends.rows import Rows
-from logitless.backends.topk import Candidates
+from logitless.backends.topk import TopK
 from logitless.ops.sharding.shard import Shard
 
 
-def settle(
+def finalize(
     rows: Rows,
     state: Tensor,  # [n, STATE], merged over the shards
-    kept: Candidates,  # of this rank's columns, counted from its first
+    kept: TopK,  # of this rank's columns, counted from its first
     shard: Shard,
     dtype: torch.dtype,  # of the logits
 ) -> None:
-    """`Rows.settle`; afterwards `kept` is what one rank with all columns would have kept.
+    """`TopKKernels.finalize`; afterwards `kept` is what one rank with all columns would have kept.
 
     A row's largest are among the largest of each shard, so these are sent: as many entries as a row
     keeps, in the dtype that they were computed in.
     """
-    rows.settle(state, kept)
+    kernels = rows.backend.topk
+    assert kernels is not None
+    kernels.finalize(rows, state, kept)
     if not shard.group or not rows.n:
         return
-    n, keep = rows.n, kept.y.shape[1] // 2
+    n, keep = rows.n, kept.values.shape[1] // 2
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     _blank(kept)
-    y, ids = kept.y[:, :keep].to(exact), kept.ids[:, :keep] + shard.start
+    y, ids = kept.values[:, :keep].to(exact), kept.ids[:, :keep] + shard.start
     everyone = shard.gather(torch.cat((y.view(torch.uint8), ids.view(torch.uint8)), 1))
     size = keep * exact.itemsize
     kept.count.zero_()
     # One shard after the other joins what is kept so far; there is room for twice as much.
-    for piece in everyone[shard.order]:
+    for part in everyone[shard.order]:
         _blank(kept)
-        kept.y[:, keep:] = piece[:, :size].contiguous().view(exact).view(n, keep)
-        kept.ids[:, keep:] = piece[:, size:].contiguous().view(torch.int32).view(n, keep)
+        kept.values[:, keep:] = part[:, :size].contiguous().view(exact).view(n, keep)
+        kept.ids[:, keep:] = part[:, size:].contiguous().view(torch.int32).view(n, keep)
         kept.count.fill_(2 * keep)
-        rows.settle(state, kept)
+        kernels.finalize(rows, state, kept)
 
 
-def _blank(kept: Candidates) -> None:
-    """-inf where a row keeps fewer: no entry is, and settling drops it."""
-    keep = kept.y.shape[1] // 2
-    kept.y[:, :keep].masked_fill_(torch.arange(keep) >= kept.count[:, None], -math.inf)
+def _blank(kept: TopK) -> None:
+    """-inf where a row keeps fewer: no entry is, and `finalize` drops it."""
+    keep = kept.values.shape[1] // 2
+    kept.values[:, :keep].masked_fill_(torch.arange(keep) >= kept.count[:, None], -math.inf)

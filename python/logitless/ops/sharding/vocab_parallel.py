@@ -69,10 +69,11 @@ class Meeting:
         if self.sharded:
             raise ValueError(f"{self.op}: vocab_group takes torch tensors, got NumPy arrays")
 
-    def refuse_backend(self, backend: str) -> None:
-        """Plain torch would need autograd through the exchange, or a copy of our own backward."""
-        if self.sharded and backend == "torch":
-            raise NotImplementedError(f"{self.op}: vocab_group with backend='torch' is not built")
+    def require(self, backend: str) -> None:
+        """A backend that can compute a part of the vocabulary."""
+        from logitless.backends import registry
+
+        registry.get(backend).require(self.op, vocab_group=self.sharded)
 
     def shard(self, width: int, same: Callable[[], Facts]) -> Shard:
         """Who has which columns. `same`: what must agree; not asked for without a group."""

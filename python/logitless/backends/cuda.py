@@ -1,21 +1,17 @@
-"""The row kernels of each backend behind one set of methods: what `Rows` hands its calls to."""
+"""The compiled core's CUDA kernels, where they were compiled and the device has code in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
-from logitless.backends.registry import current
+from logitless.backends.base import Backend
+from logitless.backends.device_rows import ABSENT, DeviceRows, current, wrong_dtype
+from logitless.backends.machine import CPU
 
 if TYPE_CHECKING:
     from logitless.backends.rows import Rows
-
-
-def shared(rows: Rows) -> dict[str, Any]:
-    """What every backend's constructor takes."""
-    names = ("n", "targets", "mask", "row_scale", "scale", "bias", "pre", "softcap")
-    return {name: getattr(rows, name) for name in names}
 
 
 class CudaCore:
@@ -33,7 +29,7 @@ class CudaCore:
         # The emulator's arrays are on the CPU, where there is no stream.
         self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         with current(device):
-            self.rows = _core.rows.CudaRows(**shared(rows), device=device.index or 0)
+            self.rows = _core.rows.CudaRows(**rows.shared, device=device.index or 0)
         self.n = rows.n
 
     def forward(self, tile: Any, state: Any, **options: Any) -> None:
@@ -53,14 +49,39 @@ class CudaCore:
             self.rows.gradient(tile, state, gradient, **options, stream=self.stream)
 
 
-def _triton(rows: Rows) -> Any:
-    from logitless.kernels.rows import TritonRows
+@functools.cache
+def cuda_build() -> dict[str, Any]:
+    """What the core says of its CUDA kernels: compiled, architectures, emulated, reason, ..."""
+    build: dict[str, Any] = _core.runtime.build_info()["cuda"]
+    return build
 
-    return TritonRows(**shared(rows))
+
+def _why_not(device: str, dtype: str) -> str:
+    build, kind = cuda_build(), device.split(":")[0]
+    if not build["compiled"] and not build["emulated"]:
+        return f"the core was built without CUDA: {build['reason']}"
+    if build["emulated"] and kind != "cpu":
+        return "this build of the core emulates CUDA on the CPU, for tests"
+    if not build["emulated"] and kind != "cuda":
+        return "it serves CUDA tensors"
+    return wrong_dtype(dtype) or ("" if build["emulated"] else _device_reason(_index(device)))
 
 
-CORES: dict[str, Callable[[Rows], Any]] = {
-    "cpu": lambda rows: _core.rows.Rows(**shared(rows), threads=rows.threads),
-    "cuda": CudaCore,
-    "triton": _triton,
-}
+# Asking the driver takes longer than a launch, and the answer does not change.
+@functools.cache
+def _device_reason(index: int) -> str:
+    return _core.runtime.cuda_device_reason(index)
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+BACKEND = Backend(
+    name="cuda",
+    why_not=_why_not,
+    machine=CPU,
+    rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+    absent=ABSENT,
+    asynchronous=True,
+)

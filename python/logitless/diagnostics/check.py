@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 from logitless.inputs.checks import whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import HeadOptions
-from logitless.ops.linear_token_stats import (
-    check_head_inputs,
-    linear_token_stats,
-    under_autocast,
-)
+from logitless.ops.head.parse import check_head_arrays, under_autocast
+from logitless.ops.linear_token_stats import linear_token_stats
 
 QUANTITIES = ("logp", "entropy", "lse", "d_hidden", "d_weight")
 ROWS = 16
@@ -98,7 +95,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     """
     import torch
 
-    from logitless.ops.head.module import compare_module, head_arrays
+    from logitless.diagnostics.head_module import compare_module, head_arrays
 
     rows = whole("rows", rows, least=1)
     weight, bias = head_arrays(head)
@@ -106,7 +103,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
     chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}
     one, other = under_autocast(hidden, weight)
-    check_head_inputs("check", one, other, targets, mask, HeadOptions(bias=bias, **chain))
+    check_head_arrays("check", one, other, targets, mask, HeadOptions(bias=bias, **chain))
     flat_targets = targets.reshape(-1)
     chosen = torch.arange(flat_targets.numel(), device=flat_targets.device)
     chosen = (chosen if mask is None else mask.reshape(-1).nonzero().squeeze(1))[:rows]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from logitless._core.runtime import build_info
+from logitless import _core
 
-__all__ = ["build_info"]
+build_info = _core.runtime.build_info

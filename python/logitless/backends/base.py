@@ -1,0 +1,150 @@
+"""What a backend is: one record per kind of device, whose groups of kernels have the same methods.
+
+A capability is a group of kernels here, or one more method of a group. The functions above ask a
+record what it has; they never ask for its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from logitless.backends.machine import Machine
+    from logitless.backends.rows import Rows
+    from logitless.backends.topk import TopK
+
+
+class Support(NamedTuple):
+    """Whether a backend serves something; if not, a sentence that says why."""
+
+    ok: bool
+    reason: str = ""
+
+
+class RowKernels(Protocol):
+    """Moments and gradients of rows of logits; an object is bound to the rows of one call.
+
+    `state` is [n, STATE] float64, see csrc/core/rows.h.
+    """
+
+    def forward(
+        self, tile: Any, state: Any, *, start: int, first: bool, extras: bool, **topk: Any
+    ) -> None:
+        """Combine logits[:, start : start + width] with the state."""
+
+    def merge(self, parts: Any, state: Any) -> None:
+        """Write the state over all columns from [ranges, n, STATE] of consecutive ranges."""
+
+    def finalize(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
+        """Write logp, entropy, lse and extras. A bad row raises, or is flagged on a device."""
+
+    def gradient(
+        self,
+        tile: Any,
+        state: Any,
+        out: Any,
+        *,
+        start: int,
+        g_logp: Any,
+        g_entropy: Any,
+        g_lse: Any,
+    ) -> None:
+        """Write d(logits) of a tile to `out`, which may be the tile, from g_logp, g_entropy and
+        g_lse: [n] float64 or None."""
+
+
+class TopKKernels(Protocol):
+    """The largest logits of rows, and sparse gradients made of them."""
+
+    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
+        """After the last tile: leave the entries of each row sorted, largest first."""
+
+    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
+        """Write to `dropped_mass` and `dropped_entropy` what is not kept of each row."""
+
+    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
+        """d(logits) of the kept entries of some rows, as sparse rows."""
+
+    def transpose(self, *csr: Any, **arrays: Any) -> int:
+        """Sparse rows by their columns; the number of columns that have any."""
+
+    def multiply(self, *csr: Any, **arrays: Any) -> None:
+        """Sparse rows times a dense matrix."""
+
+    def add_row_sums(self, *csr: Any, **arrays: Any) -> None:
+        """Sums of sparse rows."""
+
+
+class SamplingKernels(Protocol):
+    """Tokens drawn from rows of logits."""
+
+    def sample(self, rows: Rows, tile: Any, state: Any, best: Any, **noise: Any) -> None:
+        """Combine a tile with the state, and draw a token on the way: csrc/cpu's sample.h."""
+
+    def draw_truncated(self, rows: Rows, state: Any, drawn: Any, **options: Any) -> None:
+        """Draw from the top_k and top_p of each row."""
+
+
+# What an op cannot do without: one of these groups is enough.
+REQUIRES: dict[str, tuple[str, ...]] = {
+    "token_stats": ("rows", "statistics"),
+    "linear_token_stats": ("rows", "statistics"),
+    "linear_policy_loss": ("rows", "statistics"),
+    "linear_sample": ("sampling",),
+    "policy_loss, batch_stats, covariance": ("tokens",),
+    # options of the head ops
+    "tail_mass": ("topk",),
+    "vocab_group": ("rows",),
+    "batch_invariant": ("rows",),
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend. A group that is not built is None, and `absent` has one sentence that says so."""
+
+    name: str
+    # why it cannot serve tensors of (device, dtype), both as text; "" if it can
+    why_not: Callable[[str, str], str]
+    machine: Machine
+    # makes the row kernels of a call
+    rows: Callable[[Rows], RowKernels] | None = None
+    # statistics of full logits, differentiable by autograd: what a backend without row kernels has
+    statistics: Callable[..., tuple[Any, ...]] | None = None
+    topk: TopKKernels | None = None
+    sampling: SamplingKernels | None = None
+    tokens: Any = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+    # Kernels run while the host goes on: bad rows are flagged, and found later.
+    asynchronous: bool = False
+    # writes the transpose of a tile; None: products take transposed views as they are
+    transpose: Callable[[Any, Any, int], None] | None = None
+    # whether products of a dtype are faster of operands that were transposed first
+    prefers_transposed: Callable[[Any], bool] = lambda dtype: False
+
+    def has(self, need: str) -> Support:
+        """Whether it has what an op, or an option of one, cannot do without."""
+        groups = REQUIRES[need]
+        if any(getattr(self, group) is not None for group in groups):
+            return Support(True)
+        return Support(False, self.absent[groups[0]])
+
+    def supports(self, need: str, device: str, dtype: str = "float32") -> Support:
+        """The same for tensors of a dtype on a device."""
+        reason = self.why_not(device, dtype)
+        return Support(False, reason) if reason else self.has(need)
+
+    def require(self, op: str, **options: Any) -> None:
+        """NotImplementedError where an option that is in use is not built."""
+        for name, value in options.items():
+            support = self.has(name) if value else Support(True)
+            if not support.ok:
+                raise NotImplementedError(
+                    f"{op}: {name} is not built for backend {self.name!r}: {support.reason}"
+                )
+
+    def select(self, mask: Any) -> Any:
+        """The indices where a [n] mask is true, in order."""
+        return mask.nonzero().squeeze(1)

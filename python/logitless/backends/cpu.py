@@ -1,0 +1,79 @@
+"""The compiled core on the CPU: tensors and NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from logitless import _core
+from logitless.backends.base import Backend
+from logitless.backends.machine import CPU
+
+if TYPE_CHECKING:
+    from logitless.backends.rows import Rows
+    from logitless.backends.topk import TopK
+
+
+class CpuRows:
+    """The row kernels of `_core.rows.Rows`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.core = core = _core.rows.Rows(**rows.shared, threads=rows.threads)
+        self.forward, self.merge = core.forward, core.merge
+        self.finalize, self.gradient = core.finalize, core.gradient
+
+
+class CpuTopK:
+    """Entries that `_core.rows.Rows.forward` has kept."""
+
+    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
+        _core.topk.finalize(_core_of(rows), state, topk.core)
+
+    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
+        _core.topk.measure(_core_of(rows), state, topk.core, **outputs)
+
+    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
+        _core.topk.sparse_gradient(_core_of(rows), state, topk.core, **arrays)
+
+    transpose = staticmethod(_core.topk.sparse_transpose)
+    multiply = staticmethod(_core.topk.sparse_multiply)
+    add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
+
+
+class CpuSampling:
+    """Draws by `_core.sampling`."""
+
+    def sample(self, rows: Rows, tile: Any, state: Any, best: Any, **noise: Any) -> None:
+        _core.sampling.sample(_core_of(rows), tile, state, best, **noise)
+
+    def draw_truncated(
+        self, rows: Rows, state: Any, drawn: Any, *, topk: TopK | None = None, **options: Any
+    ) -> None:
+        kept = None if topk is None else topk.core
+        _core.sampling.draw_truncated(_core_of(rows), state, drawn, topk=kept, **options)
+
+
+def _core_of(rows: Rows) -> _core.rows.Rows:
+    kernels: Any = rows.kernels
+    core: _core.rows.Rows = kernels.core
+    return core
+
+
+def _why_not(device: str, dtype: str) -> str:
+    return "" if device.split(":")[0] == "cpu" else "it serves CPU tensors"
+
+
+def _prefers_transposed(dtype: Any) -> bool:
+    return str(dtype) == "torch.bfloat16" and _core.rows.prefer_transposed_gemm()
+
+
+BACKEND = Backend(
+    name="cpu",
+    why_not=_why_not,
+    machine=CPU,
+    rows=CpuRows,
+    topk=CpuTopK(),
+    sampling=CpuSampling(),
+    tokens=True,
+    transpose=_core.rows.transpose,
+    prefers_transposed=_prefers_transposed,
+)

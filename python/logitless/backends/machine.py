@@ -1,0 +1,63 @@
+"""Every number of a machine that the planner of the head asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+# Compared by identity: two machines of the same numbers may be given different strategies.
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """Sizes of tiles, and the speeds that decide between products and memory: of these only the
+    ratios matter."""
+
+    flops: Mapping[str, float]  # per second of a product, by dtype
+    # A product packs its operands, which takes as long as this many rows more.
+    packing_rows: int
+    page: float  # seconds that a byte held is worth
+    stream: float  # bytes per second, memory already there
+    # Rows per tile, and per product. Fewer cost speed.
+    tile_rows: int
+    # Rows per product where all products have one shape, whatever the batch: batch_invariant.
+    fixed_rows: int
+    # Bytes of a tile of logits.
+    tile_bytes: int
+    # Bytes of the rows of weight that belong to a tile, and so of the partial sums of d_weight.
+    weight_bytes: int
+    # memory_budget=None, in bytes, where all logits take more.
+    default_budget: int
+    # Rows of the shortest chunk of the one-pass: below, products cost too much.
+    shortest_chunk: int
+    # Up to this many rows of bfloat16, weight x hidden is the faster product.
+    short_rows: int
+    # (problem, strategies that fit) -> those to choose from: to force one, in a test or a study
+    strategies: Callable[[Any, list[Any]], list[Any]] | None = None
+
+
+# Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
+# python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none. Memory
+# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py),
+# and two fifths of it make the leaner way win where two take the same time: 160 x 64 x 151936
+# float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
+#
+# tile_bytes: smaller tiles pay more barriers (2 threads, 160 x 64 x 151936 float32: 183, 111 and
+# 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
+#
+# short_rows: weight x hidden packs hidden, where hidden x weight packs the whole weight. Of
+# bfloat16, width 1024, over 151936 columns, on 2 threads with AMX: 64 rows 25 ms instead of 46, and
+# 3 to transpose the tiles; 256 rows 45 instead of 76, and 11. Of float32 both take the same.
+CPU = Machine(
+    flops={"bfloat16": 0.93e12, "float32": 0.21e12, "float16": 0.055e12, "float64": 0.11e12},
+    packing_rows=20,
+    page=0.2e-9,
+    stream=65e9,
+    tile_rows=1024,
+    fixed_rows=256,
+    tile_bytes=4 << 20,
+    weight_bytes=8 << 20,
+    default_budget=512 << 20,
+    shortest_chunk=64,
+    short_rows=256,
+)

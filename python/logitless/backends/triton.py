@@ -1,0 +1,38 @@
+"""logitless.kernels, wherever Triton runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+from logitless.backends.base import Backend
+from logitless.backends.device_rows import ABSENT, DeviceRows, wrong_dtype
+from logitless.backends.eager import no_torch
+from logitless.backends.machine import CPU
+
+if TYPE_CHECKING:
+    from logitless.backends.rows import Rows
+
+
+def _rows(rows: Rows) -> DeviceRows:
+    from logitless.kernels.rows import TritonRows
+
+    return DeviceRows(rows, TritonRows(**rows.shared))
+
+
+def _why_not(device: str, dtype: str) -> str:
+    kind = device.split(":")[0]
+    if no_torch():
+        return no_torch()
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'logitless[triton]'"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kind != "cuda" and not (interpreted and kind == "cpu"):
+        return "it serves CUDA tensors, and CPU ones in Triton's interpreter (TRITON_INTERPRET=1)"
+    return wrong_dtype(dtype)
+
+
+BACKEND = Backend(
+    name="triton", why_not=_why_not, machine=CPU, rows=_rows, absent=ABSENT, asynchronous=True
+)

@@ -1,0 +1,1 @@
+"""Programs over the public functions: check a head, warm up a device."""

@@ -1,0 +1,246 @@
+"""The rows of a forward, and the gradients of those that have any: by dense products, or from the
+largest entries of a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitless.backends import memory
+from logitless.backends.rows import STATE, Rows
+from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles
+from logitless.ops.head.gemm import GradientSum
+from logitless.ops.head.sparse import SparseGradient, Support
+from logitless.ops.head.tiling import LogitStore, Tiling
+from logitless.ops.rows.arguments import RowGradients
+from logitless.ops.sharding.shard import Shard, sum_dtype
+
+# float16 tiles of d(logits) would lose what is below 6e-8, and a loss's coefficients are about
+# 1 / tokens: they are multiplied by a power of two that brings the largest to this.
+LARGEST_FLOAT16 = 2.0**-4
+
+
+class Head(NamedTuple):
+    """hidden x weight of a call, on the columns of this rank."""
+
+    hidden: Tensor  # [N, H]
+    weight: Tensor  # [V, H]
+    tiling: Tiling
+    shard: Shard
+    tail_mass: float  # 0: exact
+
+    @property
+    def vocab(self) -> int:
+        return self.shard.vocab(len(self.weight))
+
+
+class Forward(NamedTuple):
+    """Rows of a call after, or ready for, the pass over all tiles."""
+
+    rows: Rows  # n of them, without a mask
+    index: Tensor | None  # [n] their places in hidden; None: all rows of it
+    operand: Tensor | None  # [n, H], padded; None: to be made again
+    state: Tensor  # [n, STATE]
+    store: LogitStore
+    support: Support | None  # with tail_mass > 0
+
+    @property
+    def ids(self) -> Tensor:
+        """Their places in hidden."""
+        if self.index is None:
+            return torch.arange(self.rows.n, device=self.state.device)
+        return self.index
+
+
+def active(rows: Rows) -> tuple[Rows, Tensor | None]:
+    """The rows where the mask is true, and their places; None: all."""
+    if rows.mask is None:
+        return rows, None
+    index = rows.backend.select(rows.mask)
+    if len(index) == rows.n:
+        return replace(rows, mask=None), None
+    return rows.gather(index), index
+
+
+def forward(
+    head: Head,
+    rows: Rows,
+    index: Tensor | None,
+    kept: Tensor,  # flat memory for the logits that are kept
+    state: Tensor,  # [n or more, STATE]
+    support: Support | None,  # of n rows or more
+    *,
+    extras: bool,
+) -> Forward:
+    """The states of rows over the whole vocabulary."""
+    n, shard, tiling = rows.n, head.shard, head.tiling
+    operand, state = tiling.operand(head.hidden, index), state[:n]
+    support = None if support is None else support.first(n)
+    topk = None if support is None else support.topk(head.vocab, head.tail_mass)
+    store = LogitStore(kept, n, tiling)
+    forward_tiles(operand, head.weight, shard.local(rows), state, store, extras, topk)
+    shard.merge(state, rows)
+    return Forward(rows, index, operand, state, store, support)
+
+
+def new_state(n: int, like: Tensor) -> Tensor:
+    return like.new_empty(n, STATE, dtype=torch.float64)
+
+
+class Served(NamedTuple):
+    """The rows that have a gradient, by how they get it: places among the rows of a forward."""
+
+    sparse: Tensor
+    dense: Tensor
+
+    @classmethod
+    def of(cls, f: Forward, g: RowGradients, tail_mass: float) -> Served:
+        some, select = g.nonzero(f.rows.targets), f.rows.backend.select
+        if f.support is None:
+            return cls(some.new_empty(0, dtype=torch.int64), select(some))
+        served = f.support.serves(f.rows, g, tail_mass)
+        return cls(select(some & served), select(some & ~served))
+
+    @property
+    def none(self) -> bool:
+        return len(self.sparse) == len(self.dense) == 0
+
+
+class Gradients(NamedTuple):
+    """Memory for the gradients of a call; None where none is asked for."""
+
+    hidden: Tensor | None  # [N, H], zeros where `covered` does not say that all is written
+    weight: Tensor | None  # [V, H], see `weight_gradient`
+    bias: Tensor | None  # [V], zeros at first
+
+
+def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:
+    """Memory for d_weight: dense rows overwrite all of it, sparse ones are added to zeros."""
+    return memory.buffer_like(weight, dtype) if len(served.dense) else zeros_like(weight, dtype)
+
+
+def zeros_like(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros are pages that the system hands out when they are first written. torch.zeros writes
+    all of them: 90 ms of a [151936, 1024] bfloat16 gradient."""
+    if like.device.type != "cpu" or not like.is_contiguous():
+        return torch.zeros_like(like, dtype=dtype)
+    flat = torch.from_numpy(np.zeros(like.numel(), f"i{dtype.itemsize}"))
+    return flat.view(dtype).view(like.shape)
+
+
+def backward(
+    head: Head,
+    f: Forward,
+    g: RowGradients,  # [n] of the forward's rows
+    served: Served,
+    out: Gradients,
+    *,
+    started: bool = False,  # whether d_weight holds a sum already
+    whole: bool = True,  # whether no other chunk of rows follows or came before
+    rescale: bool = False,  # see LARGEST_FLOAT16
+) -> None:
+    """Add the gradients of the rows to `out`. Dense ones come first: a sum of products overwrites
+    what it is the first of. d_hidden is added up over ranks once."""
+    shard, n_sparse, n_dense = head.shard, len(served.sparse), len(served.dense)
+    own = None if out.hidden is None else _hidden_rows(head, f, served, out.hidden)
+    if n_dense:
+        of_dense = None if own is None else own[n_sparse:]
+        _dense(head, f, g, served.dense, of_dense, out, started, whole, rescale)
+    if n_sparse:
+        _sparse(head, f, g, served.sparse, None if own is None else own[:n_sparse], out)
+    if own is not None and out.hidden is not None:
+        total = own[: n_sparse + n_dense]
+        shard.reduce(total)
+        if own is not out.hidden:
+            place = torch.cat(served) if n_sparse else served.dense
+            place = place if f.index is None else f.index[place]
+            out.hidden.index_copy_(0, place, total.to(out.hidden.dtype))
+
+
+def _hidden_rows(head: Head, f: Forward, served: Served, d_hidden: Tensor) -> Tensor:
+    """Memory for d_hidden of the rows that have any, in the order of `served`: that of all rows
+    where it may be written in place."""
+    dtype = sum_dtype(head.shard, d_hidden.dtype)
+    rows = len(served.sparse) + head.tiling.padded(len(served.dense))
+    if covers(head, f, served) and rows == len(d_hidden) and dtype == d_hidden.dtype:
+        return d_hidden
+    return d_hidden.new_empty(rows, d_hidden.shape[1], dtype=dtype)
+
+
+def covers(head: Head, f: Forward, served: Served) -> bool:
+    """Whether every row of hidden gets its gradient from dense products, in order."""
+    return f.index is None and len(served.dense) == f.rows.n == len(head.hidden)
+
+
+def _dense(
+    head: Head,
+    f: Forward,
+    g: RowGradients,
+    chosen: Tensor,
+    d_hidden: Tensor | None,  # of the chosen rows alone, padded
+    out: Gradients,
+    started: bool,
+    whole: bool,
+    rescale: bool,
+) -> None:
+    index = None if len(chosen) == f.rows.n else chosen
+    g = g if index is None else g.at(index)
+    narrow = rescale and head.tiling.dtype == torch.float16
+    power = _power_of_two(g) if narrow else 1.0
+    d_weight = out.weight
+
+    def weight_sum(start: int, stop: int, products: int) -> GradientSum:
+        assert d_weight is not None
+        single = whole and products == 1
+        return GradientSum(d_weight[start:stop], single=single, started=started, alpha=1 / power)
+
+    backward_tiles(
+        _operand(head, f, index),
+        head.weight,
+        head.shard.local(f.rows).gather(index),
+        f.state if index is None else f.state[index],
+        g.scaled(power),
+        f.store,
+        index,
+        TileSinks(d_hidden, None if d_weight is None else weight_sum, out.bias, 1 / power),
+    )
+
+
+def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
+    if index is None:
+        return head.tiling.operand(head.hidden, f.index) if f.operand is None else f.operand
+    place = index if f.index is None else f.index[index]
+    return head.tiling.operand(head.hidden, place)
+
+
+def _power_of_two(g: RowGradients) -> float:
+    largest = max(float(x.abs().max()) for x in g if x is not None)
+    return float(2.0 ** -math.ceil(math.log2(largest / LARGEST_FLOAT16)))
+
+
+def _sparse(
+    head: Head,
+    f: Forward,
+    g: RowGradients,
+    chosen: Tensor,
+    d_hidden: Tensor | None,  # of the chosen rows alone
+    out: Gradients,
+) -> None:
+    assert f.support is not None
+    shard, weight, kept = head.shard, head.weight, f.support.topk(head.vocab, head.tail_mass)
+    gradient = SparseGradient.of(f.rows, f.state, kept, g, chosen, head.hidden.dtype)
+    if shard.group:
+        gradient = gradient.within(shard.start, shard.start + len(weight))
+    if d_hidden is not None:
+        gradient.multiply(weight, d_hidden, add=False)
+    if out.weight is not None or out.bias is not None:
+        columns = gradient.transposed(len(weight), f.ids[chosen])
+        if out.weight is not None:
+            columns.multiply(head.hidden, out.weight, add=True)
+        if out.bias is not None:
+            columns.add_row_sums(out.bias)

@@ -1,0 +1,55 @@
+"""Per-token statistics of a head call on NumPy arrays: the forward alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from logitless.backends import registry
+from logitless.backends.rows import STATE
+from logitless.inputs.checks import shown
+from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.ops.head.plan import cached_plan
+from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
+from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dropped
+
+
+def numpy_statistics(
+    op: str,
+    hidden: Any,  # [..., H]
+    weight: Any,  # [V, H]
+    targets: Any,
+    mask: Any,
+    head: HeadOptions,
+    compute: ComputeOptions,
+    shape: tuple[int, ...],
+    extras: tuple[str, ...] = (),
+) -> TokenStats:
+    for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
+        value = getattr(compute, name)
+        if value is not default and not (name == "tail_mass" and value == default):
+            raise ValueError(
+                f"{name} must be left at its default for NumPy inputs, got {shown(value)}"
+            )
+    of_rows, _ = split_extras(extras)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    rows = numpy_rows(op, targets, mask, head, flat.dtype)
+    plan = cached_plan(
+        registry.get("cpu").machine, len(flat), flat.shape[1], len(weight), flat.dtype,
+        compute.memory_budget, backward=False,
+    )  # fmt: skip
+    index = None if rows.mask is None else np.flatnonzero(rows.mask)
+    flat, rows = flat if index is None else flat[index], rows.gather(index)
+    state = np.empty((rows.n, STATE))
+    scratch = np.empty(plan.rows * plan.columns, flat.dtype)
+    for start in range(0, len(weight), plan.columns):
+        w = weight[start : start + plan.columns]
+        for first in range(0, rows.n, plan.rows):
+            chunk = slice(first, min(first + plan.rows, rows.n))
+            part = rows.part(chunk)
+            tile = scratch[: part.n * len(w)].reshape(part.n, len(w))
+            np.matmul(flat[chunk], w.T, out=tile)
+            part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(of_rows))
+    stats = numpy_stats(rows, state, len(weight), flat.dtype, of_rows, shape, index)
+    return with_nothing_dropped(stats, extras)

@@ -1,0 +1,44 @@
+"""Per-token statistics of a head call whose arguments are checked: the road that the public
+functions share."""
+
+from __future__ import annotations
+
+from logitless.inputs.options import DROPPED
+from logitless.ops.head.inputs import HeadInputs
+from logitless.ops.head.stats_op import linear_stats
+from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
+from logitless.ops.sharding.vocab_parallel import Facts
+
+
+def extras_facts(extras: tuple[str, ...]) -> Facts:
+    """What of the extras must be the same on every rank."""
+    rows, dropped = split_extras(extras)
+    return (
+        ("whether there are extras", bool(rows)),
+        ("whether there are extras of what is dropped", bool(dropped)),
+    )
+
+
+def statistics(
+    inputs: HeadInputs, shape: tuple[int, ...], extras: tuple[str, ...] = ()
+) -> TokenStats:
+    """With gradients by autograd where hidden, weight or bias need some."""
+    of_rows, of_dropped = split_extras(extras)
+    eager = inputs.backend.statistics
+    if eager is not None:
+        dtype = inputs.logits_dtype
+        logits = inputs.hidden.to(dtype) @ inputs.weight.to(dtype).t()
+        stats = to_stats(eager(logits, *inputs.rows[:-1]), shape, of_rows)
+        return with_nothing_dropped(stats, extras)
+    if not (any(inputs.needs) or of_dropped):
+        inputs = inputs.exact()
+    tail_mass = float(inputs.compute.tail_mass)
+    tiling = inputs.tiling(inputs.plan(one_pass=False))
+    out = linear_stats(
+        inputs.hidden, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard
+    )
+    stats = to_stats(out[:7], shape, of_rows)
+    if not tail_mass:
+        return with_nothing_dropped(stats, extras)
+    both = {name: getattr(out, name).reshape(shape) for name in DROPPED}
+    return stats._replace(extras={name: (both | stats.extras)[name] for name in extras})

@@ -1,0 +1,83 @@
+"""The strategies that fit a memory budget: what the planner chooses from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from logitless.backends.machine import Machine
+
+# Tiles are multiples of the core's block, so that any tiling gives the same bits.
+from logitless.backends.rows import BLOCK
+from logitless.ops.head import cost
+from logitless.ops.head.cost import ITEMSIZE, Problem, Strategy
+
+
+def _halved(size: int, smallest: int) -> list[int]:
+    sizes = [size]
+    while sizes[-1] > smallest:
+        sizes.append(max(-(-sizes[-1] // 2), smallest))
+    return sizes
+
+
+def bare(problem: Problem, fixed: int, machine: Machine) -> list[Strategy]:
+    """Tiles of fewer and fewer rows, no logits kept."""
+    tall = machine.tile_rows
+    heights = _halved(tall, fixed) if fixed else _halved(max(1, min(problem.tokens, tall)), 1)
+    return [
+        Strategy(rows, _columns(problem, rows, fixed, machine), 0, fixed_rows=fixed)
+        for rows in heights
+    ]
+
+
+def _columns(problem: Problem, rows: int, fixed: int, machine: Machine) -> int:
+    """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
+    once = not problem.backward and not fixed and rows == problem.tokens
+    rows = machine.tile_rows if fixed else rows
+    fitting = machine.tile_bytes // (rows * problem.item)
+    # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
+    if not (once and problem.logits_dtype == problem.dtype):
+        of_weight = machine.weight_bytes // (problem.hidden * ITEMSIZE[problem.dtype])
+        fitting = min(fitting, of_weight)
+    return min(max(fitting // BLOCK * BLOCK, BLOCK), problem.vocab)
+
+
+def default_budget(problem: Problem, bare: Strategy, machine: Machine) -> int:
+    """What holding all logits at once takes, up to a limit that one tile may exceed."""
+    whole = [replace(bare, kept_columns=problem.vocab)]
+    if problem.backward and problem.tokens:
+        whole.append(replace(bare, chunk_rows=problem.tokens))
+    most = max(cost.total_bytes(problem, strategy, machine) for strategy in whole)
+    return max(min(machine.default_budget, most), cost.total_bytes(problem, bare, machine))
+
+
+def two_pass(
+    problem: Problem, bare: list[Strategy], limit: int, machine: Machine
+) -> list[Strategy]:
+    """The tallest products that fit, without kept logits and with as many as there is room for."""
+    for strategy in bare:
+        room = limit - cost.total_bytes(problem, strategy, machine)
+        if room < 0:
+            continue
+        if not problem.backward or not problem.tokens:
+            return [strategy]
+        fitting = room // (problem.item * cost.padded(problem.tokens, strategy))
+        columns = strategy.tile_columns
+        kept = problem.vocab if fitting >= problem.vocab else fitting // columns * columns
+        return [strategy, replace(strategy, kept_columns=kept)] if kept else [strategy]
+    return []
+
+
+def one_pass(
+    problem: Problem, limit: int, fixed: int, split: bool, machine: Machine
+) -> list[Strategy]:
+    """Chunks of all rows, half of them, a quarter ...: those that fit."""
+    strategies, tokens = [], problem.tokens
+    for chunk in _halved(tokens, min(machine.shortest_chunk, tokens) if split else tokens):
+        rows = min(chunk, machine.tile_rows)
+        if fixed:
+            rows = min(-(-chunk // fixed) * fixed, machine.tile_rows)
+            chunk = -(-chunk // fixed) * fixed if chunk < tokens else chunk
+        strategy = Strategy(rows, _columns(problem, rows, fixed, machine), 0, chunk, fixed)
+        if cost.total_bytes(problem, strategy, machine) <= limit:
+            strategies.append(strategy)
+    return strategies

@@ -1,0 +1,122 @@
+"""What an op knows of its rows, beside their logits: typed arguments, and the `Rows` they make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.backends import registry
+from logitless.backends.row_errors import raise_found
+from logitless.backends.rows import Rows
+from logitless.inputs.make_tokens import thread_count
+from logitless.inputs.scaling import check_scaling, scale_range
+from logitless.ops.rows.row_scale import row_scale
+
+if TYPE_CHECKING:
+    from logitless.inputs.options import HeadOptions
+
+
+class RowArguments(NamedTuple):
+    """z = scale * y of a row, with y = softcap * tanh(pre * (raw + bias) / softcap); without a
+    softcap y = raw + bias."""
+
+    targets: Tensor  # [N] int64
+    mask: Tensor | None  # [N] bool
+    bias: Tensor | None  # [V] float32, or float64 for float64 logits
+    row_scale: Tensor | None  # [N] float64, in place of `scale`
+    scale: float
+    pre: float
+    softcap: float
+    backend: str
+
+    def rows(self, op: str) -> Rows:
+        """The start of every forward and backward: here bad rows of earlier calls surface."""
+        backend, per_row = registry.get(self.backend), self.row_scale
+        if backend.asynchronous:
+            raise_found(self.targets.device)
+            if per_row is not None:
+                # The host has not seen these values: a bad one makes NaN of its row.
+                low, high = scale_range(self.pre, self.softcap)
+                good = (low <= per_row) & (per_row <= high)
+                per_row = torch.where(good, per_row, float("nan"))
+        # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
+        bias = None if self.bias is None else self.bias.detach()
+        return Rows(
+            backend, len(self.targets), self.targets, self.mask, per_row, self.scale, bias,
+            self.pre, self.softcap, thread_count(self.targets), op,
+        )  # fmt: skip
+
+
+class RowGradients(NamedTuple):
+    """d loss / d of each row's results, [n] float64 or None."""
+
+    logp: Tensor | None
+    entropy: Tensor | None
+    lse: Tensor | None = None
+
+    @classmethod
+    def of(cls, logp: Tensor | None, entropy: Tensor | None, lse: Tensor | None) -> RowGradients:
+        """As the kernels take them: expanded ones (from .sum()) become contiguous."""
+        return cls(
+            *(None if g is None else g.to(torch.float64).contiguous() for g in (logp, entropy, lse))
+        )
+
+    def nonzero(self, targets: Tensor) -> Tensor:
+        """[n] bool: the rows that have any gradient at all."""
+        some = torch.zeros_like(targets, dtype=torch.bool)
+        for gradient in self:
+            if gradient is not None:
+                some |= gradient != 0
+        return some
+
+    def at(self, index: Tensor | slice) -> RowGradients:
+        return RowGradients(*(None if g is None else g[index] for g in self))
+
+    def scaled(self, by: float) -> RowGradients:
+        return self if by == 1.0 else RowGradients(*(None if g is None else g * by for g in self))
+
+    @property
+    def kernel_arguments(self) -> dict[str, Tensor | None]:
+        return {"g_logp": self.logp, "g_entropy": self.entropy, "g_lse": self.lse}
+
+
+class Transform(NamedTuple):
+    """The part of `RowArguments` between raw logits and z."""
+
+    bias: Tensor | None
+    row_scale: Tensor | None
+    scale: float
+    pre: float
+    softcap: float
+
+
+def transform(
+    op: str, head: HeadOptions, mask: Tensor | None, wide: bool, *, look: bool
+) -> Transform:
+    """Without `look` the values of a temperature tensor are not checked, which would wait for a
+    device: its kernels flag bad ones."""
+    check_scaling(op, head, wide)
+    per_row, scale = None, head.numerator
+    if isinstance(head.temperature, Tensor):
+        per_row = row_scale(op, head, mask, wide, look=look)
+    else:
+        scale = scale / float(head.temperature)
+    bias = head.bias
+    if bias is not None:
+        bias = bias.to(torch.float64 if wide else torch.float32).contiguous()
+    return Transform(bias, per_row, scale, head.pre, head.cap)
+
+
+def row_arguments(
+    op: str, head: HeadOptions, targets: Tensor, mask: Tensor | None, wide: bool, backend: str
+) -> RowArguments:
+    """Of a public op that has checked the shapes."""
+    look = not registry.get(backend).asynchronous
+    return RowArguments(
+        targets.reshape(-1).to(torch.int64).contiguous(),
+        None if mask is None else mask.reshape(-1).contiguous(),
+        *transform(op, head, mask, wide, look=look),
+        backend,
+    )

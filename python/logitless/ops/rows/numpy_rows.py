@@ -1,0 +1,61 @@
+"""NumPy arrays at the row kernels of the CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from logitless.backends import registry
+from logitless.backends.rows import Rows
+from logitless.inputs.make_tokens import thread_count
+from logitless.inputs.options import HeadOptions
+from logitless.inputs.scaling import check_scaling, check_temperatures
+from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+
+
+def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) -> Rows:
+    """The rows of a call on NumPy arrays, which the CPU's backend serves."""
+    flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
+    wide = dtype == np.float64
+    check_scaling(op, head, wide)
+    row_scale, scale = None, head.numerator
+    if isinstance(head.temperature, (int, float)):
+        scale = scale / float(head.temperature)
+    else:
+        temperature = np.asarray(head.temperature, np.float64).reshape(-1)
+        check_temperatures(op, temperature, flat_mask, head.logit_scale, head.softcap, wide)
+        row_scale = scale / temperature
+    compute = np.float64 if wide else np.float32
+    bias = None if head.bias is None else np.ascontiguousarray(head.bias, compute)
+    flat_targets = np.ascontiguousarray(targets.reshape(-1), np.int64)
+    n = len(flat_targets)
+    threads = thread_count(targets)
+    return Rows(
+        registry.get("cpu"), n, flat_targets, flat_mask, row_scale, scale, bias, head.pre, head.cap,
+        threads,
+    )  # fmt: skip
+
+
+def numpy_stats(
+    rows: Rows,
+    state: Any,
+    vocab: int,
+    dtype: Any,
+    extras: tuple[str, ...],
+    shape: tuple[int, ...],
+    index: Any = None,
+) -> TokenStats:
+    """From the states over all columns; `index` says where gathered rows belong."""
+    out_dtype = np.float64 if dtype == np.float64 else np.float32
+    names = (*DIFFERENTIABLE, *(name for name in STATISTICS if name in extras))
+    out: dict[str, Any] = {name: np.empty(len(state), out_dtype) for name in names}
+    if "argmax" in extras:
+        out["argmax"] = np.empty(len(state), np.int64)
+    rows.finalize(state, vocab, row_ids=index, **out)
+    if index is not None:
+        for name, values in out.items():
+            out[name] = np.full(math.prod(shape), -1 if name == "argmax" else 0, values.dtype)
+            out[name][index] = values
+    return stats_of({name: array.reshape(shape) for name, array in out.items()}, extras)

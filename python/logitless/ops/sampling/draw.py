@@ -1,0 +1,115 @@
+"""One token per row, drawn while tiles of logits stream by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.backends import registry
+from logitless.backends.base import SamplingKernels
+from logitless.backends.forked import refuse_lost_threads
+from logitless.backends.rows import SAMPLE_STATE, Rows
+from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.ops.head.backward import new_state
+from logitless.ops.head.gemm import logit_tiles
+from logitless.ops.head.inputs import logits_dtype
+from logitless.ops.head.plan import cached_plan
+from logitless.ops.head.tiling import Tiling
+from logitless.ops.rows.arguments import Transform, transform
+from logitless.ops.rows.outputs import empty_outputs, requested
+from logitless.ops.sampling.sharded import sample_shard
+from logitless.ops.sampling.truncated import Truncation, draw_truncated
+from logitless.ops.sharding.shard import Shard
+
+
+class Noise(NamedTuple):
+    """What the random numbers of a call are a function of."""
+
+    seed: int
+    step: int
+    row_ids: Tensor  # [N] int64
+
+    def of(self, chunk: slice) -> dict[str, Any]:
+        """Arguments of the kernels that draw."""
+        return {"seed": self.seed, "step": self.step, "row_ids": self.row_ids[chunk]}
+
+    def at(self, index: Tensor) -> Noise:
+        return self._replace(row_ids=self.row_ids[index])
+
+
+def chain_of(op: str, head: HeadOptions, wide: bool) -> Transform:
+    return transform(op, head, None, wide, look=True)
+
+
+def draw(
+    hidden: Tensor,
+    weight: Tensor,
+    chain: Transform,
+    compute: ComputeOptions,
+    truncation: Truncation,
+    noise: Noise,
+    shard: Shard,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(token, logp, entropy), [N] each."""
+    refuse_lost_threads()
+    backend = registry.get("cpu")
+    n, vocab = len(hidden), shard.vocab(len(weight))
+    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    plan = cached_plan(
+        backend.machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
+        compute.memory_budget, logits_dtype=dtype, backward=False,
+        batch_invariant=compute.batch_invariant,
+        kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
+    )  # fmt: skip
+    tiling = Tiling(plan.rows, plan.columns, 0, dtype, plan.fixed_rows, "")
+    bias = None if chain.bias is None else chain.bias.detach()
+    rows = Rows(
+        backend, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    state = new_state(n, hidden)
+    if truncation.limits(vocab):
+        token = draw_truncated(hidden, weight, rows, tiling, plan, truncation, noise, shard, state)
+    else:
+        token = _draw_whole(tiling.operand(hidden, None), weight, rows, tiling, noise, shard, state)
+    out = empty_outputs(n, False, hidden)
+    replace(rows, targets=token).finalize(state, vocab, **requested(out, False))
+    return token, out["logp"], out["entropy"]
+
+
+def _draw_whole(
+    h: Tensor,
+    weight: Tensor,
+    rows: Rows,
+    tiling: Tiling,
+    noise: Noise,
+    shard: Shard,
+    state: Tensor,
+) -> Tensor:  # [N] int64
+    """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
+    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
+    kernels = kernels_of(rows)
+
+    def sample(start: int, chunk: slice, tile: Tensor) -> None:
+        first = start == 0 and not shard.group
+        kernels.sample(
+            rows.part(chunk), tile, state[chunk], best[chunk], start=start, first=first,
+            **noise.of(chunk),
+        )  # fmt: skip
+
+    if shard.group:
+        rows = shard.entire(rows)
+        sample_shard(h, weight, rows, tiling, shard, sample, state, best)
+    else:
+        for start, chunk, tile in logit_tiles(h, weight, rows.n, tiling, rows.backend):
+            sample(start, chunk, tile)
+    # A row without a finite logit drew nothing; `finalize` names it before it looks at the target.
+    return best[:, 1].to(torch.int64)
+
+
+def kernels_of(rows: Rows) -> SamplingKernels:
+    assert rows.backend.sampling is not None
+    return rows.backend.sampling
