@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from logitless.rl.advantages import ADVANTAGES, advantages_of
+from logitless.rl.update.advantages import ADVANTAGES, advantages_of
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
 

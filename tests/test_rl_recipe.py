@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from logitless.rl.recipe import bundled, load_recipe, to_dict
+from logitless.rl.recipe import LossRecipe, bundled, load_recipe, make_spec
 from tests.rl_cases import tiny_file, tiny_recipe
 
 
@@ -34,14 +36,13 @@ def test_overrides_reach_any_depth_and_win_in_order(tmp_path: Path) -> None:
     assert recipe.rollout.group == 6
     assert recipe.methods["grpo"].change == {"surrogate": {"high": 0.28}}
     assert recipe.task.options == {"low": 1, "high": 2}
-    # YAML 1.1 reads 3e-5 as text.
     assert recipe.update.body_lr == 3e-5
 
 
 def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
     recipe = load_recipe("demo", ["seed=7"])
     path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(to_dict(recipe)), "utf-8")
+    path.write_text(yaml.safe_dump(asdict(recipe)), "utf-8")
     assert load_recipe(str(path)) == recipe
 
 
@@ -54,6 +55,8 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
         ("steps=many", "'steps' must be int, got 'many'"),
         ("steps=true", "'steps' must be int, got True"),
         ("update.body_lr=fast", "'update.body_lr' must be float, got 'fast'"),
+        ("update.body_lr='3e-5'", "'update.body_lr' must be float, got '3e-5'"),
+        ("update.body_lr=1" + "0" * 350, "'update.body_lr' must be float, got 10000"),
         ("rollout=3", "'rollout' must be a mapping, got 3"),
         ("notes=3", "'notes' must be a list, got 3"),
         ("steps=0", "'steps' must be at least 1, got 0"),
@@ -72,6 +75,44 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
 def test_errors_name_the_key(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_recipe(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control": {"fraction": "much"}}, "control.fraction' must be float, got 'much'"),
+        ({"control": {"fraction": {"a": 1}}}, r"control.fraction' must be float, got \{'a': 1\}"),
+        ({"control": {"scope": "x"}}, "control.scope' must be one of 'batch', 'micro', got 'x'"),
+        ({"aggregation": 3}, "aggregation' must be one of 'token-mean', .*, got 3"),
+        ({"entropy": 3}, "entropy' must be a mapping, got 3"),
+    ],
+)
+def test_changes_of_a_loss_are_typed_too(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"'methods.mine.change.{message}"):
+        make_spec("mine", LossRecipe("clip_cov", change))
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tmp_path,
+        "update.body_lr=3e-5",
+        "methods.clip_cov.change.control.fraction=1",
+        "methods.grpo.change.surrogate={low: 2E-1, high: +.3e+0}",
+        "task.options={low: 1e3, text: 1e, version: 1.2.3}",
+    )
+    assert recipe.update.body_lr == 3e-5
+    assert isinstance(make_spec("m", recipe.methods["clip_cov"]).control.fraction, float)
+    surrogate = make_spec("m", recipe.methods["grpo"]).surrogate
+    assert (surrogate.low, surrogate.high) == (0.2, 0.3)
+    assert recipe.task.options == {"low": 1000.0, "text": "1e", "version": "1.2.3"}
+
+
+def test_a_changed_recipe_is_checked_like_a_read_one(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    with pytest.raises(ValueError, match=r"'rollout\.group' must be at least 2"):
+        replace(recipe.rollout, group=1)
+    with pytest.raises(ValueError, match=r"cannot fill update\.minibatches = 64"):
+        replace(recipe, update=replace(recipe.update, minibatches=64))
 
 
 def test_a_missing_file_lists_the_bundled_recipes() -> None:

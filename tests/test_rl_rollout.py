@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.rl.metrics import Stopwatch
-from logitless.rl.model import Policy, make_policy
+from logitless.rl.policy import Policy, make_policy
 from logitless.rl.rollout import Rollout, hidden_states, sample
-from logitless.rl.step import pack
+from logitless.rl.tracking.stopwatch import Stopwatch
+from logitless.rl.update import pack
 from tests.rl_cases import tiny_recipe
 
 PROMPTS = ["sum 8:", "sum 10:", "a much longer prompt"]

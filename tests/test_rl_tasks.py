@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from logitless.rl.recipe import TaskRecipe
 from logitless.rl.tasks import Prompt, SumToN, Task, TaskWithSolutions, load_task
 
 HAS_REASONING_GYM = importlib.util.find_spec("reasoning_gym") is not None
@@ -39,14 +38,14 @@ def test_sum_to_n_refuses_sums_without_an_answer() -> None:
 
 
 def test_built_in_by_name() -> None:
-    task = load_task(TaskRecipe("sum_to_n", {"low": 5, "high": 5}))
+    task = load_task("sum_to_n", {"low": 5, "high": 5})
     assert isinstance(task, TaskWithSolutions)
     assert task.prompts(random.Random(0), 1) == [Prompt("sum 5:", 5)]
 
 
 def test_unknown_name_suggests() -> None:
     with pytest.raises(ValueError, match=r"task 'sum_to_m' is unknown; did you mean 'sum_to_n'\?"):
-        load_task(TaskRecipe("sum_to_m"))
+        load_task("sum_to_m", {})
 
 
 def test_a_users_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,25 +58,25 @@ def test_a_users_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "utf-8",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    task = load_task(TaskRecipe("my_tasks:Shout", {"word": "hello"}))
+    task = load_task("my_tasks:Shout", {"word": "hello"})
     assert isinstance(task, Task)
     assert not isinstance(task, TaskWithSolutions)
     assert task.prompts(random.Random(0), 2)[0][0] == "hello"
     with pytest.raises(ValueError, match=r"'my_tasks:nothing' must have prompts\(rng, n\)"):
-        load_task(TaskRecipe("my_tasks:nothing"))
+        load_task("my_tasks:nothing", {})
     with pytest.raises(ValueError, match="'my_tasks:Absent' names nothing in my_tasks"):
-        load_task(TaskRecipe("my_tasks:Absent"))
+        load_task("my_tasks:Absent", {})
 
 
 def test_without_reasoning_gym_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'logitless\[reasoning-gym\]'"):
-        load_task(TaskRecipe("reasoning_gym:chain_sum"))
+        load_task("reasoning_gym:chain_sum", {})
 
 
 @pytest.mark.skipif(not HAS_REASONING_GYM, reason="reasoning-gym is not installed")
 def test_reasoning_gym() -> None:
-    task = load_task(TaskRecipe("reasoning_gym:chain_sum", {"text": "expression", "max_terms": 2}))
+    task = load_task("reasoning_gym:chain_sum", {"text": "expression", "max_terms": 2})
     assert isinstance(task, TaskWithSolutions)
     rng = random.Random(0)
     for prompt in task.prompts(rng, 5):

@@ -47,9 +47,9 @@ def timed_points() -> Iterator[dict[str, Any]]:
 
 def demo_points(runs: Path) -> Iterator[dict[str, Any]]:
     """The demo's policy before RL and after each method."""
-    from logitless.rl import checkpoint
-    from logitless.rl.model import load_policy
+    from logitless.rl.policy import load_policy
     from logitless.rl.recipe import load_recipe
+    from logitless.rl.tracking import checkpoint
 
     recipe = load_recipe("demo", [])
     for name in ("warmup", *recipe.methods):
@@ -68,11 +68,12 @@ def demo_points(runs: Path) -> Iterator[dict[str, Any]]:
 
 def rollout_rows(policy: Any, recipe: Any) -> tuple[Tensor, Tensor]:
     """Hidden states and sampled tokens of one rollout of the recipe."""
-    from logitless.rl.metrics import Stopwatch
     from logitless.rl.rollout import hidden_states, sample
     from logitless.rl.tasks import load_task
+    from logitless.rl.tracking.stopwatch import Stopwatch
 
-    prompts = load_task(recipe.task).prompts(random.Random("study"), recipe.rollout.prompts)
+    task = load_task(recipe.task.name, recipe.task.options)
+    prompts = task.prompts(random.Random("study"), recipe.rollout.prompts)
     rollout = sample(
         policy, policy.encode([p.text for p in prompts]), group=recipe.rollout.group,
         max_new_tokens=recipe.rollout.max_new_tokens, temperature=recipe.rollout.temperature,
@@ -84,7 +85,7 @@ def rollout_rows(policy: Any, recipe: Any) -> tuple[Tensor, Tensor]:
 
 def text_points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The small model on text it has not seen, and on text it is trained on, over training."""
-    from logitless.rl.model import make_tokenizer
+    from logitless.rl.policy import make_tokenizer
 
     tokenizer = make_tokenizer("qwen")
     seen, unseen = text_model.corpus(tokenizer, options.tokens)

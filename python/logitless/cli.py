@@ -108,14 +108,14 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     _wait_without_spinning()
-    from logitless.rl.job import run
+    from logitless.rl.demo.job import run
 
     out = options.out or Path("runs", Path(options.recipe).stem)
     return run(recipe, out, resume=options.resume)
 
 
 def _wait_without_spinning() -> None:
-    """Before torch loads: its OpenMP workers are to sleep while they wait for work.
+    """Makes torch's OpenMP workers sleep while they wait for work; call it before torch loads.
 
     By default they spin, and a step has hundreds of short products: with two busy neighbours on two
     cores the head of a 160-token step took 10 s instead of 0.17 s. On a quiet machine it is a
@@ -125,10 +125,10 @@ def _wait_without_spinning() -> None:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from logitless.rl import checkpoint
-    from logitless.rl.metrics import Stopwatch
-    from logitless.rl.model import load_policy, silence_bars
+    from logitless.rl.policy import load_policy, silence_bars
     from logitless.rl.rollout import sample
+    from logitless.rl.tracking import checkpoint
+    from logitless.rl.tracking.stopwatch import Stopwatch
 
     if not options.folder.is_dir():
         raise FileNotFoundError(f"no such folder: {options.folder}")
@@ -218,6 +218,7 @@ TRAIN_PACKAGES = (
     "yaml",
     "rich",
     "matplotlib",
+    "jinja2",
 )
 
 

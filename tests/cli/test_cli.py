@@ -11,7 +11,7 @@ import logitless as ll
 from logitless.backends import registry as backends
 from logitless.backends import report as serving
 from logitless.cli import main
-from logitless.rl.model import make_policy
+from logitless.rl.policy import make_policy
 from tests.rl_cases import tiny_recipe
 from tests.support.paths import ROOT
 

@@ -46,7 +46,7 @@ def wheel_files(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> set[st
 
 def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) -> None:
     package, kernels = ROOT / "python" / "logitless", ROOT / "kernels"
-    data = [p for p in package.rglob("*") if p.suffix in (".py", ".pyi", ".typed", ".yaml")]
+    data = [p for p in package.rglob("*") if p.suffix in (".py", ".pyi", ".typed", ".yaml", ".j2")]
     expected = {f"logitless/{p.relative_to(package)}" for p in data}
     expected |= {f"logitless/kernels/{p.name}" for p in kernels.glob("*.py")}
     assert expected - wheel_files == set()
@@ -56,7 +56,7 @@ def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) ->
 
 
 def test_the_wheel_holds_nothing_else(wheel_files: set[str]) -> None:
-    allowed = (".py", ".pyi", ".so", ".yaml", "py.typed")
+    allowed = (".py", ".pyi", ".so", ".yaml", ".j2", "py.typed")
     strange = {
         f
         for f in wheel_files

@@ -12,7 +12,6 @@ it teaches "not these 151,920". Three phases instead, a speed trick for toys and
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,10 +20,9 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.model import Policy, as_policy
+from logitless.rl.policy import Policy, as_policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
-from logitless.rl.tasks import Task, TaskWithSolutions
 
 # Without it, one seed in four of the bundled recipe never learns.
 CLIP_NORM = 1.0
@@ -39,21 +37,16 @@ class Pool(NamedTuple):
     used: Tensor  # [U] ids the examples use, sorted
 
 
-def warm_up(policy: Policy, task: Task, recipe: Recipe, report: Report) -> None:
-    """Teaches `policy` the task's own solutions; ValueError where the task has none or the head is
-    tied.
-    """
+def warm_up(
+    policy: Policy, prompts: list[str], answers: list[str], recipe: Recipe, report: Report
+) -> None:
+    """Teaches `policy` the answers to the prompts; ValueError where its head is tied."""
     warmup = recipe.warmup
-    if not isinstance(task, TaskWithSolutions):
-        raise ValueError(
-            f"warmup needs a task with solution(rng, prompt); '{recipe.task.name}' has none: "
-            "set warmup.steps=0 and warmup.full_steps=0"
-        )
     if policy.tied:
         raise ValueError(
             "warmup moves rows of the head alone, and this model ties them to the embedding"
         )
-    pool = make_pool(policy, task, recipe)
+    pool = make_pool(policy, prompts, answers, recipe.rollout.chat_template)
     generator = torch.Generator().manual_seed(recipe.seed)
 
     def batch() -> Rollout:
@@ -80,20 +73,15 @@ def warm_up(policy: Policy, task: Task, recipe: Recipe, report: Report) -> None:
     policy.model.zero_grad()
 
 
-def make_pool(policy: Policy, task: TaskWithSolutions, recipe: Recipe) -> Pool:
-    rng = random.Random(f"warm-up {recipe.seed}")
-    prompts = task.prompts(rng, recipe.warmup.examples)
-    questions = policy.encode([p.text for p in prompts], recipe.rollout.chat_template)
-    answers = policy.tokenizer(
-        [task.solution(rng, p) for p in prompts], add_special_tokens=False
-    ).input_ids
-    left, right = max(map(len, questions)), max(map(len, answers)) + 1
+def make_pool(policy: Policy, prompts: list[str], answers: list[str], chat_template: bool) -> Pool:
+    prompt_ids, answer_ids = policy.encode(prompts, chat_template), policy.encode(answers)
+    left, right = max(map(len, prompt_ids)), max(map(len, answer_ids)) + 1
     B = len(prompts)
     ids = torch.full((B, left + right), policy.pad)
     attention = torch.zeros(B, left + right, dtype=torch.bool)
-    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        tokens = [*question, *answer, policy.eos]
-        start = left - len(question)
+    for i, (prompt, answer) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
+        tokens = [*prompt, *answer, policy.eos]
+        start = left - len(prompt)
         ids[i, start : start + len(tokens)] = torch.tensor(tokens)
         attention[i, start : start + len(tokens)] = True
     zeros = torch.zeros(B, right)

@@ -1,11 +1,8 @@
-"""Metrics as JSON lines, the means a summary quotes, and a stopwatch for the parts of a step."""
+"""Metrics as JSON lines, and the means that a summary quotes."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ def read(path: Path) -> list[Row]:
 
 
 def keep_before(path: Path, step: int) -> list[Row]:
-    """Drops what a resumed run will write again; returns the rest."""
+    """Drops the steps that a resumed run will write again; returns the rest."""
     rows = [row for row in read(path) if row["step"] < step]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return rows
@@ -48,18 +45,3 @@ def last(rows: list[Row], key: str) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-class Stopwatch:
-    """Seconds by name: `with clock("optimizer"): ...` adds to clock.seconds["optimizer"]."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start

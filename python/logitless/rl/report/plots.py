@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from logitless.rl.metrics import Row, column
+from logitless.rl.tracking.metrics import Row, column
 
 matplotlib.use("Agg")
 
@@ -20,7 +20,7 @@ Runs = dict[str, list[Row]]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 SMOOTH = 5
 
-# The parts of a step in their order, as train.py clocks them.
+# The parts of a step in their order, by the names of its stopwatch.
 PARTS = [
     "rollout body",
     "rollout head",

@@ -1,0 +1,1 @@
+"""The whole job of a recipe: several methods from one start, and full logits beside them."""

@@ -1,0 +1,23 @@
+"""The loss with full logits in plain torch, which the library is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def full_logits_loss(
+    hidden: Tensor,  # [N, H]
+    weight: Tensor,  # [V, H]
+    targets: Tensor,  # [N]
+    old_logp: Tensor,  # [N]
+    advantages: Tensor,  # [N]
+    temperature: float,
+) -> Tensor:
+    """PPO's clipped loss the plain way (clip 0.2, token mean), with the entropy trainers log."""
+    logp_all = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+    logp = logp_all.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        -(logp_all.exp() * logp_all).sum(dim=-1).mean()
+    ratio = (logp - old_logp).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()

@@ -1,0 +1,78 @@
+"""The engine of one process on the CPU, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless.rl.policy import Policy
+from logitless.rl.recipe import UpdateRecipe
+from logitless.rl.rollout import Rollout, hidden_states
+from logitless.rl.tracking.stopwatch import Stopwatch
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+class LocalEngine:
+    """Forward and backward, the optimizer step, and the state of both for checkpoints."""
+
+    def __init__(self, policy: Policy, update: UpdateRecipe) -> None:
+        self.policy = policy
+        self._clip_norm = update.clip_norm
+        self._optimizer = make_optimizer(policy, update)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def forward_backward(
+        self, rollout: Rollout, loss: Callable[[Tensor], Any], clock: Stopwatch
+    ) -> Any:
+        """Gradients of `loss(hidden states).loss` are added up; returns the output of `loss`."""
+        with clock("train body"):
+            states = hidden_states(self.policy, rollout)
+        with clock("train head"):
+            # The head's backward stops here, so that its time can be told from the body's.
+            leaf = states.detach().requires_grad_(states.requires_grad)
+            out = loss(leaf)
+            out.loss.backward()
+        if states.requires_grad:
+            with clock("train body"):
+                states.backward(leaf.grad)
+        return out
+
+    def step(self) -> float:
+        """One optimizer step on the clipped gradients, which are then cleared; their norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        self.policy.save(folder)
+        torch.save(self._optimizer.state_dict(), folder / OPTIMIZER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Continues from what `save` wrote, bit for bit."""
+        self.policy.load_weights(folder)
+        self._optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+
+
+def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:
+    """AdamW with a learning rate for body, head and embedding; rate 0 freezes."""
+    head, embedding = policy.weight, policy.embedding
+    apart = {id(head), id(embedding)}
+    body = [p for p in policy.model.parameters() if id(p) not in apart]
+    parts = [(body, update.body_lr), ([head], update.head_lr)]
+    if not policy.tied:
+        parts.append(([embedding], update.embedding_lr))
+    for parameters, lr in parts:
+        for parameter in parameters:
+            parameter.requires_grad_(lr > 0)
+    groups = [{"params": parameters, "lr": lr} for parameters, lr in parts if lr > 0]
+    if not groups:
+        raise ValueError("update.body_lr, head_lr and embedding_lr are all 0: nothing to train")
+    return torch.optim.AdamW(
+        groups, betas=(update.beta1, update.beta2), weight_decay=update.weight_decay, fused=True
+    )

@@ -1,0 +1,8 @@
+"""The policy that is trained: a causal LM's body and head, and its tokenizer."""
+
+from __future__ import annotations
+
+from logitless.rl.policy.policy import Policy, as_policy, load_policy, make_policy, silence_bars
+from logitless.rl.policy.tokenizers import make_tokenizer
+
+__all__ = ["Policy", "as_policy", "load_policy", "make_policy", "make_tokenizer", "silence_bars"]

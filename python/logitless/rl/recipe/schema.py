@@ -1,0 +1,153 @@
+"""A recipe as frozen dataclasses. Types and defaults are the schema; ranges are checked here.
+
+An error names the key as the YAML file spells it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import logitless as ll
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A folder (or hub name) of any Hugging Face causal LM, or, without `path`, a small Llama from
+    scratch.
+    """
+
+    path: str | None = None
+    # "qwen" (151,646 entries), "bytes" (256 and the specials), or a folder; used where `path` is
+    # None.
+    tokenizer: str = "qwen"
+    # Rows of the head; None: the tokenizer's length rounded up to a multiple of 128.
+    vocab_size: int | None = None
+    hidden_size: int = 64
+    intermediate_size: int = 256
+    layers: int = 2
+    heads: int = 4
+    max_positions: int = 128
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    # A built-in name, "reasoning_gym:NAME", or "module:attribute" of your own.
+    name: str = "sum_to_n"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WarmupRecipe:
+    """Supervised steps before RL (update/warmup.py); steps = 0 and full_steps = 0 skip them."""
+
+    steps: int = 0
+    batch: int = 128
+    examples: int = 16384
+    lr: float = 3e-3
+    # Logit given to the rows of the head that no example uses, and the share of their own values
+    # that they keep.
+    unused_logit: float = -12.0
+    unused_scale: float = 0.3
+    full_steps: int = 0
+    full_lr: float = 3e-4
+
+
+@dataclass(frozen=True)
+class RolloutRecipe:
+    prompts: int = 8
+    group: int = 16
+    max_new_tokens: int = 16
+    temperature: float = 1.0
+    chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("rollout.prompts", self.prompts, 1)
+        # Advantages compare the answers of one prompt.
+        _at_least("rollout.group", self.group, 2)
+        _at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
+        if not self.temperature > 0:
+            raise ValueError(
+                f"recipe key 'rollout.temperature' must be above 0, got {self.temperature}"
+            )
+
+
+@dataclass(frozen=True)
+class UpdateRecipe:
+    """One RL step's optimization: `epochs` passes over `minibatches` of whole sequences, AdamW."""
+
+    minibatches: int = 4
+    micro_batches: int = 1
+    epochs: int = 1
+    advantage: str = "group_std"
+    # Of one linear_policy_loss call: bytes, or like "64MiB"; None: the library's default.
+    memory_budget: str | None = None
+    # Of one linear_policy_loss call: a row gets its gradient from its 64 largest entries where
+    # they hold all but this much of its probability; 0: every gradient is exact.
+    tail_mass: float = 0.0
+    # Learning rate 0 freezes the part.
+    body_lr: float = 3e-5
+    head_lr: float = 3e-5
+    embedding_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in ("minibatches", "micro_batches", "epochs"):
+            _at_least(f"update.{key}", getattr(self, key), 1)
+        try:
+            ll.plan(1, 1, 1, budget=self.memory_budget, tail_mass=self.tail_mass)
+        except ValueError as error:
+            raise ValueError(f"recipe key 'update': {str(error).removeprefix('plan: ')}") from None
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """A row of `logitless.presets`, and the changes to it: {control: {fraction: 0.1}}."""
+
+    preset: str
+    change: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    methods: dict[str, LossRecipe]
+    seed: int = 0
+    steps: int = 40
+    # Every k-th step also gets its predicted and measured entropy change; 0: never.
+    entropy_change_every: int = 5
+    checkpoint_every: int = 20
+    # Repeats of the comparison with full logits; 0: no comparison.
+    compare_repeats: int = 0
+    # Sentences for the report: what a reader of this recipe's numbers must know.
+    notes: list[str] = field(default_factory=list)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    task: TaskRecipe = field(default_factory=TaskRecipe)
+    warmup: WarmupRecipe = field(default_factory=WarmupRecipe)
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
+    update: UpdateRecipe = field(default_factory=UpdateRecipe)
+
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 1)
+        sequences = self.rollout.prompts * self.rollout.group
+        if sequences < self.update.minibatches * self.update.micro_batches:
+            raise ValueError(
+                f"recipe: {sequences} sequences a step (rollout.prompts * rollout.group) cannot "
+                f"fill update.minibatches = {self.update.minibatches} of update.micro_batches = "
+                f"{self.update.micro_batches}"
+            )
+        if not self.methods:
+            raise ValueError("recipe key 'methods' must name at least one method")
+        for name in self.methods:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"recipe key 'methods.{name}': a method is also a folder's name; use "
+                    f"letters, digits, - and _"
+                )
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"recipe key '{key}' must be at least {least}, got {value}")

@@ -1,0 +1,60 @@
+"""The files of a report: summary.json, run.json, the pictures, and an HTML page that has it all."""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from logitless.rl.report import text
+from logitless.rl.report.plots import save_plots
+from logitless.rl.report.summary import fit_law
+from logitless.rl.tracking.metrics import WINDOW, Row
+
+SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
+TEMPLATE_FILE = "template.html.j2"
+
+
+def write(
+    folder: Path, summary: dict[str, Any], details: dict[str, Any], runs: dict[str, list[Row]]
+) -> Path:
+    """Writes summary.json, run.json, the PNGs and report.html; returns the report's path."""
+    _write_json(folder / SUMMARY_FILE, summary)
+    _write_json(folder / DETAILS_FILE, details)
+    runs = {name: rows for name, rows in runs.items() if rows}
+    laws = {name: law for name, rows in runs.items() if (law := fit_law(rows)) is not None}
+    pictures = save_plots(folder, runs, laws) if runs else {}
+    path = folder / REPORT_FILE
+    path.write_text(render(summary, details, pictures), "utf-8")
+    return path
+
+
+def render(summary: dict[str, Any], details: dict[str, Any], pictures: dict[str, Path]) -> str:
+    """The page as one HTML text with its pictures inside."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
+    recipe = details["recipe"]
+    return environment.from_string(source).render(
+        table=text.table(summary),
+        pictures={title: _base64(path) for title, path in pictures.items()},
+        complete=details["complete"],
+        comparison=text.comparison_lines(details["comparison"], recipe["update"]["tail_mass"]),
+        checks=[text.self_check(details), *text.support_lines(details)],
+        window=WINDOW,
+        notes=recipe["notes"],
+        details=json.dumps(details, indent=2),
+    )
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

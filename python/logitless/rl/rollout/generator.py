@@ -1,0 +1,84 @@
+"""Sampling answers: a KV-cache loop over the body, and a head that draws tokens without logits.
+
+Each prompt is read once and its cache repeated for the group; the head sees only the rows of
+unfinished answers. A draw depends on (seed, step, sequence, position) alone, not on the other rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from logitless.rl.policy import Policy
+from logitless.rl.rollout.rollout import Rollout
+from logitless.rl.tracking.stopwatch import Stopwatch
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: list[list[int]],  # token ids of P prompts
+    *,
+    group: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    step: int,
+    clock: Stopwatch,
+) -> Rollout:
+    """`group` answers to each prompt (sequence i answers prompt i // group), each ended by the end
+    token or the limit.
+    """
+    from transformers import DynamicCache
+
+    B, T = len(prompts) * group, max_new_tokens
+    ids, attention = _left_pad(prompts, policy.pad)
+    tokens = torch.full((B, T), policy.pad)
+    mask = torch.zeros(B, T, dtype=torch.bool)
+    logp, entropy = torch.zeros(B, T), torch.zeros(B, T)
+
+    cache = DynamicCache(config=policy.model.config)
+    with clock("rollout body"):
+        hidden = policy.states(ids, attention, cache)[:, -1]
+    cache.batch_repeat_interleave(group)
+    hidden, ids, attention = (x.repeat_interleave(group, dim=0) for x in (hidden, ids, attention))
+
+    live = torch.ones(B, dtype=torch.bool)
+    for t in range(T):
+        rows = live.nonzero()[:, 0]
+        with clock("rollout head"):
+            drawn = ll.linear_sample(
+                hidden[rows],
+                policy.weight,
+                temperature=temperature,
+                seed=seed,
+                step=step,
+                row_ids=rows * T + t,
+                **policy.head_options,
+            )
+        tokens[rows, t], logp[rows, t], entropy[rows, t] = drawn.token, drawn.logp, drawn.entropy
+        mask[rows, t] = True
+        live[rows] = drawn.token != policy.eos
+        attention = torch.cat([attention, mask[:, t : t + 1]], dim=1)
+        if t + 1 == T or not live.any():
+            break
+        with clock("rollout body"):
+            hidden = policy.states(tokens[:, t : t + 1], attention, cache)[:, -1]
+
+    # The longest answer sets the width: columns that no sequence wrote are dropped.
+    T = t + 1
+    return Rollout(
+        ids=torch.cat([ids, tokens[:, :T]], dim=1),
+        attention=attention,
+        mask=mask[:, :T],
+        logp=logp[:, :T],
+        entropy=entropy[:, :T],
+    )
+
+
+def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, attention

@@ -1,0 +1,20 @@
+"""Tasks: where prompts come from, and the reward of an answer. A task is two methods.
+
+    class Shout:
+        def prompts(self, rng, n): return [Prompt("say hello loudly:")] * n
+        def reward(self, prompt, completion): return float(completion.isupper())
+
+Put `task: {name: "my_module:Shout", options: {...}}` in a recipe; the options are its arguments.
+A task with `solution(rng, prompt) -> str` can also be warmed up on (update/warmup.py).
+"""
+
+from __future__ import annotations
+
+from logitless.rl.tasks.base import RIGHT, Prompt, Task, TaskWithSolutions
+from logitless.rl.tasks.load import TASKS, load_task
+from logitless.rl.tasks.reasoning_gym import ReasoningGym
+from logitless.rl.tasks.sum_to_n import SumToN
+
+__all__ = [
+    "RIGHT", "TASKS", "Prompt", "ReasoningGym", "SumToN", "Task", "TaskWithSolutions", "load_task",
+]  # fmt: skip

@@ -1,0 +1,66 @@
+"""Sequences of a rollout packed into rows, and what makes micro-batches add up."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from logitless.rl.rollout import Rollout
+
+
+class Packed(NamedTuple):
+    """Sequences, and their sampled tokens as the rows that every loss function takes."""
+
+    sequences: Rollout  # of B sequences
+    targets: Tensor  # [N] int64
+    old_logp: Tensor  # [N]
+    old_entropy: Tensor  # [N]
+    advantages: Tensor  # [N]
+    mask: Tensor  # [N] bool: all true, since only sampled tokens are packed
+    cu_seqlens: Tensor  # [B + 1] int32
+    token_ids: Tensor  # [N] int64
+
+
+def pack(
+    rollout: Rollout,
+    advantages: Tensor,  # one number per sequence of the rollout
+    index: Tensor,  # [B]: the sequences to pack
+) -> Packed:
+    part = rollout.sequences(index)
+    mask, lengths = part.mask, part.lengths
+    ends = lengths.cumsum(0).int()
+    sequence, position = mask.nonzero(as_tuple=True)
+    return Packed(
+        sequences=part,
+        targets=part.targets,
+        old_logp=part.logp[mask],
+        old_entropy=part.entropy[mask],
+        advantages=advantages[index].repeat_interleave(lengths),
+        mask=torch.ones(len(sequence), dtype=torch.bool),
+        cu_seqlens=torch.cat([ends.new_zeros(1), ends]),
+        token_ids=ll.token_ids(index[sequence], position, mask.shape[1]),
+    )
+
+
+def batch_options(minibatch: Packed, spec: Any, seed: int, step: int) -> dict[str, Any]:
+    """Arguments that the calls of all micro-batches share: the minibatch's counts, and its
+    selection where the loss selects tokens.
+    """
+    if spec.control is None:
+        sequences = len(minibatch.cu_seqlens) - 1
+        return {"totals": ll.Totals(tokens=len(minibatch.targets), sequences=sequences)}
+    batch = ll.batch_stats(
+        minibatch.old_logp,
+        minibatch.advantages,
+        minibatch.mask,
+        spec,
+        entropy=minibatch.old_entropy,
+        cu_seqlens=minibatch.cu_seqlens,
+        token_ids=minibatch.token_ids,
+        seed=seed,
+        step=step,
+    )
+    return {"batch": batch}

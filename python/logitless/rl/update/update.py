@@ -1,0 +1,106 @@
+"""One RL step's optimization: minibatches of whole sequences, one optimizer step each."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from logitless.rl.engine import LocalEngine
+from logitless.rl.recipe import Recipe
+from logitless.rl.rollout import Rollout
+from logitless.rl.tracking.stopwatch import Stopwatch
+from logitless.rl.update.minibatch import Packed, batch_options, pack
+
+
+class Update(NamedTuple):
+    metrics: dict[str, float]  # means over the optimizer steps
+    logp_gap: float  # max |trained - sampled log-prob| before the first optimizer step
+    selected_tokens: int
+
+
+def update_policy(
+    engine: LocalEngine,
+    rollout: Rollout,
+    advantages: Tensor,  # [B]
+    spec: Any,  # PolicyLossSpec
+    recipe: Recipe,
+    step: int,
+    clock: Stopwatch,
+) -> Update:
+    """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss."""
+    update = recipe.update
+    rng = random.Random(f"minibatches {recipe.seed} {step}")
+    updates = update.epochs * update.minibatches
+    sums: dict[str, float] = {}
+    gap = 0.0
+    selected = 0
+    for number in range(updates):
+        if number % update.minibatches == 0:
+            order = torch.tensor(rng.sample(range(len(rollout.mask)), len(rollout.mask)))
+        index = order.tensor_split(update.minibatches)[number % update.minibatches]
+        minibatch = pack(rollout, advantages, index)
+        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number)
+        parts = []
+        for part in index.tensor_split(update.micro_batches):
+            packed = pack(rollout, advantages, part)
+            out = loss_backward(engine, packed, spec, recipe, shared, clock)
+            parts.append({key: float(value) for key, value in out.metrics.items()})
+            if number == 0:
+                gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
+        metrics = merge(parts)
+        with clock("optimizer"):
+            metrics["grad_norm"] = engine.step()
+        selected += round(metrics.get("actor/cov_selected", 0.0) * len(minibatch.targets))
+        for key, value in metrics.items():
+            sums[key] = sums.get(key, 0.0) + value
+    return Update({key: value / updates for key, value in sums.items()}, gap, selected)
+
+
+def loss_backward(
+    engine: LocalEngine,
+    packed: Packed,
+    spec: Any,
+    recipe: Recipe,
+    shared: dict[str, Any],
+    clock: Stopwatch,
+) -> Any:  # LinearPolicyLossOutput
+    """Forward and backward of one micro-batch; gradients accumulate. `shared`: batch_options."""
+
+    def loss(states: Tensor) -> Any:
+        return ll.linear_policy_loss(
+            states,
+            engine.policy.weight,
+            packed.targets,
+            packed.old_logp,
+            packed.advantages,
+            packed.mask,
+            spec,
+            cu_seqlens=packed.cu_seqlens,
+            token_ids=packed.token_ids,
+            temperature=recipe.rollout.temperature,
+            memory_budget=recipe.update.memory_budget,
+            tail_mass=recipe.update.tail_mass,
+            **shared,
+            **engine.policy.head_options,
+        )
+
+    return engine.forward_backward(packed.sequences, loss, clock)
+
+
+# Metrics of micro-batches add up to the minibatch's, except these.
+MERGED: dict[str, Callable[[list[float]], float]] = {
+    "actor/support_bound_max": max,
+    "actor/support_rows": statistics.fmean,
+    "actor/support_kept": statistics.fmean,
+}
+
+
+def merge(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a minibatch from those of its micro-batches."""
+    return {key: MERGED.get(key, sum)([part[key] for part in parts]) for key in parts[0]}
