@@ -12,8 +12,8 @@ from logitless.backends import registry as backends
 from logitless.backends import report as serving
 from logitless.cli import main
 from logitless.rl.policy import make_policy
-from tests.rl_cases import tiny_recipe
 from tests.support.paths import ROOT
+from tests.support.recipes import tiny_recipe
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.train import score
 from logitless.rl.update import EntropyProbe, batch_options, loss_backward, merge, pack
-from tests.rl_cases import tiny_file, tiny_recipe
+from tests.support.recipes import tiny_file, tiny_recipe
 
 SUMMARY_KEYS = {
     "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",

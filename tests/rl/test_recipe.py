@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from logitless.rl.recipe import LossRecipe, bundled, load_recipe, make_spec
-from tests.rl_cases import tiny_file, tiny_recipe
+from tests.support.recipes import tiny_file, tiny_recipe
 
 
 @pytest.mark.parametrize("name", bundled())

@@ -8,7 +8,7 @@ from logitless.rl.policy import Policy, make_policy
 from logitless.rl.rollout import Rollout, hidden_states, sample
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import pack
-from tests.rl_cases import tiny_recipe
+from tests.support.recipes import tiny_recipe
 
 PROMPTS = ["sum 8:", "sum 10:", "a much longer prompt"]
 
