@@ -121,7 +121,7 @@ class Recipe:
     checkpoint_every: int = 20
     # Repeats of the comparison with full logits; 0: no comparison.
     compare_repeats: int = 0
-    # Sentences for the report: what a reader of this recipe's numbers must know.
+    # Sentences for the report, which a reader of this recipe's numbers must know.
     notes: list[str] = field(default_factory=list)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     task: TaskRecipe = field(default_factory=TaskRecipe)

@@ -1,1 +1,1 @@
-"""Reports: what a run leaves to read. Only page.py and plots.py need Jinja2 and matplotlib."""
+"""The report of a run: numbers, lines, pictures, page. Jinja2 and matplotlib load with the page."""

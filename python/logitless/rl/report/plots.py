@@ -33,7 +33,7 @@ PARTS = [
 
 
 def save_plots(folder: Path, runs: Runs, laws: dict[str, Any]) -> dict[str, Path]:
-    """Draws what the metrics allow; returns title -> PNG."""
+    """Draws the pictures that the metrics have numbers for; returns title -> PNG."""
     figures = {
         "Reward and entropy": ("curves.png", curves(runs)),
         "Reward against exp(entropy), with the fitted law": ("law.png", law_plot(runs, laws)),

@@ -1,4 +1,4 @@
-"""Sequences of a rollout packed into rows, and what makes micro-batches add up."""
+"""Sequences of a rollout packed into rows, and the options that micro-batches share."""
 
 from __future__ import annotations
 
