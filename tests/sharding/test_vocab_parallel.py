@@ -30,6 +30,12 @@ def test_ranks_with_parts_of_the_vocabulary_are_one(
     run_ranks(f"vocab_{worker}", [[str(rank), str(world), store] for rank in range(world)], SECONDS)
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_a_call_asks_the_other_ranks_once(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    run_ranks("collectives", [[str(rank), "2", store] for rank in range(2)], SECONDS)
+
+
 def state_of(
     z: np.ndarray,  # [n, V of the piece] float64, already scaled
     targets: np.ndarray,  # [n]
