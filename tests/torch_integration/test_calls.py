@@ -1,0 +1,61 @@
+"""What a public function does once: every check of its arguments, and the plan."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import logitless as ll
+from tests.support.heads import problem
+
+H, W, T = problem(1, 12, 16, 300, torch.float32)
+Z = (H @ W.T).detach()
+MASK, IDS = torch.ones(12, dtype=torch.bool), torch.arange(12)
+LOGP, ADVANTAGES = torch.full((12,), -1.0), torch.linspace(-1, 1, 12)
+KEY: dict[str, Any] = {"seed": 0, "step": 0}
+CLIP_COV = ll.presets["clip_cov"]
+CALLS: dict[str, Callable[[], Any]] = {
+    "token_stats": lambda: ll.token_stats(Z, T, mask=MASK, temperature=0.7, extras=("argmax",)),
+    "token_stats of arrays": lambda: ll.token_stats(Z.numpy(), T.numpy(), mask=MASK.numpy()),
+    "batch_stats": lambda: ll.batch_stats(
+        LOGP, ADVANTAGES, MASK, CLIP_COV, old_logp=LOGP, token_ids=IDS, **KEY
+    ),
+    "covariance": lambda: ll.covariance(LOGP, ADVANTAGES, MASK),
+}
+# Beside what is named check_, refuse_ and require_.
+ONCE = {"framework", "under_autocast", "plan", "choose_backend", "thread_count"}
+PREFIXES = ("check_", "refuse_", "require_")
+
+
+def checks(call: Callable[[], Any]) -> Counter[str]:
+    """How often each check ran, those of one argument by its name."""
+    seen: Counter[str] = Counter()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
+        if event != "call" or not module.startswith("logitless."):
+            return
+        if name in ONCE or name.startswith(PREFIXES):
+            about = [v for k, v in frame.f_locals.items() if k == "name" and isinstance(v, str)]
+            seen[" ".join([f"{module}.{name}", *about])] += 1
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_check_runs_once(name: str) -> None:
+    CALLS[name]()
+    seen = checks(CALLS[name])
+    assert seen
+    assert {check: n for check, n in seen.items() if n > 1} == {}
