@@ -13,11 +13,10 @@ import torch
 
 from benchmarks.cases.peaks import peak_of
 from benchmarks.cases.peers import libraries
-from benchmarks.cases.registry import BY_NAME, OPS
-from benchmarks.cases.registry import implementations as entrants
-from benchmarks.cases.targets import verdicts
-from benchmarks.harness.case import DTYPES, Setting
-from benchmarks.harness.comparison import Match, play
+from benchmarks.cases.registry import BY_NAME, OPS, implementations
+from benchmarks.cases.targets import check_targets
+from benchmarks.harness.case import DTYPES, Case
+from benchmarks.harness.comparison import Comparison, compare
 from benchmarks.harness.machine_info import machine
 from benchmarks.harness.peak_memory import with_peaks
 from benchmarks.harness.plots import plot
@@ -27,17 +26,17 @@ from benchmarks.harness.timing import BurstTimer, Timer
 # Llama 2, Llama 3, Qwen 2.5 and 3, Gemma.
 SIZES = (32_000, 128_256, 151_936, 262_144)
 # Defaults by group; the rows of `losses` are tokens.
-SETTINGS = {
-    "rows": [Setting(dtype="float32"), Setting(dtype="bfloat16")],
-    "head": [Setting(rows=1024, dtype="bfloat16")],
-    "losses": [Setting(rows=65_536), Setting(rows=1_048_576)],
-    "overhead": [Setting(rows=8, vocab=256, width=32)],
+CASES = {
+    "rows": [Case(dtype="float32"), Case(dtype="bfloat16")],
+    "head": [Case(rows=1024, dtype="bfloat16")],
+    "losses": [Case(rows=65_536), Case(rows=1_048_576)],
+    "overhead": [Case(rows=8, vocab=256, width=32)],
 }
 QUICK = {
-    "rows": Setting(rows=32),
-    "head": Setting(rows=32, vocab=32_000, width=64),
-    "losses": Setting(rows=4096),
-    "overhead": Setting(rows=8, vocab=256, width=32),
+    "rows": Case(rows=32),
+    "head": Case(rows=32, vocab=32_000, width=64),
+    "losses": Case(rows=4096),
+    "overhead": Case(rows=8, vocab=256, width=32),
 }
 # Rounds; where a turn is a burst of calls of microseconds, many of them.
 REPEATS = {"overhead": 60}
@@ -46,7 +45,7 @@ REPEATS = {"overhead": 60}
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     add = parser.add_argument
-    add("group", nargs="?", default="all", choices=[*SETTINGS, "all"])
+    add("group", nargs="?", default="all", choices=[*CASES, "all"])
     add("--op", choices=list(BY_NAME), help="this op alone")
     add("--peers", action="store_true", help="the other libraries too, in .venv-peers")
     add("--install-peers", action="store_true", help="make .venv-peers (done by ./dev) and stop")
@@ -62,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=["first", "all", "none"],
         default="first",
         help="peak memory, which takes"
-        " a process each: of the first setting of each op (default), of all, or of none",
+        " a process each: of the first case of each op (default), of all, or of none",
     )
     add("--device", default="cpu", help="cpu or cuda")
     add("--quick", action="store_true", help="small sizes, a check that everything runs")
@@ -81,9 +80,9 @@ def comma(text: str) -> list[str]:
     return text.split(",")
 
 
-def settings(options: argparse.Namespace, group: str) -> Iterator[Setting]:
+def cases(options: argparse.Namespace, group: str) -> Iterator[Case]:
     """The group's defaults with what the command line replaces."""
-    defaults = [QUICK[group]] if options.quick else SETTINGS[group]
+    defaults = [QUICK[group]] if options.quick else CASES[group]
     given = {k: getattr(options, k) for k in ("rows", "width") if getattr(options, k)}
     base = replace(defaults[0], device=options.device, **given)
     if group == "losses":
@@ -98,29 +97,29 @@ def settings(options: argparse.Namespace, group: str) -> Iterator[Setting]:
                 yield replace(base, vocab=vocab, dtype=dtype, logits=logits)
 
 
-def matches(options: argparse.Namespace) -> Iterator[Match]:
+def comparisons(options: argparse.Namespace) -> Iterator[Comparison]:
     cold, warm = Timer(options.device), BurstTimer()
-    contenders = entrants(options.peers)
+    entries = implementations(options.peers)
     chosen = [BY_NAME[options.op]] if options.op else OPS
-    groups = SETTINGS if options.op or options.group == "all" else [options.group]
+    groups = CASES if options.op or options.group == "all" else [options.group]
     for group in groups:
         ops = [op for op in chosen if op.group == group]
         repeats = options.repeats or REPEATS.get(group, 7)
         # Settings outside: ops share inputs, which are kept from one to the next.
-        for number, setting in enumerate(settings(options, group)) if ops else ():
+        for number, case in enumerate(cases(options, group)) if ops else ():
             wants_peaks = options.peaks == "all" or (options.peaks == "first" and number == 0)
             for op in ops:
                 timer = warm if op.tiny else cold
-                match = play(op, setting, contenders, repeats, timer)
-                yield with_peaks(match, peak_of) if wants_peaks and not op.tiny else match
+                comparison = compare(op, case, entries, repeats, timer)
+                yield with_peaks(comparison, peak_of) if wants_peaks and not op.tiny else comparison
 
 
-def tables(found: Iterable[Match]) -> list[Match]:
+def tables(found: Iterable[Comparison]) -> list[Comparison]:
     """Prints each as it comes."""
     kept = []
-    for match in found:
-        print(table(match) + "\n", flush=True)
-        kept.append(match)
+    for comparison in found:
+        print(table(comparison) + "\n", flush=True)
+        kept.append(comparison)
     return kept
 
 
@@ -130,13 +129,13 @@ def main() -> None:
     os.environ.setdefault("LOGITLESS_NUM_THREADS", str(options.threads))
     about = machine(options.device, libraries())
     print("\n".join(f"{key:24} {value}" for key, value in about.items()) + "\n", flush=True)
-    found = tables(matches(options))
-    print("\n".join(verdicts(found)))
+    found = tables(comparisons(options))
+    print("\n".join(check_targets(found)))
     name = options.op.replace(" ", "-") if options.op else options.group
     data = options.json or Path("runs/bench") / f"{name}.json"
     picture = options.plot or Path("runs/bench") / f"{name}.png"
     data.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": about, "matches": [match.as_json() for match in found]}
+    content = {"machine": about, "matches": [comparison.as_json() for comparison in found]}
     data.write_text(json.dumps(content, indent=1) + "\n")
     plot(found, picture)
     print(f"written: {data}, {picture}")

@@ -1,4 +1,4 @@
-"""How a function of a contender becomes a call: forward, backward, or both."""
+"""How a function of an implementation becomes a call: forward, backward, or both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_backward(function: Function, x: RowInputs) -> Call:
 
 
 def rows_backward_in_place(function: Function, x: RowInputs) -> Call:
-    """The logits are the contender's to overwrite, so each run gets them anew."""
+    """The logits are the implementation's to overwrite, so each run gets them anew."""
 
     def prepare() -> tuple[Tensor, Results]:
         logits = leaf(x.scratch.copy_(x.logits))

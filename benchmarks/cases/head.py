@@ -14,7 +14,7 @@ from benchmarks.cases.losses import loss_and_slope
 from benchmarks.cases.ours import our_head, our_policy, our_policy_apart, our_sample
 from benchmarks.cases.peaked_head import peaked_fifth, peaked_head
 from benchmarks.cases.specs import SPEC_WITH_BONUS
-from benchmarks.harness.case import Call, Expected, Op, Oracle, Results, Setting
+from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
 
@@ -151,11 +151,11 @@ DECODING_ROWS = 64
 our_invariant_sample = functools.partial(our_sample, batch_invariant=True)
 
 
-def decoding_step(s: Setting) -> Setting:
+def decoding_step(s: Case) -> Case:
     return replace(s, rows=min(s.rows, DECODING_ROWS))
 
 
-def head_bytes(s: Setting) -> dict[str, int]:
+def head_bytes(s: Case) -> dict[str, int]:
     hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
     return {
         "read hidden, forward and for dweight": 2 * hidden,
@@ -165,7 +165,7 @@ def head_bytes(s: Setting) -> dict[str, int]:
     }
 
 
-def sample_bytes(s: Setting) -> dict[str, int]:
+def sample_bytes(s: Case) -> dict[str, int]:
     hidden, weight = (n * s.width * s.itemsize for n in (s.rows, s.vocab))
     return {"read hidden": hidden, "read weight": weight}
 
@@ -178,7 +178,7 @@ def head_op(name: str, **parts: Any) -> Op:
     return Op(name, "head", bound_by="flops", shape=head_shape, **parts)
 
 
-def head_shape(s: Setting) -> str:
+def head_shape(s: Case) -> str:
     return f"N={s.rows} H={s.width} V={s.vocab} {s.dtype}, logits {s.logits}"
 
 

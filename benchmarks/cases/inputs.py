@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.harness.case import Setting
+from benchmarks.harness.case import Case
 
 GAUSSIAN, GAUSSIAN_SCALE = "gaussian", 3.0
 # Of the log of a row's scale: unequal enough that most rows are sure and some are forks.
@@ -68,20 +68,18 @@ class HeadInputs:
 
 
 @functools.lru_cache(maxsize=1)
-def row_inputs(setting: Setting) -> RowInputs:
-    g = generator(setting)
-    logits = noise(setting, g) if setting.logits == GAUSSIAN else peaked(setting, g)
-    targets = choose_targets(logits, setting, g)
-    return RowInputs(logits, targets, normal(setting, g))
+def row_inputs(case: Case) -> RowInputs:
+    g = generator(case)
+    logits = noise(case, g) if case.logits == GAUSSIAN else peaked(case, g)
+    targets = choose_targets(logits, case, g)
+    return RowInputs(logits, targets, normal(case, g))
 
 
-def noise(setting: Setting, g: torch.Generator) -> Tensor:
+def noise(case: Case, g: torch.Generator) -> Tensor:
     """Gaussian logits, a few rows at a time: nothing float32 of their size beside them."""
-    logits = torch.empty(
-        setting.rows, setting.vocab, dtype=setting.torch_dtype, device=setting.device
-    )
+    logits = torch.empty(case.rows, case.vocab, dtype=case.torch_dtype, device=case.device)
     for part in logits.split(CHUNK):
-        part.copy_(torch.randn(part.shape, generator=g, device=setting.device).mul_(GAUSSIAN_SCALE))
+        part.copy_(torch.randn(part.shape, generator=g, device=case.device).mul_(GAUSSIAN_SCALE))
     return logits
 
 
@@ -91,34 +89,34 @@ class FarInputs(RowInputs):
 
 
 @functools.lru_cache(maxsize=1)
-def far_inputs(setting: Setting) -> FarInputs:
+def far_inputs(case: Case) -> FarInputs:
     """Rows of one logit and, 60 to 105 nats below it, all others, whose e^x and its products with a
     gradient reach the end of float32."""
-    x, g = row_inputs(setting), generator(setting)
+    x, g = row_inputs(case), generator(case)
     logits = torch.empty_like(x.logits)
     for part in logits.split(CHUNK):
-        part.copy_(torch.rand(part.shape, generator=g, device=setting.device).mul_(-45).sub_(60))
-    logits[:, setting.vocab // 2] = 0.0
+        part.copy_(torch.rand(part.shape, generator=g, device=case.device).mul_(-45).sub_(60))
+    logits[:, case.vocab // 2] = 0.0
     return FarInputs(logits, x.targets, x.upstream, x)
 
 
-def peaked(setting: Setting, g: torch.Generator) -> Tensor:
-    logits = torch.randn(setting.rows, setting.vocab, generator=g, device=setting.device)
-    return scale_rows(logits, setting, g)
+def peaked(case: Case, g: torch.Generator) -> Tensor:
+    logits = torch.randn(case.rows, case.vocab, generator=g, device=case.device)
+    return scale_rows(logits, case, g)
 
 
 @functools.lru_cache(maxsize=1)
-def head_inputs(setting: Setting) -> HeadInputs:
-    g = generator(setting)
-    dtype, n, width = setting.torch_dtype, setting.rows, setting.width
-    hidden = torch.randn(n, width, generator=g, device=setting.device)
-    weight = torch.randn(setting.vocab, width, generator=g, device=setting.device)
+def head_inputs(case: Case) -> HeadInputs:
+    g = generator(case)
+    dtype, n, width = case.torch_dtype, case.rows, case.width
+    hidden = torch.randn(n, width, generator=g, device=case.device)
+    weight = torch.randn(case.vocab, width, generator=g, device=case.device)
     weight = weight.mul_(width**-0.5).to(dtype)
-    hidden = scale_rows(hidden, setting, g, weight)
+    hidden = scale_rows(hidden, case, g, weight)
     logits = torch.cat([part @ weight.t() for part in hidden.split(CHUNK)])
-    targets = choose_targets(logits, setting, g)
-    tokens = token_inputs(setting, logp_of(logits, targets))
-    return HeadInputs(hidden, weight, targets, normal(setting, g), tokens)
+    targets = choose_targets(logits, case, g)
+    tokens = token_inputs(case, logp_of(logits, targets))
+    return HeadInputs(hidden, weight, targets, normal(case, g), tokens)
 
 
 def unclipped(x: HeadInputs, advantages: Tensor) -> HeadInputs:
@@ -128,52 +126,52 @@ def unclipped(x: HeadInputs, advantages: Tensor) -> HeadInputs:
     return replace(x, tokens=replace(x.tokens, old_logp=old, advantages=advantages))
 
 
-def all_active(setting: Setting) -> HeadInputs:
+def all_active(case: Case) -> HeadInputs:
     """Every row has a gradient."""
-    x = head_inputs(setting)
-    return unclipped(x, normal(setting, generator(setting)) + 0.1)
+    x = head_inputs(case)
+    return unclipped(x, normal(case, generator(case)) + 0.1)
 
 
-def fifth_active(setting: Setting) -> HeadInputs:
+def fifth_active(case: Case) -> HeadInputs:
     """One row in five has a gradient, as with top-entropy 20%."""
-    x = all_active(setting)
+    x = all_active(case)
     advantages = x.tokens.advantages.clone()
-    advantages[torch.arange(setting.rows, device=setting.device) % 5 != 0] = 0.0
+    advantages[torch.arange(case.rows, device=case.device) % 5 != 0] = 0.0
     return unclipped(x, advantages)
 
 
-def token_inputs(setting: Setting, logp: Tensor | None = None) -> TokenInputs:
-    g = generator(setting)
-    logp = -normal(setting, g).abs() if logp is None else logp
-    log_ratios = torch.tensor(LOG_RATIOS, device=setting.device)
-    picks = torch.randint(len(LOG_RATIOS), (setting.rows,), generator=g, device=setting.device)
-    advantages = normal(setting, g)
+def token_inputs(case: Case, logp: Tensor | None = None) -> TokenInputs:
+    g = generator(case)
+    logp = -normal(case, g).abs() if logp is None else logp
+    log_ratios = torch.tensor(LOG_RATIOS, device=case.device)
+    picks = torch.randint(len(LOG_RATIOS), (case.rows,), generator=g, device=case.device)
+    advantages = normal(case, g)
     # Half the advantages are zero, as in groups that are all right or all wrong.
     advantages[::2] = 0.0
-    mask = torch.ones(setting.rows, dtype=torch.bool, device=setting.device)
+    mask = torch.ones(case.rows, dtype=torch.bool, device=case.device)
     return TokenInputs(logp, logp - log_ratios[picks], advantages, mask)
 
 
-def generator(setting: Setting) -> torch.Generator:
-    return torch.Generator(setting.device).manual_seed(0)
+def generator(case: Case) -> torch.Generator:
+    return torch.Generator(case.device).manual_seed(0)
 
 
-def normal(setting: Setting, g: torch.Generator) -> Tensor:
-    return torch.randn(setting.rows, generator=g, device=setting.device)
+def normal(case: Case, g: torch.Generator) -> Tensor:
+    return torch.randn(case.rows, generator=g, device=case.device)
 
 
 def scale_rows(
     rows: Tensor,  # [N, V] logits of scale 1, or [N, H] hidden states that give them with `weight`
-    setting: Setting,
+    case: Case,
     g: torch.Generator,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """`rows` times what gives their softmax the asked mean entropy, in the setting's dtype."""
-    if setting.logits == GAUSSIAN:
-        return (GAUSSIAN_SCALE * rows).to(setting.torch_dtype)
-    rows *= (ROW_SPREAD * normal(setting, g)).exp_()[:, None]
-    scale = scale_for_entropy(rows, float(setting.logits), setting.torch_dtype, weight)
-    return rows.mul_(scale).to(setting.torch_dtype)
+    """`rows` times what gives their softmax the asked mean entropy, in the case's dtype."""
+    if case.logits == GAUSSIAN:
+        return (GAUSSIAN_SCALE * rows).to(case.torch_dtype)
+    rows *= (ROW_SPREAD * normal(case, g)).exp_()[:, None]
+    scale = scale_for_entropy(rows, float(case.logits), case.torch_dtype, weight)
+    return rows.mul_(scale).to(case.torch_dtype)
 
 
 def scale_for_entropy(
@@ -205,10 +203,10 @@ def mean_entropy(rows: Tensor, scale: float, dtype: torch.dtype, weight: Tensor 
     return total / len(rows)
 
 
-def choose_targets(logits: Tensor, setting: Setting, g: torch.Generator) -> Tensor:
+def choose_targets(logits: Tensor, case: Case, g: torch.Generator) -> Tensor:
     """Drawn from the policy itself where it is peaked; any token where it is noise."""
-    if setting.logits == GAUSSIAN:
-        return torch.randint(logits.shape[1], (len(logits),), generator=g, device=setting.device)
+    if case.logits == GAUSSIAN:
+        return torch.randint(logits.shape[1], (len(logits),), generator=g, device=case.device)
     return torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p in probabilities(logits)])
 
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.cases import calls
 from benchmarks.cases.inputs import TokenInputs, token_inputs
 from benchmarks.cases.specs import CLIP_CONTROL, CLIP_COV, KL_COV, SPEC
-from benchmarks.harness.case import Call, Expected, Op, Oracle, Results, Setting
+from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
 
@@ -60,7 +60,7 @@ def clip_cov_oracle(x: TokenInputs) -> Oracle:
     return expected
 
 
-def selection_bytes(s: Setting) -> dict[str, int]:
+def selection_bytes(s: Case) -> dict[str, int]:
     return {**loss_bytes(s), "read logp, advantages for the means, then for the covariances":
             4 * s.rows * STAT_BYTES}  # fmt: skip
 
@@ -74,7 +74,7 @@ def loss_floor(x: TokenInputs) -> dict[str, Call]:
     return {"two passes": Call(run)}
 
 
-def loss_bytes(s: Setting) -> dict[str, int]:
+def loss_bytes(s: Case) -> dict[str, int]:
     return {
         "read logp, old_logp, advantages": 3 * s.rows * STAT_BYTES,
         "read mask": s.rows,
@@ -86,7 +86,7 @@ def loss_op(name: str, **parts: Any) -> Op:
     return Op(name, "losses", inputs=token_inputs, call=calls.loss_both, shape=loss_shape, **parts)
 
 
-def loss_shape(s: Setting) -> str:
+def loss_shape(s: Case) -> str:
     return f"N={s.rows} float32"
 
 

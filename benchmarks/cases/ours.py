@@ -21,7 +21,7 @@ from benchmarks.cases.specs import (
     WEIGHTS,
 )
 from benchmarks.harness.case import OURS as KIND
-from benchmarks.harness.case import Contender, Results
+from benchmarks.harness.case import Implementation, Results
 
 EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 
@@ -107,7 +107,7 @@ def our_weights(tokens: TokenInputs) -> Results:
     return {"weights": found.weights}
 
 
-OURS = Contender(
+OURS = Implementation(
     "logitless",
     KIND,
     {

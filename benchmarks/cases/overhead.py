@@ -26,7 +26,7 @@ from benchmarks.cases.inputs import (
 )
 from benchmarks.cases.ours import our_batch_stats, our_head, our_loss, our_rows, our_weights
 from benchmarks.cases.specs import STATS_SPEC, WEIGHTS
-from benchmarks.harness.case import Call, Expected, Op, Oracle, Results, Setting
+from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
 
@@ -34,7 +34,7 @@ Function = Callable[..., Any]
 TOKENS = 256
 
 
-def few_tokens(s: Setting) -> TokenInputs:
+def few_tokens(s: Case) -> TokenInputs:
     return token_inputs(replace(s, rows=TOKENS))
 
 

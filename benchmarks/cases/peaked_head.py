@@ -22,7 +22,7 @@ from benchmarks.cases.inputs import (
     token_inputs,
     unclipped,
 )
-from benchmarks.harness.case import Setting
+from benchmarks.harness.case import Case
 
 KEPT = 64
 # tail_mass -> share of the rows that hold all but so much in KEPT entries
@@ -31,16 +31,16 @@ TOKENS = 12
 
 
 @functools.lru_cache(maxsize=1)
-def peaked_head(setting: Setting) -> HeadInputs:
+def peaked_head(case: Case) -> HeadInputs:
     """Hidden states scaled row by row until the mass outside the 64 largest entries is as drawn."""
-    g = generator(setting)
-    n, width, dtype = setting.rows, setting.width, setting.torch_dtype
-    weight = torch.randn(setting.vocab, width, generator=g, device=setting.device)
+    g = generator(case)
+    n, width, dtype = case.rows, case.width, case.torch_dtype
+    weight = torch.randn(case.vocab, width, generator=g, device=case.device)
     weight = weight.mul_(width**-0.5).to(dtype)
-    tops = torch.randint(setting.vocab, (n, TOKENS), generator=g, device=setting.device)
-    heights = torch.linspace(1.0, 0.55, TOKENS, device=setting.device)
-    heights = heights - 0.06 * torch.rand(n, TOKENS, generator=g, device=setting.device)
-    hidden = torch.empty(n, width, dtype=dtype, device=setting.device)
+    tops = torch.randint(case.vocab, (n, TOKENS), generator=g, device=case.device)
+    heights = torch.linspace(1.0, 0.55, TOKENS, device=case.device)
+    heights = heights - 0.06 * torch.rand(n, TOKENS, generator=g, device=case.device)
+    hidden = torch.empty(n, width, dtype=dtype, device=case.device)
     tails = drawn_tails(n, g)
     parts = []
     for rows in torch.arange(n).split(CHUNK):
@@ -48,18 +48,18 @@ def peaked_head(setting: Setting) -> HeadInputs:
         hidden[rows] = (part * scales(part.to(dtype) @ weight.t(), tails[rows])).to(dtype)
         parts.append(hidden[rows] @ weight.t())
     logits = torch.cat(parts)
-    peaked = Setting(**{**vars(setting), "logits": "peaked"})
+    peaked = Case(**{**vars(case), "logits": "peaked"})
     targets = choose_targets(logits, peaked, g)
-    tokens = token_inputs(setting, logp_of(logits, targets))
-    x = HeadInputs(hidden, weight, targets, normal(setting, g), tokens)
-    return unclipped(x, normal(setting, g) + 0.1)
+    tokens = token_inputs(case, logp_of(logits, targets))
+    x = HeadInputs(hidden, weight, targets, normal(case, g), tokens)
+    return unclipped(x, normal(case, g) + 0.1)
 
 
-def peaked_fifth(setting: Setting) -> HeadInputs:
+def peaked_fifth(case: Case) -> HeadInputs:
     """One row in five has a gradient, as with top-entropy 20%."""
-    x = peaked_head(setting)
+    x = peaked_head(case)
     advantages = x.tokens.advantages.clone()
-    advantages[torch.arange(setting.rows, device=setting.device) % 5 != 0] = 0.0
+    advantages[torch.arange(case.rows, device=case.device) % 5 != 0] = 0.0
     return unclipped(x, advantages)
 
 

@@ -11,13 +11,13 @@ import torch
 
 import logitless as ll
 from benchmarks.cases.registry import BY_NAME, implementations
-from benchmarks.harness.case import Setting
+from benchmarks.harness.case import Case
 from benchmarks.harness.comparison import make_calls
 from benchmarks.harness.peak_memory import growth
 
 
-def peak_of(op: str, setting: Setting, name: str) -> int:
-    request = json.dumps([op, asdict(setting), name])
+def peak_of(op: str, case: Case, name: str) -> int:
+    request = json.dumps([op, asdict(case), name])
     command = [sys.executable, "-m", "benchmarks.cases.peaks", request]
     answer = subprocess.run(command, capture_output=True, check=False, text=True)
     if answer.returncode != 0:
@@ -25,14 +25,14 @@ def peak_of(op: str, setting: Setting, name: str) -> int:
     return int(answer.stdout.splitlines()[-1])
 
 
-def measure_here(op_name: str, setting: Setting, name: str) -> int:
+def measure_here(op_name: str, case: Case, name: str) -> int:
     op = BY_NAME[op_name]
     chosen = [each for each in implementations(with_peers=True) if each.name == name]
-    _, call = make_calls(op, chosen, op.inputs(setting))[name]
-    return growth(call, setting.device, ll.release_memory)
+    _, call = make_calls(op, chosen, op.inputs(case))[name]
+    return growth(call, case.device, ll.release_memory)
 
 
 if __name__ == "__main__":
     op_name, fields, name = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    sys.stdout.write(f"{measure_here(op_name, Setting(**fields), name)}\n")
+    sys.stdout.write(f"{measure_here(op_name, Case(**fields), name)}\n")

@@ -16,7 +16,7 @@ import logitless as ll
 from benchmarks.cases.inputs import TokenInputs
 from benchmarks.cases.plain import policy_from
 from benchmarks.cases.specs import CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
-from benchmarks.harness.case import Contender, Results
+from benchmarks.harness.case import Implementation, Results
 from benchmarks.harness.machine_info import installed
 
 Function = Callable[..., Results]
@@ -166,8 +166,8 @@ def of_head(head: Callable[[], Function]) -> dict[str, Callable[[], Function]]:
 
 
 PEERS = [
-    Contender("TRL", "peer", {"rows": trl_rows, **of_head(trl_head)}, package="trl"),
-    Contender(
+    Implementation("TRL", "peer", {"rows": trl_rows, **of_head(trl_head)}, package="trl"),
+    Implementation(
         "verl",
         "peer",
         {
@@ -180,9 +180,9 @@ PEERS = [
         },
         package="verl",
     ),
-    Contender("Liger", "peer", of_head(liger_head), package="liger-kernel"),
-    Contender("Apple CCE", "peer", of_head(cce_head), ("logp",), package="cut-cross-entropy"),
-    Contender(
+    Implementation("Liger", "peer", of_head(liger_head), package="liger-kernel"),
+    Implementation("Apple CCE", "peer", of_head(cce_head), ("logp",), package="cut-cross-entropy"),
+    Implementation(
         "torch linear_cross_entropy", "peer", of_head(torch_linear), ("logp",), package="torch"
     ),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases.inputs import TokenInputs
 from benchmarks.cases.specs import BONUS, CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
-from benchmarks.harness.case import Contender, Results
+from benchmarks.harness.case import Implementation, Results
 
 
 def plain_rows(logits: Tensor, targets: Tensor) -> Results:
@@ -138,12 +138,12 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "rollout weights": plain_weights,
 }
 
-EAGER = Contender(
+EAGER = Implementation(
     "torch eager",
     "torch",
     {name: functools.partial(lambda f: f, f) for name, f in PLAIN.items()},
     baseline=True,
 )
-COMPILED = Contender(
+COMPILED = Implementation(
     "torch.compile", "torch", {name: functools.partial(compiled, f) for name, f in PLAIN.items()}
 )

@@ -6,11 +6,11 @@ from benchmarks.cases import head, losses, overhead, rows
 from benchmarks.cases.ours import OURS
 from benchmarks.cases.peers import PEERS
 from benchmarks.cases.plain import COMPILED, EAGER
-from benchmarks.harness.case import Contender
+from benchmarks.harness.case import Implementation
 
 OPS = [*rows.OPS, *head.OPS, *losses.OPS, *overhead.OPS]
 BY_NAME = {op.name: op for op in OPS}
 
 
-def implementations(with_peers: bool) -> list[Contender]:
+def implementations(with_peers: bool) -> list[Implementation]:
     return [OURS, EAGER, COMPILED, *(PEERS if with_peers else [])]

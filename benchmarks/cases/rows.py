@@ -12,7 +12,7 @@ import torch
 from benchmarks.cases import calls
 from benchmarks.cases.inputs import FarInputs, RowInputs, far_inputs, row_inputs
 from benchmarks.cases.ours import our_rows
-from benchmarks.harness.case import Call, Expected, Op, Oracle, Results, Setting
+from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
 
@@ -80,7 +80,7 @@ def forward_variants(x: RowInputs) -> dict[str, Call]:
     return {"logitless on float32": Call(lambda _: our_rows(wide, x.targets))}
 
 
-def forward_bytes(s: Setting) -> dict[str, int]:
+def forward_bytes(s: Case) -> dict[str, int]:
     return {
         "read logits": s.rows * s.vocab * s.itemsize,
         "read targets": s.rows * TARGET_BYTES,
@@ -88,11 +88,11 @@ def forward_bytes(s: Setting) -> dict[str, int]:
     }
 
 
-def extras_bytes(s: Setting) -> dict[str, int]:
+def extras_bytes(s: Case) -> dict[str, int]:
     return {**forward_bytes(s), "write extras": s.rows * (3 * STAT_BYTES + 8)}
 
 
-def backward_bytes(s: Setting) -> dict[str, int]:
+def backward_bytes(s: Case) -> dict[str, int]:
     return {
         "read logits again": s.rows * s.vocab * s.itemsize,
         "write dlogits": s.rows * s.vocab * s.itemsize,
@@ -105,7 +105,7 @@ def rows_op(name: str, inputs: Any = row_inputs, **parts: Any) -> Op:
     return Op(name, "rows", rowwise=True, **parts)
 
 
-def rows_shape(s: Setting) -> str:
+def rows_shape(s: Case) -> str:
     return f"[{s.rows}, {s.vocab}] {s.dtype}, logits {s.logits}"
 
 

@@ -12,7 +12,7 @@ SPEC = ll.PolicyLossSpec(surrogate=ll.Clip(CLIP, CLIP, dual=DUAL), aggregation="
 BONUS = 0.01
 SPEC_WITH_BONUS = replace(SPEC, entropy=ll.EntropyBonus(BONUS))
 
-# Clip-Cov at verl's own settings, and with its clip.
+# Clip-Cov at verl's own cases, and with its clip.
 CLIP_CONTROL = ll.ClipCov(fraction=2e-4, low=1.0, high=5.0)
 CLIP_COV = ll.PolicyLossSpec(
     surrogate=ll.Clip(CLIP, CLIP), control=CLIP_CONTROL, aggregation="token-mean"

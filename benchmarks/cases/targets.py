@@ -1,4 +1,4 @@
-"""What this project promises: quotients of two lines of one match, or one line's milliseconds."""
+"""Targets: a quotient of two lines of one comparison, or the time of one line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.case import Setting
-from benchmarks.harness.comparison import Match
+from benchmarks.harness.case import Case
+from benchmarks.harness.comparison import Comparison
 
-# Where they are promised.
+# Where they hold.
 VOCAB = 151_936
 ROWS, HEAD_ROWS, GPU_ROWS = 512, 1024, 8192
 TOKENS = 1_048_576
@@ -34,24 +34,24 @@ class Target:
     unit: float = 1e3  # of a time alone, in a second
     cpu: bool = False  # by the CPU clock of the calling thread
 
-    def value(self, match: Match) -> float:
-        times = match[self.over].times
+    def value(self, comparison: Comparison) -> float:
+        times = comparison[self.over].times
         if self.under:
-            return times.over(match[self.under].times)
+            return times.over(comparison[self.under].times)
         return self.unit * (statistics.median(times.cpu) if self.cpu else times.median)
 
     def met(self, value: float) -> bool:
         return value <= self.limit if self.at_most else value >= self.limit
 
-    def applies(self, match: Match) -> bool:
-        at: Setting = match.setting
+    def applies(self, comparison: Comparison) -> bool:
+        at: Case = comparison.case
         return (
             (self.op, self.dtype, self.rows, self.vocab)
-            == (match.op.name, at.dtype, at.rows, at.vocab)
+            == (comparison.op.name, at.dtype, at.rows, at.vocab)
             and at.device.startswith(self.device)
-            and self.over in match
-            and (not self.cpu or bool(match[self.over].times.cpu))
-            and (not self.under or self.under in match)
+            and self.over in comparison
+            and (not self.cpu or bool(comparison[self.over].times.cpu))
+            and (not self.under or self.under in comparison)
         )
 
 
@@ -109,24 +109,24 @@ TARGETS = [
     *of_overhead("linear_policy_loss backward", 150),
     *of_overhead("policy_loss", 85),
     *of_overhead("token_stats", 75),
-    on_gpu("forward", "logitless cuda", "", 0.85, "ms, promised of an H100"),
-    on_gpu("forward", "logitless triton", "", 0.85, "ms, promised of an H100"),
+    on_gpu("forward", "logitless cuda", "", 0.85, "ms, of an H100"),
+    on_gpu("forward", "logitless triton", "", 0.85, "ms, of an H100"),
     on_gpu("backward in place", "logitless cuda", "copy", 1.15),
     on_gpu("backward in place", "logitless triton", "copy", 1.15),
 ]
 
 
-def verdicts(matches: Sequence[Match]) -> list[str]:
-    """A line for each target that these matches can judge."""
+def check_targets(comparisons: Sequence[Comparison]) -> list[str]:
+    """A line for each target that these comparisons can judge."""
     lines = []
     for target in TARGETS:
-        for match in filter(target.applies, matches):
-            value = target.value(match)
+        for comparison in filter(target.applies, comparisons):
+            value = target.value(comparison)
             lines.append(
                 f"{'met   ' if target.met(value) else 'MISSED'}  {value:6.2f}"
                 f"  {'<=' if target.at_most else '>='} {target.limit:<5g}"
                 f"  {target.op} {target.dtype}: {target.over}"
                 f"{' / ' if target.under else ''}{target.under}"
-                f" ({target.note + '; ' if target.note else ''}logits {match.setting.logits})"
+                f" ({target.note + '; ' if target.note else ''}logits {comparison.case.logits})"
             )
     return lines

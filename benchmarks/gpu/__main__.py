@@ -10,8 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import compare
-from benchmarks.gpu import orchestrate as kit
+from benchmarks.gpu import orchestrate, ratios
 from benchmarks.gpu.report import NAME as REPORT
 from benchmarks.gpu.runner import Job
 from benchmarks.gpu.stage_table import ALL_SECONDS, REHEARSAL_SLACK, STAGES
@@ -49,12 +48,13 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["compare"]:
             first, second = parse_compare(arguments[1:])
-            print(compare.table(load(first), load(second), (str(first), str(second))))
+            print(ratios.table(load(first), load(second), (str(first), str(second))))
             return 0
         options = parse(arguments)
-        job = Job((options.out or kit.default_out(options.rehearse)).resolve(), options.rehearse)
-        stages = kit.chosen(options.only, options.skip)
-        good = kit.run(job, stages, options.seconds, fresh=options.fresh)
+        out = options.out or orchestrate.default_out(options.rehearse)
+        job = Job(out.resolve(), options.rehearse)
+        stages = orchestrate.chosen(options.only, options.skip)
+        good = orchestrate.run(job, stages, options.seconds, fresh=options.fresh)
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"./dev gpu: {error}\n")
         return 2
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parse_compare(arguments: list[str]) -> tuple[Path, Path]:
-    parser = argparse.ArgumentParser(prog="./dev gpu compare", description=compare.__doc__)
+    parser = argparse.ArgumentParser(prog="./dev gpu compare", description=ratios.__doc__)
     parser.add_argument("first", type=Path, metavar="A.json")
     parser.add_argument("second", type=Path, metavar="B.json")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import report as markdown
+from benchmarks.gpu import report
 from benchmarks.gpu.build_paths import BUILT, ROOT, sources_hash
 from benchmarks.gpu.runner import Job, run_stage
 from benchmarks.gpu.stage_table import BY_NAME, STAGES, Stage, objection
@@ -106,5 +106,5 @@ def run(
         last = next(iter(found.get("reason", "").splitlines()), "")
         took = f" in {found['seconds']} s" if "seconds" in found else ""
         print(f"[gpu] {stage.name}: {found['status']}{took} {last}", flush=True)
-        write_whole(job.out / markdown.NAME, markdown.report(store.read()))
-    return not markdown.troubles(store.read())
+        write_whole(job.out / report.NAME, report.report(store.read()))
+    return not report.troubles(store.read())

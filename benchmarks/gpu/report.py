@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu.store import DONE, FAILED, SKIPPED, Data
 
 NAME = "results.md"
-# Told case by case, with everything known of each contender.
+# Told case by case, with everything known of each implementation.
 IN_FULL = ("headline", "others", "smoke")
 REASON_CHARACTERS = 300
 
@@ -104,7 +104,7 @@ def tests(data: Data) -> str:
 
 
 def full(data: Data, stage: str) -> str:
-    """A table of every contender for each case."""
+    """A table of every implementation for each case."""
     parts = []
     for key, case in cases(data, stage).items():
         if not case.get("measured"):
@@ -138,8 +138,8 @@ def error(m: dict[str, Any]) -> str:
 
 
 def sizes(data: Data) -> str:
-    """A table for each op: a line per size, a column per contender: ms, and the part of the floor's
-    rate."""
+    """A table for each op: a line per size, a column per implementation: ms, and the part of
+    the floor's rate."""
     found = [c for stage in ("headline", "sizes") for c in cases(data, stage).values()]
     found = [case for case in found if case.get("measured") and case.get("rows_of_sizes")]
     if not found or data["rehearsal"]:
@@ -163,7 +163,7 @@ def size(case: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def size_line(alike: list[dict[str, Any]], names: list[str]) -> str:
-    """The cases of one size, of which the first to have a contender gives its time."""
+    """The cases of one size, of which the first to have an implementation gives its time."""
     at = alike[0]["setting"]
     by_name = {m["name"]: m for case in reversed(alike) for m in case["measured"]}
     cells = [
@@ -199,7 +199,7 @@ def profile(data: Data) -> str:
 
 
 def left_out(data: Data) -> str:
-    """Contenders and cases without a number, by name, each reason once."""
+    """Implementations and cases without a number, by name, each reason once."""
     why: dict[str, list[str]] = {}
     for name, stage in data["stages"].items():
         found = stage.get("cases", {})

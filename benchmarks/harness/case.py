@@ -1,4 +1,4 @@
-"""The words of the harness: a setting, a call, an op, a contender."""
+"""The words of the harness: a case, a call, an op, an implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 Results = dict[str, Tensor]
 Expected = Mapping[str, npt.NDArray[Any]]
-# From the results of a contender (which may lack some outputs) to what they should have been.
+# From the results of an implementation (which may lack some outputs) to what they should have been.
 Oracle = Callable[[Results], Expected]
 # Kinds of lines of a table.
 OURS, TORCH, PEER, FLOOR = "ours", "torch", "peer", "floor"
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Case:
     """The sizes and values one op is run at."""
 
     rows: int = 512
@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """An implementation: which functions it has, each imported when asked for."""
 
     name: str
@@ -75,20 +75,20 @@ class Op:
     group: str
     # Families that can serve it, best first.
     families: tuple[str, ...]
-    inputs: Callable[[Setting], Any]
+    inputs: Callable[[Case], Any]
     # How a function of those families becomes a call on these inputs.
     call: Callable[[Callable[..., Results], Any], Call]
     oracle: Callable[[Any], Oracle]
     # The least any implementation must do; ratios are to the first.
     floors: Callable[[Any], dict[str, Call]]
     # What must be moved (bytes), term by term, and computed.
-    bytes: Callable[[Setting], dict[str, int]]
-    flops: Callable[[Setting], float]
-    shape: Callable[[Setting], str]  # a setting in words
+    bytes: Callable[[Case], dict[str, int]]
+    flops: Callable[[Case], float]
+    shape: Callable[[Case], str]  # a case in words
     bound_by: str = "bytes"  # or "flops": the rate that a table shows
     # Other ways to call ours that belong beside it.
     variants: Callable[[Any], dict[str, Call]] = field(default=lambda _: {})
-    # Outputs that may differ from one contender to the next, such as a drawn token.
+    # Outputs that may differ from one implementation to the next, such as a drawn token.
     random: tuple[str, ...] = ()
     # Error of gradients, as a share of their largest entry, that a variant announces.
     announced: Mapping[str, float] = field(default_factory=dict)

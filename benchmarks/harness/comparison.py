@@ -1,4 +1,4 @@
-"""One op at one setting: who takes part, who is right, how fast, how exact, how much memory."""
+"""One op at one case: which implementations are right, how fast, how exact, how much memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import correctness as gate
-from benchmarks.harness.case import FLOOR, OURS, Call, Contender, Op, Results, Setting
+from benchmarks.harness import correctness
+from benchmarks.harness.case import FLOOR, OURS, Call, Case, Implementation, Op, Results
 from benchmarks.harness.timing import ENOUGH_SECONDS, Clock, Times, interleave
 
 
@@ -28,9 +28,9 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Match:
+class Comparison:
     op: Op
-    setting: Setting
+    case: Case
     measured: tuple[Measured, ...]
     skipped: Mapping[str, str]  # name -> reason
 
@@ -50,11 +50,11 @@ class Match:
         return next((m for m in self.measured if m.kind == OURS), None)
 
     def as_json(self) -> dict[str, Any]:
-        moved, flops = self.op.bytes(self.setting), self.op.flops(self.setting)
+        moved, flops = self.op.bytes(self.case), self.op.flops(self.case)
         ours = self.ours.times if self.ours else None
         return {
             "op": self.op.name,
-            "setting": asdict(self.setting),
+            "setting": asdict(self.case),
             "bytes": moved,
             "flops": flops,
             "skipped": dict(self.skipped),
@@ -79,30 +79,32 @@ class Match:
         }
 
 
-def load(op: Op, contender: Contender) -> Callable[..., Results] | str:
+def load(op: Op, implementation: Implementation) -> Callable[..., Results] | str:
     """Its function for this op, or why there is none."""
     try:
-        if contender.package:
-            version(contender.package)
-        return next(contender.functions[f] for f in op.families if f in contender.functions)()
+        if implementation.package:
+            version(implementation.package)
+        return next(
+            implementation.functions[f] for f in op.families if f in implementation.functions
+        )()
     except PackageNotFoundError:
-        return f"{contender.package} is not installed: ./dev bench --install-peers"
+        return f"{implementation.package} is not installed: ./dev bench --install-peers"
     # Whatever another library raises at import is its reason to be left out.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
 def make_calls(
-    op: Op, contenders: Sequence[Contender], inputs: Any, variants: bool = True
+    op: Op, implementations: Sequence[Implementation], inputs: Any, variants: bool = True
 ) -> dict[str, tuple[str, Any]]:
     """name -> (kind, call or why there is none); floors excluded."""
     calls: dict[str, tuple[str, Any]] = {}
-    for contender in contenders:
-        if not any(family in contender.functions for family in op.families):
+    for implementation in implementations:
+        if not any(family in implementation.functions for family in op.families):
             continue
-        function = load(op, contender)
+        function = load(op, implementation)
         call = function if isinstance(function, str) else op.call(function, inputs)
-        calls[contender.name] = (contender.kind, call)
+        calls[implementation.name] = (implementation.kind, call)
     more = op.variants(inputs) if variants else {}
     return {**calls, **{name: (OURS, call) for name, call in more.items()}}
 
@@ -139,17 +141,17 @@ def is_lost(device: str) -> bool:
 
 
 @dataclass
-class Jury:
-    """Who is right on these inputs, and with what error.
+class Verifier:
+    """Which implementations are right on these inputs, and with what error.
 
     Against the oracle on a few rows: rows of the very run that is timed, the last among them, where
     each row stands for itself, else a run of the first rows alone. Against plain torch on all.
     """
 
     op: Op
-    setting: Setting
+    case: Case
     inputs: Any
-    contenders: Sequence[Contender]
+    implementations: Sequence[Implementation]
     variants: bool
     strict: bool  # ours may not fail; others are left out in their own words
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -157,20 +159,24 @@ class Jury:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n = self.setting.rows
-        ends = torch.linspace(0, n - 1, min(n, gate.ROWS)).long().to(self.setting.device)
+        n = self.case.rows
+        ends = torch.linspace(0, n - 1, min(n, correctness.ROWS)).long().to(self.case.device)
         self.rows = ends if self.op.rowwise else None
-        few = self.inputs.first(gate.ROWS) if self.rows is None else self.inputs.pick(self.rows)
+        few = (
+            self.inputs.first(correctness.ROWS)
+            if self.rows is None
+            else self.inputs.pick(self.rows)
+        )
         self.oracle = self.op.oracle(few)
-        self.small = make_calls(self.op, self.contenders, few, self.variants)
+        self.small = make_calls(self.op, self.implementations, few, self.variants)
         self.plain: Results = {}
         # The error of plain torch is the measure of the others.
         self.plain_errors: dict[str, float] = {}
-        self.baseline = next((c.name for c in self.contenders if c.baseline), "")
+        self.baseline = next((c.name for c in self.implementations if c.baseline), "")
         if self.baseline in self.small:
             results = self.attempt(self.baseline, self.small[self.baseline], small=True)
             if results is not None:
-                self.plain_errors = gate.errors(results, self.oracle(results))
+                self.plain_errors = correctness.errors(results, self.oracle(results))
 
     def attempt(self, name: str, entry: tuple[str, Call | str], small: bool = False) -> Any:
         """The results of one run, or None with the reason in `skipped`."""
@@ -179,20 +185,20 @@ class Jury:
             self.skipped[name] = call
             return None
         try:
-            results, peak = run_and_peak(call, self.setting.device)
+            results, peak = run_and_peak(call, self.case.device)
         except Exception as error:
             if kind == OURS and self.strict:
                 raise
             first = next(iter(str(error).splitlines()), "")[:200]
             self.skipped[name] = f"{type(error).__name__}: {first}"
-            if is_lost(self.setting.device):
+            if is_lost(self.case.device):
                 raise DeviceLost(name, self.skipped[name]) from error
             return None
         if not small:
             self.peaks[name] = peak
         return results
 
-    def admits(self, name: str, entry: tuple[str, Call | str]) -> bool:
+    def passes(self, name: str, entry: tuple[str, Call | str]) -> bool:
         results = self.attempt(name, entry)
         objection = None if results is None else self.objection(name, entry[0], results)
         if objection is not None:
@@ -210,48 +216,48 @@ class Jury:
         if few is None:
             return self.skipped[name]
         expected = self.oracle(few)
-        found = gate.errors(few, expected)
-        dtype, announced = self.setting.dtype, self.op.announced.get(name, 0.0)
-        objection = gate.oracle_objection(
+        found = correctness.errors(few, expected)
+        dtype, announced = self.case.dtype, self.op.announced.get(name, 0.0)
+        objection = correctness.oracle_objection(
             kind, found, self.plain_errors, expected, dtype, announced
         )
         if objection is None:
             self.errors[name] = found
-            objection = gate.agreement_objection(
+            objection = correctness.agreement_objection(
                 results, self.plain, dtype, self.op.random, announced
             )
         return objection
 
 
-def play(
+def compare(
     op: Op,
-    setting: Setting,
-    contenders: Sequence[Contender],
+    case: Case,
+    implementations: Sequence[Implementation],
     repeats: int,
     timer: Clock,
     *,
     variants: bool = True,
     strict: bool = True,
     enough: float = ENOUGH_SECONDS,
-) -> Match:
+) -> Comparison:
     """Checks everyone, then times who passed. The checks warm up too."""
     torch._dynamo.reset()
-    inputs = op.inputs(setting)
-    jury = Jury(op, setting, inputs, contenders, variants, strict)
-    entered = make_calls(op, contenders, inputs, variants)
+    inputs = op.inputs(case)
+    verifier = Verifier(op, case, inputs, implementations, variants, strict)
+    entries = make_calls(op, implementations, inputs, variants)
     # Plain torch first: the others are compared with it.
-    admitted = [
+    passed = [
         name
-        for name in sorted(entered, key=lambda name: name != jury.baseline)
-        if jury.admits(name, entered[name])
+        for name in sorted(entries, key=lambda name: name != verifier.baseline)
+        if verifier.passes(name, entries[name])
     ]
     # Ours and the floors next to each other, so that their quotients compare the same moment.
     calls = {
-        name: entered[name][1]
-        for name in sorted(entered, key=lambda name: entered[name][0] == OURS)
-        if name in admitted
+        name: entries[name][1]
+        for name in sorted(entries, key=lambda name: entries[name][0] == OURS)
+        if name in passed
     }
-    jury.plain = {}
+    verifier.plain = {}
     gc.collect()
     floors = op.floors(inputs)
     for floor in floors.values():
@@ -260,11 +266,11 @@ def play(
     measured = (
         Measured(
             name,
-            FLOOR if name in floors else entered[name][0],
+            FLOOR if name in floors else entries[name][0],
             found,
-            jury.errors.get(name, {}),
-            jury.peaks.get(name),
+            verifier.errors.get(name, {}),
+            verifier.peaks.get(name),
         )
         for name, found in times.items()
     )
-    return Match(op, setting, tuple(measured), jury.skipped)
+    return Comparison(op, case, tuple(measured), verifier.skipped)

@@ -27,7 +27,7 @@ INTERPRETED = {"float32": 0.0, "bfloat16": 2.0**-8}
 # Some keep log-probs and softmax in the dtype of the logits, which costs them two digits.
 SAME_THING = {"float32": 2e-3, "bfloat16": 1e-1}
 # An error that even rounding the logits to bfloat16 does not explain.
-HOPELESS = 0.5
+LARGEST_PLAIN_ERROR = 0.5
 # Between any two on all rows: two roundings of logits to bfloat16 differ by 2^-8 of the largest.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 1e-1}
 # Rows compared at once: the differences of all gradients would be one more tensor of their size.
@@ -66,7 +66,7 @@ def oracle_objection(
     """Why someone with the errors `found` is not to be timed, or None. `announced`: what it says
     its gradients may be off by, beside rounding."""
     # Plain torch, the measure of the others, is judged by this alone.
-    if any(not error <= HOPELESS for error in plain.values()):
+    if any(not error <= LARGEST_PLAIN_ERROR for error in plain.values()):
         return f"plain torch itself is off by {max(plain.values()):.2e}"
     if not found:
         return "gives nothing that can be checked"

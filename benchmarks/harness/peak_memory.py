@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.case import FLOOR, Call, Setting
-from benchmarks.harness.comparison import Match, run_and_peak
+from benchmarks.harness.case import FLOOR, Call, Case
+from benchmarks.harness.comparison import Comparison, run_and_peak
 
 # Two at once: nothing is timed here.
 WORKERS = 2
@@ -69,12 +69,14 @@ def growth(call: Call, device: str, release: Callable[[], object]) -> int:
     return peak() - before
 
 
-def with_peaks(match: Match, peak_of: Callable[[str, Setting, str], int]) -> Match:
-    """The same match with the peak of everyone but the floors; `peak_of`: op, setting and name to
+def with_peaks(comparison: Comparison, peak_of: Callable[[str, Case, str], int]) -> Comparison:
+    """The same comparison with the peak of everyone but the floors; `peak_of`: op, case and name to
     bytes, from a process of its own."""
-    names = [m.name for m in match.measured if m.kind != FLOOR]
+    names = [m.name for m in comparison.measured if m.kind != FLOOR]
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(lambda name: peak_of(match.op.name, match.setting, name), names))
+        found = list(
+            pool.map(lambda name: peak_of(comparison.op.name, comparison.case, name), names)
+        )
     peaks = dict(zip(names, found, strict=True))
-    measured = (replace(m, peak_bytes=peaks.get(m.name)) for m in match.measured)
-    return replace(match, measured=tuple(measured))
+    measured = (replace(m, peak_bytes=peaks.get(m.name)) for m in comparison.measured)
+    return replace(comparison, measured=tuple(measured))

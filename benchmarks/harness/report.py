@@ -5,57 +5,57 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.harness.case import FLOOR, OURS
-from benchmarks.harness.comparison import Match, Measured
+from benchmarks.harness.comparison import Comparison, Measured
 
 MARKS = {FLOOR: "= ", OURS: "* "}
 COLUMNS = f"{'':30} {'median':>10} {'range':>19} {'x floor':>8} {'x ours':>8} {'error':>9}"
 
 
-def title(match: Match) -> str:
-    return f"{match.op.name}  {match.op.shape(match.setting)}"
+def title(comparison: Comparison) -> str:
+    return f"{comparison.op.name}  {comparison.op.shape(comparison.case)}"
 
 
-def table(match: Match) -> str:
-    moved, flops = match.op.bytes(match.setting), match.op.flops(match.setting)
+def table(comparison: Comparison) -> str:
+    moved, flops = comparison.op.bytes(comparison.case), comparison.op.flops(comparison.case)
     terms = ", ".join(f"{name} {mib(size)}" for name, size in moved.items() if size >= 1 << 20)
     lines = [
-        title(match),
+        title(comparison),
         f"  must move {mib(sum(moved.values()))} ({terms or 'less than 1 MiB each'}),"
         f" compute {flops / 1e9:.3g} GFLOP",
-        f"{COLUMNS} {'peak':>12}  {rate_name(match)}",
-        *(line(match, m) for m in sorted(match.measured, key=lambda m: m.times.median)),
-        *(f"  {name}: {reason}" for name, reason in match.skipped.items()),
+        f"{COLUMNS} {'peak':>12}  {rate_name(comparison)}",
+        *(line(comparison, m) for m in sorted(comparison.measured, key=lambda m: m.times.median)),
+        *(f"  {name}: {reason}" for name, reason in comparison.skipped.items()),
     ]
     return "\n".join(lines)
 
 
-def line(match: Match, m: Measured) -> str:
-    over_ours = m.times.over(match.ours.times) if match.ours else float("nan")
-    unit, scale = ("us", 1e6) if match.op.tiny else ("ms", 1e3)
+def line(comparison: Comparison, m: Measured) -> str:
+    over_ours = m.times.over(comparison.ours.times) if comparison.ours else float("nan")
+    unit, scale = ("us", 1e6) if comparison.op.tiny else ("ms", 1e3)
     span = f"{scale * m.times.low:.2f}-{scale * m.times.high:.2f}"
     error = f"{max(m.errors.values()):.1e}" if m.errors else ""
     peak = "" if m.peak_bytes is None else mib(m.peak_bytes)
     return (
         f"  {MARKS.get(m.kind, '  ')}{m.name:26}"
         f" {scale * m.times.median:>7.2f} {unit} {span:>19}"
-        f" {m.times.over(match.floor.times):>8.2f} {over_ours:>8.2f}"
-        f" {error:>9} {peak:>12}  {rate(match, m):.1f}"
+        f" {m.times.over(comparison.floor.times):>8.2f} {over_ours:>8.2f}"
+        f" {error:>9} {peak:>12}  {rate(comparison, m):.1f}"
     )
 
 
-def rate_name(match: Match) -> str:
-    if match.op.tiny:
+def rate_name(comparison: Comparison) -> str:
+    if comparison.op.tiny:
         return "us of CPU"
-    return "GFLOP/s" if match.op.bound_by == "flops" else "GB/s"
+    return "GFLOP/s" if comparison.op.bound_by == "flops" else "GB/s"
 
 
-def rate(match: Match, m: Measured) -> float:
+def rate(comparison: Comparison, m: Measured) -> float:
     """Of what the op must do, in the unit that limits it; where that is the host, its CPU time."""
-    if match.op.tiny:
+    if comparison.op.tiny:
         return 1e6 * statistics.median(m.times.cpu) if m.times.cpu else float("nan")
-    if match.op.bound_by == "flops":
-        return match.op.flops(match.setting) / m.times.median / 1e9
-    return sum(match.op.bytes(match.setting).values()) / m.times.median / 1e9
+    if comparison.op.bound_by == "flops":
+        return comparison.op.flops(comparison.case) / m.times.median / 1e9
+    return sum(comparison.op.bytes(comparison.case).values()) / m.times.median / 1e9
 
 
 def mib(size: float) -> str:

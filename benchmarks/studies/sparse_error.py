@@ -23,7 +23,7 @@ import logitless as ll
 from benchmarks.cases.calls import products
 from benchmarks.cases.inputs import HeadInputs
 from benchmarks.cases.peaked_head import peaked_head
-from benchmarks.harness.case import Call, Results, Setting
+from benchmarks.harness.case import Call, Case, Results
 from benchmarks.harness.timing import Timer, interleave
 
 TAILS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    setting = Setting(rows=options.rows, width=options.width, vocab=options.vocab, dtype="bfloat16")
-    x = peaked_head(setting)
+    case = Case(rows=options.rows, width=options.width, vocab=options.vocab, dtype="bfloat16")
+    x = peaked_head(case)
     truth = step(x, True)[1]
     rows = [row(x, tail, truth) for tail in TAILS]
     # What the errors were measured with is still the pool's, in other sizes.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import logitless as ll
 from benchmarks.cases.peaked_head import peaked_head
-from benchmarks.harness.case import Setting
+from benchmarks.harness.case import Case
 from logitless.backends.rows import STATE, Rows
 from logitless.backends.topk import Candidates
 from logitless.ops.rows.op import empty_states
@@ -39,13 +39,13 @@ SPEC = ll.PolicyLossSpec(surrogate=ll.Unclipped(), entropy=ll.EntropyBonus(0.01)
 Calls = dict[str, Callable[[], Any]]
 
 
-def problem(setting: Setting, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def problem(case: Case, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """hidden, weight and targets of rows as peaked as a policy's."""
-    n, width, vocab = setting.rows, setting.width, setting.vocab
-    hidden, weight = (torch.empty(size, width, dtype=setting.torch_dtype) for size in (n, vocab))
+    n, width, vocab = case.rows, case.width, case.vocab
+    hidden, weight = (torch.empty(size, width, dtype=case.torch_dtype) for size in (n, vocab))
     targets = torch.empty(n, dtype=torch.int64)
     if rank == 0:
-        made = peaked_head(setting)
+        made = peaked_head(case)
         hidden, weight, targets = made.hidden, made.weight, made.targets
     for tensor in (hidden, weight, targets):
         dist.broadcast(tensor.view(torch.uint8), 0)
@@ -139,13 +139,13 @@ def quartiles(ratios: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def as_rank(rank: int, store: str, setting: Setting) -> None:
+def as_rank(rank: int, store: str, case: Case) -> None:
     torch.set_num_threads(1)
     init = Path(store).as_uri()
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=WORLD)
-    hidden, weight, targets = problem(setting, rank)
-    half = setting.vocab // WORLD
-    bounds = [0, half, half, setting.vocab]
+    hidden, weight, targets = problem(case, rank)
+    half = case.vocab // WORLD
+    bounds = [0, half, half, case.vocab]
     start, stop = bounds[2 * rank : 2 * rank + 2]
     group = dist.distributed_c10d._get_default_group()
     own = weight[start:stop].clone()
@@ -154,7 +154,7 @@ def as_rank(rank: int, store: str, setting: Setting) -> None:
     if rank:
         del weight
     results = measure(together, alone)
-    sent = exchanges(setting.rows, setting.width, Shard(group.group_name, bounds))
+    sent = exchanges(case.rows, case.width, Shard(group.group_name, bounds))
     times = measure(sent, {})
     if rank == 0:
         print("| call | one rank, 2 threads | 2 ranks, a thread each | ratio |\n|---|---|---|---|")
@@ -177,9 +177,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    setting = Setting(chosen.rows, chosen.vocab, chosen.width, chosen.dtype)
+    case = Case(chosen.rows, chosen.vocab, chosen.width, chosen.dtype)
     if chosen.rank is not None:
-        as_rank(chosen.rank, chosen.store, setting)
+        as_rank(chosen.rank, chosen.store, case)
         return
     with tempfile.TemporaryDirectory() as folder:
         mine = ["--store", str(Path(folder) / "store"), *sys.argv[1:]]

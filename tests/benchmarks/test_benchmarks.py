@@ -21,22 +21,24 @@ from benchmarks.cases.ours import OURS  # noqa: E402
 from benchmarks.cases.peaks import peak_of  # noqa: E402
 from benchmarks.cases.plain import EAGER, plain_rows  # noqa: E402
 from benchmarks.cases.registry import BY_NAME, OPS  # noqa: E402
-from benchmarks.harness import comparison as matches  # noqa: E402
-from benchmarks.harness.case import Call, Contender, Setting  # noqa: E402
+from benchmarks.harness import comparison  # noqa: E402
+from benchmarks.harness.case import Call, Case, Implementation  # noqa: E402
 from benchmarks.harness.timing import Run, Timer, Times, interleave  # noqa: E402
 from logitless import reference  # noqa: E402
 
-SMALL = Setting(rows=16, vocab=1000, width=32)
+SMALL = Case(rows=16, vocab=1000, width=32)
 
 
-def play(name: str, contenders: list[Contender], setting: Setting = SMALL) -> matches.Match:
-    return matches.play(BY_NAME[name], setting, contenders, 2, Timer("cpu"))
+def play(
+    name: str, implementations: list[Implementation], case: Case = SMALL
+) -> comparison.Comparison:
+    return comparison.compare(BY_NAME[name], case, implementations, 2, Timer("cpu"))
 
 
 @pytest.mark.parametrize("entropy", [0.3, 0.8, 3.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peaked_logits_have_the_asked_mean_entropy(entropy: float, dtype: str) -> None:
-    x = row_inputs(Setting(rows=256, vocab=2000, dtype=dtype, logits=str(entropy)))
+    x = row_inputs(Case(rows=256, vocab=2000, dtype=dtype, logits=str(entropy)))
     stats = reference.token_stats(x.logits.double().numpy(), x.targets.numpy())
     assert stats["entropy"].mean() == pytest.approx(entropy, rel=0.02)
     # Drawn from the policy: on average as surprising as its entropy says.
@@ -46,7 +48,7 @@ def test_peaked_logits_have_the_asked_mean_entropy(entropy: float, dtype: str) -
 
 
 def test_peaked_head_has_the_asked_mean_entropy() -> None:
-    x = head_inputs(Setting(rows=64, vocab=2000, width=64, logits="0.8"))
+    x = head_inputs(Case(rows=64, vocab=2000, width=64, logits="0.8"))
     stats = reference.linear_token_stats(x.hidden.numpy(), x.weight.numpy(), x.targets.numpy())
     assert stats["entropy"].mean() == pytest.approx(0.8, rel=0.02)
     np.testing.assert_allclose(x.tokens.logp.numpy(), stats["logp"], atol=1e-4)
@@ -55,11 +57,11 @@ def test_peaked_head_has_the_asked_mean_entropy() -> None:
 def test_an_entropy_out_of_reach_is_an_error() -> None:
     # log 8 = 2.08 nats is the most that 8 tokens can have.
     with pytest.raises(ValueError, match=r"mean entropy of 3\.0"):
-        row_inputs(Setting(rows=4, vocab=8, logits="3.0"))
+        row_inputs(Case(rows=4, vocab=8, logits="3.0"))
 
 
 def test_no_log_ratio_is_near_the_clip() -> None:
-    x = token_inputs(Setting(rows=1000))
+    x = token_inputs(Case(rows=1000))
     ratio = (x.logp - x.old_logp).exp()
     assert float((ratio - 0.8).abs().min()) > 0.05 and float((ratio - 1.2).abs().min()) > 0.05
     assert bool((ratio > 1.2).any()) and bool((ratio < 0.8).any())
@@ -85,7 +87,7 @@ def test_what_is_wrong_is_not_timed(kind: str, dtype: str) -> None:
 
     found = play(
         "forward",
-        [EAGER, Contender("wrong", kind, {"rows": lambda: wrong})],
+        [EAGER, Implementation("wrong", kind, {"rows": lambda: wrong})],
         replace(SMALL, dtype=dtype),
     )
     assert "wrong" not in found
@@ -101,7 +103,7 @@ def test_an_error_in_any_row_is_found(row: int, words: str) -> None:
         results["logp"][row] -= 5.0
         return results
 
-    found = play("forward", [EAGER, Contender("wrong", "peer", {"rows": lambda: wrong})])
+    found = play("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
     assert words in found.skipped["wrong"]
 
 
@@ -109,12 +111,14 @@ def test_nan_is_not_right() -> None:
     def wrong(logits: Any, targets: Any) -> Any:
         return {"logp": torch.full((len(logits),), float("nan"))}
 
-    found = play("forward", [EAGER, Contender("wrong", "peer", {"rows": lambda: wrong})])
+    found = play("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
     assert "logp is off by nan" in found.skipped["wrong"]
 
 
 def test_an_absent_peer_is_skipped_by_name() -> None:
-    absent = Contender("Nobody", "peer", {"rows": lambda: plain_rows}, package="no-such-package")
+    absent = Implementation(
+        "Nobody", "peer", {"rows": lambda: plain_rows}, package="no-such-package"
+    )
     assert "--install-peers" in play("forward", [EAGER, absent]).skipped["Nobody"]
 
 
@@ -122,7 +126,7 @@ def test_a_peer_that_raises_is_skipped_in_its_own_words() -> None:
     def broken(logits: Any, targets: Any) -> Any:
         raise RuntimeError("no kernel for this device")
 
-    found = play("forward", [EAGER, Contender("Broken", "peer", {"rows": lambda: broken})])
+    found = play("forward", [EAGER, Implementation("Broken", "peer", {"rows": lambda: broken})])
     assert "no kernel for this device" in found.skipped["Broken"]
 
 
@@ -131,14 +135,14 @@ def test_our_own_failure_is_raised() -> None:
         raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        play("forward", [EAGER, Contender("logitless", "ours", {"rows": lambda: broken})])
+        play("forward", [EAGER, Implementation("logitless", "ours", {"rows": lambda: broken})])
 
 
 def test_log_probs_alone_are_judged_by_their_own_gradient() -> None:
     def only_logp(hidden: Any, weight: Any, targets: Any) -> Any:
         return {"logp": plain_rows(hidden @ weight.t(), targets)["logp"]}
 
-    alone = Contender("alone", "peer", {"head": lambda: only_logp})
+    alone = Implementation("alone", "peer", {"head": lambda: only_logp})
     found = play("head forward+backward", [EAGER, alone])
     assert not found.skipped
     assert found["alone"].errors["dhidden"] < 1e-5
@@ -177,23 +181,23 @@ def test_preparation_is_not_timed() -> None:
 
 
 def test_targets_are_judged_where_they_are_promised() -> None:
-    def measured(name: str, seconds: float, kind: str) -> matches.Measured:
-        return matches.Measured(name, kind, Times((seconds,)))
+    def measured(name: str, seconds: float, kind: str) -> comparison.Measured:
+        return comparison.Measured(name, kind, Times((seconds,)))
 
     lines = (measured("max read", 1.0, "floor"), measured("logitless", 1.4, "ours"))
-    at = Setting(rows=targets.ROWS, vocab=targets.VOCAB)
-    missed = matches.Match(BY_NAME["forward"], at, lines, {})
-    (line,) = targets.verdicts([missed])
+    at = Case(rows=targets.ROWS, vocab=targets.VOCAB)
+    missed = comparison.Comparison(BY_NAME["forward"], at, lines, {})
+    (line,) = targets.check_targets([missed])
     assert line.startswith("MISSED") and "1.40" in line
-    assert not targets.verdicts([replace(missed, setting=SMALL)])
+    assert not targets.check_targets([replace(missed, case=SMALL)])
 
 
 @pytest.mark.slow
 def test_plain_torch_takes_memory_that_in_place_does_not() -> None:
-    setting = Setting(rows=64, vocab=50_000)
+    case = Case(rows=64, vocab=50_000)
     logits = 64 * 50_000 * 4
-    assert peak_of("forward+backward", setting, "torch eager") > 2 * logits
-    assert peak_of("forward+backward", setting, "logitless, in place") < logits // 4
+    assert peak_of("forward+backward", case, "torch eager") > 2 * logits
+    assert peak_of("forward+backward", case, "logitless, in place") < logits // 4
 
 
 @pytest.mark.slow
@@ -206,7 +210,7 @@ def test_one_command_writes_table_json_and_plot(
     )
     files = ["--json", str(data), "--plot", str(picture)]
     monkeypatch.setattr(sys, "argv", ["run", *arguments.split(), *files])
-    monkeypatch.setattr(run, "entrants", lambda _: [OURS, EAGER])
+    monkeypatch.setattr(run, "implementations", lambda _: [OURS, EAGER])
     run.main()
     content = json.loads(data.read_text())
     assert [m["setting"]["vocab"] for m in content["matches"]] == [500, 900]

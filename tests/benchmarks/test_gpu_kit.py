@@ -13,9 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.gpu import build_paths as built_module
-from benchmarks.gpu import orchestrate as kit
-from benchmarks.gpu import report as markdown
+from benchmarks.gpu import build_paths, orchestrate, report
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.runner import LOG, Job, child_environment, run_stage
 from benchmarks.gpu.stage_process import MODULES, Work
@@ -152,7 +150,7 @@ def run_kit(out: Path, names: list[str], outcome: str = "done", **options: Any) 
     # no clock: a machine that stands still for a minute runs the same stages
     seconds = options.pop("seconds", math.inf)
     job = Job(out, rehearse=True)
-    kit.run(job, kit.chosen(names, []), seconds, run_one=run_one, **options)
+    orchestrate.run(job, orchestrate.chosen(names, []), seconds, run_one=run_one, **options)
     return ran
 
 
@@ -168,7 +166,7 @@ def test_results_of_other_sources_are_not_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_kit(tmp_path, ["smoke"])
-    monkeypatch.setattr(kit, "sources_hash", lambda: "another")
+    monkeypatch.setattr(orchestrate, "sources_hash", lambda: "another")
     with pytest.raises(ValueError, match="--fresh"):
         run_kit(tmp_path, ["smoke"])
     assert run_kit(tmp_path, ["smoke"], fresh=True) == ["smoke"]
@@ -179,19 +177,19 @@ def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:
     (tmp_path / "csrc").mkdir()
     file = tmp_path / "csrc" / "a.cu"
     file.write_text("one")
-    first = built_module.sources_hash(("csrc",), tmp_path)
+    first = build_paths.sources_hash(("csrc",), tmp_path)
     (tmp_path / "csrc" / "a.o").write_text("not a source")
-    assert built_module.sources_hash(("csrc",), tmp_path) == first
+    assert build_paths.sources_hash(("csrc",), tmp_path) == first
     file.write_text("two")
-    assert built_module.sources_hash(("csrc",), tmp_path) != first
+    assert build_paths.sources_hash(("csrc",), tmp_path) != first
 
 
 def test_stages_are_chosen_by_name_and_keep_their_order() -> None:
-    assert [s.name for s in kit.chosen(["sizes", "smoke"], [])] == ["smoke", "sizes"]
-    left = [s.name for s in kit.chosen([], ["tests", "profile"])]
+    assert [s.name for s in orchestrate.chosen(["sizes", "smoke"], [])] == ["smoke", "sizes"]
+    left = [s.name for s in orchestrate.chosen([], ["tests", "profile"])]
     assert left == [s.name for s in STAGES if s.name not in ("tests", "profile")]
     with pytest.raises(ValueError, match=r"no stage 'size'.*sizes"):
-        kit.chosen(["size"], [])
+        orchestrate.chosen(["size"], [])
     assert main(["--only", "nothing"]) == 2
     # Each has its module, and the most valuable come first.
     assert set(MODULES) == set(BY_NAME)
@@ -209,7 +207,7 @@ def test_what_is_missing_skips_what_needs_it() -> None:
 def test_stages_without_time_or_tools_are_named(tmp_path: Path) -> None:
     assert run_kit(tmp_path, ["smoke"], seconds=0) == []
     assert run_kit(tmp_path, ["sizes"], objection=lambda stage, _: "missing: triton") == []
-    text = (tmp_path / markdown.NAME).read_text()
+    text = (tmp_path / report.NAME).read_text()
     assert "| smoke | skipped |" in text and "no time left" in text
     assert "missing: triton" in text
 
@@ -265,8 +263,8 @@ def test_pictures_have_time_kept_for_them(tmp_path: Path) -> None:
         store.set_stage(stage.name, status="done", reason="")
 
     started = time.monotonic()
-    job, stages = Job(tmp_path, rehearse=True), kit.chosen(["smoke", "plots"], [])
-    kit.run(job, stages, 1e6, run_one=run_one, objection=lambda *_: None)
+    job, stages = Job(tmp_path, rehearse=True), orchestrate.chosen(["smoke", "plots"], [])
+    orchestrate.run(job, stages, 1e6, run_one=run_one, objection=lambda *_: None)
     kept = BY_NAME["plots"].kept_seconds
     assert kept > 0 and deadlines["plots"] - deadlines["smoke"] == pytest.approx(kept)
 
@@ -274,6 +272,6 @@ def test_pictures_have_time_kept_for_them(tmp_path: Path) -> None:
 def test_without_a_gpu_the_rehearsal_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kit, "device_name", lambda rehearse: kit.NO_GPU)
+    monkeypatch.setattr(orchestrate, "device_name", lambda rehearse: orchestrate.NO_GPU)
     assert main(["--out", str(tmp_path)]) == 2
     assert "--rehearse" in capsys.readouterr().err

@@ -20,19 +20,17 @@ import torch
 
 from benchmarks.cases.plain import EAGER, plain_rows
 from benchmarks.cases.registry import BY_NAME as OPS
-from benchmarks.cases.targets import verdicts
-from benchmarks.gpu import compare
-from benchmarks.gpu import report as markdown
+from benchmarks.cases.targets import check_targets
+from benchmarks.gpu import ratios, report
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.runner import LOG
 from benchmarks.gpu.stage_process import AGAIN, Leave, Work
 from benchmarks.gpu.stage_table import BY_NAME
-from benchmarks.gpu.stages import measure, plots
-from benchmarks.gpu.stages import measurements as cases
+from benchmarks.gpu.stages import measure, measurements, plots
 from benchmarks.gpu.stages.profiling import parse
 from benchmarks.gpu.store import REHEARSAL, Store
-from benchmarks.harness.case import Contender, Setting
-from benchmarks.harness.comparison import Match, Measured, play
+from benchmarks.harness.case import Case, Implementation
+from benchmarks.harness.comparison import Comparison, Measured, compare
 from benchmarks.harness.timing import Timer, Times
 from tests.support.paths import ROOT, TESTS
 
@@ -50,9 +48,9 @@ def fake_case(key_op: str, vocab: int, faster: float = 1.0) -> dict[str, Any]:
         Measured("logitless cuda", "ours", Times((6e-4 / faster, 7e-4)), {"logp": 1e-6}, 1 << 20),
         Measured("torch eager", "torch", Times((6e-3, 7e-3)), {"logp": 2e-6}, 1 << 30),
     )
-    at = Setting(rows=8192, vocab=vocab, dtype="bfloat16", device="cuda")
+    at = Case(rows=8192, vocab=vocab, dtype="bfloat16", device="cuda")
     return measure.entry(
-        Match(OPS[key_op], at, lines, {"TRL": "trl is not installed"}), False,
+        Comparison(OPS[key_op], at, lines, {"TRL": "trl is not installed"}), False,
         rows_of_sizes=OPS[key_op].sizes,
     )  # fmt: skip
 
@@ -64,28 +62,29 @@ def test_the_registry_decides_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
     new = replace(OPS["policy loss"], name="brand new", group="a group of its own")
     monkeypatch.setattr("benchmarks.gpu.stages.measurements.OPS", [*OPS.values(), new])
     for rehearse in (False, True):
-        assert any(case.op is new for case in cases.of("others", rehearse))
-    everywhere = {case.op.name for stage in cases.STAGES for case in cases.of(stage, False)}
+        assert any(case.op is new for case in measurements.of("others", rehearse))
+    planned = [each for stage in measurements.STAGES for each in measurements.of(stage, False)]
+    everywhere = {each.op.name for each in planned}
     assert everywhere == {*OPS, "brand new"}
 
 
 def test_the_promised_sizes_are_measured_the_telling_ones_first() -> None:
-    found = [case for case in cases.of("sizes", False) if not case.compiled]
-    shapes = {(c.op.name, c.setting.rows, c.setting.vocab, c.setting.dtype) for c in found}
+    found = [case for case in measurements.of("sizes", False) if not case.compiled]
+    shapes = {(c.op.name, c.case.rows, c.case.vocab, c.case.dtype) for c in found}
     assert len(shapes) == len(found) == 3 * 3 * 4 * 2
-    assert (found[0].setting.vocab, found[0].setting.dtype) == (151_936, "bfloat16")
-    first = cases.of("headline", False)[0]
+    assert (found[0].case.vocab, found[0].case.dtype) == (151_936, "bfloat16")
+    first = measurements.of("headline", False)[0]
     assert first.key == "forward, 8192 x 151936 bfloat16"
     assert first.key in {case.key for case in found}
 
 
 def test_nobody_waits_for_a_compiler() -> None:
     """Those cases come after all others of their stage, and have a name of their own."""
-    for stage in cases.STAGES:
-        found = cases.of(stage, False)
+    for stage in measurements.STAGES:
+        found = measurements.of(stage, False)
         assert [c.compiled for c in found] == sorted(c.compiled for c in found)
         assert len({case.key for case in found}) == len(found)
-    assert any(c.compiled for c in cases.of("headline", False))
+    assert any(c.compiled for c in measurements.of("headline", False))
 
 
 def test_backends_are_forced_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,17 +103,19 @@ def test_backends_are_forced_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == ["cuda", "cuda"] and os.environ["LOGITLESS_BACKEND"] == "torch"
 
 
-def small_match(*more: Contender) -> Match:
-    wrong = Contender("logitless cuda", "ours", {"rows": lambda: plain_rows})
-    setting = Setting(rows=4, vocab=500)
-    return play(OPS["forward"], setting, [wrong, EAGER, *more], 2, Timer("cpu"), strict=False)
+def small_comparison(*more: Implementation) -> Comparison:
+    wrong = Implementation("logitless cuda", "ours", {"rows": lambda: plain_rows})
+    case = Case(rows=4, vocab=500)
+    return compare(OPS["forward"], case, [wrong, EAGER, *more], 2, Timer("cpu"), strict=False)
 
 
 def test_absent_peers_are_named() -> None:
-    absent = Contender("Nobody", "peer", {"rows": lambda: plain_rows}, package="no-such-package")
-    fields = measure.entry(small_match(absent), rehearse=False)
+    absent = Implementation(
+        "Nobody", "peer", {"rows": lambda: plain_rows}, package="no-such-package"
+    )
+    fields = measure.entry(small_comparison(absent), rehearse=False)
     fields["seconds"] = 1.0
-    text = markdown.report(results({"headline": {"a case": fields}}))
+    text = report.report(results({"headline": {"a case": fields}}))
     assert "Nobody: no-such-package is not installed" in text and "a case" in text
 
 
@@ -122,15 +123,15 @@ def test_our_failure_is_told_and_is_trouble() -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("illegal memory access")
 
-    broken_triton = Contender("logitless triton", "ours", {"rows": lambda: broken})
-    fields = measure.entry(small_match(broken_triton), rehearse=False)
+    broken_triton = Implementation("logitless triton", "ours", {"rows": lambda: broken})
+    fields = measure.entry(small_comparison(broken_triton), rehearse=False)
     assert fields["status"] == "done" and "illegal memory access" in fields["reason"]
     data = results({"headline": {"a case": fields}})
-    assert markdown.troubles(data) == [
+    assert report.troubles(data) == [
         "headline, a case: logitless triton: RuntimeError: illegal memory access"
     ]
-    good = measure.entry(small_match(), rehearse=False)
-    assert not markdown.troubles(results({"headline": {"a case": good}}))
+    good = measure.entry(small_comparison(), rehearse=False)
+    assert not report.troubles(results({"headline": {"a case": good}}))
 
 
 def test_who_loses_the_device_is_left_out_and_the_others_go_on(
@@ -139,13 +140,13 @@ def test_who_loses_the_device_is_left_out_and_the_others_go_on(
     def broken(*_: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    culprit = Contender("logitless cuda", "ours", {"rows": lambda: broken})
-    good = Contender("logitless triton", "ours", {"rows": lambda: plain_rows})
-    monkeypatch.setattr(measure, "contenders", lambda case: [culprit, good, EAGER])
+    culprit = Implementation("logitless cuda", "ours", {"rows": lambda: broken})
+    good = Implementation("logitless triton", "ours", {"rows": lambda: plain_rows})
+    monkeypatch.setattr(measure, "implementations", lambda case: [culprit, good, EAGER])
     monkeypatch.setattr("benchmarks.harness.comparison.is_lost", lambda device: True)
     store = Store(tmp_path)
     work = Work(BY_NAME["sizes"], tmp_path, True, math.inf, store)
-    case = cases.of("sizes", True)[0]
+    case = measurements.of("sizes", True)[0]
 
     def stage() -> None:
         work.each([(case.key, lambda: measure.Measurer(work)(case))])
@@ -157,7 +158,7 @@ def test_who_loses_the_device_is_left_out_and_the_others_go_on(
     found = store.cases("sizes")[case.key]
     assert "logitless triton" in {m["name"] for m in found["measured"]}
     assert "illegal memory access" in found["skipped"]["logitless cuda"]
-    assert "illegal memory access" in markdown.troubles(store.read())[0]
+    assert "illegal memory access" in report.troubles(store.read())[0]
 
 
 def test_what_a_backend_does_not_have_yet_is_trouble_for_rows_alone() -> None:
@@ -165,29 +166,29 @@ def test_what_a_backend_does_not_have_yet_is_trouble_for_rows_alone() -> None:
         raise NotImplementedError("not on CUDA yet")
 
     functions = {"rows": lambda: refuse, "sample": lambda: refuse}
-    mine = Contender("logitless cuda", "ours", functions)
-    setting = Setting(rows=4, vocab=500, width=8)
+    mine = Implementation("logitless cuda", "ours", functions)
+    case = Case(rows=4, vocab=500, width=8)
     for op, status in (("forward", "failed"), ("head sample", "done")):
-        match = play(OPS[op], setting, [mine, EAGER], 2, Timer("cpu"), strict=False)
-        fields = measure.entry(match, rehearse=False)
+        comparison = compare(OPS[op], case, [mine, EAGER], 2, Timer("cpu"), strict=False)
+        fields = measure.entry(comparison, rehearse=False)
         assert fields["status"] == status and "not on CUDA yet" in str(fields["skipped"])
-        assert bool(markdown.troubles(results({"others": {"a": fields}}))) == (status == "failed")
+        assert bool(report.troubles(results({"others": {"a": fields}}))) == (status == "failed")
 
 
 def test_a_rehearsal_keeps_no_times() -> None:
-    fields = measure.entry(small_match(), rehearse=True)
+    fields = measure.entry(small_comparison(), rehearse=True)
     assert fields["measured"] and not set(measure.TIMES) & set(fields["measured"][0])
     data = {**results({"headline": {"a case": fields}}), "rehearsal": True, "device": REHEARSAL}
-    text = markdown.report(data)
+    text = report.report(data)
     assert text.startswith(f"# {REHEARSAL}") and not re.search(r"\d ms|GB/s|median", text)
     with pytest.raises(ValueError, match="rehearsal"):
-        compare.table(data, data, ("A", "B"))
+        ratios.table(data, data, ("A", "B"))
 
 
 def test_what_does_not_fit_is_left_out_by_name(tmp_path: Path) -> None:
     measurer = measure.Measurer(Work(BY_NAME["sizes"], tmp_path, True, 0.0, Store(tmp_path)))
     measurer.free = 8 << 30
-    big = next(c for c in cases.of("sizes", False) if c.logits_bytes > 30 << 30)
+    big = next(c for c in measurements.of("sizes", False) if c.logits_bytes > 30 << 30)
     with pytest.raises(Leave, match=r"needs \d+ GiB, 8 free"):
         measurer(big)
 
@@ -197,10 +198,10 @@ def test_gpu_targets_are_judged_on_a_gpu() -> None:
         Measured("max read", "floor", Times((6e-4,))),
         Measured("logitless cuda", "ours", Times((9e-4,))),
     )
-    at = Setting(rows=8192, dtype="bfloat16", device="cuda")
-    (line,) = verdicts([Match(OPS["forward"], at, lines, {})])
+    at = Case(rows=8192, dtype="bfloat16", device="cuda")
+    (line,) = check_targets([Comparison(OPS["forward"], at, lines, {})])
     assert line.startswith("MISSED") and "0.90" in line and "H100" in line
-    assert not verdicts([Match(OPS["forward"], replace(at, device="cpu"), lines, {})])
+    assert not check_targets([Comparison(OPS["forward"], replace(at, device="cpu"), lines, {})])
 
 
 # ---- what is written
@@ -213,7 +214,7 @@ def test_at_most_eight_files_with_plain_names(tmp_path: Path) -> None:
     with store.edit() as stored:
         stored.update(data)
     (tmp_path / LOG).write_text("")
-    (tmp_path / markdown.NAME).write_text(markdown.report(data))
+    (tmp_path / report.NAME).write_text(report.report(data))
     plots.run(Work(BY_NAME["plots"], tmp_path, False, math.inf, store))
     names = {path.name for path in tmp_path.iterdir()}
     pictures = {"headline.png", "others.png", "sizes.png"}
@@ -223,7 +224,7 @@ def test_at_most_eight_files_with_plain_names(tmp_path: Path) -> None:
 
 
 def test_the_report_has_the_numbers() -> None:
-    text = markdown.report(results({"headline": {"forward, 1000": fake_case("forward", 1000)}}))
+    text = report.report(results({"headline": {"forward, 1000": fake_case("forward", 1000)}}))
     line = next(line for line in text.splitlines() if line.startswith("| **logitless cuda**"))
     assert "0.650" in line and "84.6%" in line and "1.0e-06" in line
     assert "| 8192 | 1000 | bfloat16 | 0.550, 100% | 0.650, 85% | 6.500, 8% |" in text
@@ -234,7 +235,7 @@ def test_a_line_of_sizes_has_the_compiled_case_beside_the_other() -> None:
     compiled = {**case, "measured": [dict(m) for m in case["measured"]]}
     compiled["measured"][1]["median_ms"] = 99.0
     compiled["measured"][2]["name"] = "torch.compile"
-    text = markdown.sizes(results({"sizes": {"a": case, "a, compiled": compiled}}))
+    text = report.sizes(results({"sizes": {"a": case, "a, compiled": compiled}}))
     (line,) = [line for line in text.splitlines() if "8192" in line]
     assert line.count("6.500") == 2 and "99.0" not in line
 
@@ -334,8 +335,8 @@ def test_what_is_drawn_is_drawn_where_the_generator_is(monkeypatch: pytest.Monke
 
     for name in ("rand", "randn", "randint", "randperm"):
         monkeypatch.setattr(torch, name, checked(getattr(torch, name)))
-    setting = Setting(rows=8, vocab=300, width=16, dtype="bfloat16")
+    case = Case(rows=8, vocab=300, width=16, dtype="bfloat16")
     makers = {op.inputs for op in OPS.values()}
     for make in makers:
         getattr(make, "cache_clear", lambda: None)()
-        make(setting)
+        make(case)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.studies import sparse_study as support_study
-from benchmarks.studies import text_model
+from benchmarks.studies import sparse_study, text_model
 from benchmarks.studies.sparse_rows import BONUS, KEPT, d_logits, row_facts, study
 from logitless import reference
 
@@ -45,7 +44,7 @@ def test_flat_rows_are_not_served_and_peaked_ones_are() -> None:
 
 
 def test_steps_that_are_measured() -> None:
-    assert support_study.measured_steps(900) == {0, 50, 200, 800, 900}
+    assert sparse_study.measured_steps(900) == {0, 50, 200, 800, 900}
 
 
 def test_docstrings_are_all_that_is_read_of_code() -> None:

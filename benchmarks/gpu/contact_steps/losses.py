@@ -30,10 +30,10 @@ def losses(place: Place) -> Cases:
 
 def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
     from benchmarks.cases.inputs import TokenInputs, token_inputs
-    from benchmarks.harness.case import Setting
+    from benchmarks.harness.case import Case
 
     # Drawn once and moved: the CPU's loss of the same tokens is the truth.
-    there = token_inputs(Setting(rows=n, device="cpu"))
+    there = token_inputs(Case(rows=n, device="cpu"))
     here = TokenInputs(*(x.to(place.device) for x in vars(there).values()))
 
     def run(tokens: TokenInputs) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu.stage_process import Work
 from benchmarks.harness.machine_info import cpu_model, git, installed
 
-# What the kit cannot do without; the rest is for the reader, and not known to every driver.
+# What no run can do without; the rest is for the reader, and not known to every driver.
 NEEDED = ("name", "driver_version", "compute_cap", "memory.total", "memory.used", "memory.free")
 QUERY = (
     *NEEDED, "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw",

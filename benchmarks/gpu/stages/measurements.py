@@ -1,4 +1,4 @@
-"""What is measured, in the order of what one would rather know: the registry at chosen settings."""
+"""What is measured, in the order of what one would rather know: the registry at chosen cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from benchmarks.cases.registry import OPS
-from benchmarks.harness.case import Op, Setting
+from benchmarks.harness.case import Case, Op
 
 # Qwen 2.5 and 3, Llama 3, Gemma, Llama 2; the most telling first.
 VOCABS = (151_936, 128_256, 262_144, 32_000)
@@ -14,28 +14,28 @@ ROWS = (8192, 32_768, 2048)
 DTYPES = ("bfloat16", "float32")
 # Where an op of a group is measured in full. A group that is not named has the last one's.
 HEADLINE = {
-    "rows": Setting(rows=8192, dtype="bfloat16"),
-    # Of Qwen3-0.6B. The gate compares weight gradients in float64 on the host: slow if much wider.
-    "head": Setting(rows=8192, width=1024, dtype="bfloat16"),
-    "losses": Setting(rows=262_144),
-    "overhead": Setting(rows=8, vocab=256, width=32),
-    "": Setting(rows=8192, width=1024, dtype="bfloat16"),
+    "rows": Case(rows=8192, dtype="bfloat16"),
+    # Of Qwen3-0.6B. Weight gradients are compared in float64 on the host: slow if much wider.
+    "head": Case(rows=8192, width=1024, dtype="bfloat16"),
+    "losses": Case(rows=262_144),
+    "overhead": Case(rows=8, vocab=256, width=32),
+    "": Case(rows=8192, width=1024, dtype="bfloat16"),
 }
 # One short row and one of several pieces, whole and not: every path of a kernel, in no time.
 SMOKE = (
-    Setting(rows=33, vocab=5003, dtype="float32"),
-    Setting(rows=33, vocab=16_384, dtype="bfloat16"),
+    Case(rows=33, vocab=5003, dtype="float32"),
+    Case(rows=33, vocab=16_384, dtype="bfloat16"),
 )
-REHEARSAL = Setting(rows=3, vocab=4500, width=16, dtype="bfloat16")
+REHEARSAL = Case(rows=3, vocab=4500, width=16, dtype="bfloat16")
 REHEARSAL_TOKENS = 64
 # Groups that are measured in float32 alone, and so are rehearsed in it.
 FLOAT32 = ("losses", "overhead")
 
 
 @dataclass(frozen=True)
-class Case:
+class Measurement:
     op: Op
-    setting: Setting
+    case: Case
     # With torch.compile, which needs many seconds for each shape: apart, so that nobody waits.
     compiled: bool = False
     peers: bool = True
@@ -43,73 +43,75 @@ class Case:
 
     @property
     def key(self) -> str:
-        s = self.setting
+        s = self.case
         width = f" H={s.width}" if self.op.group == "head" else ""
         size = f"{s.rows}" if self.op.group == "losses" else f"{s.rows} x {s.vocab}{width}"
         return f"{self.op.name}, {size} {s.dtype}{', compiled' * self.compiled}"
 
     @property
     def logits_bytes(self) -> int:
-        return self.setting.rows * self.setting.vocab * self.setting.itemsize
+        return self.case.rows * self.case.vocab * self.case.itemsize
 
 
-def headline() -> Iterator[Case]:
+def headline() -> Iterator[Measurement]:
     """Rows of every op at the one size everybody quotes, then the same in float32."""
     ours = [op for op in OPS if op.group == "rows"]
     # Those with a target first.
     ours.sort(key=lambda op: (not op.sizes, "fresh" in op.name))
     for dtype in DTYPES:
         for op in ours:
-            yield Case(op, replace(HEADLINE["rows"], dtype=dtype), variants=not op.sizes)
+            yield Measurement(op, replace(HEADLINE["rows"], dtype=dtype), variants=not op.sizes)
     for op in ours:
-        yield Case(op, HEADLINE["rows"], compiled=True, peers=False)
+        yield Measurement(op, HEADLINE["rows"], compiled=True, peers=False)
 
 
-def sizes() -> Iterator[Case]:
+def sizes() -> Iterator[Measurement]:
     for vocab in VOCABS:
         for dtype in DTYPES:
             for rows in ROWS:
-                setting = Setting(rows=rows, vocab=vocab, dtype=dtype)
+                case = Case(rows=rows, vocab=vocab, dtype=dtype)
                 for op in OPS:
                     if op.sizes:
-                        yield Case(op, setting)
+                        yield Measurement(op, case)
     for vocab in VOCABS[1:]:
-        yield Case(OPS[0], Setting(rows=ROWS[0], vocab=vocab, dtype=DTYPES[0]), compiled=True)
+        yield Measurement(OPS[0], Case(rows=ROWS[0], vocab=vocab, dtype=DTYPES[0]), compiled=True)
 
 
-def others() -> Iterator[Case]:
+def others() -> Iterator[Measurement]:
     found = [op for op in OPS if op.group != "rows"]
     for compiled in (False, True):
         for op in found:
-            setting = HEADLINE.get(op.group, HEADLINE[""])
-            yield Case(op, setting, compiled=compiled, peers=not compiled, variants=not compiled)
+            case = HEADLINE.get(op.group, HEADLINE[""])
+            yield Measurement(
+                op, case, compiled=compiled, peers=not compiled, variants=not compiled
+            )
 
 
-def smoke() -> Iterator[Case]:
+def smoke() -> Iterator[Measurement]:
     both = [op for op in OPS if op.group == "rows" and not op.sizes]
-    for setting in SMOKE:
+    for case in SMOKE:
         for op in both:
-            yield Case(op, setting, peers=False)
+            yield Measurement(op, case, peers=False)
 
 
 STAGES = {"smoke": smoke, "headline": headline, "sizes": sizes, "others": others}
 
 
-def of(stage: str, rehearse: bool) -> list[Case]:
+def of(stage: str, rehearse: bool) -> list[Measurement]:
     found = list(STAGES[stage]())
     return small(found, stage) if rehearse else found
 
 
-def small(cases: list[Case], stage: str) -> list[Case]:
+def small(measurements: list[Measurement], stage: str) -> list[Measurement]:
     """The same ops with next to nothing to do, each once."""
-    chosen: dict[str, Case] = {}
-    for case in cases:
-        rows = REHEARSAL_TOKENS if case.op.group == "losses" else REHEARSAL.rows
+    chosen: dict[str, Measurement] = {}
+    for each in measurements:
+        rows = REHEARSAL_TOKENS if each.op.group == "losses" else REHEARSAL.rows
         # Sizes that no other stage has, for what is measured once is not measured again.
         vocab = REHEARSAL.vocab + list(STAGES).index(stage)
-        dtype = case.setting.dtype
-        setting = replace(REHEARSAL, rows=rows, vocab=vocab, dtype=dtype)
-        if dtype == DTYPES[0] or stage == "smoke" or case.op.group in FLOAT32:
-            little = replace(case, setting=setting, compiled=False, variants=False)
+        dtype = each.case.dtype
+        case = replace(REHEARSAL, rows=rows, vocab=vocab, dtype=dtype)
+        if dtype == DTYPES[0] or stage == "smoke" or each.op.group in FLOAT32:
+            little = replace(each, case=case, compiled=False, variants=False)
             chosen.setdefault(little.key, little)
     return list(chosen.values())

@@ -12,8 +12,8 @@ from benchmarks.cases.registry import BY_NAME
 from benchmarks.gpu.stage_process import Work
 from benchmarks.gpu.store import Store
 from benchmarks.harness import plots
-from benchmarks.harness.case import Setting
-from benchmarks.harness.comparison import Match, Measured
+from benchmarks.harness.case import Case
+from benchmarks.harness.comparison import Comparison, Measured
 from benchmarks.harness.timing import Times
 
 # Stage -> its picture.
@@ -22,8 +22,8 @@ SIZES = "sizes.png"
 ROWS = 8192
 
 
-def match_of(fields: Mapping[str, Any]) -> Match:
-    """What Match.as_json made into fields."""
+def comparison_of(fields: Mapping[str, Any]) -> Comparison:
+    """What Comparison.as_json made into fields."""
     measured = tuple(
         Measured(
             m["name"], m["kind"], Times(tuple(t / 1e3 for t in m["runs_ms"])), m["errors"],
@@ -31,7 +31,7 @@ def match_of(fields: Mapping[str, Any]) -> Match:
         )
         for m in fields["measured"]
     )  # fmt: skip
-    return Match(BY_NAME[fields["op"]], Setting(**fields["setting"]), measured, fields["skipped"])
+    return Comparison(BY_NAME[fields["op"]], Case(**fields["setting"]), measured, fields["skipped"])
 
 
 def timed(store: Store, *stages: str) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def draw_sizes(found: list[dict[str, Any]], path: Path) -> None:
 
 def run(work: Work) -> None:
     def picture(stage: str, name: str) -> dict[str, Any]:
-        found = [match_of(case) for case in timed(work.store, stage)]
+        found = [comparison_of(case) for case in timed(work.store, stage)]
         if found:
             plots.plot(found, work.out / name)
         return {"file": name if found else None}

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.cases.registry import BY_NAME
 from benchmarks.gpu.stage_process import Leave, Work
-from benchmarks.gpu.stages import measurements as cases
+from benchmarks.gpu.stages import measurements
 from benchmarks.gpu.stages.measure import BACKENDS, ours
 from benchmarks.harness.comparison import make_calls
 
@@ -39,8 +39,8 @@ LAUNCHES = 8
 
 def by_kernel(op: str, backend: str) -> dict[str, Any]:
     """Microseconds of each kernel of one run, prepared runs included."""
-    setting = replace(cases.HEADLINE["rows"], device="cuda")
-    inputs = BY_NAME[op].inputs(setting)
+    case = replace(measurements.HEADLINE["rows"], device="cuda")
+    inputs = BY_NAME[op].inputs(case)
     mine = ours(backend)
     _, call = make_calls(BY_NAME[op], [mine], inputs, variants=False)[mine.name]
     if isinstance(call, str):
@@ -63,8 +63,8 @@ def by_kernel(op: str, backend: str) -> dict[str, Any]:
 def by_metric(backend: str) -> dict[str, Any]:
     if shutil.which("ncu") is None:
         raise Leave("no ncu")
-    setting = cases.HEADLINE["rows"]
-    size = f"{setting.rows}x{setting.vocab}"
+    case = measurements.HEADLINE["rows"]
+    size = f"{case.rows}x{case.vocab}"
     program = [sys.executable, "-m", "benchmarks.gpu.stages.single_backend", backend, size]
     command = [
         "ncu", "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS),

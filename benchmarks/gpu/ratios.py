@@ -10,7 +10,7 @@ Times = dict[tuple[str, str], float]
 
 
 def times(data: Data) -> Times:
-    """(case, contender) -> median in milliseconds."""
+    """(case, implementation) -> median in milliseconds."""
     if data.get("rehearsal"):
         raise ValueError("the times of a rehearsal mean nothing and were not kept")
     return {

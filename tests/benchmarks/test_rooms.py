@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # A room, and the rooms that it may import beside itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "harness": set(),

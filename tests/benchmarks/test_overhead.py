@@ -13,12 +13,12 @@ from benchmarks.cases import targets  # noqa: E402
 from benchmarks.cases.ours import OURS  # noqa: E402
 from benchmarks.cases.overhead import OPS  # noqa: E402
 from benchmarks.cases.plain import EAGER  # noqa: E402
-from benchmarks.harness.case import Call, Setting  # noqa: E402
-from benchmarks.harness.comparison import play  # noqa: E402
+from benchmarks.harness.case import Call, Case  # noqa: E402
+from benchmarks.harness.comparison import compare  # noqa: E402
 from benchmarks.harness.report import table  # noqa: E402
 from benchmarks.harness.timing import BurstTimer, Times  # noqa: E402
 
-TINY = Setting(rows=targets.TINY_ROWS, vocab=targets.TINY_VOCAB, width=32)
+TINY = Case(rows=targets.TINY_ROWS, vocab=targets.TINY_VOCAB, width=32)
 
 
 def test_a_burst_is_warm_and_prepared_apart() -> None:
@@ -54,7 +54,7 @@ def test_the_cpu_clock_does_not_count_waiting() -> None:
 
 def test_a_tiny_op_shows_both_clocks_and_is_judged_by_both() -> None:
     op = next(op for op in OPS if op.name == "tiny policy_loss")
-    found = play(op, TINY, [OURS, EAGER], 2, BurstTimer(2))
+    found = compare(op, TINY, [OURS, EAGER], 2, BurstTimer(2))
     assert not found.skipped
     assert {"logitless, NumPy", "logitless, no gradients"} <= {m.name for m in found.measured}
     assert all(len(m.times.cpu) == 2 and min(m.times.cpu) > 0 for m in found.measured)
@@ -62,7 +62,7 @@ def test_a_tiny_op_shows_both_clocks_and_is_judged_by_both() -> None:
     # Ours takes 84 us of CPU in 100 us: one of the two is met.
     times = Times((100e-6,), cpu=(84e-6,))
     judged = [replace(m, times=times) if m.name == "logitless" else m for m in found.measured]
-    wall, cpu = targets.verdicts([replace(found, measured=tuple(judged))])
+    wall, cpu = targets.check_targets([replace(found, measured=tuple(judged))])
     assert wall.startswith("MISSED  100.00  <= 85") and "us of wall" in wall
     assert cpu.startswith("met      84.00  <= 85") and "us of CPU" in cpu
 
