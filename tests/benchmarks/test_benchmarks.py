@@ -29,7 +29,7 @@ from logitless import reference  # noqa: E402
 SMALL = Case(rows=16, vocab=1000, width=32)
 
 
-def play(
+def compare(
     name: str, implementations: list[Implementation], case: Case = SMALL
 ) -> comparison.Comparison:
     return comparison.compare(BY_NAME[name], case, implementations, 2, Timer("cpu"))
@@ -69,7 +69,7 @@ def test_no_log_ratio_is_near_the_clip() -> None:
 
 @pytest.mark.parametrize("op", [op.name for op in OPS])
 def test_every_op_runs_and_is_right(op: str) -> None:
-    found = play(op, [OURS, EAGER])
+    found = compare(op, [OURS, EAGER])
     assert not found.skipped
     assert {"logitless", "torch eager"} <= {m.name for m in found.measured}
     assert found.floor.kind == "floor"
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_not_timed(kind: str, dtype: str) -> None:
         results = plain_rows(logits, targets)
         return {**results, "entropy": results["entropy"] * 1.5}
 
-    found = play(
+    found = compare(
         "forward",
         [EAGER, Implementation("wrong", kind, {"rows": lambda: wrong})],
         replace(SMALL, dtype=dtype),
@@ -103,7 +103,7 @@ def test_an_error_in_any_row_is_found(row: int, words: str) -> None:
         results["logp"][row] -= 5.0
         return results
 
-    found = play("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
+    found = compare("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
     assert words in found.skipped["wrong"]
 
 
@@ -111,7 +111,7 @@ def test_nan_is_not_right() -> None:
     def wrong(logits: Any, targets: Any) -> Any:
         return {"logp": torch.full((len(logits),), float("nan"))}
 
-    found = play("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
+    found = compare("forward", [EAGER, Implementation("wrong", "peer", {"rows": lambda: wrong})])
     assert "logp is off by nan" in found.skipped["wrong"]
 
 
@@ -119,14 +119,14 @@ def test_an_absent_peer_is_skipped_by_name() -> None:
     absent = Implementation(
         "Nobody", "peer", {"rows": lambda: plain_rows}, package="no-such-package"
     )
-    assert "--install-peers" in play("forward", [EAGER, absent]).skipped["Nobody"]
+    assert "--install-peers" in compare("forward", [EAGER, absent]).skipped["Nobody"]
 
 
 def test_a_peer_that_raises_is_skipped_in_its_own_words() -> None:
     def broken(logits: Any, targets: Any) -> Any:
         raise RuntimeError("no kernel for this device")
 
-    found = play("forward", [EAGER, Implementation("Broken", "peer", {"rows": lambda: broken})])
+    found = compare("forward", [EAGER, Implementation("Broken", "peer", {"rows": lambda: broken})])
     assert "no kernel for this device" in found.skipped["Broken"]
 
 
@@ -135,7 +135,7 @@ def test_our_own_failure_is_raised() -> None:
         raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        play("forward", [EAGER, Implementation("logitless", "ours", {"rows": lambda: broken})])
+        compare("forward", [EAGER, Implementation("logitless", "ours", {"rows": lambda: broken})])
 
 
 def test_log_probs_alone_are_judged_by_their_own_gradient() -> None:
@@ -143,7 +143,7 @@ def test_log_probs_alone_are_judged_by_their_own_gradient() -> None:
         return {"logp": plain_rows(hidden @ weight.t(), targets)["logp"]}
 
     alone = Implementation("alone", "peer", {"head": lambda: only_logp})
-    found = play("head forward+backward", [EAGER, alone])
+    found = compare("head forward+backward", [EAGER, alone])
     assert not found.skipped
     assert found["alone"].errors["dhidden"] < 1e-5
 
