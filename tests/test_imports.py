@@ -26,33 +26,37 @@ reference       the oracle: NumPy float64, no tricks
 kernels         Triton kernels
 inputs          what a call is given, checked once
                 _core backends
-backends        the kernels of each device behind one set of methods
-                _core kernels inputs ops.rows
+backends        one record per device: numbers of the machine, groups of kernels
+                _core kernels inputs
 loss            policy losses
 loss.spec       a policy loss as data: axes, presets, controllers
                 inputs
 loss.evaluate   a policy loss over the tokens of a call
                 _core inputs loss.spec
-ops.torch_op    registers an op with torch.library
+ops.torch_op    registers an op with torch.library from typed arguments
                 backends
+ops.symbols     sizes that torch.compile leaves open
 ops.sharding    a vocabulary that is spread over ranks
-                inputs backends ops.head ops.losses
+                inputs backends ops.symbols
 ops.rows        given logits: the torch op and its results
                 inputs backends ops.torch_op ops.sharding
 ops.losses      the torch op of a policy loss
-                inputs backends loss.spec loss.evaluate ops.torch_op ops
+                inputs backends loss.spec loss.evaluate ops.torch_op ops.symbols ops
 ops.head        hidden x weight: plan, tiles, products, torch ops
-                _core inputs backends loss.spec loss.evaluate
-                ops.torch_op ops.sharding ops.rows ops.losses
+                inputs backends loss.evaluate ops.torch_op ops.symbols ops.sharding ops.rows
+                ops.losses
 ops.sampling    tokens drawn while tiles of logits stream by
-                inputs backends ops ops.torch_op ops.sharding ops.rows ops.head ops.losses
+                inputs backends ops.torch_op ops.symbols ops.sharding ops.rows ops.head
 ops             the public functions: parse, plan, run
                 _core inputs backends loss.spec loss.evaluate
                 ops.torch_op ops.sharding ops.rows ops.losses ops.head ops.sampling
+diagnostics     programs over the public functions: check a head, warm up a device
+                inputs ops ops.head
 entropy         covariance and the entropy law
                 inputs loss.evaluate ops ops.losses
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head entropy
+                diagnostics
 integrations    other people's trainers
                 public
 rl              the trainer
@@ -103,6 +107,7 @@ THIRD_PARTY = {
     "_version": set(),
     "backends": {"numpy", "torch"},
     "cli": set(),
+    "diagnostics": {"torch"},
     "entropy": {"numpy", "torch"},
     "inputs": {"numpy", "torch"},
     "kernels": {"torch", "triton"},

@@ -1,4 +1,4 @@
-"""Measures the numbers of `logitless.ops.head.cost.CPU`.
+"""Measures the numbers of `logitless.backends.machine.CPU`.
 
 python -m benchmarks.studies.cost_model [threads]
 """

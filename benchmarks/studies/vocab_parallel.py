@@ -27,12 +27,13 @@ from torch import Tensor
 import logitless as ll
 from benchmarks.cases.peaked_head import peaked_head
 from benchmarks.harness.case import Case
+from logitless.backends import registry
 from logitless.backends.rows import STATE, Rows
-from logitless.backends.topk import Candidates
+from logitless.backends.topk import TopK
 from logitless.ops.rows.op import empty_states
 from logitless.ops.sharding.agreement import agreed
 from logitless.ops.sharding.shard import Shard
-from logitless.ops.sharding.topk import settle
+from logitless.ops.sharding.topk import finalize
 
 WORLD, SAMPLED, REPEATS = 2, 64, 15
 SPEC = ll.PolicyLossSpec(surrogate=ll.Unclipped(), entropy=ll.EntropyBonus(0.01))
@@ -86,13 +87,13 @@ def exchanges(n: int, width: int, shard: Shard) -> Calls:
     state, partial = torch.empty(n, STATE, dtype=torch.float64), torch.zeros(n, width)
     empty_states(state)
     state[:, 0], state[:, 1] = 0.0, 1.0
-    rows, kept = Rows(n, threads=1), Candidates.empty(n, 64)
+    rows, kept = Rows(registry.get("cpu"), n, threads=1), TopK.empty(n, 64)
 
     def entries() -> None:
         kept.y[:] = torch.linspace(0, -9, kept.y.shape[1])
         kept.ids[:] = torch.arange(kept.ids.shape[1])
         kept.count.fill_(64)
-        settle(rows, state, kept, shard, torch.bfloat16)
+        finalize(rows, state, kept, shard, torch.bfloat16)
 
     facts = tuple((f"fact {i}", i) for i in range(20))
     return {

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
+from logitless.backends import registry
 from logitless.backends.rows import STATE, Rows
-from logitless.backends.topk import Candidates
+from logitless.backends.topk import TopK
 from tests.support import cases
 from tests.support.tolerances import assert_bitwise_equal
 
@@ -29,19 +30,21 @@ def captured(
     threads: int = 2,
     **options: Any,
 ) -> list[tuple[list[int], list[float]]]:
-    """(ids, y) of each row after tiles of `width` columns."""
+    """(ids, values) of each row after tiles of `width` columns."""
     n, vocab = z.shape
-    rows = Rows(n, torch.zeros(n, dtype=torch.int64), threads=threads, **options)
+    cpu = registry.get("cpu")
+    rows = Rows(cpu, n, torch.zeros(n, dtype=torch.int64), threads=threads, **options)
     state = torch.empty(n, STATE, dtype=torch.float64)
-    kept = Candidates.empty(n, keep, tau=tau)
+    kept = TopK.empty(n, keep, margin=tau)
     width = width or vocab
     for start in range(0, vocab, width):
         tile = z[:, start : start + width].contiguous()
-        rows.forward(tile, state, start=start, first=start == 0, candidates=kept)
-    rows.settle(state, kept)
+        rows.forward(tile, state, start=start, first=start == 0, topk=kept)
+    assert cpu.topk is not None
+    cpu.topk.finalize(rows, state, kept)
     found = []
     for i, count in enumerate(kept.count.tolist()):
-        found.append((kept.ids[i, :count].tolist(), kept.y[i, :count].tolist()))
+        found.append((kept.ids[i, :count].tolist(), kept.values[i, :count].tolist()))
     return found
 
 
@@ -154,19 +157,20 @@ def test_statistics_are_what_they_are_without() -> None:
     z = cases.logits(8, 20, 5000, torch.float32)
     t = cases.targets(8, 20, 5000)
     states = []
-    for kept in (None, Candidates.empty(20, 64, tau=10.0)):
-        rows, state = Rows(20, t), torch.empty(20, STATE, dtype=torch.float64)
-        rows.forward(z, state, candidates=kept)
+    for kept in (None, TopK.empty(20, 64, margin=10.0)):
+        rows, state = Rows(registry.get("cpu"), 20, t), torch.empty(20, STATE, dtype=torch.float64)
+        rows.forward(z, state, topk=kept)
         states.append(state)
     assert_bitwise_equal(*states)
 
 
 def test_wrong_arrays_are_named() -> None:
-    rows, state = Rows(3, torch.zeros(3, dtype=torch.int64)), torch.empty(3, STATE).double()
+    rows = Rows(registry.get("cpu"), 3, torch.zeros(3, dtype=torch.int64))
+    state = torch.empty(3, STATE, dtype=torch.float64)
     z = torch.zeros(3, 10)
-    with pytest.raises(ValueError, match="candidates must have 3 rows, got 4"):
-        rows.forward(z, state, candidates=Candidates.empty(4, 8))
-    with pytest.raises(ValueError, match="room must be even and from 2 to 2048, got 4096"):
-        rows.forward(z, state, candidates=Candidates.empty(3, 2048))
-    with pytest.raises(ValueError, match="tau must be > 0, got 0"):
-        rows.forward(z, state, candidates=Candidates.empty(3, 8, tau=0.0))
+    with pytest.raises(ValueError, match="topk must have 3 rows, got 4"):
+        rows.forward(z, state, topk=TopK.empty(4, 8))
+    with pytest.raises(ValueError, match="capacity must be even and from 2 to 2048, got 4096"):
+        rows.forward(z, state, topk=TopK.empty(3, 2048))
+    with pytest.raises(ValueError, match="margin must be > 0, got 0"):
+        rows.forward(z, state, topk=TopK.empty(3, 8, margin=0.0))

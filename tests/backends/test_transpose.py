@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import logitless as ll
 from logitless import _core
+from logitless.backends import registry
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,12 @@ def test_turned_products_give_what_plain_ones_do(
     torch.manual_seed(0)
     hidden, weight = torch.randn(n, 48), torch.randn(5003, 48) / 7
     targets = torch.randint(0, 5003, (n,))
-    monkeypatch.setattr(_core.rows, "prefer_transposed_gemm", lambda: pays)
+
+    def preferring(dtype: torch.dtype) -> bool:
+        return pays and dtype == torch.bfloat16
+
+    changed = replace(registry.get("cpu"), prefers_transposed=preferring)
+    monkeypatch.setitem(registry.BACKENDS, "cpu", changed)
 
     def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         h, w = (x.to(torch.bfloat16).to(dtype).requires_grad_() for x in (hidden, weight))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import logitless as ll
-from logitless.backends import registry as backends
-from logitless.backends import report as serving
+from logitless.backends import cuda, registry
+from logitless.backends.report import report
 from logitless.cli import main
 from logitless.rl.policy import make_policy
 from tests.support.paths import ROOT
@@ -114,12 +114,19 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     return lines
 
 
+def reported(gpus: dict[str, str]) -> dict[str, list[str]]:
+    """The same of a machine with these GPUs."""
+    lines: dict[str, list[str]] = {}
+    for label, text in report(gpus):
+        lines.setdefault(label.strip(), []).append(text)
+    return lines
+
+
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the core says of its CUDA kernels, free to change."""
     told = {"compiled": False, "emulated": False, "reason": "nvcc was not found"}
-    for module in (backends, serving):
-        monkeypatch.setattr(module, "cuda_build", lambda: told)
+    monkeypatch.setitem(registry.BACKENDS, "cuda", cuda.backend(lambda: told, lambda index: ""))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return told
 
@@ -127,8 +134,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_doctor_says_what_serves_on_the_cpu(
     build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_gpus", dict)
-    lines = doctor(capsys)
+    lines = reported({}) | doctor(capsys)
     assert {"logitless", "python", "numpy", "isa", "threads"} <= {k.split()[0] for k in lines}
     assert lines["cuda kernels"] == ["not compiled: nvcc was not found"]
     for op in ("token_stats", "linear_token_stats", "linear_policy_loss"):
@@ -140,25 +146,26 @@ def test_doctor_says_what_serves_on_the_cpu(
     # A build that emulates, and the interpreter: to be named, never what auto takes.
     build["emulated"] = True
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert doctor(capsys)["token_stats"] == ["cpu, cuda, triton, torch"]
+    assert reported({})["token_stats"] == ["cpu, cuda, triton, torch"]
 
 
 def test_doctor_says_what_serves_on_a_gpu(
     build: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_gpus", lambda: {"cuda:0": "A GPU, sm_90"})
-    monkeypatch.setattr(backends, "_device_reason", lambda index: "")
-    assert doctor(capsys)["token_stats"] == ["cpu, torch", "triton, torch"]
+    gpus = {"cuda:0": "A GPU, sm_90"}
+    assert reported(gpus)["token_stats"] == ["cpu, torch", "triton, torch"]
     build |= {"compiled": True, "architectures": "80,90,100", "toolkit": "13.0"}
-    lines = doctor(capsys)
+    lines = reported(gpus)
     assert lines["cuda kernels"] == ["for 80,90,100 by CUDA 13.0"]
     assert lines["cuda:0"] == ["A GPU, sm_90"]
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
     assert lines["linear_sample"] == ["cpu", "nothing"]
+    assert lines["tail_mass"] == ["cpu", "nothing"]
     assert lines["policy_loss, batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
     assert lines["float64"] == ["torch"]
-    monkeypatch.setattr(backends, "_device_reason", lambda index: "no code for sm_75")
-    lines = doctor(capsys)
+    refusing = cuda.backend(lambda: build, lambda index: "no code for sm_75")
+    monkeypatch.setitem(registry.BACKENDS, "cuda", refusing)
+    lines = reported(gpus)
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
     assert "no code for sm_75" in lines["not cuda"]
 

@@ -27,12 +27,12 @@ def problem(n: int, vocab: int, dtype: torch.dtype = torch.bfloat16) -> tuple[to
 
 
 def test_auto_takes_what_serves() -> None:
-    chosen = backends.choose_backend("auto", "cuda:0", "bfloat16")
+    chosen = backends.choose("auto", "cuda:0", "bfloat16")
     assert chosen == next(b for b in backends.ON_DEVICE if not backends.why_not(b, "cuda:0"))
     z, t, *_ = problem(4, 500)
     auto, named = ll.token_stats(z, t), ll.token_stats(z, t, backend=chosen)
     assert_bitwise_equal(auto.logp, named.logp)
-    assert backends.choose_backend("auto", "cuda:0", "float64") == "torch"
+    assert backends.choose("auto", "cuda:0", "float64") == "torch"
 
 
 def test_nothing_waits(backend: str) -> None:

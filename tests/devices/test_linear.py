@@ -10,7 +10,7 @@ import torch
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.head.cost import Way
+from logitless.ops.head.cost import Strategy
 from tests.support import cases
 from tests.support.devices import Device
 from tests.support.plans import APART, CHUNKS, force
@@ -64,7 +64,7 @@ def test_token_stats_of_a_head(device: Device, dtype: torch.dtype, kind: str, bu
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("name", ["ppo", "kl_cov"])
 def test_policy_loss_of_a_head(
-    device: Device, name: str, way: Way, monkeypatch: pytest.MonkeyPatch
+    device: Device, name: str, way: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(2)
     data = {

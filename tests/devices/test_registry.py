@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
 from logitless import _core
-from logitless.backends import cores
+from logitless.backends import cuda
 from logitless.backends import registry as backends
+from logitless.backends.device_rows import current
+from tests.support.devices import register
 from tests.support.fakes import FakeCurrent, FakeRows
 
 
@@ -23,8 +25,7 @@ from tests.support.fakes import FakeCurrent, FakeRows
 def build(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the core says of its CUDA kernels, free to change; its devices have no objection."""
     told = {"compiled": True, "emulated": False, "reason": "", "architectures": "90"}
-    monkeypatch.setattr(backends, "cuda_build", lambda: told)
-    monkeypatch.setattr(backends, "_device_reason", lambda index: "")
+    monkeypatch.setitem(backends.BACKENDS, "cuda", cuda.backend(lambda: told, lambda index: ""))
     monkeypatch.delenv("LOGITLESS_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return told
@@ -40,11 +41,12 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_takes_the_best_that_serves(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = backends.choose_backend
+    choose = backends.choose
     assert choose("auto", "cpu", "float64") == "cpu"
     assert choose("auto", "cuda:1", "bfloat16") == "cuda"
     assert choose("auto", "cuda:1", "float64") == "torch"
-    monkeypatch.setattr(backends, "_device_reason", lambda index: f"no code for device {index}")
+    refusing = cuda.backend(lambda: build, lambda index: f"no code for device {index}")
+    monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
     assert choose("auto", "cuda:1", "bfloat16") == "triton"
     without_triton(monkeypatch)
     with pytest.raises(
@@ -71,7 +73,7 @@ def test_a_named_backend_that_cannot_serve_says_why(
     build: dict[str, Any], backend: str, where: str, dtype: str, reason: str
 ) -> None:
     with pytest.raises(NotImplementedError) as error:
-        backends.choose_backend(backend, where, dtype)
+        backends.choose(backend, where, dtype)
     assert f"backend={backend!r} cannot serve {dtype} tensors on {where}" in str(error.value)
     assert reason in str(error.value)
     assert "backend='torch'" in str(error.value)
@@ -81,8 +83,8 @@ def test_the_environment_names_a_backend(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGITLESS_BACKEND", "torch")
-    assert backends.choose_backend("auto", "cpu", "float32") == "torch"
-    assert backends.choose_backend("cpu", "cpu", "float32") == "cpu"
+    assert backends.choose("auto", "cpu", "float32") == "torch"
+    assert backends.choose("cpu", "cpu", "float32") == "cpu"
     monkeypatch.setenv("LOGITLESS_BACKEND", "cuda")
     with pytest.raises(NotImplementedError, match="LOGITLESS_BACKEND='cuda' cannot serve"):
         ll.token_stats(torch.randn(2, 5), torch.tensor([0, 1]))
@@ -95,10 +97,10 @@ def test_emulators_serve_cpu_tensors_only(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build["emulated"] = True
-    assert backends.choose_backend("cuda", "cpu", "float32") == "cuda"
+    assert backends.choose("cuda", "cpu", "float32") == "cuda"
     assert "emulates CUDA" in backends.why_not("cuda", "cuda:0")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backends.choose_backend("triton", "cpu", "float32") == "triton"
+    assert backends.choose("triton", "cpu", "float32") == "triton"
     build |= {"emulated": False, "compiled": False, "reason": "no nvcc"}
     assert backends.why_not("cuda", "cuda:0") == "the core was built without CUDA: no nvcc"
 
@@ -126,10 +128,10 @@ def test_ops_keep_to_the_device_of_their_inputs(build: dict[str, Any]) -> None:
                 assert value.device == torch.device("cuda:0")
                 assert value.shape == (4,)
         # autograd's own thread for a device does not start without one: the backward op itself.
-        chain = (t, None, None, None, 1.0, 1.0, 0.0, "cuda")
+        rows = (t, None, None, None, 1.0, 1.0, 0.0, "cuda")
         state = torch.empty(4, 8, dtype=torch.float64, device="cuda:0")
         gradient = torch.ops.logitless.row_stats_backward(
-            h @ w.T, *chain, state, stats.logp.double(), None, None
+            h @ w.T, *rows, state, stats.logp.double(), None, None
         )
         assert gradient.device == torch.device("cuda:0")
 
@@ -159,16 +161,15 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
     monkeypatch.setattr(_core.rows, "CudaRows", FakeCudaRows)
     monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
     there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
-    names = ("mask", "row_scale", "scale", "bias", "pre", "softcap")
-    core = cores.CudaCore(
-        SimpleNamespace(n=2, targets=there, **dict.fromkeys(names))  # type: ignore[arg-type]
+    core = cuda.CudaCore(
+        SimpleNamespace(n=2, targets=there, shared={"n": 2})  # type: ignore[arg-type]
     )
     core.forward(there, None)
     core.finalize(None, 5, error=None)
     core.gradient(there, None, there)
     assert seen == [(name, 1) for name in ("rows", "forward", "finalize", "gradient")]
     assert fake.now == 0
-    with backends.current(torch.device("cpu")):
+    with current(torch.device("cpu")):
         assert fake.entered == 4
 
 
@@ -179,7 +180,7 @@ def test_warm_calls_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     class Recording(FakeRows):
         def __init__(self, **given: Any) -> None:
             super().__init__(**given)
-            both = {"forward": self.core.forward, "backward": self.core.backward}
+            both = {"forward": self.core.forward, "gradient": self.core.gradient}
             for name, method in both.items():
                 setattr(self, name, functools.partial(self.call, name, method, given))
 
@@ -190,8 +191,7 @@ def test_warm_calls_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
             ran.append((name, *there, bool(options.get("extras", given["softcap"]))))
             method(*args, **options)
 
-    monkeypatch.setitem(cores.CORES, "triton", lambda rows: Recording(**cores.shared(rows)))
-    monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
+    register(monkeypatch, Recording)
     assert ll.warm("cpu", torch.bfloat16, vocab=40, backend="triton") == 32
     # mask, temperature, bias, and extras forward or softcap backward: each with each.
     assert len(set(ran)) == 2 * 2**4

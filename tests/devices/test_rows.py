@@ -12,7 +12,7 @@ import torch
 import logitless as ll
 from logitless import reference
 from logitless.backends.rows import STATE
-from logitless.ops.rows.op import make_rows
+from logitless.ops.rows.arguments import RowArguments
 from logitless.ops.rows.outputs import empty_outputs
 from tests.support import cases
 from tests.support.devices import Device
@@ -72,7 +72,9 @@ def test_parts_of_the_vocabulary_merge(device: Device, dtype: torch.dtype) -> No
     z, t = cases.logits(3, n, vocab, dtype), cases.targets(3, n, vocab)
     temperature = cases.chain("row_temperature", 3, n, vocab)["temperature"].double()
     logits, targets, row_scale = device.put(z, t, 1 / temperature)
-    rows = make_rows(targets, None, None, row_scale, 1.0, 1.0, 0.0, device.backend)
+    rows = RowArguments(targets, None, None, row_scale, 1.0, 1.0, 0.0, device.backend).rows(
+        "token_stats"
+    )
     pieces = torch.empty(2, n, STATE, dtype=torch.float64, device=logits.device)
     for piece, (start, stop) in zip(pieces, ((0, cut), (cut, vocab)), strict=True):
         own = replace(rows, targets=targets - start)

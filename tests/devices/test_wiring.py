@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops.head.cost import Way
+from logitless.ops.head.cost import Strategy
 from tests.support import cases
 from tests.support.devices import Device
 from tests.support.plans import APART, CHUNKS, force
@@ -127,25 +127,27 @@ def test_compiles_without_a_break(device: Device) -> None:
 def test_op_registration(device: Device) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
     from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.head.tiling import Tiling
+    from logitless.ops.rows.arguments import RowArguments
     from logitless.ops.rows.op import row_stats
+    from logitless.ops.sharding.shard import Shard
+    from tests.support.opcheck import check_op
 
     h, w = device.put(torch.randn(4, 8), torch.randn(50, 8))
     t = torch.zeros(4, dtype=torch.int64, device=device.name)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    chain = (None, None, None, 1.0, 1.0, 0.0, device.backend)
+    rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, device.backend)
     z = (h @ w.t()).requires_grad_()
-    torch.library.opcheck(row_stats, (z, t, *chain, True, False), test_utils=tests)
+    check_op(row_stats, z, rows, True, False, Shard())
     h.requires_grad_()
-    torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, False), test_utils=tests
-    )
+    tiling = Tiling(4, 50, 0, torch.float32, 0, "")
+    check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard())
 
 
 @pytest.mark.parametrize(
     ("way", "op"), [(CHUNKS["whole"], "linear_policy_loss"), (APART, "linear_token_stats")]
 )
 def test_the_loss_names_a_bad_row(
-    device: Device, way: Way, op: str, monkeypatch: pytest.MonkeyPatch
+    device: Device, way: Strategy, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is computed on the host, which then knows of the row behind a NaN."""
     force(monkeypatch, way)

@@ -249,7 +249,8 @@ def cuda_finalize(core: Any, rng: Rng) -> Case:
     outputs = _outputs(p, wide=False)
     return p.case(
         "rows.CudaRows.finalize", written=("error", *outputs), state=p.state(),
-        vocab=p.start + p.width, error=np.full(1, 2**62), row_ids=maybe(rng, rng.integers(0, 99, p.n)),
+        vocab=p.start + p.width, error=np.full(1, 2**62),
+        row_ids=maybe(rng, rng.integers(0, 99, p.n)),
         **outputs,
     )  # fmt: skip
 

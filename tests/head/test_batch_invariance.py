@@ -10,19 +10,18 @@ import torch
 
 import logitless as ll
 from logitless.ops.head import batch_invariance as self_check
-from logitless.ops.head import plan as plan_module
-from logitless.ops.head.cost import Way
-from tests.support.plans import force, took_one_pass
+from logitless.ops.head.cost import Strategy
+from tests.support.plans import force, machine, took_one_pass
 from tests.support.tolerances import assert_bitwise_equal
 
 N, H, V, R = 40, 24, 4999, 16
 COLUMNS = 2048
 WAYS = {
-    "keep": Way(2 * R, COLUMNS, V, 0, R),
-    "mix": Way(R, COLUMNS, COLUMNS, 0, R),
-    "recompute": Way(2 * R, COLUMNS, 0, 0, R),
-    "one-pass": Way(2 * R, COLUMNS, 0, N, R),
-    "one-pass in chunks": Way(R, COLUMNS, 0, R, R),
+    "keep": Strategy(2 * R, COLUMNS, V, 0, R),
+    "mix": Strategy(R, COLUMNS, COLUMNS, 0, R),
+    "recompute": Strategy(2 * R, COLUMNS, 0, 0, R),
+    "one-pass": Strategy(2 * R, COLUMNS, 0, N, R),
+    "one-pass in chunks": Strategy(R, COLUMNS, 0, R, R),
 }
 
 
@@ -63,7 +62,7 @@ def test_other_rows_change_no_bit(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
     data, w, way = problem(dtype), weight(dtype), WAYS[name]
-    monkeypatch.setattr(plan_module, "FIXED_ROWS", R)
+    machine(monkeypatch, fixed_rows=R)
     force(monkeypatch, way)
     whole = results(data, w)
     assert took_one_pass(ll.LinearPolicyLossOutput(whole["loss"], {}, 0, 0)) == ("one" in name)
@@ -82,7 +81,7 @@ def test_other_rows_change_no_bit(
             padded["mask"][len(index) :] = False
             padded["hidden"][len(index) :] = float("nan")
             force(
-                monkeypatch, replace(way, chunk=len(index) + number) if name == "one-pass" else way
+                monkeypatch, replace(way, chunk_rows=len(index) + number) if name == "one-pass" else way
             )
             ours = results(padded, w)
             for key in ("logp", "entropy", "d_hidden"):
@@ -92,7 +91,7 @@ def test_other_rows_change_no_bit(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_every_way_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     data, w = problem(dtype), weight(dtype)
-    monkeypatch.setattr(plan_module, "FIXED_ROWS", R)
+    machine(monkeypatch, fixed_rows=R)
     found = []
     for way in WAYS.values():
         force(monkeypatch, way)
@@ -136,7 +135,7 @@ def test_a_machine_that_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_where_it_is_not_offered() -> None:
     h, w, t = torch.randn(4, 8), torch.randn(50, 8), torch.arange(4)
-    with pytest.raises(ValueError, match="batch_invariant must be False with backend='torch'"):
+    with pytest.raises(NotImplementedError, match="batch_invariant is not built for backend .torch."):
         ll.linear_token_stats(h, w, t, batch_invariant=True, backend="torch")
     with pytest.raises(ValueError, match="batch_invariant must be left at its default"):
         ll.linear_token_stats(h.numpy(), w.numpy(), t.numpy(), batch_invariant=True)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.head import plan as plan_module
 from tests.support import cases
 from tests.support.heads import EXTRAS, problem
+from tests.support.plans import machine
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 
@@ -96,7 +96,7 @@ def test_tiling_does_not_change_the_sums(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = ll.token_stats(z, t, extras=EXTRAS)
     # A head whose product is exact: hidden picks column i of weight = z.T.
     for tile_bytes in (1, 6 * 4096 * 4, 1 << 30):
-        monkeypatch.setattr(plan_module, "TILE_BYTES", tile_bytes)
+        machine(monkeypatch, tile_bytes=tile_bytes)
         tiled = ll.linear_token_stats(torch.eye(n), z.t().contiguous(), t, extras=EXTRAS)
         for a, b in zip(whole[:3], tiled[:3], strict=True):
             assert_bitwise_equal(a, b)
@@ -109,7 +109,7 @@ def test_row_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     h, w, t = problem(4, 23, 16, 5000, torch.float32)
     g, mask = cases.upstream(4, 23), cases.mask(4, 23)
     expected, right = run(h, w, t, g, (h, w), mask=mask)
-    monkeypatch.setattr(plan_module, "ROWS", rows)
+    machine(monkeypatch, tile_rows=rows)
     stats, gradients = run(h, w, t, g, (h, w), mask=mask)
     assert_values(stats.logp, expected.logp, torch.float32)
     for ours, other in zip(gradients, right, strict=True):
@@ -246,12 +246,14 @@ def test_differentiating_twice_is_refused() -> None:
 def test_op_registration() -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
     from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.head.tiling import Tiling
+    from logitless.ops.rows.arguments import RowArguments
     from logitless.ops.rows.op import row_stats
+    from logitless.ops.sharding.shard import Shard
+    from tests.support.opcheck import check_op
 
     h, w, t = problem(15, 4, 8, 50, torch.float32)
-    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, 0), test_utils=tests
-    )
-    torch.library.opcheck(row_stats, (h @ w.t(), t, *chain, True, False), test_utils=tests)
+    rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, "cpu")
+    tiling = Tiling(4, 50, 0, torch.float32, 0, "")
+    check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard())
+    check_op(row_stats, h @ w.t(), rows, True, False, Shard())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops.head.cost import Way
+from logitless.ops.head.cost import Strategy
 from tests.support import cases
 from tests.support.heads import batch, spec_of
 from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass
@@ -31,7 +31,7 @@ def call(data: dict[str, Any], spec: ll.PolicyLossSpec, factor: float = 1.0, **o
 
 @pytest.mark.parametrize("way", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("name", ["ppo", "grpo", "dr_grpo", "dapo"])
-def test_the_same_as_apart(monkeypatch: pytest.MonkeyPatch, name: str, way: Way) -> None:
+def test_the_same_as_apart(monkeypatch: pytest.MonkeyPatch, name: str, way: Strategy) -> None:
     spec, data = spec_of(name), batch(3)
     spec = dataclasses.replace(spec, kl=ll.KL("k2", 0.1), entropy=ll.EntropyBonus(0.05))
     bias = torch.randn(len(data["weight"])).requires_grad_()
@@ -56,7 +56,7 @@ def test_the_same_as_apart(monkeypatch: pytest.MonkeyPatch, name: str, way: Way)
 
 @pytest.mark.parametrize("way", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-def test_dtypes(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, way: Way) -> None:
+def test_dtypes(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, way: Strategy) -> None:
     """As near the float64 gradient as forward and backward apart, in every dtype."""
     data, spec = batch(4), dataclasses.replace(ll.presets["ppo"], entropy=ll.EntropyBonus(0.1))
     narrow = {k: v.to(dtype) if k in LEAVES else v for k, v in data.items()}
@@ -74,7 +74,7 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, way: Way) -
 
 
 @pytest.mark.parametrize("way", [CHUNKS["whole"], CHUNKS["short"]], ids=["whole", "short"])
-def test_float16_keeps_small_gradients(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
+def test_float16_keeps_small_gradients(monkeypatch: pytest.MonkeyPatch, way: Strategy) -> None:
     """A loss of 1e-6, scaled up after: apart, the scale arrives before the tiles are rounded."""
     data, spec = batch(5), ll.presets["ppo"]
     data = {k: v.half() if k in LEAVES else v for k, v in data.items()}
@@ -113,7 +113,9 @@ def test_only_requested_gradients(monkeypatch: pytest.MonkeyPatch, leaf: str) ->
 
 @pytest.mark.parametrize("way", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("nothing", ["advantages", "mask"])
-def test_no_row_has_a_gradient(monkeypatch: pytest.MonkeyPatch, way: Way, nothing: str) -> None:
+def test_no_row_has_a_gradient(
+    monkeypatch: pytest.MonkeyPatch, way: Strategy, nothing: str
+) -> None:
     data = batch(8)
     data[nothing] = torch.zeros_like(data[nothing])
     force(monkeypatch, way)
@@ -125,7 +127,7 @@ def test_no_row_has_a_gradient(monkeypatch: pytest.MonkeyPatch, way: Way, nothin
 
 def test_selection_over_the_call_takes_one_chunk() -> None:
     """Clip-Cov needs the logp of all rows unless the batch has selected."""
-    from logitless.ops.head.policy_op import separable
+    from logitless.ops.policy_loss import separable
 
     spec = spec_of("clip_cov")
     control: Any = spec.control
@@ -179,8 +181,12 @@ def test_bad_inputs_are_named_before_any_product(monkeypatch: pytest.MonkeyPatch
 
 def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
-    from logitless.ops.head.policy_op import one_pass
+    from logitless.ops.head.policy_op import head_policy_loss
+    from logitless.ops.head.tiling import Tiling
     from logitless.ops.losses.op import loss_arguments
+    from logitless.ops.rows.arguments import RowArguments
+    from logitless.ops.sharding.shard import Shard
+    from tests.support.opcheck import check_op
 
     data = batch(12)
     n, vocab = data["targets"].numel(), len(data["weight"])
@@ -189,11 +195,12 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
         rollout_logp=None, cu_seqlens=None, token_ids=None, batch=None, totals=None, grad_scale=1.0,
     )  # fmt: skip
     hidden, weight = (data[k].detach().requires_grad_() for k in LEAVES)
-    torch.library.opcheck(
-        one_pass,
-        (hidden.view(n, -1), weight, data["targets"].view(-1), data["mask"].view(-1), None, None,
-         1.0, 1.0, 0.0, "cpu", *arguments, 10, [True, True, False], 4, 2048, 0,
-         torch.float32, 0),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )  # fmt: skip
+    targets, mask = (data[k].view(-1) for k in ("targets", "mask"))
+    rows = RowArguments(targets, mask, None, None, 1.0, 1.0, 0.0, "cpu")
+    tiling = Tiling(4, 2048, 0, torch.float32, 0, "")
+    for tail_mass in (0.0, 0.05):
+        check_op(
+            head_policy_loss, hidden.view(n, -1), weight, rows, arguments, tail_mass, 10,
+            [True, True, False], tiling, Shard(),
+        )  # fmt: skip
     assert vocab > 2048

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 import logitless as ll
 from logitless import cli
+from logitless.backends.machine import CPU
 from logitless.ops.head import cost
-from logitless.ops.head.cost import Way, Work
+from logitless.ops.head.cost import Problem, Strategy
 
 QWEN: dict[str, Any] = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
 
@@ -97,15 +99,17 @@ def test_the_default_budget() -> None:
 
 def test_costs_follow_the_formula() -> None:
     """A machine on which a product takes a second and memory nothing."""
-    work = Work(1000, 10, 50, "float32", "float32", ("hidden", "weight"))
-    machine = cost.Machine({"float32": 2.0 * 1000 * 10 * 50}, 0, 0.0, 1e30)
+    work = Problem(1000, 10, 50, "float32", "float32", ("hidden", "weight"))
+    machine = replace(
+        CPU, flops={"float32": 2.0 * 1000 * 10 * 50}, packing_rows=0, page=0.0, stream=1e30
+    )
     for kept, seconds in ((0, 4.0), (25, 3.5), (50, 3.0)):
-        assert cost.seconds(work, Way(1000, 50, kept), machine) == pytest.approx(seconds)
-    assert cost.seconds(work, Way(1000, 50, 0, 100), machine) == pytest.approx(3.0)
+        assert cost.seconds(work, Strategy(1000, 50, kept), machine) == pytest.approx(seconds)
+    assert cost.seconds(work, Strategy(1000, 50, 0, 100), machine) == pytest.approx(3.0)
     # memory held: kept logits or those of a chunk, not of all chunks
-    pages = cost.Machine({"float32": 1e30}, 0, 1.0, 1e30)
-    assert cost.seconds(work, Way(1000, 50, 25), pages) == pytest.approx(1000 * 25 * 4)
-    assert cost.seconds(work, Way(100, 50, 0, 100), pages) == pytest.approx(100 * 50 * 4)
+    pages = replace(CPU, flops={"float32": 1e30}, packing_rows=0, page=1.0, stream=1e30)
+    assert cost.seconds(work, Strategy(1000, 50, 25), pages) == pytest.approx(1000 * 25 * 4)
+    assert cost.seconds(work, Strategy(100, 50, 0, 100), pages) == pytest.approx(100 * 50 * 4)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops.head.support_policy_loss import SUPPORT_METRICS
+from logitless.ops.head.policy_op import SUPPORT_METRICS
 from tests.support.sparse_cases import off, problem
 
 B, T = 4, 9

@@ -19,7 +19,9 @@ import torch
 
 from logitless.backends import registry as backends
 from logitless.backends import row_errors
-from logitless.backends.cores import CORES, shared
+from logitless.backends.base import Backend
+from logitless.backends.device_rows import ABSENT, DeviceRows
+from logitless.backends.machine import CPU
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
@@ -65,10 +67,22 @@ def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     if device.fake:
         from tests.support.fakes import FakeRows
 
-        monkeypatch.setitem(CORES, "triton", lambda rows: FakeRows(**shared(rows)))
-        monkeypatch.setitem(backends._WHY_NOT, "triton", lambda device, dtype: "")
+        register(monkeypatch, FakeRows)
         monkeypatch.setattr(torch.Tensor, "cpu", to_host)
     return device
+
+
+def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
+    """A backend named triton that serves everything by these row kernels."""
+    fake = Backend(
+        name="triton",
+        why_not=lambda device, dtype: "",
+        machine=CPU,
+        rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
+        absent=ABSENT,
+        asynchronous=True,
+    )
+    monkeypatch.setitem(backends.BACKENDS, "triton", fake)
 
 
 _to_cpu = torch.Tensor.cpu

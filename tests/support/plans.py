@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 import logitless as ll
-from logitless.ops.head import plan as plan_module
-from logitless.ops.head.cost import Way
+from logitless.backends import registry
+from logitless.ops.head.cost import Problem, Strategy
 
 LEAVES = ("hidden", "weight")
-APART = Way(16, 2048, 2048)
-CHUNKS = {"whole": Way(1024, 2048, 0, 24), "tall": Way(4, 2048, 0, 10), "short": Way(5, 2048, 0, 5)}
+APART = Strategy(16, 2048, 2048)
+CHUNKS = {
+    "whole": Strategy(1024, 2048, 0, 24),
+    "tall": Strategy(4, 2048, 0, 10),
+    "short": Strategy(5, 2048, 0, 5),
+}
 
 
-def force(monkeypatch: pytest.MonkeyPatch, *ways: Way) -> None:
-    """Whatever the shapes, one of these."""
-    monkeypatch.setattr(plan_module, "_two_pass_ways", lambda *_: [w for w in ways if not w.chunk])
-    monkeypatch.setattr(plan_module, "_one_pass_ways", lambda *_: [w for w in ways if w.chunk])
+def machine(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> None:
+    """Every backend on a machine of these numbers."""
+    for name, backend in list(registry.BACKENDS.items()):
+        changed = replace(backend, machine=replace(backend.machine, **numbers))
+        monkeypatch.setitem(registry.BACKENDS, name, changed)
+
+
+def force(monkeypatch: pytest.MonkeyPatch, *strategies: Strategy) -> None:
+    """Whatever the shapes, one of these; of those in chunks where one pass is allowed."""
+
+    def allowed(problem: Problem, one_pass: bool) -> list[Strategy]:
+        return [s for s in strategies if one_pass or not s.chunk_rows]
+
+    machine(monkeypatch, strategies=allowed)
+
+
+def force_backward(monkeypatch: pytest.MonkeyPatch, strategy: Strategy) -> None:
+    """This one where there is a backward that may take it, else the planner's own."""
+
+    def allowed(problem: Problem, one_pass: bool) -> list[Strategy] | None:
+        fits = problem.backward and (one_pass or not strategy.chunk_rows)
+        return [strategy] if fits else None
+
+    machine(monkeypatch, strategies=allowed)
 
 
 def took_one_pass(out: ll.LinearPolicyLossOutput) -> bool:

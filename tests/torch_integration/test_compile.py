@@ -11,8 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import logitless as ll
-from logitless.ops.head import late_plan
-from logitless.ops.head.cost import Way
+from logitless.ops.head.cost import Strategy
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal
 from tests.support.versions import TORCH
@@ -237,26 +236,22 @@ def test_without_gradients(name: str) -> None:
     ],
     ids=[*CHUNKS, "keep"],
 )
-def test_every_way(monkeypatch: pytest.MonkeyPatch, way: Way, dtype: torch.dtype) -> None:
+def test_every_way(monkeypatch: pytest.MonkeyPatch, way: Strategy, dtype: torch.dtype) -> None:
     """What the planner finds when the graph runs; here also chunks of rows and kept logits."""
     force(monkeypatch, way)
-    late_plan._answer.cache_clear()
     name = "linear_token_stats" if way is APART else "linear_policy_loss"
     f = compiled(OPS[name], True)
     for n in LENGTHS:
         assert_same(f, OPS[name], n, dtype)
     assert graphs() == 1
-    late_plan._answer.cache_clear()
 
 
 def test_without_a_chunk_for_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager takes the two passes apart there; a graph has one op, which takes all rows at once."""
-    force(monkeypatch, Way(4, 2048, 0))
-    late_plan._answer.cache_clear()
+    force(monkeypatch, Strategy(4, 2048, 0))
     f = compiled(OPS["linear_policy_loss"], True)
     for n in LENGTHS:
         assert_same(f, OPS["linear_policy_loss"], n)
-    late_plan._answer.cache_clear()
 
 
 def test_steps_of_an_optimizer() -> None:

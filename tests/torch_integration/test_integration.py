@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import logitless as ll
 from tests.support.heads import batch
-from tests.support.plans import APART, CHUNKS, force
+from tests.support.plans import APART, CHUNKS, force_backward
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
@@ -21,25 +21,8 @@ H, V = 8, 2500
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("logitless.ops.head.inputs._plan", _planned_by(monkeypatch, request.param))
+    force_backward(monkeypatch, WAYS[request.param])
     return request.param
-
-
-def _planned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
-    """The forced way where there is a backward, and the planner's own where there is none."""
-    from logitless.ops.head import inputs as head_call
-
-    own = head_call._plan
-
-    def planned(*args: Any) -> Any:
-        backward, one_pass = args[7], args[8]
-        if not backward or (name == "one-pass" and not one_pass):
-            return own(*args)
-        with monkeypatch.context() as patch:
-            force(patch, WAYS[name])
-            return own(*args)
-
-    return torch.compiler.assume_constant_result(planned)
 
 
 class Model(torch.nn.Module):

@@ -25,6 +25,7 @@ def streams(place: Place) -> Cases:
 def second_stream(place: Place) -> Fields:
     """Forward of tiles by hand: the row kernel of one while the product of the next runs."""
     place.need_gpu()
+    from logitless.backends import registry
     from logitless.backends.rows import STATE, Rows
 
     n, h, v = (24, 16, 5000) if place.tiny else HEADS[0]
@@ -39,8 +40,8 @@ def second_stream(place: Place) -> Fields:
         other.wait_stream(main)
         state = torch.empty(n, STATE, dtype=torch.float64, device=place.device)
         with torch.cuda.stream(other):
-            rows = Rows(n, x.targets, backend=backend)
-            rows.core  # noqa: B018  on this stream
+            rows = Rows(registry.get(backend), n, x.targets)
+            rows.kernels  # noqa: B018  on this stream
         free: list[Any] = [None, None]
         for i, start in enumerate(range(0, v, columns)):
             width = min(columns, v - start)

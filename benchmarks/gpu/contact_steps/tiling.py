@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -23,17 +24,20 @@ Tiling = Callable[[], AbstractContextManager[None]]
 @contextmanager
 def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[None]:
     """The planner gives this tiling, whatever the budget: today's code at a GPU's tile sizes."""
-    from logitless.ops.head import cost, plan
-    from logitless.ops.head import engine as linear_passes
+    from logitless.backends import registry
+    from logitless.ops.head.cost import Strategy
 
-    way = cost.Way(rows, columns, kept, chunk)
-    one, two = ([way], []) if chunk else ([], [way])
-    with (
-        mock.patch.object(plan, "_one_pass_ways", return_value=one),
-        mock.patch.object(plan, "_two_pass_ways", return_value=two),
-        # A tile of a few rows may be as wide as the others have bytes.
-        mock.patch.object(linear_passes, "WEIGHT_BYTES", 1 << 62),
-    ):
+    chosen = Strategy(rows, columns, kept, chunk)
+    changed = {}
+    for name, backend in registry.BACKENDS.items():
+        machine = replace(
+            backend.machine,
+            strategies=lambda problem, one_pass: [chosen],
+            # A tile of a few rows may be as wide as the others have bytes.
+            weight_bytes=1 << 62,
+        )
+        changed[name] = replace(backend, machine=machine)
+    with mock.patch.dict(registry.BACKENDS, changed):
         yield
 
 

@@ -119,6 +119,8 @@ class Backend:
     absent: Mapping[str, str] = field(default_factory=dict)
     # Kernels run while the host goes on: bad rows are flagged, and found later.
     asynchronous: bool = False
+    # how its kernels were built, for `logitless doctor`
+    described: Callable[[], str] = lambda: ""
     # writes the transpose of a tile; None: products take transposed views as they are
     transpose: Callable[[Any, Any, int], None] | None = None
     # whether products of a dtype are faster of operands that were transposed first

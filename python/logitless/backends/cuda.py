@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
@@ -56,17 +57,6 @@ def cuda_build() -> dict[str, Any]:
     return build
 
 
-def _why_not(device: str, dtype: str) -> str:
-    build, kind = cuda_build(), device.split(":")[0]
-    if not build["compiled"] and not build["emulated"]:
-        return f"the core was built without CUDA: {build['reason']}"
-    if build["emulated"] and kind != "cpu":
-        return "this build of the core emulates CUDA on the CPU, for tests"
-    if not build["emulated"] and kind != "cuda":
-        return "it serves CUDA tensors"
-    return wrong_dtype(dtype) or ("" if build["emulated"] else _device_reason(_index(device)))
-
-
 # Asking the driver takes longer than a launch, and the answer does not change.
 @functools.cache
 def _device_reason(index: int) -> str:
@@ -77,11 +67,39 @@ def _index(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-BACKEND = Backend(
-    name="cuda",
-    why_not=_why_not,
-    machine=CPU,
-    rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
-    absent=ABSENT,
-    asynchronous=True,
-)
+def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], str]) -> Backend:
+    """That of a build, where a device has a reason not to run it, or "".
+
+    build: what `cuda_build` says. device_reason: of the device's number.
+    """
+
+    def why_not(device: str, dtype: str) -> str:
+        told, kind = build(), device.split(":")[0]
+        if not told["compiled"] and not told["emulated"]:
+            return f"the core was built without CUDA: {told['reason']}"
+        if told["emulated"] and kind != "cpu":
+            return "this build of the core emulates CUDA on the CPU, for tests"
+        if not told["emulated"] and kind != "cuda":
+            return "it serves CUDA tensors"
+        return wrong_dtype(dtype) or ("" if told["emulated"] else device_reason(_index(device)))
+
+    def described() -> str:
+        told = build()
+        if told["emulated"]:
+            return "emulated on the CPU, for tests"
+        if not told["compiled"]:
+            return f"not compiled: {told['reason']}"
+        return f"for {told['architectures']} by CUDA {told['toolkit']}"
+
+    return Backend(
+        name="cuda",
+        why_not=why_not,
+        machine=CPU,
+        rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+        absent=ABSENT,
+        asynchronous=True,
+        described=described,
+    )
+
+
+BACKEND = backend(cuda_build, _device_reason)

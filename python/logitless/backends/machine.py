@@ -32,15 +32,17 @@ class Machine:
     shortest_chunk: int
     # Up to this many rows of bfloat16, weight x hidden is the faster product.
     short_rows: int
-    # (problem, strategies that fit) -> those to choose from: to force one, in a test or a study
-    strategies: Callable[[Any, list[Any]], list[Any]] | None = None
+    # (problem, whether it may be one-pass) -> the strategies to choose from, or None for the
+    # planner's own: forces one, in a test or a study
+    strategies: Callable[[Any, bool], list[Any] | None] | None = None
 
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
-# python -m benchmarks.machine. bfloat16 has instructions of its own there, float16 has none. Memory
-# that the system has to hand out costs 0.5e-9; most calls find that of the last one (memory.py),
-# and two fifths of it make the leaner way win where two take the same time: 160 x 64 x 151936
-# float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and 570 ms).
+# python -m benchmarks.studies.cost_model. bfloat16 has instructions of its own there, float16 has
+# none. Memory that the system has to hand out costs 0.5e-9; most calls find that of the last one
+# (memory.py), and two fifths of it make the leaner way win where two take the same time:
+# 160 x 64 x 151936 float32 (88 ms kept, 87 recomputed), but not 1024 x 256 in bfloat16 (493 and
+# 570 ms).
 #
 # tile_bytes: smaller tiles pay more barriers (2 threads, 160 x 64 x 151936 float32: 183, 111 and
 # 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.

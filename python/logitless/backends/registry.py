@@ -6,44 +6,25 @@ Devices and dtypes are strings here ("cuda:0", "float32"): nothing imports torch
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from logitless.backends import cpu, cuda, eager, triton
 from logitless.backends.base import Backend
 from logitless.inputs.checks import choice, shown
 
-# By the name that `backend=` takes.
-_BACKENDS = {module.BACKEND.name: module.BACKEND for module in (cpu, cuda, triton, eager)}
+# By the name that `backend=` takes. A backend is added, or replaced, by an entry.
+BACKENDS = {module.BACKEND.name: module.BACKEND for module in (cpu, cuda, triton, eager)}
 # What "auto" tries on a CUDA tensor, best first.
 ON_DEVICE = ("cuda", "triton")
 
 
 def get(name: str) -> Backend:
     """The backend of this name, which `choose` has found."""
-    return _BACKENDS[name]
+    return BACKENDS[name]
 
 
 def names() -> tuple[str, ...]:
     """What `backend=` takes."""
-    return ("auto", *_BACKENDS)
-
-
-def register(backend: Backend) -> None:
-    """Add a backend; one of the same name is replaced."""
-    _BACKENDS[backend.name] = backend
-
-
-@contextmanager
-def registered(backend: Backend) -> Iterator[Backend]:
-    """The same, undone afterwards."""
-    before = dict(_BACKENDS)
-    register(backend)
-    try:
-        yield backend
-    finally:
-        _BACKENDS.clear()
-        _BACKENDS.update(before)
+    return ("auto", *BACKENDS)
 
 
 def choose(backend: str, device: str, dtype: str) -> str:

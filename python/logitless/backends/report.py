@@ -20,12 +20,15 @@ _OPS = (
 _COPIED = "policy_loss, batch_stats, covariance"
 
 
-def report() -> Iterator[tuple[str, str]]:
-    """Lines of (label, text): each device, the backends of each op there, and why not others."""
-    yield "cuda kernels", _cuda_kernels()
+def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """Lines of (label, text): each device, the backends of each op there, and why not others.
+
+    gpus: device -> its name; None: those of this machine.
+    """
+    yield "cuda kernels", registry.get("cuda").described()
     yield "CPU", "of tensors and NumPy arrays; the first is what backend='auto' takes"
     yield from _served("cpu")
-    gpus = _gpus()
+    gpus = found_gpus() if gpus is None else gpus
     for device, name in gpus.items():
         yield device, name
         yield from _served(device)
@@ -61,16 +64,7 @@ def _absent(op: str, able: list[Backend]) -> Iterator[tuple[str, str]]:
             yield f"    not {backend.name}", support.reason
 
 
-def _cuda_kernels() -> str:
-    build = cuda_build()
-    if build["emulated"]:
-        return "emulated on the CPU, for tests"
-    if not build["compiled"]:
-        return f"not compiled: {build['reason']}"
-    return f"for {build['architectures']} by CUDA {build['toolkit']}"
-
-
-def _gpus() -> dict[str, str]:
+def found_gpus() -> dict[str, str]:
     """Device -> its name and architecture, as torch sees them."""
     if importlib.util.find_spec("torch") is None:
         return {}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import logitless as ll
-from logitless.ops.head.cost import Way
+from logitless.ops.head.cost import Strategy
 from tests.support import cases
 from tests.support.heads import V, batch, problem
 from tests.support.plans import CHUNKS, force
@@ -60,7 +60,7 @@ def calls() -> dict[str, tuple[Callable[[], Tensor], int, int]]:
         leaf.requires_grad_()
     key = {"seed": 1, "step": 1, "row_ids": torch.arange(12), **shard}
 
-    def policy(way: Way | None, **options: Any) -> Tensor:
+    def policy(way: Strategy | None, **options: Any) -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
             if way is not None:
                 force(patch, way)

@@ -381,19 +381,21 @@ def compiled() -> None:
 
 def registered() -> None:
     from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.head.tiling import Tiling
+    from logitless.ops.rows.arguments import RowArguments
     from logitless.ops.rows.op import row_stats
+    from logitless.ops.sharding.shard import Shard
+    from tests.support.opcheck import check_op
 
     h, w, t = problem(15, 4, 8, 50, torch.float32)
     ends = [(0, 20), (20, 50), (50, 50)][:WORLD]
     w = w.detach()[mine(ends)].clone().requires_grad_()
-    shard = (dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
-    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        linear_stats, (h, w, t, *chain, True, 4, 50, 0, torch.float32, 0, *shard), test_utils=tests
-    )
+    shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
+    rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, "cpu")
+    tiling = Tiling(4, 50, 0, torch.float32, 0, "")
+    check_op(linear_stats, h, w, rows, True, 0.0, tiling, shard)
     logits = (h @ w.t()).detach().requires_grad_()
-    torch.library.opcheck(row_stats, (logits, t, *chain, True, False, *shard), test_utils=tests)
+    check_op(row_stats, logits, rows, True, False, shard)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.head.support_policy_loss import SUPPORT_METRICS
+from logitless.ops.head.policy_op import SUPPORT_METRICS
 from tests.support import cases, sparse_cases
 from tests.support.heads import EXTRAS, batch, inputs_of, spec_of
 from tests.support.shards import (
@@ -277,7 +277,11 @@ def errors() -> None:
 
 
 def compiled() -> None:
-    from logitless.ops.head.support_op import linear_support_stats
+    from logitless.ops.head.stats_op import linear_stats
+    from logitless.ops.head.tiling import Tiling
+    from logitless.ops.rows.arguments import RowArguments
+    from logitless.ops.sharding.shard import Shard
+    from tests.support.opcheck import check_op
 
     h, w, t = problem(11, 20, 32, V, torch.float32)
     ends = LAYOUTS["even"]
@@ -298,11 +302,10 @@ def compiled() -> None:
     h, w, t = problem(12, 9, 16, 3000, torch.float32)
     ends = [(0, 1000), (1000, 3000)]
     w = w.detach()[mine(ends)].clone().requires_grad_()
-    shard = (dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
-    chain = (None, None, None, 1.0, 1.0, 0.0, "cpu")
-    arguments = (h, w, t.contiguous(), *chain, True, 1e-2, 4, 2048, 0, torch.float32, 0, *shard)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(linear_support_stats, arguments, test_utils=tests)
+    shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
+    rows = RowArguments(t.contiguous(), None, None, None, 1.0, 1.0, 0.0, "cpu")
+    tiling = Tiling(4, 2048, 0, torch.float32, 0, "")
+    check_op(linear_stats, h, w, rows, True, 1e-2, tiling, shard)
 
 
 if __name__ == "__main__":

@@ -102,11 +102,12 @@ def logit_tiles(
             yield start, chunk, tile[: chunk.stop - chunk.start]
 
 
-def short_chains(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Parts of a @ b, which is their sum. No product in them has more than CHAIN terms."""
+def short_chains(a: Tensor, b: Tensor, at_once: int) -> Iterator[Tensor]:
+    """Parts of a @ b, which is their sum. No product in them has more than CHAIN terms; products
+    of `at_once` numbers are made together."""
     terms = a.shape[1]
     cut = terms - terms % CHAIN
-    step = CHAIN * max(1, PIECES // (len(a) * b.shape[1]))
+    step = CHAIN * max(1, at_once // (len(a) * b.shape[1]))
     for start in range(0, cut, step):
         part = slice(start, min(start + step, cut))
         left = a[:, part].unflatten(1, (-1, CHAIN)).transpose(0, 1)
@@ -124,9 +125,15 @@ class GradientSum:
     """
 
     def __init__(
-        self, out: Tensor, *, single: bool = False, started: bool = False, alpha: float = 1.0
+        self,
+        out: Tensor,
+        *,
+        single: bool = False,
+        started: bool = False,
+        alpha: float = 1.0,
+        at_once: int = PIECES,
     ) -> None:
-        self.out, self.started, self.alpha = out, started, alpha
+        self.out, self.started, self.alpha, self.at_once = out, started, alpha, at_once
         wide = out.dtype in WIDE
         self.direct = single and not wide and alpha == 1.0
         self.total: Tensor | None = out if wide else None
@@ -144,7 +151,7 @@ class GradientSum:
             self._include(torch.mm(a, b, out=memory))
         elif few:
             # not addmm, which may go on with the chain that the sum so far is the end of
-            for part in short_chains(a, b):
+            for part in short_chains(a, b, self.at_once):
                 self._include(part)
         else:
             # beta=0 ignores what is there, so fresh memory needs no zeros.

@@ -16,10 +16,10 @@ from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.ops.head.late_plan import question
 from logitless.ops.head.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
-from logitless.ops.losses.tracing import any_symbol, fixed
 from logitless.ops.rows.arguments import RowArguments, row_arguments
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
+from logitless.ops.symbols import any_symbol, fixed
 from logitless.ops.torch_op import backend_of
 
 

@@ -193,15 +193,16 @@ def plan_on(
         kept_entries, support = KEPT, cost.support_bytes(problem, at_once=one_pass)
     if budget is None:
         limit += support
-    fitting = strategies.two_pass(problem, bare, limit - support, machine)
+    at_once = one_pass and backward and tokens > 0 and not tail_mass
+    fitting = None if machine.strategies is None else machine.strategies(problem, at_once)
+    if fitting is None:
+        fitting = strategies.two_pass(problem, bare, limit - support, machine)
+        # First, so that it is taken where it costs the same: it lets go of the logits at once.
+        once = strategies.one_pass(problem, limit, fixed, split, machine) if at_once else []
+        fitting = once + fitting
     if tail_mass:
         # Dense rows are few: their logits are made again.
         fitting = [strategy for strategy in fitting if not strategy.kept_columns]
-    elif one_pass and backward and tokens:
-        # First, so that it is taken where it costs the same: it lets go of the logits at once.
-        fitting = strategies.one_pass(problem, limit, fixed, split, machine) + fitting
-    if machine.strategies is not None:
-        fitting = machine.strategies(problem, fitting)
     if not fitting:
         least = support + min(cost.total_bytes(problem, strategy, machine) for strategy in bare)
         raise ValueError(
@@ -219,7 +220,21 @@ def plan_on(
 
 
 # A plan follows from its arguments.
-cached_plan = functools.lru_cache(maxsize=256)(plan_on)
+_cached = functools.lru_cache(maxsize=256)(plan_on)
+
+
+def cached_plan(
+    machine: Machine,
+    tokens: int,
+    hidden: int,
+    vocab: int,
+    dtype: Any,
+    budget: int | str | None,
+    **options: Any,
+) -> Plan:
+    """`plan_on`, made once for the same arguments."""
+    limit = None if budget is None else parse_bytes(budget)
+    return _cached(machine, tokens, hidden, vocab, dtype, limit, **options)
 
 
 def _dtype_name(label: str, dtype: Any) -> str:

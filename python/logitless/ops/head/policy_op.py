@@ -103,6 +103,8 @@ def _forward(
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
     head = Head(hidden, weight, found, shard, tail_mass)
     of_active, index = active(rows.rows(OP))
+    # Says what the loss misses before any product is made.
+    names = loss.metric_names(entropy=True)
     values = _Values.first(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
     result, support_metrics = None, _no_support_metrics()
@@ -122,7 +124,7 @@ def _forward(
         if f.support is not None:
             support_metrics = _support_metrics(f, g, served)
     result = values.coefficients() if result is None else result
-    loss_value, metrics = loss_and_metrics(result, loss.metric_names(entropy=True), hidden)
+    loss_value, metrics = loss_and_metrics(result, names, hidden)
     if tail_mass:
         metrics = torch.cat([metrics, support_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))

@@ -11,22 +11,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from logitless.loss.spec import Correction, PolicyLossSpec, Reinforce
 from logitless.ops.losses.spec_code import encode
-
-
-def any_symbol(*sizes: Any) -> bool:
-    """Whether one of them may be another number in the next call of the graph that is traced."""
-    return not all(has_static_value(n) for n in sizes)
-
-
-def fixed(number: Any) -> Any:
-    """The number itself, with a graph of its own for each value; a list of them."""
-    if isinstance(number, list):
-        return [fixed(x) for x in number]
-    return guard_scalar(number) if type(number) in (int, float) else number
+from logitless.ops.symbols import fixed
 
 
 def spec_code(spec: PolicyLossSpec) -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from logitless.inputs.options import ComputeOptions
-from logitless.ops.losses.tracing import fixed
 from logitless.ops.rows.arguments import Transform
 from logitless.ops.sampling.draw import Noise, draw
 from logitless.ops.sampling.truncated import Truncation
 from logitless.ops.sharding.shard import Shard
+from logitless.ops.symbols import fixed
 from logitless.ops.torch_op import Symbol, register
 
 

@@ -84,7 +84,7 @@ class Meeting:
             return Shard()
         facts = same()
         if _tracing():
-            from logitless.ops.losses.tracing import fixed
+            from logitless.ops.symbols import fixed
 
             # What ranks have told each other is a constant of the graph.
             width, facts = fixed(width), tuple([(name, fixed(fact)) for name, fact in facts])
