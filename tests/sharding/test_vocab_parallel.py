@@ -96,7 +96,7 @@ def test_what_is_wrong_in_a_piece_is_wrong_in_the_whole() -> None:
                 by_torch = merge_states(torch.from_numpy(pieces), 1.0)
                 for state in (merged, by_torch.numpy()):
                     with pytest.raises(ValueError, match=f"row 0: .*{message}"):
-                        rows.finish(
+                        rows.finalize(
                             state, 3, logp=np.empty(1), entropy=np.empty(1), lse=np.empty(1)
                         )
 

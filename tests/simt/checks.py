@@ -273,7 +273,7 @@ def far() -> None:
         q = Problem(dtype, rows.far_apart(p.logits, 2**31 + 8), p.targets)
         same(rows.stats(q), expected)
         out = rows.far_apart(np.zeros_like(p.logits), 2**31 + 8)
-        q.rows().backward(rows.exported(q.logits, dtype), expected.state,
+        q.rows().gradient(rows.exported(q.logits, dtype), expected.state,
                           rows.exported(out, dtype), start=0, **g)  # fmt: skip
         tolerances.assert_bitwise_equal(out, gradient)
 
