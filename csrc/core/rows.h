@@ -25,7 +25,7 @@ struct Rows {
   const double* row_scale = nullptr;  // [n] or null: `scale`
   double scale = 1;
   LogitTransform transform;
-  int threads = 0;  // of the CPU
+  int threads = 1;  // of the CPU
 
   LOGITLESS_HD bool active(int64_t row) const { return mask == nullptr || mask[row] != 0; }
   LOGITLESS_HD double scale_of(int64_t row) const {

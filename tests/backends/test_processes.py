@@ -211,7 +211,10 @@ LONG: dict[str, Callable[[], Any]] = {
     "repeated_id": lambda: _core.tokens.repeated_id(IDS, MASK, 1),
     "members": lambda: _core.tokens.members(IDS, np.arange(N // 2), np.empty(N, bool), 1),
     "exp": lambda: _core.tokens.exp(X, Y, 1),
-    "merge": lambda: _core.rows.Rows(N // 8).merge(STATES, STATE),
+    "merge": lambda: _core.rows.Rows(N // 8, threads=1).merge(STATES, STATE),
+    "finalize": lambda: _core.rows.Rows(N // 8, targets=IDS[: N // 8] * 0, threads=1).finalize(
+        STATES[0], 5, logp=np.empty(N // 8), entropy=np.empty(N // 8), lse=np.empty(N // 8)
+    ),
 }  # fmt: skip
 
 

@@ -18,9 +18,10 @@ inline int64_t count_of(int64_t value, int64_t most, const char* name) {
   return value;
 }
 
-// 0: the default.
+// The threads of a call: 0 is the process's default, here and nowhere else.
 inline int threads_of(int threads) {
-  return static_cast<int>(count_of(threads, cpu::kMostThreads, "threads"));
+  count_of(threads, cpu::kMostThreads, "threads");
+  return threads > 0 ? threads : cpu::default_threads();
 }
 
 // The value of the field `name`, or of an item of it.

@@ -2,6 +2,9 @@
 // what is an error.
 #include "rows.h"
 
+#include <algorithm>
+#include <exception>
+#include <mutex>
 #include <vector>
 
 #include "../runtime/parallel.h"
@@ -33,6 +36,46 @@ void check_row(RowError error, int64_t name, int64_t target, int64_t vocab, bool
   check(ok(RowError::nan), "row ", name, logits, "NaN");
   check(ok(RowError::empty), "row ", name, ": it has no finite logit");
   check(ok(RowError::target), "row ", name, ": target ", target, " is outside [0, ", vocab, ")");
+}
+
+// What was thrown at the lowest of the rows that several threads work on.
+class FirstError {
+ public:
+  // In a catch block.
+  void keep(int64_t row) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (row >= row_) return;
+    row_ = row;
+    error_ = std::current_exception();
+  }
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t row_ = INT64_MAX;
+  std::exception_ptr error_;
+};
+
+// Rows of one task where a row takes a tenth of a microsecond: so few start no thread.
+constexpr int64_t kRowsPerTask = 512;
+
+// Calls fn(row) for all rows, and throws what the lowest row throws.
+template <typename Fn>
+void for_rows(const Rows& rows, Fn&& fn) {
+  FirstError error;
+  const int64_t tasks = (rows.n + kRowsPerTask - 1) / kRowsPerTask;
+  parallel_for(tasks, rows.threads, [&](int64_t task) {
+    int64_t row = task * kRowsPerTask;
+    const int64_t stop = std::min(rows.n, row + kRowsPerTask);
+    try {
+      for (; row < stop; ++row) fn(row);
+    } catch (...) {
+      error.keep(row);
+    }
+  });
+  error.rethrow();
 }
 
 // Of a row without any other error.
@@ -95,9 +138,8 @@ void rows_forward(
         kernels.find(tile.dtype, tile.block(peak), state[row].moments.m) + peak * kBlock;
     state[row].argmax = static_cast<double>(start + column);
   };
-  const int threads = rows.threads > 0 ? rows.threads : default_threads();
-  if (rows.n >= 4 * threads || blocks <= 1) {
-    parallel_for(rows.n, threads, [&](int64_t row) {
+  if (rows.n >= 4 * rows.threads || blocks <= 1) {
+    parallel_for(rows.n, rows.threads, [&](int64_t row) {
       if (!rows.active(row)) return;
       BlockMoments block;
       combine_row(row, [&](int64_t index) -> const BlockMoments& {
@@ -109,7 +151,7 @@ void rows_forward(
   }
   // Few long rows: blocks in parallel, then combined in the same order as above, so the bits agree.
   std::vector<BlockMoments> all(rows.n * blocks);
-  parallel_for(rows.n * blocks, threads, [&](int64_t task) {
+  parallel_for(rows.n * blocks, rows.threads, [&](int64_t task) {
     if (rows.active(task / blocks)) moments_of(task / blocks, task % blocks, &all[task]);
   });
   for (int64_t row = 0; row < rows.n; ++row) {
@@ -120,14 +162,14 @@ void rows_forward(
   }
 }
 
-void rows_merge(const Rows& rows, const RowState* pieces, int64_t count, RowState* state) {
-  for (int64_t row = 0; row < rows.n; ++row) {
+void rows_merge(const Rows& rows, const RowState* parts, int64_t count, RowState* state) {
+  for_rows(rows, [&](int64_t row) {
     RowState all{};
-    for (int64_t piece = 0; piece < count; ++piece) {
-      all = merged(all, pieces[piece * rows.n + row], rows.scale_of(row));
+    for (int64_t part = 0; part < count; ++part) {
+      all = merged(all, parts[part * rows.n + row], rows.scale_of(row));
     }
     state[row] = all;
-  }
+  });
 }
 
 void rows_finalize(
@@ -137,9 +179,10 @@ void rows_finalize(
     const int64_t* row_ids,
     const RowOutputs& out
 ) {
-  for (int64_t row = 0; row < rows.n; ++row) {
+  for_rows(rows, [&](int64_t row) {
     TokenValues values{0, 0, 0};
     TokenExtras extras{0, 0, 0};
+    int64_t argmax = -1;
     if (rows.active(row)) {
       const RowState& s = state[row];
       const int64_t target = rows.targets[row];
@@ -150,6 +193,7 @@ void rows_finalize(
       values = token_values(s.moments, s.target, scale);
       check_lse(out.lse, values.lse, name, s.moments.m, scale);
       extras = token_extras(s.moments, values);
+      if (out.argmax != nullptr) argmax = argmax_of(s, vocab);
     }
     write(out.logp, row, values.logp);
     write(out.entropy, row, values.entropy);
@@ -157,10 +201,8 @@ void rows_finalize(
     write(out.varentropy, row, extras.varentropy);
     write(out.sum_p2, row, extras.sum_p2);
     write(out.entropy_change, row, extras.entropy_change);
-    if (out.argmax != nullptr) {
-      out.argmax[row] = rows.active(row) ? argmax_of(state[row], vocab) : -1;
-    }
-  }
+    if (out.argmax != nullptr) out.argmax[row] = argmax;
+  });
 }
 
 void rows_gradient(

@@ -78,10 +78,9 @@ void rows_forward(
     const BlockObserver* observer = nullptr
 );
 
-// Merges the states of the same rows over consecutive pieces of the vocabulary, `pieces` after one
-// another as [count, n], into `state`. In their order, so that everyone who has them gets the same
-// bits.
-void rows_merge(const Rows& rows, const RowState* pieces, int64_t count, RowState* state);
+// Merges the states of the same rows over `count` consecutive parts of the vocabulary, [count, n],
+// in their order, so that everyone who has them gets the same bits.
+void rows_merge(const Rows& rows, const RowState* parts, int64_t count, RowState* state);
 
 // Turns states into outputs (masked rows: 0; argmax -1) and throws at the first bad row: a NaN, a
 // +inf, no finite logit, or a target outside [0, vocab). `row_ids` names rows in messages (null:

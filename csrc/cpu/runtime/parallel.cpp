@@ -100,7 +100,6 @@ int default_threads() {
 }
 
 void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context) {
-  if (threads <= 0) threads = default_threads();
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1) {
     for (int64_t task = 0; task < tasks; ++task) body(context, task);

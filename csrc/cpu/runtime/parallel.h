@@ -11,7 +11,7 @@ constexpr int kMostThreads = 4096;
 // run on.
 int default_threads();
 
-// Runs body(context, task) for task in [0, tasks) on up to `threads` threads (0: the default).
+// Runs body(context, task) for task in [0, tasks) on up to `threads` threads.
 // Threads take tasks as they become free, so a body may not depend on which runs it. What a body
 // throws first is thrown here, once all threads have stopped; other tasks may then be left undone.
 void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context);

@@ -19,7 +19,7 @@ struct SelectionTokens {
   const uint8_t* mask = nullptr;
   const T* old_logp = nullptr;  // or null: no token counts as clipped
   const int64_t* ids = nullptr;
-  int threads = 0;
+  int threads = 1;
 };
 
 struct ValueSum {

@@ -52,7 +52,7 @@ struct TokenLossArgs {
   TokenMeans means = {0, 0};
   double grad_scale = 1;
   TokenLossParams params;
-  int threads = 0;
+  int threads = 1;
 };
 
 // The same bits for every number of threads.
