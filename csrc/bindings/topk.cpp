@@ -185,19 +185,6 @@ void add_row_sums(
 
 }  // namespace
 
-void register_topk_class(py::module_& m) {
-  py::class_<TopKArrays>(m, "TopK", "The largest logits of each row; see csrc/cpu/topk/topk.h.")
-      .def(
-          py::init<py::handle, py::handle, py::handle, py::handle, double>(),
-          py::kw_only(),
-          py::arg("values"),
-          py::arg("ids"),
-          py::arg("threshold"),
-          py::arg("count"),
-          py::arg("margin")
-      );
-}
-
 void register_topk(py::module_& m) {
   const auto none = py::none();
   m.def(

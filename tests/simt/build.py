@@ -29,6 +29,8 @@ ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
+# What the binding of CudaRows takes of bindings/arrays.
+ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An editable install finds its own logitless before PYTHONPATH is looked at; this goes first.
@@ -87,7 +89,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     sources = [
         *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
         bindings / "cuda_rows.cpp",
-        *(bindings / "arrays" / name for name in ("dlpack.cpp", "overlap.cpp", "row_arrays.cpp")),
+        *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
     ]

@@ -2,7 +2,12 @@
 #include <pybind11/pybind11.h>
 
 namespace logitless::bindings {
+void register_topk_class(pybind11::module_& m);
 void register_cuda_rows(pybind11::module_& m);
-}
+}  // namespace logitless::bindings
 
-PYBIND11_MODULE(simt_rows, m) { logitless::bindings::register_cuda_rows(m); }
+PYBIND11_MODULE(simt_rows, m) {
+  // what forward names in its signature
+  logitless::bindings::register_topk_class(m);
+  logitless::bindings::register_cuda_rows(m);
+}

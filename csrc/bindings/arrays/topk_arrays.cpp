@@ -48,4 +48,17 @@ const cpu::TopK& TopKArrays::filled(int64_t n, int64_t most) const {
   return view_;
 }
 
+void register_topk_class(py::module_& m) {
+  py::class_<TopKArrays>(m, "TopK", "The largest logits of each row; see csrc/cpu/topk/topk.h.")
+      .def(
+          py::init<py::handle, py::handle, py::handle, py::handle, double>(),
+          py::kw_only(),
+          py::arg("values"),
+          py::arg("ids"),
+          py::arg("threshold"),
+          py::arg("count"),
+          py::arg("margin")
+      );
+}
+
 }  // namespace logitless::bindings

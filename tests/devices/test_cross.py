@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent / "cross" / "neon.sh"
+SCRIPT = Path(__file__).parents[1] / "cross" / "neon.sh"
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
