@@ -53,6 +53,43 @@ def part(ends: list[tuple[int, int]], options: dict[str, Any]) -> dict[str, Any]
     return own
 
 
+# The dimension of the vocabulary; what is not here, as hidden, all ranks have as a whole.
+COLUMNS = {"logits": -1, "weight": 0, "bias": 0}
+
+
+def columns(name: str, x: Tensor, ends: list[tuple[int, int]]) -> Tensor:
+    start, stop = ends[RANK]
+    return x.narrow(COLUMNS[name], start, stop - start) if name in COLUMNS else x
+
+
+def compare_with_one_rank(
+    call: Callable[..., Any],
+    given: dict[str, Tensor],
+    ends: list[tuple[int, int]],
+    *,
+    outputs: Callable[[Any], list[Tensor]],
+    loss: Callable[[Any], Tensor],
+    near: Callable[[list[Tensor], list[Tensor]], None],
+    near_gradient: Callable[[Tensor, Tensor, Tensor], None],
+) -> tuple[Any, Any]:
+    """The results of `call` on one rank alone and on ours. It takes what is given, whose gradients
+    are compared, and the options of a shard. `near_gradient` gets ours, the columns of one rank's
+    that are ours, and all of it."""
+    whole = {k: x.detach().clone().requires_grad_() for k, x in given.items()}
+    own = {k: columns(k, x.detach(), ends).clone().requires_grad_() for k, x in given.items()}
+    expected, ours = call(**whole), call(**own, **group(), vocab_start=ends[RANK][0])
+    same_on_all_ranks(*outputs(ours))
+    near(outputs(ours), outputs(expected))
+    right = torch.autograd.grad(loss(expected), list(whole.values()))
+    got = torch.autograd.grad(loss(ours), list(own.values()))
+    for name, gradient, truth in zip(given, got, right, strict=True):
+        if name not in COLUMNS:
+            same_on_all_ranks(gradient)
+            assert truth.abs().max() > 0
+        near_gradient(gradient, columns(name, truth, ends), truth)
+    return expected, ours
+
+
 def same_on_all_ranks(*tensors: Tensor) -> None:
     for x in tensors:
         x = x.detach().contiguous()
@@ -76,9 +113,16 @@ def compare(ours: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> None
             assert_values(got / slack, right.detach() / slack, dtype)
 
 
+def weighted(stats: ll.TokenStats, g: Any) -> Tensor:
+    return (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum()
+
+
 def gradients_of(stats: ll.TokenStats, g: Any, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    loss = (stats.logp * g[0] + stats.entropy * g[1] + stats.lse * g[2]).sum()
-    return torch.autograd.grad(loss, leaves)
+    return torch.autograd.grad(weighted(stats, g), leaves)
+
+
+def loss_outputs(out: ll.LinearPolicyLossOutput) -> list[Tensor]:
+    return [out.loss.view(1), out.logp, out.entropy, *out.metrics.values()]
 
 
 def layouts() -> Iterator[list[tuple[int, int]]]:
@@ -106,15 +150,3 @@ def run(*checks: Callable[[], None]) -> None:
     # gloo's threads may outlive the group, and at a normal exit abort the process once in a while
     sys.stdout.flush()
     os._exit(0)
-
-
-def leaves(
-    ends: list[tuple[int, int]], h: Tensor, w: Tensor, options: dict[str, Any]
-) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
-    """What is differentiated in one rank's call and in ours, and the options of ours."""
-    whole, local = [h, w], part(ends, options)
-    own = [h.detach().clone().requires_grad_(), w.detach()[mine(ends)].clone().requires_grad_()]
-    if "bias" in options:
-        whole.append(options["bias"].requires_grad_())
-        own.append(local["bias"])
-    return whole, own, local

@@ -7,6 +7,8 @@ it alone as well.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,16 +29,17 @@ from tests.support.shards import (
     N,
     V,
     compare,
+    compare_with_one_rank,
     gradients_of,
     group,
     layouts,
-    leaves,
+    loss_outputs,
     mine,
     part,
     refusal,
     run,
-    same_on_all_ranks,
     values,
+    weighted,
 )
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
@@ -51,27 +54,24 @@ def token_stats() -> None:
                 z, t = cases.logits(1, N, V, dtype), cases.targets(1, N, V)
                 z[~mask] = float("nan")
                 options = cases.chain(kind, 1, N, V)
-                whole = [z.clone().requires_grad_()]
-                own = [z[:, mine(ends)].clone().requires_grad_()]
-                shared = {"mask": mask, "extras": EXTRAS}
-                if "bias" in options:
-                    whole.append(options["bias"].requires_grad_())
-                local = part(ends, options)
-                if "bias" in options:
-                    own.append(local["bias"])
-                expected = ll.token_stats(whole[0], t, **shared, **options)
-                stats = ll.token_stats(own[0], t, **shared, **local)
-                same_on_all_ranks(*values(stats))
-                for got, right in zip(values(stats), values(expected), strict=True):
-                    if got.dtype == torch.int64:
-                        assert torch.equal(got, right)
-                    else:
-                        assert_values(got, right.detach(), dtype)
-                dz, *rest = gradients_of(expected, g, whole)
-                own_dz, *own_rest = gradients_of(stats, g, own)
-                assert_gradients(own_dz, dz[:, mine(ends)], dtype, scale=SLACK[dtype] / 10)
-                for ours, theirs in zip(own_rest, rest, strict=True):
-                    assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=100)
+                given = {"logits": z, **({"bias": options.pop("bias")} if kind == "all" else {})}
+
+                def near(ours: list[Tensor], truth: list[Tensor]) -> None:
+                    for got, right in zip(ours, truth, strict=True):
+                        if got.dtype == torch.int64:
+                            assert torch.equal(got, right)
+                        else:
+                            assert_values(got, right.detach(), dtype)  # noqa: B023
+
+                def near_gradient(ours: Tensor, truth: Tensor, _: Tensor) -> None:
+                    scale = 100 if ours.ndim == 1 else SLACK[dtype] / 10  # noqa: B023
+                    assert_gradients(ours, truth, ours.dtype, scale=scale)
+
+                compare_with_one_rank(
+                    partial(ll.token_stats, targets=t, mask=mask, extras=EXTRAS, **options),
+                    given, ends, outputs=values, loss=partial(weighted, g=g), near=near,
+                    near_gradient=near_gradient,
+                )  # fmt: skip
 
 
 def token_stats_of_padded_batches_in_place() -> None:
@@ -101,22 +101,23 @@ def linear_token_stats() -> None:
         one_head(ends, torch.float32, "all", {"batch_invariant": True})
 
 
+def near_gradients_of(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], None]:
+    return lambda ours, truth, _: assert_gradients(ours, truth, ours.dtype, scale=SLACK[dtype])
+
+
 def one_head(ends: Any, dtype: torch.dtype, kind: str, ways: dict[str, Any]) -> None:
     h, w, t = problem(1, N, H, V, dtype)
-    g, mask = cases.upstream(1, N), cases.mask(1, N)
-    shared = {"mask": mask, "extras": EXTRAS, **ways}
     options = cases.chain(kind, 1, N, V)
-    whole, own, local = leaves(ends, h, w, options)
-    expected = ll.linear_token_stats(h, w, t, **shared, **options)
-    stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
-    same_on_all_ranks(*values(stats))
-    compare(values(stats)[:-1], values(expected)[:-1], dtype)
-    right, got = gradients_of(expected, g, whole), gradients_of(stats, g, own)
-    same_on_all_ranks(got[0])
-    assert right[0].abs().max() > 0
-    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
-    for ours, theirs in zip(got[1:], right[1:], strict=True):
-        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
+    given = {"hidden": h, "weight": w}
+    if "bias" in options:
+        given["bias"] = options.pop("bias")
+    mask = cases.mask(1, N)
+    compare_with_one_rank(
+        partial(ll.linear_token_stats, targets=t, mask=mask, extras=EXTRAS, **ways, **options),
+        given, ends, outputs=values, loss=partial(weighted, g=cases.upstream(1, N)),
+        near=lambda ours, truth: compare(ours[:-1], truth[:-1], dtype),
+        near_gradient=near_gradients_of(dtype),
+    )  # fmt: skip
 
 
 def only_requested_gradients() -> None:
@@ -190,31 +191,17 @@ def one_loss(
         dist.broadcast(options["bias"], 0)
     spec = dataclasses.replace(spec_of(name), entropy=ll.EntropyBonus(0.05))
     options = {**inputs_of(spec, data), **options}
-    data = {k: v.to(dtype).requires_grad_() if k in LEAVES else v for k, v in data.items()}
-    local = part(ends, options)
-    shard = {
-        **data,
-        "hidden": data["hidden"].detach().clone().requires_grad_(),
-        "weight": data["weight"].detach()[mine(ends)].clone().requires_grad_(),
-    }
-    whole = [data[k] for k in LEAVES]
-    own = [shard[k] for k in LEAVES]
-    if options.get("bias") is not None:
-        whole.append(options["bias"].requires_grad_())
-        own.append(local["bias"])
-    expected = ll.linear_policy_loss(**data, spec=spec, **options)
-    out = ll.linear_policy_loss(**shard, spec=spec, **local)
-    same_on_all_ranks(out.loss, out.logp, out.entropy, *out.metrics.values())
-    compare([out.loss.view(1), out.logp, out.entropy],
-            [expected.loss.view(1), expected.logp, expected.entropy], dtype)  # fmt: skip
+    given = {k: data[k].to(dtype) for k in LEAVES}
+    if "bias" in options:
+        given["bias"] = options.pop("bias")
+    rest = {k: v for k, v in data.items() if k not in LEAVES}
+    expected, out = compare_with_one_rank(
+        partial(ll.linear_policy_loss, **rest, spec=spec, **options), given, ends,
+        outputs=loss_outputs, loss=lambda out: out.loss * 0.7,
+        near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
+        near_gradient=near_gradients_of(dtype),
+    )  # fmt: skip
     assert out.metrics.keys() == expected.metrics.keys()
-    right = torch.autograd.grad(expected.loss * 0.7, whole)
-    got = torch.autograd.grad(out.loss * 0.7, own)
-    same_on_all_ranks(got[0])
-    assert right[0].abs().max() > 0
-    assert_gradients(got[0], right[0], dtype, scale=SLACK[dtype])
-    for ours, theirs in zip(got[1:], right[1:], strict=True):
-        assert_gradients(ours, theirs[mine(ends)], ours.dtype, scale=SLACK[dtype])
     assert took_one_pass(out) == took_one_pass(expected)
     return took_one_pass(out)
 

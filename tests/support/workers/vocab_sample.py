@@ -27,10 +27,26 @@ from tests.support.shards import (
 )
 from tests.support.tolerances import assert_bitwise_equal
 
+KEY: dict[str, int] = {"seed": 5, "step": 2}
+
+
+def same_draw(h: Tensor, w: Tensor, ends: Any, exactly: bool = False, **options: Any) -> Tensor:
+    """The token that one rank draws, which all ranks get."""
+    key = {**KEY, "row_ids": torch.arange(len(h)) * 3}
+    expected = ll.linear_sample(h, w, **key, **options)
+    sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, options))
+    same_on_all_ranks(*sample)
+    assert torch.equal(sample.token, expected.token)
+    compare([sample.logp, sample.entropy], [expected.logp, expected.entropy], h.dtype)
+    if exactly:
+        for got, right in zip(sample, expected, strict=True):
+            assert_bitwise_equal(got, right)
+    return sample.token
+
 
 def linear_sample() -> None:
     """The token that one rank draws, bit for bit where the product is exact."""
-    n, ids = 200, torch.arange(200) * 7
+    n = 200
     generator = torch.Generator().manual_seed(3)
     exact = [torch.randint(-3, 4, (size, 8), generator=generator).float() for size in (n, V)]
     rough = [torch.randn(size, 8, generator=generator) for size in (n, V)]
@@ -41,25 +57,18 @@ def linear_sample() -> None:
     drawn_by = set()
     for ends in [*layouts(), inside_a_block]:
         for options in chains.values():
-            own = part(ends, options)
             for dtype in (torch.float32, torch.bfloat16):
                 for h, w in ([x.to(dtype) for x in pair] for pair in (exact, rough)):
-                    key = {"seed": 11, "step": 3, "row_ids": ids}
-                    expected = ll.linear_sample(h, w, **key, **options)
-                    sample = ll.linear_sample(h, w[mine(ends)], **key, **own)
-                    same_on_all_ranks(*sample)
-                    assert torch.equal(sample.token, expected.token)
-                    compare([sample.logp, sample.entropy], [expected.logp, expected.entropy], dtype)
-            drawn_by |= set((sample.token // 2048).tolist())
+                    token = same_draw(h, w, ends, **options)
+            drawn_by |= set((token // 2048).tolist())
     assert drawn_by == {0, 1, 2}
     h, w = (x.bfloat16() for x in rough)
     for ways in ({"batch_invariant": True}, {"logits_dtype": torch.float32},
                  {"memory_budget": 600_000}):  # fmt: skip
         for ends in layouts():
-            expected = ll.linear_sample(h, w, **key, **ways)
-            sample = ll.linear_sample(h, w[mine(ends)], **key, **ways, **part(ends, {}))
-            assert torch.equal(sample.token, expected.token)
-    assert (expected.token != ll.linear_sample(h, w, **{**key, "step": 4}).token).any()
+            token = same_draw(h, w, ends, **ways)
+    key = {**KEY, "row_ids": torch.arange(n) * 3, **ways}
+    assert (token != ll.linear_sample(h, w, **{**key, "step": 4}).token).any()
 
 
 def rounded_alike() -> None:
@@ -67,23 +76,10 @@ def rounded_alike() -> None:
     h, w = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), torch.randn(V, 8)
     dist.broadcast(w, 0)
     ends = [(0, 2048), (2048, V), (V, V)][:WORLD]
-    key = {"seed": 1, "step": 1, "row_ids": torch.arange(5)}
-    expected = ll.linear_sample(h, w, **key)
-    sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, {}))
-    for got, right in zip(sample, expected, strict=True):
-        assert_bitwise_equal(got, right)
+    same_draw(h, w, ends, exactly=True)
 
 
 # ---- the top of a distribution
-
-
-def same_draw(h: Tensor, w: Tensor, ends: Any, **options: Any) -> None:
-    key = {"seed": 5, "step": 2, "row_ids": torch.arange(len(h)) * 3}
-    expected = ll.linear_sample(h, w, **key, **options)
-    sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, options))
-    same_on_all_ranks(*sample)
-    assert torch.equal(sample.token, expected.token)
-    compare([sample.logp, sample.entropy], [expected.logp, expected.entropy], h.dtype)
 
 
 TRUNCATIONS: list[dict[str, Any]] = [
@@ -150,12 +146,8 @@ def ends_of_blocks() -> None:
     generator = torch.Generator().manual_seed(9)
     h, w = (torch.randint(-9, 10, (size, 8), generator=generator) / 8 for size in (5, V))
     ends = [(0, 2048), (2048, V), (V, V)][:WORLD]
-    key = {"seed": 1, "step": 1, "row_ids": torch.arange(5)}
     for options in TRUNCATIONS:
-        expected = ll.linear_sample(h, w, **key, **options)
-        sample = ll.linear_sample(h, w[mine(ends)], **key, **part(ends, options))
-        for got, right in zip(sample, expected, strict=True):
-            assert_bitwise_equal(got, right)
+        same_draw(h, w, ends, exactly=True, **options)
 
 
 def disagreement() -> None:

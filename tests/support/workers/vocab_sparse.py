@@ -4,6 +4,8 @@ one rank with the whole vocabulary. See shards.py."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,21 +18,24 @@ from logitless import reference
 from logitless.ops.head.policy_op import SUPPORT_METRICS
 from tests.support import cases, sparse_cases
 from tests.support.heads import EXTRAS, batch, inputs_of, spec_of
+from tests.support.plans import LEAVES
 from tests.support.shards import (
     LAYOUTS,
     RANK,
     WORLD,
     V,
     compare,
+    compare_with_one_rank,
     gradients_of,
     layouts,
-    leaves,
+    loss_outputs,
     mine,
     part,
     refusal,
     run,
     same_on_all_ranks,
     values,
+    weighted,
 )
 from tests.support.sparse_cases import ROUNDING, off, problem, upstream
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
@@ -117,29 +122,38 @@ def ends_of_blocks() -> None:
 NEAR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
+def near_gradients_of(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], None]:
+    def near(ours: Tensor, truth: Tensor, whole: Tensor) -> None:
+        assert (ours - truth).double().norm() <= NEAR[dtype] * whole.double().norm()
+
+    return near
+
+
 def one_head(ends: Any, dtype: torch.dtype, kind: str, **ways: Any) -> None:
     n = 37
     h, w, t = problem(3, n, 48, V, dtype)
-    g, mask = cases.upstream(3, n), cases.mask(3, n)
-    options = cases.chain(kind, 3, n, V)
+    mask, options = cases.mask(3, n), cases.chain(kind, 3, n, V)
+    given = {"hidden": h, "weight": w}
+    if "bias" in options:
+        given["bias"] = options.pop("bias")
     # A softcap of 15 flattens all rows.
     tail = {"plain": 1e-3, "all": 0.1}[kind]
-    shared = {"mask": mask, "extras": (*EXTRAS, *DROPPED), "tail_mass": tail, **ways}
-    whole, own, local = leaves(ends, h, w, options)
-    expected = ll.linear_token_stats(h, w, t, **shared, **options)
-    stats = ll.linear_token_stats(own[0], own[1], t, **shared, **local)
-    same_on_all_ranks(*values(stats))
-    compare(values(stats)[:3], values(expected)[:3], dtype)
+    options |= {"mask": mask, "extras": (*EXTRAS, *DROPPED), "tail_mass": tail, **ways}
+    near_gradient = near_gradients_of(dtype)
+
+    def near_and_masked(ours: Tensor, truth: Tensor, whole: Tensor) -> None:
+        near_gradient(ours, truth, whole)
+        assert ours.shape != h.shape or (ours[~mask] == 0).all()
+
+    expected, _ = compare_with_one_rank(
+        partial(ll.linear_token_stats, targets=t, **options), given, ends,
+        outputs=values, loss=partial(weighted, g=cases.upstream(3, n)),
+        near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
+        near_gradient=near_and_masked,
+    )  # fmt: skip
     served = (expected.extras[DROPPED[0]] <= tail) & mask
     assert served.any()
     assert not served[mask].all()
-    right, got = gradients_of(expected, g, whole), gradients_of(stats, g, own)
-    same_on_all_ranks(got[0])
-    assert off(got[0], right[0]) <= NEAR[dtype]
-    assert (got[0][~mask] == 0).all()
-    for ours, theirs in zip(got[1:], right[1:], strict=True):
-        error = (ours - theirs[mine(ends)]).double().norm()
-        assert error <= NEAR[dtype] * theirs.double().norm()
 
 
 def options_of_the_head() -> None:
@@ -215,32 +229,21 @@ def one_loss(ends: Any, name: str, dtype: torch.dtype, options: dict[str, Any]) 
     spec = dataclasses.replace(spec_of(name), entropy=ll.EntropyBonus(0.05), kl=None)
     options = {**inputs_of(spec, data), "tail_mass": 0.05, **options}
     options["memory_budget"] = ll.plan(24, 8, 2500, dtype, tail_mass=0.05).total_bytes
-    whole = [data[k].clone().requires_grad_() for k in ("hidden", "weight")]
-    own = [whole[0].detach().clone(), whole[1].detach()[mine(ends)].clone()]
-    own = [x.requires_grad_() for x in own]
-    local = part(ends, options)
+    given = {k: data.pop(k) for k in LEAVES}
     if "bias" in options:
-        whole.append(options["bias"].requires_grad_())
-        own.append(local["bias"])
-    rest = {k: v for k, v in data.items() if k not in ("hidden", "weight")}
-    expected = ll.linear_policy_loss(*whole[:2], **rest, spec=spec, **options)
-    out = ll.linear_policy_loss(*own[:2], **rest, spec=spec, **local)
-    same_on_all_ranks(out.loss, out.logp, out.entropy, *out.metrics.values())
-    compare([out.loss.view(1), out.logp, out.entropy],
-            [expected.loss.view(1), expected.logp, expected.entropy], dtype)  # fmt: skip
+        given["bias"] = options.pop("bias")
+    expected, out = compare_with_one_rank(
+        partial(ll.linear_policy_loss, **data, spec=spec, **options), given, ends,
+        outputs=loss_outputs, loss=lambda out: out.loss * 0.7,
+        near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
+        near_gradient=near_gradients_of(dtype),
+    )  # fmt: skip
     assert tuple(out.metrics) == tuple(expected.metrics)
     rows = "actor/support_rows"
     assert 0 < out.metrics[rows] < 1
     assert torch.equal(out.metrics[rows], expected.metrics[rows])
     for key in SUPPORT_METRICS:
         np.testing.assert_allclose(out.metrics[key], expected.metrics[key], rtol=NEAR[dtype] + 1e-4)
-    right = torch.autograd.grad(expected.loss * 0.7, whole)
-    got = torch.autograd.grad(out.loss * 0.7, own)
-    same_on_all_ranks(got[0])
-    assert off(got[0], right[0]) <= NEAR[dtype]
-    for ours, theirs in zip(got[1:], right[1:], strict=True):
-        error = (ours - theirs[mine(ends)]).double().norm()
-        assert error <= NEAR[dtype] * theirs.double().norm()
 
 
 # ---- what is not as it should be, and torch's other tools
