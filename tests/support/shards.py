@@ -3,6 +3,7 @@ vocabulary, and how its results are compared with those of one rank that has all
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -66,15 +67,18 @@ def compare_with_one_rank(
     call: Callable[..., Any],
     given: dict[str, Tensor],
     ends: list[tuple[int, int]],
+    options: dict[str, Any],
     *,
     outputs: Callable[[Any], list[Tensor]],
     loss: Callable[[Any], Tensor],
     near: Callable[[list[Tensor], list[Tensor]], None],
     near_gradient: Callable[[Tensor, Tensor, Tensor], None],
 ) -> tuple[Any, Any]:
-    """The results of `call` on one rank alone and on ours. It takes what is given, whose gradients
-    are compared, and the options of a shard. `near_gradient` gets ours, the columns of one rank's
-    that are ours, and all of it."""
+    """The results of `call` on one rank alone and on ours. It takes the options and what is given;
+    the gradients of the latter, and of a bias, are compared. `near_gradient` gets ours, the columns
+    of one rank's that are ours, and all of it."""
+    given = given | {k: x for k, x in options.items() if k in COLUMNS}
+    call = functools.partial(call, **{k: x for k, x in options.items() if k not in COLUMNS})
     whole = {k: x.detach().clone().requires_grad_() for k, x in given.items()}
     own = {k: columns(k, x.detach(), ends).clone().requires_grad_() for k, x in given.items()}
     expected, ours = call(**whole), call(**own, **group(), vocab_start=ends[RANK][0])

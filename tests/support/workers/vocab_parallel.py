@@ -53,8 +53,7 @@ def token_stats() -> None:
             for kind in ("plain", "all"):
                 z, t = cases.logits(1, N, V, dtype), cases.targets(1, N, V)
                 z[~mask] = float("nan")
-                options = cases.chain(kind, 1, N, V)
-                given = {"logits": z, **({"bias": options.pop("bias")} if kind == "all" else {})}
+                options = {"mask": mask, "extras": EXTRAS, **cases.chain(kind, 1, N, V)}
 
                 def near(ours: list[Tensor], truth: list[Tensor]) -> None:
                     for got, right in zip(ours, truth, strict=True):
@@ -68,8 +67,8 @@ def token_stats() -> None:
                     assert_gradients(ours, truth, ours.dtype, scale=scale)
 
                 compare_with_one_rank(
-                    partial(ll.token_stats, targets=t, mask=mask, extras=EXTRAS, **options),
-                    given, ends, outputs=values, loss=partial(weighted, g=g), near=near,
+                    partial(ll.token_stats, targets=t), {"logits": z}, ends, options,
+                    outputs=values, loss=partial(weighted, g=g), near=near,
                     near_gradient=near_gradient,
                 )  # fmt: skip
 
@@ -107,14 +106,10 @@ def near_gradients_of(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], 
 
 def one_head(ends: Any, dtype: torch.dtype, kind: str, ways: dict[str, Any]) -> None:
     h, w, t = problem(1, N, H, V, dtype)
-    options = cases.chain(kind, 1, N, V)
-    given = {"hidden": h, "weight": w}
-    if "bias" in options:
-        given["bias"] = options.pop("bias")
-    mask = cases.mask(1, N)
+    options = {"mask": cases.mask(1, N), "extras": EXTRAS, **ways, **cases.chain(kind, 1, N, V)}
     compare_with_one_rank(
-        partial(ll.linear_token_stats, targets=t, mask=mask, extras=EXTRAS, **ways, **options),
-        given, ends, outputs=values, loss=partial(weighted, g=cases.upstream(1, N)),
+        partial(ll.linear_token_stats, targets=t), {"hidden": h, "weight": w}, ends, options,
+        outputs=values, loss=partial(weighted, g=cases.upstream(1, N)),
         near=lambda ours, truth: compare(ours[:-1], truth[:-1], dtype),
         near_gradient=near_gradients_of(dtype),
     )  # fmt: skip
@@ -192,11 +187,9 @@ def one_loss(
     spec = dataclasses.replace(spec_of(name), entropy=ll.EntropyBonus(0.05))
     options = {**inputs_of(spec, data), **options}
     given = {k: data[k].to(dtype) for k in LEAVES}
-    if "bias" in options:
-        given["bias"] = options.pop("bias")
     rest = {k: v for k, v in data.items() if k not in LEAVES}
     expected, out = compare_with_one_rank(
-        partial(ll.linear_policy_loss, **rest, spec=spec, **options), given, ends,
+        partial(ll.linear_policy_loss, **rest, spec=spec), given, ends, options,
         outputs=loss_outputs, loss=lambda out: out.loss * 0.7,
         near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
         near_gradient=near_gradients_of(dtype),

@@ -132,13 +132,11 @@ def near_gradients_of(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], 
 def one_head(ends: Any, dtype: torch.dtype, kind: str, **ways: Any) -> None:
     n = 37
     h, w, t = problem(3, n, 48, V, dtype)
-    mask, options = cases.mask(3, n), cases.chain(kind, 3, n, V)
-    given = {"hidden": h, "weight": w}
-    if "bias" in options:
-        given["bias"] = options.pop("bias")
+    mask = cases.mask(3, n)
     # A softcap of 15 flattens all rows.
     tail = {"plain": 1e-3, "all": 0.1}[kind]
-    options |= {"mask": mask, "extras": (*EXTRAS, *DROPPED), "tail_mass": tail, **ways}
+    options = {"mask": mask, "extras": (*EXTRAS, *DROPPED), "tail_mass": tail, **ways}
+    options |= cases.chain(kind, 3, n, V)
     near_gradient = near_gradients_of(dtype)
 
     def near_and_masked(ours: Tensor, truth: Tensor, whole: Tensor) -> None:
@@ -146,7 +144,7 @@ def one_head(ends: Any, dtype: torch.dtype, kind: str, **ways: Any) -> None:
         assert ours.shape != h.shape or (ours[~mask] == 0).all()
 
     expected, _ = compare_with_one_rank(
-        partial(ll.linear_token_stats, targets=t, **options), given, ends,
+        partial(ll.linear_token_stats, targets=t), {"hidden": h, "weight": w}, ends, options,
         outputs=values, loss=partial(weighted, g=cases.upstream(3, n)),
         near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
         near_gradient=near_and_masked,
@@ -230,10 +228,8 @@ def one_loss(ends: Any, name: str, dtype: torch.dtype, options: dict[str, Any]) 
     options = {**inputs_of(spec, data), "tail_mass": 0.05, **options}
     options["memory_budget"] = ll.plan(24, 8, 2500, dtype, tail_mass=0.05).total_bytes
     given = {k: data.pop(k) for k in LEAVES}
-    if "bias" in options:
-        given["bias"] = options.pop("bias")
     expected, out = compare_with_one_rank(
-        partial(ll.linear_policy_loss, **data, spec=spec, **options), given, ends,
+        partial(ll.linear_policy_loss, **data, spec=spec), given, ends, options,
         outputs=loss_outputs, loss=lambda out: out.loss * 0.7,
         near=lambda ours, truth: compare(ours[:3], truth[:3], dtype),
         near_gradient=near_gradients_of(dtype),
