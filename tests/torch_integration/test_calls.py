@@ -23,13 +23,19 @@ CLIP_COV = ll.presets["clip_cov"]
 CALLS: dict[str, Callable[[], Any]] = {
     "token_stats": lambda: ll.token_stats(Z, T, mask=MASK, temperature=0.7, extras=("argmax",)),
     "token_stats of arrays": lambda: ll.token_stats(Z.numpy(), T.numpy(), mask=MASK.numpy()),
+    "linear_token_stats": lambda: ll.linear_token_stats(H, W, T, mask=MASK, softcap=9.0),
+    "linear_token_stats with tail_mass": lambda: ll.linear_token_stats(H, W, T, tail_mass=1e-3),
+    "linear_sample": lambda: ll.linear_sample(H.detach(), W.detach(), row_ids=IDS, **KEY),
+    "linear_sample with top_k": lambda: ll.linear_sample(
+        H.detach(), W.detach(), row_ids=IDS, top_k=5, **KEY
+    ),
     "batch_stats": lambda: ll.batch_stats(
         LOGP, ADVANTAGES, MASK, CLIP_COV, old_logp=LOGP, token_ids=IDS, **KEY
     ),
     "covariance": lambda: ll.covariance(LOGP, ADVANTAGES, MASK),
-}
+}  # fmt: skip
 # Beside what is named check_, refuse_ and require_.
-ONCE = {"framework", "under_autocast", "plan", "choose_backend", "thread_count"}
+ONCE = {"framework", "under_autocast", "plan", "choose"}
 PREFIXES = ("check_", "refuse_", "require_")
 
 

@@ -76,6 +76,10 @@ def calls() -> dict[str, tuple[Callable[[], Tensor], int, int]]:
         "linear_sample with top_k": (
             lambda: ll.linear_sample(h.detach(), own.detach(), **key, top_k=5).logp, 3, 0,
         ),
+        "linear_policy_loss": (lambda: policy(None), 2, 1),
+        "linear_policy_loss of whole sequences": (
+            lambda: ll.linear_policy_loss(**data, spec=ll.presets["gspo"], **shard).loss, 2, 1,
+        ),
         "linear_policy_loss with tail_mass": (lambda: policy(None, tail_mass=1e-3), 4, 0),
         # of each chunk: its states, and the sum of its d_hidden
         "linear_policy_loss in chunks": (lambda: policy(CHUNKS["whole"]), 3, 0),
