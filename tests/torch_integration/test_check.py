@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import logitless as ll
+from logitless.backends import registry
+from logitless.backends.cpu import CpuRows
+from logitless.backends.rows import Rows
 from logitless.diagnostics import check as check_module
-from logitless.ops.linear_token_stats import linear_token_stats
 
 
 class Batch(NamedTuple):
@@ -54,14 +57,26 @@ def test_float32_logits_show_in_the_table() -> None:
     assert exact.errors["logp"].ours < 1e-5 < rounded.errors["logp"].ours
 
 
+class Wrong(CpuRows):
+    """Entropies that are a hundredth too large, and so is their gradient."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self.finalize, self.gradient = self.wrong_finalize, self.wrong_gradient
+
+    def wrong_finalize(self, *args: Any, entropy: Any, **outputs: Any) -> None:
+        self.core.finalize(*args, entropy=entropy, **outputs)
+        entropy *= 1.01
+
+    def wrong_gradient(self, *args: Any, g_entropy: Any, **options: Any) -> None:
+        scaled = None if g_entropy is None else 1.01 * g_entropy
+        self.core.gradient(*args, g_entropy=scaled, **options)
+
+
 def test_what_is_wrong_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(*arrays: Any, backend: str = "auto", **options: Any) -> Any:
-        stats = linear_token_stats(*arrays, backend=backend, **options)
-        return stats if backend == "torch" else stats._replace(entropy=stats.entropy * 1.01)
-
-    monkeypatch.setattr(check_module, "linear_token_stats", wrong)
+    monkeypatch.setitem(registry.BACKENDS, "cpu", replace(registry.get("cpu"), rows=Wrong))
     head, batch = make(torch.float32)
     result = ll.check(head, batch)
     assert not result.ok
