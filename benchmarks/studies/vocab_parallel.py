@@ -31,7 +31,7 @@ from logitless.backends import registry
 from logitless.backends.rows import STATE, Rows
 from logitless.backends.topk import TopK
 from logitless.ops.rows.op import empty_states
-from logitless.ops.sharding.agreement import agreed
+from logitless.ops.sharding.exchange import check_consistent
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.topk import finalize
 
@@ -97,7 +97,7 @@ def exchanges(n: int, width: int, shard: Shard) -> Calls:
 
     facts = tuple((f"fact {i}", i) for i in range(20))
     return {
-        "the agreement": lambda: agreed("op", shard.group, start, stop - start, facts),
+        "the agreement": lambda: check_consistent("op", shard.group, start, stop - start, facts),
         f"states of {n} tokens": lambda: shard.merge(state.clone(), rows),
         f"64 entries of each of {n} tokens, merged": entries,
         f"the sum of d_hidden, [{n}, {width}]": lambda: shard.reduce(partial),

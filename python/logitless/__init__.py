@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
     from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
     from logitless.ops.rows.outputs import TokenStats
+    from logitless.ops.sharding.vocab_shard import VocabShard
     from logitless.ops.token_stats import token_stats
+    from logitless.ops.vocab_shard import vocab_shard
 
 # Public name -> module that holds it.
 _HOMES = {
@@ -104,6 +106,7 @@ _HOMES = {
     "TrustMask": "logitless.loss.spec",
     "Unclipped": "logitless.loss.spec",
     "Vespo": "logitless.loss.spec",
+    "VocabShard": "logitless.ops.sharding.vocab_shard",
     "batch_stats": "logitless.ops.batch_stats",
     "build_info": "logitless.backends.build",
     "check": "logitless.diagnostics.check",
@@ -121,6 +124,7 @@ _HOMES = {
     "rollout_weights": "logitless.ops.rollout_weights",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
+    "vocab_shard": "logitless.ops.vocab_shard",
     "warm": "logitless.diagnostics.warm",
 }
 
@@ -165,6 +169,7 @@ __all__ = [
     "TrustMask",
     "Unclipped",
     "Vespo",
+    "VocabShard",
     "__version__",
     "batch_stats",
     "build_info",
@@ -183,6 +188,7 @@ __all__ = [
     "rollout_weights",
     "token_ids",
     "token_stats",
+    "vocab_shard",
     "warm",
 ]
 

@@ -13,7 +13,7 @@ from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.ops.head.numpy_statistics import numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.policy_loss import check_loss_options, numpy_loss, separable
-from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint
+from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, tail
 
 if TYPE_CHECKING:
     from logitless.loss.evaluate.aggregation import Totals
@@ -90,7 +90,10 @@ def linear_policy_loss(
         rollout_logp=rollout_logp,
         temperature=temperature,
     )
-    meeting = Meeting(_OP, vocab_group, vocab_start)
+    ranks = ShardRendezvous(
+        _OP, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
+        logit_scale, bias, memory_budget, tail_mass, str(logits_dtype), batch_invariant, backend,
+    )  # fmt: skip
     loss_options = {
         "ref_logp": ref_logp,
         "rollout_logp": rollout_logp,
@@ -101,21 +104,21 @@ def linear_policy_loss(
         "grad_scale": grad_scale,
     }
     data = (old_logp, advantages, mask, spec)
-    with meeting:
-        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+    with ranks:
+        weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
-            _OP, hidden, weight, targets, mask, head, sharded=meeting.sharded,
+            _OP, hidden, weight, targets, mask, head, sharded=ranks.sharded,
             of_rows={"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp},
             anywhere={
                 "advantages": advantages, "cu_seqlens": cu_seqlens, "token_ids": token_ids
             },
         )  # fmt: skip
         if not is_tensor(hidden):
-            meeting.refuse_numpy()
+            ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
             stats = numpy_statistics(_OP, hidden, weight, targets, mask, head, compute, shape)
             loss, metrics = numpy_loss(stats.logp, *data, entropy=stats.entropy, **loss_options)
@@ -123,9 +126,9 @@ def linear_policy_loss(
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_arguments
 
-        inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, meeting)
+        inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, ranks)
         arguments = loss_arguments(*data, **loss_options)
-    inputs = inputs.sharded(meeting, head, shape, lambda: _facts(arguments, spec))
+    inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec))
     return _run(inputs, arguments, shape, separable(spec, batch=batch is not None))
 
 

@@ -18,7 +18,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, HeadOptions
 from logitless.inputs.weights import refuse_special_weight
 from logitless.ops.sampling.truncated import Truncation
-from logitless.ops.sharding.vocab_parallel import Facts, Meeting, fingerprint, head_facts
+from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
 
 
 class Sample(NamedTuple):
@@ -88,14 +88,17 @@ def linear_sample(
     from logitless.ops.sampling.draw import Noise, chain_of, draw
 
     op = "linear_sample"
-    meeting = Meeting(op, vocab_group, vocab_start)
-    with meeting:
-        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+    ranks = ShardRendezvous(
+        op, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
+        logit_scale, bias, top_k, top_p, memory_budget, str(logits_dtype), batch_invariant,
+    )  # fmt: skip
+    with ranks:
+        weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
         truncation = Truncation(top_k, top_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
-        _check(op, hidden, weight, head, row_ids, meeting.sharded)
+        _check(op, hidden, weight, head, row_ids, ranks.sharded)
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -111,7 +114,7 @@ def linear_sample(
             ("top_p", top_p),
         )
 
-    shard = meeting.shard(len(weight), same)
+    shard = ranks.shard(len(weight), same)
     hidden, weight = hidden.detach(), weight.detach()
     with torch.no_grad():
         chain = chain_of(op, head, hidden.dtype == torch.float64)

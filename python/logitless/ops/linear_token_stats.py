@@ -11,7 +11,7 @@ from logitless.inputs.options import ComputeOptions, HeadOptions, check_extras
 from logitless.ops.head.numpy_statistics import numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.sharding.vocab_parallel import Meeting
+from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 
 
 @public
@@ -74,21 +74,25 @@ def linear_token_stats(
     weight is an error that says what to do. NumPy inputs: forward only.
     """
     op = "linear_token_stats"
-    meeting = Meeting(op, vocab_group, vocab_start)
-    with meeting:
-        weight, bias = meeting.local("weight", weight), meeting.local("bias", bias)
+    ranks = ShardRendezvous(
+        op, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
+        logit_scale, bias, extras, memory_budget, tail_mass, str(logits_dtype), batch_invariant,
+        backend,
+    )  # fmt: skip
+    with ranks:
+        weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = HeadOptions(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
         hidden, weight = under_autocast(hidden, weight)
-        shape = check_head_arrays(op, hidden, weight, targets, mask, head, sharded=meeting.sharded)
+        shape = check_head_arrays(op, hidden, weight, targets, mask, head, sharded=ranks.sharded)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
-            meeting.refuse_numpy()
+            ranks.refuse_numpy()
             return numpy_statistics(op, hidden, weight, targets, mask, head, compute, shape, extras)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.head.statistics import extras_facts, statistics
 
-        inputs = head_inputs(op, hidden, weight, targets, mask, head, compute, meeting)
-    inputs = inputs.sharded(meeting, head, shape, lambda: extras_facts(extras))
+        inputs = head_inputs(op, hidden, weight, targets, mask, head, compute, ranks)
+    inputs = inputs.sharded(ranks, head, shape, lambda: extras_facts(extras))
     return statistics(inputs, shape, extras)

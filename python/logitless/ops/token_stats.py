@@ -12,7 +12,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.options import ROW_EXTRAS, HeadOptions, check_extras
 from logitless.inputs.weights import FLOATS
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
+from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts, tail
 
 
 @public
@@ -83,9 +83,12 @@ def token_stats(
     NotImplementedError says why where no kernels serve.
     """
     op = "token_stats"
-    meeting = Meeting(op, vocab_group, vocab_start)
-    with meeting:
-        head = HeadOptions(temperature, softcap, logit_scale, meeting.local("bias", bias))
+    ranks = ShardRendezvous(
+        op, vocab_group, vocab_start, tail(logits), temperature, softcap, logit_scale, bias, extras,
+        inplace_backward, backend,
+    )  # fmt: skip
+    with ranks:
+        head = HeadOptions(temperature, softcap, logit_scale, ranks.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)
         flag("inplace_backward", inplace_backward)
         optional = {"mask": mask, **head.arrays}
@@ -93,14 +96,14 @@ def token_stats(
         check_dtype(op, "logits", logits, *FLOATS)
         vocab = (0, *shape_of(logits))[-1]
         shape = check_tokens(
-            op, "logits", logits, targets, mask, head, vocab, sharded=meeting.sharded
+            op, "logits", logits, targets, mask, head, vocab, sharded=ranks.sharded
         )
         if kind == "numpy":
             check_numpy_backend(op, backend)
-            meeting.refuse_numpy()
+            ranks.refuse_numpy()
             return _numpy_stats(logits, targets, mask, head, extras, shape)
     return _torch_stats(
-        logits, targets, mask, head, extras, shape, inplace_backward, backend, meeting
+        logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks
     )
 
 
@@ -113,7 +116,7 @@ def _torch_stats(
     shape: tuple[int, ...],
     inplace: bool,
     backend: str,
-    meeting: Meeting,
+    ranks: ShardRendezvous,
 ) -> TokenStats:
     import torch
 
@@ -123,9 +126,9 @@ def _torch_stats(
     from logitless.ops.rows.overwrite import check_overwritable
     from logitless.ops.torch_op import backend_of
 
-    with meeting:
+    with ranks:
         chosen = backend_of(backend, logits)
-        meeting.require(chosen)
+        ranks.require(chosen)
         # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
         if inplace:
@@ -137,7 +140,7 @@ def _torch_stats(
         facts = rows_facts(logits, rows.targets, rows.mask, shape)
         return (*head_facts(head), *facts, ("whether there are extras", bool(extras)))
 
-    shard = meeting.shard(logits.shape[-1], same)
+    shard = ranks.shard(logits.shape[-1], same)
     eager = registry.get(chosen).statistics
     if eager is not None:
         flat = logits.reshape(-1, logits.shape[-1])

@@ -18,6 +18,7 @@ from tests.support import cases
 from tests.support.heads import V, batch, problem
 from tests.support.plans import CHUNKS, force
 from tests.support.shards import RANK, group, run
+from tests.support.tolerances import assert_bitwise_equal
 
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",
@@ -86,13 +87,14 @@ def calls() -> dict[str, tuple[Callable[[], Tensor], int, int]]:
     }  # fmt: skip
 
 
-def one_exchange_a_call() -> None:
+def one_exchange_in_the_first_call_of_a_kind() -> None:
     for name, (call, forward, backward) in calls().items():
-        # also where this shape has been agreed upon
-        for _ in range(2):
-            with counted() as seen:
+        for checks, told in ((False, 1), (False, 0), (True, 1)):
+            with checking(checks), counted() as seen:
                 out = call()
-            assert seen["told"] <= 1, (name, seen)
+            # one op, in chunks or not, is one kind
+            assert seen["told"] <= told, (name, seen)
+            assert seen["told"] == told or not checks, (name, seen)
             assert 0 < seen.total() <= forward, (name, seen)
             with counted() as seen:
                 if out.requires_grad:
@@ -100,5 +102,48 @@ def one_exchange_a_call() -> None:
             assert seen.total() <= backward, (name, seen)
 
 
+@contextmanager
+def checking(on: bool) -> Any:
+    """With or without LOGITLESS_CHECK, which has ranks agree in every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOGITLESS_CHECK", str(int(on)))
+        yield
+
+
+def a_shard_is_made_once() -> None:
+    """The same numbers as with a group and a start; d_hidden may stay a share of the sum."""
+    h, w, t = problem(1, 12, 16, V, torch.float32)
+    ends = [(0, 700), (700, V)]
+    own = w.detach()[slice(*ends[RANK])].clone().requires_grad_()
+    sugar: dict[str, Any] = {**group(), "vocab_start": ends[RANK][0]}
+    whole = ll.vocab_shard(dist.group.WORLD, own)
+    share = ll.vocab_shard(dist.group.WORLD, own, reduce_hidden=False)
+    named = ll.vocab_shard(dist.group.WORLD, own, vocab_start=ends[RANK][0])
+    assert (whole.start, whole.stop) == ends[RANK] and whole.ranges == named.ranges == tuple(ends)
+    assert whole.vocab == V
+
+    def gradients(options: dict[str, Any]) -> tuple[Tensor, ...]:
+        stats = ll.linear_token_stats(h, own, t, **options)
+        both = torch.autograd.grad((stats.logp + stats.entropy).sum(), (h, own))
+        return (stats.logp.detach(), *both)
+
+    expected = gradients(sugar)
+    for shard in (whole, named):
+        for got, right in zip(gradients({"vocab_group": shard}), expected, strict=True):
+            assert_bitwise_equal(got, right)
+    logp, d_hidden, d_weight = gradients({"vocab_group": share})
+    assert_bitwise_equal(logp, expected[0])
+    assert_bitwise_equal(d_weight, expected[2])
+    assert not torch.equal(d_hidden, expected[1])
+    dist.all_reduce(d_hidden)
+    torch.testing.assert_close(d_hidden, expected[1])
+    with pytest.raises(ValueError, match="vocab_start must be left at 0 with a VocabShard"):
+        ll.linear_token_stats(h, own, t, vocab_group=whole, vocab_start=1)
+    with pytest.raises(ValueError, match="must cover a vocabulary from 0 on"):
+        ll.vocab_shard(dist.group.WORLD, own, vocab_start=ends[RANK][0] + RANK)
+    with pytest.raises(TypeError, match="group must be a torch"):
+        ll.vocab_shard(None, own)
+
+
 if __name__ == "__main__":
-    run(one_exchange_a_call)
+    run(one_exchange_in_the_first_call_of_a_kind, a_shard_is_made_once)

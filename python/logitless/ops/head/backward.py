@@ -155,7 +155,7 @@ def backward(
         _sparse(head, f, g, served.sparse, None if own is None else own[:n_sparse], out)
     if own is not None and out.hidden is not None:
         total = own[: n_sparse + n_dense]
-        shard.reduce(total)
+        shard.reduce_hidden(total)
         if own is not out.hidden:
             place = torch.cat(served) if n_sparse else served.dense
             place = place if f.index is None else f.index[place]

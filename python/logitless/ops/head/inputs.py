@@ -17,8 +17,8 @@ from logitless.ops.head.late_plan import question
 from logitless.ops.head.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import RowArguments, row_arguments
+from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts
 from logitless.ops.sharding.shard import Shard
-from logitless.ops.sharding.vocab_parallel import Facts, Meeting, head_facts, rows_facts
 from logitless.ops.symbols import any_symbol, fixed
 from logitless.ops.torch_op import backend_of
 
@@ -74,7 +74,7 @@ class HeadInputs(NamedTuple):
 
     def sharded(
         self,
-        meeting: Meeting,
+        ranks: ShardRendezvous,
         head: HeadOptions,
         shape: tuple[int, ...],
         more: Callable[[], Facts],
@@ -91,7 +91,7 @@ class HeadInputs(NamedTuple):
                 *more(),
             )
 
-        return self._replace(shard=meeting.shard(int(self.weight.shape[0]), same))
+        return self._replace(shard=ranks.shard(int(self.weight.shape[0]), same))
 
 
 def head_inputs(
@@ -102,13 +102,13 @@ def head_inputs(
     mask: Tensor | None,
     head: HeadOptions,
     compute: ComputeOptions,
-    meeting: Meeting,
+    ranks: ShardRendezvous,
 ) -> HeadInputs:
     """Of arguments whose shapes and dtypes are checked."""
     name = backend_of(compute.backend, hidden)
     registry.get(name).require(
         op, tail_mass=compute.tail_mass, batch_invariant=compute.batch_invariant,
-        vocab_group=meeting.sharded,
+        vocab_group=ranks.sharded,
     )  # fmt: skip
     differentiated = torch.is_grad_enabled()
     hidden_needs, weight_needs, bias_needs = (

@@ -7,7 +7,7 @@ from logitless.inputs.options import DROPPED
 from logitless.ops.head.inputs import HeadInputs
 from logitless.ops.head.stats_op import linear_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
-from logitless.ops.sharding.vocab_parallel import Facts
+from logitless.ops.sharding.rendezvous import Facts
 
 
 def extras_facts(extras: tuple[str, ...]) -> Facts:

@@ -22,6 +22,8 @@ class Shard(NamedTuple):
     group: str = ""
     # start and stop of every rank's columns, in the order of ranks; 0, 0: it has none
     bounds: list[int] = []  # noqa: RUF012, never written to
+    # False: d_hidden stays this rank's share of the sum over ranks
+    reduces_hidden: bool = True
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -82,9 +84,9 @@ class Shard(NamedTuple):
         dist.all_gather(parts, mine.contiguous().view(torch.uint8), group=group)
         return everyone
 
-    def reduce(self, total: Tensor) -> None:
-        """Add over the ranks, in place."""
-        if self.group and total.numel():
+    def reduce_hidden(self, total: Tensor) -> None:
+        """Add d_hidden over the ranks, in place."""
+        if self.group and self.reduces_hidden and total.numel():
             dist.all_reduce(total, group=process_group(self.group))
 
 
@@ -97,4 +99,5 @@ def process_group(name: str) -> dist.ProcessGroup:
 
 def sum_dtype(shard: Shard, dtype: torch.dtype) -> torch.dtype:
     """In which a rank's share of d_hidden waits for the others': rounded once, after the sum."""
-    return torch.float32 if shard.group and dtype != torch.float64 else dtype
+    waits = shard.group and shard.reduces_hidden
+    return torch.float32 if waits and dtype != torch.float64 else dtype

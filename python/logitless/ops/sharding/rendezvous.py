@@ -1,13 +1,18 @@
-"""vocab_group at the public ops: who has which columns, and that all ranks ask for the same.
+"""The ranks of vocab_group at the start of a call: who has which columns, and the same call on all.
 
-A call starts with one small message from every rank: its range of columns, what must be the same
-everywhere, or the error it met. So a mistake on one rank raises on all, and none waits for another
-that never comes.
+In the first call of its kind every rank sends one small message: its range of columns, what must be
+the same everywhere, or the error it met. So a mistake on one rank raises on all, and none waits for
+another that never comes. A kind of call is an op with the shape of its weight and its options, on
+any number of tokens. Later calls of the kind send nothing, and wait for nobody;
+LOGITLESS_CHECK=1 has every call send its message.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,25 +26,43 @@ if TYPE_CHECKING:
 
 # (name, value) of text, numbers and lists of them.
 Facts: TypeAlias = tuple[tuple[str, Any], ...]
+# Process group -> kind of call -> what its ranks agreed on, of the last kinds.
+_Kinds: TypeAlias = "OrderedDict[tuple[Any, ...], Shard]"
+_AGREED: weakref.WeakKeyDictionary[Any, _Kinds] = weakref.WeakKeyDictionary()
+KINDS = 256
 
 
-class Meeting:
+class ShardRendezvous:
     """The ranks of vocab_group at the start of a call; without a group nothing is done or sent.
 
-    meeting = Meeting(op, vocab_group, vocab_start)
-    with meeting:
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, ...what makes the kind of call...)
+    with ranks:
         ...                      # everything that one rank alone may fail at
-    shard = meeting.shard(...)   # raises on every rank what any of them failed at
+    shard = ranks.shard(...)     # raises on every rank what any of them failed at
     """
 
-    def __init__(self, op: str, group: Any, start: int) -> None:
-        self.op, self.group, self.start = op, "", start
+    def __init__(self, op: str, group: Any, start: int, *kind: Any) -> None:
+        self.op, self.group, self.start, self.known = op, "", start, None
+        self.reduces_hidden = True
         if group is None:
             self.start = whole("vocab_start", start)
             if start != 0:
                 raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
             return
-        self.group = _name_of(op, group)
+        process = group
+        if type(group).__name__ == "VocabShard":
+            process, self.reduces_hidden = group.group, group.reduce_hidden
+            if start not in (0, group.start):
+                raise ValueError(
+                    f"{op}: vocab_start must be left at 0 with a VocabShard, which starts at "
+                    f"{group.start}, got {shown(start)}"
+                )
+            start = group.start
+        self.group = _name_of(op, process)
+        if not _tracing():
+            self.process, self.kind = process, (op, start, *map(_plain, kind))
+            if not _checks_every_call():
+                self.known = _AGREED.get(process, {}).get(self.kind)
         with self:
             self.start = whole("vocab_start", start)
 
@@ -48,16 +71,16 @@ class Meeting:
     def sharded(self) -> bool:
         return self.group != ""
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> ShardRendezvous:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if self.group and isinstance(error, Exception):
-            from logitless.ops.sharding.agreement import tell
+        if self.group and self.known is None and isinstance(error, Exception):
+            from logitless.ops.sharding.exchange import report_failure
 
-            tell(self.group, f"{type(error).__name__}: {error}")
+            report_failure(self.group, f"{type(error).__name__}: {error}")
 
     def local(self, name: str, tensor: Any) -> Any:
         """This rank's part of a weight or bias, of which a DTensor is cut along the vocabulary."""
@@ -76,19 +99,49 @@ class Meeting:
         registry.get(backend).require(self.op, vocab_group=self.sharded)
 
     def shard(self, width: int, same: Callable[[], Facts]) -> Shard:
-        """Who has which columns. `same`: what must agree; not asked for without a group."""
-        from logitless.ops.sharding.agreement import agreed
+        """Who has which columns. `same`: what must agree; asked for where it is sent."""
+        from logitless.ops.sharding.exchange import check_consistent
         from logitless.ops.sharding.shard import Shard
 
         if not self.sharded:
             return Shard()
+        if self.known is not None:
+            return self.known
         facts = same()
         if _tracing():
             from logitless.ops.symbols import fixed
 
             # What ranks have told each other is a constant of the graph.
             width, facts = fixed(width), tuple([(name, fixed(fact)) for name, fact in facts])
-        return Shard(*agreed(self.op, self.group, self.start, width, facts))
+        found = check_consistent(self.op, self.group, self.start, width, facts)
+        shard = Shard(*found, self.reduces_hidden)
+        if not _tracing():
+            kinds = _AGREED.setdefault(self.process, OrderedDict())
+            kinds[self.kind] = shard
+            # All ranks make the same calls, so they forget the same kind.
+            if len(kinds) > KINDS:
+                kinds.popitem(last=False)
+        return shard
+
+
+def tail(array: Any, dims: int = 1) -> tuple[Any, ...]:
+    """What of an array makes a kind of call: dtype and last dimensions, not the number of tokens.
+    Nothing is checked yet."""
+    shape = tuple(getattr(array, "shape", ()))
+    return (str(getattr(array, "dtype", None)), *(int(n) for n in shape[-dims:]))
+
+
+def _plain(value: Any) -> Any:
+    """A hashable stand-in: a number or text itself, of all else the type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return type(value).__name__
+
+
+def _checks_every_call() -> bool:
+    return os.environ.get("LOGITLESS_CHECK", "0") not in ("", "0")
 
 
 def _tracing() -> bool:
@@ -111,14 +164,14 @@ def _name_of(op: str, group: Any) -> str:
     return name
 
 
-def _local_part(meeting: Meeting, name: str, tensor: Any) -> Any:
+def _local_part(ranks: ShardRendezvous, name: str, tensor: Any) -> Any:
     import torch.distributed as dist
     from torch.distributed.tensor import Shard as Sharded
 
     from logitless.ops.sharding.shard import process_group
 
-    op, mesh, placements = meeting.op, tensor.device_mesh, tensor.placements
-    mine, theirs = process_group(meeting.group), mesh.get_group() if mesh.ndim == 1 else None
+    op, mesh, placements = ranks.op, tensor.device_mesh, tensor.placements
+    mine, theirs = process_group(ranks.group), mesh.get_group() if mesh.ndim == 1 else None
     cut = len(placements) == 1 and type(placements[0]) is Sharded and placements[0].dim == 0
     same_ranks = theirs is not None and (
         dist.get_process_group_ranks(theirs) == dist.get_process_group_ranks(mine)
@@ -130,12 +183,12 @@ def _local_part(meeting: Meeting, name: str, tensor: Any) -> Any:
         )
     # DTensor cuts as torch.chunk does.
     start = min(-(-len(tensor) // mine.size()) * mine.rank(), len(tensor))
-    if meeting.start not in (0, start):
+    if ranks.start not in (0, start):
         raise ValueError(
             f"{op}: vocab_start must be left at 0, or be the {start} at which this rank's part of "
-            f"the DTensor {name} starts, got {meeting.start}"
+            f"the DTensor {name} starts, got {ranks.start}"
         )
-    meeting.start = start
+    ranks.start = start
     return tensor.to_local()
 
 

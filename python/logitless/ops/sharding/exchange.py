@@ -8,24 +8,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from logitless.ops.sharding.rendezvous import Facts
 from logitless.ops.sharding.shard import process_group
-from logitless.ops.sharding.vocab_parallel import Facts
 
 # Bytes of a rank's message, and letters of the error in it: JSON writes up to six bytes for one.
 MESSAGE = 4096
 LONGEST_ERROR = 600
 
 
-def tell(group: str, error: str) -> None:
-    """Say that this rank failed, to ranks that are in, or on their way to, `agreed`."""
+def report_failure(group: str, error: str) -> None:
+    """Say that this rank failed, to ranks that are in, or on their way to, `check_consistent`."""
     _exchange(group, {"error": error[:LONGEST_ERROR]})
 
 
 # A compiled graph holds the answer as a constant: it follows from what the graph is guarded on, and
 # ranks that run one program trace at the same calls.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def agreed(op: str, group: str, start: int, width: int, same: Facts) -> tuple[str, list[int]]:
-    """The fields of `Shard`, after every rank has said what it has and what it is asked for."""
+def check_consistent(
+    op: str, group: str, start: int, width: int, same: Facts
+) -> tuple[str, list[int]]:
+    """Group and bounds of a `Shard`: after every rank has said what it has and is asked for."""
     mine = {"range": [start, start + width], "same": [["the op", op], *map(list, same)]}
     answers = _exchange(group, mine)
     for rank, answer in enumerate(answers):
