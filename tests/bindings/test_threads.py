@@ -96,7 +96,7 @@ def run(script: str, **environment: str) -> list[int]:
 
 def test_many_rows_start_threads_and_few_start_none() -> None:
     script = """
-call(512, threads=4)
+call(1024, threads=4)
 print(tasks() - before)
 call(5000, threads=4)
 print(tasks() - before)
