@@ -26,7 +26,7 @@ class Support(NamedTuple):
 class RowKernels(Protocol):
     """Moments and gradients of rows of logits; an object is bound to the rows of one call.
 
-    `state` is [n, STATE] float64, see csrc/core/rows.h.
+    `state` is [n, STATE] float64, see csrc/core/row_state.h.
     """
 
     def forward(

@@ -27,7 +27,7 @@ class TopK:
     with value > max - margin / scale: at most half of the room.
     """
 
-    values: Tensor  # [n, room] float64: y, see csrc/core/rows.h
+    values: Tensor  # [n, room] float64: y, see csrc/core/row_state.h
     ids: Tensor  # [n, room] int32, global vocabulary ids
     threshold: Tensor  # [n] float64
     count: Tensor  # [n] int64
