@@ -268,7 +268,7 @@ def errors() -> None:
     assert "torch's CPU generator" in message
     # not built, and not for these
     torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
-    assert "vocab_group with backend='torch' is not built" in torch_backend
+    assert "vocab_group is not built for backend 'torch'" in torch_backend
     arrays = [x.numpy() for x in (h, own, t)]
     for op, given in (
         (ll.linear_token_stats, arrays),
