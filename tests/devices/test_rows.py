@@ -83,7 +83,7 @@ def test_parts_of_the_vocabulary_merge(device: Device, dtype: torch.dtype) -> No
     state = torch.empty_like(pieces[0])
     rows.merge(pieces, state)
     out = empty_outputs(n, True, logits)
-    rows.finish(state, vocab, **out)
+    rows.finalize(state, vocab, **out)
     truth = reference.token_stats(cases.to_numpy(z), t.numpy(), temperature=temperature.numpy())
     for name in VALUES:
         assert_values(out[name], truth[name], dtype)

@@ -62,7 +62,8 @@ class Wrong(CpuRows):
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
-        self.finalize, self.gradient = self.wrong_finalize, self.wrong_gradient
+        kernels: Any = self
+        kernels.finalize, kernels.gradient = self.wrong_finalize, self.wrong_gradient
 
     def wrong_finalize(self, *args: Any, entropy: Any, **outputs: Any) -> None:
         self.core.finalize(*args, entropy=entropy, **outputs)
