@@ -55,7 +55,8 @@ diagnostics     programs over the public functions: check a head, warm up a devi
 entropy         covariance and the entropy law
                 inputs loss.evaluate ops ops.losses
 __init__        the public names, loaded on first use
-                _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding entropy
+                _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
+                entropy
                 diagnostics
 integrations    other people's trainers
                 public

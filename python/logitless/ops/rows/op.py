@@ -72,7 +72,7 @@ def _forward_fake(
 
 
 def empty_states(state: Tensor) -> None:  # [n, STATE]
-    """What `Rows.forward` leaves where there is no column: nothing seen, see csrc/core/row_state.h."""
+    """What `Rows.forward` leaves where there is no column: see csrc/core/row_state.h."""
     state.zero_()
     state[:, 0], state[:, 6], state[:, 7] = -float("inf"), float("nan"), -1.0
 
