@@ -25,14 +25,13 @@ _version        the version, read by the build
 reference       the oracle: NumPy float64, no tricks
 kernels         Triton kernels
 inputs          what a call is given, checked once
-                _core backends
 backends        one record per device: numbers of the machine, groups of kernels
                 _core kernels inputs
 loss            policy losses
 loss.spec       a policy loss as data: axes, presets, controllers
                 inputs
 loss.evaluate   a policy loss over the tokens of a call
-                _core inputs loss.spec
+                inputs backends loss.spec
 ops.torch_op    registers an op with torch.library from typed arguments
                 backends
 ops.symbols     sizes that torch.compile leaves open
@@ -41,7 +40,7 @@ ops.sharding    a vocabulary that is spread over ranks
 ops.rows        given logits: the torch op and its results
                 inputs backends ops.torch_op ops.sharding
 ops.losses      the torch op of a policy loss
-                inputs backends loss.spec loss.evaluate ops.torch_op ops.symbols ops
+                inputs backends loss.spec loss.evaluate ops.torch_op ops.symbols
 ops.head        hidden x weight: plan, tiles, products, torch ops
                 inputs backends loss.evaluate ops.torch_op ops.symbols ops.sharding ops.rows
                 ops.losses
@@ -53,7 +52,7 @@ ops             the public functions: parse, plan, run
 diagnostics     programs over the public functions: check a head, warm up a device
                 inputs ops ops.head
 entropy         covariance and the entropy law
-                inputs loss.evaluate ops ops.losses
+                inputs backends loss.evaluate
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
                 entropy

@@ -1,5 +1,9 @@
 // _core.tokens: the policy loss of tokens; selection.cpp has the rest.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "../cpu/tokens/selection.h"
 #include "../cpu/tokens/token_loss.h"
@@ -11,57 +15,78 @@ namespace py = pybind11;
 namespace logitless::bindings {
 namespace {
 
-KlParams kl_params(const py::dict& fields) {
-  KlParams params;
-  params.estimator = choice_of(fields, "estimator", KlEstimator::low_var);
-  params.straight_through = field_of<bool>(fields, "straight_through");
-  params.weight = choice_of(fields, "weight", KlWeight::score);
-  params.coefficient = field_of<double>(fields, "coefficient");
-  return params;
+// An enumeration's value, of which Python makes others, too.
+template <typename Enum>
+Enum checked(Enum value, Enum last, const char* name) {
+  const auto number = static_cast<int64_t>(value);
+  check(0 <= number && number <= static_cast<int64_t>(last), name, " has no value ", number);
+  return value;
 }
 
-TokenLossParams token_loss_params(const py::dict& fields) {
-  const auto number = [&](const char* name) { return field_of<double>(fields, name); };
+TokenLossParams loss_params(
+    Surrogate surrogate,
+    const std::vector<double>& constants,
+    double ratio_low,
+    double ratio_high,
+    double log_low,
+    double log_high,
+    double ratio_dual,
+    double log_dual,
+    double positive,
+    double negative,
+    Control control,
+    KlEstimator penalty_estimator,
+    bool penalty_straight_through,
+    KlEstimator kl_estimator,
+    bool kl_straight_through,
+    KlWeight kl_weight,
+    double entropy_target
+) {
   TokenLossParams params;
-  params.surrogate = choice_of(fields, "surrogate", Surrogate::given);
-  const auto numbers = field_of<py::sequence>(fields, "numbers");
-  check(numbers.size() <= 4, "the field 'numbers' must hold up to 4 values");
-  for (size_t i = 0; i < numbers.size(); ++i)
-    params.numbers[i] = value_of<double>(numbers[i], "numbers");
-  params.ratio_low = number("ratio_low");
-  params.ratio_high = number("ratio_high");
-  params.log_low = number("log_low");
-  params.log_high = number("log_high");
-  params.ratio_dual = number("ratio_dual");
-  params.log_dual = number("log_dual");
-  params.positive = number("positive");
-  params.negative = number("negative");
-  params.control = choice_of(fields, "control", Control::keep_selected);
-  params.penalty = kl_params(field_of<py::dict>(fields, "penalty"));
-  params.kl = kl_params(field_of<py::dict>(fields, "kl"));
-  params.entropy_coefficient = number("entropy_coefficient");
-  params.entropy_target = number("entropy_target");
+  params.surrogate = checked(surrogate, Surrogate::precomputed, "surrogate");
+  check(constants.size() <= 4, "constants must hold up to 4 values");
+  std::copy(constants.begin(), constants.end(), params.constants);
+  params.ratio_low = ratio_low;
+  params.ratio_high = ratio_high;
+  params.log_low = log_low;
+  params.log_high = log_high;
+  params.ratio_dual = ratio_dual;
+  params.log_dual = log_dual;
+  params.positive = positive;
+  params.negative = negative;
+  params.control = checked(control, Control::keep_selected, "control");
+  const KlEstimator last = KlEstimator::low_var;
+  params.penalty.estimator = checked(penalty_estimator, last, "penalty_estimator");
+  params.penalty.straight_through = penalty_straight_through;
+  params.kl.estimator = checked(kl_estimator, last, "kl_estimator");
+  params.kl.straight_through = kl_straight_through;
+  params.kl.weight = checked(kl_weight, KlWeight::score, "kl_weight");
+  params.entropy_target = entropy_target;
   return params;
 }
 
-py::dict sums_dict(const cpu::TokenLossSums& sums) {
-  py::dict out;
-  out["loss"] = sums.loss;
-  out["policy"] = sums.policy;
-  out["kl"] = sums.kl;
-  out["clipped"] = sums.clipped;
-  out["clipped_lower"] = sums.clipped_lower;
-  out["selected"] = sums.selected;
-  out["old_minus_new"] = sums.old_minus_new;
-  out["entropy"] = sums.entropy;
-  out["covariance"] = sums.covariance;
-  out["bad_token"] = sums.bad_token;
-  out["overflow_token"] = sums.overflow_token;
-  out["overflow_loss"] = sums.overflow_loss;
-  return out;
+constexpr int64_t kLossSums = 13;
+
+void write(const cpu::TokenLossSums& sums, double* out) {
+  const double values[kLossSums] = {
+      sums.loss,
+      sums.policy,
+      sums.kl,
+      sums.clipped,
+      sums.clipped_lower,
+      sums.selected,
+      sums.old_minus_new,
+      sums.entropy,
+      sums.covariance,
+      sums.tokens,
+      static_cast<double>(sums.bad_token),
+      static_cast<double>(sums.overflow_token),
+      sums.overflow_loss
+  };
+  std::copy(values, values + kLossSums, out);
 }
 
-py::dict token_loss(
+void token_loss(
     py::handle logp_object,
     py::handle old_logp_object,
     py::handle advantages_object,
@@ -74,14 +99,18 @@ py::dict token_loss(
     double mean_advantage,
     double mean_logp,
     double grad_scale,
-    const py::dict& params,
+    double entropy_coefficient,
+    double kl_coefficient,
+    double penalty_coefficient,
+    const TokenLossParams& params,
+    py::handle sums_object,
     py::handle mask_object,
     double weight,
     py::handle penalty_logp_object,
     py::handle log_ratio_object,
     py::handle factor_object,
-    py::handle given_loss_object,
-    py::handle given_slope_object,
+    py::handle precomputed_loss_object,
+    py::handle precomputed_slope_object,
     py::handle g_policy_object,
     int threads
 ) {
@@ -96,14 +125,16 @@ py::dict token_loss(
   const auto selected = optional_array(selected_object, "selected", Access::read);
   const auto log_ratio = optional_array(log_ratio_object, "log_ratio", Access::read);
   const auto factor = optional_array(factor_object, "factor", Access::read);
-  const auto given_loss = optional_array(given_loss_object, "given_loss", Access::read);
-  const auto given_slope = optional_array(given_slope_object, "given_slope", Access::read);
+  const auto precomputed_loss = optional_array(precomputed_loss_object, "precomputed_loss", Access::read);
+  const auto precomputed_slope = optional_array(precomputed_slope_object, "precomputed_slope", Access::read);
   const Array g_logp(g_logp_object, "g_logp", Access::write);
   const auto g_entropy = optional_array(g_entropy_object, "g_entropy", Access::write);
   const auto g_policy = optional_array(g_policy_object, "g_policy", Access::write);
+  const Array sums_array(sums_object, "sums", Access::write);
+  auto* out = data_of<double>(sums_array, Dtype::f64, kLossSums);
   check(weights.has_value() != mask.has_value(), "either weights or mask must be given");
   const int64_t n = logp->size();
-  return visit_real(logp, [&](auto tag, Dtype dtype) {
+  visit_real(logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     cpu::TokenLossArgs<T> args;
     args.tokens = n;
@@ -119,14 +150,17 @@ py::dict token_loss(
     args.selected = data_of<const uint8_t>(selected, Dtype::boolean, n);
     args.log_ratio = data_of<const double>(log_ratio, Dtype::f64, n);
     args.factor = data_of<const double>(factor, Dtype::f64, n);
-    args.given_loss = data_of<const double>(given_loss, Dtype::f64, n);
-    args.given_slope = data_of<const double>(given_slope, Dtype::f64, n);
+    args.precomputed_loss = data_of<const double>(precomputed_loss, Dtype::f64, n);
+    args.precomputed_slope = data_of<const double>(precomputed_slope, Dtype::f64, n);
     args.g_logp = data_of<T>(g_logp, dtype, n);
     args.g_entropy = data_of<T>(g_entropy, dtype, n);
     args.g_policy = data_of<double>(g_policy, Dtype::f64, n);
     args.means = {mean_advantage, mean_logp};
     args.grad_scale = grad_scale;
-    args.params = token_loss_params(params);
+    args.params = params;
+    args.params.entropy_coefficient = entropy_coefficient;
+    args.params.kl.coefficient = kl_coefficient;
+    args.params.penalty.coefficient = penalty_coefficient;
     args.threads = threads_of(threads);
     check_apart(
         logp,
@@ -140,16 +174,17 @@ py::dict token_loss(
         selected,
         log_ratio,
         factor,
-        given_loss,
-        given_slope,
+        precomputed_loss,
+        precomputed_slope,
         g_logp,
         g_entropy,
-        g_policy
+        g_policy,
+        sums_array
     );
     check(
-        args.params.surrogate != Surrogate::given ||
-            (args.given_loss != nullptr && args.given_slope != nullptr),
-        "given_loss and given_slope must be given with Surrogate.given"
+        args.params.surrogate != Surrogate::precomputed ||
+            (args.precomputed_loss != nullptr && args.precomputed_slope != nullptr),
+        "precomputed_loss and precomputed_slope must be given with Surrogate.precomputed"
     );
     check(
         args.params.control != Control::penalise_selected || args.penalty_logp != nullptr,
@@ -160,7 +195,7 @@ py::dict token_loss(
       py::gil_scoped_release release;
       sums = cpu::token_loss(args);
     }
-    return sums_dict(sums);
+    write(sums, out);
   });
 }
 
@@ -198,14 +233,37 @@ void register_tokens(py::module_& m) {
   py::enum_<Surrogate>(m, "Surrogate", "The policy terms of csrc/core/token_loss.h.")
       .value("clip", Surrogate::clip)
       .value("reinforce", Surrogate::reinforce)
-      .value("nothing", Surrogate::nothing)
+      .value("none", Surrogate::none)
       .value("cispo", Surrogate::cispo)
       .value("sapo", Surrogate::sapo)
       .value("trust_mask", Surrogate::trust_mask)
       .value("dro", Surrogate::dro)
       .value("vespo", Surrogate::vespo)
-      .value("given", Surrogate::given);
+      .value("precomputed", Surrogate::precomputed);
 
+  m.attr("LOSS_SUMS") = kLossSums;
+  py::class_<TokenLossParams>(m, "LossParams", "What never changes about a loss.")
+      .def(
+          py::init(&loss_params),
+          py::kw_only(),
+          py::arg("surrogate"),
+          py::arg("constants"),
+          py::arg("ratio_low"),
+          py::arg("ratio_high"),
+          py::arg("log_low"),
+          py::arg("log_high"),
+          py::arg("ratio_dual"),
+          py::arg("log_dual"),
+          py::arg("positive"),
+          py::arg("negative"),
+          py::arg("control"),
+          py::arg("penalty_estimator"),
+          py::arg("penalty_straight_through"),
+          py::arg("kl_estimator"),
+          py::arg("kl_straight_through"),
+          py::arg("kl_weight"),
+          py::arg("entropy_target")
+      );
   m.def(
       "token_loss",
       &token_loss,
@@ -222,17 +280,21 @@ void register_tokens(py::module_& m) {
       py::arg("mean_advantage"),
       py::arg("mean_logp"),
       py::arg("grad_scale"),
+      py::arg("entropy_coefficient"),
+      py::arg("kl_coefficient"),
+      py::arg("penalty_coefficient"),
       py::arg("params"),
+      py::arg("sums"),
       py::arg("mask") = py::none(),
       py::arg("weight") = 0.0,
       py::arg("penalty_logp") = py::none(),
       py::arg("log_ratio") = py::none(),
       py::arg("factor") = py::none(),
-      py::arg("given_loss") = py::none(),
-      py::arg("given_slope") = py::none(),
+      py::arg("precomputed_loss") = py::none(),
+      py::arg("precomputed_slope") = py::none(),
       py::arg("g_policy") = py::none(),
       py::arg("threads") = 0,
-      "Writes g_logp and g_entropy; returns the numerators of the loss and of the metrics."
+      "Writes the coefficients, and the numerators of the loss and of the metrics into sums."
   );
   m.def(
       "exp",

@@ -8,18 +8,18 @@
 
 namespace logitless {
 
-// The policy terms; a new one is a function `term` below and a case of `surrogate_term`. `given`:
+// The policy terms; a new one is a function `term` below and a case of `surrogate_term`. `precomputed`:
 // the caller computed value and slope itself.
 enum class Surrogate : uint8_t {
   clip,
   reinforce,
-  nothing,
+  none,
   cispo,
   sapo,
   trust_mask,
   dro,
   vespo,
-  given
+  precomputed
 };
 
 // What being selected (by covariance or entropy, over the whole batch) does to the policy term.
@@ -42,7 +42,7 @@ struct KlParams {
 struct TokenLossParams {
   Surrogate surrogate = Surrogate::clip;
   // Of the surrogate, in the order of its `term`.
-  double numbers[4] = {0, 0, 0, 0};
+  double constants[4] = {0, 0, 0, 0};
   // The ratio counts as clipped beyond [ratio_low, ratio_high]; -inf and inf clip nothing. The
   // tests compare log ratios, which every machine subtracts to the same bits, against logs taken
   // once.
@@ -108,14 +108,14 @@ LOGITLESS_HD inline Term score_term(const PolicyToken& t, double weight) {
   return {slope * t.logp, slope};
 }
 
-// numbers: lowest and highest weight.
+// constants: lowest and highest weight.
 LOGITLESS_HD inline Term cispo_term(const PolicyToken& t, const TokenLossParams& p) {
-  return score_term(t, std::fmin(std::fmax(t.ratio, p.numbers[0]), p.numbers[1]));
+  return score_term(t, std::fmin(std::fmax(t.ratio, p.constants[0]), p.constants[1]));
 }
 
-// numbers: tau where A > 0, tau elsewhere. -A 4/tau sigmoid(tau (r - 1)).
+// constants: tau where A > 0, tau elsewhere. -A 4/tau sigmoid(tau (r - 1)).
 LOGITLESS_HD inline Term sapo_term(const PolicyToken& t, const TokenLossParams& p) {
-  const double tau = t.advantage > 0 ? p.numbers[0] : p.numbers[1];
+  const double tau = t.advantage > 0 ? p.constants[0] : p.constants[1];
   const double e = std::exp(-tau * std::fabs(t.ratio - 1));
   const double gate = (t.ratio > 1 ? 1 : e) / (1 + e);
   // q (1 - q) of the sigmoid; 0 for a large ratio, which may be infinite
@@ -133,17 +133,17 @@ LOGITLESS_HD inline double bernoulli_kl(double old_logp, double logp) {
   return old_p * (old_logp - logp) + (1 - old_p) * std::log((1 - old_p + tiny) / (1 - p + tiny));
 }
 
-// numbers: low, high, cap (0: none), 2 * (KL instead of p - p_old) + two_sided.
+// constants: low, high, cap (0: none), 2 * (KL instead of p - p_old) + two_sided.
 LOGITLESS_HD inline Term trust_mask_term(const PolicyToken& t, const TokenLossParams& p) {
-  const double low = p.numbers[0];
-  const double high = p.numbers[1];
-  const double cap = p.numbers[2];
-  const bool two_sided = p.numbers[3] == 1 || p.numbers[3] == 3;
+  const double low = p.constants[0];
+  const double high = p.constants[1];
+  const double cap = p.constants[2];
+  const bool two_sided = p.constants[3] == 1 || p.constants[3] == 3;
   const double old_logp = t.logp - t.log_ratio;
   const double move = std::exp(t.logp) - std::exp(old_logp);
   const bool up = t.advantage > 0;
   bool kept;
-  if (p.numbers[3] >= 2) {
+  if (p.constants[3] >= 2) {
     const bool against = up ? move <= 0 : move >= 0;
     kept = bernoulli_kl(old_logp, t.logp) <= (up ? high : low) || (against && !two_sided);
   } else {
@@ -155,17 +155,17 @@ LOGITLESS_HD inline Term trust_mask_term(const PolicyToken& t, const TokenLossPa
   return {loss, loss};
 }
 
-// numbers: beta.
+// constants: beta.
 LOGITLESS_HD inline Term dro_term(const PolicyToken& t, const TokenLossParams& p) {
-  const double pull = p.numbers[0] * t.log_ratio;
+  const double pull = p.constants[0] * t.log_ratio;
   return {-t.advantage * t.logp + 0.5 * pull * t.log_ratio, -t.advantage + pull};
 }
 
-// numbers: k and lambda where A >= 0, k and lambda where A < 0.
+// constants: k and lambda where A >= 0, k and lambda where A < 0.
 LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams& p) {
   const int side = t.advantage < 0 ? 2 : 0;
-  const double k = p.numbers[side];
-  const double lambda = p.numbers[side + 1];
+  const double k = p.constants[side];
+  const double lambda = p.constants[side + 1];
   return score_term(t, std::exp(lambda + k * t.log_ratio - lambda * t.ratio));
 }
 
@@ -173,7 +173,7 @@ LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams&
 template <Surrogate kind>
 LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossParams& p) {
   if constexpr (kind == Surrogate::dro) return dro_term(t, p);
-  if (kind == Surrogate::nothing || t.advantage == 0) return {0, 0};
+  if (kind == Surrogate::none || t.advantage == 0) return {0, 0};
   if constexpr (kind == Surrogate::clip) return clip_term(t, p);
   if constexpr (kind == Surrogate::reinforce) return score_term(t, 1);
   if constexpr (kind == Surrogate::cispo) return cispo_term(t, p);

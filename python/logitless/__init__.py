@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from logitless.diagnostics.warm import warm
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
-    from logitless.loss.evaluate.aggregation import Totals
+    from logitless.loss.evaluate.inputs import BatchStats, Totals
+    from logitless.loss.evaluate.rollout import RolloutWeights
     from logitless.loss.spec import (
         KL,
         Cispo,
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
     from logitless.loss.spec.controllers import LogController, StepController
     from logitless.loss.spec.corrections import corrections
     from logitless.loss.spec.presets import presets
-    from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
+    from logitless.ops.batch_stats import batch_stats, token_ids
     from logitless.ops.gathered import gathered
     from logitless.ops.head.plan import Plan, plan
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
     from logitless.ops.policy_loss import PolicyLossOutput, policy_loss
-    from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
+    from logitless.ops.rollout_weights import rollout_weights
     from logitless.ops.rows.outputs import TokenStats
     from logitless.ops.sharding.vocab_shard import VocabShard
     from logitless.ops.token_stats import token_stats
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 # Public name -> module that holds it.
 _HOMES = {
-    "BatchStats": "logitless.ops.batch_stats",
+    "BatchStats": "logitless.loss.evaluate.inputs",
     "Check": "logitless.diagnostics.check",
     "Cispo": "logitless.loss.spec",
     "Clip": "logitless.loss.spec",
@@ -94,7 +95,7 @@ _HOMES = {
     "PolicyLossSpec": "logitless.loss.spec",
     "Reinforce": "logitless.loss.spec",
     "Reject": "logitless.loss.spec",
-    "RolloutWeights": "logitless.ops.rollout_weights",
+    "RolloutWeights": "logitless.loss.evaluate.rollout",
     "Sample": "logitless.ops.linear_sample",
     "Sapo": "logitless.loss.spec",
     "SignWeights": "logitless.loss.spec",
@@ -102,7 +103,7 @@ _HOMES = {
     "SurrogateInputs": "logitless.loss.spec",
     "TokenStats": "logitless.ops.rows.outputs",
     "TopEntropy": "logitless.loss.spec",
-    "Totals": "logitless.loss.evaluate.aggregation",
+    "Totals": "logitless.loss.evaluate.inputs",
     "TrustMask": "logitless.loss.spec",
     "Unclipped": "logitless.loss.spec",
     "Vespo": "logitless.loss.spec",

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from logitless import _core
-from logitless.inputs.make_tokens import make_tokens, thread_count
+from logitless.backends.threads import thread_count
+from logitless.loss.evaluate.make_tokens import make_tokens
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is tested")
 

@@ -16,6 +16,7 @@ import torch
 
 import logitless as ll
 from logitless import _core
+from logitless.backends.tokens import SUMS
 from tests.fuzz.memory import LIES, Exporter, Liar
 
 # ---- what an object says of its memory
@@ -146,29 +147,31 @@ def test_selected_bytes(control: str) -> None:
     rng = np.random.default_rng(6)
     n = 1000
     selected, valid = rng.random(n) < 0.1, rng.random(n) < 0.8
-    kl = {
-        "estimator": _core.tokens.KlEstimator.k2, "straight_through": False,
-        "weight": _core.tokens.KlWeight.none, "coefficient": 1.0,
-    }  # fmt: skip
-    params = {
-        "surrogate": _core.tokens.Surrogate.reinforce, "numbers": (), "penalty": kl,
-        "kl": {**kl, "estimator": _core.tokens.KlEstimator.none, "coefficient": 0.0},
-        "control": getattr(_core.tokens.Control, control), "positive": 1.0, "negative": 1.0,
-        "entropy_coefficient": 0.0, "entropy_target": 0.0, "ratio_low": 0.8, "ratio_high": 1.2,
-        "log_low": -0.2, "log_high": 0.2, "ratio_dual": 3.0, "log_dual": 1.1,
-    }  # fmt: skip
+    none = _core.tokens.KlEstimator.none
+    params = _core.tokens.LossParams(
+        surrogate=_core.tokens.Surrogate.reinforce, constants=(), ratio_low=0.8, ratio_high=1.2,
+        log_low=-0.2, log_high=0.2, ratio_dual=3.0, log_dual=1.1, positive=1.0, negative=1.0,
+        control=getattr(_core.tokens.Control, control),
+        penalty_estimator=_core.tokens.KlEstimator.k2, penalty_straight_through=False,
+        kl_estimator=none, kl_straight_through=False, kl_weight=_core.tokens.KlWeight.none,
+        entropy_target=0.0,
+    )  # fmt: skip
     logp, a, reference = (rng.normal(size=n) for _ in range(3))
     results = []
     for byte in (1, 254):
         flags = [np.where(x, byte, 0).astype(np.uint8).view(bool) for x in (selected, valid)]
         gradient = np.zeros(n)
-        sums = _core.tokens.token_loss(
+        sums = np.zeros(_core.tokens.LOSS_SUMS)
+        _core.tokens.token_loss(
             logp=logp, old_logp=None, advantages=a, weights=None, entropy=None, kl_logp=None,
             selected=flags[0], g_logp=gradient, g_entropy=None, mean_advantage=0.0, mean_logp=0.0,
             grad_scale=1.0, params=params, mask=flags[1], weight=0.5, penalty_logp=reference,
+            entropy_coefficient=0.0, kl_coefficient=0.0, penalty_coefficient=1.0, sums=sums,
         )  # fmt: skip
-        assert sums["selected"] == (selected & valid).sum()
-        results.append((sums, gradient))
+        found = dict(zip(SUMS, sums.tolist(), strict=True))
+        assert found["selected"] == (selected & valid).sum()
+        assert found["tokens"] == valid.sum()
+        results.append((found, gradient))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
 

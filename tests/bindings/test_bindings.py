@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from logitless import _core
+from logitless.backends.tokens import SUMS
 
 N = 4
 
@@ -324,31 +325,33 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "surrogate",
     ),
     "a control that is none": (lambda: token_loss(control=_core.tokens.Control(9)), "control"),
-    "a field that is missing": (lambda: token_loss(without="ratio_low"), "ratio_low"),
-    "a field of another kind": (lambda: token_loss(log_dual="much"), "log_dual.*str"),
-    "too many numbers": (lambda: token_loss(numbers=(1.0,) * 5), "numbers"),
+    "a field that is missing": (lambda: token_loss(without="ratio_low"), "ratio_low: "),
+    "a field of another kind": (lambda: token_loss(log_dual="much"), "log_dual='much'"),
+    "too many constants": (lambda: token_loss(constants=(1.0,) * 5), "constants"),
 }
 
 
 def token_loss(*, without: str = "", **changed: Any) -> Any:
-    kl = {
-        "estimator": _core.tokens.KlEstimator.none, "straight_through": False,
-        "weight": _core.tokens.KlWeight.none, "coefficient": 0.0,
-    }  # fmt: skip
     numbers = dict.fromkeys(
         ("ratio_low", "ratio_high", "log_low", "log_high", "ratio_dual", "log_dual", "positive",
-         "negative", "entropy_coefficient", "entropy_target"), 1.0,
+         "negative", "entropy_target"), 1.0,
     )  # fmt: skip
-    params: dict[str, Any] = {
-        **numbers, "surrogate": _core.tokens.Surrogate.clip, "numbers": (),
-        "control": _core.tokens.Control.none, "penalty": kl, "kl": kl, **changed,
+    none = _core.tokens.KlEstimator.none
+    fields: dict[str, Any] = {
+        **numbers, "surrogate": _core.tokens.Surrogate.clip, "constants": (),
+        "control": _core.tokens.Control.none, "penalty_estimator": none,
+        "penalty_straight_through": False, "kl_estimator": none, "kl_straight_through": False,
+        "kl_weight": _core.tokens.KlWeight.none, **changed,
     }  # fmt: skip
-    params.pop(without, None)
-    return _core.tokens.token_loss(
+    fields.pop(without, None)
+    sums = np.zeros(_core.tokens.LOSS_SUMS)
+    _core.tokens.token_loss(
         logp=np.zeros(3), old_logp=None, advantages=np.ones(3), weights=np.ones(3), entropy=None,
         kl_logp=None, selected=None, g_logp=np.zeros(3), g_entropy=None, mean_advantage=0.0,
-        mean_logp=0.0, grad_scale=1.0, params=params,
+        mean_logp=0.0, grad_scale=1.0, entropy_coefficient=0.0, kl_coefficient=0.0,
+        penalty_coefficient=0.0, params=_core.tokens.LossParams(**fields), sums=sums,
     )  # fmt: skip
+    return dict(zip(SUMS, sums.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", WRONG)

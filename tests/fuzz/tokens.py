@@ -25,25 +25,22 @@ def threads(rng: Rng) -> int:
     return int(rng.integers(0, 4))
 
 
-def _kl(core: Any, rng: Rng) -> dict[str, Any]:
-    return {
-        "estimator": core.tokens.KlEstimator(int(rng.integers(6))),
-        "straight_through": bool(rng.integers(2)),
-        "weight": core.tokens.KlWeight(int(rng.integers(3))),
-        "coefficient": float(rng.choice([0, 0.1])),
-    }
+def loss_params(core: Any, rng: Rng) -> Case:
+    return Case("tokens.LossParams.__init__", _params(core, rng))
 
 
 def _params(core: Any, rng: Rng) -> dict[str, Any]:
+    estimators = [core.tokens.KlEstimator(int(rng.integers(6))) for _ in range(2)]
     return {
         "surrogate": core.tokens.Surrogate(int(rng.integers(9))),
-        "numbers": tuple(rng.uniform(0.1, 2, int(rng.integers(5)))),
+        "constants": tuple(rng.uniform(0.1, 2, int(rng.integers(5)))),
         "ratio_low": 0.8, "ratio_high": 1.2, "log_low": -0.2, "log_high": 0.2,
         "ratio_dual": 3.0, "log_dual": 1.1,
         "positive": float(rng.choice([1, 0.5])), "negative": 1.0,
         "control": core.tokens.Control(int(rng.integers(4))),
-        "penalty": _kl(core, rng), "kl": _kl(core, rng),
-        "entropy_coefficient": float(rng.choice([0, 0.1])), "entropy_target": 0.0,
+        "penalty_estimator": estimators[0], "penalty_straight_through": bool(rng.integers(2)),
+        "kl_estimator": estimators[1], "kl_straight_through": bool(rng.integers(2)),
+        "kl_weight": core.tokens.KlWeight(int(rng.integers(3))), "entropy_target": 0.0,
     }  # fmt: skip
 
 
@@ -60,14 +57,18 @@ def token_loss(core: Any, rng: Rng) -> Case:
         "entropy": maybe(rng, numbers()), "kl_logp": maybe(rng, numbers()),
         "selected": maybe(rng, rng.random(n) < 0.3), "g_logp": np.zeros(n, real),
         "g_entropy": maybe(rng, np.zeros(n, real)),
-        "mean_advantage": 0.1, "mean_logp": -1.0, "grad_scale": 1.0, "params": _params(core, rng),
+        "mean_advantage": 0.1, "mean_logp": -1.0, "grad_scale": 1.0,
+        "entropy_coefficient": float(rng.choice([0, 0.1])),
+        "kl_coefficient": float(rng.choice([0, 0.1])), "penalty_coefficient": 0.1,
+        "params": core.tokens.LossParams(**_params(core, rng)),
+        "sums": np.zeros(core.tokens.LOSS_SUMS),
         "mask": None if weighted else rng.random(n) < 0.8, "weight": 0.01,
         "penalty_logp": numbers(),
         "log_ratio": maybe(rng, numbers("f8")), "factor": maybe(rng, rng.uniform(0, 1, n)),
-        "given_loss": numbers("f8"), "given_slope": numbers("f8"),
+        "precomputed_loss": numbers("f8"), "precomputed_slope": numbers("f8"),
         "g_policy": maybe(rng, np.zeros(n)), "threads": threads(rng),
     }  # fmt: skip
-    return Case("tokens.token_loss", arguments, ("g_logp", "g_entropy", "g_policy"))
+    return Case("tokens.token_loss", arguments, ("g_logp", "g_entropy", "g_policy", "sums"))
 
 
 def exp(core: Any, rng: Rng) -> Case:
@@ -185,6 +186,7 @@ def without_arguments(name: str) -> Callable[[Any, Rng], Case]:
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "tokens.token_loss": token_loss,
+    "tokens.LossParams.__init__": loss_params,
     "tokens.exp": exp,
     "rows.exp2": exp2,
     "tokens.value_sums": value_sums,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitless.loss.evaluate.aggregation import Totals
+from logitless.loss.evaluate.inputs import Totals
 from logitless.loss.spec import (
     KL,
     Cispo,
@@ -34,8 +34,8 @@ from logitless.loss.spec import (
 )
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
-from logitless.ops.policy_loss import policy_coefficients
 from logitless.ops.rollout_weights import rollout_weights
+from tests.support.loss_outcomes import coefficients
 
 GOLDEN = {
     name: json.loads((Path(__file__).with_name(f"{name}.json")).read_text())
@@ -57,7 +57,7 @@ def ours(spec: PolicyLossSpec, rows: slice = slice(None), **options: Any) -> Any
     x = {name: value[rows] for name, value in BATCH.items()}
     inputs = (x["logp"], x["old_logp"], x["advantages"], x["mask"])
     names = ("entropy", "ref_logp", "rollout_logp")
-    return policy_coefficients(*inputs, spec, **{name: x[name] for name in names}, **options)[1]
+    return coefficients(*inputs, spec, **{name: x[name] for name in names}, **options)[1]
 
 
 def agree(theirs: dict[str, Any], spec: PolicyLossSpec, tolerance: float = 1e-12) -> None:

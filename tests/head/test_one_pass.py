@@ -183,17 +183,15 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
     from logitless.ops.head.policy_op import head_policy_loss
     from logitless.ops.head.tiling import Tiling
-    from logitless.ops.losses.op import loss_arguments
+    from logitless.ops.losses.op import loss_inputs
     from logitless.ops.rows.arguments import RowArguments
     from logitless.ops.sharding.shard import Shard
     from tests.support.opcheck import check_op
 
     data = batch(12)
     n, vocab = data["targets"].numel(), len(data["weight"])
-    arguments = loss_arguments(
-        data["old_logp"], data["advantages"], data["mask"], ll.presets["ppo"], ref_logp=None,
-        rollout_logp=None, cu_seqlens=None, token_ids=None, batch=None, totals=None, grad_scale=1.0,
-    )  # fmt: skip
+    given = (data["old_logp"], data["advantages"], data["mask"], None, None, None, None)
+    arguments = loss_inputs(*given, ll.presets["ppo"], None, None, 1.0)
     hidden, weight = (data[k].detach().requires_grad_() for k in LEAVES)
     targets, mask = (data[k].view(-1) for k in ("targets", "mask"))
     rows = RowArguments(targets, mask, None, None, 1.0, 1.0, 0.0, "cpu")

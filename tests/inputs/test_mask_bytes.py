@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logitless as ll
-from logitless.inputs.make_tokens import MANY, truths
+from logitless.backends.arrays import MANY, truths
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from logitless import reference
 from logitless.entropy.covariance import Covariance, covariance
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
-from logitless.ops.policy_loss import policy_coefficients
+from tests.support.loss_outcomes import coefficients
 from tests.support.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, chosen, make_batch
 
 
@@ -62,7 +62,7 @@ def test_micro_batches_act_on_the_selected_tokens_alone(spec: PolicyLossSpec) ->
     stats = stats_of(batch, spec)
     for cut in ([[0, 1, 2, 3, 4, 5]], [[0], [1], [2, 3], [4], [5]]):
         share = sum(
-            policy_coefficients(*p.inputs, spec, **p.optional, batch=stats)[1].metrics[
+            coefficients(*p.inputs, spec, **p.optional, batch=stats)[1].metrics[
                 "actor/cov_selected"
             ]
             for p in map(batch.rows, cut)

@@ -6,6 +6,7 @@ import gc
 import re
 import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from logitless.loss.spec.presets import TABLE
 from tests.support.loss_specs import make_batch
 
 torch = pytest.importorskip("torch")
-from logitless.ops.losses import spec_code  # noqa: E402
+from logitless.ops.losses import spec_serialization  # noqa: E402
 from tests.support.loss_calls import ours, tensors, with_grad  # noqa: E402
 
 
@@ -185,18 +186,41 @@ def module_sizes() -> int:
     return sum(sizes) + sum(v.cache_info().currsize for v in values if hasattr(v, "cache_info"))
 
 
-def test_specs_are_not_kept_for_ever() -> None:
-    """A coefficient that changes from step to step makes a spec of each."""
+def run_specs(specs: Iterable[ll.PolicyLossSpec]) -> int:
+    """Entries that the modules hold after a call of each spec, of tensors and of arrays."""
     logp, a, mask = -torch.rand(6), torch.randn(6), torch.ones(6, dtype=torch.bool)
+    ids = torch.arange(6)
+    for spec in specs:
+        batch = ll.batch_stats(logp, a, mask, spec, token_ids=ids, seed=0, step=0)
+        for given in ((logp, a, mask), (logp.numpy(), a.numpy(), mask.numpy())):
+            x, advantages, valid = given
+            more = {"batch": batch, "token_ids": ids if x is logp else ids.numpy()}
+            ll.policy_loss(x, x, advantages, valid, spec, entropy=x, ref_logp=x, **more)
+    gc.collect()
+    return module_sizes()
 
-    def run(first: int, last: int) -> int:
+
+def moving(i: int) -> ll.PolicyLossSpec:
+    """One loss: its coefficients follow a controller."""
+    return replace(
+        ll.presets["kl_cov"], entropy=ll.EntropyBonus(1e-6 * i), kl=ll.KL("k3", 1e-3 * i),
+        control=ll.KLCov(0.3, coefficient=0.1 * i),
+    )  # fmt: skip
+
+
+def test_a_coefficient_that_moves_is_kept_nowhere() -> None:
+    before = run_specs([moving(1)])
+    assert run_specs(map(moving, range(2, 1000))) == before
+
+
+def test_specs_are_not_kept_for_ever() -> None:
+    """Losses that differ in more: of each cache only so many of the last."""
+
+    def losses(first: int, last: int) -> Iterable[ll.PolicyLossSpec]:
         for i in range(first, last):
-            spec = replace(ll.presets["ppo"], entropy=ll.EntropyBonus(1e-6 * (i + 1)))
-            ll.policy_loss(logp, logp, a, mask, spec, entropy=torch.rand(6))
-        gc.collect()
-        return module_sizes()
+            yield replace(ll.presets["ppo"], surrogate=ll.Clip(1e-4 * (i + 1), 0.2))
 
-    assert run(300, 700) <= run(0, 300) + 20
+    assert run_specs(losses(300, 1000)) <= run_specs(losses(0, 300)) + 20
 
 
 def test_a_spec_that_was_dropped_is_made_from_its_text() -> None:
@@ -213,11 +237,11 @@ def test_a_spec_that_was_dropped_is_made_from_its_text() -> None:
         return ll.PolicyLossSpec(surrogate=Local(power))
 
     specs = [local(3.0), local(3.0), replace(ll.presets["kl_cov"], entropy=ll.EntropyBonus(0.25))]
-    texts = [spec_code.encode(spec) for spec in specs]
+    texts = [spec_serialization.encode(spec) for spec in specs]
     assert len(set(texts)) == 3 and specs[0] != specs[1]
-    assert [spec_code.decode(text) for text in texts] == specs
-    assert spec_code.decode(texts[0]) is specs[0]
+    assert [spec_serialization.decode(text) for text in texts] == specs
+    assert spec_serialization.decode(texts[0]) is specs[0]
     # what is still there when the others have been pushed out: the user's classes alone
     for text in texts:
-        spec_code._ALIVE.pop(text)
-    assert [spec_code.decode(text) for text in texts] == specs
+        spec_serialization._ALIVE.pop(text)
+    assert [spec_serialization.decode(text) for text in texts] == specs

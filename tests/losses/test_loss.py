@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
-from logitless.loss.evaluate.aggregation import Totals
-from logitless.loss.evaluate.token_loss import TokenLoss, core_params
+from logitless.loss.evaluate.inputs import Totals
 from logitless.loss.spec import (
     ClipV,
     EntropyWeights,
@@ -22,7 +21,9 @@ from logitless.loss.spec import (
 )
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import BatchStats, batch_stats
-from logitless.ops.policy_loss import policy_coefficients, policy_loss
+from logitless.ops.policy_loss import policy_loss
+from tests.support import loss_outcomes
+from tests.support.loss_outcomes import Outcome, core_params
 from tests.support.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
 
 ROUNDING = {np.float32: 2e-7, np.float64: 1e-14}
@@ -36,11 +37,11 @@ def stats_of(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> BatchStats:
     )  # fmt: skip
 
 
-def coefficients(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> tuple[Any, TokenLoss]:
+def coefficients(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> tuple[Any, Outcome]:
     """Whole batch: ClipV selects by what only batch_stats is given."""
     if isinstance(spec.control, ClipV):
         packing["batch"] = stats_of(batch, spec, **packing)
-    return policy_coefficients(*batch.inputs, spec, **batch.optional, **packing)
+    return loss_outcomes.coefficients(*batch.inputs, spec, **batch.optional, **packing)
 
 
 def oracle(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> tuple[Any, ...]:
@@ -104,7 +105,9 @@ def test_micro_batches_of_sequences_add_up(spec: PolicyLossSpec) -> None:
     stats = stats_of(batch, spec)
     loss, metrics, g_logp, _ = oracle(batch, spec)
     parts = [batch.rows(which) for which in ([5, 0], [1], [4, 2, 3])]
-    results = [policy_coefficients(*p.inputs, spec, **p.optional, batch=stats)[1] for p in parts]
+    results = [
+        loss_outcomes.coefficients(*p.inputs, spec, **p.optional, batch=stats)[1] for p in parts
+    ]
     assert sum(r.loss for r in results) == pytest.approx(loss, rel=1e-12)
     for name, value in metrics.items():
         assert sum(r.metrics[name] for r in results) == pytest.approx(value, rel=1e-12), name
@@ -124,7 +127,7 @@ def test_token_losses_add_up_over_any_cut(name: str) -> None:
     flat = Batch(**{k: x.ravel() for k, x in vars(batch).items()})
     pieces = [slice(0, 1), slice(1, 17), slice(17, 59), slice(59, 60), slice(60, 120)]
     results = [
-        policy_coefficients(
+        loss_outcomes.coefficients(
             *flat.rows(p).inputs, spec, **flat.rows(p).optional, batch=stats
         )[1]
         for p in pieces
@@ -157,12 +160,12 @@ def test_right_answers_are_credited_where_unsure_and_wrong_ones_blamed_where_sur
     entropy = np.array([[1.0, 3.0], [0.25, 1e-9], [2.0, 5.0]])
     advantages = np.array([[2.0], [-1.0], [0.0]]) * np.ones(2)
     logp, mask = np.full((3, 2), -1.0), np.ones((3, 2), bool)
-    _, result = policy_coefficients(logp, None, advantages, mask, spec, entropy=entropy)
+    _, result = loss_outcomes.coefficients(logp, None, advantages, mask, spec, entropy=entropy)
     expected = [[-1.5, -2.5], [0.5 + 0.5 / 13, 0.5 + 12.5 / 13], [0.0, 0.0]]
     np.testing.assert_allclose(result.g_logp.reshape(3, 2), expected, rtol=1e-14)
     # one-sided, or without any entropy, it is the plain loss
     for a, h in ((advantages[:1], 0 * entropy[:1]), (advantages[2:], entropy[2:])):
-        _, alone = policy_coefficients(logp[:1], None, a, mask[:1], spec, entropy=h)
+        _, alone = loss_outcomes.coefficients(logp[:1], None, a, mask[:1], spec, entropy=h)
         np.testing.assert_array_equal(alone.g_logp, -a.ravel())
 
 
@@ -228,12 +231,12 @@ def test_nothing_outside_the_mask_leaks(spec: PolicyLossSpec, poison: float) -> 
 
 def test_zero_advantage_is_zero_loss_even_where_the_ratio_overflows() -> None:
     one = np.ones(1)
-    _, result = policy_coefficients(900 * one, 0 * one, 0 * one, one > 0, presets["kl_cov"])
+    _, result = loss_outcomes.coefficients(900 * one, 0 * one, 0 * one, one > 0, presets["kl_cov"])
     assert result.loss == 900.0 and result.g_logp[0] == 1.0
-    _, result = policy_coefficients(900 * one, 0 * one, one, one > 0, presets["ppo"])
+    _, result = loss_outcomes.coefficients(900 * one, 0 * one, one, one > 0, presets["ppo"])
     assert result.loss == -1.2 and result.g_logp[0] == 0.0
     # unclipped on the side of a negative advantage: as large as it says, never clamped
-    _, result = policy_coefficients(50 * one, 0 * one, -one, one > 0, presets["ppo"])
+    _, result = loss_outcomes.coefficients(50 * one, 0 * one, -one, one > 0, presets["ppo"])
     assert result.loss == pytest.approx(np.exp(50.0), rel=1e-14)
 
 
@@ -245,12 +248,13 @@ def test_threads_do_not_change_a_bit() -> None:
     seen = []
     for threads in (1, 2, 5):
         g = np.empty(n)
-        sums = _core.tokens.token_loss(
+        told = core_params(presets["ppo"])
+        _core.tokens.token_loss(
             logp=lp, old_logp=old, advantages=a, weights=weights, entropy=None, kl_logp=None,
             selected=None, g_logp=g, g_entropy=None, mean_advantage=0.1, mean_logp=-0.2,
-            grad_scale=1.0, params=core_params(presets["ppo"]), threads=threads,
+            grad_scale=1.0, threads=threads, **told,
         )  # fmt: skip
-        seen.append((tuple(sums.values()), g.tobytes()))
+        seen.append((told["sums"].tobytes(), g.tobytes()))
     assert seen[0] == seen[1] == seen[2]
 
 

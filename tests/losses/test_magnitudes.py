@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from logitless import _core, reference
 from logitless.entropy.covariance import covariance
-from logitless.inputs.make_tokens import make_tokens
 from logitless.inputs.tokens import Int64s
-from logitless.loss.evaluate.selection import batch_means, select
+from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.means import batch_means
+from logitless.loss.evaluate.selection import select
 from logitless.reference.selection import deviation
 from tests.support.loss_specs import SPECS
 

@@ -12,7 +12,7 @@ import pytest
 
 import logitless as ll
 from logitless import reference
-from logitless.ops.policy_loss import policy_coefficients
+from tests.support.loss_outcomes import coefficients
 
 B, T = 2, 3
 MASK = np.array([[True, True, False], [True, True, True]])
@@ -67,7 +67,7 @@ def quiet_batch(spec: ll.PolicyLossSpec, dtype: Any) -> ll.BatchStats:
 
 def evaluated(args: Any, options: Any) -> tuple[Any, str]:
     try:
-        return policy_coefficients(*args, **options)[1], ""
+        return coefficients(*args, **options)[1], ""
     except ValueError as error:
         return None, str(error)
 
@@ -103,7 +103,7 @@ def test_what_the_clip_bounds_is_no_error(name: str, sign: float) -> None:
     for ratio in (600.0, 800.0, 1e4):
         x = inputs(np.float64, sign * ratio, 1.0)
         args = (x["logp"], x["old_logp"], x["advantages"], MASK, ll.presets[name])
-        found.append(policy_coefficients(*args)[1])
+        found.append(coefficients(*args)[1])
         if ratio == 600.0:
             loss, _, g_logp, _ = reference.policy_loss(*args)
     for result in found:

@@ -230,17 +230,14 @@ def test_data_may_not_require_grad(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "entropy"])
 def test_the_op_is_a_good_citizen(name: str) -> None:
     """torch's own checks: schema, fake kernel, autograd registration, compilation."""
-    from logitless.ops.losses.op import loss_arguments, policy_loss_op
+    from logitless.ops.losses.op import loss_inputs, policy_loss_op
 
     t = tensors(make_batch(dtype=np.float32))
-    arguments = loss_arguments(
-        t["old_logp"], t["advantages"], t["mask"], SPECS[name], ref_logp=None, rollout_logp=None,
-        cu_seqlens=None, token_ids=None, batch=None, totals=None, grad_scale=1.0,
-    )  # fmt: skip
+    given = (t["old_logp"], t["advantages"], t["mask"], None, None, None, None)
+    inputs = loss_inputs(*given, SPECS[name], None, None, 1.0)
     logp, entropy = (t[k].nan_to_num().requires_grad_() for k in ("logp", "entropy"))
-    torch.library.opcheck(
-        policy_loss_op, (logp, entropy if name == "entropy" else None, *arguments)
-    )
+    flat = policy_loss_op.flat((logp, entropy if name == "entropy" else None, inputs))
+    torch.library.opcheck(policy_loss_op.overload, tuple(flat))
 
 
 def test_double_backward_raises() -> None:

@@ -10,21 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
-from logitless.inputs.make_tokens import make_tokens
+from logitless.backends.radix_select import kth_largest, score_values, take_largest
+from logitless.backends.tokens import Candidates
 from logitless.inputs.tokens import Tokens
-from logitless.loss.evaluate.selection import (
-    Candidates,
-    batch_means,
-    candidates,
-    covariance_candidates,
-    kth_largest,
-    score_values,
-    select,
-    take_largest,
-)
-from logitless.loss.evaluate.token_loss import core_params
+from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.means import batch_means, one_rank
+from logitless.loss.evaluate.selection import candidates, covariance_candidates, select
 from logitless.loss.spec import KLCov, PolicyLossSpec
 from logitless.loss.spec.presets import presets
+from tests.support.loss_outcomes import core_params
 from tests.support.loss_specs import SELECTING, chosen, make_batch
 
 
@@ -147,9 +141,9 @@ def test_take_largest_is_a_sort(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 70))
     running = Candidates(scores_of(np.array(values)), np.array(ids, np.int64))
     ranked = sorted(zip(values, ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    assert sorted(take_largest(running, k).tolist()) == sorted(i for _, i in ranked[:k])
+    assert sorted(take_largest(running, k, one_rank).tolist()) == sorted(i for _, i in ranked[:k])
     if k <= len(values):
-        assert kth_largest(running, k) == ranked[k - 1][0]
+        assert kth_largest(running, k, one_rank) == ranked[k - 1][0]
 
 
 def test_take_largest_over_ranks_is_one_selection() -> None:
@@ -157,7 +151,7 @@ def test_take_largest_over_ranks_is_one_selection() -> None:
     rng = np.random.default_rng(0)
     values, ids = rng.integers(0, 9, size=500) / 4.0, rng.permutation(10_000)[:500]
     whole = Candidates(scores_of(values), ids)
-    expected = set(take_largest(whole, 123).tolist())
+    expected = set(take_largest(whole, 123, one_rank).tolist())
     seen: list[np.ndarray] = []
 
     def record(bins: np.ndarray) -> np.ndarray:
@@ -176,7 +170,7 @@ def test_take_largest_over_ranks_is_one_selection() -> None:
 def test_repeated_ids_are_noticed() -> None:
     twice = Candidates(scores_of(np.ones(3)), np.array([4, 4, 4]))
     with pytest.raises(ValueError, match="token_ids must be unique"):
-        take_largest(twice, 2)
+        take_largest(twice, 2, one_rank)
 
 
 # ---- the whole
@@ -344,13 +338,14 @@ def test_instruction_sets_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -
         out = [sums, *inside, *largest, keys, powers]
         for name in ("ppo", "clip_cov", "kl_cov", "sapo", "cispo"):
             g = np.empty_like(lp)
-            values = _core.tokens.token_loss(
+            told = core_params(presets[name])
+            _core.tokens.token_loss(
                 logp=lp, old_logp=old, advantages=a, weights=None, mask=mask, weight=1 / n,
                 entropy=None, kl_logp=None, penalty_logp=old, selected=selected, g_logp=g,
                 g_entropy=None, mean_advantage=0.1, mean_logp=-0.2, grad_scale=1.0,
-                params=core_params(presets[name]),
+                **told,
             )  # fmt: skip
-            out += [g, np.array(list(values.values()))]
+            out += [g, told["sums"]]
         seen[isa] = [part.tobytes() for part in out]
     assert len({tuple(parts) for parts in seen.values()}) == 1
     np.testing.assert_allclose(powers, np.exp(x), rtol=4e-16)

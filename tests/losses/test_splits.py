@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from logitless import reference
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.batch_stats import BatchStats, batch_stats
-from logitless.ops.policy_loss import policy_coefficients, policy_loss
+from logitless.ops.policy_loss import policy_loss
+from tests.support.loss_outcomes import coefficients
 from tests.support.loss_specs import SPECS, Batch, make_batch
 
 BATCH = make_batch(40)
@@ -41,7 +42,7 @@ def parts(
 ) -> tuple[float, dict[str, float], np.ndarray]:
     """(loss, metrics, g_logp) added up over micro-batches; `cuts` index the first axis."""
     results = [
-        policy_coefficients(*piece.inputs, spec, **piece.optional, batch=stats, **options)[1]
+        coefficients(*piece.inputs, spec, **piece.optional, batch=stats, **options)[1]
         for piece in map(batch.rows, cuts)
     ]
     metrics: dict[str, float] = {}

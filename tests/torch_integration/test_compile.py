@@ -271,11 +271,29 @@ def test_another_spec_is_another_graph() -> None:
         return tokens(spec)(d)[0]
 
     f, seen = compiled(call, None), set()
-    for coefficient in (0.1, 0.2, 0.3, 0.2):
-        spec = dataclasses.replace(PPO, entropy=ll.EntropyBonus(coefficient))
+    for low in (0.1, 0.2, 0.3, 0.2):
+        spec = dataclasses.replace(PPO, surrogate=ll.Clip(low, 0.1))
         assert_bitwise_equal(f(d, spec), call(d, spec))
         seen.add(f(d, spec).item())
     assert len(seen) == graphs() == 3
+
+
+@pytest.mark.parametrize(("dynamic", "most"), [(None, 2), (True, 1)])
+def test_a_coefficient_that_moves_compiles_nothing(dynamic: bool | None, most: int) -> None:
+    """As any number, it is a constant of the first graph unless all is dynamic, and then none."""
+    d = make(9)
+
+    def call(d: Data, spec: ll.PolicyLossSpec, scale: float) -> torch.Tensor:
+        return tokens(spec, grad_scale=scale)(d)[0]
+
+    f, seen = compiled(call, dynamic), set()
+    for i in range(1, 6):
+        spec = dataclasses.replace(
+            PPO, entropy=ll.EntropyBonus(0.1 * i), kl=ll.KL("k3", 0.3 * i, against="old")
+        )
+        assert_bitwise_equal(f(d, spec, 1.5 * i), call(d, spec, 1.5 * i))
+        seen.add(f(d, spec, 1.5 * i).item())
+    assert len(seen) == 5 and graphs() <= most
 
 
 @pytest.mark.skipif(

@@ -44,15 +44,4 @@ T field_of(const pybind11::dict& fields, const char* name) {
   return value_of<T>(fields[name], name);
 }
 
-// A field with one of the values of an enumeration, the last of which is `last`: Python makes
-// others, too.
-template <typename Enum>
-Enum choice_of(const pybind11::dict& fields, const char* name, Enum last) {
-  const auto value = field_of<Enum>(fields, name);
-  const auto number = static_cast<int64_t>(value);
-  const auto most = static_cast<int64_t>(last);
-  check(0 <= number && number <= most, "the field '", name, "' has no value with number ", number);
-  return value;
-}
-
 }  // namespace logitless::bindings

@@ -120,17 +120,17 @@ void surrogate_step(
       step.log_ratio[j] = step.weight[j] != 0 ? args.log_ratio[i + j] : 0;
     }
   }
-  if constexpr (kind == Surrogate::given) {
+  if constexpr (kind == Surrogate::precomputed) {
     for (int j = 0; j < n; ++j) {
       const bool valid = step.weight[j] != 0;
-      step.loss[j] = valid ? args.given_loss[i + j] : 0;
-      step.slope[j] = valid ? args.given_slope[i + j] : 0;
+      step.loss[j] = valid ? args.precomputed_loss[i + j] : 0;
+      step.slope[j] = valid ? args.precomputed_slope[i + j] : 0;
     }
     return;
   }
   const double* u = args.log_ratio != nullptr ? step.log_ratio : step.own_ratio;
   if constexpr (
-      kind != Surrogate::reinforce && kind != Surrogate::nothing && kind != Surrogate::dro
+      kind != Surrogate::reinforce && kind != Surrogate::none && kind != Surrogate::dro
   ) {
     kernels.exp(u, step.ratio, n);
   }
@@ -226,7 +226,7 @@ void add_step(
     step.log_ratio[j] = step.loss[j] = 0;
   }
   // the geometric mean clips each token's own ratio
-  const bool own = kind == Surrogate::given || args.log_ratio == nullptr;
+  const bool own = kind == Surrogate::precomputed || args.log_ratio == nullptr;
   const double* clip_ratio = own ? step.own_ratio : step.log_ratio;
   kernels.add(args.params, args.means, clip_ratio, n, step, lanes);
 }
@@ -244,6 +244,10 @@ TokenLossSums block_sums(
   TokenLossSums sums;
   TokenLanes lanes;
   TokenStep step;
+  if (args.weights == nullptr)
+    sums.tokens = kernels.count(args.mask + begin, static_cast<int>(end - begin));
+  else
+    for (int64_t i = begin; i < end; ++i) sums.tokens += args.weights[i] != 0;
   for (int64_t i = begin; i < end; i += kStep) {
     const int n = static_cast<int>(std::min<int64_t>(kStep, end - i));
     add_step<kind>(kernels, args, i, n, step, lanes, sums);
@@ -301,6 +305,7 @@ TokenLossSums all_sums(const TokenLossArgs<T>& args) {
     sums.old_minus_new += part.old_minus_new;
     sums.entropy += part.entropy;
     sums.covariance += part.covariance;
+    sums.tokens += part.tokens;
     if (sums.bad_token < 0) sums.bad_token = part.bad_token;
     if (sums.overflow_token < 0) sums.overflow_token = part.overflow_token;
   }
@@ -315,15 +320,15 @@ TokenLossSums token_loss(const TokenLossArgs<T>& args) {
   switch (args.params.surrogate) {
     case Surrogate::clip: return all_sums<Surrogate::clip>(args);
     case Surrogate::reinforce: return all_sums<Surrogate::reinforce>(args);
-    case Surrogate::nothing: return all_sums<Surrogate::nothing>(args);
+    case Surrogate::none: return all_sums<Surrogate::none>(args);
     case Surrogate::cispo: return all_sums<Surrogate::cispo>(args);
     case Surrogate::sapo: return all_sums<Surrogate::sapo>(args);
     case Surrogate::trust_mask: return all_sums<Surrogate::trust_mask>(args);
     case Surrogate::dro: return all_sums<Surrogate::dro>(args);
     case Surrogate::vespo: return all_sums<Surrogate::vespo>(args);
-    case Surrogate::given: break;
+    case Surrogate::precomputed: break;
   }
-  return all_sums<Surrogate::given>(args);
+  return all_sums<Surrogate::precomputed>(args);
 }
 
 template TokenLossSums token_loss(const TokenLossArgs<float>& args);

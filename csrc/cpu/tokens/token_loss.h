@@ -17,6 +17,8 @@ struct TokenLossSums {
   double old_minus_new = 0;
   double entropy = 0;
   double covariance = 0;
+  // Valid ones.
+  double tokens = 0;
   // The first valid token with a value that is not finite; -1 when there is none.
   int64_t bad_token = -1;
   // Where all values are finite and some result is not: the first valid token whose loss or
@@ -43,8 +45,8 @@ struct TokenLossArgs {
   const uint8_t* selected = nullptr;   // or null
   const double* log_ratio = nullptr;   // or null: logp - old_logp of the token
   const double* factor = nullptr;      // or null: what multiplies the policy term, >= 0
-  const double* given_loss = nullptr;  // of Surrogate::given
-  const double* given_slope = nullptr;
+  const double* precomputed_loss = nullptr;  // of Surrogate::precomputed
+  const double* precomputed_slope = nullptr;
   T* g_logp = nullptr;
   T* g_entropy = nullptr;  // or null
   // Or null; else the policy term's part of g_logp goes here instead.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 from logitless._core import Array
@@ -33,13 +34,38 @@ class KlWeight(enum.Enum):
 class Surrogate(enum.Enum):
     clip = ...
     reinforce = ...
-    nothing = ...
+    none = ...
     cispo = ...
     sapo = ...
     trust_mask = ...
     dro = ...
     vespo = ...
-    given = ...
+    precomputed = ...
+
+LOSS_SUMS: int
+
+class LossParams:
+    def __init__(
+        self,
+        *,
+        surrogate: Surrogate,
+        constants: Sequence[float],
+        ratio_low: float,
+        ratio_high: float,
+        log_low: float,
+        log_high: float,
+        ratio_dual: float,
+        log_dual: float,
+        positive: float,
+        negative: float,
+        control: Control,
+        penalty_estimator: KlEstimator,
+        penalty_straight_through: bool,
+        kl_estimator: KlEstimator,
+        kl_straight_through: bool,
+        kl_weight: KlWeight,
+        entropy_target: float,
+    ) -> None: ...
 
 def token_loss(
     *,
@@ -55,17 +81,21 @@ def token_loss(
     mean_advantage: float,
     mean_logp: float,
     grad_scale: float,
-    params: dict[str, Any],
+    entropy_coefficient: float,
+    kl_coefficient: float,
+    penalty_coefficient: float,
+    params: LossParams,
+    sums: Array,
     mask: Array | None = None,
     weight: float = 0.0,
     penalty_logp: Array | None = None,
     log_ratio: Array | None = None,
     factor: Array | None = None,
-    given_loss: Array | None = None,
-    given_slope: Array | None = None,
+    precomputed_loss: Array | None = None,
+    precomputed_slope: Array | None = None,
     g_policy: Array | None = None,
     threads: int = 0,
-) -> dict[str, Any]: ...
+) -> None: ...
 def value_sums(
     logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
 ) -> int: ...

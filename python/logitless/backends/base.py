@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from logitless.backends.machine import Machine
     from logitless.backends.rows import Rows
+    from logitless.backends.tokens import TokenKernels
     from logitless.backends.topk import TopK
 
 
@@ -115,7 +116,7 @@ class Backend:
     statistics: Callable[..., tuple[Any, ...]] | None = None
     topk: TopKKernels | None = None
     sampling: SamplingKernels | None = None
-    tokens: Any = None
+    tokens: TokenKernels | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
     # Kernels run while the host goes on: bad rows are flagged, and found later.
     asynchronous: bool = False

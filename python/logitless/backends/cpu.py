@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitless import _core
 from logitless.backends.base import Backend
+from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.machine import CPU
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ BACKEND = Backend(
     rows=CpuRows,
     topk=CpuTopK(),
     sampling=CpuSampling(),
-    tokens=True,
+    tokens=CPU_TOKENS,
     transpose=_core.rows.transpose,
     prefers_transposed=_prefers_transposed,
 )

@@ -9,6 +9,7 @@ import os
 
 from logitless.backends import cpu, cuda, eager, triton
 from logitless.backends.base import Backend
+from logitless.backends.tokens import TokenKernels
 from logitless.inputs.checks import choice, shown
 
 # By the name that `backend=` takes. A backend is added, or replaced, by an entry.
@@ -62,6 +63,19 @@ def _refusal(start: str, device: str, dtype: str, reason: str) -> NotImplemented
         f"{start} {dtype} tensors on {device} ({reason}); backend='torch' computes there with full "
         "logits in plain torch, and `logitless doctor` lists what serves what"
     )
+
+
+def token_kernels(device: str) -> TokenKernels:
+    """Those that work on the arrays of a device. Where no backend of it has any they are the CPU's,
+    which works on copies: `absent["tokens"]` says so."""
+    kind = device.split(":")[0]
+    for name in ON_DEVICE if kind == "cuda" else ():
+        found = get(name)
+        if found.tokens is not None and not found.why_not(device, "float32"):
+            return found.tokens
+    kernels = get("cpu").tokens
+    assert kernels is not None
+    return kernels
 
 
 def check_numpy_backend(op: str, backend: str) -> None:

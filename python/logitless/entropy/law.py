@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from logitless.backends.arrays import to_numpy
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import is_tensor, scalar, shown
-from logitless.inputs.make_tokens import Array, to_numpy
 from logitless.inputs.naming import public
+from logitless.inputs.tokens import Array
 
 # Beyond these, squares of the two are no numbers any more.
 HIGHEST, LARGEST = 300.0, 1e150

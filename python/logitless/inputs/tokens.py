@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+# Arrays of one kind in a call: NumPy's, also of tensors on the CPU, or tensors of a device.
 # float32, or float64 where logp is
-Floats = npt.NDArray[Any]
-Int64s = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+Floats: TypeAlias = Any
+Float64s: TypeAlias = Any
+Int64s: TypeAlias = Any
+Bools: TypeAlias = Any
+# What a user passes: a torch tensor or a NumPy array.
+Array: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,21 @@ class Sequences:
     lengths: Int64s  # [B], padding included
     # T of a padded call
     width: int | None
+    # N
+    tokens: int
+    xp: Any
 
     @property
     def number(self) -> int:
-        return self.lengths.size
+        return len(self.lengths)
 
     @cached_property
     def of_token(self) -> Int64s:  # [N]
-        return np.repeat(np.arange(self.number, dtype=np.int64), self.lengths)
+        return self.xp.repeat(self.xp.arange(self.number, self.lengths), self.lengths, self.tokens)
+
+
+# What a token has beside its mask, id and logp.
+DATA = ("advantages", "old_logp", "entropy", "ref_logp", "rollout_logp", "entropy_change")
 
 
 @dataclass(frozen=True)
@@ -49,24 +57,50 @@ class Tokens:
     given_ids: Int64s | None
     # None: packed tokens without cu_seqlens
     sequences: Sequences | None
+    # the token kernels of a backend, which work on these arrays (backends/tokens.py)
+    kernels: Any
     # of the core's loops; 0: its default
     threads: int = 0
+    # where these are among the tokens of the call; None: they are all of them
+    places: Int64s | None = None
+
+    @property
+    def xp(self) -> Any:
+        """The array functions of these arrays (backends/arrays.py)."""
+        return self.kernels.xp
 
     @cached_property
     def ids(self) -> Int64s:
         if self.given_ids is None:
-            return np.arange(self.logp.size, dtype=np.int64)
+            return self.xp.arange(len(self.logp), self.logp)
         return self.given_ids
 
     @cached_property
-    def number_valid(self) -> int:
-        return int(np.count_nonzero(self.mask))
+    def number_valid(self) -> Any:
+        """An int; on a device an array without dimensions, for the host knows no value of it."""
+        return self.kernels.count(self, None)
+
+    def at(self, index: Int64s) -> Tokens:
+        """Some of them, for what looks at no sequence."""
+        names = ("mask", "logp", *DATA)
+        values = {name: getattr(self, name) for name in names}
+        some = {name: x[index] for name, x in values.items() if x is not None}
+        places = index if self.places is None else self.places[index]
+        return replace(self, **some, given_ids=self.ids[index], sequences=None, places=places)
+
+    def with_values(self, logp: Floats, entropy: Floats | None) -> Tokens:
+        """The same tokens with these, and all else in the dtype of logp."""
+        values = {name: getattr(self, name) for name in DATA} | {"entropy": entropy}
+        given = {
+            name: None if x is None else self.xp.flat(x, logp.dtype) for name, x in values.items()
+        }
+        return replace(self, logp=self.xp.flat(logp, logp.dtype), **given)
 
     def reference(self, name: str) -> Floats | None:
         """The log-probs that a KL or mask `against` this name is measured from."""
         return {"ref": self.ref_logp, "old": self.old_logp, "rollout": self.rollout_logp}[name]
 
-    def whole(self) -> Sequences:
+    def require_sequences(self) -> Sequences:
         """The sequences, where something cannot do without them."""
         if self.sequences is None:
             raise ValueError(
@@ -77,4 +111,9 @@ class Tokens:
 
     def place(self, token: int) -> str:
         """A token of the flat arrays as the caller's index, for messages."""
-        return str([int(i) for i in np.unravel_index(token, self.shape)])
+        flat = int(token if self.places is None else self.places[token])
+        index = []
+        for size in reversed(self.shape):
+            flat, at = divmod(flat, size)
+            index.append(at)
+        return str(index[::-1])

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from logitless import _core
 from logitless.inputs.arrays import framework
-from logitless.inputs.checks import instance, is_tensor, shown, whole
-from logitless.inputs.make_tokens import Array, is_traced, make_tokens, refuse_grad, to_numpy
+from logitless.inputs.checks import instance, is_tensor, whole
+from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.naming import public
-from logitless.inputs.sequences import whole_sequences
-from logitless.inputs.tokens import Int64s, Tokens
-from logitless.loss.evaluate.aggregation import Totals, count_totals
-from logitless.loss.evaluate.selection import Reduce, one_rank, select, spec_means
-from logitless.loss.spec import Control, Correction, PolicyLossSpec
-
-
-class BatchStats(NamedTuple):
-    """What `policy_loss(batch=...)` needs to know about the optimizer batch it is a part of."""
-
-    totals: Totals
-    mean_advantage: float
-    mean_logp: float
-    # valid tokens that the means are over
-    count: int  # type: ignore[assignment]
-    # int64, sorted: this rank's tokens among the selected ones of all ranks
-    selected: Any
-    seed: int
-    step: int
-    # what the statistics are for; policy_loss refuses a batch made for another one
-    control: Control | None
-    correction: Correction | None = None
-    # of EntropyWeights, where A > 0 and where A < 0, and of a normalised correction
-    mean_credit: tuple[float, float] = (0.0, 0.0)
-    mean_importance: float = 1.0
-    # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
-    # that need sequences whole; else [0, 2]
-    sequences: Any = None
+from logitless.inputs.tokens import Array
+from logitless.loss.evaluate.aggregation import count
+from logitless.loss.evaluate.inputs import BatchStats, Totals
+from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.means import spec_means
+from logitless.loss.evaluate.ranks import reduction
+from logitless.loss.evaluate.selection import check_ids, select
+from logitless.loss.evaluate.sequences import whole_sequences
+from logitless.loss.evaluate.token_ids import make_ids
+from logitless.loss.spec import PolicyLossSpec
 
 
 @public
@@ -101,7 +82,7 @@ def batch_stats(
     instance("spec", spec, (PolicyLossSpec,))
     seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
     if is_traced(logp):
-        from logitless.ops.losses.untraced import untraced
+        from logitless.loss.evaluate.untraced import untraced
 
         stats: BatchStats = untraced(
             batch_stats,
@@ -122,11 +103,11 @@ def batch_stats(
         token_ids=token_ids,
     )
     if spec.per_sequence:
-        tokens.whole()
+        tokens.require_sequences()
     check_ids(tokens)
     reduce = reduction(data_group)
-    local = count_totals(tokens)
-    totals = Totals(*(int(x) for x in reduce(np.array([*local[:2], 1], np.int64))))
+    local = count(tokens)
+    totals = Totals(*(int(x) for x in reduce(np.array([*local, 1], np.int64))))
     means = spec_means(tokens, spec, reduce)
     selected: Any = np.empty(0, np.int64)
     if spec.selects:
@@ -175,72 +156,4 @@ def token_ids(
 
         ids: Array = traced_ids(sequence_ids, positions, max_length)
         return ids
-    sequences, places = (
-        to_numpy(name, x)
-        for name, x in {"sequence_ids": sequence_ids, "positions": positions}.items()
-    )
-    for name, x in {"sequence_ids": sequences, "positions": places}.items():
-        if x.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be integers, got {shown(x)}")
-    if sequences.ndim == 1 and (places.ndim == 2 or places.shape != sequences.shape):
-        sequences = sequences[:, None]
-    if not _fit(sequences.shape, places.shape):
-        raise ValueError(
-            f"sequence_ids must be [B], [B, 1] or the shape of positions, {list(places.shape)}, "
-            f"got {list(sequence_ids.shape)}"
-        )
-    if places.size and not (places.min() >= 0 and places.max() < max_length):
-        raise ValueError(
-            f"positions must be in [0, max_length) = [0, {max_length}), "
-            f"got {places.min()} to {places.max()}"
-        )
-    if sequences.size and not (sequences.min() >= 0 and sequences.max() < 2**63 // max_length):
-        raise ValueError(
-            "sequence_ids must be in [0, 2^63 / max_length), "
-            f"got {sequences.min()} to {sequences.max()}"
-        )
-    ids = sequences.astype(np.int64) * np.int64(max_length) + places.astype(np.int64)
-    if is_tensor(sequence_ids):
-        import torch
-
-        return torch.from_numpy(ids).to(sequence_ids.device)
-    return ids
-
-
-def _fit(sequences: tuple[int, ...], places: tuple[int, ...]) -> bool:
-    """[B, 1] with [T] or [B, T], or of one shape."""
-    if sequences == places:
-        return len(places) in (1, 2)
-    column = len(sequences) == 2 and sequences[1] == 1
-    return column and (len(places) == 1 or (len(places) == 2 and sequences[0] == places[0]))
-
-
-def reduction(group: Any) -> Reduce:
-    """Adds int64 arrays over the ranks of a torch.distributed group; None: this process alone."""
-    if group is None:
-        return one_rank
-    import torch
-    import torch.distributed as dist
-
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            "data_group must be a torch.distributed process group that this rank is in, "
-            f"got {shown(group)}"
-        )
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-
-    def reduce(values: Int64s) -> Int64s:
-        total = torch.from_numpy(values).to(device, copy=True)
-        dist.all_reduce(total, group=group)
-        return np.asarray(total.cpu().numpy())
-
-    return reduce
-
-
-def check_ids(tokens: Tokens) -> None:
-    repeated = _core.tokens.repeated_id(tokens.ids, tokens.mask, tokens.threads)
-    if repeated is not None:
-        raise ValueError(
-            "token_ids must be unique and not negative where the mask is true, got "
-            + (f"{repeated} twice" if repeated >= 0 else str(repeated))
-        )
+    return make_ids(sequence_ids, positions, max_length)

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
-from logitless.inputs.make_tokens import refuse_grad
+from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.loss.evaluate.coefficients import check_loss_options, separable
+from logitless.loss.evaluate.inputs import loss_data
+from logitless.loss.evaluate.numpy_loss import numpy_loss
 from logitless.ops.head.numpy_statistics import numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, under_autocast
-from logitless.ops.policy_loss import check_loss_options, numpy_loss, separable
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, tail
 
 if TYPE_CHECKING:
-    from logitless.loss.evaluate.aggregation import Totals
+    from logitless.loss.evaluate.inputs import BatchStats, Totals
     from logitless.loss.spec import PolicyLossSpec
-    from logitless.ops.batch_stats import BatchStats
     from logitless.ops.head.inputs import HeadInputs
-    from logitless.ops.losses.op import LossArguments
+    from logitless.ops.losses.op import LossInputs
 
 
 _OP = "linear_policy_loss"
@@ -94,16 +95,10 @@ def linear_policy_loss(
         _OP, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
         logit_scale, bias, memory_budget, tail_mass, str(logits_dtype), batch_invariant, backend,
     )  # fmt: skip
-    loss_options = {
-        "ref_logp": ref_logp,
-        "rollout_logp": rollout_logp,
-        "cu_seqlens": cu_seqlens,
-        "token_ids": token_ids,
-        "batch": batch,
-        "totals": totals,
-        "grad_scale": grad_scale,
-    }
-    data = (old_logp, advantages, mask, spec)
+    data = (
+        old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
+        totals, grad_scale,
+    )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = HeadOptions(temperature, softcap, logit_scale, bias)
@@ -121,24 +116,24 @@ def linear_policy_loss(
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
             stats = numpy_statistics(_OP, hidden, weight, targets, mask, head, compute, shape)
-            loss, metrics = numpy_loss(stats.logp, *data, entropy=stats.entropy, **loss_options)
+            loss, metrics = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
             return LinearPolicyLossOutput(loss, metrics, stats.logp, stats.entropy)
         from logitless.ops.head.inputs import head_inputs
-        from logitless.ops.losses.op import loss_arguments
+        from logitless.ops.losses.op import loss_inputs
 
         inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, ranks)
-        arguments = loss_arguments(*data, **loss_options)
+        arguments = loss_inputs(*data)
     inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec))
     return _run(inputs, arguments, shape, separable(spec, batch=batch is not None))
 
 
 def _run(
-    inputs: HeadInputs, loss: LossArguments, shape: tuple[int, ...], split: bool
+    inputs: HeadInputs, loss: LossInputs, shape: tuple[int, ...], split: bool
 ) -> LinearPolicyLossOutput:
     """Forward and backward at once where that is the plan, else one after the other."""
     from logitless.ops.head.policy_op import head_policy_loss, metric_names
     from logitless.ops.head.statistics import statistics
-    from logitless.ops.losses.op import policy_loss_op
+    from logitless.ops.losses.op import torch_loss
 
     tail_mass = float(inputs.compute.tail_mass)
     if any(inputs.needs) and inputs.backend.statistics is None:
@@ -153,8 +148,7 @@ def _run(
             metrics = named(metric_names(loss, tail_mass), out.metrics)
             return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy)
     stats = statistics(inputs, shape)
-    value, metrics, *_ = policy_loss_op(stats.logp, stats.entropy, *loss)
-    metrics = named(loss.metric_names(entropy=True), metrics)
+    value, metrics = torch_loss(stats.logp, stats.entropy, loss)
     return LinearPolicyLossOutput(value, metrics, stats.logp.detach(), stats.entropy.detach())
 
 
@@ -162,7 +156,7 @@ def named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
     return dict(zip(names, values.unbind(), strict=True))
 
 
-def _facts(arguments: LossArguments, spec: PolicyLossSpec) -> Facts:
+def _facts(arguments: LossInputs, spec: PolicyLossSpec) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""
     import torch

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from logitless import _core
 from logitless.inputs.arrays import framework
-from logitless.inputs.checks import finite, instance, is_tensor
-from logitless.inputs.make_tokens import Array, ids_of, make_tokens, refuse_grad
+from logitless.inputs.checks import is_tensor
+from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.naming import public
-from logitless.inputs.sequences import check_whole
-from logitless.inputs.tokens import Bools, Int64s, Tokens
-from logitless.loss.evaluate.aggregation import Totals, token_weights
-from logitless.loss.evaluate.selection import select, select_in_call, spec_means
-from logitless.loss.evaluate.token_loss import Means, TokenLoss, evaluate
-from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
-from logitless.ops.batch_stats import BatchStats, check_ids
+from logitless.inputs.tokens import Array
+from logitless.loss.evaluate.coefficients import check_loss_options
+from logitless.loss.evaluate.inputs import BatchStats, Totals, loss_data
+from logitless.loss.evaluate.numpy_loss import numpy_loss
+from logitless.loss.spec import PolicyLossSpec
 
 _OP = "policy_loss"
 
@@ -101,201 +95,13 @@ def policy_loss(
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
     )
-    options: dict[str, Any] = {
-        "ref_logp": ref_logp,
-        "rollout_logp": rollout_logp,
-        "cu_seqlens": cu_seqlens,
-        "token_ids": token_ids,
-        "batch": batch,
-        "totals": totals,
-        "grad_scale": grad_scale,
-    }
-    if is_tensor(logp):
-        check_loss_options(spec, batch, totals, grad_scale, token_ids)
-        return _torch_loss(logp, entropy, (old_logp, advantages, mask, spec), options)
-    return numpy_loss(logp, old_logp, advantages, mask, spec, entropy=entropy, **options)
-
-
-def numpy_loss(*data: Any, **options: Any) -> PolicyLossOutput:
-    """That of NumPy arrays: values only."""
-    tokens, result = policy_coefficients(*data, **options)
-    # a metric that float32 cannot hold is infinite
-    with np.errstate(over="ignore"):
-        metrics = {name: np.float32(value) for name, value in result.metrics.items()}
-    return PolicyLossOutput(tokens.logp.dtype.type(result.loss), metrics)
-
-
-def separable(spec: PolicyLossSpec, *, batch: bool) -> bool:
-    """Whether a token's coefficients follow from its own logp and what is known before."""
-    selects = spec.control is not None and spec.control.selects
-    if spec.whole_sequences or (spec.needs_means and not batch):
-        return False
-    return not selects or (spec.selects and batch)
-
-
-def policy_coefficients(
-    logp: Array,
-    old_logp: Array | None,
-    advantages: Array,
-    mask: Array,
-    spec: PolicyLossSpec,
-    *,
-    entropy: Array | None = None,
-    ref_logp: Array | None = None,
-    rollout_logp: Array | None = None,
-    cu_seqlens: Array | None = None,
-    token_ids: Array | None = None,
-    batch: BatchStats | None = None,
-    totals: Totals | None = None,
-    grad_scale: float = 1.0,
-) -> tuple[Tokens, TokenLoss]:
-    """`policy_loss` as numbers: loss, metrics and the flat coefficients of backward."""
     check_loss_options(spec, batch, totals, grad_scale, token_ids)
-    inputs: dict[str, Any] = {
-        "old_logp": old_logp,
-        "entropy": entropy,
-        "ref_logp": ref_logp,
-        "rollout_logp": rollout_logp,
-    }
-    for name in sorted(spec.needs & set(inputs)):
-        if inputs[name] is None:
-            raise ValueError(f"{name} must be given with {_why(spec, name)}, got None")
-    tokens = make_tokens(
-        logp,
-        advantages,
-        mask,
-        old_logp=old_logp,
-        entropy=entropy,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-        token_ids=token_ids,
-    )
-    if spec.whole_sequences:
-        tokens.whole()
-    if batch is not None:
-        totals = batch.totals
-        if spec.per_sequence and batch.sequences is not None:
-            check_whole(tokens, ids_of(batch.sequences))
-    weights = token_weights(tokens, spec, totals)
-    means, selected = _selection(tokens, spec, batch, totals)
-    result = evaluate(
-        tokens,
-        spec,
-        weights,
-        total_tokens=tokens.number_valid if totals is None else totals.tokens,
-        selected=selected,
-        means=means,
-        grad_scale=float(grad_scale),
-    )
-    return tokens, result
+    data = (
+        old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
+        totals, grad_scale,
+    )  # fmt: skip
+    if not is_tensor(logp):
+        return PolicyLossOutput(*numpy_loss(logp, entropy, loss_data(*data)))
+    from logitless.ops.losses.op import loss_inputs, torch_loss
 
-
-def check_loss_options(
-    spec: PolicyLossSpec,
-    batch: BatchStats | None,
-    totals: Totals | None,
-    grad_scale: float,
-    token_ids: Any,
-) -> None:
-    """What can be wrong before a value is looked at."""
-    instance("spec", spec, (PolicyLossSpec,))
-    if batch is not None:
-        instance("batch", batch, (BatchStats,))
-    if totals is not None:
-        instance("totals", totals, (Totals,))
-    finite("grad_scale", grad_scale)
-    if batch is None:
-        return
-    if totals is not None:
-        raise ValueError("totals must be None where batch is given, which carries its own totals")
-    for name in ("control", "correction"):
-        mine, given = getattr(spec, name), getattr(batch, name)
-        same = mine == given
-        # Not !=, which torch.compile cannot trace of dataclasses with a number that may vary.
-        if not same and not _selects_in_call(mine):
-            raise ValueError(f"batch was made for {name}={given}, but the spec has {mine}")
-    if token_ids is None and (spec.selects or spec.per_sequence):
-        found = "selected tokens" if spec.selects else "cut sequences"
-        raise ValueError(f"token_ids must be given with batch: {found} are found by id")
-
-
-def _selection(
-    tokens: Tokens,
-    spec: PolicyLossSpec,
-    batch: BatchStats | None,
-    totals: Totals | None,
-) -> tuple[Means | None, Bools | None]:
-    """The means where they are known, and the selected tokens of this call where some are."""
-    if _selects_in_call(spec.control):
-        means = spec_means(tokens, spec)
-        return means, select_in_call(tokens, spec, means, _torch_permutation)
-    if batch is not None:
-        means = Means(
-            batch.mean_advantage,
-            batch.mean_logp,
-            batch.count,
-            batch.mean_credit,
-            batch.mean_importance,
-        )
-        return means, _members(tokens, ids_of(batch.selected)) if spec.selects else None
-    if totals is not None:
-        if spec.selects or spec.needs_means:
-            raise ValueError(
-                f"{_why(spec, 'batch')} looks at the whole optimizer batch: "
-                "pass batch=batch_stats(...), got totals alone"
-            )
-        return None, None
-    if isinstance(spec.control, ClipV):
-        raise ValueError(
-            f"control={spec.control} selects by entropy_change: "
-            "pass batch=batch_stats(..., entropy_change=...), got batch=None"
-        )
-    means = spec_means(tokens, spec)
-    if not spec.selects:
-        return means, None
-    if tokens.given_ids is not None:
-        check_ids(tokens)
-    return means, _members(tokens, select(tokens, spec, means, seed=0, step=0))
-
-
-def _selects_in_call(control: Any) -> bool:
-    """Whether tokens are selected within the call, so that no batch knows them."""
-    return getattr(control, "selects", False) and getattr(control, "scope", "batch") == "micro"
-
-
-def _why(spec: PolicyLossSpec, name: str) -> str:
-    """The part of the spec that asks for an argument, as name=value."""
-    for part in ("control", "correction", "kl", "entropy"):
-        only: dict[str, Any] = {part: getattr(spec, part)}
-        alone = replace(_NO_RATIO, **only)
-        if name in alone.needs or (name == "batch" and (alone.selects or alone.needs_means)):
-            return f"spec.{part}={only[part]}"
-    return f"spec.ratio={spec.ratio!r}"
-
-
-_NO_RATIO = PolicyLossSpec(ratio="none", surrogate=Reinforce())
-
-
-def _torch_permutation(n: int) -> Int64s:
-    import torch
-
-    return np.asarray(torch.randperm(n).numpy())
-
-
-def _members(tokens: Tokens, selected: Int64s) -> Bools:
-    """Tokens whose id is in `selected`, which is sorted."""
-    out = np.empty(tokens.ids.size, np.bool_)
-    _core.tokens.members(tokens.ids, selected, out, tokens.threads)
-    return out
-
-
-def _torch_loss(
-    logp: Any, entropy: Any, data: tuple[Any, Any, Any, PolicyLossSpec], options: dict[str, Any]
-) -> PolicyLossOutput:
-    from logitless.ops.losses.op import loss_arguments, policy_loss_op
-
-    arguments = loss_arguments(*data, **options)
-    loss, values, *_ = policy_loss_op(logp, entropy, *arguments)
-    names = arguments.metric_names(entropy=entropy is not None)
-    return PolicyLossOutput(loss, dict(zip(names, values.unbind(), strict=True)))
+    return PolicyLossOutput(*torch_loss(logp, entropy, loss_inputs(*data)))

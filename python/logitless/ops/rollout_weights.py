@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-
 from logitless.inputs.arrays import framework
-from logitless.inputs.checks import instance, is_tensor
-from logitless.inputs.make_tokens import Array, is_traced, make_tokens, refuse_grad
+from logitless.inputs.checks import instance
+from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.naming import public
-from logitless.inputs.tokens import Tokens
-from logitless.loss.evaluate.importance import correction_metrics, importance
+from logitless.inputs.tokens import Array
+from logitless.loss.evaluate.rollout import RolloutWeights, correction_weights
 from logitless.loss.spec.corrections import Correction
-
-
-class RolloutWeights(NamedTuple):
-    """Shaped like old_logp."""
-
-    # w of each token, 0 outside the mask; rejected tokens keep theirs
-    weights: Any
-    # bool: valid and not rejected
-    keep: Any
-    # floats, rollout_corr/...; 0-d tensors in a graph of torch.compile
-    metrics: dict[str, float]
 
 
 @public
@@ -55,43 +39,4 @@ def rollout_weights(
         from logitless.ops.losses.data_ops import traced_weights
 
         return traced_weights(old_logp, rollout_logp, mask, correction, cu_seqlens)
-    tokens = make_tokens(
-        old_logp,
-        old_logp,
-        mask,
-        old_logp=old_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-    )
-    if correction.per_sequence:
-        tokens.whole()
-    found = importance(tokens, correction)
-    metrics = correction_metrics(tokens, correction, found, int(np.count_nonzero(tokens.mask)))
-    weights = np.where(tokens.mask, found.weights, 0.0)
-    if correction.normalize and tokens.mask.any():
-        mean = weights[tokens.mask].mean()
-        weights = weights / mean if mean > 0 else weights
-    weights, keep = (x.reshape(tokens.shape) for x in (weights, tokens.mask & found.keep))
-    if is_tensor(old_logp):
-        import torch
-
-        like = torch.from_numpy(weights).to(old_logp.dtype)
-        _check_weights(tokens, like.double().numpy())
-        kept = torch.from_numpy(keep).to(old_logp.device)
-        return RolloutWeights(like.to(old_logp.device), kept, metrics)
-    with np.errstate(over="ignore"):
-        narrow = weights.astype(tokens.logp.dtype)
-    _check_weights(tokens, narrow)
-    return RolloutWeights(narrow, keep, metrics)
-
-
-def _check_weights(tokens: Tokens, weights: npt.NDArray[Any]) -> None:
-    bad = np.flatnonzero(~np.isfinite(weights))
-    if bad.size:
-        i = int(bad[0])
-        assert tokens.old_logp is not None and tokens.rollout_logp is not None
-        raise ValueError(
-            f"the weight of a token must be finite in the dtype of old_logp, got "
-            f"{weights.reshape(-1)[i]} at {tokens.place(i)}: old_logp {tokens.old_logp[i]}, "
-            f"rollout_logp {tokens.rollout_logp[i]}"
-        )
+    return correction_weights(old_logp, rollout_logp, mask, correction, cu_seqlens)

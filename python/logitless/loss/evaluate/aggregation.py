@@ -2,79 +2,65 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from logitless.inputs.checks import whole
-from logitless.inputs.sequences import Float64s, valid_lengths
-from logitless.inputs.tokens import Tokens
+from logitless.backends.arrays import at_least, at_most
+from logitless.inputs.tokens import Float64s, Tokens
+from logitless.loss.evaluate.inputs import Totals
+from logitless.loss.evaluate.sequences import kernels_of, per_token
 from logitless.loss.spec import PolicyLossSpec, TopEntropy
 
 
-class _Totals(NamedTuple):
-    tokens: int
-    sequences: int
-    world_size: int = 1
+class Counts(NamedTuple):
+    """Of a call: its valid tokens, and its sequences with any; 0 where nobody counted them. On a
+    device they are arrays without dimensions."""
+
+    tokens: Any
+    sequences: Any
 
 
-class Totals(_Totals):
-    """Counts over the whole optimizer batch: all micro-batches of all ranks.
-
-    tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody
-    counted them, which only losses that normalise by tokens accept. world_size: the ranks counted
-    over, which is what `grad_scale` has to be where the gradients of ranks are averaged (DDP,
-    FSDP).
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, tokens: int, sequences: int, world_size: int = 1) -> Totals:
-        counts = (("tokens", tokens, 0), ("sequences", sequences, 0), ("world_size", world_size, 1))
-        return super().__new__(
-            cls, *(whole(f"Totals.{name}", value, least=least) for name, value, least in counts)
-        )
-
-
-def count_totals(tokens: Tokens, *, sequences: bool = True) -> Totals:
+def count(tokens: Tokens, *, sequences: bool = True) -> Counts:
     """The totals of a call that is the whole batch."""
-    known = sequences and tokens.sequences is not None
-    return Totals(
-        tokens=tokens.number_valid,
-        sequences=int(np.count_nonzero(valid_lengths(tokens))) if known else 0,
-    )
+    if not sequences or tokens.sequences is None:
+        return Counts(tokens.number_valid, 0)
+    present = kernels_of(tokens).lengths(tokens) > 0
+    number = present.sum()
+    return Counts(tokens.number_valid, int(number) if tokens.kernels.on_host else number)
 
 
-def selection_size(fraction: float, tokens: int) -> int:
+def selection_size(fraction: float, tokens: Any) -> Any:
     """k of a control that selects a share of the batch's valid tokens: at least one."""
-    return max(int(fraction * tokens), 1)
+    if isinstance(tokens, int):
+        return max(int(fraction * tokens), 1)
+    return (fraction * tokens.double()).long().clip(min=1)
 
 
-def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> float | Float64s:
+def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> Float64s:
     """w with which the batch loss is the sum of w * loss_t over the valid tokens of all calls.
 
     One number where it is the same for all, else [N] with 0 outside the mask. totals=None: this
     call is the whole batch.
     """
-    local = count_totals(tokens, sequences=spec.per_sequence)
-    total = local if totals is None else totals
-    _check_counts(spec, local, total)
+    local = count(tokens, sequences=spec.per_sequence)
+    if totals is not None and tokens.kernels.on_host:
+        _check_counts(spec, local, totals)
+    total: Any = local if totals is None else totals
     if spec.aggregation == "token-sum":
         return 1.0
     if spec.aggregation == "token-mean":
-        return 1.0 / max(_counted(spec, total.tokens), 1)
-    sequences = tokens.whole()
-    per_batch = 1.0 / max(total.sequences, 1)
+        return 1.0 / at_least(_counted(spec, total.tokens), 1)
+    sequences = tokens.require_sequences()
+    per_batch = 1.0 / at_least(total.sequences, 1)
     if spec.aggregation == "seq-mean-token-sum":
         return per_batch
     if spec.aggregation == "seq-mean-token-mean":
-        shares = per_batch / np.maximum(valid_lengths(tokens), 1)
-        return np.where(tokens.mask, shares[sequences.of_token], 0.0)
+        shares = per_batch / tokens.xp.maximum(kernels_of(tokens).lengths(tokens), 1)
+        return tokens.xp.where(tokens.mask, per_token(tokens, shares), 0.0)
     # a batch padded to no width has no token whose share this would be
     return per_batch / max(_norm(spec, sequences.width if totals is None else None), 1)
 
 
-def _check_counts(spec: PolicyLossSpec, local: Totals, total: Totals) -> None:
+def _check_counts(spec: PolicyLossSpec, local: Counts, total: Totals) -> None:
     """What counts alone can tell: a call that exceeds its batch, and some of the cut sequences."""
     counted = spec.aggregation.startswith("seq-") or (spec.per_sequence and total.sequences > 0)
     if local.tokens > total.tokens or (counted and local.sequences > total.sequences):
@@ -90,10 +76,10 @@ def _check_counts(spec: PolicyLossSpec, local: Totals, total: Totals) -> None:
         )
 
 
-def _counted(spec: PolicyLossSpec, tokens: int) -> int:
+def _counted(spec: PolicyLossSpec, tokens: Any) -> Any:
     """The tokens that a token mean divides by."""
     if isinstance(spec.control, TopEntropy) and spec.control.normaliser == "selected":
-        return min(selection_size(spec.control.fraction, tokens), tokens)
+        return at_most(selection_size(spec.control.fraction, tokens), tokens)
     return tokens
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from logitless.inputs.sequences import Float64s, log_ratio_of, sequence_means, valid
-from logitless.inputs.tokens import Tokens
+from logitless.inputs.tokens import Float64s, Tokens
 from logitless.loss.evaluate.importance import Importance, importance
+from logitless.loss.evaluate.sequences import log_ratio_of, per_token, sequence_means, valid
 from logitless.loss.spec import (
     CustomControl,
     EntropyWeights,
@@ -15,45 +15,45 @@ from logitless.loss.spec import (
 )
 
 
-def policy_factor(
+def policy_weights(
     tokens: Tokens,
     spec: PolicyLossSpec,
     mean_credit: tuple[float, float],  # of `entropy_credit` where A > 0 and where A < 0
     mean_importance: float,
 ) -> tuple[Float64s | None, Importance | None]:
-    """(factor [N] or None where it is 1 everywhere, the correction's weights or None)."""
-    factor = _control_factor(tokens, spec, mean_credit)
+    """(weights [N] or None where they are 1 everywhere, the correction's or None)."""
+    weights = _control_weights(tokens, spec, mean_credit)
     if spec.correction is None:
-        return factor, None
-    weights = importance(tokens, spec.correction)
+        return weights, None
+    found = importance(tokens, spec.correction)
     # a mean of 0 is that of no valid token, or of weights that all are 0
     scale = mean_importance if spec.correction.normalize and mean_importance > 0 else 1.0
-    corrected = np.where(weights.keep, weights.weights / scale, 0.0)
-    return (corrected if factor is None else corrected * factor), weights
+    corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
+    return (corrected if weights is None else corrected * weights), found
 
 
 def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
     """H where A > 0, 1 / H where A < 0, 0 elsewhere: what EntropyWeights shares out."""
     assert tokens.entropy is not None
-    h, a = valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
-    return np.where(a > 0, h, np.where(a < 0, 1.0 / np.maximum(h, control.floor), 0.0))
+    xp, h, a = tokens.xp, valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
+    return xp.where(a > 0, h, xp.where(a < 0, 1.0 / xp.maximum(h, control.floor), 0.0))
 
 
-def _control_factor(
+def _control_weights(
     tokens: Tokens, spec: PolicyLossSpec, mean_credit: tuple[float, float]
 ) -> Float64s | None:
-    control = spec.control
+    control, xp = spec.control, tokens.xp
     if isinstance(control, EntropyWeights):
-        a, share = valid(tokens, tokens.advantages), np.ones(tokens.mask.size)
-        mean = np.where(a > 0, *mean_credit)
+        a = valid(tokens, tokens.advantages)
+        mean = xp.where(a > 0, *mean_credit)
         # a mean of 0 is that of no token of this sign, or of none with any entropy
         shared = (a != 0) & (mean > 0)
-        np.divide(entropy_credit(tokens, control), mean, out=share, where=shared)
-        return 1.0 - control.strength + control.strength * share
+        credit = entropy_credit(tokens, control) / xp.where(shared, mean, 1.0)
+        return 1.0 - control.strength + control.strength * xp.where(shared, credit, 1.0)
     if isinstance(control, OffPolicyMask):
         away = log_ratio_of(tokens, f"{control.against}_logp", "logp")
-        far = (sequence_means(tokens, away) > control.delta)[tokens.whole().of_token]
-        return np.where(far & (valid(tokens, tokens.advantages) < 0), 0.0, 1.0)
+        far = per_token(tokens, sequence_means(tokens, away) > control.delta)
+        return xp.where(far & (valid(tokens, tokens.advantages) < 0), 0.0, 1.0)
     if isinstance(control, CustomControl):
         return _custom(tokens, control)
     return None

@@ -6,27 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from logitless.inputs.sequences import (
-    Float64s,
-    exp,
+from logitless.inputs.tokens import Float64s, Floats, Tokens
+from logitless.loss.evaluate.sequences import (
+    kernels_of,
     log_ratio_of,
+    per_token,
     sequence_means,
-    sequence_sums,
     valid,
-    valid_lengths,
 )
-from logitless.inputs.tokens import Floats, Tokens
 from logitless.loss.spec import CustomSurrogate, Gmpo, PolicyLossSpec, SurrogateInputs
 
 
 class PolicyTerm(NamedTuple):
-    """What the core is given of the policy term, flat [N] or None: then it computes it itself."""
+    """What the kernel gets of the policy term, flat [N] or None: then it computes it itself."""
 
     log_ratio: Float64s | None = None
     loss: Float64s | None = None
     slope: Float64s | None = None
     # 0 for tokens that a sequence's slope does not reach
-    flow: Float64s | None = None
+    gradient_mask: Float64s | None = None
 
 
 def old_policy(tokens: Tokens, spec: PolicyLossSpec) -> Floats | None:
@@ -37,7 +35,7 @@ def old_policy(tokens: Tokens, spec: PolicyLossSpec) -> Floats | None:
 def own_log_ratio(tokens: Tokens, spec: PolicyLossSpec) -> Float64s:
     """d = logp - old_logp of each token, 0 outside the mask and without an old policy."""
     if old_policy(tokens, spec) is None or spec.ratio == "none":
-        return np.zeros(tokens.logp.size)
+        return tokens.xp.full(tokens.logp, 0.0)
     return log_ratio_of(tokens, "logp", "rollout_logp" if spec.ratio == "inference" else "old_logp")
 
 
@@ -54,22 +52,24 @@ def policy_term(tokens: Tokens, spec: PolicyLossSpec) -> PolicyTerm:
 
 def _sequence_log_ratio(tokens: Tokens, spec: PolicyLossSpec) -> Float64s:
     d = own_log_ratio(tokens, spec)
-    per_sequence = (sequence_sums if spec.ratio == "sequence_sum" else sequence_means)(tokens, d)
-    return per_sequence[tokens.whole().of_token]
+    sums = spec.ratio == "sequence_sum"
+    return per_token(
+        tokens, kernels_of(tokens).sums(tokens, d) if sums else sequence_means(tokens, d)
+    )
 
 
 def _geometric(tokens: Tokens, spec: PolicyLossSpec, surrogate: Gmpo) -> PolicyTerm:
     """GMPO: the clip of each token's log ratio comes before the mean over the sequence."""
+    xp, kernels = tokens.xp, kernels_of(tokens)
     d, a = own_log_ratio(tokens, spec), valid(tokens, tokens.advantages)
-    clipped = np.where(a > 0, np.minimum(d, surrogate.high), np.maximum(d, -surrogate.low))
-    clipped = np.where(a == 0, 0.0, clipped)
-    of_token = tokens.whole().of_token
-    log_ratio = sequence_means(tokens, clipped)[of_token]
-    mean = sequence_means(tokens, a)[of_token]
+    clipped = xp.where(a > 0, xp.minimum(d, surrogate.high), xp.maximum(d, -surrogate.low))
+    clipped = xp.where(a == 0, 0.0, clipped)
+    log_ratio = per_token(tokens, sequence_means(tokens, clipped))
+    mean = per_token(tokens, sequence_means(tokens, a))
     # a zero advantage is zero loss even where the ratio overflows
-    loss = -mean * np.where(mean == 0, 1.0, exp(tokens, log_ratio))
-    flow = ((clipped == d) & (a != 0)).astype(np.float64)
-    return PolicyTerm(log_ratio, loss, loss, flow)
+    loss = -mean * xp.where(mean == 0, 1.0, kernels.exp(tokens, log_ratio))
+    gradient_mask = xp.cast((clipped == d) & (a != 0), xp.float64)
+    return PolicyTerm(log_ratio, loss, loss, gradient_mask)
 
 
 def _custom(
@@ -97,15 +97,16 @@ def _custom(
     return PolicyTerm(log_ratio, *parts)
 
 
-def spreads(spec: PolicyLossSpec) -> bool:
+def shares_sequence_gradient(spec: PolicyLossSpec) -> bool:
     """Whether a token's slope is that of its sequence's ratio, shared by all of its tokens."""
     return spec.ratio in ("sequence", "sequence_sum") and spec.surrogate.through_ratio
 
 
-def spread(tokens: Tokens, spec: PolicyLossSpec, term: PolicyTerm, g_policy: Float64s) -> Float64s:
+def sequence_gradient(
+    tokens: Tokens, spec: PolicyLossSpec, term: PolicyTerm, g_policy: Float64s
+) -> Float64s:
     """Slopes with respect to a sequence's log ratio, as slopes of its tokens' log-probs."""
-    total = sequence_sums(tokens, g_policy)
-    if spec.ratio == "sequence":
-        total = total / np.maximum(valid_lengths(tokens), 1)
-    slopes = np.where(tokens.mask, total[tokens.whole().of_token], 0.0)
-    return slopes if term.flow is None else slopes * term.flow
+    mean = spec.ratio == "sequence"
+    total = sequence_means(tokens, g_policy) if mean else kernels_of(tokens).sums(tokens, g_policy)
+    slopes = tokens.xp.where(tokens.mask, per_token(tokens, total), 0.0)
+    return slopes if term.gradient_mask is None else slopes * term.gradient_mask

@@ -1,185 +1,130 @@
-"""A spec and the tokens of a call, evaluated by the core in one pass."""
+"""A spec and the tokens of a call, evaluated in one pass."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from logitless import _core
-from logitless.inputs.sequences import Float64s
-from logitless.inputs.tokens import Bools, Floats, Tokens
-from logitless.loss.evaluate.importance import correction_metrics
-from logitless.loss.evaluate.policy_weights import policy_factor
-from logitless.loss.evaluate.ratio import old_policy, policy_term, spread, spreads
-from logitless.loss.spec import (
-    EntropyBonus,
-    EntropyFloor,
-    KLCov,
-    PolicyLossSpec,
-    SignWeights,
-    Surrogate,
+from logitless.backends.tokens import LossTerms
+from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
+from logitless.loss.evaluate.importance import correction_sums
+from logitless.loss.evaluate.inputs import Means
+from logitless.loss.evaluate.params import loss_params
+from logitless.loss.evaluate.policy_weights import policy_weights
+from logitless.loss.evaluate.ratio import (
+    old_policy,
+    policy_term,
+    sequence_gradient,
+    shares_sequence_gradient,
 )
+from logitless.loss.spec import KLCov, PolicyLossSpec
+from logitless.loss.spec.policy_spec import Coefficients
 
-
-class Means(NamedTuple):
-    """Batch means over valid tokens, and their number."""
-
-    advantage: float
-    logp: float
-    tokens: int
-    # of the entropy credit where A > 0 and where A < 0, and of the correction's weights, for specs
-    # that use them
-    credit: tuple[float, float] = (0.0, 0.0)
-    importance: float = 1.0
-    # powers of two of which advantages and log-probs are multiples of ordinary size; 0: they are
-    exponents: tuple[int, int] = (0, 0)
+_NO_MEANS = Means(0.0, 0.0, 0)
 
 
 class TokenLoss(NamedTuple):
-    """What one call adds to the batch: loss and metrics sum over calls and ranks."""
+    """What one call adds to the batch: sums add up over calls and ranks."""
 
-    loss: float
-    metrics: dict[str, float]
+    # float64 [len(SUMS)], and CORRECTION_SUMS after them with a correction
+    sums: Float64s
     g_logp: Floats  # [N] d loss / d logp
     g_entropy: Floats | None  # [N] d loss / d entropy; None without an entropy term
 
 
-def log_range(surrogate: Surrogate) -> tuple[float, float]:
-    """The log ratios beyond which the surrogate counts as clipped."""
-    low, high = surrogate.ratio_range
-    return _log(low), _log(high)
+@dataclass(frozen=True)
+class TokenInputs:
+    """The tokens of a call and what their coefficients depend on, all of it known."""
+
+    tokens: Tokens
+    spec: PolicyLossSpec
+    coefficients: Coefficients
+    # share of each token in the batch: [N], or one number
+    weights: float | Float64s
+    selected: Bools | None  # [N]
+    # None where they are not known: no cov_mean
+    means: Means | None
+    grad_scale: float
+
+    def rows(self, index: Int64s) -> TokenInputs:
+        """Some of the tokens, for a loss that looks at no sequence."""
+        weights = self.weights if isinstance(self.weights, float) else self.weights[index]
+        selected = None if self.selected is None else self.selected[index]
+        return replace(self, tokens=self.tokens.at(index), weights=weights, selected=selected)
+
+    def with_values(self, logp: Floats, entropy: Floats | None) -> TokenInputs:
+        """The same tokens with these."""
+        return replace(self, tokens=self.tokens.with_values(logp, entropy))
 
 
-def core_params(spec: PolicyLossSpec) -> dict[str, Any]:
-    """The spec as the core's plain numbers; a part that is None has no effect."""
-    surrogate, control = spec.surrogate, spec.control
-    low, high = surrogate.ratio_range
-    signs = control if isinstance(control, SignWeights) else SignWeights()
-    penalty = control if isinstance(control, KLCov) else None
-    floor = spec.entropy if isinstance(spec.entropy, EntropyFloor) else None
-    bonus = spec.entropy if isinstance(spec.entropy, EntropyBonus) else None
-    return {
-        "surrogate": getattr(_core.tokens.Surrogate, surrogate.kind),
-        "numbers": surrogate.numbers,
-        "ratio_low": low,
-        "ratio_high": high,
-        "log_low": _log(low),
-        "log_high": _log(high),
-        "ratio_dual": surrogate.ratio_dual,
-        "log_dual": _log(surrogate.ratio_dual),
-        "positive": signs.positive,
-        "negative": signs.negative,
-        "control": getattr(_core.tokens.Control, "none" if control is None else control.action),
-        "penalty": _kl_params(penalty.estimator, penalty.coefficient) if penalty else _NO_KL,
-        "kl": _kl_params(spec.kl.estimator, spec.kl.coefficient, spec.kl.weight)
-        if spec.kl
-        else _NO_KL,
-        "entropy_coefficient": floor.strength if floor else bonus.coefficient if bonus else 0.0,
-        "entropy_target": floor.target if floor else 0.0,
-    }
-
-
-def evaluate(
-    tokens: Tokens,
-    spec: PolicyLossSpec,
-    weights: float | Float64s,
-    *,
-    total_tokens: int,
-    selected: Bools | None,  # [N]
-    means: Means | None,
-    grad_scale: float,
-) -> TokenLoss:
-    """grad_scale * sum(weights * loss_t), metrics over `total_tokens`; no means, no cov_mean."""
+def evaluate(inputs: TokenInputs) -> TokenLoss:
+    """The sums of grad_scale * weights * loss_t and of the metrics, and the coefficients."""
+    tokens, spec, coefficients = inputs.tokens, inputs.spec, inputs.coefficients
+    kernels, on_host = tokens.kernels, tokens.kernels.on_host
     term = policy_term(tokens, spec)
-    known = Means(0.0, 0.0, 0) if means is None else means
-    factor, rollout = policy_factor(tokens, spec, known.credit, known.importance)
-    each, weight = (None, weights) if isinstance(weights, float) else (weights, 0.0)
-    g_logp = np.empty_like(tokens.logp)
-    g_entropy = None if spec.entropy is None else np.empty_like(tokens.logp)
-    g_policy = np.empty(tokens.logp.size) if spreads(spec) else None
-    sums = _core.tokens.token_loss(
-        logp=tokens.logp,
+    means = _NO_MEANS if inputs.means is None else inputs.means
+    factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)
+    control, shared = spec.control, shares_sequence_gradient(spec)
+    terms = LossTerms(
+        weights=inputs.weights,
         old_logp=old_policy(tokens, spec),
-        advantages=tokens.advantages,
-        weights=each,
-        mask=tokens.mask if each is None else None,
-        weight=weight,
-        entropy=tokens.entropy,
         kl_logp=None if spec.kl is None else tokens.reference(spec.kl.against),
-        penalty_logp=tokens.reference(spec.control.against)
-        if isinstance(spec.control, KLCov)
-        else None,
-        selected=selected,
+        penalty_logp=tokens.reference(control.against) if isinstance(control, KLCov) else None,
+        selected=inputs.selected,
         log_ratio=term.log_ratio,
         factor=factor,
-        given_loss=term.loss,
-        given_slope=term.slope,
-        g_logp=g_logp,
-        g_entropy=g_entropy,
-        g_policy=g_policy,
-        mean_advantage=known.advantage,
-        mean_logp=known.logp,
-        grad_scale=grad_scale,
-        params=core_params(spec),
-        threads=tokens.threads,
+        precomputed_loss=term.loss,
+        precomputed_slope=term.slope,
+        mean_advantage=means.advantage,
+        mean_logp=means.logp,
+        grad_scale=inputs.grad_scale,
+        entropy_coefficient=coefficients.entropy,
+        kl_coefficient=coefficients.kl,
+        penalty_coefficient=coefficients.penalty,
     )
-    if sums["bad_token"] >= 0:
-        raise ValueError(_bad_token(tokens, sums["bad_token"]))
-    if sums["overflow_token"] >= 0:
-        i = sums["overflow_token"]
-        raise ValueError(_overflow(tokens, spec, i, sums["overflow_loss"], g_logp[i], grad_scale))
-    if g_policy is not None:
+    params = loss_params(spec, kernels)
+    sums, g_logp, g_entropy, g_policy = kernels.loss(
+        tokens, params, terms, entropy=spec.entropy is not None, policy=shared
+    )
+    if on_host:
+        _check_sums(inputs, sums, g_logp)
+    if shared:
         with np.errstate(over="ignore", invalid="ignore"):
-            g_logp += spread(tokens, spec, term, g_policy).astype(g_logp.dtype, copy=False)
-        check_coefficients(tokens, spec, g_logp, grad_scale)
-
-    per_token = {"pg_clipfrac": "clipped", "pg_clipfrac_lower": "clipped_lower"}
-    per_token |= {} if old_policy(tokens, spec) is None else {"ppo_kl": "old_minus_new"}
-    per_token |= {} if means is None else {"cov_mean": "covariance"}
-    per_token |= {} if selected is None else {"cov_selected": "selected"}
-    per_token |= {} if tokens.entropy is None else {"entropy": "entropy"}
-    metrics = {f"actor/{name}": sums[key] / max(total_tokens, 1) for name, key in per_token.items()}
-    metrics["actor/pg_loss"] = sums["policy"]
-    if spec.kl is not None:
-        metrics["actor/kl_loss"] = sums["kl"]
+            g = sequence_gradient(tokens, spec, term, g_policy)
+            g_logp += tokens.xp.cast(g, g_logp.dtype)
+        if on_host:
+            check_coefficients(inputs, g_logp)
     if rollout is not None and spec.correction is not None:
-        metrics |= correction_metrics(tokens, spec.correction, rollout, total_tokens)
-    return TokenLoss(sums["loss"], metrics, g_logp, g_entropy)
+        own = correction_sums(tokens, spec.correction, rollout)
+        sums = tokens.xp.join(sums, tokens.xp.vector(own, sums))
+    return TokenLoss(sums, g_logp, g_entropy)
 
 
-def check_coefficients(
-    tokens: Tokens, spec: PolicyLossSpec, g: npt.NDArray[Any], grad_scale: float
-) -> None:
-    """Where they are made outside of the core: the first that is no number has its token named."""
-    if not np.isfinite(g).all():
-        i = int(np.flatnonzero(~np.isfinite(g.reshape(-1)))[0])
-        raise ValueError(_overflow(tokens, spec, i, "a finite one", g.reshape(-1)[i], grad_scale))
+def check_coefficients(inputs: TokenInputs, g: Any) -> None:
+    """Those made outside of the kernel: the first that is no number has its token named."""
+    flat = g.reshape(-1)
+    good = np.isfinite(flat)
+    if not good.all():
+        i = int(good.argmin())
+        raise ValueError(_overflow(inputs, i, "a finite one", flat[i]))
 
 
-def _kl_params(estimator: str, coefficient: float, weight: str = "none") -> dict[str, Any]:
-    return {
-        "estimator": getattr(_core.tokens.KlEstimator, estimator.removesuffix("+")),
-        "straight_through": estimator.endswith("+"),
-        "weight": getattr(_core.tokens.KlWeight, weight),
-        "coefficient": coefficient,
-    }
+def _check_sums(inputs: TokenInputs, sums: Float64s, g_logp: Floats) -> None:
+    _, bad, overflow, loss = sums[-4:].tolist()
+    if bad >= 0:
+        raise ValueError(_bad_token(inputs.tokens, int(bad)))
+    if overflow >= 0:
+        i = int(overflow)
+        raise ValueError(_overflow(inputs, i, loss, g_logp[i]))
 
 
-_NO_KL = _kl_params("none", 0.0)
-
-
-def _log(x: float) -> float:
-    return math.log(x) if x > 0 else -math.inf
-
-
-def _overflow(
-    tokens: Tokens, spec: PolicyLossSpec, i: int, loss: object, slope: float, grad_scale: float
-) -> str:
+def _overflow(inputs: TokenInputs, i: int, loss: object, slope: float) -> str:
     from logitless.loss.spec.presets import presets
 
+    tokens, grad_scale = inputs.tokens, inputs.grad_scale
+    spec = inputs.spec.with_coefficients(inputs.coefficients)
     name = next((f"presets[{name!r}]" for name, x in presets.items() if x == spec), "the spec")
     old = old_policy(tokens, spec)
     values = {

@@ -70,6 +70,7 @@ class KLCov(Control):
     """
 
     action = "penalise_selected"
+    moves = "coefficient"
     fraction: float = 2e-3
     coefficient: float = 1.0
     scope: Scope = "batch"

@@ -7,8 +7,9 @@ loss   = sum_t weight_t * loss_t                 weight_t by `aggregation`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
 from logitless.loss.spec.controls import (
@@ -59,6 +60,24 @@ Aggregation = Literal[
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 ]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of a loss that may move from step to step: data of a call, as grad_scale is."""
+
+    # of the entropy term, the KL term and KL-Cov's penalty; 0 where there is none
+    entropy: float = 0.0
+    kl: float = 0.0
+    penalty: float = 0.0
+
+
+def coefficients_of(spec: PolicyLossSpec) -> Coefficients:
+    return Coefficients(*(0.0 if part is None else getattr(part, part.moves)
+                          for part in _moving_parts(spec)))  # fmt: skip
+
+
+def _moving_parts(spec: PolicyLossSpec) -> tuple[Any, Any, Any]:
+    return spec.entropy, spec.kl, spec.control if isinstance(spec.control, KLCov) else None
 
 
 @dataclass(frozen=True)
@@ -189,6 +208,22 @@ class PolicyLossSpec:
                 "only a token mean divides by tokens alone",
             )
 
+    @cached_property
+    def identity(self) -> PolicyLossSpec:
+        """The loss but for its coefficients, which are 0: what is kept of it, or compiled for it,
+        serves every value of a controller."""
+        return self.with_coefficients(Coefficients())
+
+    def with_coefficients(self, coefficients: Coefficients) -> PolicyLossSpec:
+        changes = {
+            name: replace(part, **{part.moves: value})
+            for name, part, value in zip(
+                ("entropy", "kl", "control"), _moving_parts(self), coefficients, strict=True
+            )
+            if part is not None and getattr(part, part.moves) != value
+        }
+        return replace(self, **changes) if changes else self
+
     @property
     def per_sequence(self) -> bool:
         """Whether weights or ratios of tokens depend on the sequences they belong to."""
@@ -214,6 +249,11 @@ class PolicyLossSpec:
     def selects(self) -> bool:
         """Whether tokens are selected over the whole optimizer batch."""
         return self.control is not None and self.control.selects and self.control.scope == "batch"
+
+    @property
+    def selects_in_call(self) -> bool:
+        """Whether tokens are selected within the call, so that no batch knows them."""
+        return self.control is not None and self.control.selects and self.control.scope == "micro"
 
     @property
     def needs_means(self) -> bool:

@@ -34,8 +34,8 @@ class Surrogate:
     token_only: ClassVar[bool] = False
 
     @property
-    def numbers(self) -> tuple[float, ...]:
-        """Up to four numbers of the formula, in the core's order."""
+    def constants(self) -> tuple[float, ...]:
+        """Up to four constants of the formula, in the core's order."""
         return ()
 
     @property
@@ -99,7 +99,7 @@ class Reinforce(Surrogate):
 class NoPolicy(Surrogate):
     """No policy term: what remains is the entropy or KL term."""
 
-    kind = "nothing"
+    kind = "none"
     uses_ratio = False
 
 
@@ -120,7 +120,7 @@ class Cispo(Surrogate):
         not_negative("Cispo.high", self.high)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def constants(self) -> tuple[float, ...]:
         return 1.0 - self.low, 1.0 + self.high
 
     @property
@@ -143,7 +143,7 @@ class Sapo(Surrogate):
         positive("Sapo.tau_negative", self.tau_negative)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def constants(self) -> tuple[float, ...]:
         return self.tau_positive, self.tau_negative
 
 
@@ -175,7 +175,7 @@ class TrustMask(Surrogate):
         flag("TrustMask.two_sided", self.two_sided)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def constants(self) -> tuple[float, ...]:
         mode = 2.0 * (self.divergence == "kl") + float(self.two_sided)
         return self.low, self.high, 0.0 if self.cap is None else self.cap, mode
 
@@ -193,7 +193,7 @@ class Dro(Surrogate):
         positive("Dro.beta", self.beta)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def constants(self) -> tuple[float, ...]:
         return (self.beta,)
 
 
@@ -206,7 +206,7 @@ class Gmpo(Surrogate):
     """
 
     # computed with its sequence's ratio in ratio.py
-    kind = "given"
+    kind = "precomputed"
     through_ratio = True
     low: float = 0.4
     high: float = 0.4
@@ -240,7 +240,7 @@ class Vespo(Surrogate):
             positive(f"Vespo.{name}", value)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def constants(self) -> tuple[float, ...]:
         return self.k_positive, self.lambda_positive, self.k_negative, self.lambda_negative
 
 
@@ -272,7 +272,7 @@ class CustomSurrogate(Surrogate):
     weights, micro-batches) is the library's.
     """
 
-    kind = "given"
+    kind = "precomputed"
 
     def loss(self, tokens: SurrogateInputs) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define loss or term")

@@ -30,6 +30,8 @@ class KL:
     whose logp x is measured from.
     """
 
+    # the field that is data of a call, see `Coefficients`
+    moves = "coefficient"
     estimator: KLEstimator = "k3"
     coefficient: float = 1e-3
     weight: KLWeight = "none"
@@ -52,6 +54,7 @@ class EntropyBonus:
     `LogController`).
     """
 
+    moves = "coefficient"
     coefficient: float
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class EntropyFloor:
     not at all.
     """
 
+    moves = "strength"
     strength: float
     target: float
 

@@ -8,14 +8,13 @@ multiply the gradients by that of the loss.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.rows import Rows
-from logitless.inputs.make_tokens import make_tokens
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -32,12 +31,13 @@ from logitless.ops.head.late_plan import answer, planned
 from logitless.ops.head.sparse import Support
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.losses.op import (
-    LossArguments,
-    coefficients,
+    LossInputs,
+    LossTensors,
     loss_and_metrics,
     loss_and_metrics_fake,
+    token_loss,
 )
-from logitless.ops.losses.spec_code import decode
+from logitless.ops.losses.op import metric_names as loss_metric_names
 from logitless.ops.rows.arguments import RowArguments, RowGradients
 from logitless.ops.rows.outputs import empty_outputs, requested
 from logitless.ops.sharding.shard import Shard
@@ -67,7 +67,7 @@ class _Arguments(NamedTuple):
     hidden: Tensor
     weight: Tensor
     rows: RowArguments
-    loss: LossArguments
+    loss: LossInputs
     tail_mass: float
     chunk_rows: int
     needs: list[bool]
@@ -83,8 +83,8 @@ class _Saved(NamedTuple):
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
 
 
-def metric_names(loss: LossArguments, tail_mass: float) -> tuple[str, ...]:
-    names = loss.metric_names(entropy=True)
+def metric_names(loss: LossInputs, tail_mass: float) -> tuple[str, ...]:
+    names = loss_metric_names(loss)
     return (*names, *SUPPORT_METRICS) if tail_mass else names
 
 
@@ -92,7 +92,7 @@ def _forward(
     hidden: Tensor,
     weight: Tensor,
     rows: RowArguments,
-    loss: LossArguments,
+    loss: LossInputs,
     tail_mass: float,
     chunk_rows: int,
     needs: list[bool],
@@ -103,11 +103,9 @@ def _forward(
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
     head = Head(hidden, weight, found, shard, tail_mass)
     of_active, index = active(rows.rows(OP))
-    # Says what the loss misses before any product is made.
-    names = loss.metric_names(entropy=True)
-    values = _Values.first(hidden, loss)
+    values = _Values(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
-    result, support_metrics = None, _no_support_metrics()
+    support_metrics = _no_support_metrics()
     for part, ids in _chunks(of_active, index, chunk_rows):
         f = work.forward(part, ids)
         out = empty_outputs(part.n, False, hidden)
@@ -115,16 +113,12 @@ def _forward(
         values.put(ids, out)
         if f.support is not None:
             f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
-        # Of all rows, for no formula is written twice: a few us per thousand tokens. Those of this
-        # chunk are right, and after the last chunk so is the loss.
-        result = values.coefficients()
-        g = _row_gradients(result, ids, hidden)
+        g = values.gradients(ids, out, all_rows=part.n == of_active.n)
         served = Served.of(f, g, tail_mass)
         work.backward(f, g, served)
         if f.support is not None:
             support_metrics = _support_metrics(f, g, served)
-    result = values.coefficients() if result is None else result
-    loss_value, metrics = loss_and_metrics(result, names, hidden)
+    loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
     if tail_mass:
         metrics = torch.cat([metrics, support_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
@@ -164,52 +158,39 @@ def _chunks(
 
 
 class _Values:
-    """logp and entropy of all tokens, as far as they are known."""
+    """logp and entropy of all tokens, as far as they are known. Raises for whatever is wrong with
+    the loss's shapes and dtypes, and for what it misses, before any product is made."""
 
-    def __init__(self, logp: Tensor, entropy: Tensor, loss: LossArguments) -> None:
-        self.logp, self.entropy, self.loss = logp, entropy, loss
-
-    @classmethod
-    def first(cls, hidden: Tensor, loss: LossArguments) -> _Values:
-        """Where the mask is true, finite numbers for rows still to come: logp is that of the old
-        policy. Raises for whatever is wrong with the loss's shapes and dtypes."""
+    def __init__(self, hidden: Tensor, loss: LossInputs) -> None:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        entropy = hidden.new_zeros(loss.mask.shape, dtype=wide)
-        make_tokens(
-            entropy, loss.advantages, loss.mask, old_logp=loss.old_logp, ref_logp=loss.ref_logp,
-            rollout_logp=loss.rollout_logp, cu_seqlens=loss.cu_seqlens, token_ids=loss.token_ids,
-        )  # fmt: skip
-        # of the policy that the ratio divides by: its ratios are 1
-        inference = decode(loss.spec).ratio == "inference"
-        near = loss.rollout_logp if inference else loss.old_logp
-        logp = entropy.clone()
-        if near is not None:
-            logp = torch.where(loss.mask, near.to(wide), entropy)
-        return cls(logp.view(-1), entropy.view(-1), loss)
+        self.logp, self.entropy = (hidden.new_zeros(loss.mask.shape, dtype=wide) for _ in range(2))
+        self.loss, self.rows = loss, loss.resolved()
+        self.found: LossTensors | None = None
 
     @property
     def shaped(self) -> tuple[Tensor, Tensor]:
-        shape = self.loss.mask.shape
-        return self.logp.view(shape), self.entropy.view(shape)
+        return self.logp, self.entropy
 
-    def put(self, ids: Tensor | None, out: dict[str, Tensor]) -> None:
+    def whole(self) -> LossTensors:
+        """Of all tokens, once they are known."""
+        if self.found is None:
+            self.found = token_loss(*self.shaped, self.loss)
+        return self.found
+
+    def gradients(
+        self, ids: Tensor | None, out: dict[str, Tensor], *, all_rows: bool
+    ) -> RowGradients:
+        """The coefficients of some rows, whose results are `out`."""
+        index = slice(None) if ids is None else ids
         for name, values in (("logp", self.logp), ("entropy", self.entropy)):
-            values[slice(None) if ids is None else ids] = out[name]
-
-    def coefficients(self) -> Any:
-        _, result = coefficients(*self.shaped, self.loss)
-        return result
-
-
-def _row_gradients(result: Any, ids: Tensor | None, like: Tensor) -> RowGradients:
-    """The coefficients of some rows, where the logits are."""
-    found = (
-        None if x is None else torch.from_numpy(x).reshape(-1).to(like.device)
-        for x in (result.g_logp, result.g_entropy)
-    )
-    return RowGradients(
-        *(None if x is None else (x if ids is None else x[ids]).double() for x in found)
-    )
+            values.view(-1)[index] = out[name]
+        if all_rows:
+            # also of a loss whose coefficients need all of them
+            g = [None if x is None else x[index] for x in self.whole()[1:]]
+        else:
+            assert ids is not None
+            g = list(token_loss(out["logp"], out["entropy"], self.rows.rows(ids))[1:])
+        return RowGradients.of(*g, None)
 
 
 class _Work:
@@ -283,7 +264,7 @@ def _forward_fake(
     hidden: Tensor,
     weight: Tensor,
     rows: RowArguments,
-    loss: LossArguments,
+    loss: LossInputs,
     tail_mass: float,
     chunk_rows: int,
     needs: list[bool],

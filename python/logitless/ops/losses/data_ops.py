@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from logitless.loss.evaluate.metrics import correction_names
+from logitless.loss.evaluate.rollout import RolloutWeights, correction_weights
+from logitless.loss.evaluate.token_ids import make_ids
 from logitless.loss.spec.corrections import Correction
-from logitless.ops.batch_stats import token_ids
-from logitless.ops.losses.spec_code import decode
-from logitless.ops.losses.tracing import correction_code
-from logitless.ops.rollout_weights import RolloutWeights, rollout_weights
-from logitless.ops.torch_op import register_schema
+from logitless.ops.losses.spec_serialization import decode
+from logitless.ops.losses.tracing import correction_text
+from logitless.ops.torch_op import Symbol, register
 
 
 def traced_weights(
@@ -24,25 +24,34 @@ def traced_weights(
     cu_seqlens: Any,
 ) -> RolloutWeights:
     """`rollout_weights` of tensors; metrics are 0-d float64, for a graph holds no numbers."""
-    text = correction_code(correction)
+    text = correction_text(correction)
     weights, keep, values = _weights_op(old_logp, rollout_logp, mask, cu_seqlens, text)
     names = _metric_names(text)
     return RolloutWeights(weights, keep, dict(zip(names, values.unbind(), strict=True)))
 
 
-def _weights(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    old_logp, rollout_logp, mask, cu_seqlens, text = args
-    correction = decode(text).correction
-    assert correction is not None
-    out = rollout_weights(old_logp, rollout_logp, mask, correction, cu_seqlens=cu_seqlens)
+class _Weights(NamedTuple):
+    weights: Tensor
+    keep: Tensor
+    metrics: Tensor
+
+
+def _weights(
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    mask: Tensor,
+    cu_seqlens: Tensor | None,
+    correction: str,
+) -> _Weights:
+    out = correction_weights(old_logp, rollout_logp, mask, _decoded(correction), cu_seqlens)
     numbers = list(out.metrics.values())
     metrics = torch.tensor(numbers, dtype=torch.float64, device=old_logp.device)
-    return out.weights, out.keep, metrics
+    return _Weights(out.weights, out.keep, metrics)
 
 
-def _weights_fake(old_logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _weights_fake(old_logp: Tensor, *args: Any) -> _Weights:
     shape, metrics = old_logp.shape, len(_metric_names(args[-1]))
-    return (
+    return _Weights(
         old_logp.new_empty(shape),
         old_logp.new_empty(shape, dtype=torch.bool),
         old_logp.new_empty(metrics, dtype=torch.float64),
@@ -51,18 +60,21 @@ def _weights_fake(old_logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _metric_names(text: str) -> tuple[str, ...]:
-    """By asking: a call of one token that is masked."""
-    nothing, correction = np.zeros((1, 1)), decode(text).correction
+    return correction_names(_decoded(text))
+
+
+def _decoded(text: str) -> Correction:
+    correction = decode(text).correction
     assert correction is not None
-    return tuple(rollout_weights(nothing, nothing, nothing > 0, correction).metrics)
+    return correction
 
 
-_weights_op = register_schema(
-    "rollout_weights(Tensor old_logp, Tensor rollout_logp, Tensor mask, Tensor? cu_seqlens, "
-    "str correction) -> (Tensor, Tensor, Tensor)",
-    _weights,
-    _weights_fake,
-)
+_weights_op = register("rollout_weights", _weights, _weights_fake)
+
+
+def _ids(sequence_ids: Tensor, positions: Tensor, max_length: Symbol) -> Tensor:
+    ids: Tensor = make_ids(sequence_ids, positions, max_length)
+    return ids
 
 
 def _ids_fake(sequence_ids: Tensor, positions: Tensor, _: int) -> Tensor:
@@ -74,8 +86,4 @@ def _ids_fake(sequence_ids: Tensor, positions: Tensor, _: int) -> Tensor:
     return sequence_ids.new_empty(shape, dtype=torch.int64)
 
 
-traced_ids = register_schema(
-    "token_ids(Tensor sequence_ids, Tensor positions, SymInt max_length) -> Tensor",
-    token_ids,
-    _ids_fake,
-)
+traced_ids = register("token_ids", _ids, _ids_fake)

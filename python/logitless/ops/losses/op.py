@@ -1,8 +1,7 @@
-"""torch op of the policy loss: tokens in; loss, metrics and coefficients out, by one core call."""
+"""torch op of the policy loss: tokens in; loss, metrics and coefficients out, by one kernel."""
 
 from __future__ import annotations
 
-import functools
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -10,26 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.forked import without_lost_threads
-from logitless.inputs.tokens import Tokens
-from logitless.loss.evaluate.aggregation import Totals
-from logitless.loss.evaluate.token_loss import TokenLoss, check_coefficients
-from logitless.loss.spec import PolicyLossSpec
-from logitless.ops.batch_stats import BatchStats
-from logitless.ops.losses.spec_code import decode
-from logitless.ops.losses.tracing import spec_code
-from logitless.ops.policy_loss import policy_coefficients
-from logitless.ops.torch_op import Symbols, begin_backward, graph_is_kept, register_schema
-
-# What a loss knows beside logp and entropy, in the order of `LossArguments`.
-LOSS = (
-    "Tensor? old_logp, Tensor advantages, Tensor valid, Tensor? ref_logp, Tensor? rollout_logp, "
-    "Tensor? cu_seqlens, Tensor? token_ids, Tensor? selected, Tensor? sequences, "
-    "SymInt[]? totals, float[]? means, Tensor? traced_means, float grad_scale, str spec"
+from logitless.loss.evaluate.coefficients import call_inputs, rows_inputs
+from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
+from logitless.loss.evaluate.metrics import Given, metric_table, metric_values
+from logitless.loss.evaluate.token_loss import (
+    TokenInputs,
+    TokenLoss,
+    check_coefficients,
+    evaluate,
 )
+from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
+from logitless.ops.losses.spec_serialization import decode
+from logitless.ops.losses.tracing import identity_text
+from logitless.ops.torch_op import Autograd, Needs, Symbols, graph_is_kept, register
+
+# How many numbers a call has before those of its batch: grad_scale and `Coefficients`.
+_OWN = 1 + len(Coefficients._fields)
 
 
-class LossArguments(NamedTuple):
+class LossInputs(NamedTuple):
     """Everything as an op takes it. Tensors as the caller gave them."""
 
     old_logp: Tensor | None
@@ -42,179 +43,223 @@ class LossArguments(NamedTuple):
     selected: Tensor | None  # of the batch, sorted
     sequences: Tensor | None  # of the batch
     totals: Symbols | None  # tokens, sequences, world_size
-    # of the batch: advantage, logp, count, both credits, importance; None without one
-    means: list[float] | None
-    # the same in a graph, which would else be for one batch alone
-    traced_means: Tensor | None
-    grad_scale: float
+    # grad_scale and coefficients; with a batch its advantage, logp, count, credits and importance
+    numbers: list[float] | None
+    # the same in a graph, which would else be for these numbers alone
+    traced_numbers: Tensor | None
+    # but for its coefficients
     spec: str
 
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of `policy_coefficients`, entropy aside."""
+    @property
+    def has_batch(self) -> bool:
+        numbers = self.numbers if self.traced_numbers is None else self.traced_numbers
+        assert numbers is not None
+        return len(numbers) > _OWN
+
+    def data(self) -> LossData:
+        numbers = self.numbers if self.traced_numbers is None else self.traced_numbers.tolist()
+        assert numbers is not None
         totals = None if self.totals is None else Totals(*(int(x) for x in self.totals))
         batch = None
-        means = self.means if self.traced_means is None else self.traced_means.tolist()
-        if means is not None:
-            assert totals is not None
-            advantage, logp, count, positive, negative, importance = means
-            spec = decode(self.spec)
-            batch = BatchStats(
-                totals, advantage, logp, int(count), self.selected, 0, 0, spec.control,
-                spec.correction, (positive, negative), importance, self.sequences,
-            )  # fmt: skip
-        return {
-            "ref_logp": self.ref_logp,
-            "rollout_logp": self.rollout_logp,
-            "cu_seqlens": self.cu_seqlens,
-            "token_ids": self.token_ids,
-            "batch": batch,
-            "totals": totals if batch is None else None,
-            "grad_scale": self.grad_scale,
-        }
+        if len(numbers) > _OWN:
+            advantage, logp, count, positive, negative, importance = numbers[_OWN:]
+            means = Means(advantage, logp, int(count), (positive, negative), importance)
+            batch = BatchFacts(means, self.selected, self.sequences)
+        return LossData(
+            *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0]
+        )
 
-    def metric_names(self, *, entropy: bool) -> tuple[str, ...]:
-        """The metrics of a call with these arguments, in the order of the op's second output."""
-        given = tuple(x is not None for x in (self.old_logp, self.ref_logp, self.rollout_logp))
-        known = "call" if self.totals is None else "totals"
-        if self.means is not None or self.traced_means is not None:
-            known = "batch"
-        names: tuple[str, ...] = _constant_metric_names(self.spec, entropy, given, known)
-        return names
+    def resolved(self) -> LossRows:
+        """For the losses whose coefficients follow from a token's own values and from what is known
+        before: made once, any rows of it evaluate alone."""
+        return LossRows(rows_inputs(self.data(), CPU_TOKENS))
+
+    def rows(self, index: Tensor) -> LossRows:
+        """Of the tokens at these flat places alone. From `resolved()` where many are asked for."""
+        return self.resolved().rows(index)
 
 
-def loss_arguments(
+class LossRows(NamedTuple):
+    """Tokens of a call, whose logp and entropy are still to come."""
+
+    inputs: TokenInputs
+
+    def rows(self, index: Tensor) -> LossRows:
+        return LossRows(self.inputs.rows(self.inputs.tokens.xp.array("index", index)))
+
+
+class LossTensors(NamedTuple):
+    """`TokenLoss` of tensors."""
+
+    # float64 [K], for `loss_and_metrics`
+    sums: Tensor
+    # [N] flat, in the float dtype that logp is computed in
+    g_logp: Tensor
+    # the same; None without an entropy term
+    g_entropy: Tensor | None
+
+
+def loss_inputs(
     old_logp: Tensor | None,
     advantages: Tensor,
     mask: Tensor,
-    spec: PolicyLossSpec,
-    *,
     ref_logp: Tensor | None,
     rollout_logp: Tensor | None,
     cu_seqlens: Tensor | None,
     token_ids: Tensor | None,
+    spec: PolicyLossSpec,
     batch: BatchStats | None,
     totals: Totals | None,
     grad_scale: float,
-) -> LossArguments:
+) -> LossInputs:
+    """From the arguments of a public function."""
     selected = sequences = traced = None
-    means: list[float] | None = None
+    numbers = [float(grad_scale), *coefficients_of(spec)]
     if batch is not None:
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
-        means = [batch.mean_advantage, batch.mean_logp, float(batch.count)]
-        means += [*batch.mean_credit, batch.mean_importance]
-        if torch.compiler.is_compiling():
-            zero = torch.zeros((), dtype=torch.float64)
-            traced = torch.stack([zero + mean for mean in means])
-            means = None
+        numbers += [batch.mean_advantage, batch.mean_logp, float(batch.count)]
+        numbers += [*batch.mean_credit, batch.mean_importance]
+    if torch.compiler.is_compiling():
+        zero = torch.zeros((), dtype=torch.float64)
+        traced = torch.stack([zero + number for number in numbers])
     counts = None if totals is None else list(totals)
-    return LossArguments(
+    return LossInputs(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
-        sequences, counts, means, traced, float(grad_scale), spec_code(spec),
+        sequences, counts, numbers if traced is None else None, traced, identity_text(spec),
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
-def _asked_metric_names(
-    spec: str, entropy: bool, given: tuple[bool, ...], known: str
-) -> tuple[str, ...]:
-    """By asking: a call of one token that is masked, and so costs nothing and draws nothing."""
-    x: Any = np.zeros((1, 1))
-    nothing, ids, none_selected = (x.astype(kind) for kind in (np.bool_, np.int64, np.int64))
-    old, ref, rollout = (x if there else None for there in given)
-    one = Totals(1, 1)
-    options = LossArguments(
-        old, x, nothing, ref, rollout, None, ids, none_selected[0, :0], None,
-        None if known == "call" else list(one),
-        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0] if known == "batch" else None, None, 1.0, spec,
-    ).options()  # fmt: skip
-    _, result = policy_coefficients(
-        x, old, x, nothing, decode(spec), entropy=x if entropy else None, **options
+def torch_loss(
+    logp: Tensor, entropy: Tensor | None, inputs: LossInputs
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its metrics, differentiable in logp and entropy."""
+    out = policy_loss_op(logp, entropy, inputs)
+    names = metric_names(inputs, entropy=entropy is not None)
+    return out.loss, dict(zip(names, out.metrics.unbind(), strict=True))
+
+
+def token_loss(logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRows) -> LossTensors:
+    """The coefficients of all tokens, or of some rows.
+
+    A chunk gives the coefficients of its own rows and needs no other row. The sums of chunks do not
+    add up to the bits of one call, and the batch's covariance needs the mean of all: call it once
+    more with all of logp and entropy at the end and take those sums; the pass costs a few us per
+    thousand tokens.
+    """
+    _, found = _evaluated(logp, entropy, inputs)
+    sums, g_logp, g_entropy = (
+        None if x is None else torch.from_numpy(x).to(logp.device) for x in found
     )
-    return tuple(result.metrics)
+    assert sums is not None and g_logp is not None
+    return LossTensors(sums, g_logp, g_entropy)
+
+
+def metric_names(inputs: LossInputs, *, entropy: bool = True) -> tuple[str, ...]:
+    """The metrics of a call, in the order of the op's second output."""
+    names: tuple[str, ...] = _constant_names(inputs.spec, _given(inputs, entropy))
+    return names
+
+
+def loss_and_metrics(
+    sums: Tensor, inputs: LossInputs, like: Tensor, *, entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The loss and the metrics of all tokens, from the sums of all."""
+    table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
+    total = None if inputs.totals is None else inputs.totals[0]
+    here = sums.cpu().numpy()
+    # what float32 cannot hold is infinite
+    with np.errstate(over="ignore"):
+        values = metric_values(table, here, total).astype(np.float32)
+        loss = here[:1].astype(np.float64 if like.dtype == torch.float64 else np.float32)
+    found, metrics = torch.from_numpy(loss)[0], torch.from_numpy(values)
+    if like.device.type == "cpu":
+        return found, metrics
+    return found.to(like.device), metrics.to(like.device)
+
+
+def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return like.new_empty((), dtype=wide), like.new_empty(len(names), dtype=torch.float32)
+
+
+def _given(inputs: LossInputs, entropy: bool) -> tuple[bool, bool, bool, str]:
+    known = "batch" if inputs.has_batch else "call" if inputs.totals is None else "totals"
+    return inputs.old_logp is not None, inputs.rollout_logp is not None, entropy, known
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_metric_names(*question: Any) -> tuple[str, ...]:
-    return _asked_metric_names(*question)
+def _constant_names(spec: str, given: tuple[bool, bool, bool, str]) -> tuple[str, ...]:
+    return metric_table(decode(spec), Given(*given)).names
 
 
-def coefficients(
-    logp: Tensor, entropy: Tensor | None, arguments: LossArguments
-) -> tuple[Tokens, TokenLoss]:
-    a = arguments
-    return policy_coefficients(
-        logp, a.old_logp, a.advantages, a.mask, decode(a.spec), entropy=entropy, **a.options()
-    )
+def _evaluated(
+    logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRows
+) -> tuple[TokenInputs, TokenLoss]:
+    if isinstance(inputs, LossInputs):
+        own = call_inputs(logp, entropy, inputs.data(), CPU_TOKENS)
+    else:
+        xp = inputs.inputs.tokens.xp
+        values = (xp.array("logp", logp), None if entropy is None else xp.array("entropy", entropy))
+        own = inputs.inputs.with_values(*values)
+    return own, evaluate(own)
 
 
-def loss_and_metrics(result: TokenLoss, names: tuple[str, ...], like: Tensor) -> list[Tensor]:
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    values = [result.metrics[name] for name in names]
-    return [
-        torch.tensor(result.loss, dtype=wide, device=like.device),
-        torch.tensor(values, dtype=torch.float32, device=like.device),
-    ]
+class TokenPolicyLoss(NamedTuple):
+    loss: Tensor  # 0-d
+    metrics: Tensor  # [names]
+    # coefficients, shaped like logp and entropy; empty where there are none
+    g_logp: Tensor
+    g_entropy: Tensor
 
 
-def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> list[Tensor]:
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return [like.new_empty((), dtype=wide), like.new_empty(len(names), dtype=torch.float32)]
-
-
-def _forward(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    arguments = LossArguments(*args)
+def _forward(logp: Tensor, entropy: Tensor | None, loss: LossInputs) -> TokenPolicyLoss:
     detached = None if entropy is None else entropy.detach()
-    tokens, result = coefficients(logp.detach(), detached, arguments)
+    inputs, found = _evaluated(logp.detach(), detached, loss)
 
     def given(values: Any, like: Tensor | None) -> Tensor:
         if values is None or like is None:
             return logp.new_empty(0)
-        found = torch.from_numpy(values).view(like.shape)
-        if found.dtype == like.dtype:
-            return found.to(like.device)
+        out = torch.from_numpy(values).view(like.shape)
+        if out.dtype == like.dtype:
+            return out if like.device.type == "cpu" else out.to(like.device)
         with without_lost_threads():
-            out = found.to(like.device, like.dtype)
+            out = out.to(like.device, like.dtype)
             if like.element_size() < 4:
-                rounded = out.float().cpu().numpy()
-                check_coefficients(tokens, decode(arguments.spec), rounded, arguments.grad_scale)
+                check_coefficients(inputs, out.float().cpu().numpy())
         return out
 
-    outputs = loss_and_metrics(result, arguments.metric_names(entropy=entropy is not None), logp)
-    return (*outputs, given(result.g_logp, logp), given(result.g_entropy, entropy))
+    sums = torch.from_numpy(found.sums)
+    outputs = loss_and_metrics(sums, loss, logp, entropy=entropy is not None)
+    return TokenPolicyLoss(*outputs, given(found.g_logp, logp), given(found.g_entropy, entropy))
 
 
-def _forward_fake(logp: Tensor, entropy: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    arguments = LossArguments(*args)
-    outputs = loss_and_metrics_fake(arguments.metric_names(entropy=entropy is not None), logp)
-    bonus = entropy is not None and decode(arguments.spec).entropy is not None
+def _forward_fake(logp: Tensor, entropy: Tensor | None, loss: LossInputs) -> TokenPolicyLoss:
+    outputs = loss_and_metrics_fake(metric_names(loss, entropy=entropy is not None), logp)
+    bonus = entropy is not None and decode(loss.spec).entropy is not None
     g_entropy = logp.new_empty(0) if entropy is None or not bonus else _contiguous(entropy)
-    return (*outputs, _contiguous(logp), g_entropy)
+    return TokenPolicyLoss(*outputs, _contiguous(logp), g_entropy)
 
 
 def _contiguous(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    # or autograd would make zeros for the coefficients, which are outputs too
-    ctx.set_materialize_grads(False)
-    ctx.bonus = inputs[1] is not None and decode(inputs[-1]).entropy is not None
-    ctx.save_for_backward(*output[2:])
+class _Saved(NamedTuple):
+    g_logp: Tensor
+    g_entropy: Tensor | None
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    # the coefficients are constants to autograd: a derivative of them would be silently 0
-    begin_backward(ctx, "policy_loss", reuses_memory=False)
-    if grad is None:
-        return (None, None, *[None] * len(LossArguments._fields))
-    g_logp, g_entropy = ctx.saved_tensors
-    return (
-        _scaled(g_logp, grad),
-        _scaled(g_entropy, grad) if ctx.bonus else None,
-        *[None] * len(LossArguments._fields),
-    )
+def _save(given: Any, out: TokenPolicyLoss) -> _Saved:
+    bonus = given.entropy is not None and decode(given.loss.spec).entropy is not None
+    return _Saved(out.g_logp, out.g_entropy if bonus else None)
+
+
+def _backward(saved: _Saved, upstream: Any, needs: Needs) -> dict[str, Tensor | None]:
+    return {
+        name: None if g is None or not needs(name) else _scaled(g, upstream.loss)
+        for name, g in zip(("logp", "entropy"), saved, strict=True)
+    }
 
 
 def _scaled(coefficients: Tensor, grad: Tensor) -> Tensor:
@@ -228,10 +273,9 @@ def _scaled(coefficients: Tensor, grad: Tensor) -> Tensor:
         return coefficients * grad
 
 
-policy_loss_op = register_schema(
-    f"policy_loss(Tensor logp, Tensor? entropy, {LOSS}) -> (Tensor, Tensor, Tensor, Tensor)",
+policy_loss_op = register(
+    "policy_loss",
     _forward,
     _forward_fake,
-    setup=_setup,
-    backward=_backward,
+    autograd=Autograd("policy_loss", ("loss",), _save, _backward, lambda saved: False),
 )

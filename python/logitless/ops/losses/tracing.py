@@ -13,21 +13,22 @@ from typing import Any
 import torch
 
 from logitless.loss.spec import Correction, PolicyLossSpec, Reinforce
-from logitless.ops.losses.spec_code import encode
+from logitless.ops.losses.spec_serialization import encode
 from logitless.ops.symbols import fixed
 
 
-def spec_code(spec: PolicyLossSpec) -> str:
-    """`encode`; while torch.compile traces, a constant and a guard on every field of the spec."""
+def identity_text(spec: PolicyLossSpec) -> str:
+    """`encode` of a spec's identity; while torch.compile traces, a constant and a guard on every
+    field but those that are data."""
     if not torch.compiler.is_compiling():
-        return encode(spec)
-    text: str = _code_of_parts(_parts(spec))
+        return encode(spec.identity)
+    text: str = _text_of_parts(_parts(spec))
     return text
 
 
-def correction_code(correction: Correction) -> str:
+def correction_text(correction: Correction) -> str:
     """The same of a spec that has this correction."""
-    text: str = _code_of_correction(_parts(correction))
+    text: str = _text_of_correction(_parts(correction))
     return text
 
 
@@ -40,16 +41,17 @@ def _parts(value: Any) -> Any:
         return fixed(value)
     kind: Any = type(value)
     names = tuple(kind.__dataclass_fields__)
-    return (kind, names, *[_parts(getattr(value, name)) for name in names])
+    moves = getattr(kind, "moves", "")
+    return (kind, names, *[0.0 if x == moves else _parts(getattr(value, x)) for x in names])
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _code_of_parts(parts: Any) -> str:
+def _text_of_parts(parts: Any) -> str:
     return encode(_made(parts))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _code_of_correction(parts: Any) -> str:
+def _text_of_correction(parts: Any) -> str:
     return encode(PolicyLossSpec(ratio="none", surrogate=Reinforce(), correction=_made(parts)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.rows import Rows
-from logitless.inputs.make_tokens import thread_count
+from logitless.backends.threads import thread_count
 from logitless.inputs.options import HeadOptions
 from logitless.inputs.scaling import check_scaling, check_temperatures
 from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of

@@ -11,8 +11,8 @@ from typing import Any
 
 from logitless.loss.spec import PolicyLossSpec
 
-# Specs whose text, or whose object, is not made anew in every call. A coefficient that changes from
-# step to step makes a spec of each step.
+# Losses whose text, or whose object, is not made anew in every call. Their coefficients are data of
+# a call and have no part in it, see `PolicyLossSpec.identity`.
 KNOWN = 256
 # By text, while they live: a user's own part may have more than its fields.
 _ALIVE: weakref.WeakValueDictionary[str, PolicyLossSpec] = weakref.WeakValueDictionary()

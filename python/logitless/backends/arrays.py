@@ -1,0 +1,121 @@
+"""The array functions that the losses are written with, for NumPy. `TorchArrays` has the same.
+
+A float array is float32 or float64. What a `like` argument holds does not matter: the result lies
+where it does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitless.backends.forked import without_lost_threads
+from logitless.inputs.checks import is_tensor, shown
+
+# Entries of a mask from which it is copied only where it has to be.
+MANY = 1 << 15
+
+
+def to_numpy(name: str, x: Any) -> npt.NDArray[Any]:
+    """The values on the CPU, 16-bit floats widened to float32; no copy where none is needed."""
+    if is_tensor(x):
+        tensor = x.detach().cpu()
+        narrow = tensor.is_floating_point() and tensor.element_size() < 4
+        if not narrow:
+            return np.asarray(tensor.numpy())
+        with without_lost_threads():
+            return np.asarray(tensor.float().numpy())
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {shown(x)}")
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def truths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The same with bytes of 0 and 1 alone: a view of other bytes as bool holds any, all of them
+    true, and sums and bitwise operations take them as they are."""
+    held = mask.view(np.uint8)
+    # looking costs less than a copy where there are many, and more where there are few
+    return mask if held.size > MANY and held.max() <= 1 else held.astype(np.bool_)
+
+
+class NumpyArrays:
+    float32, float64, int64, int32 = map(np.dtype, ("float32", "float64", "int64", "int32"))
+    # conversions of what a caller gives: to the CPU, and to bytes of 0 and 1
+    array, truths = staticmethod(to_numpy), staticmethod(truths)
+    where, clip, isfinite = staticmethod(np.where), staticmethod(np.clip), staticmethod(np.isfinite)
+    maximum, minimum = staticmethod(np.maximum), staticmethod(np.minimum)
+
+    @staticmethod
+    def kind(dtype: Any) -> str:
+        """ "f", "b" or another letter for other numbers."""
+        return str(dtype.kind)
+
+    @staticmethod
+    def flat(x: Any, dtype: Any) -> Any:
+        """[N], contiguous."""
+        if x.dtype == dtype and x.flags.c_contiguous:
+            return x.reshape(-1)
+        # what float32 cannot hold is infinite there, and named where the mask is true
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(x, dtype).reshape(-1)
+
+    @staticmethod
+    def cast(x: Any, dtype: Any) -> Any:
+        return x.astype(dtype, copy=False)
+
+    @staticmethod
+    def difference(a: Any, b: Any) -> Any:
+        """a - b in float64; of infinities it may be NaN."""
+        with np.errstate(invalid="ignore"):
+            return a.astype(np.float64) - b
+
+    @staticmethod
+    def arange(n: int, like: Any) -> Any:
+        return np.arange(n, dtype=np.int64)
+
+    @staticmethod
+    def repeat(values: Any, counts: Any, total: int) -> Any:
+        return np.repeat(values, counts)
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], like: Any) -> Any:
+        """float64."""
+        return np.zeros(shape)
+
+    @staticmethod
+    def sort(x: Any) -> Any:
+        return np.sort(x)
+
+    @staticmethod
+    def full(like: Any, value: float) -> Any:
+        """float64."""
+        return np.full(len(like), value)
+
+    @staticmethod
+    def true(like: Any) -> Any:
+        return np.ones(len(like), np.bool_)
+
+    @staticmethod
+    def lengths(rows: int, width: int, like: Any) -> Any:
+        return np.full(rows, width, np.int64)
+
+    @staticmethod
+    def vector(values: tuple[float, ...], like: Any) -> Any:
+        """float64 [len(values)]."""
+        return np.array(values, np.float64)
+
+    @staticmethod
+    def join(a: Any, b: Any) -> Any:
+        return np.concatenate([a, b])
+
+
+def at_least(number: Any, least: int) -> Any:
+    """max(number, least) of a number, or of an array without dimensions on a device."""
+    return max(number, least) if isinstance(number, (int, float)) else number.clip(min=least)
+
+
+def at_most(number: Any, most: Any) -> Any:
+    """min(number, most) of two such."""
+    return min(number, most) if isinstance(number, (int, float)) else number.clip(max=most)

@@ -1,0 +1,195 @@
+"""The token kernels of the compiled core, on NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from logitless import _core
+from logitless.backends import radix_select
+from logitless.backends.arrays import NumpyArrays
+from logitless.backends.tokens import (
+    SUMS,
+    Band,
+    Candidates,
+    ExactMeans,
+    LossTerms,
+    LossValues,
+    Reduce,
+)
+from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
+
+# Bytes of an array from which its pages are worth handing from call to call.
+LARGE = 1 << 20
+# Of magnitudes between 2^-ORDINARY and 2^ORDINARY, two deviations from a mean have a product, and
+# one has a square, that neither vanishes nor overflows: no deviation but 0 is below 2^-53 of them.
+ORDINARY = 256
+
+
+class CpuTokens:
+    """`TokenKernels` of the CPU."""
+
+    on_host = True
+    xp = NumpyArrays
+
+    take_largest = staticmethod(radix_select.take_largest)
+    kth_largest = staticmethod(radix_select.kth_largest)
+
+    def exp(self, tokens: Tokens, x: Float64s) -> Float64s:
+        out = np.empty_like(x)
+        _core.tokens.exp(x, out, tokens.threads)
+        return out
+
+    def lengths(self, tokens: Tokens) -> Int64s:
+        sequences = tokens.require_sequences()
+        if sequences.width is not None:
+            rows = tokens.mask.reshape(sequences.number, sequences.width)
+            return np.asarray(np.count_nonzero(rows, axis=1), np.int64)
+        return np.bincount(sequences.of_token[tokens.mask], minlength=sequences.number)
+
+    def sums(self, tokens: Tokens, values: Float64s) -> Float64s:
+        sequences, mask = tokens.require_sequences(), tokens.mask
+        of_token, number = sequences.of_token[mask], sequences.number
+        sums = np.bincount(of_token, weights=values[mask], minlength=number)
+        # of no tokens at all NumPy makes integers
+        return sums.astype(np.float64, copy=False)
+
+    def largest(self, tokens: Tokens, values: Float64s) -> Float64s:
+        sequences, mask = tokens.require_sequences(), tokens.mask
+        largest = np.zeros(sequences.number)
+        np.maximum.at(largest, sequences.of_token[mask], values[mask])
+        return largest
+
+    def first_ids(self, tokens: Tokens) -> Int64s:
+        sequences, mask = tokens.require_sequences(), tokens.mask
+        first = np.full(sequences.number, np.iinfo(np.int64).max)
+        np.minimum.at(first, sequences.of_token[mask], tokens.ids[mask])
+        return first
+
+    def total(self, tokens: Tokens, values: Float64s) -> Any:
+        return values[tokens.mask].sum()
+
+    def count(self, tokens: Tokens, which: Bools | None) -> Any:
+        return int(np.count_nonzero(tokens.mask if which is None else which & tokens.mask))
+
+    def exact_means(
+        self, tokens: Tokens, first: Floats, second: Floats, reduce: Reduce
+    ) -> ExactMeans:
+        words = np.empty(_core.tokens.SUM_WORDS, np.int64)
+        bad = _core.tokens.value_sums(second, first, tokens.mask, words, tokens.threads)
+        if bad >= 0:
+            return ExactMeans(0.0, 0.0, 0, (0, 0), bad)
+        words = reduce(words)
+        sums, tops, digits = [0, 0], [-1, -1], _core.tokens.SUM_DIGITS
+        (places,) = words.nonzero()
+        for i, word in zip(places.tolist(), words[places].tolist(), strict=True):
+            part, digit = divmod(i, digits)
+            if part < 2:
+                sums[part] += word << 32 * digit
+            elif part < 4:
+                tops[part - 2] = digit
+        count = int(words[-1])
+        # int / int rounds once, correctly
+        one = max(count, 1) << -_core.tokens.SUM_LOWEST
+        exponents = (_exponent(tops[0]), _exponent(tops[1]))
+        return ExactMeans(sums[0] / one, sums[1] / one, count, exponents, -1)
+
+    def repeated_id(self, tokens: Tokens) -> int | None:
+        return _core.tokens.repeated_id(tokens.ids, tokens.mask, tokens.threads)
+
+    def covariances(
+        self, tokens: Tokens, band: Band, old_logp: Floats | None, most: int
+    ) -> tuple[Candidates, int]:
+        scores, ids = _room(tokens.logp.size), _room(tokens.logp.size)
+        number, bad = _core.tokens.covariance_candidates(
+            tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids, band._asdict(), most,
+            scores, ids, tokens.threads,
+        )  # fmt: skip
+        return Candidates(scores[:number], ids[:number], tokens.threads), bad
+
+    def ordered(self, tokens: Tokens, which: Bools, values: Float64s) -> Candidates:
+        scores = np.empty(np.count_nonzero(which), np.int64)
+        _core.tokens.ordered_scores(values[which], scores, tokens.threads)
+        return Candidates(scores, tokens.ids[which], tokens.threads)
+
+    def shuffled(self, candidates: Candidates, seed: int, step: int) -> Candidates:
+        scores, ids, threads = candidates
+        _core.tokens.random_scores(ids, seed, step, scores, threads)
+        return candidates
+
+    def members(self, tokens: Tokens, ids: Int64s) -> Bools:
+        out = np.empty(tokens.ids.size, np.bool_)
+        _core.tokens.members(tokens.ids, ids, out, tokens.threads)
+        return out
+
+    def params(self, fields: dict[str, Any]) -> _core.tokens.LossParams:
+        choices = {name: getattr(kind, fields[name]) for name, kind in _CHOICES.items()}
+        return _core.tokens.LossParams(**fields | choices)
+
+    def loss(
+        self, tokens: Tokens, params: Any, terms: LossTerms, *, entropy: bool, policy: bool
+    ) -> LossValues:
+        t, logp = terms, tokens.logp
+        each, weight = (None, t.weights) if isinstance(t.weights, float) else (t.weights, 0.0)
+        g_logp = np.empty_like(logp)
+        g_entropy = np.empty_like(logp) if entropy else None
+        g_policy = np.empty(logp.size) if policy else None
+        sums = np.empty(len(SUMS))
+        _core.tokens.token_loss(
+            logp=logp,
+            old_logp=t.old_logp,
+            advantages=tokens.advantages,
+            weights=each,
+            mask=tokens.mask if each is None else None,
+            weight=weight,
+            entropy=tokens.entropy,
+            kl_logp=t.kl_logp,
+            penalty_logp=t.penalty_logp,
+            selected=t.selected,
+            log_ratio=t.log_ratio,
+            factor=t.factor,
+            precomputed_loss=t.precomputed_loss,
+            precomputed_slope=t.precomputed_slope,
+            g_logp=g_logp,
+            g_entropy=g_entropy,
+            g_policy=g_policy,
+            sums=sums,
+            mean_advantage=t.mean_advantage,
+            mean_logp=t.mean_logp,
+            grad_scale=t.grad_scale,
+            entropy_coefficient=t.entropy_coefficient,
+            kl_coefficient=t.kl_coefficient,
+            penalty_coefficient=t.penalty_coefficient,
+            params=params,
+            threads=tokens.threads,
+        )
+        return LossValues(sums, g_logp, g_entropy, g_policy)
+
+
+_CHOICES = {
+    "surrogate": _core.tokens.Surrogate,
+    "control": _core.tokens.Control,
+    "penalty_estimator": _core.tokens.KlEstimator,
+    "kl_estimator": _core.tokens.KlEstimator,
+    "kl_weight": _core.tokens.KlWeight,
+}
+
+
+def _exponent(digit: int) -> int:
+    """Where the largest magnitude lies at this digit: 0, or from where on products of deviations
+    might vanish or overflow the power of two that makes it one in [1, 2^32)."""
+    exponent = 32 * digit + _core.tokens.SUM_LOWEST
+    return 0 if digit < 0 or -ORDINARY <= exponent < ORDINARY else exponent
+
+
+def _room(n: int) -> Int64s:
+    """[n], of which few are written, all over it. A large one is memory that an earlier call left
+    (csrc/cpu/runtime/memory.h): all its pages are touched, and would be new."""
+    if 8 * n < LARGE:
+        return np.empty(n, np.int64)
+    memory: Any = _core.runtime.Memory(8 * n)
+    return np.frombuffer(memory, np.int64, n)
+
+
+CPU_TOKENS = CpuTokens()

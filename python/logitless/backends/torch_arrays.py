@@ -1,0 +1,94 @@
+"""The array functions of `NumpyArrays` for torch tensors: nothing in them waits for a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TorchArrays:
+    float32, float64, int64, int32 = torch.float32, torch.float64, torch.int64, torch.int32
+    isfinite = staticmethod(torch.isfinite)
+
+    @staticmethod
+    def array(name: str, x: Tensor) -> Tensor:
+        narrow = x.is_floating_point() and x.element_size() < 4
+        return x.detach().float() if narrow else x.detach()
+
+    @staticmethod
+    def truths(mask: Tensor) -> Tensor:
+        """Each kernel takes every byte but 0 for true."""
+        return mask
+
+    @staticmethod
+    def kind(dtype: torch.dtype) -> str:
+        return "f" if dtype.is_floating_point else "b" if dtype == torch.bool else "i"
+
+    @staticmethod
+    def flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).contiguous().view(-1)
+
+    @staticmethod
+    def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
+    @staticmethod
+    def difference(a: Tensor, b: Tensor) -> Tensor:
+        return a.double() - b
+
+    @staticmethod
+    def where(condition: Tensor, a: Any, b: Any) -> Tensor:
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+            a = condition.new_full((), a, dtype=torch.float64)
+        return torch.where(condition, a, b)
+
+    @staticmethod
+    def clip(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def maximum(x: Tensor, y: Any) -> Tensor:
+        return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)
+
+    @staticmethod
+    def minimum(x: Tensor, y: Any) -> Tensor:
+        return torch.minimum(x, y) if isinstance(y, Tensor) else x.clamp(max=y)
+
+    @staticmethod
+    def arange(n: int, like: Tensor) -> Tensor:
+        return torch.arange(n, device=like.device)
+
+    @staticmethod
+    def repeat(values: Tensor, counts: Tensor, total: int) -> Tensor:
+        return torch.repeat_interleave(values, counts, output_size=total)
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return like.new_zeros(shape, dtype=torch.float64)
+
+    @staticmethod
+    def sort(x: Tensor) -> Tensor:
+        return x.sort().values
+
+    @staticmethod
+    def full(like: Tensor, value: float) -> Tensor:
+        return like.new_full((len(like),), value, dtype=torch.float64)
+
+    @staticmethod
+    def true(like: Tensor) -> Tensor:
+        return like.new_ones(len(like), dtype=torch.bool)
+
+    @staticmethod
+    def lengths(rows: int, width: int, like: Tensor) -> Tensor:
+        return like.new_full((rows,), width, dtype=torch.int64)
+
+    @staticmethod
+    def vector(values: tuple[Any, ...], like: Tensor) -> Tensor:
+        zero = like.new_zeros((), dtype=torch.float64)
+        return torch.stack([zero + value for value in values])
+
+    @staticmethod
+    def join(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b])

@@ -1,0 +1,129 @@
+"""What a policy loss is given beside logp and entropy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from logitless.inputs.checks import whole
+from logitless.inputs.tokens import Array, Int64s
+from logitless.loss.spec import Control, Correction, PolicyLossSpec
+from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
+
+
+class _Totals(NamedTuple):
+    tokens: int
+    sequences: int
+    world_size: int = 1
+
+
+class Totals(_Totals):
+    """Counts over the whole optimizer batch: all micro-batches of all ranks.
+
+    tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody
+    counted them, which only losses that normalise by tokens accept. world_size: the ranks counted
+    over, which is what `grad_scale` has to be where the gradients of ranks are averaged (DDP,
+    FSDP).
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, tokens: int, sequences: int, world_size: int = 1) -> Totals:
+        counts = (("tokens", tokens, 0), ("sequences", sequences, 0), ("world_size", world_size, 1))
+        return super().__new__(
+            cls, *(whole(f"Totals.{name}", value, least=least) for name, value, least in counts)
+        )
+
+
+class BatchStats(NamedTuple):
+    """What `policy_loss(batch=...)` needs to know about the optimizer batch it is a part of."""
+
+    totals: Totals
+    mean_advantage: float
+    mean_logp: float
+    # valid tokens that the means are over
+    count: int  # type: ignore[assignment]
+    # int64, sorted: this rank's tokens among the selected ones of all ranks
+    selected: Any
+    seed: int
+    step: int
+    # what the statistics are for; policy_loss refuses a batch made for another one
+    control: Control | None
+    correction: Correction | None = None
+    # of EntropyWeights, where A > 0 and where A < 0, and of a normalised correction
+    mean_credit: tuple[float, float] = (0.0, 0.0)
+    mean_importance: float = 1.0
+    # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
+    # that need sequences whole; else [0, 2]
+    sequences: Any = None
+
+
+class Means(NamedTuple):
+    """Batch means over valid tokens, and their number."""
+
+    advantage: float
+    logp: float
+    tokens: int
+    # of the entropy credit where A > 0 and where A < 0, and of the correction's weights, for specs
+    # that use them
+    credit: tuple[float, float] = (0.0, 0.0)
+    importance: float = 1.0
+    # powers of two of which advantages and log-probs are multiples of ordinary size; 0: they are
+    exponents: tuple[int, int] = (0, 0)
+
+
+class BatchFacts(NamedTuple):
+    """What the tokens of a call need to know of a batch."""
+
+    means: Means
+    selected: Int64s
+    sequences: Int64s | None
+
+    @classmethod
+    def of(cls, batch: BatchStats) -> BatchFacts:
+        means = Means(
+            batch.mean_advantage,
+            batch.mean_logp,
+            batch.count,
+            batch.mean_credit,
+            batch.mean_importance,
+        )
+        return cls(means, batch.selected, batch.sequences)
+
+
+class LossData(NamedTuple):
+    """Everything of a call but logp and entropy, as the caller gave it."""
+
+    old_logp: Array | None
+    advantages: Array
+    mask: Array
+    ref_logp: Array | None
+    rollout_logp: Array | None
+    cu_seqlens: Array | None
+    token_ids: Array | None
+    # the loss, but for its coefficients
+    spec: PolicyLossSpec
+    coefficients: Coefficients
+    batch: BatchFacts | None
+    totals: Totals | None
+    grad_scale: float
+
+
+def loss_data(
+    old_logp: Array | None,
+    advantages: Array,
+    mask: Array,
+    ref_logp: Array | None,
+    rollout_logp: Array | None,
+    cu_seqlens: Array | None,
+    token_ids: Array | None,
+    spec: PolicyLossSpec,
+    batch: BatchStats | None,
+    totals: Totals | None,
+    grad_scale: float,
+) -> LossData:
+    """From the arguments of a public function."""
+    facts = None if batch is None else BatchFacts.of(batch)
+    return LossData(
+        old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec.identity,
+        coefficients_of(spec), facts, totals if batch is None else batch.totals, float(grad_scale),
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""torch tensors and NumPy arrays of a call, checked and turned into the flat arrays of `Tokens`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logitless.backends.cpu_tokens import CPU_TOKENS
+from logitless.backends.row_errors import raise_now
+from logitless.backends.threads import thread_count
+from logitless.backends.tokens import TokenKernels
+from logitless.inputs.checks import is_tensor, shown
+from logitless.inputs.tokens import Array, Floats, Int64s, Sequences, Tokens
+
+
+def make_tokens(
+    logp: Array,  # [N] or [B, T]
+    advantages: Array,  # the same, or [B], [B, 1]
+    mask: Array,
+    *,
+    kernels: TokenKernels = CPU_TOKENS,
+    old_logp: Array | None = None,
+    entropy: Array | None = None,
+    ref_logp: Array | None = None,
+    rollout_logp: Array | None = None,
+    entropy_change: Array | None = None,
+    cu_seqlens: Array | None = None,  # int32 [B + 1]
+    token_ids: Array | None = None,
+) -> Tokens:
+    """Every array as a flat one of logp's float dtype, where the kernels compute; `token_ids`
+    default to 0, 1, 2, ...
+
+    Where that is the CPU a device's values are waited for here. What made a NaN of one of them, an
+    op on a bad row, is to be named before anyone looks at them.
+    """
+    xp = kernels.xp
+    if kernels.on_host and is_tensor(logp):
+        raise_now(logp.device)
+    values = xp.array("logp", logp)
+    dtype = values.dtype
+    if dtype not in (xp.float32, xp.float64):
+        raise TypeError(f"logp must be a floating-point array, got {shown(logp)}")
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}"
+        )
+    shape = tuple(values.shape)
+    sequences = _sequences(kernels, shape, values, cu_seqlens)
+
+    def floats(name: str, x: Array | None) -> Floats | None:
+        return None if x is None else _flat(xp, name, xp.array(name, x), shape, dtype)
+
+    valid = xp.array("mask", mask)
+    if xp.kind(valid.dtype) != "b":
+        raise TypeError(f"mask must be bool, got {shown(mask)}")
+    valid = xp.truths(valid)
+    ids = None
+    if token_ids is not None:
+        ids = xp.array("token_ids", token_ids)
+        if ids.dtype != xp.int64:
+            raise TypeError(f"token_ids must be int64, got {shown(token_ids)}")
+        ids = _flat(xp, "token_ids", ids, shape, ids.dtype)
+    return Tokens(
+        shape=shape,
+        mask=_flat(xp, "mask", valid, shape, valid.dtype),
+        logp=xp.flat(values, dtype),
+        advantages=_advantages(xp, xp.array("advantages", advantages), shape, sequences, dtype),
+        old_logp=floats("old_logp", old_logp),
+        entropy=floats("entropy", entropy),
+        ref_logp=floats("ref_logp", ref_logp),
+        rollout_logp=floats("rollout_logp", rollout_logp),
+        entropy_change=floats("entropy_change", entropy_change),
+        given_ids=ids,
+        sequences=sequences,
+        kernels=kernels,
+        threads=thread_count(logp),
+    )
+
+
+def _flat(xp: Any, name: str, x: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    if x.shape != shape:
+        raise ValueError(f"{name} must be shaped like logp, {list(shape)}, got {list(x.shape)}")
+    if x.dtype != dtype and xp.kind(x.dtype) != xp.kind(dtype):
+        raise TypeError(f"{name} must be a floating-point array, got {shown(x)}")
+    return xp.flat(x, dtype)
+
+
+def _sequences(
+    kernels: TokenKernels, shape: tuple[int, ...], like: Array, cu_seqlens: Array | None
+) -> Sequences | None:
+    xp = kernels.xp
+    given = None if cu_seqlens is None else xp.array("cu_seqlens", cu_seqlens)
+    if len(shape) == 2:
+        if given is not None:
+            raise ValueError(
+                f"cu_seqlens goes with packed [N] inputs, got it with padded inputs {list(shape)}"
+            )
+        lengths = xp.lengths(shape[0], shape[1], like)
+        return Sequences(lengths, shape[1], shape[0] * shape[1], xp)
+    if given is None:
+        return None
+    if given.dtype not in (xp.int32, xp.int64) or given.ndim != 1 or not len(given):
+        raise TypeError(f"cu_seqlens must be int32 [B + 1], got {shown(given)}")
+    if kernels.on_host:
+        _check_rise(given, shape[0])
+    ends: Int64s = xp.cast(given, xp.int64)
+    return Sequences(ends[1:] - ends[:-1], None, shape[0], xp)
+
+
+def _check_rise(cu_seqlens: Array, n: int) -> None:
+    # compared, not subtracted: a difference may wrap around
+    (falls,) = (cu_seqlens[1:] < cu_seqlens[:-1]).nonzero()
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != n or falls.size:
+        i = int(falls[0]) if falls.size else 0
+        fall = f", {cu_seqlens[i]} at [{i}] and then {cu_seqlens[i + 1]}" if falls.size else ""
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to N = {n}, each sequence whole, got {first} at [0]"
+            f"{fall}, {last} at [{cu_seqlens.size - 1}]"
+        )
+
+
+def _advantages(
+    xp: Any, x: Array, shape: tuple[int, ...], sequences: Sequences | None, dtype: Any
+) -> Floats:
+    if x.shape == shape:
+        return _flat(xp, "advantages", x, shape, dtype)
+    number = None if sequences is None else sequences.number
+    if sequences is None or tuple(x.shape) not in ((number,), (number, 1)):
+        raise ValueError(
+            f"advantages must be shaped like logp, {list(shape)}, or per sequence [B] or [B, 1] "
+            f"(packed: with cu_seqlens), got {list(x.shape)}"
+        )
+    x = x.reshape(-1)[sequences.of_token].reshape(shape)
+    return _flat(xp, "advantages", x, shape, dtype)

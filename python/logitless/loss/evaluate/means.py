@@ -1,0 +1,124 @@
+"""Means over the valid tokens of a batch, exact, whatever the magnitudes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from logitless.backends.tokens import Reduce
+from logitless.inputs.tokens import Floats, Int64s, Tokens
+from logitless.loss.evaluate.importance import importance
+from logitless.loss.evaluate.inputs import Means
+from logitless.loss.evaluate.policy_weights import entropy_credit
+from logitless.loss.evaluate.sequences import kernels_of, refuse, valid
+from logitless.loss.spec import EntropyWeights, PolicyLossSpec
+
+
+def one_rank(values: Int64s) -> Int64s:
+    """The `Reduce` of a batch that lives in one process."""
+    return values
+
+
+def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
+    """mean(A), mean(logp) and the count over valid tokens of all ranks."""
+    return exact_means(tokens, tokens.advantages, tokens.logp, ("advantages", "logp"), reduce)
+
+
+def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) -> Means:
+    """The batch means that the spec's policy term uses beside those of A and logp as well."""
+    means = batch_means(tokens, reduce)
+    if isinstance(spec.control, EntropyWeights):
+        means = means._replace(credit=_mean_credit(tokens, spec.control, reduce))
+    if spec.correction is not None and spec.correction.normalize:
+        if tokens.rollout_logp is None:
+            raise ValueError(
+                f"rollout_logp must be given with spec.correction={spec.correction}, got None"
+            )
+        if tokens.old_logp is None:
+            tokens = dataclasses.replace(tokens, old_logp=tokens.logp)
+        w = valid(tokens, importance(tokens, spec.correction).weights)
+        names = ("rollout weights", "rollout weights")
+        means = means._replace(importance=exact_means(tokens, w, w, names, reduce).logp)
+    return means
+
+
+def exact_means(
+    tokens: Tokens,
+    first: Floats,  # [N]
+    second: Floats,
+    names: tuple[str, str],
+    reduce: Reduce,
+) -> Means:
+    """The means of two arrays over the valid tokens of all ranks, and the count."""
+    found = kernels_of(tokens).exact_means(tokens, first, second, reduce)
+    if tokens.kernels.on_host and found.bad >= 0:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be finite where the mask is true, got "
+            f"{first[found.bad]} and {second[found.bad]} at {tokens.place(found.bad)}"
+        )
+    return Means(found.first, found.second, found.number, exponents=found.exponents)
+
+
+def moments(tokens: Tokens, x: Floats, name: str, reduce: Reduce) -> tuple[Any, Any]:
+    """Mean and population standard deviation over the valid tokens of all ranks."""
+    means = exact_means(tokens, x, x, (name, name), reduce)
+    exponent, _ = means.exponents
+    away = scaled_by(x, -exponent) - scaled_by(means.advantage, -exponent)
+    squares = away * away
+    variance = exact_means(tokens, squares, squares, (f"{name}^2", f"{name}^2"), reduce).advantage
+    return means.advantage, scaled_by(variance**0.5, exponent)
+
+
+def _mean_credit(tokens: Tokens, control: EntropyWeights, reduce: Reduce) -> tuple[float, float]:
+    """The means of the entropy credit over the tokens with A > 0 and over those with A < 0."""
+    finite_values(tokens, "entropy", tokens.entropy)
+    credit, a = entropy_credit(tokens, control), valid(tokens, tokens.advantages)
+    names = ("entropy", "entropy")
+    positive, negative = (
+        exact_means(dataclasses.replace(tokens, mask=side), credit, credit, names, reduce).logp
+        for side in (a > 0, a < 0)
+    )
+    return positive, negative
+
+
+def finite_values(tokens: Tokens, name: str, values: Floats | None) -> Floats:
+    """float64, 0 outside the mask."""
+    if values is None:
+        raise ValueError(f"the spec's control needs {name}, got {name}=None")
+    wide = valid(tokens, values)
+    refuse(
+        tokens,
+        tokens.xp.isfinite(wide),
+        lambda i: (
+            f"{name} must be finite where the mask is true, got {wide[i]} at {tokens.place(i)}"
+        ),
+    )
+    return wide
+
+
+def ordinary(tokens: Tokens, means: Means) -> tuple[Tokens, Means]:
+    """Advantages, log-probs and their means, divided by 2 to the `means.exponents`. That divides
+    covariances by 2^sum(means.exponents) and keeps their order."""
+    if not any(means.exponents):
+        return tokens, means
+    a, logp = means.exponents
+    scaled = dataclasses.replace(
+        tokens,
+        advantages=scaled_by(valid(tokens, tokens.advantages), -a),
+        logp=scaled_by(valid(tokens, tokens.logp), -logp),
+    )
+    return scaled, means._replace(
+        advantage=float(scaled_by(means.advantage, -a)),
+        logp=float(scaled_by(means.logp, -logp)),
+        exponents=(0, 0),
+    )
+
+
+def scaled_by(x: Any, exponent: int) -> Any:
+    """x 2^exponent, which may be infinite. Exponents of a device are 0: its kernels scale."""
+    if exponent == 0:
+        return x
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(x, exponent)

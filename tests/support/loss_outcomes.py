@@ -1,0 +1,69 @@
+"""`policy_loss` as numbers: what the tests compare with the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logitless.backends.cpu_tokens import CPU_TOKENS
+from logitless.backends.tokens import SUMS
+from logitless.loss.evaluate.coefficients import call_inputs, check_loss_options, metrics_of
+from logitless.loss.evaluate.inputs import BatchFacts, LossData
+from logitless.loss.evaluate.metrics import metric_values
+from logitless.loss.evaluate.params import loss_fields
+from logitless.loss.evaluate.token_loss import evaluate
+from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.spec.policy_spec import coefficients_of
+
+
+def core_params(spec: PolicyLossSpec) -> dict[str, Any]:
+    """What `_core.tokens.token_loss` is told of a spec, and memory for its sums."""
+    entropy, kl, penalty = coefficients_of(spec)
+    return {
+        "params": CPU_TOKENS.params(loss_fields(spec)), "entropy_coefficient": entropy,
+        "kl_coefficient": kl, "penalty_coefficient": penalty, "sums": np.full(len(SUMS), np.nan),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A call's numbers; coefficients are flat."""
+
+    loss: float
+    metrics: dict[str, float]
+    g_logp: Any
+    g_entropy: Any
+
+
+def coefficients(
+    logp: Any,
+    old_logp: Any,
+    advantages: Any,
+    mask: Any,
+    spec: PolicyLossSpec,
+    *,
+    batch: Any = None,
+    totals: Any = None,
+    grad_scale: float = 1.0,
+    entropy: Any = None,
+    kernels: Any = CPU_TOKENS,
+    **more: Any,
+) -> tuple[Any, Outcome]:
+    """`policy_loss` as numbers: the tokens; loss, metrics and coefficients."""
+    names = ("ref_logp", "rollout_logp", "cu_seqlens", "token_ids")
+    check_loss_options(spec, batch, totals, grad_scale, more.get("token_ids"))
+    data = LossData(
+        old_logp, advantages, mask, *(more.pop(name, None) for name in names), spec.identity,
+        coefficients_of(spec), None if batch is None else BatchFacts.of(batch),
+        totals if batch is None else batch.totals, grad_scale,
+    )  # fmt: skip
+    assert not more
+    inputs = call_inputs(logp, entropy, data, kernels)
+    sums, g_logp, g_entropy = evaluate(inputs)
+    table = metrics_of(data, entropy=entropy is not None)
+    total = None if data.totals is None else data.totals.tokens
+    values = metric_values(table, np.asarray(sums), total).tolist()
+    metrics = dict(zip(table.names, values, strict=True))
+    return inputs.tokens, Outcome(float(sums[0]), metrics, g_logp, g_entropy)
