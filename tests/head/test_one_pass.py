@@ -127,7 +127,7 @@ def test_no_row_has_a_gradient(
 
 def test_selection_over_the_call_takes_one_chunk() -> None:
     """Clip-Cov needs the logp of all rows unless the batch has selected."""
-    from logitless.ops.policy_loss import separable
+    from logitless.loss.evaluate.coefficients import separable
 
     spec = spec_of("clip_cov")
     control: Any = spec.control

@@ -11,8 +11,9 @@ import pytest
 
 from logitless import reference
 from logitless.entropy.covariance import Covariance, covariance
+from logitless.loss.evaluate.inputs import BatchStats
 from logitless.loss.spec import PolicyLossSpec
-from logitless.ops.batch_stats import BatchStats, batch_stats, token_ids
+from logitless.ops.batch_stats import batch_stats, token_ids
 from tests.support.loss_outcomes import coefficients
 from tests.support.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, chosen, make_batch
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
-from logitless.loss.evaluate.inputs import Totals
+from logitless.loss.evaluate.inputs import BatchStats, Totals
 from logitless.loss.spec import (
     ClipV,
     EntropyWeights,
@@ -20,7 +20,7 @@ from logitless.loss.spec import (
     Unclipped,
 )
 from logitless.loss.spec.presets import presets
-from logitless.ops.batch_stats import BatchStats, batch_stats
+from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
 from tests.support import loss_outcomes
 from tests.support.loss_outcomes import Outcome, core_params

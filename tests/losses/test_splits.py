@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import reference
+from logitless.loss.evaluate.inputs import BatchStats
 from logitless.loss.spec import PolicyLossSpec
-from logitless.ops.batch_stats import BatchStats, batch_stats
+from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
 from tests.support.loss_outcomes import coefficients
 from tests.support.loss_specs import SPECS, Batch, make_batch

@@ -110,7 +110,6 @@ def _forward(
         f = work.forward(part, ids)
         out = empty_outputs(part.n, False, hidden)
         part.finalize(f.state, head.vocab, row_ids=ids, **requested(out, False))
-        values.put(ids, out)
         if f.support is not None:
             f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)
