@@ -110,30 +110,6 @@ def register(
     return op
 
 
-def register_schema(
-    schema: str,
-    kernel: Callable[..., Any],
-    fake: Callable[..., Any],
-    *,
-    setup: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    """Define `logitless::<schema>` and return its overload."""
-    name = schema.split("(")[0]
-    _LIBRARY.define(schema)
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(f"logitless::{name}", fake, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(
-            f"logitless::{name}", backward, setup_context=setup, lib=_LIBRARY
-        )
-    overload: Callable[..., Any] = getattr(torch.ops.logitless, name).default
-    for device in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, _without_autocast(overload, device), f"Autocast{device}")
-    return overload
-
-
 class _Layout:
     """Named values, some of them NamedTuples, and the flat list that they make."""
 
