@@ -46,7 +46,7 @@ inline int64_t dtype_bytes(Dtype dtype) {
   }
 }
 
-// Throws; defined in csrc/cpu/errors.cpp, since files compiled for one instruction set may hold no
+// Throws; defined in csrc/cpu/runtime/errors.cpp, since files compiled for one instruction set may hold no
 // inline code of the standard library: the linker could keep their copy for everyone.
 [[noreturn]] void fail_dtype(const char* what, Dtype got);
 
