@@ -10,7 +10,7 @@ import numpy as np
 from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.tokens import SUMS
 from logitless.loss.evaluate.coefficients import call_inputs, check_loss_options, metrics_of
-from logitless.loss.evaluate.inputs import BatchFacts, LossData
+from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.metrics import metric_values
 from logitless.loss.evaluate.params import loss_fields
 from logitless.loss.evaluate.token_loss import evaluate
@@ -54,16 +54,14 @@ def coefficients(
     """`policy_loss` as numbers: the tokens; loss, metrics and coefficients."""
     names = ("ref_logp", "rollout_logp", "cu_seqlens", "token_ids")
     check_loss_options(spec, batch, totals, grad_scale, more.get("token_ids"))
-    data = LossData(
-        old_logp, advantages, mask, *(more.pop(name, None) for name in names), spec.identity,
-        coefficients_of(spec), None if batch is None else BatchFacts.of(batch),
-        totals if batch is None else batch.totals, grad_scale,
-    )  # fmt: skip
+    rest = (more.pop(name, None) for name in names)
+    data = loss_data(old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale)
     assert not more
     inputs = call_inputs(logp, entropy, data, kernels)
-    sums, g_logp, g_entropy = evaluate(inputs)
+    found, g_logp, g_entropy = evaluate(inputs)
+    sums = np.asarray(found)
     table = metrics_of(data, entropy=entropy is not None)
     total = None if data.totals is None else data.totals.tokens
-    values = metric_values(table, np.asarray(sums), total).tolist()
+    values = metric_values(table, sums, total).tolist()
     metrics = dict(zip(table.names, values, strict=True))
     return inputs.tokens, Outcome(float(sums[0]), metrics, g_logp, g_entropy)

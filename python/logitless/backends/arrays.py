@@ -112,10 +112,20 @@ class NumpyArrays:
 
 
 def at_least(number: Any, least: int) -> Any:
-    """max(number, least) of a number, or of an array without dimensions on a device."""
-    return max(number, least) if isinstance(number, (int, float)) else number.clip(min=least)
+    """max(number, least) of a number; of an array without dimensions on a device in float64, for
+    torch divides by an integer in float32."""
+    if isinstance(number, (int, float)):
+        return max(number, least)
+    return number.double().clip(min=least)
 
 
 def at_most(number: Any, most: Any) -> Any:
     """min(number, most) of two such."""
     return min(number, most) if isinstance(number, (int, float)) else number.clip(max=most)
+
+
+def positive_or_one(number: Any) -> Any:
+    """The same number, 1 in place of one that is not positive."""
+    if isinstance(number, (int, float)):
+        return number if number > 0 else 1.0
+    return number.where(number > 0, 1.0)

@@ -84,14 +84,14 @@ class Tokens:
         """Some of them, for what looks at no sequence."""
         names = ("mask", "logp", *DATA)
         values = {name: getattr(self, name) for name in names}
-        some = {name: x[index] for name, x in values.items() if x is not None}
+        some: dict[str, Any] = {name: x[index] for name, x in values.items() if x is not None}
         places = index if self.places is None else self.places[index]
         return replace(self, **some, given_ids=self.ids[index], sequences=None, places=places)
 
     def with_values(self, logp: Floats, entropy: Floats | None) -> Tokens:
         """The same tokens with these, and all else in the dtype of logp."""
         values = {name: getattr(self, name) for name in DATA} | {"entropy": entropy}
-        given = {
+        given: dict[str, Any] = {
             name: None if x is None else self.xp.flat(x, logp.dtype) for name, x in values.items()
         }
         return replace(self, logp=self.xp.flat(logp, logp.dtype), **given)

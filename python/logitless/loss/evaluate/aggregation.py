@@ -54,8 +54,10 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     if spec.aggregation == "seq-mean-token-sum":
         return per_batch
     if spec.aggregation == "seq-mean-token-mean":
-        shares = per_batch / tokens.xp.maximum(kernels_of(tokens).lengths(tokens), 1)
-        return tokens.xp.where(tokens.mask, per_token(tokens, shares), 0.0)
+        xp = tokens.xp
+        lengths = xp.cast(kernels_of(tokens).lengths(tokens), xp.float64)
+        shares = per_batch / xp.maximum(lengths, 1)
+        return xp.where(tokens.mask, per_token(tokens, shares), 0.0)
     # a batch padded to no width has no token whose share this would be
     return per_batch / max(_norm(spec, sequences.width if totals is None else None), 1)
 

@@ -82,14 +82,14 @@ class MetricTable(NamedTuple):
     per_token: npt.NDArray[np.bool_]
 
 
-_TOKENS = SUMS.index("tokens")
+TOKENS = SUMS.index("tokens")
 
 
 def metric_values(
     table: MetricTable, sums: npt.NDArray[np.float64], total_tokens: int | None
 ) -> npt.NDArray[np.float64]:
     """In the order of the names. total_tokens: of the batch; None: the call is all of it."""
-    total = sums[_TOKENS] if total_tokens is None else total_tokens
+    total = sums[TOKENS] if total_tokens is None else total_tokens
     return sums[table.places] / np.where(table.per_token, max(total, 1), 1)
 
 

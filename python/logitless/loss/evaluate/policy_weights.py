@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from logitless.backends.arrays import positive_or_one
 from logitless.inputs.tokens import Float64s, Tokens
 from logitless.loss.evaluate.importance import Importance, importance
 from logitless.loss.evaluate.sequences import log_ratio_of, per_token, sequence_means, valid
@@ -27,7 +28,7 @@ def policy_weights(
         return weights, None
     found = importance(tokens, spec.correction)
     # a mean of 0 is that of no valid token, or of weights that all are 0
-    scale = mean_importance if spec.correction.normalize and mean_importance > 0 else 1.0
+    scale = positive_or_one(mean_importance) if spec.correction.normalize else 1.0
     corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
     return (corrected if weights is None else corrected * weights), found
 

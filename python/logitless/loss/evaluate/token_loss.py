@@ -50,7 +50,9 @@ class TokenInputs:
 
     def rows(self, index: Int64s) -> TokenInputs:
         """Some of the tokens, for a loss that looks at no sequence."""
-        weights = self.weights if isinstance(self.weights, float) else self.weights[index]
+        each = getattr(self.weights, "ndim", 0) > 0
+        weights: Any = self.weights
+        weights = weights[index] if each else weights
         selected = None if self.selected is None else self.selected[index]
         return replace(self, tokens=self.tokens.at(index), weights=weights, selected=selected)
 

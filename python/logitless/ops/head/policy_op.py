@@ -185,11 +185,13 @@ class _Values:
             values.view(-1)[index] = out[name]
         if all_rows:
             # also of a loss whose coefficients need all of them
-            g = [None if x is None else x[index] for x in self.whole()[1:]]
+            found = self.whole()
+            g_logp, g_entropy = found.g_logp[index], found.g_entropy
+            g_entropy = None if g_entropy is None else g_entropy[index]
         else:
             assert ids is not None
-            g = list(token_loss(out["logp"], out["entropy"], self.rows.rows(ids))[1:])
-        return RowGradients.of(*g, None)
+            _, g_logp, g_entropy = token_loss(out["logp"], out["entropy"], self.rows.rows(ids))
+        return RowGradients.of(g_logp, g_entropy, None)
 
 
 class _Work:

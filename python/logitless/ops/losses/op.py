@@ -9,18 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitless.backends import registry
 from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.forked import without_lost_threads
+from logitless.backends.tokens import TokenKernels
 from logitless.loss.evaluate.coefficients import call_inputs, rows_inputs
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
-from logitless.loss.evaluate.metrics import Given, metric_table, metric_values
+from logitless.loss.evaluate.metrics import (
+    TOKENS,
+    Given,
+    MetricTable,
+    metric_table,
+    metric_values,
+)
 from logitless.loss.evaluate.token_loss import (
     TokenInputs,
     TokenLoss,
     check_coefficients,
     evaluate,
 )
-from logitless.loss.spec import PolicyLossSpec
+from logitless.loss.spec import CustomControl, CustomSurrogate, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
 from logitless.ops.losses.spec_serialization import decode
 from logitless.ops.losses.tracing import identity_text
@@ -72,7 +80,8 @@ class LossInputs(NamedTuple):
     def resolved(self) -> LossRows:
         """For the losses whose coefficients follow from a token's own values and from what is known
         before: made once, any rows of it evaluate alone."""
-        return LossRows(rows_inputs(self.data(), CPU_TOKENS))
+        data = self.data()
+        return LossRows(rows_inputs(data, _kernels(data.mask, data.spec)))
 
     def rows(self, index: Tensor) -> LossRows:
         """Of the tokens at these flat places alone. From `resolved()` where many are asked for."""
@@ -91,7 +100,7 @@ class LossRows(NamedTuple):
 class LossTensors(NamedTuple):
     """`TokenLoss` of tensors."""
 
-    # float64 [K], for `loss_and_metrics`
+    # float64 [K], for `loss_and_metrics`, where the kernels are
     sums: Tensor
     # [N] flat, in the float dtype that logp is computed in
     g_logp: Tensor
@@ -148,11 +157,9 @@ def token_loss(logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRo
     thousand tokens.
     """
     _, found = _evaluated(logp, entropy, inputs)
-    sums, g_logp, g_entropy = (
-        None if x is None else torch.from_numpy(x).to(logp.device) for x in found
-    )
-    assert sums is not None and g_logp is not None
-    return LossTensors(sums, g_logp, g_entropy)
+    device = logp.device
+    g_entropy = None if found.g_entropy is None else _tensor(found.g_entropy, device)
+    return LossTensors(_tensor(found.sums), _tensor(found.g_logp, device), g_entropy)
 
 
 def metric_names(inputs: LossInputs, *, entropy: bool = True) -> tuple[str, ...]:
@@ -167,15 +174,25 @@ def loss_and_metrics(
     """The loss and the metrics of all tokens, from the sums of all."""
     table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
     total = None if inputs.totals is None else inputs.totals[0]
-    here = sums.cpu().numpy()
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if sums.device.type != "cpu":
+        return sums[0].to(wide), device_values(table, sums, total).float()
     # what float32 cannot hold is infinite
     with np.errstate(over="ignore"):
-        values = metric_values(table, here, total).astype(np.float32)
-        loss = here[:1].astype(np.float64 if like.dtype == torch.float64 else np.float32)
-    found, metrics = torch.from_numpy(loss)[0], torch.from_numpy(values)
-    if like.device.type == "cpu":
-        return found, metrics
-    return found.to(like.device), metrics.to(like.device)
+        values = metric_values(table, sums.numpy(), total).astype(np.float32)
+    found = (sums[0].to(wide), torch.from_numpy(values))
+    loss, metrics = (x if like.device == x.device else x.to(like.device) for x in found)
+    return loss, metrics
+
+
+def device_values(table: MetricTable, sums: Tensor, total_tokens: int | None) -> Tensor:
+    """`metric_values`, of which the host reads nothing."""
+    total = sums[TOKENS] if total_tokens is None else sums.new_full((), total_tokens)
+    divisors, one = total.clamp(min=1), sums.new_ones(())
+    return torch.stack([
+        sums[place] / (divisors if per_token else one)
+        for place, per_token in zip(table.places.tolist(), table.per_token.tolist(), strict=True)
+    ])  # fmt: skip
 
 
 def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,12 +214,27 @@ def _evaluated(
     logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRows
 ) -> tuple[TokenInputs, TokenLoss]:
     if isinstance(inputs, LossInputs):
-        own = call_inputs(logp, entropy, inputs.data(), CPU_TOKENS)
+        data = inputs.data()
+        own = call_inputs(logp, entropy, data, _kernels(logp, data.spec))
     else:
         xp = inputs.inputs.tokens.xp
         values = (xp.array("logp", logp), None if entropy is None else xp.array("entropy", entropy))
         own = inputs.inputs.with_values(*values)
     return own, evaluate(own)
+
+
+def _kernels(like: Tensor, spec: PolicyLossSpec) -> TokenKernels:
+    """Those of the device; of a user's own parts, which are NumPy, the CPU's."""
+    custom = isinstance(spec.surrogate, CustomSurrogate) or isinstance(spec.control, CustomControl)
+    if like.device.type == "cpu" or custom:
+        return CPU_TOKENS
+    return registry.token_kernels(str(like.device))
+
+
+def _tensor(x: Any, device: torch.device | None = None) -> Tensor:
+    """What the kernels gave, on this device; None: where they are."""
+    found: Tensor = x if isinstance(x, Tensor) else torch.from_numpy(x)
+    return found if device is None or found.device == device else found.to(device)
 
 
 class TokenPolicyLoss(NamedTuple):
@@ -220,16 +252,16 @@ def _forward(logp: Tensor, entropy: Tensor | None, loss: LossInputs) -> TokenPol
     def given(values: Any, like: Tensor | None) -> Tensor:
         if values is None or like is None:
             return logp.new_empty(0)
-        out = torch.from_numpy(values).view(like.shape)
+        out = _tensor(values, like.device).view(like.shape)
         if out.dtype == like.dtype:
-            return out if like.device.type == "cpu" else out.to(like.device)
+            return out
         with without_lost_threads():
-            out = out.to(like.device, like.dtype)
-            if like.element_size() < 4:
+            out = out.to(like.dtype)
+            if like.element_size() < 4 and inputs.tokens.kernels.on_host:
                 check_coefficients(inputs, out.float().cpu().numpy())
         return out
 
-    sums = torch.from_numpy(found.sums)
+    sums = _tensor(found.sums)
     outputs = loss_and_metrics(sums, loss, logp, entropy=entropy is not None)
     return TokenPolicyLoss(*outputs, given(found.g_logp, logp), given(found.g_entropy, entropy))
 
