@@ -21,9 +21,10 @@ MANY = 1 << 15
 def to_numpy(name: str, x: Any) -> npt.NDArray[Any]:
     """The values on the CPU, 16-bit floats widened to float32; no copy where none is needed."""
     if is_tensor(x):
-        tensor = x.detach().cpu()
-        narrow = tensor.is_floating_point() and tensor.element_size() < 4
-        if not narrow:
+        tensor = x.detach() if x.requires_grad else x
+        if not x.is_cpu:
+            tensor = tensor.cpu()
+        if x.element_size() >= 4 or not x.is_floating_point():
             return np.asarray(tensor.numpy())
         with without_lost_threads():
             return np.asarray(tensor.float().numpy())

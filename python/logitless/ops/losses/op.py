@@ -174,15 +174,17 @@ def loss_and_metrics(
     """The loss and the metrics of all tokens, from the sums of all."""
     table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
     total = None if inputs.totals is None else inputs.totals[0]
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if sums.device.type != "cpu":
-        return sums[0].to(wide), device_values(table, sums, total).float()
+    wide = like.dtype == torch.float64
+    if not sums.is_cpu:
+        loss = sums[0].to(torch.float64 if wide else torch.float32)
+        return loss, device_values(table, sums, total).float()
+    here = sums.numpy()
     # what float32 cannot hold is infinite
     with np.errstate(over="ignore"):
-        values = metric_values(table, sums.numpy(), total).astype(np.float32)
-    found = (sums[0].to(wide), torch.from_numpy(values))
-    loss, metrics = (x if like.device == x.device else x.to(like.device) for x in found)
-    return loss, metrics
+        values = metric_values(table, here, total).astype(np.float32)
+        number = here[:1].astype(np.float64 if wide else np.float32).reshape(())
+    loss, metrics = torch.from_numpy(number), torch.from_numpy(values)
+    return (loss, metrics) if like.is_cpu else (loss.to(like.device), metrics.to(like.device))
 
 
 def device_values(table: MetricTable, sums: Tensor, total_tokens: int | None) -> Tensor:
@@ -226,7 +228,7 @@ def _evaluated(
 def _kernels(like: Tensor, spec: PolicyLossSpec) -> TokenKernels:
     """Those of the device; of a user's own parts, which are NumPy, the CPU's."""
     custom = isinstance(spec.surrogate, CustomSurrogate) or isinstance(spec.control, CustomControl)
-    if like.device.type == "cpu" or custom:
+    if like.is_cpu or custom:
         return CPU_TOKENS
     return registry.token_kernels(str(like.device))
 
@@ -310,4 +312,5 @@ policy_loss_op = register(
     _forward,
     _forward_fake,
     autograd=Autograd("policy_loss", ("loss",), _save, _backward, lambda saved: False),
+    direct=True,
 )
