@@ -135,7 +135,7 @@ def _run(
     from logitless.ops.head.statistics import statistics
     from logitless.ops.losses.op import torch_loss
 
-    tail_mass = float(inputs.compute.tail_mass)
+    tail_mass, plan = float(inputs.compute.tail_mass), None
     if any(inputs.needs) and inputs.backend.statistics is None:
         plan = inputs.plan(one_pass=True, split=split)
         # Of any length: the op itself asks for the plan.
@@ -147,7 +147,7 @@ def _run(
             )  # fmt: skip
             metrics = named(metric_names(loss, tail_mass), out.metrics)
             return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy)
-    stats = statistics(inputs, shape)
+    stats = statistics(inputs, shape, plan=plan)
     value, metrics = torch_loss(stats.logp, stats.entropy, loss)
     return LinearPolicyLossOutput(value, metrics, stats.logp.detach(), stats.entropy.detach())
 

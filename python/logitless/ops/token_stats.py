@@ -58,6 +58,7 @@ def token_stats(
     vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
         are with the other ranks of this torch.distributed group, which pass the same rows; targets
         are ids of the whole vocabulary, and results are those of all of it (docs/sharded.md).
+        `vocab_shard` makes both once, to be passed as vocab_group.
 
     inplace_backward: write the gradient into the memory of `logits`, whose values are then gone;
         of a leaf, `.grad` is that memory. As with torch's own in-place ops RuntimeError follows

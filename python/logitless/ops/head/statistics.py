@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from logitless.inputs.options import DROPPED
 from logitless.ops.head.inputs import HeadInputs
+from logitless.ops.head.plan import Plan
 from logitless.ops.head.stats_op import linear_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
 from logitless.ops.sharding.rendezvous import Facts
@@ -20,9 +21,14 @@ def extras_facts(extras: tuple[str, ...]) -> Facts:
 
 
 def statistics(
-    inputs: HeadInputs, shape: tuple[int, ...], extras: tuple[str, ...] = ()
+    inputs: HeadInputs,
+    shape: tuple[int, ...],
+    extras: tuple[str, ...] = (),
+    *,
+    plan: Plan | str | None = None,
 ) -> TokenStats:
-    """With gradients by autograd where hidden, weight or bias need some."""
+    """With gradients by autograd where hidden, weight or bias need some. `plan`: one that is made
+    already, of forward and backward apart."""
     of_rows, of_dropped = split_extras(extras)
     eager = inputs.backend.statistics
     if eager is not None:
@@ -33,7 +39,7 @@ def statistics(
     if not (any(inputs.needs) or of_dropped):
         inputs = inputs.exact()
     tail_mass = float(inputs.compute.tail_mass)
-    tiling = inputs.tiling(inputs.plan(one_pass=False))
+    tiling = inputs.tiling(inputs.plan(one_pass=False) if plan is None else plan)
     out = linear_stats(
         inputs.hidden, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard
     )

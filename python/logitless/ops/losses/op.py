@@ -312,5 +312,4 @@ policy_loss_op = register(
     _forward,
     _forward_fake,
     autograd=Autograd("policy_loss", ("loss",), _save, _backward, lambda saved: False),
-    direct=True,
 )

@@ -1,0 +1,99 @@
+"""How a call of an op reaches its kernel."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless.backends import registry
+
+# Asking a driver or the environment is not traceable, and needs to happen once a graph.
+_constant_choice: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
+    registry.choose
+)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def below_autograd(overload: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
+    """The op as what lies below the dispatcher's autograd key runs it."""
+
+    def run(keyset: Any, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    return run
+
+
+def differentiated(run: Callable[[Any, tuple[Any, ...]], Any], node: Any) -> Callable[..., Any]:
+    """The op at the dispatcher's autograd key.
+
+    torch.library.register_autograd does the same, and rebuilds the schema's argument list for
+    every argument on the way: 41 arguments take 300 us of it.
+    """
+
+    def call(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return node.apply(keyset, *args)
+        return run(keyset, args)
+
+    return call
+
+
+def reaches_kernel(values: list[Any]) -> bool:
+    """Whether nobody but the CPU's kernel has to see a call: no mode, tracer, profiler or autocast,
+    no subclass of a tensor. torch says so by no public function: where one of these is missing, the
+    dispatcher is asked."""
+    if torch.compiler.is_compiling() or _MODES is None or any(mode() for mode in _MODES):
+        return False
+    for x in values:
+        if isinstance(x, Tensor) and (type(x) not in _PLAIN or not x.is_cpu):
+            return False
+    return not torch.is_autocast_enabled("cpu")
+
+
+def _modes() -> tuple[Callable[[], Any], ...] | None:
+    names = (
+        "_len_torch_dispatch_stack", "_is_torch_function_mode_enabled", "_get_tracing_state",
+        "_functorch.peek_interpreter_stack", "_autograd._profiler_enabled",
+    )  # fmt: skip
+    try:
+        return tuple(operator.attrgetter(name)(torch._C) for name in names)
+    except AttributeError:
+        return None
+
+
+_MODES = _modes()
+
+
+def without_autocast(overload: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """The products inside an op keep the dtypes they were given; `autocast` has done the casts."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device}")
+
+    def call(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return overload(*args)
+
+    return call
+
+
+def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as F.linear would take them under torch.autocast; gradients come back in their own
+    dtypes. float64 stays, as it does there."""
+    device = hidden.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return hidden, weight
+    dtype = torch.get_autocast_dtype(device)
+    cast = (torch.float32, torch.bfloat16, torch.float16)
+    one, other = (x.to(dtype) if x.dtype in cast else x for x in (hidden, weight))
+    return one, other
+
+
+def backend_of(backend: str, tensor: Tensor) -> str:
+    """`registry.choose` for a tensor; a constant of the graph where torch.compile traces."""
+    device, dtype = tensor.device, str(tensor.dtype).removeprefix("torch.")
+    name = device.type if device.index is None else f"{device.type}:{device.index}"
+    return _constant_choice(backend, name, dtype)
