@@ -13,7 +13,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
-from logitless import _core
 from logitless.backends import cuda
 from logitless.backends import registry as backends
 from logitless.backends.device_rows import current
@@ -158,11 +157,11 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **options: seen.append((name, fake.now))
 
-    monkeypatch.setattr(_core.rows, "CudaRows", FakeCudaRows)
     monkeypatch.setattr(torch, "empty", lambda *_, **options: options["device"])
     there = SimpleNamespace(device=torch.device("cuda:1"), shape=(2, 5), element_size=lambda: 2)
     core = cuda.CudaCore(
-        SimpleNamespace(n=2, targets=there, shared={"n": 2})  # type: ignore[arg-type]
+        SimpleNamespace(n=2, targets=there, shared={"n": 2}),  # type: ignore[arg-type]
+        FakeCudaRows,
     )
     core.forward(there, None)
     core.finalize(None, 5, error=None)

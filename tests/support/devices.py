@@ -92,6 +92,5 @@ def to_host(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Tensor.cpu of a fake device: the library may take no values to the host while a bad row that
     may have spoilt them is not named yet. On a device such values come without a word."""
     if sys._getframe(1).f_globals["__name__"].startswith("logitless."):
-        for watch in row_errors._watches.values():
-            assert int(watch.flag) == row_errors.CLEAR, "values came before a bad row was named"
+        assert not row_errors.unnamed(), "values came before a bad row was named"
     return _to_cpu(tensor, *args, **kwargs)

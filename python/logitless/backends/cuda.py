@@ -23,20 +23,20 @@ class CudaCore:
     the rows' device current.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, kernels: Any = _core.rows.CudaRows) -> None:
         import torch
 
         device = self.device = rows.targets.device
         # The emulator's arrays are on the CPU, where there is no stream.
         self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         with current(device):
-            self.rows = _core.rows.CudaRows(**rows.shared, device=device.index or 0)
+            self.rows = kernels(**rows.shared, device=device.index or 0)
         self.n = rows.n
 
     def forward(self, tile: Any, state: Any, **options: Any) -> None:
         import torch
 
-        size = _core.rows.CudaRows.workspace_bytes(self.n, tile.shape[-1], tile.element_size())
+        size = self.rows.workspace_bytes(self.n, tile.shape[-1], tile.element_size())
         workspace = torch.empty(size, dtype=torch.uint8, device=tile.device)
         with current(self.device):
             self.rows.forward(tile, state, **options, workspace=workspace, stream=self.stream)

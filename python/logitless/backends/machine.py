@@ -32,6 +32,9 @@ class Machine:
     shortest_chunk: int
     # Up to this many rows of bfloat16, weight x hidden is the faster product.
     short_rows: int
+    # Largest logits kept of a row to draw from where top_p alone limits it, and of any row.
+    sampled_entries: int
+    most_sampled_entries: int
     # (problem, whether it may be one-pass) -> the strategies to choose from, or None for the
     # planner's own: forces one, in a test or a study
     strategies: Callable[[Any, bool], list[Any] | None] | None = None
@@ -62,4 +65,6 @@ CPU = Machine(
     default_budget=512 << 20,
     shortest_chunk=64,
     short_rows=256,
+    sampled_entries=256,
+    most_sampled_entries=1024,
 )

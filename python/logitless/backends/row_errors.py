@@ -141,6 +141,11 @@ def raise_found(device: torch.device) -> None:
         watch.raise_found()
 
 
+def unnamed() -> bool:
+    """Whether a bad row is flagged on some device and not named yet. Waits for the devices."""
+    return any(int(watch.flag) != CLEAR for watch in _watches.values())
+
+
 def raise_now(device: torch.device) -> None:
     """The same where the host is about to wait for its values anyway."""
     if device.type == "cuda":

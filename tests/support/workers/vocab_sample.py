@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import logitless as ll
-from logitless.ops.sampling import truncated as truncated_draw
+from logitless.backends import registry
+from logitless.backends.cpu import CpuSampling
 from tests.support import cases
 from tests.support.shards import (
     LAYOUTS,
@@ -121,16 +123,21 @@ def rows_that_need_all_logits() -> None:
     n, generator = 40, torch.Generator().manual_seed(8)
     h, w = (torch.randn(size, 8, generator=generator) for size in (n, V))
     bias = torch.randn(V, generator=generator)
-    again, times = truncated_draw._draw_again, []
+    cpu, times = registry.get("cpu"), []
 
-    def counted(*args: Any) -> Tensor:
-        times.append(len(args[0]))
-        return again(*args)
+    class Counting(CpuSampling):
+        """Rows that are drawn from all of their logits."""
+
+        def draw_truncated(self, rows: Any, state: Any, drawn: Any, **options: Any) -> None:
+            if "logits" in options:
+                times.append(rows.n)
+            super().draw_truncated(rows, state, drawn, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truncated_draw, "_draw_again", counted)
+        patch.setitem(registry.BACKENDS, "cpu", replace(cpu, sampling=Counting()))
         # Room for nine rows of one rank, fewer where they are sent.
-        least = ll.plan(n, 8, V, backward=False, kept_entries=truncated_draw.KEPT).total_bytes
+        kept = cpu.machine.sampled_entries
+        least = ll.plan(n, 8, V, backward=False, kept_entries=kept).total_bytes
         for ends in layouts():
             for budget in (None, least + 9 * 4 * V):
                 times.clear()

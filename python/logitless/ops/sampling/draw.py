@@ -62,7 +62,7 @@ def draw(
         backend.machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
         compute.memory_budget, logits_dtype=dtype, backward=False,
         batch_invariant=compute.batch_invariant,
-        kept_entries=truncation.kept(vocab) if truncation.limits(vocab) else 0,
+        kept_entries=truncation.kept(vocab, backend.machine) if truncation.limits(vocab) else 0,
     )  # fmt: skip
     tiling = Tiling(plan.rows, plan.columns, 0, dtype, plan.fixed_rows, "")
     bias = None if chain.bias is None else chain.bias.detach()

@@ -13,13 +13,11 @@ from logitless.inputs.checks import plain_fields, require, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logitless.backends.machine import Machine
     from logitless.backends.rows import Rows
     from logitless.ops.head.plan import Plan
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.sharding.shard import Shard
-
-# Largest logits kept of a row where top_p alone limits it; and of any row, see csrc/cpu.
-KEPT, MOST_KEPT = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,9 @@ class Truncation:
         """Whether anything can be left out."""
         return (self.top_k or vocab) < vocab or (self.top_p or 1.0) < 1.0
 
-    def kept(self, vocab: int) -> int:
-        return min(self.top_k or KEPT, MOST_KEPT, vocab)
+    def kept(self, vocab: int, machine: Machine) -> int:
+        """How many of the largest logits of a row are kept."""
+        return min(self.top_k or machine.sampled_entries, machine.most_sampled_entries, vocab)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def draw_truncated(
     token = torch.zeros(n, dtype=torch.int64)
     # The forward asks for targets; what it finds of these is overwritten by the draw.
     rows = replace(rows, targets=token)
-    topk = TopK.empty(n, truncation.kept(vocab))
+    topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine))
     store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)
