@@ -262,7 +262,7 @@ class PolicyLossSpec:
             self.correction is not None and self.correction.normalize
         )
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[str]:
         """Per-token inputs the loss cannot do without, beside logp, advantages and mask.
 

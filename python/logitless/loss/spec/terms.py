@@ -51,7 +51,7 @@ class EntropyBonus:
 
     For a coefficient that follows the entropy, make a new spec each step from a controller:
     `replace(spec, entropy=EntropyBonus(controller.coefficient))` (`StepController`,
-    `LogController`).
+    `LogController`). The number is data of the call: nothing is compiled or kept for it.
     """
 
     moves = "coefficient"
