@@ -125,8 +125,10 @@ void token_loss(
   const auto selected = optional_array(selected_object, "selected", Access::read);
   const auto log_ratio = optional_array(log_ratio_object, "log_ratio", Access::read);
   const auto factor = optional_array(factor_object, "factor", Access::read);
-  const auto precomputed_loss = optional_array(precomputed_loss_object, "precomputed_loss", Access::read);
-  const auto precomputed_slope = optional_array(precomputed_slope_object, "precomputed_slope", Access::read);
+  const auto precomputed_loss =
+      optional_array(precomputed_loss_object, "precomputed_loss", Access::read);
+  const auto precomputed_slope =
+      optional_array(precomputed_slope_object, "precomputed_slope", Access::read);
   const Array g_logp(g_logp_object, "g_logp", Access::write);
   const auto g_entropy = optional_array(g_entropy_object, "g_entropy", Access::write);
   const auto g_policy = optional_array(g_policy_object, "g_policy", Access::write);

@@ -129,9 +129,7 @@ void surrogate_step(
     return;
   }
   const double* u = args.log_ratio != nullptr ? step.log_ratio : step.own_ratio;
-  if constexpr (
-      kind != Surrogate::reinforce && kind != Surrogate::none && kind != Surrogate::dro
-  ) {
+  if constexpr (kind != Surrogate::reinforce && kind != Surrogate::none && kind != Surrogate::dro) {
     kernels.exp(u, step.ratio, n);
   }
   if constexpr (kind == Surrogate::clip) {

@@ -39,12 +39,12 @@ struct TokenLossArgs {
   const double* weights = nullptr;
   const uint8_t* mask = nullptr;
   double weight = 0;
-  const T* entropy = nullptr;          // or null
-  const T* kl_logp = nullptr;          // or null: the reference of the KL term
-  const T* penalty_logp = nullptr;     // or null: the reference of the selected tokens' penalty
-  const uint8_t* selected = nullptr;   // or null
-  const double* log_ratio = nullptr;   // or null: logp - old_logp of the token
-  const double* factor = nullptr;      // or null: what multiplies the policy term, >= 0
+  const T* entropy = nullptr;         // or null
+  const T* kl_logp = nullptr;         // or null: the reference of the KL term
+  const T* penalty_logp = nullptr;    // or null: the reference of the selected tokens' penalty
+  const uint8_t* selected = nullptr;  // or null
+  const double* log_ratio = nullptr;  // or null: logp - old_logp of the token
+  const double* factor = nullptr;     // or null: what multiplies the policy term, >= 0
   const double* precomputed_loss = nullptr;  // of Surrogate::precomputed
   const double* precomputed_slope = nullptr;
   T* g_logp = nullptr;
