@@ -46,8 +46,8 @@ inline int64_t dtype_bytes(Dtype dtype) {
   }
 }
 
-// Throws; defined in csrc/cpu/runtime/errors.cpp, since files compiled for one instruction set may hold no
-// inline code of the standard library: the linker could keep their copy for everyone.
+// Throws; defined in csrc/cpu/runtime/errors.cpp, since files compiled for one instruction set may
+// hold no inline code of the standard library: the linker could keep their copy for everyone.
 [[noreturn]] void fail_dtype(const char* what, Dtype got);
 
 // The one dtype switch: calls fn(type_tag<T>{}) with the storage type of a floating dtype.

@@ -8,8 +8,8 @@
 
 namespace logitless {
 
-// The policy terms; a new one is a function `term` below and a case of `surrogate_term`. A term that
-// is `precomputed` comes with its value and its slope.
+// The policy terms; a new one is a function `term` below and a case of `surrogate_term`. A term
+// that is `precomputed` comes with its value and its slope.
 enum class Surrogate : uint8_t {
   clip,
   reinforce,
