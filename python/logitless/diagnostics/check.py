@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from logitless.inputs.checks import whole
 from logitless.inputs.naming import public
-from logitless.inputs.options import HeadOptions
+from logitless.inputs.options import LogitTransform
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.linear_token_stats import linear_token_stats
 
@@ -103,7 +103,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
     chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}
     one, other = under_autocast(hidden, weight)
-    check_head_arrays("check", one, other, targets, mask, HeadOptions(bias=bias, **chain))
+    check_head_arrays("check", one, other, targets, mask, LogitTransform(bias=bias, **chain))
     flat_targets = targets.reshape(-1)
     chosen = torch.arange(flat_targets.numel(), device=flat_targets.device)
     chosen = (chosen if mask is None else mask.reshape(-1).nonzero().squeeze(1))[:rows]
@@ -130,7 +130,9 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     module, cause = None, ""
     if head is not weight:
         # Last, for the call may take the weight away: engines do after a forward.
-        *numbers, cause = compare_module(head, h, weight.detach(), HeadOptions(bias=bias, **chain))
+        *numbers, cause = compare_module(
+            head, h, weight.detach(), LogitTransform(bias=bias, **chain)
+        )
         module = Error(*numbers)
     dtype = str(h.dtype).removeprefix("torch.")
     result = Check(len(chosen), len(weight), dtype, found, module, cause)

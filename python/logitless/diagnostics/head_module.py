@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitless.inputs.checks import shown
-from logitless.inputs.options import HeadOptions
+from logitless.inputs.options import LogitTransform
 
 
 class Difference(NamedTuple):
@@ -47,7 +47,7 @@ def compare_module(
     head: Any,
     hidden: Tensor,  # [n, H]
     weight: Tensor,  # [V, H]
-    options: HeadOptions,
+    options: LogitTransform,
 ) -> Difference:
     """head(hidden) may be the logits before the options' chain, after softcap and scale, or z."""
     raw = hidden.double() @ weight.double().t()

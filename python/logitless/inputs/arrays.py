@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.inputs.checks import is_tensor, shown
-from logitless.inputs.options import HeadOptions
+from logitless.inputs.options import LogitTransform
 from logitless.inputs.weights import FLOATS, refuse_sharded
 
 
@@ -101,7 +101,7 @@ def check_dtype(op: str, name: str, array: Any, *expected: str) -> None:
 
 def check_head(
     op: str,
-    head: HeadOptions,
+    head: LogitTransform,
     letters: str,
     shape: tuple[int, ...],
     v: int,
@@ -128,7 +128,7 @@ def check_tokens(
     source: Any,  # logits [*targets, V] or hidden [*targets, H]
     targets: Any,  # [N] or [B, T], integer
     mask: Any,  # bool, shape of targets, or None
-    head: HeadOptions,
+    head: LogitTransform,
     vocab: int,
     *,
     sharded: bool = False,

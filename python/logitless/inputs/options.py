@@ -18,7 +18,7 @@ _LEAST_CAP = 2.0**-60
 
 
 @dataclass(frozen=True)
-class HeadOptions:
+class LogitTransform:
     """The chain from head output to z: z = softcap(logit_scale * (raw + bias)) / temperature.
 
     The core takes it as z = scale * y, y = softcap(pre * (raw + bias)): without a softcap all of

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from logitless.inputs.options import HeadOptions
+    from logitless.inputs.options import LogitTransform
 
 # Of such a ratio, in float32 and in float64. Below the low end differences of large logits overflow
 # before they are scaled down, and tanh gets arguments that lose digits; above the high end the
@@ -42,12 +42,12 @@ class _Ratio(NamedTuple):
 
 
 def scale_range(pre: float, cap: float, wide: bool = False) -> tuple[float, float]:
-    """The least and the largest `scale` beside this `pre` and `cap`, see HeadOptions."""
+    """The least and the largest `scale` beside this `pre` and `cap`, see LogitTransform."""
     low, high = _range(wide)
     return (low / min(pre, cap), high / max(pre, cap)) if cap else (low, high)
 
 
-def check_scaling(op: str, head: HeadOptions, wide: bool) -> None:
+def check_scaling(op: str, head: LogitTransform, wide: bool) -> None:
     """The options that are numbers; without the temperature where it is an array."""
     single = isinstance(head.temperature, (int, float))
     temperature = float(head.temperature) if single else None

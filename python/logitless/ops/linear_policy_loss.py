@@ -9,7 +9,7 @@ from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.naming import public
-from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.loss.evaluate.coefficients import check_loss_options, separable
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.numpy_loss import numpy_loss
@@ -101,7 +101,7 @@ def linear_policy_loss(
     )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
-        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
         hidden, weight = under_autocast(hidden, weight)

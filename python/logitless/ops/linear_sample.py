@@ -15,7 +15,7 @@ from logitless.inputs.arrays import (
 )
 from logitless.inputs.checks import whole
 from logitless.inputs.naming import public
-from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.inputs.weights import refuse_special_weight
 from logitless.ops.sampling.truncated import Truncation
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
@@ -94,7 +94,7 @@ def linear_sample(
     )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
-        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
         truncation = Truncation(top_k, top_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
@@ -130,7 +130,7 @@ def _check(
     op: str,
     hidden: Any,
     weight: Any,
-    head: HeadOptions,
+    head: LogitTransform,
     row_ids: Any,
     sharded: bool,
 ) -> None:

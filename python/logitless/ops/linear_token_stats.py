@@ -7,7 +7,7 @@ from typing import Any
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.naming import public
-from logitless.inputs.options import ComputeOptions, HeadOptions, check_extras
+from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
 from logitless.ops.head.numpy_statistics import numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.rows.outputs import TokenStats
@@ -81,7 +81,7 @@ def linear_token_stats(
     )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
-        head = HeadOptions(temperature, softcap, logit_scale, bias)
+        head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
         hidden, weight = under_autocast(hidden, weight)

@@ -9,7 +9,7 @@ from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.arrays import check_dtype, check_tokens, framework, shape_of
 from logitless.inputs.checks import flag
 from logitless.inputs.naming import public
-from logitless.inputs.options import ROW_EXTRAS, HeadOptions, check_extras
+from logitless.inputs.options import ROW_EXTRAS, LogitTransform, check_extras
 from logitless.inputs.weights import FLOATS
 from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts, tail
@@ -89,7 +89,7 @@ def token_stats(
         inplace_backward, backend,
     )  # fmt: skip
     with ranks:
-        head = HeadOptions(temperature, softcap, logit_scale, ranks.local("bias", bias))
+        head = LogitTransform(temperature, softcap, logit_scale, ranks.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)
         flag("inplace_backward", inplace_backward)
         optional = {"mask": mask, **head.arrays}
@@ -112,7 +112,7 @@ def _torch_stats(
     logits: Any,
     targets: Any,
     mask: Any,
-    head: HeadOptions,
+    head: LogitTransform,
     extras: tuple[str, ...],
     shape: tuple[int, ...],
     inplace: bool,
@@ -154,7 +154,7 @@ def _numpy_stats(
     logits: Any,
     targets: Any,
     mask: Any,
-    head: HeadOptions,
+    head: LogitTransform,
     extras: tuple[str, ...],
     shape: tuple[int, ...],
 ) -> TokenStats:

@@ -12,7 +12,7 @@ from logitless.backends import registry
 from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.checks import shown
-from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.ops.head.late_plan import question
 from logitless.ops.head.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
@@ -75,7 +75,7 @@ class HeadInputs(NamedTuple):
     def sharded(
         self,
         ranks: ShardRendezvous,
-        head: HeadOptions,
+        head: LogitTransform,
         shape: tuple[int, ...],
         more: Callable[[], Facts],
     ) -> HeadInputs:
@@ -100,7 +100,7 @@ def head_inputs(
     weight: Tensor,
     targets: Tensor,
     mask: Tensor | None,
-    head: HeadOptions,
+    head: LogitTransform,
     compute: ComputeOptions,
     ranks: ShardRendezvous,
 ) -> HeadInputs:

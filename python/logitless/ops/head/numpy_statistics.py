@@ -9,7 +9,7 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.rows import STATE
 from logitless.inputs.checks import shown
-from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.ops.head.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dropped
@@ -21,7 +21,7 @@ def numpy_statistics(
     weight: Any,  # [V, H]
     targets: Any,
     mask: Any,
-    head: HeadOptions,
+    head: LogitTransform,
     compute: ComputeOptions,
     shape: tuple[int, ...],
     extras: tuple[str, ...] = (),

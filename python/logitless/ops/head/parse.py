@@ -6,7 +6,7 @@ from typing import Any
 
 from logitless.inputs.arrays import check_tokens, check_weight, framework
 from logitless.inputs.checks import is_tensor
-from logitless.inputs.options import HeadOptions
+from logitless.inputs.options import LogitTransform
 from logitless.inputs.weights import refuse_special_weight
 
 
@@ -24,7 +24,7 @@ def check_head_arrays(
     weight: Any,
     targets: Any,
     mask: Any,
-    head: HeadOptions,
+    head: LogitTransform,
     *,
     sharded: bool = False,
     of_rows: dict[str, Any] | None = None,

@@ -15,7 +15,7 @@ from logitless.inputs.scaling import check_scaling, scale_range
 from logitless.ops.rows.row_scale import row_scale
 
 if TYPE_CHECKING:
-    from logitless.inputs.options import HeadOptions
+    from logitless.inputs.options import LogitTransform
 
 
 class RowArguments(NamedTuple):
@@ -93,7 +93,7 @@ class Transform(NamedTuple):
 
 
 def transform(
-    op: str, head: HeadOptions, mask: Tensor | None, wide: bool, *, look: bool
+    op: str, head: LogitTransform, mask: Tensor | None, wide: bool, *, look: bool
 ) -> Transform:
     """Without `look` the values of a temperature tensor are not checked, which would wait for a
     device: its kernels flag bad ones."""
@@ -110,7 +110,7 @@ def transform(
 
 
 def row_arguments(
-    op: str, head: HeadOptions, targets: Tensor, mask: Tensor | None, wide: bool, backend: str
+    op: str, head: LogitTransform, targets: Tensor, mask: Tensor | None, wide: bool, backend: str
 ) -> RowArguments:
     """Of a public op that has checked the shapes."""
     look = not registry.get(backend).asynchronous

@@ -10,12 +10,12 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.rows import Rows
 from logitless.backends.threads import thread_count
-from logitless.inputs.options import HeadOptions
+from logitless.inputs.options import LogitTransform
 from logitless.inputs.scaling import check_scaling, check_temperatures
 from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
 
 
-def numpy_rows(op: str, targets: Any, mask: Any, head: HeadOptions, dtype: Any) -> Rows:
+def numpy_rows(op: str, targets: Any, mask: Any, head: LogitTransform, dtype: Any) -> Rows:
     """The rows of a call on NumPy arrays, which the CPU's backend serves."""
     flat_mask = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
     wide = dtype == np.float64

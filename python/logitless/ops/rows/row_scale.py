@@ -11,11 +11,11 @@ from logitless.inputs.scaling import check_temperatures
 from logitless.ops.torch_op import register
 
 if TYPE_CHECKING:
-    from logitless.inputs.options import HeadOptions
+    from logitless.inputs.options import LogitTransform
 
 
 def row_scale(
-    op: str, head: HeadOptions, mask: Tensor | None, wide: bool, *, look: bool
+    op: str, head: LogitTransform, mask: Tensor | None, wide: bool, *, look: bool
 ) -> Tensor:  # [N] float64
     """The scale of every row. With `look` temperatures are checked where the mask is true."""
     temperature = head.temperature.detach()

@@ -12,7 +12,7 @@ from logitless.backends import registry
 from logitless.backends.base import SamplingKernels
 from logitless.backends.forked import refuse_lost_threads
 from logitless.backends.rows import SAMPLE_STATE, Rows
-from logitless.inputs.options import ComputeOptions, HeadOptions
+from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
 from logitless.ops.head.inputs import logits_dtype
@@ -40,7 +40,7 @@ class Noise(NamedTuple):
         return self._replace(row_ids=self.row_ids[index])
 
 
-def chain_of(op: str, head: HeadOptions, wide: bool) -> Transform:
+def chain_of(op: str, head: LogitTransform, wide: bool) -> Transform:
     return transform(op, head, None, wide, look=True)
 
 

@@ -21,7 +21,7 @@ from logitless.inputs.checks import shown, whole
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from logitless.inputs.options import HeadOptions
+    from logitless.inputs.options import LogitTransform
     from logitless.ops.sharding.shard import Shard
 
 # (name, value) of text, numbers and lists of them.
@@ -208,7 +208,7 @@ def fingerprint(*arrays: Any) -> int:
     return total
 
 
-def head_facts(head: HeadOptions) -> Facts:
+def head_facts(head: LogitTransform) -> Facts:
     """What of the chain must be the same on every rank."""
     t = head.temperature
     return (
