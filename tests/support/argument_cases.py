@@ -117,7 +117,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 # What functions return, or hand to a formula of the caller's: made by the library alone.
 RESULTS = {
     "BatchStats", "Check", "Covariance", "EntropyLaw", "LinearPolicyLossOutput", "Plan",
-    "PolicyLossOutput", "RolloutWeights", "Sample", "SurrogateInputs", "TokenStats",
+    "PolicyLossOutput", "RolloutWeights", "Sample", "SurrogateInputs", "TokenStats", "VocabShard",
 }  # fmt: skip
 # Without arguments: tables, and what one derives from.
 OTHERS = {
@@ -128,6 +128,8 @@ OTHERS = {
     "NoPolicy",
     "Reinforce",
     "Unclipped",
+    # a collective: its arguments are those of workers/collectives.py
+    "vocab_shard",
 }
 
 NOT_NUMBERS: list[Any] = ["a", True, [1.0], 1j, Odd(), np.ones(2), torch.ones(2), np.array("a")]

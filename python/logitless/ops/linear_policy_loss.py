@@ -91,10 +91,23 @@ def linear_policy_loss(
         rollout_logp=rollout_logp,
         temperature=temperature,
     )
-    ranks = ShardRendezvous(
-        _OP, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
-        logit_scale, bias, memory_budget, tail_mass, str(logits_dtype), batch_invariant, backend,
-    )  # fmt: skip
+
+    def kind() -> tuple[Any, ...]:
+        return (
+            tail(hidden),
+            tail(weight, 2),
+            temperature,
+            softcap,
+            logit_scale,
+            bias,
+            memory_budget,
+            tail_mass,
+            str(logits_dtype),
+            batch_invariant,
+            backend,
+        )
+
+    ranks = ShardRendezvous(_OP, vocab_group, vocab_start, kind)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
         totals, grad_scale,

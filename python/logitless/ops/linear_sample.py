@@ -88,10 +88,23 @@ def linear_sample(
     from logitless.ops.sampling.draw import Noise, chain_of, draw
 
     op = "linear_sample"
-    ranks = ShardRendezvous(
-        op, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
-        logit_scale, bias, top_k, top_p, memory_budget, str(logits_dtype), batch_invariant,
-    )  # fmt: skip
+
+    def kind() -> tuple[Any, ...]:
+        return (
+            tail(hidden),
+            tail(weight, 2),
+            temperature,
+            softcap,
+            logit_scale,
+            bias,
+            top_k,
+            top_p,
+            memory_budget,
+            str(logits_dtype),
+            batch_invariant,
+        )
+
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)

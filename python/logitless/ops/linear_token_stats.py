@@ -74,11 +74,24 @@ def linear_token_stats(
     weight is an error that says what to do. NumPy inputs: forward only.
     """
     op = "linear_token_stats"
-    ranks = ShardRendezvous(
-        op, vocab_group, vocab_start, tail(hidden), tail(weight, 2), temperature, softcap,
-        logit_scale, bias, extras, memory_budget, tail_mass, str(logits_dtype), batch_invariant,
-        backend,
-    )  # fmt: skip
+
+    def kind() -> tuple[Any, ...]:
+        return (
+            tail(hidden),
+            tail(weight, 2),
+            temperature,
+            softcap,
+            logit_scale,
+            bias,
+            extras,
+            memory_budget,
+            tail_mass,
+            str(logits_dtype),
+            batch_invariant,
+            backend,
+        )
+
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)

@@ -84,10 +84,20 @@ def token_stats(
     NotImplementedError says why where no kernels serve.
     """
     op = "token_stats"
-    ranks = ShardRendezvous(
-        op, vocab_group, vocab_start, tail(logits), temperature, softcap, logit_scale, bias, extras,
-        inplace_backward, backend,
-    )  # fmt: skip
+
+    def kind() -> tuple[Any, ...]:
+        return (
+            tail(logits),
+            temperature,
+            softcap,
+            logit_scale,
+            bias,
+            extras,
+            inplace_backward,
+            backend,
+        )
+
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
     with ranks:
         head = LogitTransform(temperature, softcap, logit_scale, ranks.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)

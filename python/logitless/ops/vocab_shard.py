@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitless.inputs.checks import flag, shown, whole
+from logitless.inputs.checks import flag, is_tensor, shown, whole
 from logitless.inputs.naming import public
 from logitless.ops.sharding.vocab_shard import VocabShard
 
@@ -38,8 +38,8 @@ def vocab_shard(
     reduce_hidden: False leaves d_hidden this rank's share of the sum over ranks, where the
         model adds the shares up itself, as Megatron's sequence parallelism does.
 
-    Raises TypeError for what is no process group, and ValueError on every rank where the shards
-    leave a gap or overlap.
+    Raises TypeError for what is no process group or no matrix, and ValueError on every rank where
+    the shards leave a gap or overlap.
     """
     from logitless.ops.sharding.rendezvous import ShardRendezvous
 
@@ -51,6 +51,10 @@ def vocab_shard(
     ranks.known = None
     with ranks:
         local = ranks.local("weight", weight)
+        if not is_tensor(local) or local.ndim != 2:
+            raise TypeError(
+                f"weight must be a torch tensor [V of this rank, H], got {shown(weight)}"
+            )
         width = int(local.shape[0])
         start = ranks.start if vocab_start is None else whole("vocab_start", vocab_start)
     if vocab_start is None and local is weight:

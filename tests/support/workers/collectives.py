@@ -143,6 +143,9 @@ def a_shard_is_made_once() -> None:
         ll.vocab_shard(dist.group.WORLD, own, vocab_start=ends[RANK][0] + RANK)
     with pytest.raises(TypeError, match="group must be a torch"):
         ll.vocab_shard(None, own)
+    for wrong in (None, 3, torch.zeros(4)):
+        with pytest.raises(TypeError, match=r"weight must be a torch tensor \[V of this rank, H\]"):
+            ll.vocab_shard(dist.group.WORLD, wrong)
 
 
 if __name__ == "__main__":

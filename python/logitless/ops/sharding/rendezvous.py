@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from logitless.inputs.checks import shown, whole
+from logitless.inputs.checks import is_tensor, shown, whole
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,13 +35,15 @@ KINDS = 256
 class ShardRendezvous:
     """The ranks of vocab_group at the start of a call; without a group nothing is done or sent.
 
-    ranks = ShardRendezvous(op, vocab_group, vocab_start, ...what makes the kind of call...)
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, lambda: ...the kind of call...)
     with ranks:
         ...                      # everything that one rank alone may fail at
     shard = ranks.shard(...)     # raises on every rank what any of them failed at
     """
 
-    def __init__(self, op: str, group: Any, start: int, *kind: Any) -> None:
+    def __init__(
+        self, op: str, group: Any, start: int, kind: Callable[[], tuple[Any, ...]] = tuple
+    ) -> None:
         self.op, self.group, self.start, self.known = op, "", start, None
         self.reduces_hidden = True
         if group is None:
@@ -60,7 +62,7 @@ class ShardRendezvous:
             start = group.start
         self.group = _name_of(op, process)
         if not _tracing():
-            self.process, self.kind = process, (op, start, *map(_plain, kind))
+            self.process, self.kind = process, (op, start, *map(_plain, kind()))
             if not _checks_every_call():
                 self.known = _AGREED.get(process, {}).get(self.kind)
         with self:
@@ -127,8 +129,9 @@ class ShardRendezvous:
 def tail(array: Any, dims: int = 1) -> tuple[Any, ...]:
     """What of an array makes a kind of call: dtype and last dimensions, not the number of tokens.
     Nothing is checked yet."""
-    shape = tuple(getattr(array, "shape", ()))
-    return (str(getattr(array, "dtype", None)), *(int(n) for n in shape[-dims:]))
+    if not is_tensor(array) or array.is_nested:
+        return (type(array).__name__,)
+    return (str(array.dtype), *(int(n) for n in array.shape[-dims:]))
 
 
 def _plain(value: Any) -> Any:
