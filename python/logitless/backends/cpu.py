@@ -19,8 +19,10 @@ class CpuRows:
 
     def __init__(self, rows: Rows) -> None:
         self.core = core = _core.rows.Rows(**rows.shared, threads=rows.threads)
-        self.forward, self.merge = core.forward, core.merge
-        self.finalize, self.gradient = core.finalize, core.gradient
+        self.forward: Any = core.forward
+        self.merge: Any = core.merge
+        self.finalize: Any = core.finalize
+        self.gradient: Any = core.gradient
 
 
 class CpuTopK:

@@ -13,7 +13,9 @@ from logitless.backends.tokens import TokenKernels
 from logitless.inputs.checks import choice, shown
 
 # By the name that `backend=` takes. A backend is added, or replaced, by an entry.
-BACKENDS = {module.BACKEND.name: module.BACKEND for module in (cpu, cuda, triton, eager)}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, eager.BACKEND)
+}
 # What "auto" tries on a CUDA tensor, best first.
 ON_DEVICE = ("cuda", "triton")
 

@@ -92,7 +92,7 @@ def linear_policy_loss(
         temperature=temperature,
     )
 
-    def kind() -> tuple[Any, ...]:
+    def call_kind() -> tuple[Any, ...]:
         return (
             tail(hidden),
             tail(weight, 2),
@@ -107,7 +107,7 @@ def linear_policy_loss(
             backend,
         )
 
-    ranks = ShardRendezvous(_OP, vocab_group, vocab_start, kind)
+    ranks = ShardRendezvous(_OP, vocab_group, vocab_start, call_kind)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
         totals, grad_scale,

@@ -89,7 +89,7 @@ def linear_sample(
 
     op = "linear_sample"
 
-    def kind() -> tuple[Any, ...]:
+    def call_kind() -> tuple[Any, ...]:
         return (
             tail(hidden),
             tail(weight, 2),
@@ -104,7 +104,7 @@ def linear_sample(
             batch_invariant,
         )
 
-    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)

@@ -75,7 +75,7 @@ def linear_token_stats(
     """
     op = "linear_token_stats"
 
-    def kind() -> tuple[Any, ...]:
+    def call_kind() -> tuple[Any, ...]:
         return (
             tail(hidden),
             tail(weight, 2),
@@ -91,7 +91,7 @@ def linear_token_stats(
             backend,
         )
 
-    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)

@@ -85,7 +85,7 @@ def token_stats(
     """
     op = "token_stats"
 
-    def kind() -> tuple[Any, ...]:
+    def call_kind() -> tuple[Any, ...]:
         return (
             tail(logits),
             temperature,
@@ -97,7 +97,7 @@ def token_stats(
             backend,
         )
 
-    ranks = ShardRendezvous(op, vocab_group, vocab_start, kind)
+    ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
     with ranks:
         head = LogitTransform(temperature, softcap, logit_scale, ranks.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)

@@ -43,7 +43,7 @@ class Forward(NamedTuple):
     """Rows of a call after, or ready for, the pass over all tiles."""
 
     rows: Rows  # n of them, without a mask
-    index: Tensor | None  # [n] their places in hidden; None: all rows of it
+    places: Tensor | None  # [n] in hidden; None: all rows of it
     operand: Tensor | None  # [n, H], padded; None: to be made again
     state: Tensor  # [n, STATE]
     store: LogitStore
@@ -52,9 +52,9 @@ class Forward(NamedTuple):
     @property
     def ids(self) -> Tensor:
         """Their places in hidden."""
-        if self.index is None:
+        if self.places is None:
             return torch.arange(self.rows.n, device=self.state.device)
-        return self.index
+        return self.places
 
 
 def active(rows: Rows) -> tuple[Rows, Tensor | None]:
@@ -158,7 +158,7 @@ def backward(
         shard.reduce_hidden(total)
         if own is not out.hidden:
             place = torch.cat(served) if n_sparse else served.dense
-            place = place if f.index is None else f.index[place]
+            place = place if f.places is None else f.places[place]
             out.hidden.index_copy_(0, place, total.to(out.hidden.dtype))
 
 
@@ -174,7 +174,7 @@ def _hidden_rows(head: Head, f: Forward, served: Served, d_hidden: Tensor) -> Te
 
 def covers(head: Head, f: Forward, served: Served) -> bool:
     """Whether every row of hidden gets its gradient from dense products, in order."""
-    return f.index is None and len(served.dense) == f.rows.n == len(head.hidden)
+    return f.places is None and len(served.dense) == f.rows.n == len(head.hidden)
 
 
 def _dense(
@@ -213,8 +213,8 @@ def _dense(
 
 def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
     if index is None:
-        return head.tiling.operand(head.hidden, f.index) if f.operand is None else f.operand
-    place = index if f.index is None else f.index[index]
+        return head.tiling.operand(head.hidden, f.places) if f.operand is None else f.operand
+    place = index if f.places is None else f.places[index]
     return head.tiling.operand(head.hidden, place)
 
 

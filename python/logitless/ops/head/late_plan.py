@@ -28,8 +28,9 @@ def answer(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Plan:
     options = json.loads(tiling.question)
     machine = registry.get(options.pop("backend")).machine
     options["gradients"] = tuple(options["gradients"])
+    n, width = hidden.shape
     return cached_plan(
-        machine, *hidden.shape, len(weight), hidden.dtype, logits_dtype=tiling.dtype, **options
+        machine, n, width, len(weight), hidden.dtype, logits_dtype=tiling.dtype, **options
     )
 
 

@@ -256,7 +256,7 @@ def _support_metrics(f: Forward, g: RowGradients, served: Served) -> Tensor:
         return torch.tensor([0.0, 0.0, float(not len(served.dense)), 0.0])
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = f.support.bound(g)[sparse] * scale * rows.pre
-    kept = f.support.count[sparse].double().mean()
+    kept = f.support.counts[sparse].double().mean()
     share = torch.tensor(len(sparse) / (len(sparse) + len(served.dense)))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 

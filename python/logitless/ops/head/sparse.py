@@ -48,7 +48,7 @@ class Support(NamedTuple):
     ids: Tensor  # [n, 2 KEPT] int32
     threshold: Tensor  # [n] float64
     # [n] int64, how many are kept; once measured, the target is among them, once
-    count: Tensor
+    counts: Tensor
     dropped_mass: Tensor  # [n] float64: 1 - sum of kept p
     # [n] float64: sum of dropped |p (log p + H)|; infinite where a dropped p may exceed e^-H, so
     # that it is not known
@@ -98,7 +98,7 @@ class Support(NamedTuple):
 
     def _steep(self, softcap: float) -> Tensor:
         """[n] bool: whether the softcap's slope is known of all that is kept of a row."""
-        kept = torch.arange(self.values.shape[1]) < self.count[:, None]
+        kept = torch.arange(self.values.shape[1]) < self.counts[:, None]
         most = softcap * math.sqrt(1 - LEAST_SLOPE)
         return ((self.values.abs() <= most) | ~kept).all(1)
 

@@ -8,12 +8,13 @@ gathered and merged once in the forward, and d_hidden is added up once in the ba
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from logitless.backends import memory
+from logitless.inputs.options import DROPPED
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -107,9 +108,10 @@ def _forward(
     if f.support is not None:
         f.support.measure(of_active, f.state, head.vocab, tail_mass, shard, head.tiling.dtype)
         dropped = f.support.dropped_mass, f.support.dropped_entropy
-    for name, value in zip(("dropped_mass", "dropped_entropy"), dropped, strict=True):
+    for name, value in zip(DROPPED, dropped, strict=True):
         out[name] = torch.empty(len(value), dtype=out["logp"].dtype).copy_(value)
-    return HeadStats(*scattered(out, index, n).values(), state, kept, support)
+    named: dict[str, Any] = scattered(out, index, n)
+    return HeadStats(**named, state=state, kept=kept, support=support)
 
 
 def _logits_memory(head: Head) -> Tensor:
@@ -127,14 +129,15 @@ def _forward_fake(
     shard: Shard,
 ) -> HeadStats:
     n = hidden.shape[0]
-    out = empty_outputs(n, extras, hidden)
-    dropped = (out["logp"].new_empty(n if tail_mass else 0) for _ in range(2))
+    out: dict[str, Any] = empty_outputs(n, extras, hidden)
+    for name in DROPPED:
+        out[name] = out["logp"].new_empty(n if tail_mass else 0)
     # How many logits are kept the plan will tell.
     late = bool(tiling.question) and not tail_mass
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.padded(n) * tiling.kept
     kept = hidden.new_empty(held, dtype=tiling.dtype)
     support = Support.empty(n if tail_mass else 0)
-    return HeadStats(*out.values(), *dropped, new_state(n, hidden), kept, support)
+    return HeadStats(**out, state=new_state(n, hidden), kept=kept, support=support)
 
 
 def _backward_kernel(

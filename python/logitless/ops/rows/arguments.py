@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class RowGradients(NamedTuple):
         return self if by == 1.0 else RowGradients(*(None if g is None else g * by for g in self))
 
     @property
-    def kernel_arguments(self) -> dict[str, Tensor | None]:
+    def kernel_arguments(self) -> dict[str, Any]:
         return {"g_logp": self.logp, "g_entropy": self.entropy, "g_lse": self.lse}
 
 

@@ -60,7 +60,7 @@ def _forward(
         empty_states(state)
     shard.merge(state, of_all)
     of_all.finalize(state, shard.vocab(width), **requested(out, extras))
-    return RowStats(*out.values(), state)
+    return RowStats(**out, state=state)
 
 
 def _forward_fake(
@@ -68,7 +68,7 @@ def _forward_fake(
 ) -> RowStats:
     n = rows.targets.shape[0]
     state = logits.new_empty(n, STATE, dtype=torch.float64)
-    return RowStats(*empty_outputs(n, extras, logits).values(), state)
+    return RowStats(**empty_outputs(n, extras, logits), state=state)
 
 
 def empty_states(state: Tensor) -> None:  # [n, STATE]

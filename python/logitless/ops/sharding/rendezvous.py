@@ -44,8 +44,9 @@ class ShardRendezvous:
     def __init__(
         self, op: str, group: Any, start: int, kind: Callable[[], tuple[Any, ...]] = tuple
     ) -> None:
-        self.op, self.group, self.start, self.known = op, "", start, None
-        self.reduces_hidden = True
+        self.op, self.group, self.start, self.reduces_hidden = op, "", start, True
+        # what the ranks have agreed on for this kind of call
+        self.known: Shard | None = None
         if group is None:
             self.start = whole("vocab_start", start)
             if start != 0:
@@ -64,7 +65,8 @@ class ShardRendezvous:
         if not _tracing():
             self.process, self.kind = process, (op, start, *map(_plain, kind()))
             if not _checks_every_call():
-                self.known = _AGREED.get(process, {}).get(self.kind)
+                kinds = _AGREED.get(process)
+                self.known = None if kinds is None else kinds.get(self.kind)
         with self:
             self.start = whole("vocab_start", start)
 
@@ -115,8 +117,8 @@ class ShardRendezvous:
 
             # What ranks have told each other is a constant of the graph.
             width, facts = fixed(width), tuple([(name, fixed(fact)) for name, fact in facts])
-        found = check_consistent(self.op, self.group, self.start, width, facts)
-        shard = Shard(*found, self.reduces_hidden)
+        group, bounds = check_consistent(self.op, self.group, self.start, width, facts)
+        shard = Shard(group, bounds, self.reduces_hidden)
         if not _tracing():
             kinds = _AGREED.setdefault(self.process, OrderedDict())
             kinds[self.kind] = shard
