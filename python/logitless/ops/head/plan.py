@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.machine import CPU, Machine
+from logitless.backends import registry
+from logitless.backends.machine import Machine
 from logitless.backends.topk import KEPT
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
@@ -146,7 +147,7 @@ def plan(
     Raises ValueError below the smallest budget that can work, naming it.
     """
     return plan_on(
-        CPU, tokens, hidden, vocab, dtype, budget, logits_dtype=logits_dtype, gradients=gradients,
+        registry.get("cpu").machine, tokens, hidden, vocab, dtype, budget, logits_dtype=logits_dtype, gradients=gradients,
         backward=backward, one_pass=one_pass, split=split, batch_invariant=batch_invariant,
         tail_mass=tail_mass, kept_entries=kept_entries,
     )  # fmt: skip
