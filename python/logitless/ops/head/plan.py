@@ -147,9 +147,10 @@ def plan(
     Raises ValueError below the smallest budget that can work, naming it.
     """
     return plan_on(
-        registry.get("cpu").machine, tokens, hidden, vocab, dtype, budget, logits_dtype=logits_dtype, gradients=gradients,
-        backward=backward, one_pass=one_pass, split=split, batch_invariant=batch_invariant,
-        tail_mass=tail_mass, kept_entries=kept_entries,
+        registry.get("cpu").machine, tokens, hidden, vocab, dtype, budget,
+        logits_dtype=logits_dtype, gradients=gradients, backward=backward, one_pass=one_pass,
+        split=split, batch_invariant=batch_invariant, tail_mass=tail_mass,
+        kept_entries=kept_entries,
     )  # fmt: skip
 
 
