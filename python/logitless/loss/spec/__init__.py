@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from logitless.loss.spec.policy_spec import (
-    KL,
-    Aggregation,
+from logitless.loss.spec.controls import (
     AnyControl,
-    Cispo,
-    Clip,
     ClipB,
     ClipCov,
     ClipV,
     Control,
-    Correction,
     CustomControl,
-    CustomSurrogate,
-    Dro,
-    EntropyBonus,
-    EntropyFloor,
     EntropyWeights,
-    Gmpo,
     KLCov,
-    KLEstimator,
-    NoPolicy,
     OffPolicyMask,
-    PolicyLossSpec,
-    Ratio,
-    Reinforce,
-    Reject,
-    Sapo,
     Scope,
     SignWeights,
+    TopEntropy,
+)
+from logitless.loss.spec.corrections import Correction, Reject
+from logitless.loss.spec.policy_spec import Aggregation, PolicyLossSpec, Ratio
+from logitless.loss.spec.surrogates import (
+    Cispo,
+    Clip,
+    CustomSurrogate,
+    Dro,
+    Gmpo,
+    NoPolicy,
+    Reinforce,
+    Sapo,
     Surrogate,
     SurrogateInputs,
-    TopEntropy,
     TrustMask,
     Unclipped,
     Vespo,
 )
+from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
     "KL", "Aggregation", "AnyControl", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",

@@ -14,43 +14,22 @@ from typing import Any, Literal, NamedTuple, get_args
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
 from logitless.loss.spec.controls import (
     AnyControl,
-    ClipB,
-    ClipCov,
-    ClipV,
     Control,
-    CustomControl,
     EntropyWeights,
     KLCov,
     OffPolicyMask,
-    Scope,
-    SignWeights,
     TopEntropy,
 )
-from logitless.loss.spec.corrections import Correction, Reject
+from logitless.loss.spec.corrections import Correction
 from logitless.loss.spec.surrogates import (
-    Cispo,
     Clip,
     CustomSurrogate,
-    Dro,
     Gmpo,
     NoPolicy,
-    Reinforce,
-    Sapo,
     Surrogate,
-    SurrogateInputs,
-    TrustMask,
-    Unclipped,
     Vespo,
 )
-from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor, KLEstimator
-
-__all__ = [
-    "KL", "Aggregation", "AnyControl", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",
-    "Correction", "CustomControl", "CustomSurrogate", "Dro", "EntropyBonus", "EntropyFloor",
-    "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy", "OffPolicyMask",
-    "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo", "Scope", "SignWeights", "Surrogate",
-    "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped", "Vespo",
-]  # fmt: skip
+from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor
 
 Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inference", "none"]
 Aggregation = Literal[
