@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,17 @@ def test_doctor_says_what_serves_on_a_gpu(
     lines = reported(gpus)
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
     assert "no code for sm_75" in lines["not cuda"]
+
+
+def test_doctor_lists_a_backend_that_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = replace(
+        registry.get("cpu"), name="added", topk=None, absent={"topk": "it keeps no entries"}
+    )
+    monkeypatch.setitem(registry.BACKENDS, "added", added)
+    lines = reported({"cuda:0": "A GPU, sm_90"})
+    assert lines["token_stats"][0] == "cpu, torch, added"
+    assert lines["tail_mass"][0] == "cpu"
+    assert lines["not added"] == ["it keeps no entries", "it serves CPU tensors"]
 
 
 def test_doctor_works_without_torch() -> None:

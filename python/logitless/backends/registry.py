@@ -12,7 +12,8 @@ from logitless.backends.base import Backend
 from logitless.backends.tokens import TokenKernels
 from logitless.inputs.checks import choice, shown
 
-# By the name that `backend=` takes. A backend is added, or replaced, by an entry.
+# By the name that `backend=` takes. A backend is added, or replaced, by an entry. The first that
+# serves a device is what "auto" takes there, and the first that `logitless doctor` lists.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, eager.BACKEND)
 }

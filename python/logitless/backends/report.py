@@ -10,8 +10,6 @@ from logitless.backends import registry
 from logitless.backends.base import Backend
 from logitless.backends.cuda import cuda_build
 
-# The backends in the order in which "auto" tries them on a device.
-_ORDER = (*registry.ON_DEVICE, "cpu", "torch")
 _OPS = (
     "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
     "policy_loss, batch_stats, covariance", "tail_mass", "vocab_group",
@@ -37,9 +35,7 @@ def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
 
 
 def _served(device: str) -> Iterator[tuple[str, str]]:
-    # On the CPU a stand-in of a device's kernels can only be named: "auto" is the core.
-    order = dict.fromkeys(("cpu", *_ORDER) if device == "cpu" else _ORDER)
-    backends = [registry.get(name) for name in order]
+    backends = list(registry.BACKENDS.values())
     reasons = {backend.name: backend.why_not(device, "float32") for backend in backends}
     able = [backend for backend in backends if not reasons[backend.name]]
     for op in _OPS:
