@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
-
 from logitless import _core
 
 
 def refuse_lost_threads() -> None:
     """Raise RuntimeError where torch's next product would wait for ever."""
+    import torch
+
     if _core.runtime.pool_is_lost() and torch.get_num_threads() > 1:
         raise RuntimeError(
             "this process was forked after torch had started its threads, which a fork does not "
@@ -24,6 +24,8 @@ def refuse_lost_threads() -> None:
 def without_lost_threads() -> Iterator[None]:
     """For torch's own loops over tokens: on the calling thread alone where a fork may have lost the
     others. Elsewhere nothing changes."""
+    import torch
+
     threads = torch.get_num_threads()
     if threads == 1 or not _core.runtime.pool_may_be_lost():
         yield
