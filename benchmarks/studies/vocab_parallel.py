@@ -90,7 +90,7 @@ def exchanges(n: int, width: int, shard: Shard) -> Calls:
     rows, kept = Rows(registry.get("cpu"), n, threads=1), TopK.empty(n, 64)
 
     def entries() -> None:
-        kept.y[:] = torch.linspace(0, -9, kept.y.shape[1])
+        kept.values[:] = torch.linspace(0, -9, kept.values.shape[1])
         kept.ids[:] = torch.arange(kept.ids.shape[1])
         kept.count.fill_(64)
         finalize(rows, state, kept, shard, torch.bfloat16)
@@ -100,7 +100,7 @@ def exchanges(n: int, width: int, shard: Shard) -> Calls:
         "the agreement": lambda: check_consistent("op", shard.group, start, stop - start, facts),
         f"states of {n} tokens": lambda: shard.merge(state.clone(), rows),
         f"64 entries of each of {n} tokens, merged": entries,
-        f"the sum of d_hidden, [{n}, {width}]": lambda: shard.reduce(partial),
+        f"the sum of d_hidden, [{n}, {width}]": lambda: shard.reduce_hidden(partial),
     }
 
 

@@ -232,12 +232,13 @@ def test_the_op_is_a_good_citizen(name: str) -> None:
     """torch's own checks: schema, fake kernel, autograd registration, compilation."""
     from logitless.ops.losses.op import loss_inputs, policy_loss_op
 
+    op: Any = policy_loss_op
     t = tensors(make_batch(dtype=np.float32))
     given = (t["old_logp"], t["advantages"], t["mask"], None, None, None, None)
     inputs = loss_inputs(*given, SPECS[name], None, None, 1.0)
     logp, entropy = (t[k].nan_to_num().requires_grad_() for k in ("logp", "entropy"))
-    flat = policy_loss_op.flat((logp, entropy if name == "entropy" else None, inputs))
-    torch.library.opcheck(policy_loss_op.overload, tuple(flat))
+    flat = op.flat((logp, entropy if name == "entropy" else None, inputs))
+    torch.library.opcheck(op.overload, tuple(flat))
 
 
 def test_double_backward_raises() -> None:

@@ -79,7 +79,7 @@ def test_the_same_as_of_numpy_arrays(name: str, dtype: Any, packed: bool) -> Non
         for ours, theirs in ((out.g_logp, expected.g_logp), (out.g_entropy, expected.g_entropy)):
             assert (ours is None) == (theirs is None)
             if ours is not None:
-                close = CLOSE if dtype == np.float64 else {"rtol": 3e-7, "atol": 1e-12}
+                close: Any = CLOSE if dtype == np.float64 else {"rtol": 3e-7, "atol": 1e-12}
                 np.testing.assert_allclose(ours.numpy(), theirs, **close)
                 np.testing.assert_array_equal(ours.numpy() == 0, theirs == 0)
 
