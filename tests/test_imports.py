@@ -258,6 +258,30 @@ def test_importing_the_package_leaves_torch_alone() -> None:
     assert run_python(f"import sys, logitless; print({heavy} & set(sys.modules))") == "set()"
 
 
+def test_calls_on_numpy_arrays_leave_torch_alone() -> None:
+    """A process that forks after them may start torch's threads in its children."""
+    code = """
+import sys
+import numpy as np
+import logitless as ll
+logp, advantages, mask = -np.ones(4), np.arange(4.0), np.ones(4, bool)
+more = {"token_ids": np.arange(4), "seed": 0, "step": 0}
+ll.token_stats(np.zeros((3, 5)), np.zeros(3, np.int64))
+ll.linear_token_stats(np.zeros((3, 5)), np.zeros((7, 5)), np.zeros(3, np.int64))
+for name in ("ppo", "kl_cov", "gspo"):
+    spec = ll.presets[name]
+    batch = ll.batch_stats(logp, advantages, mask, spec, old_logp=logp,
+                           cu_seqlens=np.array([0, 2, 4], np.int32), **more)
+    ll.policy_loss(logp, logp, advantages, mask, spec, token_ids=more["token_ids"], batch=batch,
+                   cu_seqlens=np.array([0, 2, 4], np.int32))
+ll.covariance(logp, advantages, mask)
+ll.rollout_weights(logp, logp, mask, ll.corrections["tis"])
+ll.plan(10, 8, 100)
+print("torch" in sys.modules)
+"""
+    assert run_python(code) == "False"
+
+
 def test_every_public_name_is_there() -> None:
     code = "import logitless as l; print([n for n in l.__all__ if not hasattr(l, n)])"
     assert run_python(code) == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.backends.cpu_tokens import CPU_TOKENS
-from logitless.backends.row_errors import raise_now
 from logitless.backends.threads import thread_count
 from logitless.backends.tokens import TokenKernels
 from logitless.inputs.checks import is_tensor, shown
@@ -34,6 +33,8 @@ def make_tokens(
     """
     xp = kernels.xp
     if kernels.on_host and is_tensor(logp):
+        from logitless.backends.row_errors import raise_now
+
         raise_now(logp.device)
     values = xp.array("logp", logp)
     dtype = values.dtype
