@@ -50,7 +50,8 @@ def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) ->
     expected = {f"logitless/{p.relative_to(package)}" for p in data}
     expected |= {f"logitless/kernels/{p.name}" for p in kernels.glob("*.py")}
     assert expected - wheel_files == set()
-    for needed in ("logitless/py.typed", "logitless/_core/__init__.pyi", "logitless/kernels/rows.py"):
+    stub = "logitless/_core/__init__.pyi"
+    for needed in ("logitless/py.typed", stub, "logitless/kernels/rows.py"):
         assert needed in expected
     assert [f for f in wheel_files if f.startswith("logitless/_core.") and f.endswith(".so")]
 
