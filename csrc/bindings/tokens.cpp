@@ -232,16 +232,10 @@ void register_tokens(py::module_& m) {
       .value("none", KlWeight::none)
       .value("ratio", KlWeight::ratio)
       .value("score", KlWeight::score);
-  py::enum_<Surrogate>(m, "Surrogate", "The policy terms of csrc/core/token_loss.h.")
-      .value("clip", Surrogate::clip)
-      .value("reinforce", Surrogate::reinforce)
-      .value("none", Surrogate::none)
-      .value("cispo", Surrogate::cispo)
-      .value("sapo", Surrogate::sapo)
-      .value("trust_mask", Surrogate::trust_mask)
-      .value("dro", Surrogate::dro)
-      .value("vespo", Surrogate::vespo)
-      .value("precomputed", Surrogate::precomputed);
+  py::enum_<Surrogate> surrogates(m, "Surrogate", "The policy terms of csrc/core/token_loss.h.");
+  for (size_t i = 0; i < std::size(kSurrogates); ++i) {
+    surrogates.value(kSurrogates[i], static_cast<Surrogate>(i));
+  }
 
   m.attr("LOSS_SUMS") = kLossSums;
   py::class_<TokenLossParams>(m, "LossParams", "What never changes about a loss.")

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cmath>
+#include <iterator>
+#include <type_traits>
 
 #include "config.h"
 
@@ -21,6 +23,12 @@ enum class Surrogate : uint8_t {
   vespo,
   precomputed
 };
+
+// Their names, in order.
+inline constexpr const char* kSurrogates[] = {
+    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "precomputed"
+};
+static_assert(std::size(kSurrogates) == static_cast<size_t>(Surrogate::precomputed) + 1);
 
 // What being selected (by covariance or entropy, over the whole batch) does to the policy term.
 enum class Control : uint8_t { none, drop_selected, penalise_selected, keep_selected };
@@ -181,6 +189,16 @@ LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossPar
   if constexpr (kind == Surrogate::trust_mask) return trust_mask_term(t, p);
   if constexpr (kind == Surrogate::vespo) return vespo_term(t, p);
   return {0, 0};
+}
+
+// f(a constant that is `kind`).
+template <size_t tried = 0, typename F>
+auto with_surrogate(Surrogate kind, const F& f) {
+  constexpr auto candidate = static_cast<Surrogate>(tried);
+  if constexpr (candidate != Surrogate::precomputed) {
+    if (kind != candidate) return with_surrogate<tried + 1>(kind, f);
+  }
+  return f(std::integral_constant<Surrogate, candidate>{});
 }
 
 LOGITLESS_HD inline double sign_of(double x) {

@@ -315,18 +315,9 @@ TokenLossSums all_sums(const TokenLossArgs<T>& args) {
 
 template <typename T>
 TokenLossSums token_loss(const TokenLossArgs<T>& args) {
-  switch (args.params.surrogate) {
-    case Surrogate::clip: return all_sums<Surrogate::clip>(args);
-    case Surrogate::reinforce: return all_sums<Surrogate::reinforce>(args);
-    case Surrogate::none: return all_sums<Surrogate::none>(args);
-    case Surrogate::cispo: return all_sums<Surrogate::cispo>(args);
-    case Surrogate::sapo: return all_sums<Surrogate::sapo>(args);
-    case Surrogate::trust_mask: return all_sums<Surrogate::trust_mask>(args);
-    case Surrogate::dro: return all_sums<Surrogate::dro>(args);
-    case Surrogate::vespo: return all_sums<Surrogate::vespo>(args);
-    case Surrogate::precomputed: break;
-  }
-  return all_sums<Surrogate::precomputed>(args);
+  return with_surrogate(args.params.surrogate, [&](auto kind) {
+    return all_sums<decltype(kind)::value>(args);
+  });
 }
 
 template TokenLossSums token_loss(const TokenLossArgs<float>& args);
