@@ -111,7 +111,13 @@ class BoundRows {
     arrays_.check_targets();
     count_of(vocab, kMostColumns, "vocab");
     const OutputArrays out(
-        {logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax},
+        {{"logp", logp, &RowOutputs::logp},
+         {"entropy", entropy, &RowOutputs::entropy},
+         {"lse", lse, &RowOutputs::lse},
+         {"varentropy", varentropy, &RowOutputs::varentropy},
+         {"sum_p2", sum_p2, &RowOutputs::sum_p2},
+         {"entropy_change", entropy_change, &RowOutputs::entropy_change}},
+        argmax,
         n(),
         Device::kWideOutputs,
         place

@@ -39,6 +39,19 @@ struct RowOutputs {
   int64_t* argmax = nullptr;                      // [n] or null
 };
 
+// Calls write(array, row, value) for every result that is a number.
+template <typename Write>
+LOGITLESS_HD inline void write_row(
+    const RowOutputs& out, int64_t row, const TokenValues& v, const TokenExtras& e, Write write
+) {
+  write(out.logp, row, v.logp);
+  write(out.entropy, row, v.entropy);
+  write(out.lse, row, v.lse);
+  write(out.varentropy, row, e.varentropy);
+  write(out.sum_p2, row, e.sum_p2);
+  write(out.entropy_change, row, e.entropy_change);
+}
+
 // Rows are those of [N, V] or, with strides of their own, of [B, T, V].
 LOGITLESS_HD inline int64_t row_offset(const TensorView& tile, int64_t row) {
   if (tile.ndim == 2) return row * tile.strides[0];

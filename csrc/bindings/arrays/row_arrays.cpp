@@ -55,20 +55,12 @@ void RowArrays::collect(Spans& spans) const {
 }
 
 OutputArrays::OutputArrays(
-    const OutputHandles& handles, int64_t n, bool allow_f64, const Place& place
+    std::initializer_list<RealOutput> reals,
+    py::handle argmax,
+    int64_t n,
+    bool allow_f64,
+    const Place& place
 ) {
-  const struct {
-    const char* name;
-    py::handle handle;
-    TensorView& field;
-  } reals[] = {
-      {"logp", handles.logp, view_.logp},
-      {"entropy", handles.entropy, view_.entropy},
-      {"lse", handles.lse, view_.lse},
-      {"varentropy", handles.varentropy, view_.varentropy},
-      {"sum_p2", handles.sum_p2, view_.sum_p2},
-      {"entropy_change", handles.entropy_change, view_.entropy_change}
-  };
   for (const auto& real : reals) {
     if (real.handle.is_none()) continue;
     const TensorView& view =
@@ -82,11 +74,11 @@ OutputArrays::OutputArrays(
         dtype_name(view.dtype)
     );
     contiguous_data<void>(view, view.dtype, n, real.name);
-    real.field = view;
+    view_.*real.field = view;
   }
-  if (handles.argmax.is_none()) return;
-  const Array& argmax = arrays_.emplace_back(handles.argmax, "argmax", Access::write, place);
-  view_.argmax = data_of<int64_t>(argmax, Dtype::i64, n);
+  if (argmax.is_none()) return;
+  const Array& ids = arrays_.emplace_back(argmax, "argmax", Access::write, place);
+  view_.argmax = data_of<int64_t>(ids, Dtype::i64, n);
 }
 
 void OutputArrays::collect(Spans& spans) const {

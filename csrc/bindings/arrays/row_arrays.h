@@ -1,6 +1,7 @@
 // The arrays of a row call, checked once: what CPU and CUDA have in common.
 #pragma once
 
+#include <initializer_list>
 #include <vector>
 
 #include "../../core/rows.h"
@@ -40,14 +41,22 @@ class RowArrays {
   logitless::Rows rows_;
 };
 
-// The outputs of a call as Python gives them.
-struct OutputHandles {
-  pybind11::handle logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax;
+// An output of a call as Python gives it.
+struct RealOutput {
+  const char* name;
+  pybind11::handle handle;
+  TensorView RowOutputs::* field;
 };
 
 class OutputArrays {
  public:
-  OutputArrays(const OutputHandles& handles, int64_t n, bool allow_f64, const Place& place);
+  OutputArrays(
+      std::initializer_list<RealOutput> reals,
+      pybind11::handle argmax,
+      int64_t n,
+      bool allow_f64,
+      const Place& place
+  );
   const RowOutputs& view() const { return view_; }
   void collect(Spans& spans) const;
 

@@ -181,7 +181,7 @@ void rows_finalize(
 ) {
   for_rows(rows, [&](int64_t row) {
     TokenValues values{0, 0, 0};
-    TokenExtras extras{0, 0, 0};
+    TokenExtras extras{};
     int64_t argmax = -1;
     if (rows.active(row)) {
       const RowState& s = state[row];
@@ -195,12 +195,7 @@ void rows_finalize(
       extras = token_extras(s.moments, values);
       if (out.argmax != nullptr) argmax = argmax_of(s, vocab);
     }
-    write(out.logp, row, values.logp);
-    write(out.entropy, row, values.entropy);
-    write(out.lse, row, values.lse);
-    write(out.varentropy, row, extras.varentropy);
-    write(out.sum_p2, row, extras.sum_p2);
-    write(out.entropy_change, row, extras.entropy_change);
+    write_row(out, row, values, extras, write);
     if (out.argmax != nullptr) out.argmax[row] = argmax;
   });
 }
