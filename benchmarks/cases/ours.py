@@ -22,8 +22,7 @@ from benchmarks.cases.specs import (
 )
 from benchmarks.harness.case import OURS as KIND
 from benchmarks.harness.case import Implementation, Results
-
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+from logitless.inputs.options import ROW_EXTRAS
 
 
 def named(stats: ll.TokenStats) -> Results:
@@ -113,7 +112,7 @@ OURS = Implementation(
     {
         "rows": lambda: our_rows,
         "rows in place": lambda: functools.partial(our_rows, inplace_backward=True),
-        "rows with extras": lambda: functools.partial(our_rows, extras=EXTRAS),
+        "rows with extras": lambda: functools.partial(our_rows, extras=ROW_EXTRAS),
         "head": lambda: our_head,
         "policy": lambda: our_policy,
         "policy with bonus": lambda: functools.partial(our_policy, spec=SPEC_WITH_BONUS),

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from benchmarks.compiled.resources import Measured, Resources
+from logitless.inputs.options import STATISTICS
 
 # Backend, architecture, warp size.
 TARGETS: dict[str, tuple[Any, ...]] = {
@@ -125,7 +126,7 @@ def call(
     extras = "extras" in options
     rows.forward(logits, state, start=start, first="later" not in options, extras=extras)
     names = ["logp", "entropy", "lse"]
-    names += ["varentropy", "sum_p2", "entropy_change"] if extras else []
+    names += STATISTICS if extras else []
     outputs = {name: torch.empty(n) for name in names}
     if extras:
         outputs["argmax"] = torch.empty(n, dtype=torch.int64)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from logitless import _core
+from tests.support.row_outputs import REALS
 
 # More rows than one task holds, and no multiple of it.
 N, V = 5000, 40
-NAMES = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
 
 
 def rows(threads: int, n: int = N) -> Any:
@@ -37,7 +37,7 @@ def states(parts: int, n: int = N) -> Any:
 
 
 def outputs(n: int = N) -> dict[str, Any]:
-    return {**{name: np.full(n, 7.0) for name in NAMES}, "argmax": np.full(n, 7)}
+    return {**{name: np.full(n, 7.0) for name in REALS}, "argmax": np.full(n, 7)}
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

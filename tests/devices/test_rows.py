@@ -16,6 +16,7 @@ from logitless.ops.rows.arguments import RowArguments
 from logitless.ops.rows.outputs import empty_outputs
 from tests.support import cases
 from tests.support.devices import Device
+from tests.support.row_outputs import EXTRAS, STATISTICS, VALUES
 from tests.support.tolerances import (
     GRADIENT_ULP,
     assert_bitwise_equal,
@@ -23,9 +24,6 @@ from tests.support.tolerances import (
     dtype_name,
 )
 
-VALUES = ("logp", "entropy", "lse")
-STATISTICS = ("varentropy", "sum_p2", "entropy_change")
-EXTRAS = (*STATISTICS, "argmax")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
     *cases.ROW_SHAPES,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import logitless as ll
 from logitless import reference
 from tests.support import cases
-from tests.support.heads import EXTRAS, problem
+from tests.support.heads import problem
 from tests.support.plans import machine
+from tests.support.row_outputs import EXTRAS
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 

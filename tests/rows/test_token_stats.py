@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import logitless as ll
 from logitless import _core, reference
+from logitless.inputs.options import ROW_EXTRAS
 from tests.support import cases
+from tests.support.row_outputs import EXTRAS, REALS, STATISTICS
 from tests.support.tolerances import (
     GRADIENT_ULP,
     assert_bitwise_equal,
@@ -21,8 +23,13 @@ from tests.support.tolerances import (
     dtype_name,
 )
 
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 ISAS = _core.runtime.build_info()["isas"]
+
+
+def test_every_extra_has_its_oracle_and_its_tests() -> None:
+    truth = reference.token_stats(np.zeros((1, 3)), np.zeros(1, np.int64))
+    assert set(truth) == {*REALS, "argmax"}
+    assert ROW_EXTRAS == EXTRAS
 
 
 @pytest.fixture(params=ISAS)
@@ -42,7 +49,7 @@ def test_forward_and_backward(isa: str, dtype: torch.dtype, shape: tuple[int, in
     truth = reference.token_stats(cases.to_numpy(z), t.numpy())
     for name in ("logp", "entropy", "lse"):
         assert_values(getattr(stats, name), truth[name], dtype)
-    for name in ("varentropy", "sum_p2", "entropy_change"):
+    for name in STATISTICS:
         # Each is a difference of sums of squares of at most (log V)^2.
         assert_values(stats.extras[name] / 30, truth[name] / 30, dtype)
     assert stats.extras["argmax"].tolist() == truth["argmax"].tolist()

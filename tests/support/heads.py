@@ -11,7 +11,6 @@ import logitless as ll
 from tests.support import cases
 from tests.support.loss_specs import SPECS
 
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 B, T, H, V = 4, 6, 8, 2500
 
 

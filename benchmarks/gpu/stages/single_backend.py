@@ -10,8 +10,8 @@ import sys
 import torch
 
 import logitless as ll
+from logitless.inputs.options import ROW_EXTRAS
 
-EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 # One column, less than a warp, a ragged second piece, whole pieces, an odd row length.
 SMALL = ((1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001))
 DTYPES = (torch.float32, torch.bfloat16)
@@ -24,7 +24,7 @@ def one(rows: int, vocab: int, dtype: torch.dtype, backend: str, in_place: bool)
     mask = torch.arange(rows, device="cuda") % 5 != 4
     logits.requires_grad_()
     stats = ll.token_stats(
-        logits, targets, mask=mask, extras=EXTRAS, inplace_backward=in_place, backend=backend
+        logits, targets, mask=mask, extras=ROW_EXTRAS, inplace_backward=in_place, backend=backend
     )
     (stats.logp + stats.entropy).sum().backward()
     torch.cuda.synchronize()

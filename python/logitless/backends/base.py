@@ -113,7 +113,7 @@ class Backend:
     # makes the row kernels of a call
     rows: Callable[[Rows], RowKernels] | None = None
     # statistics of full logits, differentiable by autograd: what a backend without row kernels has
-    statistics: Callable[..., tuple[Any, ...]] | None = None
+    statistics: Callable[..., dict[str, Any]] | None = None
     topk: TopKKernels | None = None
     sampling: SamplingKernels | None = None
     tokens: TokenKernels | None = None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _statistics(*arguments: Any) -> tuple[Tensor, ...]:
+def _statistics(*arguments: Any) -> dict[str, Tensor]:
     from logitless.backends.eager_stats import eager_stats
 
     return eager_stats(*arguments)

@@ -35,8 +35,8 @@ def eager_stats(
     scale: float,
     pre: float,
     softcap: float,
-) -> tuple[Tensor, ...]:
-    """(logp, entropy, lse, varentropy, sum_p2, entropy_change, argmax), each [N]."""
+) -> dict[str, Tensor]:
+    """The results of the rows and every extra, each [N]."""
     n = len(logits)
     y = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     rows = torch.arange(n, device=y.device) if mask is None else mask.nonzero().squeeze(1)
@@ -67,9 +67,9 @@ def eager_stats(
             "entropy_change": second - own,
         }
     out = {"logp": logp, "entropy": entropy, "lse": m * scales + log_s0, **values}
-    scattered = [value.new_zeros(n).index_copy(0, rows, value) for value in out.values()]
-    argmax = torch.full((n,), -1, device=y.device).index_copy(0, rows, z.argmax(-1))
-    return (*scattered, argmax)
+    out = {name: value.new_zeros(n).index_copy(0, rows, value) for name, value in out.items()}
+    out["argmax"] = torch.full((n,), -1, device=y.device).index_copy(0, rows, z.argmax(-1))
+    return out
 
 
 def _check_rows(y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from logitless.inputs.checks import shown, whole
 from logitless.inputs.naming import public
+from logitless.inputs.options import ROW_EXTRAS
 
 # Two rows: of one, strides are not those of a real call.
 _ROWS = 2
-_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
 
 
 @public
@@ -45,7 +45,7 @@ def warm(device: Any, dtype: Any, *, vocab: int = 4096, backend: str = "auto") -
         ({}, {"mask": torch.ones_like(targets, dtype=torch.bool)}),
         ({}, per_row),
         ({}, {"bias": chain["bias"]}, {"softcap": chain["softcap"]}, chain),
-        ({}, {"extras": _EXTRAS}),
+        ({}, {"extras": ROW_EXTRAS}),
     ]
     calls = 0
     for chosen in itertools.product(*choices):

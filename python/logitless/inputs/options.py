@@ -10,7 +10,8 @@ import numpy as np
 from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown
 
 # Of given logits; and what the head ops drop with tail_mass > 0.
-ROW_EXTRAS = ("varentropy", "sum_p2", "entropy_change", "argmax")
+STATISTICS = ("varentropy", "sum_p2", "entropy_change")
+ROW_EXTRAS = (*STATISTICS, "argmax")
 DROPPED = ("dropped_mass", "dropped_entropy")
 EXTRAS = (*ROW_EXTRAS, *DROPPED)
 # Kernels get a softcap between this and its inverse as it is, another one as 1.

@@ -157,7 +157,7 @@ def _torch_stats(
         flat = logits.reshape(-1, logits.shape[-1])
         return to_stats(eager(flat, *rows[:-1]), shape, extras)
     stats = row_stats(logits, rows, bool(extras), inplace, shard)
-    return to_stats(stats[:-1], shape, extras)
+    return to_stats(stats.outputs._asdict(), shape, extras)
 
 
 def _numpy_stats(

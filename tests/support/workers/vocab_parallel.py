@@ -18,8 +18,9 @@ from torch import Tensor
 
 import logitless as ll
 from tests.support import cases
-from tests.support.heads import EXTRAS, batch, inputs_of, problem, spec_of
+from tests.support.heads import batch, inputs_of, problem, spec_of
 from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass
+from tests.support.row_outputs import EXTRAS
 from tests.support.shards import (
     LAYOUTS,
     RANK,

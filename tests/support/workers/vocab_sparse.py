@@ -17,8 +17,9 @@ import logitless as ll
 from logitless import reference
 from logitless.ops.head.policy_op import SUPPORT_METRICS
 from tests.support import cases, sparse_cases
-from tests.support.heads import EXTRAS, batch, inputs_of, spec_of
+from tests.support.heads import batch, inputs_of, spec_of
 from tests.support.plans import LEAVES
+from tests.support.row_outputs import EXTRAS
 from tests.support.shards import (
     LAYOUTS,
     RANK,

@@ -43,7 +43,7 @@ def statistics(
     out = linear_stats(
         inputs.hidden, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard
     )
-    stats = to_stats(out[:7], shape, of_rows)
+    stats = to_stats(out.outputs._asdict(), shape, of_rows)
     if not tail_mass:
         return with_nothing_dropped(stats, extras)
     both = {name: getattr(out, name).reshape(shape) for name in DROPPED}

@@ -8,7 +8,7 @@ gathered and merged once in the forward, and d_hidden is added up once in the ba
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from logitless.ops.head.backward import (
 from logitless.ops.head.late_plan import planned
 from logitless.ops.head.sparse import Support
 from logitless.ops.head.tiling import LogitStore, Tiling
-from logitless.ops.rows.arguments import RowArguments, RowGradients
-from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs, requested, scattered
+from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs
+from logitless.ops.rows.outputs import empty_outputs, requested, scattered
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, Written, register
 
@@ -39,16 +39,10 @@ OP = "linear_token_stats"
 
 
 class HeadStats(NamedTuple):
-    """[N] each; extras are empty where none is asked for, and what is dropped with tail_mass = 0.
-    From `state` on: what the backward is made of."""
+    """What is dropped, [N] each, is empty with tail_mass = 0. From `state` on: what the backward is
+    made of."""
 
-    logp: Tensor
-    entropy: Tensor
-    lse: Tensor
-    varentropy: Tensor
-    sum_p2: Tensor
-    entropy_change: Tensor
-    argmax: Tensor
+    outputs: RowOutputs
     dropped_mass: Tensor
     dropped_entropy: Tensor
     state: Tensor  # [N, STATE] float64
@@ -110,8 +104,9 @@ def _forward(
         dropped = f.support.dropped_mass, f.support.dropped_entropy
     for name, value in zip(DROPPED, dropped, strict=True):
         out[name] = torch.empty(len(value), dtype=out["logp"].dtype).copy_(value)
-    named: dict[str, Any] = scattered(out, index, n)
-    return HeadStats(**named, state=state, kept=kept, support=support)
+    out = scattered(out, index, n)
+    mass, entropy = (out.pop(name) for name in DROPPED)
+    return HeadStats(RowOutputs(**out), mass, entropy, state, kept, support)
 
 
 def _logits_memory(head: Head) -> Tensor:
@@ -129,15 +124,14 @@ def _forward_fake(
     shard: Shard,
 ) -> HeadStats:
     n = hidden.shape[0]
-    out: dict[str, Any] = empty_outputs(n, extras, hidden)
-    for name in DROPPED:
-        out[name] = out["logp"].new_empty(n if tail_mass else 0)
+    out = empty_outputs(n, extras, hidden)
+    mass, entropy = (out["logp"].new_empty(n if tail_mass else 0) for _ in DROPPED)
     # How many logits are kept the plan will tell.
     late = bool(tiling.question) and not tail_mass
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.padded(n) * tiling.kept
     kept = hidden.new_empty(held, dtype=tiling.dtype)
     support = Support.empty(n if tail_mass else 0)
-    return HeadStats(**out, state=new_state(n, hidden), kept=kept, support=support)
+    return HeadStats(RowOutputs(**out), mass, entropy, new_state(n, hidden), kept, support)
 
 
 def _backward_kernel(
@@ -212,7 +206,7 @@ def _save(given: _Arguments, out: HeadStats) -> _Saved:
 def _backward(saved: _Saved, upstream: HeadStats, needs: Needs) -> dict[str, Tensor | None]:
     names = ("hidden", "weight", "rows.bias")
     needed = [needs(name) for name in names]
-    g = RowGradients.of(*upstream[:3])
+    g = RowGradients.of(*upstream.outputs[:3])
     *inputs, tail_mass, tiling, shard = saved
     gradients = _backward_op(*inputs, g, needed, tail_mass, tiling, shard)
     return {
@@ -226,5 +220,5 @@ linear_stats = register(
     _forward,
     _forward_fake,
     # A backward of kept logits writes over them; one of kept entries leaves all as it was.
-    autograd=Autograd(OP, DIFFERENTIABLE, _save, _backward, lambda saved: not saved.tail_mass),
+    autograd=Autograd(OP, DIFFERENTIATED, _save, _backward, lambda saved: not saved.tail_mass),
 )

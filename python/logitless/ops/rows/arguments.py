@@ -49,6 +49,22 @@ class RowArguments(NamedTuple):
         )  # fmt: skip
 
 
+class RowOutputs(NamedTuple):
+    """[n] each; extras are empty where none is asked for."""
+
+    logp: Tensor
+    entropy: Tensor
+    lse: Tensor
+    varentropy: Tensor
+    sum_p2: Tensor
+    entropy_change: Tensor
+    argmax: Tensor
+
+
+# The results with a gradient of an op whose results have a RowOutputs named `outputs`.
+DIFFERENTIATED = ("outputs.logp", "outputs.entropy", "outputs.lse")
+
+
 class RowGradients(NamedTuple):
     """d loss / d of each row's results, [n] float64 or None."""
 

@@ -10,9 +10,9 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.rows import Rows
 from logitless.backends.threads import thread_count
-from logitless.inputs.options import LogitTransform
+from logitless.inputs.options import STATISTICS, LogitTransform
 from logitless.inputs.scaling import check_scaling, check_temperatures
-from logitless.ops.rows.outputs import DIFFERENTIABLE, STATISTICS, TokenStats, stats_of
+from logitless.ops.rows.outputs import DIFFERENTIABLE, TokenStats, stats_of
 
 
 def numpy_rows(op: str, targets: Any, mask: Any, head: LogitTransform, dtype: Any) -> Rows:

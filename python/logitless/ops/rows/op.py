@@ -10,8 +10,8 @@ from torch.autograd.graph import increment_version
 
 from logitless.backends import memory
 from logitless.backends.rows import STATE
-from logitless.ops.rows.arguments import RowArguments, RowGradients
-from logitless.ops.rows.outputs import DIFFERENTIABLE, empty_outputs, requested
+from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs
+from logitless.ops.rows.outputs import empty_outputs, requested
 from logitless.ops.rows.overwrite import saved_as_given
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, Written, register
@@ -20,15 +20,7 @@ OP = "token_stats"
 
 
 class RowStats(NamedTuple):
-    """[n] each; extras are empty where none is asked for."""
-
-    logp: Tensor
-    entropy: Tensor
-    lse: Tensor
-    varentropy: Tensor
-    sum_p2: Tensor
-    entropy_change: Tensor
-    argmax: Tensor
+    outputs: RowOutputs
     state: Tensor  # [n, STATE] float64
 
 
@@ -60,7 +52,7 @@ def _forward(
         empty_states(state)
     shard.merge(state, of_all)
     of_all.finalize(state, shard.vocab(width), **requested(out, extras))
-    return RowStats(**out, state=state)
+    return RowStats(RowOutputs(**out), state)
 
 
 def _forward_fake(
@@ -68,7 +60,7 @@ def _forward_fake(
 ) -> RowStats:
     n = rows.targets.shape[0]
     state = logits.new_empty(n, STATE, dtype=torch.float64)
-    return RowStats(**empty_outputs(n, extras, logits), state=state)
+    return RowStats(RowOutputs(**empty_outputs(n, extras, logits)), state)
 
 
 def empty_states(state: Tensor) -> None:  # [n, STATE]
@@ -112,7 +104,7 @@ def _backward(saved: _Saved, upstream: RowStats, needs: Needs) -> dict[str, Tens
     # A shard's targets count from its first column.
     if saved.start:
         rows = rows._replace(targets=rows.targets - saved.start)
-    g = RowGradients.of(*upstream[:3])
+    g = RowGradients.of(*upstream.outputs[:3])
     # A traced graph has no versions, so in it nobody could object: it gets memory of its own.
     if saved.inplace and memory.is_plain(logits):
         # As every op of torch that writes in place: whoever has saved these values, and has not
@@ -133,5 +125,5 @@ row_stats = register(
     "row_stats",
     _forward,
     _forward_fake,
-    autograd=Autograd(OP, DIFFERENTIABLE, _save, _backward, lambda saved: saved.inplace),
+    autograd=Autograd(OP, DIFFERENTIATED, _save, _backward, lambda saved: saved.inplace),
 )

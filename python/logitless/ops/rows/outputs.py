@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.inputs.arrays import zeros_like
-from logitless.inputs.options import DROPPED
+from logitless.inputs.options import DROPPED, STATISTICS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DIFFERENTIABLE = ("logp", "entropy", "lse")
-STATISTICS = ("varentropy", "sum_p2", "entropy_change")
 
 
 class TokenStats(NamedTuple):
@@ -67,12 +66,10 @@ def scattered(out: dict[str, Tensor], index: Tensor | None, n: int) -> dict[str,
 
 
 def to_stats(
-    outputs: tuple[Tensor, ...], shape: tuple[int, ...], extras: tuple[str, ...]
+    flat: dict[str, Tensor], shape: tuple[int, ...], extras: tuple[str, ...]
 ) -> TokenStats:
-    """(logp, entropy, lse, *STATISTICS, argmax) flat -> TokenStats in the caller's shape."""
-    names = (*DIFFERENTIABLE, *STATISTICS, "argmax")
-    named = dict(zip(names, outputs, strict=True))
-    kept = {name: named[name].reshape(shape) for name in (*DIFFERENTIABLE, *extras)}
+    """TokenStats in the caller's shape."""
+    kept = {name: flat[name].reshape(shape) for name in (*DIFFERENTIABLE, *extras)}
     return stats_of(kept, extras)
 
 
