@@ -11,6 +11,8 @@ row_id * 8 + kind: 1 a +inf, 2 a NaN, 3 no finite logit, 4 a target outside [0, 
 beyond float32.
 """
 
+from collections.abc import Mapping
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +22,8 @@ from logitless.kernels.launch import OPTIONS, device_of
 
 ROWS = 128
 NUM_WARPS = 4
+# In the order of the kernel's arguments.
+OUTPUTS = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change", "argmax")
 NO_ERROR = tl.constexpr(2**63 - 1)
 
 
@@ -118,13 +122,7 @@ def finish(
     row_scale: Tensor | None,
     row_ids: Tensor | None,
     scale: float,
-    logp: Tensor | None,
-    entropy: Tensor | None,
-    lse: Tensor | None,
-    varentropy: Tensor | None,
-    sum_p2: Tensor | None,
-    entropy_change: Tensor | None,
-    argmax: Tensor | None,
+    outputs: Mapping[str, Tensor | None],  # by the names of OUTPUTS
 ) -> None:
     """Write the outputs that are given."""
     n = len(state)
@@ -136,13 +134,7 @@ def finish(
             row_scale,
             row_ids,
             error,
-            logp,
-            entropy,
-            lse,
-            varentropy,
-            sum_p2,
-            entropy_change,
-            argmax,
+            *(outputs.get(name) for name in OUTPUTS),
             n,
             vocab,
             scale,

@@ -122,31 +122,21 @@ class TritonRows:
         vocab: int,
         error: Tensor,  # [1] int64, lowered to row_id * 8 + kind by a bad row
         *,
-        logp: Tensor,  # [n] float32, out, and so the next five
-        entropy: Tensor,
-        lse: Tensor,
         row_ids: Tensor | None = None,  # [n] int64
-        varentropy: Tensor | None = None,
-        sum_p2: Tensor | None = None,
-        entropy_change: Tensor | None = None,
-        argmax: Tensor | None = None,  # [n] int64, out
+        **outputs: Tensor | None,  # [n] float32, argmax int64: some of finish.OUTPUTS
     ) -> None:
         """Turn the state into outputs; a masked row is 0, a bad one NaN (argmax of both: -1)."""
         self._check("state", state, torch.float64, shape=(self.n, STATE))
         self._check("error", error, torch.int64, shape=(1,))
         self._check("row_ids", row_ids, torch.int64)
-        self._check("argmax", argmax, torch.int64)
-        self._check("logp", logp, torch.float32)
-        self._check("entropy", entropy, torch.float32)
-        self._check("lse", lse, torch.float32)
-        self._check("varentropy", varentropy, torch.float32)
-        self._check("sum_p2", sum_p2, torch.float32)
-        self._check("entropy_change", entropy_change, torch.float32)
+        for name, output in outputs.items():
+            if name not in finish.OUTPUTS:
+                raise TypeError(f"an output must be one of {', '.join(finish.OUTPUTS)}, got {name}")
+            self._check(name, output, torch.int64 if name == "argmax" else torch.float32)
         if self.n == 0:
             return
         rows = (self.targets, self.mask, self.row_scale, row_ids)
-        extras = (varentropy, sum_p2, entropy_change, argmax)
-        finish.finish(state, vocab, error, *rows, self.scale, logp, entropy, lse, *extras)
+        finish.finish(state, vocab, error, *rows, self.scale, outputs)
 
     def gradient(
         self,

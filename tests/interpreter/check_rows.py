@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from logitless import reference
+from logitless.kernels import finish
 from logitless.kernels.rows import TritonRows
 from tests.interpreter.rounding import round_to_nearest
 from tests.support import cases
+from tests.support.row_outputs import REALS
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 round_to_nearest()
@@ -44,7 +46,6 @@ SHAPES = (
     (2, 9001),  # several pieces, ragged
 )
 NO_ERROR = 2**63 - 1
-REALS = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
 INF, NAN = float("inf"), float("nan")
 
 
@@ -296,6 +297,12 @@ def test_extremes_and_masks(data: st.DataObject) -> None:
     assert_gradients(gradient, expected, dtype, scale=1 + 1 / temperature)
 
 
+def test_outputs_are_the_arguments_of_the_kernel() -> None:
+    names = [name.removesuffix("_ptr") for name in finish.finish_kernel.arg_names]
+    first = names.index("logp")
+    assert tuple(names[first : first + len(finish.OUTPUTS)]) == finish.OUTPUTS
+
+
 def test_wrong_arguments_are_named() -> None:
     t = torch.tensor([0, 1])
     z, state = torch.zeros(2, 5), empty_state(2)
@@ -310,6 +317,12 @@ def test_wrong_arguments_are_named() -> None:
         r"logits must be .* with 2 rows, got \[1, 5\]": lambda: rows.forward(z[:1], state),
         r"logits must have stride 1": lambda: rows.forward(torch.zeros(5, 2).t(), state),
         r"gradient must be like logits": lambda: rows.gradient(z, state, z.bfloat16()),
+        r"an output must be one of logp, .*, got mean": lambda: rows.finalize(
+            state, 5, t[:1], mean=torch.zeros(2)
+        ),
+        r"argmax must be torch\.int64": lambda: rows.finalize(
+            state, 5, t[:1], argmax=torch.zeros(2)
+        ),
         r"g_logp must be contiguous": lambda: rows.gradient(
             z, state, z, g_logp=torch.ones(1).expand(2)
         ),
