@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import logitless as ll
-from tests.support.heads import problem
+from tests.support.heads import batch, problem
 
 H, W, T = problem(1, 12, 16, 300, torch.float32)
 Z = (H @ W.T).detach()
+DATA = {k: v.requires_grad_(k in ("hidden", "weight")) for k, v in batch().items()}
 MASK, IDS = torch.ones(12, dtype=torch.bool), torch.arange(12)
 LOGP, ADVANTAGES = torch.full((12,), -1.0), torch.linspace(-1, 1, 12)
 KEY: dict[str, Any] = {"seed": 0, "step": 0}
-CLIP_COV = ll.presets["clip_cov"]
+PPO, CLIP_COV = ll.presets["ppo"], ll.presets["clip_cov"]
 CALLS: dict[str, Callable[[], Any]] = {
     "token_stats": lambda: ll.token_stats(Z, T, mask=MASK, temperature=0.7, extras=("argmax",)),
     "token_stats of arrays": lambda: ll.token_stats(Z.numpy(), T.numpy(), mask=MASK.numpy()),
@@ -29,10 +30,18 @@ CALLS: dict[str, Callable[[], Any]] = {
     "linear_sample with top_k": lambda: ll.linear_sample(
         H.detach(), W.detach(), row_ids=IDS, top_k=5, **KEY
     ),
+    "policy_loss": lambda: ll.policy_loss(LOGP, LOGP, ADVANTAGES, MASK, PPO, entropy=LOGP),
     "batch_stats": lambda: ll.batch_stats(
         LOGP, ADVANTAGES, MASK, CLIP_COV, old_logp=LOGP, token_ids=IDS, **KEY
     ),
     "covariance": lambda: ll.covariance(LOGP, ADVANTAGES, MASK),
+    "linear_policy_loss": lambda: ll.linear_policy_loss(**DATA, spec=PPO),
+    "linear_policy_loss with tail_mass": lambda: ll.linear_policy_loss(
+        **DATA, spec=PPO, tail_mass=1e-3
+    ),
+    "linear_policy_loss of a whole sequence": lambda: ll.linear_policy_loss(
+        **DATA, spec=ll.presets["gspo"]
+    ),
 }  # fmt: skip
 # Beside what is named check_, refuse_ and require_.
 ONCE = {"framework", "under_autocast", "plan", "choose"}
