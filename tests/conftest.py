@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
-        from tests.support.devices import devices
+        from tests.support.device.devices import devices
 
         fakes = metafunc.definition.get_closest_marker("fakes") is not None
         metafunc.parametrize("device", devices(fakes), indirect=True)
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A backend and a device to test the device kernels on, see support/devices.py."""
-    from tests.support.devices import prepare
+    from tests.support.device.devices import prepare
 
     return prepare(request.param, monkeypatch)
 

@@ -28,8 +28,8 @@ import logitless as ll
 from benchmarks.cases.peaked_head import peaked_head
 from benchmarks.harness.case import Case
 from logitless.backends import registry
-from logitless.backends.rows import STATE, Rows
-from logitless.backends.topk import TopK
+from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.backends.row_kernels.topk import TopK
 from logitless.ops.rows.op import empty_states
 from logitless.ops.sharding.exchange import check_consistent
 from logitless.ops.sharding.shard import Shard

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import batch_stats, token_ids
     from logitless.ops.gathered import gathered
-    from logitless.ops.head.plan import Plan, plan
+    from logitless.ops.head.planner.plan import Plan, plan
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -90,7 +90,7 @@ _HOMES = {
     "LogController": "logitless.loss.spec.controllers",
     "NoPolicy": "logitless.loss.spec",
     "OffPolicyMask": "logitless.loss.spec",
-    "Plan": "logitless.ops.head.plan",
+    "Plan": "logitless.ops.head.planner.plan",
     "PolicyLossOutput": "logitless.ops.policy_loss",
     "PolicyLossSpec": "logitless.loss.spec",
     "Reinforce": "logitless.loss.spec",
@@ -118,7 +118,7 @@ _HOMES = {
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
     "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
-    "plan": "logitless.ops.head.plan",
+    "plan": "logitless.ops.head.planner.plan",
     "policy_loss": "logitless.ops.policy_loss",
     "presets": "logitless.loss.spec.presets",
     "release_memory": "logitless.backends.memory",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from logitless import _core, reference
 from logitless.backends import registry
-from logitless.backends.rows import STATE, Rows
-from logitless.backends.topk import TopK
+from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.backends.row_kernels.topk import TopK
 from tests.support import cases
 from tests.support.tolerances import assert_bitwise_equal
 

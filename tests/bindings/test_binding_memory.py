@@ -16,7 +16,7 @@ import torch
 
 import logitless as ll
 from logitless import _core
-from logitless.backends.tokens import SUMS
+from logitless.backends.token_kernels.protocol import SUMS
 from tests.fuzz.memory import LIES, Exporter, Liar
 
 # ---- what an object says of its memory

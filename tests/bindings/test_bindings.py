@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from logitless import _core
-from logitless.backends.tokens import SUMS
+from logitless.backends.token_kernels.protocol import SUMS
 
 N = 4
 

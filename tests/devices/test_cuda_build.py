@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from logitless import _core
-from tests.support.fake_cuda import FakeCuda
+from tests.support.device.fake_cuda import FakeCuda
 from tests.support.paths import ROOT
 
 CUDA = ROOT / "csrc" / "cuda"

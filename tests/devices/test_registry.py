@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import logitless as ll
 from logitless.backends import cuda
 from logitless.backends import registry as backends
-from logitless.backends.device_rows import current
-from tests.support.devices import register
-from tests.support.fakes import FakeCurrent, FakeRows
+from logitless.backends.row_kernels.device import current
+from tests.support.device.devices import register
+from tests.support.device.fakes import FakeCurrent, FakeRows
 
 
 @pytest.fixture

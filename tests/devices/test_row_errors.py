@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from logitless.backends import row_errors
-from tests.support.fakes import FakeCurrent
+from logitless.backends.row_kernels import errors as row_errors
+from tests.support.device.fakes import FakeCurrent
 
 
 def test_a_capture_is_looked_for_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:

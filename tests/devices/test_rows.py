@@ -11,11 +11,11 @@ import torch
 
 import logitless as ll
 from logitless import reference
-from logitless.backends.rows import STATE
+from logitless.backends.row_kernels.rows import STATE
 from logitless.ops.rows.arguments import RowArguments
 from logitless.ops.rows.outputs import empty_outputs
 from tests.support import cases
-from tests.support.devices import Device
+from tests.support.device.devices import Device
 from tests.support.row_outputs import EXTRAS, STATISTICS, VALUES
 from tests.support.tolerances import (
     GRADIENT_ULP,

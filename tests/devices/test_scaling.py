@@ -7,7 +7,7 @@ import torch
 
 import logitless as ll
 from tests.support import scaling_cases as cases
-from tests.support.devices import Device
+from tests.support.device.devices import Device
 
 
 @pytest.mark.parametrize("name", cases.EXACT)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.device.ttir import narrow_offsets
 from tests.support.paths import ROOT, TESTS
-from tests.support.ttir import narrow_offsets
 from tests.support.versions import why_no_interpreter
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops.head.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases
-from tests.support.devices import Device
+from tests.support.device.devices import Device
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal, assert_values
 

@@ -12,7 +12,7 @@ import pytest
 from logitless import reference
 from logitless.entropy.covariance import QUANTILES, covariance
 from logitless.entropy.law import fit_entropy_law, student_t
-from tests.support.loss_specs import make_batch
+from tests.support.losses.loss_specs import make_batch
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

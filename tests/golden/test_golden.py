@@ -35,7 +35,7 @@ from logitless.loss.spec import (
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.rollout_weights import rollout_weights
-from tests.support.loss_outcomes import coefficients
+from tests.support.losses.loss_outcomes import coefficients
 
 GOLDEN = {
     name: json.loads((Path(__file__).with_name(f"{name}.json")).read_text())

@@ -10,7 +10,7 @@ import torch
 
 import logitless as ll
 from logitless.ops.head import batch_invariance as self_check
-from logitless.ops.head.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy
 from tests.support.plans import force, machine, took_one_pass
 from tests.support.tolerances import assert_bitwise_equal
 

@@ -9,7 +9,7 @@ import torch
 
 import logitless as ll
 from tests.support.heads import B, T, batch, inputs_of, spec_of
-from tests.support.loss_specs import SPECS
+from tests.support.losses.loss_specs import SPECS
 from tests.support.tolerances import assert_gradients, assert_values
 
 

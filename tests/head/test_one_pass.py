@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.ops.head.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases
 from tests.support.heads import batch, spec_of
 from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass

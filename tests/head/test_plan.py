@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import logitless as ll
 from logitless import cli
 from logitless.backends.machine import CPU
-from logitless.ops.head import cost
-from logitless.ops.head.cost import Problem, Strategy
+from logitless.ops.head.planner import cost
+from logitless.ops.head.planner.cost import Problem, Strategy
 
 QWEN: dict[str, Any] = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logitless as ll
-from logitless.backends.arrays import MANY, truths
+from logitless.backends.token_kernels.arrays import MANY, truths
 
 RNG = np.random.default_rng(0)
 

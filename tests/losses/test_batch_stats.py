@@ -14,8 +14,8 @@ from logitless.entropy.covariance import Covariance, covariance
 from logitless.loss.evaluate.inputs import BatchStats
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats, token_ids
-from tests.support.loss_outcomes import coefficients
-from tests.support.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, chosen, make_batch
+from tests.support.losses.loss_outcomes import coefficients
+from tests.support.losses.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, chosen, make_batch
 
 
 def stats_of(batch: Batch, spec: PolicyLossSpec, **options: Any) -> BatchStats:

@@ -15,11 +15,11 @@ import pytest
 
 import logitless as ll
 from logitless.loss.spec.presets import TABLE
-from tests.support.loss_specs import make_batch
+from tests.support.losses.loss_specs import make_batch
 
 torch = pytest.importorskip("torch")
 from logitless.ops.losses import spec_serialization  # noqa: E402
-from tests.support.loss_calls import ours, tensors, with_grad  # noqa: E402
+from tests.support.losses.loss_calls import ours, tensors, with_grad  # noqa: E402
 
 
 @dataclass(frozen=True)

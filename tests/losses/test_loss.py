@@ -22,9 +22,9 @@ from logitless.loss.spec import (
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
-from tests.support import loss_outcomes
-from tests.support.loss_outcomes import Outcome, core_params
-from tests.support.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
+from tests.support.losses import loss_outcomes
+from tests.support.losses.loss_outcomes import Outcome, core_params
+from tests.support.losses.loss_specs import MAX_LENGTH, SELECTING, SPECS, Batch, make_batch
 
 ROUNDING = {np.float32: 2e-7, np.float64: 1e-14}
 

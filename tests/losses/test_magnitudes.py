@@ -18,7 +18,7 @@ from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.means import batch_means
 from logitless.loss.evaluate.selection import select
 from logitless.reference.selection import deviation
-from tests.support.loss_specs import SPECS
+from tests.support.losses.loss_specs import SPECS
 
 N = 40
 SELECTING = ("many_kl_cov", "many_clip_cov", "many_clip_cov_ppo", "clip_cov_sequence",

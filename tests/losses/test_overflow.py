@@ -12,7 +12,7 @@ import pytest
 
 import logitless as ll
 from logitless import reference
-from tests.support.loss_outcomes import coefficients
+from tests.support.losses.loss_outcomes import coefficients
 
 B, T = 2, 3
 MASK = np.array([[True, True, False], [True, True, True]])

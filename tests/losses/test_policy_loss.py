@@ -18,11 +18,11 @@ from logitless.loss.spec import (
 )
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
-from tests.support.loss_calls import ours, tensors, with_grad
-from tests.support.loss_specs import SELECTING, SPECS, chosen, make_batch
+from tests.support.losses.loss_calls import ours, tensors, with_grad
+from tests.support.losses.loss_specs import SELECTING, SPECS, chosen, make_batch
 
 torch = pytest.importorskip("torch")
-from tests.support.plain_losses import plain_loss  # noqa: E402
+from tests.support.losses.plain_losses import plain_loss  # noqa: E402
 
 
 def batch_of(t: dict[str, Any], spec: PolicyLossSpec, **packing: Any) -> dict[str, Any]:

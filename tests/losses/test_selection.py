@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
-from logitless.backends.radix_select import kth_largest, score_values, take_largest
-from logitless.backends.tokens import Candidates
+from logitless.backends.token_kernels.protocol import Candidates
+from logitless.backends.token_kernels.radix_select import kth_largest, score_values, take_largest
 from logitless.inputs.tokens import Tokens
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.means import batch_means, one_rank
 from logitless.loss.evaluate.selection import candidates, covariance_candidates, select
 from logitless.loss.spec import KLCov, PolicyLossSpec
 from logitless.loss.spec.presets import presets
-from tests.support.loss_outcomes import core_params
-from tests.support.loss_specs import SELECTING, chosen, make_batch
+from tests.support.losses.loss_outcomes import core_params
+from tests.support.losses.loss_specs import SELECTING, chosen, make_batch
 
 
 def tokens_of(logp: np.ndarray, advantages: np.ndarray, mask: np.ndarray | None = None) -> Tokens:

@@ -19,8 +19,8 @@ from logitless.loss.evaluate.inputs import BatchStats
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
-from tests.support.loss_outcomes import coefficients
-from tests.support.loss_specs import SPECS, Batch, make_batch
+from tests.support.losses.loss_outcomes import coefficients
+from tests.support.losses.loss_specs import SPECS, Batch, make_batch
 
 BATCH = make_batch(40)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitless.backends.tokens import SUMS
+from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.evaluate.coefficients import rows_inputs
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.metrics import (
@@ -20,12 +20,12 @@ from logitless.loss.evaluate.metrics import (
 from logitless.loss.evaluate.token_loss import evaluate
 from logitless.loss.spec import ClipV, PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats
-from tests.support.loss_outcomes import coefficients
-from tests.support.loss_specs import SPECS, make_batch
+from tests.support.losses.loss_outcomes import coefficients
+from tests.support.losses.loss_specs import SPECS, make_batch
 
 torch = pytest.importorskip("torch")
 from logitless.ops.losses.op import device_values  # noqa: E402
-from tests.support.tensor_tokens import NothingIsRead, TensorTokens  # noqa: E402
+from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens  # noqa: E402
 
 # The core's own exp is used there too; what differs is the order in which torch adds.
 CLOSE = {"rtol": 1e-12, "atol": 1e-15}

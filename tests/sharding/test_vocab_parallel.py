@@ -58,7 +58,7 @@ def state_of(
 @given(data=st.data())
 def test_merged_states_are_those_of_the_whole(data: st.DataObject) -> None:
     """Any cuts, empty pieces and impossible tokens, in the core and in torch."""
-    from logitless.backends.states import merge_states
+    from logitless.backends.row_kernels.states import merge_states
 
     n, vocab = 4, data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
@@ -80,7 +80,7 @@ def test_merged_states_are_those_of_the_whole(data: st.DataObject) -> None:
 
 def test_what_is_wrong_in_a_piece_is_wrong_in_the_whole() -> None:
     """A NaN, an infinity and nothing finite are told from the merged state as from one pass."""
-    from logitless.backends.states import merge_states
+    from logitless.backends.row_kernels.states import merge_states
 
     fine, empty = state_of(np.array([[1.0, 2.0]]), np.array([0]), 0, np.ones(1)), np.zeros((1, 8))
     empty[0, 0], empty[0, 6], empty[0, 7] = -np.inf, np.nan, -1

@@ -9,7 +9,7 @@ import torch
 
 import logitless as ll
 from tests.support import cases
-from tests.support.loss_specs import SPECS
+from tests.support.losses.loss_specs import SPECS
 
 B, T, H, V = 4, 6, 8, 2500
 

@@ -9,7 +9,7 @@ import pytest
 
 import logitless as ll
 from logitless.backends import registry
-from logitless.ops.head.cost import Problem, Strategy
+from logitless.ops.head.planner.cost import Problem, Strategy
 
 LEAVES = ("hidden", "weight")
 APART = Strategy(16, 2048, 2048)

@@ -13,7 +13,7 @@ import torch
 import logitless as ll
 from logitless.backends import registry
 from logitless.backends.cpu import CpuRows
-from logitless.backends.rows import Rows
+from logitless.backends.row_kernels.rows import Rows
 from logitless.diagnostics import check as check_module
 
 

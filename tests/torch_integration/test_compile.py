@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import logitless as ll
-from logitless.ops.head.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal
 from tests.support.versions import TORCH

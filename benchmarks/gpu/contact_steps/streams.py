@@ -26,7 +26,7 @@ def second_stream(place: Place) -> Fields:
     """Forward of tiles by hand: the row kernel of one while the product of the next runs."""
     place.need_gpu()
     from logitless.backends import registry
-    from logitless.backends.rows import STATE, Rows
+    from logitless.backends.row_kernels.rows import STATE, Rows
 
     n, h, v = (24, 16, 5000) if place.tiny else HEADS[0]
     x = head_inputs(n, h, v, BF16, place.device)

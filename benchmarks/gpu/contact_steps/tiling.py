@@ -25,7 +25,7 @@ Tiling = Callable[[], AbstractContextManager[None]]
 def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[None]:
     """The planner gives this tiling, whatever the budget: today's code at a GPU's tile sizes."""
     from logitless.backends import registry
-    from logitless.ops.head.cost import Strategy
+    from logitless.ops.head.planner.cost import Strategy
 
     chosen = Strategy(rows, columns, kept, chunk)
     changed = {}
@@ -44,7 +44,7 @@ def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[N
 def tile_columns(place: Place, v: int, n: int, tile_bytes: int | None = None) -> int:
     """Of 16-bit logits, as predict.columns has it."""
     size = tile_bytes or (machine(place) or predict.MACHINES["H200"]).tile_bytes
-    from logitless.backends.rows import BLOCK
+    from logitless.backends.row_kernels.rows import BLOCK
 
     # The CPU's core takes whole blocks only.
     quantum = predict.QUANTUM if place.cuda else BLOCK

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from logitless.backends.machine import Machine
-    from logitless.backends.rows import Rows
-    from logitless.backends.tokens import TokenKernels
-    from logitless.backends.topk import TopK
+    from logitless.backends.row_kernels.rows import Rows
+    from logitless.backends.row_kernels.topk import TopK
+    from logitless.backends.token_kernels.protocol import TokenKernels
 
 
 class Support(NamedTuple):

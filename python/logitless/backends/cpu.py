@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from logitless import _core
 from logitless.backends.base import Backend
-from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.machine import CPU
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
 
 if TYPE_CHECKING:
-    from logitless.backends.rows import Rows
-    from logitless.backends.topk import TopK
+    from logitless.backends.row_kernels.rows import Rows
+    from logitless.backends.row_kernels.topk import TopK
 
 
 class CpuRows:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from logitless import _core
 from logitless.backends.base import Backend
-from logitless.backends.device_rows import ABSENT, DeviceRows, current, wrong_dtype
 from logitless.backends.machine import CPU
+from logitless.backends.row_kernels.device import ABSENT, DeviceRows, current, wrong_dtype
 
 if TYPE_CHECKING:
-    from logitless.backends.rows import Rows
+    from logitless.backends.row_kernels.rows import Rows
 
 
 class CudaCore:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _statistics(*arguments: Any) -> dict[str, Tensor]:
-    from logitless.backends.eager_stats import eager_stats
+    from logitless.backends.row_kernels.eager import eager_stats
 
     return eager_stats(*arguments)
 

@@ -9,7 +9,7 @@ import os
 
 from logitless.backends import cpu, cuda, eager, triton
 from logitless.backends.base import Backend
-from logitless.backends.tokens import TokenKernels
+from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import choice, shown
 
 # By the name that `backend=` takes. A backend is added, or replaced, by an entry. The first that

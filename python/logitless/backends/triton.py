@@ -7,12 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 from logitless.backends.base import Backend
-from logitless.backends.device_rows import ABSENT, DeviceRows, wrong_dtype
 from logitless.backends.eager import no_torch
 from logitless.backends.machine import CPU
+from logitless.backends.row_kernels.device import ABSENT, DeviceRows, wrong_dtype
 
 if TYPE_CHECKING:
-    from logitless.backends.rows import Rows
+    from logitless.backends.row_kernels.rows import Rows
 
 
 def _rows(rows: Rows) -> DeviceRows:

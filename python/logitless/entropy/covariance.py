@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.backends.radix_select import kth_largest, score_values
+from logitless.backends.token_kernels.radix_select import kth_largest, score_values
 from logitless.inputs.arrays import framework
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.make_tokens import make_tokens
-from logitless.loss.evaluate.means import batch_means, exact_means, ordinary, scaled_by
-from logitless.loss.evaluate.ranks import reduction
+from logitless.loss.evaluate.means import batch_means, exact_means, ordinary, reduction, scaled_by
 from logitless.loss.evaluate.selection import covariance_candidates
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
@@ -57,7 +56,7 @@ def covariance(
     """
     framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
     if is_traced(logp):
-        from logitless.loss.evaluate.untraced import untraced
+        from logitless.inputs.untraced import untraced
 
         out: Covariance = untraced(covariance, logp, advantages, mask, data_group=data_group)
         return out

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitless.backends.arrays import to_numpy
+from logitless.backends.token_kernels.arrays import to_numpy
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import is_tensor, scalar, shown
 from logitless.inputs.naming import public

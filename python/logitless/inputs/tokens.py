@@ -57,7 +57,7 @@ class Tokens:
     given_ids: Int64s | None
     # None: packed tokens without cu_seqlens
     sequences: Sequences | None
-    # the token kernels of a backend, which work on these arrays (backends/tokens.py)
+    # the token kernels that work on these arrays (backends/token_kernels/protocol.py)
     kernels: Any
     # of the core's loops; 0: its default
     threads: int = 0
@@ -66,7 +66,7 @@ class Tokens:
 
     @property
     def xp(self) -> Any:
-        """The array functions of these arrays (backends/arrays.py)."""
+        """The array functions of these arrays (backends/token_kernels/arrays.py)."""
         return self.kernels.xp
 
     @cached_property

@@ -13,12 +13,10 @@ from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.aggregation import count
 from logitless.loss.evaluate.inputs import BatchStats, Totals
-from logitless.loss.evaluate.make_tokens import make_tokens
-from logitless.loss.evaluate.means import spec_means
-from logitless.loss.evaluate.ranks import reduction
+from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
+from logitless.loss.evaluate.means import reduction, spec_means
 from logitless.loss.evaluate.selection import check_ids, select
 from logitless.loss.evaluate.sequences import whole_sequences
-from logitless.loss.evaluate.token_ids import make_ids
 from logitless.loss.spec import PolicyLossSpec
 
 
@@ -82,7 +80,7 @@ def batch_stats(
     instance("spec", spec, (PolicyLossSpec,))
     seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
     if is_traced(logp):
-        from logitless.loss.evaluate.untraced import untraced
+        from logitless.inputs.untraced import untraced
 
         stats: BatchStats = untraced(
             batch_stats,

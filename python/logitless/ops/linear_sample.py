@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from logitless.backends.device_rows import ABSENT
+from logitless.backends.row_kernels.device import ABSENT
 from logitless.inputs.arrays import (
     check_dtype,
     check_head,

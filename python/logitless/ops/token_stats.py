@@ -170,7 +170,7 @@ def _numpy_stats(
 ) -> TokenStats:
     import numpy as np
 
-    from logitless.backends.rows import STATE
+    from logitless.backends.row_kernels.rows import STATE
     from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
 
     logits = logits if logits.strides[-1] == logits.itemsize else np.ascontiguousarray(logits)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import logitless as ll
-from logitless.ops.head.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases
 from tests.support.heads import V, batch, problem
 from tests.support.plans import CHUNKS, force

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from logitless.backends.arrays import at_least, at_most
+from logitless.backends.token_kernels.arrays import at_least, at_most
 from logitless.inputs.tokens import Float64s, Tokens
 from logitless.loss.evaluate.inputs import Totals
 from logitless.loss.evaluate.sequences import kernels_of, per_token

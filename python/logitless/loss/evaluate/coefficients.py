@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.backends.threads import thread_count
-from logitless.backends.tokens import TokenKernels
+from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import finite, instance
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s, Tokens
 from logitless.loss.evaluate.aggregation import token_weights

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.tokens import Reduce
+from logitless.backends.token_kernels.protocol import Reduce
+from logitless.inputs.checks import shown
 from logitless.inputs.tokens import Floats, Int64s, Tokens
 from logitless.loss.evaluate.importance import importance
 from logitless.loss.evaluate.inputs import Means
@@ -19,6 +20,28 @@ from logitless.loss.spec import EntropyWeights, PolicyLossSpec
 def one_rank(values: Int64s) -> Int64s:
     """The `Reduce` of a batch that lives in one process."""
     return values
+
+
+def reduction(group: Any) -> Reduce:
+    """Adds int64 arrays over the ranks of a torch.distributed group; None: this process alone."""
+    if group is None:
+        return one_rank
+    import torch
+    import torch.distributed as dist
+
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            "data_group must be a torch.distributed process group that this rank is in, "
+            f"got {shown(group)}"
+        )
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+
+    def reduce(values: Int64s) -> Int64s:
+        total = torch.from_numpy(values).to(device, copy=True)
+        dist.all_reduce(total, group=group)
+        return np.asarray(total.cpu().numpy())
+
+    return reduce
 
 
 def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitless.backends.tokens import SUMS
+from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.spec import Correction, PolicyLossSpec
 
 # After SUMS, where the spec has a correction; the last three where it has weights.

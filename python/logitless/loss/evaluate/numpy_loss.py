@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.cpu_tokens import CPU_TOKENS
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.coefficients import call_inputs, metrics_of
 from logitless.loss.evaluate.inputs import LossData

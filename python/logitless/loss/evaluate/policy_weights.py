@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from logitless.backends.arrays import positive_or_one
+from logitless.backends.token_kernels.arrays import positive_or_one
 from logitless.inputs.tokens import Float64s, Tokens
 from logitless.loss.evaluate.importance import Importance, importance
 from logitless.loss.evaluate.sequences import log_ratio_of, per_token, sequence_means, valid

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.tokens import Band, Candidates, Reduce
+from logitless.backends.token_kernels.protocol import Band, Candidates, Reduce
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 from logitless.loss.evaluate.aggregation import selection_size
 from logitless.loss.evaluate.inputs import Means

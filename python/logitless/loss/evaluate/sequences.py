@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from logitless.backends.tokens import TokenKernels
+from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 
 

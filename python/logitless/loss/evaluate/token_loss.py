@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.backends.tokens import LossTerms
+from logitless.backends.token_kernels.protocol import LossTerms
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 from logitless.loss.evaluate.importance import correction_sums
 from logitless.loss.evaluate.inputs import Means

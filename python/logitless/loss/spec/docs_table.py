@@ -100,4 +100,4 @@ ll.presets.add("quadratic", spec, "mean of -A r + |A| (r - 1)^2 / 0.4", "yours")
 
 In the library itself a surrogate is one function of `csrc/core/token_loss.h` with its value and
 slope, a dataclass in `loss/spec/surrogates.py`, and its formula in the oracle
-(`reference/terms.py`) and in `tests/support/plain_losses.py`."""
+(`reference/terms.py`) and in `tests/support/losses/plain_losses.py`."""

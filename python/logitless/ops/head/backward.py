@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends import memory
-from logitless.backends.rows import STATE, Rows
+from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles
 from logitless.ops.head.gemm import GradientSum
 from logitless.ops.head.sparse import SparseGradient, Support

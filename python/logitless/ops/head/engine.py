@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from logitless.backends.rows import Rows
-from logitless.backends.topk import TopK
+from logitless.backends.row_kernels.rows import Rows
+from logitless.backends.row_kernels.topk import TopK
 from logitless.ops.head.batch_invariance import require_row_independence
 from logitless.ops.head.gemm import WIDE, GradientSum, LogitGemm, Transposer
 from logitless.ops.head.tiling import LogitStore, Tiling, view

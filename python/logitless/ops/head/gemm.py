@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitless.backends.base import Backend
 from logitless.ops.head.batch_invariance import require_row_independence
-from logitless.ops.head.cost import transposes
+from logitless.ops.head.planner.cost import transposes
 from logitless.ops.head.tiling import Tiling, view
 
 WIDE = (torch.float32, torch.float64)

@@ -13,8 +13,8 @@ from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform
-from logitless.ops.head.late_plan import question
-from logitless.ops.head.plan import Plan, cached_plan
+from logitless.ops.head.planner.late import question
+from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import RowArguments, row_arguments
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts

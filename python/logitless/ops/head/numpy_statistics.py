@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from logitless.backends import registry
-from logitless.backends.rows import STATE
+from logitless.backends.row_kernels.rows import STATE
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform
-from logitless.ops.head.plan import cached_plan
+from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dropped
 

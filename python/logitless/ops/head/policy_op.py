@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends import memory
-from logitless.backends.rows import Rows
+from logitless.backends.row_kernels.rows import Rows
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -27,7 +27,7 @@ from logitless.ops.head.backward import (
     weight_gradient,
     zeros_like,
 )
-from logitless.ops.head.late_plan import answer, planned
+from logitless.ops.head.planner.late import answer, planned
 from logitless.ops.head.sparse import Support
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.losses.op import (

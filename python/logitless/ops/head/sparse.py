@@ -1,9 +1,10 @@
 """Backward from the largest entries of a row alone, for the rows that lose little by it.
 
 A row's distribution is often all but contained in a few entries. While the forward streams tiles,
-the `KEPT` largest of each row are kept (backends/topk.py). Then the mass of the other entries is
-known exactly, and a row whose kept entries hold all but `tail_mass` of it is served by a gather of
-so many rows of weight and a scatter into so many of its gradient, in place of three dense products.
+the `KEPT` largest of each row are kept (backends/row_kernels/topk.py). Then the mass of the other
+entries is known exactly, and a row whose kept entries hold all but `tail_mass` of it is served by a
+gather of so many rows of weight and a scatter into so many of its gradient, in place of three dense
+products.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from logitless.backends.base import TopKKernels
-from logitless.backends.rows import Rows
-from logitless.backends.topk import KEPT, TopK
+from logitless.backends.row_kernels.rows import Rows
+from logitless.backends.row_kernels.topk import KEPT, TopK
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.topk import finalize

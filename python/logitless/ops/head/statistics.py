@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from logitless.inputs.options import DROPPED
 from logitless.ops.head.inputs import HeadInputs
-from logitless.ops.head.plan import Plan
+from logitless.ops.head.planner.plan import Plan
 from logitless.ops.head.stats_op import linear_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
 from logitless.ops.sharding.rendezvous import Facts

@@ -27,7 +27,7 @@ from logitless.ops.head.backward import (
     new_state,
     weight_gradient,
 )
-from logitless.ops.head.late_plan import planned
+from logitless.ops.head.planner.late import planned
 from logitless.ops.head.sparse import Support
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.loss.evaluate.make_tokens import make_ids
 from logitless.loss.evaluate.metrics import correction_names
 from logitless.loss.evaluate.rollout import RolloutWeights, correction_weights
-from logitless.loss.evaluate.token_ids import make_ids
 from logitless.loss.spec.corrections import Correction
 from logitless.ops.losses.spec_serialization import decode
 from logitless.ops.losses.tracing import correction_text

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from logitless.backends import registry
-from logitless.backends.cpu_tokens import CPU_TOKENS
 from logitless.backends.forked import without_lost_threads
-from logitless.backends.tokens import TokenKernels
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.loss.evaluate.coefficients import call_inputs, rows_inputs
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.metrics import (

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from logitless.backends import registry
-from logitless.backends.row_errors import raise_found
-from logitless.backends.rows import Rows
+from logitless.backends.row_kernels.errors import raise_found
+from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.threads import thread_count
 from logitless.inputs.scaling import check_scaling, scale_range
 from logitless.ops.rows.row_scale import row_scale

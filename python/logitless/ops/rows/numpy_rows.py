@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.backends import registry
-from logitless.backends.rows import Rows
+from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.threads import thread_count
 from logitless.inputs.options import STATISTICS, LogitTransform
 from logitless.inputs.scaling import check_scaling, check_temperatures

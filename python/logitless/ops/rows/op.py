@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from logitless.backends import memory
-from logitless.backends.rows import STATE
+from logitless.backends.row_kernels.rows import STATE
 from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs
 from logitless.ops.rows.outputs import empty_outputs, requested
 from logitless.ops.rows.overwrite import saved_as_given

@@ -11,12 +11,12 @@ from torch import Tensor
 from logitless.backends import registry
 from logitless.backends.base import SamplingKernels
 from logitless.backends.forked import refuse_lost_threads
-from logitless.backends.rows import SAMPLE_STATE, Rows
+from logitless.backends.row_kernels.rows import SAMPLE_STATE, Rows
 from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
 from logitless.ops.head.inputs import logits_dtype
-from logitless.ops.head.plan import cached_plan
+from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, transform
 from logitless.ops.rows.outputs import empty_outputs, requested

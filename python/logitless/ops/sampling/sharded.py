@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from logitless.backends.rows import BLOCK, STATE, Rows
+from logitless.backends.row_kernels.rows import BLOCK, STATE, Rows
 from logitless.ops.head.gemm import all_logits, logit_tiles
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.op import empty_states

@@ -7,15 +7,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from logitless.backends.topk import TopK
+from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.checks import plain_fields, require, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from logitless.backends.machine import Machine
-    from logitless.backends.rows import Rows
-    from logitless.ops.head.plan import Plan
+    from logitless.backends.row_kernels.rows import Rows
+    from logitless.ops.head.planner.plan import Plan
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.sharding.shard import Shard
 

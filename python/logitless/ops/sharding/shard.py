@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from logitless.backends.rows import Rows
+from logitless.backends.row_kernels.rows import Rows
 
 
 class Shard(NamedTuple):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from logitless.backends.rows import Rows
-from logitless.backends.topk import TopK
+from logitless.backends.row_kernels.rows import Rows
+from logitless.backends.row_kernels.topk import TopK
 from logitless.ops.sharding.shard import Shard
 
 

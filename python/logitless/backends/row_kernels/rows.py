@@ -10,7 +10,7 @@ from logitless import _core
 
 if TYPE_CHECKING:
     from logitless.backends.base import Backend, RowKernels
-    from logitless.backends.topk import TopK
+    from logitless.backends.row_kernels.topk import TopK
 
 # Width of the running state per row, in float64: 64 bytes. And of the sampling state.
 STATE = 8

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logitless.backends.device_rows import current
+from logitless.backends.row_kernels.device import current
 
 # The flag while no row was bad. A bad row writes row * 8 + kind, and the smallest one stays.
 CLEAR = 2**63 - 1

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from logitless import _core
-from logitless.backends import radix_select
-from logitless.backends.arrays import NumpyArrays
-from logitless.backends.tokens import (
+from logitless.backends.token_kernels import radix_select
+from logitless.backends.token_kernels.arrays import NumpyArrays
+from logitless.backends.token_kernels.protocol import (
     SUMS,
     Band,
     Candidates,

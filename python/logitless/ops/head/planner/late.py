@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends import registry
-from logitless.ops.head.plan import Plan, cached_plan
+from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitless.backends.machine import Machine
-from logitless.backends.topk import ENTRY_BYTES, KEPT
+from logitless.backends.row_kernels.topk import ENTRY_BYTES, KEPT
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 

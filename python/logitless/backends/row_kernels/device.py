@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from logitless.backends.rows import Rows
+    from logitless.backends.row_kernels.rows import Rows
 
 # Kernels are float32 inside, which float64 logits are not served by.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,13 +31,13 @@ class DeviceRows:
         self.forward, self.gradient = core.forward, core.gradient
 
     def merge(self, parts: Any, state: Any) -> None:
-        from logitless.backends.states import merge_states
+        from logitless.backends.row_kernels.states import merge_states
 
         rows = self.rows
         state.copy_(merge_states(parts, rows.scale if rows.row_scale is None else rows.row_scale))
 
     def finalize(self, state: Any, vocab: int, *, row_ids: Any = None, **outputs: Any) -> None:
-        from logitless.backends.row_errors import flag_temperatures, watched
+        from logitless.backends.row_kernels.errors import flag_temperatures, watched
 
         rows = self.rows
         with watched(rows.op, state.device, vocab) as flag:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from logitless.backends.machine import Machine
 
 # Tiles are multiples of the core's block, so that any tiling gives the same bits.
-from logitless.backends.rows import BLOCK
-from logitless.ops.head import cost
-from logitless.ops.head.cost import ITEMSIZE, Problem, Strategy
+from logitless.backends.row_kernels.rows import BLOCK
+from logitless.ops.head.planner import cost
+from logitless.ops.head.planner.cost import ITEMSIZE, Problem, Strategy
 
 
 def _halved(size: int, smallest: int) -> list[int]:

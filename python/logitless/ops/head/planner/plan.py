@@ -11,12 +11,12 @@ import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.machine import Machine
-from logitless.backends.topk import KEPT
+from logitless.backends.row_kernels.topk import KEPT
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import check_names, check_tail_mass
-from logitless.ops.head import cost, strategies
-from logitless.ops.head.cost import ITEMSIZE, Problem
+from logitless.ops.head.planner import cost, strategies
+from logitless.ops.head.planner.cost import ITEMSIZE, Problem
 
 GRADIENTS = ("hidden", "weight")
 
@@ -141,8 +141,8 @@ def plan(
     `linear_token_stats` does it, whose upstream gradients are not known in the forward;
     `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there; only
     whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
-    keeps for its top_k and top_p. The cheapest way that fits is
-    taken, by the model in `ops/head/cost.py`; time and free memory of the machine never enter it.
+    keeps for its top_k and top_p. The cheapest strategy that fits is taken, by the model in
+    `ops/head/planner/cost.py`; time and free memory of the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
     """

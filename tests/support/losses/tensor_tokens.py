@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitless.backends.cpu_tokens import CPU_TOKENS
-from logitless.backends.tokens import Candidates, ExactMeans, LossValues
-from logitless.backends.torch_arrays import TorchArrays
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.protocol import Candidates, ExactMeans, LossValues
+from logitless.backends.token_kernels.torch_arrays import TorchArrays
 from logitless.inputs.tokens import Tokens
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.cpu_tokens import CPU_TOKENS
-from logitless.backends.tokens import SUMS
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.evaluate.coefficients import call_inputs, check_loss_options, metrics_of
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.metrics import metric_values

@@ -93,7 +93,7 @@ class TokenKernels(Protocol):
 
     # Whether values can be read at once. Elsewhere nothing waits: an error is the kernel's to flag.
     on_host: bool
-    # the array functions, as in backends/arrays.py
+    # the array functions, as in backends/token_kernels/arrays.py
     xp: Any
 
     def exp(self, tokens: Tokens, x: Float64s) -> Float64s:

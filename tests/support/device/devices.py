@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from logitless.backends import registry as backends
-from logitless.backends import row_errors
 from logitless.backends.base import Backend
-from logitless.backends.device_rows import ABSENT, DeviceRows
 from logitless.backends.machine import CPU
+from logitless.backends.row_kernels import errors as row_errors
+from logitless.backends.row_kernels.device import ABSENT, DeviceRows
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
@@ -65,7 +65,7 @@ def devices(fakes: bool) -> list[object]:
 
 def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     if device.fake:
-        from tests.support.fakes import FakeRows
+        from tests.support.device.fakes import FakeRows
 
         register(monkeypatch, FakeRows)
         monkeypatch.setattr(torch.Tensor, "cpu", to_host)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitless import _core
-from logitless.backends.tokens import Candidates, Reduce
+from logitless.backends.token_kernels.protocol import Candidates, Reduce
 
 BINS, LEVELS = 256, 16
 # Candidates that a histogram counts in the time of its own call.

@@ -9,7 +9,7 @@ import torch
 
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.policy_loss import policy_loss
-from tests.support.loss_specs import Batch
+from tests.support.losses.loss_specs import Batch
 
 
 def tensors(batch: Batch) -> dict[str, Any]:

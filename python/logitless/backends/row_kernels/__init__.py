@@ -1,0 +1,1 @@
+"""Rows of logits: their data, and what the row kernels of devices share."""

@@ -1,0 +1,1 @@
+"""Losses and selection: what array functions cannot say, and the array functions."""

@@ -1,0 +1,1 @@
+"""How a head call is computed: strategies, what they cost, the plan."""
