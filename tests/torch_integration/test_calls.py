@@ -46,6 +46,8 @@ CALLS: dict[str, Callable[[], Any]] = {
 # Beside what is named check_, refuse_ and require_.
 ONCE = {"framework", "under_autocast", "plan", "choose"}
 PREFIXES = ("check_", "refuse_", "require_")
+# Hands out the sequences, wherever they are needed.
+ACCESSORS = {"require_sequences"}
 
 
 def checks(call: Callable[[], Any]) -> Counter[str]:
@@ -56,7 +58,7 @@ def checks(call: Callable[[], Any]) -> Counter[str]:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         if event != "call" or not module.startswith("logitless."):
             return
-        if name in ONCE or name.startswith(PREFIXES):
+        if name not in ACCESSORS and (name in ONCE or name.startswith(PREFIXES)):
             about = [v for k, v in frame.f_locals.items() if k == "name" and isinstance(v, str)]
             seen[" ".join([f"{module}.{name}", *about])] += 1
 
