@@ -154,7 +154,7 @@ def modules(source: str, package: str) -> Iterator[str]:
 
 
 def imported_layer(module: str) -> str:
-    """`logitless.ops.head.planner.plan` -> ops.head; `logitless` and its exported names -> public."""
+    """`logitless.ops.head.sparse` -> ops.head; `logitless` and its exported names -> public."""
     room = room_of(tuple(module.split(".")[1:]))
     return room if room in MAY_IMPORT else "public"
 

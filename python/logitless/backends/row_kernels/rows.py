@@ -51,10 +51,12 @@ class Rows:
             return self
         row_scale = None if self.row_scale is None else self.row_scale[index]
         targets = self.targets[index]
-        return replace(self, n=len(index), targets=targets, mask=None, row_scale=row_scale)
+        return replace(self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale)
 
     def part(self, chunk: slice) -> Rows:
         """These rows of a call without a mask."""
+        if chunk.stop - chunk.start == self.n:
+            return self
         targets = None if self.targets is None else self.targets[chunk]
         row_scale = None if self.row_scale is None else self.row_scale[chunk]
         return replace(self, n=chunk.stop - chunk.start, targets=targets, row_scale=row_scale)

@@ -13,7 +13,7 @@ from logitless.inputs.checks import finite, instance
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s, Tokens
 from logitless.loss.evaluate.aggregation import token_weights
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
-from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.make_tokens import make_tokens, name_bad_rows
 from logitless.loss.evaluate.means import spec_means
 from logitless.loss.evaluate.metrics import Given, MetricTable, metric_table
 from logitless.loss.evaluate.selection import check_ids, select, select_in_call
@@ -79,6 +79,17 @@ def rows_inputs(data: LossData, kernels: TokenKernels) -> TokenInputs:
         return _inputs(tokens, data, weights, None, None)
     selected = _members(tokens, batch) if data.spec.selects else None
     return _inputs(tokens, data, weights, batch.means, selected)
+
+
+def completed(
+    known: TokenInputs, data: LossData, logp: Array, entropy: Array | None
+) -> TokenInputs:
+    """`rows_inputs` of any loss, once logp and entropy of all tokens are known."""
+    kernels = kernels_of(known.tokens)
+    name_bad_rows(kernels, logp)
+    values = (None if x is None else kernels.xp.array("logp", x) for x in (logp, entropy))
+    tokens = known.tokens.with_values(*values)
+    return _inputs(tokens, data, known.weights, *_selection(tokens, data))
 
 
 def metrics_of(data: LossData, *, entropy: bool) -> MetricTable:

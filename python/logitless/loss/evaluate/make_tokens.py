@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from logitless.backends import registry
 from logitless.backends.threads import thread_count
 from logitless.backends.token_kernels.arrays import to_numpy
-from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import is_tensor, shown
 from logitless.inputs.tokens import Array, Floats, Int64s, Sequences, Tokens
@@ -19,7 +19,7 @@ def make_tokens(
     advantages: Array,  # the same, or [B], [B, 1]
     mask: Array,
     *,
-    kernels: TokenKernels = CPU_TOKENS,
+    kernels: TokenKernels | None = None,  # None: the CPU's
     old_logp: Array | None = None,
     entropy: Array | None = None,
     ref_logp: Array | None = None,
@@ -30,15 +30,10 @@ def make_tokens(
 ) -> Tokens:
     """Every array as a flat one of logp's float dtype, where the kernels compute; `token_ids`
     default to 0, 1, 2, ...
-
-    Where that is the CPU a device's values are waited for here. What made a NaN of one of them, an
-    op on a bad row, is to be named before anyone looks at them.
     """
+    kernels = registry.token_kernels("cpu") if kernels is None else kernels
     xp = kernels.xp
-    if kernels.on_host and is_tensor(logp):
-        from logitless.backends.row_kernels.errors import raise_now
-
-        raise_now(logp.device)
+    name_bad_rows(kernels, logp)
     values = xp.array("logp", logp)
     dtype = values.dtype
     if dtype not in (xp.float32, xp.float64):
@@ -136,6 +131,15 @@ def _advantages(
         )
     x = x.reshape(-1)[sequences.of_token].reshape(shape)
     return _flat(xp, "advantages", x, shape, dtype)
+
+
+def name_bad_rows(kernels: TokenKernels, logp: Array) -> None:
+    """Where the kernels are the CPU's, the values of a device are waited for. What made a NaN of
+    one of them, an op on a bad row, is to be named before anyone looks at them."""
+    if kernels.on_host and is_tensor(logp):
+        from logitless.backends.row_kernels.errors import raise_now
+
+        raise_now(logp.device)
 
 
 def make_ids(sequence_ids: Array, positions: Array, max_length: int) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends import registry
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.coefficients import call_inputs, metrics_of
 from logitless.loss.evaluate.inputs import LossData
@@ -18,7 +18,7 @@ def numpy_loss(
     logp: Array, entropy: Array | None, data: LossData
 ) -> tuple[Any, dict[str, np.float32]]:
     """The loss in the dtype of logp, and the metrics."""
-    inputs = call_inputs(logp, entropy, data, CPU_TOKENS)
+    inputs = call_inputs(logp, entropy, data, registry.token_kernels("cpu"))
     sums = evaluate(inputs).sums
     table = metrics_of(data, entropy=entropy is not None)
     total = None if data.totals is None else data.totals.tokens

@@ -15,7 +15,7 @@ from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles
 from logitless.ops.head.gemm import GradientSum
-from logitless.ops.head.sparse import SparseGradient, Support
+from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.sharding.shard import Shard, sum_dtype
@@ -36,7 +36,7 @@ class Head(NamedTuple):
 
     @property
     def vocab(self) -> int:
-        return self.shard.vocab(len(self.weight))
+        return self.shard.vocab(self.weight.shape[0])
 
 
 class Forward(NamedTuple):
@@ -47,7 +47,7 @@ class Forward(NamedTuple):
     operand: Tensor | None  # [n, H], padded; None: to be made again
     state: Tensor  # [n, STATE]
     store: LogitStore
-    support: Support | None  # with tail_mass > 0
+    support: TopKSupport | None  # with tail_mass > 0
 
     @property
     def ids(self) -> Tensor:
@@ -62,7 +62,7 @@ def active(rows: Rows) -> tuple[Rows, Tensor | None]:
     if rows.mask is None:
         return rows, None
     index = rows.backend.select(rows.mask)
-    if len(index) == rows.n:
+    if index.shape[0] == rows.n:
         return replace(rows, mask=None), None
     return rows.gather(index), index
 
@@ -73,7 +73,7 @@ def forward(
     index: Tensor | None,
     kept: Tensor,  # flat memory for the logits that are kept
     state: Tensor,  # [n or more, STATE]
-    support: Support | None,  # of n rows or more
+    support: TopKSupport | None,  # of n rows or more
     *,
     extras: bool,
 ) -> Forward:
@@ -108,7 +108,7 @@ class Served(NamedTuple):
 
     @property
     def none(self) -> bool:
-        return len(self.sparse) == len(self.dense) == 0
+        return self.sparse.shape[0] == self.dense.shape[0] == 0
 
 
 class Gradients(NamedTuple):
@@ -121,7 +121,7 @@ class Gradients(NamedTuple):
 
 def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:
     """Memory for d_weight: dense rows overwrite all of it, sparse ones are added to zeros."""
-    return memory.buffer_like(weight, dtype) if len(served.dense) else zeros_like(weight, dtype)
+    return memory.buffer_like(weight, dtype) if served.dense.shape[0] else zeros_like(weight, dtype)
 
 
 def zeros_like(like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,7 +146,7 @@ def backward(
 ) -> None:
     """Add the gradients of the rows to `out`. Dense ones come first: a sum of products overwrites
     what it is the first of. d_hidden is added up over ranks once."""
-    shard, n_sparse, n_dense = head.shard, len(served.sparse), len(served.dense)
+    shard, n_sparse, n_dense = head.shard, served.sparse.shape[0], served.dense.shape[0]
     own = None if out.hidden is None else _hidden_rows(head, f, served, out.hidden)
     if n_dense:
         of_dense = None if own is None else own[n_sparse:]
@@ -166,15 +166,15 @@ def _hidden_rows(head: Head, f: Forward, served: Served, d_hidden: Tensor) -> Te
     """Memory for d_hidden of the rows that have any, in the order of `served`: that of all rows
     where it may be written in place."""
     dtype = sum_dtype(head.shard, d_hidden.dtype)
-    rows = len(served.sparse) + head.tiling.padded(len(served.dense))
-    if covers(head, f, served) and rows == len(d_hidden) and dtype == d_hidden.dtype:
+    rows = served.sparse.shape[0] + head.tiling.padded(served.dense.shape[0])
+    if covers(head, f, served) and rows == d_hidden.shape[0] and dtype == d_hidden.dtype:
         return d_hidden
     return d_hidden.new_empty(rows, d_hidden.shape[1], dtype=dtype)
 
 
 def covers(head: Head, f: Forward, served: Served) -> bool:
     """Whether every row of hidden gets its gradient from dense products, in order."""
-    return f.places is None and len(served.dense) == f.rows.n == len(head.hidden)
+    return f.places is None and served.dense.shape[0] == f.rows.n == head.hidden.shape[0]
 
 
 def _dense(
@@ -188,7 +188,7 @@ def _dense(
     whole: bool,
     rescale: bool,
 ) -> None:
-    index = None if len(chosen) == f.rows.n else chosen
+    index = None if chosen.shape[0] == f.rows.n else chosen
     g = g if index is None else g.at(index)
     narrow = rescale and head.tiling.dtype == torch.float16
     power = _power_of_two(g) if narrow else 1.0
@@ -235,11 +235,11 @@ def _sparse(
     shard, weight, kept = head.shard, head.weight, f.support.topk(head.vocab, head.tail_mass)
     gradient = SparseGradient.of(f.rows, f.state, kept, g, chosen, head.hidden.dtype)
     if shard.group:
-        gradient = gradient.within(shard.start, shard.start + len(weight))
+        gradient = gradient.within(shard.start, shard.start + weight.shape[0])
     if d_hidden is not None:
         gradient.multiply(weight, d_hidden, add=False)
     if out.weight is not None or out.bias is not None:
-        columns = gradient.transposed(len(weight), f.ids[chosen])
+        columns = gradient.transposed(weight.shape[0], f.ids[chosen])
         if out.weight is not None:
             columns.multiply(head.hidden, out.weight, add=True)
         if out.bias is not None:

@@ -30,7 +30,7 @@ def forward_tiles(
 ) -> None:
     """Every row's moments over all tiles of h @ weight.T; logits stay as far as `store` keeps them,
     and in `topk` the largest entries of each row."""
-    vocab, tiling = len(weight), store.tiling
+    vocab, tiling = weight.shape[0], store.tiling
     if not vocab:
         empty_states(state)
         if topk is not None:
@@ -50,7 +50,7 @@ def forward_tiles(
             if stop <= store.columns:
                 tile = store.tile(chunk, start, width)
             else:
-                tile = view(scratch, 0, len(operand), width)
+                tile = view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
             part.forward(
                 tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
@@ -85,7 +85,7 @@ def backward_tiles(
 
     `index` None: these rows are all of the store's, whose tiles are worked on where they lie.
     """
-    vocab, in_place = len(weight), index is None and store.columns > 0
+    vocab, in_place = weight.shape[0], index is None and store.columns > 0
     tiling = store.tiling if in_place else _widened(store.tiling, rows, weight, out)
     scratch = tiling.scratch(rows.n if store.columns < vocab or not in_place else 0, weight)
     product = LogitGemm(rows.n, tiling, weight, rows.backend)
@@ -101,7 +101,7 @@ def backward_tiles(
             if stop <= store.columns and index is None:
                 tile = store.tile(chunk, start, width)
             else:
-                tile = view(scratch, 0, len(operand), width)
+                tile = view(scratch, 0, operand.shape[0], width)
                 if stop > store.columns:
                     product(operand, w, tile)
                 else:
@@ -110,7 +110,7 @@ def backward_tiles(
             own = tile[: part.n]
             part.gradient(own, state[chunk], own, start=start, **g.at(chunk).kernel_arguments)
             if sums:
-                for piece, total in zip(tiling.pieces(len(tile)), sums[i], strict=True):
+                for piece, total in zip(tiling.pieces(tile.shape[0]), sums[i], strict=True):
                     total.add(tile[piece], w, partial)
             if d_weight is not None and transposed is not None:
                 d_weight.add(transposed(own), operand[: part.n], partial)
@@ -132,7 +132,8 @@ def _hidden_sums(tiling: Tiling, n: int, vocab: int, out: TileSinks) -> list[lis
         return []
     tall = (out.hidden[tiling.height(chunk)] for chunk in tiling.chunks(n))
     return [
-        [GradientSum(x[piece], alpha=out.alpha) for piece in tiling.pieces(len(x))] for x in tall
+        [GradientSum(x[piece], alpha=out.alpha) for piece in tiling.pieces(x.shape[0])]
+        for x in tall
     ]
 
 
@@ -155,7 +156,9 @@ def _widened(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tili
     if weight.dtype != tiling.dtype or not _direct(tiling, n, out):
         per_column = weight.shape[1] * weight.itemsize
         times = min(times, rows.backend.machine.weight_bytes // (tiling.columns * per_column))
-    return tiling._replace(columns=max(tiling.columns, min(tiling.columns * times, len(weight))))
+    return tiling._replace(
+        columns=max(tiling.columns, min(tiling.columns * times, weight.shape[0]))
+    )
 
 
 def _partial_products(tiling: Tiling, n: int, weight: Tensor, out: TileSinks) -> Tensor | None:
@@ -164,5 +167,5 @@ def _partial_products(tiling: Tiling, n: int, weight: Tensor, out: TileSinks) ->
         return None
     height = 0 if out.hidden is None else min(tiling.rows, tiling.padded(n))
     if not _direct(tiling, n, out):
-        height = max(height, min(tiling.columns, len(weight)))
+        height = max(height, min(tiling.columns, weight.shape[0]))
     return weight.new_empty(height * weight.shape[1], dtype=tiling.dtype)

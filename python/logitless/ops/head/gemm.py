@@ -41,10 +41,10 @@ class LogitGemm:
         out: Tensor,  # [rows, width]
     ) -> None:
         if self.scratch is None:
-            for piece in self.tiling.pieces(len(operand)):
+            for piece in self.tiling.pieces(operand.shape[0]):
                 torch.mm(operand[piece], w.t(), out=out[piece])
             return
-        other = view(self.scratch, 0, len(w), len(operand))
+        other = view(self.scratch, 0, w.shape[0], operand.shape[0])
         torch.mm(w, operand.t(), out=other)
         assert self.transpose is not None
         self.transpose(other, out, torch.get_num_threads())
@@ -76,7 +76,7 @@ def all_logits(
     backend: Backend,
 ) -> Tensor:
     """[n, V], for few rows or few columns."""
-    out = h.new_empty(n, len(weight), dtype=tiling.dtype)
+    out = h.new_empty(n, weight.shape[0], dtype=tiling.dtype)
     for first, chunk, tile in logit_tiles(h, weight, n, tiling, backend):
         out[chunk, first : first + tile.shape[1]] = tile
     return out
@@ -90,14 +90,14 @@ def logit_tiles(
     backend: Backend,
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """(first column, rows, their logits [rows, width]); a tile lives until the next is made."""
-    if tiling.fixed and len(weight):
-        require_row_independence(tiling, weight.device, weight.shape[1], len(weight))
+    if tiling.fixed and weight.shape[0]:
+        require_row_independence(tiling, weight.device, weight.shape[1], weight.shape[0])
     scratch, product = tiling.scratch(n, weight), LogitGemm(n, tiling, weight, backend)
-    for start, stop in tiling.spans(len(weight)):
+    for start, stop in tiling.spans(weight.shape[0]):
         w, width = weight[start:stop].to(tiling.dtype), stop - start
         for chunk in tiling.chunks(n):
             operand = h[tiling.height(chunk)]
-            tile = view(scratch, 0, len(operand), width)
+            tile = view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
             yield start, chunk, tile[: chunk.stop - chunk.start]
 
@@ -107,7 +107,7 @@ def short_chains(a: Tensor, b: Tensor, at_once: int) -> Iterator[Tensor]:
     of `at_once` numbers are made together."""
     terms = a.shape[1]
     cut = terms - terms % CHAIN
-    step = CHAIN * max(1, at_once // (len(a) * b.shape[1]))
+    step = CHAIN * max(1, at_once // (a.shape[0] * b.shape[1]))
     for start in range(0, cut, step):
         part = slice(start, min(start + step, cut))
         left = a[:, part].unflatten(1, (-1, CHAIN)).transpose(0, 1)
@@ -145,7 +145,7 @@ class GradientSum:
             return
         if self.total is None:
             self.total = self.out.new_empty(self.out.shape, dtype=torch.float32)
-        few = len(a) <= FEW_ROWS and (self.started or a.shape[1] > CHAIN)
+        few = a.shape[0] <= FEW_ROWS and (self.started or a.shape[1] > CHAIN)
         if self.total.dtype != a.dtype:
             memory = None if scratch is None else view(scratch, 0, *self.out.shape)
             self._include(torch.mm(a, b, out=memory))

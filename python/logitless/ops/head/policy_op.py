@@ -28,7 +28,7 @@ from logitless.ops.head.backward import (
     zeros_like,
 )
 from logitless.ops.head.planner.late import answer, planned
-from logitless.ops.head.sparse import Support
+from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.losses.op import (
     LossInputs,
@@ -105,7 +105,7 @@ def _forward(
     of_active, index = active(rows.rows(OP))
     values = _Values(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
-    support_metrics = _no_support_metrics()
+    support_metrics: Tensor | None = None
     for part, ids in _chunks(of_active, index, chunk_rows):
         f = work.forward(part, ids)
         out = empty_outputs(part.n, False, hidden)
@@ -119,7 +119,8 @@ def _forward(
             support_metrics = _support_metrics(f, g, served)
     loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
     if tail_mass:
-        metrics = torch.cat([metrics, support_metrics])
+        found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
+        metrics = torch.cat([metrics, found_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
     return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients)
 
@@ -132,12 +133,12 @@ def _planned(
     are made again."""
     found = planned(tiling, hidden, weight)
     if tail_mass:
-        return found, len(hidden)
+        return found, hidden.shape[0]
     if tiling.question:
         chunk_rows = answer(tiling, hidden, weight).chunk_rows
         if not chunk_rows:
-            return found, len(hidden)
-    return found._replace(kept=len(weight)), chunk_rows
+            return found, hidden.shape[0]
+    return found._replace(kept=weight.shape[0]), chunk_rows
 
 
 def _chunks(
@@ -163,7 +164,7 @@ class _Values:
     def __init__(self, hidden: Tensor, loss: LossInputs) -> None:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.logp, self.entropy = (hidden.new_zeros(loss.mask.shape, dtype=wide) for _ in range(2))
-        self.loss, self.rows = loss, loss.resolved()
+        self.rows = loss.resolved()
         self.found: LossTensors | None = None
 
     @property
@@ -173,7 +174,7 @@ class _Values:
     def whole(self) -> LossTensors:
         """Of all tokens, once they are known."""
         if self.found is None:
-            self.found = token_loss(*self.shaped, self.loss)
+            self.found = self.rows.whole(*self.shaped)
         return self.found
 
     def gradients(
@@ -203,12 +204,12 @@ class _Work:
         held = min(chunk_rows, n)
         self.kept = memory.buffer(tiling.padded(held) * tiling.kept, tiling.dtype, hidden)
         self.state = new_state(held, hidden)
-        self.support = Support.empty(held) if head.tail_mass else None
-        self.dtypes = _gradient_dtypes(hidden, chunk_rows >= len(hidden))
+        self.support = TopKSupport.empty(held) if head.tail_mass else None
+        self.dtypes = _gradient_dtypes(hidden, chunk_rows >= hidden.shape[0])
         of_hidden, _, of_bias = self.dtypes
         self.d_hidden = memory.buffer_like(hidden, of_hidden).zero_() if needs[0] else None
         self.d_weight: Tensor | None = None
-        self.d_bias = hidden.new_zeros(len(head.weight), dtype=of_bias) if needs[2] else None
+        self.d_bias = hidden.new_zeros(head.weight.shape[0], dtype=of_bias) if needs[2] else None
 
     def forward(self, part: Rows, ids: Tensor | None) -> Forward:
         return forward(self.head, part, ids, self.kept, self.state, self.support, extras=False)
@@ -244,20 +245,20 @@ def _gradient_dtypes(hidden: Tensor, one_chunk: bool) -> tuple[torch.dtype, ...]
     return unscaled, unscaled if one_chunk else wide, wide
 
 
-def _no_support_metrics() -> Tensor:
-    # Without any row that has a gradient, none went without being served.
-    return torch.tensor([0.0, 0.0, 1.0, 0.0])
+def _no_support_metrics(none: bool) -> Tensor:
+    """Of no sparse row. Where no row has a gradient, none went without being served."""
+    return torch.tensor([0.0, 0.0, float(none), 0.0])
 
 
 def _support_metrics(f: Forward, g: RowGradients, served: Served) -> Tensor:
     rows, sparse = f.rows, served.sparse
     assert f.support is not None
-    if not len(sparse):
-        return torch.tensor([0.0, 0.0, float(not len(served.dense)), 0.0])
+    if not sparse.shape[0]:
+        return _no_support_metrics(served.none)
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = f.support.bound(g)[sparse] * scale * rows.pre
     kept = f.support.counts[sparse].double().mean()
-    share = torch.tensor(len(sparse) / (len(sparse) + len(served.dense)))
+    share = torch.tensor(sparse.shape[0] / (sparse.shape[0] + served.dense.shape[0]))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 
 

@@ -42,7 +42,7 @@ def margin(tail_mass: float, vocab: int) -> float:
     return math.log(max(vocab, KEPT / (SLACK * tail_mass)))
 
 
-class Support(NamedTuple):
+class TopKSupport(NamedTuple):
     """What is kept of each of [n] rows, and what is not. Flat, so that an op can return it."""
 
     values: Tensor  # [n, 2 KEPT] float64
@@ -56,15 +56,15 @@ class Support(NamedTuple):
     dropped_entropy: Tensor
 
     @classmethod
-    def empty(cls, n: int) -> Support:
+    def empty(cls, n: int) -> TopKSupport:
         kept = TopK.empty(n, KEPT)
         wide = torch.float64
         dropped = (torch.empty(n, dtype=wide) for _ in range(2))
         return cls(kept.values, kept.ids, kept.threshold, kept.count, *dropped)
 
-    def first(self, n: int) -> Support:
+    def first(self, n: int) -> TopKSupport:
         """That of the first n rows, those of a forward."""
-        return Support(*(x[:n] for x in self))
+        return TopKSupport(*(x[:n] for x in self))
 
     def topk(self, vocab: int, tail_mass: float) -> TopK:
         return TopK(*self[:4], margin(tail_mass, vocab))

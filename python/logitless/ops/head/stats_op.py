@@ -28,7 +28,7 @@ from logitless.ops.head.backward import (
     weight_gradient,
 )
 from logitless.ops.head.planner.late import planned
-from logitless.ops.head.sparse import Support
+from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs
 from logitless.ops.rows.outputs import empty_outputs, requested, scattered
@@ -47,7 +47,7 @@ class HeadStats(NamedTuple):
     dropped_entropy: Tensor
     state: Tensor  # [N, STATE] float64
     kept: Tensor  # logits, see LogitStore
-    support: Support  # of no row with tail_mass = 0
+    support: TopKSupport  # of no row with tail_mass = 0
 
 
 class HeadGradients(NamedTuple):
@@ -74,7 +74,7 @@ class _Saved(NamedTuple):
     rows: RowArguments
     state: Tensor
     kept: Tensor
-    support: Support
+    support: TopKSupport
     tail_mass: float
     tiling: Tiling
     shard: Shard
@@ -92,7 +92,7 @@ def _forward(
     n = len(hidden)
     head = Head(hidden.detach(), weight.detach(), planned(tiling, hidden, weight), shard, tail_mass)
     of_active, index = active(rows.rows(OP))
-    support = Support.empty(n if tail_mass else 0)
+    support = TopKSupport.empty(n if tail_mass else 0)
     kept = _logits_memory(head)
     state = new_state(n, hidden)
     f = forward(head, of_active, index, kept, state, support if tail_mass else None, extras=extras)
@@ -130,7 +130,7 @@ def _forward_fake(
     late = bool(tiling.question) and not tail_mass
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.padded(n) * tiling.kept
     kept = hidden.new_empty(held, dtype=tiling.dtype)
-    support = Support.empty(n if tail_mass else 0)
+    support = TopKSupport.empty(n if tail_mass else 0)
     return HeadStats(RowOutputs(**out), mass, entropy, new_state(n, hidden), kept, support)
 
 
@@ -140,7 +140,7 @@ def _backward_kernel(
     rows: RowArguments,
     state: Tensor,
     kept: Written,
-    support: Support,
+    support: TopKSupport,
     g: RowGradients,
     needs: list[bool],
     tail_mass: float,
@@ -180,7 +180,7 @@ def _backward_fake(
     rows: RowArguments,
     state: Tensor,
     kept: Tensor,
-    support: Support,
+    support: TopKSupport,
     g: RowGradients,
     needs: list[bool],
     *_: object,

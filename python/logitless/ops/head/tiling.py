@@ -55,8 +55,8 @@ class Tiling(NamedTuple):
     def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:
         """hidden[index] in the dtype of the logits, padded."""
         h = (hidden if index is None else hidden[index]).to(self.dtype)
-        n = self.padded(len(h))
-        return h if n == len(h) else torch.cat([h, h.new_zeros(n - len(h), h.shape[1])])
+        n = self.padded(h.shape[0])
+        return h if n == h.shape[0] else torch.cat([h, h.new_zeros(n - h.shape[0], h.shape[1])])
 
     def scratch(self, n: int, like: Tensor) -> Tensor:
         return like.new_empty(min(self.rows, self.padded(n)) * self.columns, dtype=self.dtype)
@@ -83,7 +83,7 @@ class LogitStore(NamedTuple):
 
     def gather(self, index: Tensor, start: int, tile: Tensor) -> None:
         """Write the logits of some rows, from column `start` on, to a tile; zeros below them."""
-        n = len(index)
+        n = index.shape[0]
         for first, stop in self.tiling.spans(tile.shape[1]):
             offset = self.tiling.padded(self.n) * (start + first)
             stored = view(self.buffer, offset, self.n, stop - first)

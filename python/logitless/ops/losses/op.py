@@ -11,9 +11,8 @@ from torch import Tensor
 
 from logitless.backends import registry
 from logitless.backends.forked import without_lost_threads
-from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import TokenKernels
-from logitless.loss.evaluate.coefficients import call_inputs, rows_inputs
+from logitless.loss.evaluate.coefficients import call_inputs, completed, rows_inputs
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.metrics import (
     TOKENS,
@@ -81,7 +80,7 @@ class LossInputs(NamedTuple):
         """For the losses whose coefficients follow from a token's own values and from what is known
         before: made once, any rows of it evaluate alone."""
         data = self.data()
-        return LossRows(rows_inputs(data, _kernels(data.mask, data.spec)))
+        return LossRows(rows_inputs(data, _kernels(data.mask, data.spec)), data)
 
     def rows(self, index: Tensor) -> LossRows:
         """Of the tokens at these flat places alone. From `resolved()` where many are asked for."""
@@ -92,9 +91,14 @@ class LossRows(NamedTuple):
     """Tokens of a call, whose logp and entropy are still to come."""
 
     inputs: TokenInputs
+    data: LossData
 
     def rows(self, index: Tensor) -> LossRows:
-        return LossRows(self.inputs.rows(self.inputs.tokens.xp.array("index", index)))
+        return self._replace(inputs=self.inputs.rows(self.inputs.tokens.xp.array("index", index)))
+
+    def whole(self, logp: Tensor, entropy: Tensor) -> LossTensors:
+        """`token_loss` of all tokens, whose arrays are checked and flat already."""
+        return _tensors(evaluate(completed(self.inputs, self.data, logp, entropy)), logp.device)
 
 
 class LossTensors(NamedTuple):
@@ -157,9 +161,7 @@ def token_loss(logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRo
     thousand tokens.
     """
     _, found = _evaluated(logp, entropy, inputs)
-    device = logp.device
-    g_entropy = None if found.g_entropy is None else _tensor(found.g_entropy, device)
-    return LossTensors(_tensor(found.sums), _tensor(found.g_logp, device), g_entropy)
+    return _tensors(found, logp.device)
 
 
 def metric_names(inputs: LossInputs, *, entropy: bool = True) -> tuple[str, ...]:
@@ -228,9 +230,12 @@ def _evaluated(
 def _kernels(like: Tensor, spec: PolicyLossSpec) -> TokenKernels:
     """Those of the device; of a user's own parts, which are NumPy, the CPU's."""
     custom = isinstance(spec.surrogate, CustomSurrogate) or isinstance(spec.control, CustomControl)
-    if like.is_cpu or custom:
-        return CPU_TOKENS
-    return registry.token_kernels(str(like.device))
+    return registry.token_kernels("cpu" if like.is_cpu or custom else str(like.device))
+
+
+def _tensors(found: TokenLoss, device: torch.device) -> LossTensors:
+    g_entropy = None if found.g_entropy is None else _tensor(found.g_entropy, device)
+    return LossTensors(_tensor(found.sums), _tensor(found.g_logp, device), g_entropy)
 
 
 def _tensor(x: Any, device: torch.device | None = None) -> Tensor:

@@ -44,7 +44,7 @@ class RowArguments(NamedTuple):
         # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
         bias = None if self.bias is None else self.bias.detach()
         return Rows(
-            backend, len(self.targets), self.targets, self.mask, per_row, self.scale, bias,
+            backend, self.targets.shape[0], self.targets, self.mask, per_row, self.scale, bias,
             self.pre, self.softcap, thread_count(self.targets), op,
         )  # fmt: skip
 
