@@ -88,13 +88,15 @@ class SamplingKernels(Protocol):
         """Draw from the top_k and top_p of each row."""
 
 
+# The ops over the [N] vectors of a loss.
+TOKENS = "policy_loss, batch_stats, covariance"
 # What an op cannot do without: one of these groups is enough.
 REQUIRES: dict[str, tuple[str, ...]] = {
     "token_stats": ("rows", "statistics"),
     "linear_token_stats": ("rows", "statistics"),
     "linear_policy_loss": ("rows", "statistics"),
     "linear_sample": ("sampling",),
-    "policy_loss, batch_stats, covariance": ("tokens",),
+    TOKENS: ("tokens",),
     # options of the head ops
     "tail_mass": ("topk",),
     "vocab_group": ("rows",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from logitless.backends import cpu, cuda, eager, triton
-from logitless.backends.base import Backend
+from logitless.backends.base import TOKENS, Backend
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import choice, shown
 
@@ -68,15 +68,29 @@ def _refusal(start: str, device: str, dtype: str, reason: str) -> NotImplemented
     )
 
 
+def first_with(need: str, device: str, dtype: str = "float32") -> Backend | None:
+    """The first backend that has what an op needs, see `base.REQUIRES`, and serves such tensors."""
+    for backend in BACKENDS.values():
+        if backend.supports(need, device, dtype).ok:
+            return backend
+    return None
+
+
+def choose_with(need: str, device: str, dtype: str) -> str:
+    """Its name. Raises NotImplementedError with the reasons where there is none."""
+    found = first_with(need, device, dtype)
+    if found is None:
+        able = [b for b in BACKENDS.values() if not b.why_not(device, dtype)]
+        reasons = [f"{b.name}: {b.has(need).reason}" for b in able]
+        why = "; ".join(reasons) or "no backend serves them"
+        raise NotImplementedError(f"{need} of {dtype} tensors on {device} is not built ({why})")
+    return found.name
+
+
 def token_kernels(device: str) -> TokenKernels:
     """Those that work on the arrays of a device. Where no backend of it has any they are the CPU's,
     which works on copies: `absent["tokens"]` says so."""
-    kind = device.split(":")[0]
-    for name in ON_DEVICE if kind == "cuda" else ():
-        found = get(name)
-        if found.tokens is not None and not found.why_not(device, "float32"):
-            return found.tokens
-    kernels = get("cpu").tokens
+    kernels = (first_with(TOKENS, device) or get("cpu")).tokens
     assert kernels is not None
     return kernels
 

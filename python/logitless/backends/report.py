@@ -7,15 +7,13 @@ from collections.abc import Iterator
 
 from logitless import _core
 from logitless.backends import registry
-from logitless.backends.base import Backend
+from logitless.backends.base import TOKENS, Backend
 from logitless.backends.cuda import cuda_build
 
 _OPS = (
     "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
-    "policy_loss, batch_stats, covariance", "tail_mass", "vocab_group",
+    TOKENS, "tail_mass", "vocab_group",
 )  # fmt: skip
-# The [N] vectors of this op come to the CPU from anywhere.
-_COPIED = "policy_loss, batch_stats, covariance"
 
 
 def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
@@ -41,9 +39,10 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
     for op in _OPS:
         served = [backend.name for backend in able if backend.has(op).ok]
         if not served:
-            served = ["cpu, on copies of its inputs" if op == _COPIED else "nothing"]
+            # the vectors come to the CPU from anywhere
+            served = ["cpu, on copies of its inputs" if op == TOKENS else "nothing"]
         yield f"  {op}", ", ".join(served)
-        if op != _COPIED:
+        if op != TOKENS:
             yield from _absent(op, able)
     for name, reason in reasons.items():
         if reason and not (name == "cpu" and device != "cpu"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from logitless.backends.row_kernels.device import ABSENT
 from logitless.inputs.arrays import (
     check_dtype,
     check_head,
@@ -86,6 +85,7 @@ def linear_sample(
     import torch
 
     from logitless.ops.sampling.draw import Noise, chain_of, draw
+    from logitless.ops.torch_op import backend_with
 
     op = "linear_sample"
 
@@ -112,6 +112,7 @@ def linear_sample(
         truncation = Truncation(top_k, top_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
         _check(op, hidden, weight, head, row_ids, ranks.sharded)
+        backend = backend_with(op, hidden)
     noise = Noise(seed, step, row_ids.contiguous())
 
     def same() -> Facts:
@@ -130,8 +131,8 @@ def linear_sample(
     shard = ranks.shard(len(weight), same)
     hidden, weight = hidden.detach(), weight.detach()
     with torch.no_grad():
-        chain = chain_of(op, head, hidden.dtype == torch.float64)
-        arguments = (hidden, weight, chain, compute, truncation, noise, shard)
+        chain = chain_of(op, head, hidden.dtype == torch.float64, backend)
+        arguments = (backend, hidden, weight, chain, compute, truncation, noise, shard)
         if not torch.compiler.is_compiling():
             return Sample(*draw(*arguments))
         from logitless.ops.sampling.op import sample
@@ -156,5 +157,3 @@ def _check(
     check_shape(op, "row_ids", row_ids, "[N]", (n,))
     check_dtype(op, "row_ids", row_ids, "int64")
     check_head(op, head, "[N]", (n,), vocab, sharded=sharded)
-    if hidden.device.type != "cpu":
-        raise NotImplementedError(f"{op}: {ABSENT['sampling']}, got hidden on {hidden.device}")

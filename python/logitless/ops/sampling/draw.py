@@ -40,11 +40,12 @@ class Noise(NamedTuple):
         return self._replace(row_ids=self.row_ids[index])
 
 
-def chain_of(op: str, head: LogitTransform, wide: bool) -> Transform:
-    return transform(op, head, None, wide, look=True)
+def chain_of(op: str, head: LogitTransform, wide: bool, backend: str) -> Transform:
+    return transform(op, head, None, wide, look=not registry.get(backend).asynchronous)
 
 
 def draw(
+    backend: str,
     hidden: Tensor,
     weight: Tensor,
     chain: Transform,
@@ -55,19 +56,19 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(token, logp, entropy), [N] each."""
     refuse_lost_threads()
-    backend = registry.get("cpu")
+    served_by = registry.get(backend)
     n, vocab = len(hidden), shard.vocab(len(weight))
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     plan = cached_plan(
-        backend.machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
+        served_by.machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
         compute.memory_budget, logits_dtype=dtype, backward=False,
         batch_invariant=compute.batch_invariant,
-        kept_entries=truncation.kept(vocab, backend.machine) if truncation.limits(vocab) else 0,
+        kept_entries=truncation.kept(vocab, served_by.machine) if truncation.limits(vocab) else 0,
     )  # fmt: skip
     tiling = Tiling(plan.rows, plan.columns, 0, dtype, plan.fixed_rows, "")
     bias = None if chain.bias is None else chain.bias.detach()
     rows = Rows(
-        backend, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,
+        served_by, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,
         torch.get_num_threads(),
     )  # fmt: skip
     state = new_state(n, hidden)
@@ -90,7 +91,7 @@ def _draw_whole(
     state: Tensor,
 ) -> Tensor:  # [N] int64
     """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
-    best = torch.empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
+    best = h.new_empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
     kernels = kernels_of(rows)
 
     def sample(start: int, chunk: slice, tile: Tensor) -> None:

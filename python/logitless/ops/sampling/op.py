@@ -19,6 +19,7 @@ from logitless.ops.torch_op import Symbol, register
 class Draw(NamedTuple):
     """The options of a draw, as a schema takes them."""
 
+    backend: str
     memory_budget: str | None
     logits_dtype: torch.dtype | None
     batch_invariant: bool
@@ -36,6 +37,7 @@ class Drawn(NamedTuple):
 
 
 def sample(
+    backend: str,
     hidden: Tensor,
     weight: Tensor,
     chain: Transform,
@@ -49,8 +51,8 @@ def sample(
     top_p = None if truncation.top_p is None else float(truncation.top_p)
     seed = noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)
     asked = Draw(
-        budget, compute.logits_dtype, compute.batch_invariant, truncation.top_k, top_p, seed,
-        noise.step,
+        backend, budget, compute.logits_dtype, compute.batch_invariant, truncation.top_k, top_p,
+        seed, noise.step,
     )  # fmt: skip
     drawn: Drawn = _op(hidden, weight, chain, asked, noise.row_ids, shard)
     return drawn
@@ -62,7 +64,7 @@ def _kernel(
     compute = ComputeOptions(asked.memory_budget, 0.0, asked.logits_dtype, asked.batch_invariant)
     truncation = Truncation(asked.top_k, asked.top_p)
     noise = Noise(asked.seed % (1 << 64), asked.step, row_ids)
-    return Drawn(*draw(hidden, weight, chain, compute, truncation, noise, shard))
+    return Drawn(*draw(asked.backend, hidden, weight, chain, compute, truncation, noise, shard))
 
 
 def _fake(hidden: Tensor, *_: object) -> Drawn:

@@ -71,7 +71,7 @@ def draw_truncated(
     from logitless.ops.sharding.topk import finalize
 
     n, vocab = len(h), shard.vocab(len(weight))
-    token = torch.zeros(n, dtype=torch.int64)
+    token = h.new_zeros(n, dtype=torch.int64)
     # The forward asks for targets; what it finds of these is overwritten by the draw.
     rows = replace(rows, targets=token)
     topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine))
@@ -79,7 +79,7 @@ def draw_truncated(
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)
     finalize(rows, state, topk, shard, tiling.dtype)
-    drawn = torch.empty(n, dtype=torch.int64)
+    drawn = torch.empty_like(token)
     arguments = {**truncation.arguments, **noise.of(slice(0, n))}
     kernels_of(rows).draw_truncated(rows, state, drawn, topk=topk, **arguments)
     left = (drawn < 0).nonzero().squeeze(1)
@@ -118,7 +118,7 @@ def _draw_again(
     r = len(h)
     logits = shard.whole(all_logits(tiling.operand(h, None), weight, r, tiling, rows.backend))
     rows.forward(logits, state)
-    drawn = torch.empty(r, dtype=torch.int64)
+    drawn = h.new_empty(r, dtype=torch.int64)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
     kernels_of(rows).draw_truncated(rows, state, drawn, logits=logits, **arguments)
     return drawn

@@ -16,6 +16,7 @@ import torch
 from logitless.ops.torch_op.dispatch import (
     autocast,
     backend_of,
+    backend_with,
     below_autograd,
     differentiated,
     reaches_kernel,
@@ -26,6 +27,7 @@ from logitless.ops.torch_op.node import Autograd, Needs, graph_is_kept, node
 
 __all__ = [
     "Autograd", "Needs", "Symbol", "Symbols", "Written", "WrittenList", "autocast", "backend_of",
+    "backend_with",
     "graph_is_kept", "register",
 ]  # fmt: skip
 

@@ -15,6 +15,9 @@ from logitless.backends import registry
 _constant_choice: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
     registry.choose
 )
+_constant_choice_with: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
+    registry.choose_with
+)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -94,6 +97,16 @@ def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def backend_of(backend: str, tensor: Tensor) -> str:
     """`registry.choose` for a tensor; a constant of the graph where torch.compile traces."""
-    device, dtype = tensor.device, str(tensor.dtype).removeprefix("torch.")
+    return _constant_choice(backend, *_kind_of(tensor))
+
+
+def backend_with(need: str, tensor: Tensor) -> str:
+    """`registry.choose_with` for a tensor, in the same way."""
+    return _constant_choice_with(need, *_kind_of(tensor))
+
+
+def _kind_of(tensor: Tensor) -> tuple[str, str]:
+    """Device and dtype as text."""
+    device = tensor.device
     name = device.type if device.index is None else f"{device.type}:{device.index}"
-    return _constant_choice(backend, name, dtype)
+    return name, str(tensor.dtype).removeprefix("torch.")
