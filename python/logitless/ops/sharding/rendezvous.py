@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from logitless.inputs.checks import is_tensor, shown, whole
+from logitless.ops.sharding.vocab_shard import VocabShard
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,7 +54,7 @@ class ShardRendezvous:
                 raise ValueError(f"{op}: vocab_start must be 0 without vocab_group, got {start!r}")
             return
         process = group
-        if type(group).__name__ == "VocabShard":
+        if isinstance(group, VocabShard):
             process, self.reduces_hidden = group.group, group.reduce_hidden
             if start not in (0, group.start):
                 raise ValueError(
@@ -63,7 +64,7 @@ class ShardRendezvous:
             start = group.start
         self.group = _name_of(op, process)
         if not _tracing():
-            self.process, self.kind = process, (op, start, *map(_plain, kind()))
+            self.process, self.kind = process, (op, *map(_plain, (start, *kind())))
             if not _checks_every_call():
                 kinds = _AGREED.get(process)
                 self.known = None if kinds is None else kinds.get(self.kind)
@@ -110,7 +111,7 @@ class ShardRendezvous:
         if not self.sharded:
             return Shard()
         if self.known is not None:
-            return self.known
+            return self.known._replace(reduces_hidden=self.reduces_hidden)
         facts = same()
         if _tracing():
             from logitless.ops.symbols import fixed
