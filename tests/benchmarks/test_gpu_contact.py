@@ -24,7 +24,7 @@ from benchmarks.gpu.contact import NAMES, STEPS, Run
 from logitless import _core
 from tests.support.paths import ROOT, TESTS
 
-FAULTS = TESTS / "support"
+FAULTS = TESTS / "support" / "device"
 
 
 def faulty(out: Path, seconds: float = 60.0) -> Run:
