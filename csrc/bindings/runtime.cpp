@@ -76,6 +76,11 @@ void register_runtime(py::module_& m) {
   );
   m.def("default_threads", &cpu::default_threads, "Threads used when the caller names none.");
   m.def(
+      "widest_team",
+      &cpu::widest_team,
+      "The most threads that worked on one loop since this was last asked; 0 without a loop."
+  );
+  m.def(
       "pool_is_lost",
       &cpu::gomp_is_lost,
       "Whether a fork has cut off the threads of torch, so that what uses them waits for ever."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,70 +67,70 @@ def test_the_first_bad_row_is_named_on_threads(threads: int) -> None:
                 core.finalize(state, V, **outputs())
 
 
-# In OpenMP's pool, which torch brings, started threads stay and can be counted.
-COUNT = """
-import os, torch, numpy as np
-from logitless import _core
-tasks = lambda: len(os.listdir("/proc/self/task"))
-def call(n, **options):
-    rows = _core.rows.Rows(n, targets=np.zeros(n, np.int64), **options)
+def call(n: int, **options: Any) -> None:
+    core = _core.rows.Rows(n, targets=np.zeros(n, np.int64), **options)
     state, out = np.ones((n, 8)), [np.empty(n) for _ in range(3)]
-    rows.merge(np.ones((2, n, 8)), state)
-    rows.finalize(state, 5, **dict(zip(("logp", "entropy", "lse"), out)))
-before = tasks()
-"""
+    core.merge(np.ones((2, n, 8)), state)
+    core.finalize(state, 5, **dict(zip(("logp", "entropy", "lse"), out, strict=True)))
 
 
-def run(script: str, **environment: str) -> list[int]:
-    pytest.importorskip("torch")
-    if sys.platform != "linux":
-        pytest.skip("counts threads in /proc")
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT + script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [int(word) for word in done.stdout.split()]
+@pytest.mark.parametrize(("n", "team"), [(1024, 1), (5000, 4)])
+def test_many_rows_have_a_team_and_few_have_none(n: int, team: int) -> None:
+    _core.runtime.widest_team()
+    call(n, threads=4)
+    assert _core.runtime.widest_team() == team
+    assert _core.runtime.widest_team() == 0
 
 
-def test_many_rows_start_threads_and_few_start_none() -> None:
-    script = """
-call(1024, threads=4)
-print(tasks() - before)
-call(5000, threads=4)
-print(tasks() - before)
-"""
-    assert run(script) == [0, 3]
+def kernels() -> dict[str, Callable[[], object]]:
+    """Every call of the core that has threads, on enough work and with no number of threads."""
+    n, t = 3 << 18, _core.tokens
+    x, ids, mask = np.linspace(-1, 1, n), np.arange(n), np.ones(n, bool)
+
+    def half(*shape: int) -> Any:
+        return np.zeros(shape, np.float16)
+
+    def fresh() -> Any:
+        return np.empty(n, np.int64)
+
+    return {
+        "merge and finalize": lambda: call(n),
+        "exp": lambda: t.exp(x, np.empty(n)),
+        "value_sums": lambda: t.value_sums(x, x, mask, np.empty(t.SUM_WORDS, np.int64)),
+        "ordered_scores": lambda: t.ordered_scores(x, fresh()),
+        "random_scores": lambda: t.random_scores(ids, 1, 2, fresh()),
+        "radix_histogram": lambda: t.radix_histogram(ids, ids, 0, 0, 0, np.empty(256, np.int64)),
+        "repeated_id": lambda: t.repeated_id(ids[::-1].copy(), mask),
+        "members": lambda: t.members(ids, ids[:50], np.empty(n, bool)),
+        "transpose": lambda: _core.rows.transpose(half(64, 4096), half(4096, 64)),
+        "sparse_multiply": lambda: _core.topk.sparse_multiply(
+            np.arange(n + 1), np.zeros(n, np.int32), np.ones(n, np.float32),
+            names=np.arange(n, dtype=np.int32),
+            dense=np.ones((1, 3), np.float32), out=np.empty((n, 3), np.float32),
+        ),
+        "forward": lambda: _core.rows.Rows(64, targets=np.zeros(64, np.int64)).forward(
+            np.zeros((64, 9000), np.float32), np.empty((64, 8))
+        ),
+    }  # fmt: skip
 
 
-EVERY = """
-n = 100_000
-x, ids, mask = np.linspace(-1, 1, n), np.arange(n), np.ones(n, bool)
-half = lambda *shape: np.zeros(shape, np.float16)
-fresh = lambda: np.empty(n, np.int64)
-t = _core.tokens
-call(n)
-t.exp(x, np.empty(n))
-t.value_sums(x, x, mask, np.empty(t.SUM_WORDS, np.int64))
-t.ordered_scores(x, fresh())
-t.random_scores(ids, 1, 2, fresh())
-t.radix_histogram(ids, ids, 0, 0, 0, np.empty(256, np.int64))
-t.repeated_id(ids[::-1].copy(), mask)
-t.members(ids, ids[:50], np.empty(n, bool))
-_core.rows.transpose(half(64, 4096), half(4096, 64))
-_core.topk.sparse_multiply(
-    np.arange(n + 1), np.zeros(n, np.int32), np.ones(n, np.float32),
-    names=np.arange(n, dtype=np.int32),
-    dense=np.ones((1, 3), np.float32), out=np.empty((n, 3), np.float32),
-)
-_core.rows.Rows(64, targets=np.zeros(64, np.int64)).forward(
-    np.zeros((64, 9000), np.float32), np.empty((64, 8))
-)
-print(tasks() - before)
-"""
+def teams() -> dict[str, int]:
+    def team(kernel: Callable[[], object]) -> int:
+        _core.runtime.widest_team()
+        kernel()
+        return int(_core.runtime.widest_team())
+
+    return {name: team(kernel) for name, kernel in kernels().items()}
 
 
-def test_a_call_that_names_no_threads_has_the_default() -> None:
-    assert run(EVERY, LOGITLESS_NUM_THREADS="3") == [2]
-    assert run("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})" + EVERY) == [0]
+def test_a_call_that_names_no_threads_has_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGITLESS_NUM_THREADS", "3")
+    assert teams() == dict.fromkeys(kernels(), 3)
+    monkeypatch.delenv("LOGITLESS_NUM_THREADS")
+    if sys.platform == "linux":
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(allowed)})
+        try:
+            assert teams() == dict.fromkeys(kernels(), 1)
+        finally:
+            os.sched_setaffinity(0, allowed)

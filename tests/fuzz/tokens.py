@@ -211,7 +211,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
         for name in (
             "runtime.build_info", "runtime.default_threads", "runtime.pool_is_lost",
             "runtime.pool_may_be_lost", "runtime.release_memory", "runtime.spare_bytes",
-            "rows.prefer_transposed_gemm",
+            "runtime.widest_team", "rows.prefer_transposed_gemm",
         )
     },
 }  # fmt: skip

@@ -30,6 +30,7 @@ struct Loop {
   int threads;
   void (*body)(void*, int64_t);
   void* context;
+  std::atomic<int> team{0};
   // What a body threw first. No exception may leave a thread of a team, so the caller gets it once
   // all have stopped.
   std::atomic<bool> failed{false};
@@ -50,6 +51,7 @@ void take_tasks(Loop& loop) {
 
 void work(void* data) {
   auto& loop = *static_cast<Loop*>(data);
+  loop.team.fetch_add(1, std::memory_order_relaxed);
   try {
     take_tasks(loop);
   } catch (...) {
@@ -70,6 +72,14 @@ void run_team(Loop& loop) {
   }
   work(&loop);
   for (auto& thread : team) thread.join();
+}
+
+std::atomic<int> widest{0};
+
+void remember(int team) {
+  int before = widest.load(std::memory_order_relaxed);
+  while (before < team && !widest.compare_exchange_weak(before, team, std::memory_order_relaxed)) {
+  }
 }
 
 int visible_cpus() {
@@ -99,9 +109,12 @@ int default_threads() {
   return static_cast<int>(n);
 }
 
+int widest_team() { return widest.exchange(0, std::memory_order_relaxed); }
+
 void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void* context) {
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1) {
+    remember(1);
     for (int64_t task = 0; task < tasks; ++task) body(context, task);
     return;
   }
@@ -118,6 +131,7 @@ void run_parallel(int64_t tasks, int threads, void (*body)(void*, int64_t), void
   } else {
     run_team(loop);
   }
+  remember(loop.team.load(std::memory_order_relaxed));
   if (loop.error) std::rethrow_exception(loop.error);
 }
 

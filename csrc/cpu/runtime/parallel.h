@@ -11,6 +11,9 @@ constexpr int kMostThreads = 4096;
 // run on.
 int default_threads();
 
+// The most threads that worked on one loop since this was last asked; 0 without a loop.
+int widest_team();
+
 // Runs body(context, task) for task in [0, tasks) on up to `threads` threads.
 // Threads take tasks as they become free, so a body may not depend on which runs it. What a body
 // throws first is thrown here, once all threads have stopped; other tasks may then be left undone.
