@@ -52,6 +52,42 @@ def test_honest_objects_are_taken(versioned: bool) -> None:
     np.testing.assert_allclose(out, np.exp(x))
 
 
+class Told(torch.Tensor):
+    """A tensor that has its own word on how it is exported."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("not today")
+
+
+def test_a_derived_type_is_asked_by_its_own_method() -> None:
+    """A tensor itself is asked in C, which a derived type has inherited."""
+    x, out = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    _core.tokens.exp(x, out)
+    torch.testing.assert_close(out, x.exp())
+    with pytest.raises(BufferError, match="not today"):
+        _core.tokens.exp(x.as_subclass(Told), out)
+
+
+def test_what_c_refuses_is_refused_in_words() -> None:
+    with pytest.raises(BufferError, match=r"layout other than torch\.strided"):
+        _core.tokens.exp(torch.zeros(4).to_sparse(), np.zeros(4))
+    with pytest.raises((BufferError, RuntimeError), match=r"meta|device"):
+        _core.tokens.exp(torch.zeros(4, device="meta"), np.zeros(4))
+
+
+def test_a_tensor_stays_while_its_memory_is_used() -> None:
+    rows = _core.rows.Rows(3, targets=torch.tensor([0, 1, 2]), threads=1)
+    state = np.zeros((3, 8))
+    expected = np.zeros((3, 8))
+    logits = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    _core.rows.Rows(3, targets=np.arange(3), threads=1).forward(logits, expected)
+    # memory of the same size, which takes the place of what was let go
+    others = [torch.full((3,), 99) for _ in range(100)]
+    rows.forward(torch.from_numpy(logits), state)
+    assert len(others) == 100
+    np.testing.assert_array_equal(state, expected)
+
+
 # ---- memory that is not to be written
 
 

@@ -95,6 +95,7 @@ def test_rows_of_tensors() -> None:
         inputs = rows_inputs(
             loss_data(old_logp, advantages, mask, None, None, None, None, spec, None, None, 1.0),
             KERNELS,
+            wide=False,
         )
         chunk = inputs.rows(index).with_values(logp.view(-1)[index], entropy.view(-1)[index])
         found = evaluate(chunk)

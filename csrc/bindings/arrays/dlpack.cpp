@@ -43,6 +43,13 @@ struct DLManagedVersioned {
   DLTensor tensor;
 };
 constexpr uint64_t kReadOnly = 1;
+// What a type offers to C for its objects; only one of these functions is used here.
+struct DLExchange {
+  DLVersion version;
+  const void* older;
+  const void* allocate;
+  int (*export_without_stream)(void* object, DLManagedVersioned** out);
+};
 // The version asked for; a producer may answer with any, whose layout is this one's if it starts
 // with 1.
 constexpr int kMajor = 1, kMinor = 1;
@@ -85,9 +92,11 @@ Dtype to_dtype(DLType type, const char* name) {
   return Dtype::f32;
 }
 
-// What the call of __dlpack__ is made of, made once.
+// The names that an array is asked by, and what a call of __dlpack__ is made of; made once.
 struct Words {
   py::object method = py::reinterpret_steal<py::object>(PyUnicode_InternFromString("__dlpack__"));
+  py::object exchange =
+      py::reinterpret_steal<py::object>(PyUnicode_InternFromString("__dlpack_c_exchange_api__"));
   py::object version = py::make_tuple(kMajor, kMinor);
   py::object keys = py::make_tuple("max_version");
   py::object keys_on_device = py::make_tuple("max_version", "stream");
@@ -110,6 +119,40 @@ std::string type_name(py::handle object) {
   );
 }
 
+// What the type itself offers to C, and not a type that it is derived from: a derived type may mean
+// something else by its objects.
+const DLExchange* exchange_of(PyTypeObject* type) {
+  PyObject* name = words().exchange.ptr();
+  PyObject* offered = _PyType_Lookup(type, name);
+  if (offered == nullptr || !PyCapsule_IsValid(offered, "dlpack_exchange_api")) return nullptr;
+  if (type->tp_base != nullptr && _PyType_Lookup(type->tp_base, name) == offered) return nullptr;
+  const auto* exchange =
+      static_cast<const DLExchange*>(PyCapsule_GetPointer(offered, "dlpack_exchange_api"));
+  return exchange->version.major == kMajor ? exchange : nullptr;
+}
+
+void free_capsule(PyObject* capsule) {
+  auto* managed =
+      static_cast<DLManagedVersioned*>(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
+  if (managed != nullptr && managed->deleter != nullptr) managed->deleter(managed);
+}
+
+// The capsule of a type that is asked in C: torch's method is written in Python and takes longer
+// than the kernel of a tiny call. Null where there is none, or where C refuses an object; the
+// method then refuses it in words.
+py::object export_in_c(py::handle object) {
+  const DLExchange* exchange = exchange_of(Py_TYPE(object.ptr()));
+  if (exchange == nullptr || exchange->export_without_stream == nullptr) return {};
+  DLManagedVersioned* managed = nullptr;
+  if (exchange->export_without_stream(object.ptr(), &managed) != 0) {
+    PyErr_Clear();
+    return {};
+  }
+  PyObject* capsule = PyCapsule_New(managed, "dltensor_versioned", free_capsule);
+  if (capsule == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
 // Newer producers hand out the versioned capsule (which read-only NumPy arrays require); older ones
 // do not know the argument. Either capsule frees itself when it was never renamed to "used". Only
 // producers on a device are told of a stream, and only they are asked first where they are: others
@@ -117,6 +160,9 @@ std::string type_name(py::handle object) {
 py::object export_capsule(py::handle object, const Place& place, const char* name) {
   const Words& known = words();
   const bool on_device = place.device >= 0;
+  if (!on_device) {
+    if (py::object capsule = export_in_c(object)) return capsule;
+  }
   py::object stream;
   if (on_device) {
     if (!py::hasattr(object, "__dlpack_device__")) fail_array(object, name);

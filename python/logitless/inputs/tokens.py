@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
+
+from logitless.inputs.records import changed
 
 # Arrays of one kind in a call: NumPy's, also of tensors on the CPU, or tensors of a device.
 # float32, or float64 where logp is
@@ -86,15 +88,18 @@ class Tokens:
         values = {name: getattr(self, name) for name in names}
         some: dict[str, Any] = {name: x[index] for name, x in values.items() if x is not None}
         places = index if self.places is None else self.places[index]
-        return replace(self, **some, given_ids=self.ids[index], sequences=None, places=places)
+        return changed(self, **some, given_ids=self.ids[index], sequences=None, places=places)
 
     def with_values(self, logp: Floats, entropy: Floats | None) -> Tokens:
         """The same tokens with these, and all else in the dtype of logp."""
+        logp, flat = self.xp.flat(logp, logp.dtype), self.xp.flat
         values = {name: getattr(self, name) for name in DATA} | {"entropy": entropy}
-        given: dict[str, Any] = {
-            name: None if x is None else self.xp.flat(x, logp.dtype) for name, x in values.items()
+        other: dict[str, Any] = {
+            name: flat(x, logp.dtype)
+            for name, x in values.items()
+            if x is not None and (name == "entropy" or x.dtype != logp.dtype)
         }
-        return replace(self, logp=self.xp.flat(logp, logp.dtype), **given)
+        return changed(self, **{"logp": logp, "entropy": None} | other)
 
     def reference(self, name: str) -> Floats | None:
         """The log-probs that a KL or mask `against` this name is measured from."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
+from logitless.inputs.records import changed
 
 if TYPE_CHECKING:
     from logitless.backends.base import Backend, RowKernels
@@ -51,7 +52,7 @@ class Rows:
             return self
         row_scale = None if self.row_scale is None else self.row_scale[index]
         targets = self.targets[index]
-        return replace(self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale)
+        return changed(self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale)
 
     def part(self, chunk: slice) -> Rows:
         """These rows of a call without a mask."""
@@ -59,7 +60,7 @@ class Rows:
             return self
         targets = None if self.targets is None else self.targets[chunk]
         row_scale = None if self.row_scale is None else self.row_scale[chunk]
-        return replace(self, n=chunk.stop - chunk.start, targets=targets, row_scale=row_scale)
+        return changed(self, n=chunk.stop - chunk.start, targets=targets, row_scale=row_scale)
 
     def forward(
         self,

@@ -68,12 +68,15 @@ def call_inputs(
     return _inputs(tokens, data, weights, *_selection(tokens, data))
 
 
-def rows_inputs(data: LossData, kernels: TokenKernels) -> TokenInputs:
-    """Of a call whose logp and entropy are still to come, see `TokenInputs.with_values`: for a loss
-    that is `separable`. Of any other it raises for what is wrong before a value is known."""
+def rows_inputs(data: LossData, kernels: TokenKernels, *, wide: bool) -> TokenInputs:
+    """Of a call whose logp and entropy are still to come, in float64 (wide) or float32, see
+    `TokenInputs.with_values`: for a loss that is `separable`. Of any other it raises for what is
+    wrong before a value is known."""
     _check_known(data)
-    later = kernels.xp.zeros(tuple(data.mask.shape), data.mask)
-    tokens = replace(_tokens(later, later, data, kernels), threads=thread_count(data.mask))
+    xp = kernels.xp
+    later = xp.zeros(tuple(data.mask.shape), data.mask)
+    later = xp.cast(later, xp.float64 if wide else xp.float32)
+    tokens = _tokens(later, later, data, kernels)
     weights, batch = token_weights(tokens, data.spec, data.totals), data.batch
     if batch is None:
         return _inputs(tokens, data, weights, None, None)
@@ -117,6 +120,7 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
         rollout_logp=data.rollout_logp,
         cu_seqlens=data.cu_seqlens,
         token_ids=data.token_ids,
+        threads=thread_count(data.mask),
     )
     if spec.whole_sequences:
         tokens.require_sequences()

@@ -27,6 +27,7 @@ def make_tokens(
     entropy_change: Array | None = None,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,
+    threads: int | None = None,  # None: as for logp
 ) -> Tokens:
     """Every array as a flat one of logp's float dtype, where the kernels compute; `token_ids`
     default to 0, 1, 2, ...
@@ -71,7 +72,7 @@ def make_tokens(
         given_ids=ids,
         sequences=sequences,
         kernels=kernels,
-        threads=thread_count(logp),
+        threads=thread_count(logp) if threads is None else threads,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from logitless.backends.token_kernels.protocol import LossTerms
+from logitless.inputs.records import changed
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 from logitless.loss.evaluate.importance import correction_sums
 from logitless.loss.evaluate.inputs import Means
@@ -54,11 +55,11 @@ class TokenInputs:
         weights: Any = self.weights
         weights = weights[index] if each else weights
         selected = None if self.selected is None else self.selected[index]
-        return replace(self, tokens=self.tokens.at(index), weights=weights, selected=selected)
+        return changed(self, tokens=self.tokens.at(index), weights=weights, selected=selected)
 
     def with_values(self, logp: Floats, entropy: Floats | None) -> TokenInputs:
         """The same tokens with these."""
-        return replace(self, tokens=self.tokens.with_values(logp, entropy))
+        return changed(self, tokens=self.tokens.with_values(logp, entropy))
 
 
 def evaluate(inputs: TokenInputs) -> TokenLoss:

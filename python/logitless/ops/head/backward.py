@@ -4,7 +4,6 @@ largest entries of a row."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.inputs.records import changed
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles
 from logitless.ops.head.gemm import GradientSum
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
@@ -63,7 +63,7 @@ def active(rows: Rows) -> tuple[Rows, Tensor | None]:
         return rows, None
     index = rows.backend.select(rows.mask)
     if index.shape[0] == rows.n:
-        return replace(rows, mask=None), None
+        return changed(rows, mask=None), None
     return rows.gather(index), index
 
 
@@ -189,7 +189,7 @@ def _dense(
     rescale: bool,
 ) -> None:
     index = None if chosen.shape[0] == f.rows.n else chosen
-    g = g if index is None else g.at(index)
+    g = g if index is None else g.select(index)
     narrow = rescale and head.tiling.dtype == torch.float16
     power = _power_of_two(g) if narrow else 1.0
     d_weight = out.weight
@@ -203,7 +203,7 @@ def _dense(
         _operand(head, f, index),
         head.weight,
         head.shard.local(f.rows).gather(index),
-        f.state if index is None else f.state[index],
+        f.state if index is None else f.state.index_select(0, index),
         g.scaled(power),
         f.store,
         index,

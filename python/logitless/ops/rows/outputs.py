@@ -40,12 +40,19 @@ def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
     """Memory for the results of n rows: float32, or float64 like the input; extras if asked."""
     import torch
 
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    out = {name: torch.empty(n, dtype=dtype, device=like.device) for name in DIFFERENTIABLE}
-    rows = n if extras else 0
+    out = differentiable_outputs(n, like)
+    dtype, rows = out["logp"].dtype, n if extras else 0
     out |= {name: torch.empty(rows, dtype=dtype, device=like.device) for name in STATISTICS}
     out["argmax"] = torch.empty(rows, dtype=torch.int64, device=like.device)
     return out
+
+
+def differentiable_outputs(n: int, like: Tensor) -> dict[str, Tensor]:
+    """The same of the results with gradients alone."""
+    import torch
+
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return {name: torch.empty(n, dtype=dtype, device=like.device) for name in DIFFERENTIABLE}
 
 
 def requested(out: dict[str, Tensor], extras: bool) -> dict[str, Tensor]:

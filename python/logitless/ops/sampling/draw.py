@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +12,14 @@ from logitless.backends.base import SamplingKernels
 from logitless.backends.forked import refuse_lost_threads
 from logitless.backends.row_kernels.rows import SAMPLE_STATE, Rows
 from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.records import changed
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
 from logitless.ops.head.inputs import logits_dtype
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, transform
-from logitless.ops.rows.outputs import empty_outputs, requested
+from logitless.ops.rows.outputs import differentiable_outputs
 from logitless.ops.sampling.sharded import sample_shard
 from logitless.ops.sampling.truncated import Truncation, draw_truncated
 from logitless.ops.sharding.shard import Shard
@@ -76,8 +76,8 @@ def draw(
         token = draw_truncated(hidden, weight, rows, tiling, plan, truncation, noise, shard, state)
     else:
         token = _draw_whole(tiling.operand(hidden, None), weight, rows, tiling, noise, shard, state)
-    out = empty_outputs(n, False, hidden)
-    replace(rows, targets=token).finalize(state, vocab, **requested(out, False))
+    out = differentiable_outputs(n, hidden)
+    changed(rows, targets=token).finalize(state, vocab, **out)
     return token, out["logp"], out["entropy"]
 
 

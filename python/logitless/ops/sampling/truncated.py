@@ -4,11 +4,12 @@ and where those cannot prove that they hold the whole set, from another product 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.checks import plain_fields, require, whole
+from logitless.inputs.records import changed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def draw_truncated(
     n, vocab = len(h), shard.vocab(len(weight))
     token = h.new_zeros(n, dtype=torch.int64)
     # The forward asks for targets; what it finds of these is overwritten by the draw.
-    rows = replace(rows, targets=token)
+    rows = changed(rows, targets=token)
     topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine))
     store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from logitless.backends.row_kernels.rows import Rows
+from logitless.inputs.records import changed
 
 
 class Shard(NamedTuple):
@@ -49,7 +49,7 @@ class Shard(NamedTuple):
 
     def local(self, rows: Rows) -> Rows:
         """Targets counted from this rank's first column: another rank's match none of ours."""
-        return replace(rows, targets=rows.targets - self.start) if self.group else rows
+        return changed(rows, targets=rows.targets - self.start) if self.group else rows
 
     def merge(self, state: Tensor, rows: Rows) -> None:  # [n, 8] float64
         """The state over this rank's columns becomes that over all, the same bits on every rank."""
@@ -63,7 +63,7 @@ class Shard(NamedTuple):
         """With the bias of the whole vocabulary: its numbers are few where its logits are not."""
         if not self.group or rows.bias is None:
             return rows
-        return replace(rows, bias=self.whole(rows.bias))
+        return changed(rows, bias=self.whole(rows.bias))
 
     def whole(self, mine: Tensor) -> Tensor:  # [..., V of this rank]
         """[..., V], the columns of all ranks in their order."""

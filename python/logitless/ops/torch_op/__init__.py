@@ -17,9 +17,10 @@ from logitless.ops.torch_op.dispatch import (
     autocast,
     backend_of,
     backend_with,
-    below_autograd,
     differentiated,
     reaches_kernel,
+    recorded,
+    tracked,
     without_autocast,
 )
 from logitless.ops.torch_op.layout import Layout, Symbol, Symbols, Written, WrittenList
@@ -65,25 +66,21 @@ def register(
         _LIBRARY.impl(name, flat(kernel), key)
     torch.library.register_fake(f"logitless::{name}", flat(fake), lib=_LIBRARY)
     overload: Any = getattr(torch.ops.logitless, name).default
-    direct: Callable[..., Any] | None = None
-    if autograd is not None:
-        below = below_autograd(overload)
-        traced = node(name, below, autograd, arguments, outputs)
-        _LIBRARY.impl(name, differentiated(below, traced), "Autograd", with_keyset=True)
-        run = flat(kernel)
-
-        def at_once(key: None, args: tuple[Any, ...]) -> Any:
-            return run(*args)
-
-        direct = differentiated(at_once, node(name, at_once, autograd, arguments, outputs))
+    own: Any = None if autograd is None else node(name, autograd, arguments, outputs)
+    if own is not None:
+        key_function = differentiated(overload, own, arguments, outputs)
+        _LIBRARY.impl(name, key_function, "Autograd", with_keyset=True)
     for device in ("CPU", "CUDA"):
         _LIBRARY.impl(name, without_autocast(overload, device), f"Autocast{device}")
 
     def op(*args: Any) -> Any:
         values = arguments.flat(args)
-        if direct is not None and reaches_kernel(values):
-            return outputs.result(direct(None, *values))
-        return outputs.result(overload(*values))
+        if own is None or not reaches_kernel(values):
+            return outputs.result(overload(*values))
+        places = tracked(values)
+        if not places:
+            return kernel(*args)
+        return outputs.result(recorded(own, lambda: kernel(*args), args, places, values))
 
     op.__name__ = name
     op.overload, op.flat = overload, arguments.flat  # type: ignore[attr-defined]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitless.backends import registry
+from logitless.ops.torch_op.layout import Layout
 
 # Asking a driver or the environment is not traceable, and needs to happen once a graph.
 _constant_choice: Callable[[str, str, str], str] = torch.compiler.assume_constant_result(
@@ -21,29 +22,41 @@ _constant_choice_with: Callable[[str, str, str], str] = torch.compiler.assume_co
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def below_autograd(overload: Any) -> Callable[[Any, tuple[Any, ...]], Any]:
-    """The op as what lies below the dispatcher's autograd key runs it."""
-
-    def run(keyset: Any, args: tuple[Any, ...]) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-
-    return run
-
-
-def differentiated(run: Callable[[Any, tuple[Any, ...]], Any], node: Any) -> Callable[..., Any]:
+def differentiated(overload: Any, node: Any, arguments: Layout, outputs: Layout) -> Any:
     """The op at the dispatcher's autograd key.
 
     torch.library.register_autograd does the same, and rebuilds the schema's argument list for
     every argument on the way: time that grows with the square of the number of arguments.
     """
 
+    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
     def call(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-            return node.apply(keyset, *args)
-        return run(keyset, args)
+        places = tracked(args)
+        if not places:
+            return below(keyset, args)
+        return recorded(
+            node, lambda: outputs.result(below(keyset, args)), arguments.packed(args), places, args
+        )
 
     return call
+
+
+def tracked(values: Sequence[Any]) -> tuple[int, ...]:
+    """The places of the arguments that autograd records."""
+    if not torch.is_grad_enabled():
+        return ()
+    return tuple(i for i, x in enumerate(values) if isinstance(x, Tensor) and x.requires_grad)
+
+
+def recorded(
+    node: Any, run: Callable[[], Any], given: Any, places: tuple[int, ...], values: Sequence[Any]
+) -> Any:
+    """The flat results of `run`, as those of a node in autograd's graph. Torch goes through the
+    arguments of a node more than once, so it is told only of the ones that it records."""
+    return node.apply(run, given, places, *[values[i] for i in places])
 
 
 def reaches_kernel(values: list[Any]) -> bool:

@@ -33,21 +33,23 @@ class Autograd(NamedTuple):
     reuses_memory: Callable[[Any], bool]
 
 
-def node(
-    name: str, run: Callable[..., Any], how: Autograd, arguments: Layout, outputs: Layout
-) -> type[torch.autograd.Function]:
-    """Its first argument is handed on to `run`, which computes the flat results of the others."""
+def node(name: str, how: Autograd, arguments: Layout, outputs: Layout) -> Any:
+    """`apply(run, given, places, *tensors)` gives the flat results of `run()`: given are the typed
+    arguments, and tensors those at these places of the flat ones, which autograd records."""
     names = [name for name, _ in arguments.fields]
-    place = {name: i for i, name in enumerate(names)}
     constant = [i for i, (name, _) in enumerate(outputs.fields) if name not in how.differentiable]
-    given: Any = namedtuple("Arguments", arguments.names)  # type: ignore[misc]
+    given_type: Any = namedtuple("Arguments", arguments.names)  # type: ignore[misc]
 
-    def forward(ctx: Any, key: Any, *args: Any) -> Any:
-        output = run(key, args)
+    def forward(
+        ctx: Any, run: Callable[[], Any], given: Any, places: tuple[int, ...], *_: Tensor
+    ) -> Any:
+        result = run()
+        output = outputs.flattened(result)
         flat = output if isinstance(output, tuple) else (output,)
-        saved = how.save(given(*arguments.packed(args)), outputs.result(output))
+        saved = how.save(given_type(*given), result)
         tensors: list[Tensor] = []
         ctx.saved, ctx.reuses_memory = _without_tensors(saved, tensors), how.reuses_memory(saved)
+        ctx.names = [names[place] for place in places]
         ctx.mark_non_differentiable(*[flat[i] for i in constant])
         # or autograd would make zeros the size of the head for gradients that are not asked for
         ctx.set_materialize_grads(False)
@@ -57,15 +59,12 @@ def node(
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         begin_backward(ctx, how.op, reuses_memory=ctx.reuses_memory)
         saved = _with_tensors(ctx.saved, iter(ctx.saved_tensors))
-        gradients: list[Tensor | None] = [None] * len(names)
+        found: dict[str, Tensor | None] = {}
         if any(gradient is not None for gradient in upstream):
-            _, *needs = ctx.needs_input_grad
-            found = how.backward(
-                saved, outputs.result(upstream), lambda name: bool(needs[place[name]])
-            )
-            for name, gradient in found.items():
-                gradients[place[name]] = gradient
-        return (None, *gradients)
+            asked = zip(ctx.names, ctx.needs_input_grad[3:], strict=True)
+            needed = {name for name, needs in asked if needs}
+            found = how.backward(saved, outputs.result(upstream), lambda name: name in needed)
+        return (None, None, None, *[found.get(name) for name in ctx.names])
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(name, (torch.autograd.Function,), methods)
