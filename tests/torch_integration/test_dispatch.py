@@ -67,7 +67,7 @@ def test_a_mode_sees_the_op_and_changes_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_profiler_sees_the_op(name: str) -> None:
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         results(name)
     assert f"logitless::{name}" in {event.key for event in profile.key_averages()}
 

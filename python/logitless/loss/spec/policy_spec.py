@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
@@ -112,58 +113,64 @@ class PolicyLossSpec:
         if self.max_length is None:
             return
         if self.aggregation != "seq-mean-token-sum-norm":
-            raise nonsense(
-                f"max_length={self.max_length}",
-                f"aggregation={self.aggregation!r}",
+            raise self._nonsense(
+                "max_length",
+                "aggregation",
                 "only 'seq-mean-token-sum-norm' uses it",
             )
         whole("max_length", self.max_length, least=1)
 
     def _check_ratio(self) -> None:
-        ratio, surrogate = f"ratio={self.ratio!r}", f"surrogate={self.surrogate}"
         if self.ratio == "none" and self.surrogate.uses_ratio:
-            raise nonsense(ratio, surrogate, "it is a function of the ratio; use Reinforce()")
+            raise self._nonsense(
+                "ratio", "surrogate", "it is a function of the ratio; use Reinforce()"
+            )
         if self.ratio != "none" and not self.surrogate.uses_ratio:
-            raise nonsense(ratio, surrogate, "it has no ratio; use ratio='none'")
+            raise self._nonsense("ratio", "surrogate", "it has no ratio; use ratio='none'")
         if isinstance(self.surrogate, Gmpo) and self.ratio != "sequence":
-            raise nonsense(ratio, surrogate, "a geometric mean needs ratio='sequence'")
+            raise self._nonsense("ratio", "surrogate", "a geometric mean needs ratio='sequence'")
         if isinstance(self.surrogate, Vespo) and self.ratio != "sequence_sum":
-            raise nonsense(ratio, surrogate, "it weighs whole sequences: ratio='sequence_sum'")
+            raise self._nonsense(
+                "ratio", "surrogate", "it weighs whole sequences: ratio='sequence_sum'"
+            )
         if self.surrogate.token_only and self.sequence_ratio:
-            raise nonsense(ratio, surrogate, "it is a function of one token's ratio")
+            raise self._nonsense("ratio", "surrogate", "it is a function of one token's ratio")
         if isinstance(self.surrogate, CustomSurrogate) and self.ratio in (
             "sequence",
             "sequence_sum",
         ):
-            raise nonsense(ratio, surrogate, "its slope is per token: use 'sequence_token'")
+            raise self._nonsense(
+                "ratio", "surrogate", "its slope is per token: use 'sequence_token'"
+            )
         if self.correction is None:
             return
-        correction = f"correction={self.correction}"
         if self.ratio == "inference":
-            raise nonsense(ratio, correction, "the ratio already is against the rollout's policy")
+            raise self._nonsense(
+                "ratio", "correction", "the ratio already is against the rollout's policy"
+            )
         if isinstance(self.surrogate, Vespo) and self.correction.level is not None:
-            raise nonsense(
-                surrogate, correction, "its own weight is of the sequence; pass rollout_logp as old"
+            raise self._nonsense(
+                "surrogate",
+                "correction",
+                "its own weight is of the sequence; pass rollout_logp as old",
             )
 
     def _check_control(self) -> None:
-        control, surrogate = f"control={self.control}", f"surrogate={self.surrogate}"
         if isinstance(self.surrogate, NoPolicy):
             for part in ("control", "correction"):
-                given = getattr(self, part)
-                if given is not None:
+                if getattr(self, part) is not None:
                     why = "there is no policy term to change"
-                    raise nonsense(f"{part}={given}", surrogate, why)
+                    raise self._nonsense(part, "surrogate", why)
             if self.entropy is None and self.kl is None:
-                raise nonsense(surrogate, "entropy=None", "the loss would be 0")
+                raise self._nonsense("surrogate", "entropy", "the loss would be 0")
         if (
             isinstance(self.control, KLCov)
             and isinstance(self.surrogate, Clip)
             and self.surrogate.dual
         ):
-            raise nonsense(
-                control,
-                surrogate,
+            raise self._nonsense(
+                "control",
+                "surrogate",
                 "the dual clip cuts the gradient that the penalty is to counter; use Unclipped()",
             )
         if (
@@ -171,9 +178,9 @@ class PolicyLossSpec:
             and self.ratio in ("sequence", "sequence_sum")
             and self.surrogate.through_ratio
         ):
-            raise nonsense(
-                control,
-                f"ratio={self.ratio!r}",
+            raise self._nonsense(
+                "control",
+                "ratio",
                 "the penalty is of single tokens; use 'sequence_token'",
             )
         if (
@@ -181,11 +188,16 @@ class PolicyLossSpec:
             and self.control.normaliser == "selected"
             and self.aggregation != "token-mean"
         ):
-            raise nonsense(
-                f"control.normaliser={self.control.normaliser!r}",
-                f"aggregation={self.aggregation!r}",
+            raise self._nonsense(
+                "control.normaliser",
+                "aggregation",
                 "only a token mean divides by tokens alone",
             )
+
+    def _nonsense(self, a: str, b: str, why: str) -> ValueError:
+        """Two fields that contradict each other. Their text is not made before they do."""
+        first, second = (f"{name}={attrgetter(name)(self)!r}" for name in (a, b))
+        return nonsense(first, second, why)
 
     @cached_property
     def identity(self) -> PolicyLossSpec:
