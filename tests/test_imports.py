@@ -63,7 +63,8 @@ rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
                 public
 rl.tasks        where prompts come from, and the reward of an answer
-rl.tracking     what a run records and says: metrics, times, checkpoints, progress
+rl.tracking     what a run records and says: its folder, metrics, times, checkpoints, progress
+                _version
 rl.policy       the causal LM that is trained: body, head, tokenizer
                 rl.recipe
 rl.rollout      sampled answers as data, and the sampler
@@ -72,13 +73,15 @@ rl.engine       trains a policy on the machine at hand, and alone knows devices
                 rl.recipe rl.policy rl.rollout rl.tracking
 rl.update       how rollouts and examples change the weights
                 public rl.recipe rl.policy rl.rollout rl.engine rl.tracking
+rl.experience   a step's answers: sampled, scored and compared
+                public rl.recipe rl.tasks rl.policy rl.rollout rl.update rl.tracking
 rl.train        the loop of one method, top to bottom
-                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.update rl.tracking
+                public rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.update rl.tracking
 rl.report       what a run leaves to read
                 public rl.tracking
 rl.demo         several methods from one start, and full logits beside them
-                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.update rl.tracking
-                rl.train rl.report
+                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.experience rl.update
+                rl.tracking rl.train rl.report
 cli             the command line
                 _core _version backends ops public
                 rl.recipe rl.policy rl.rollout rl.tracking rl.demo

@@ -100,7 +100,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="changes to the recipe, like rollout.group=8",
     )
     parser.add_argument("--out", type=Path, default=None, help="the run folder (runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue what the run folder holds")
+    parser.add_argument("--resume", action="store_true", help="go on with the folder's run")
+    parser.add_argument("--overwrite", action="store_true", help="delete the folder's run first")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -111,7 +112,7 @@ def _train(options: argparse.Namespace) -> int:
     from logitless.rl.demo.job import run
 
     out = options.out or Path("runs", Path(options.recipe).stem)
-    return run(recipe, out, resume=options.resume)
+    return run(recipe, out, resume=options.resume, overwrite=options.overwrite)
 
 
 def _wait_without_spinning() -> None:

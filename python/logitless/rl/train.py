@@ -4,28 +4,20 @@ several machines.
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-import logitless as ll
 from logitless.rl.engine import LocalEngine
+from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
-from logitless.rl.rollout import Rollout, sample
-from logitless.rl.tasks import RIGHT, Prompt, Task
+from logitless.rl.tasks import Task
 from logitless.rl.tracking import checkpoint, memory, metrics
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import EntropyProbe, advantages_of, update_policy
-
-METRICS_FILE = "metrics.jsonl"
+from logitless.rl.update import EntropyProbe, update_policy
 
 
 def train(
@@ -42,7 +34,7 @@ def train(
     folder/metrics.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / METRICS_FILE
+    log = folder / metrics.FILE
     spec = make_spec(name, recipe.methods[name])
     engine = LocalEngine(policy, recipe.update)
     saved = checkpoint.latest(folder) if resume else None
@@ -59,13 +51,15 @@ def train(
         clock = Stopwatch()
         experience = collect(policy, task, recipe, step, clock)
         rollout, advantages = experience.rollout, experience.advantages
+        if experience.failures:
+            progress.say(f"{name} step {step + 1}: {unscored(experience)}")
 
         probe = None
         if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
             with clock("entropy probe"):
                 probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
         update = update_policy(engine, rollout, advantages, spec, recipe, step, clock)
-        row = describe(experience)
+        row = describe(experience, recipe.task.right)
         row |= {
             "step": step,
             "logp_gap": update.logp_gap,
@@ -96,59 +90,3 @@ def train(
         if stop.requested:
             break
     return rows
-
-
-class Experience(NamedTuple):
-    """The answers of one step, and their worth."""
-
-    rollout: Rollout  # of B = prompts * group sequences
-    texts: list[str]
-    rewards: Tensor  # [prompts, group]
-    advantages: Tensor  # [B]
-
-
-def collect(policy: Policy, task: Task, recipe: Recipe, step: int, clock: Stopwatch) -> Experience:
-    """Prompts of the task, sampled answers, their rewards and advantages; a function of
-    (seed, step) and the weights.
-    """
-    prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
-    rollout = sample(
-        policy,
-        policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
-        group=recipe.rollout.group,
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
-        seed=recipe.seed,
-        step=step,
-        clock=clock,
-    )
-    with clock("reward"):
-        texts = rollout.texts(policy.tokenizer)
-        rewards = score(task, prompts, texts, recipe.rollout.group)
-    return Experience(rollout, texts, rewards, advantages_of(rewards, recipe.update.advantage))
-
-
-def score(task: Task, prompts: list[Prompt], texts: list[str], group: int) -> Tensor:
-    """[prompts, group]: 1.0 where the reward is at least RIGHT, a right answer, else 0.0."""
-    right = [float(task.reward(prompts[i // group], text) >= RIGHT) for i, text in enumerate(texts)]
-    return torch.tensor(right).view(len(prompts), group)
-
-
-def describe(experience: Experience) -> Row:
-    """What a rollout says about the policy that wrote it."""
-    rollout, texts, rewards, advantages = experience
-    tokens = int(rollout.mask.sum())
-    per_token = advantages.repeat_interleave(rollout.lengths)
-    logp = rollout.logp[rollout.mask]
-    covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
-    group = rewards.shape[1]
-    right = rewards.flatten().tolist()
-    distinct = {(i // group, text) for i, text in enumerate(texts) if right[i]}
-    return {
-        "reward": float(rewards.mean()),
-        "entropy": float(rollout.entropy[rollout.mask].mean()),
-        "covariance": covariance.mean,
-        "distinct_right_answers": len(distinct) / len(rewards),
-        "tokens": tokens,
-        "tokens_per_sequence": tokens / len(texts),
-    }

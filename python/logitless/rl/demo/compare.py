@@ -19,12 +19,12 @@ import logitless as ll
 from logitless.rl.demo.full_logits import full_logits_loss
 from logitless.rl.demo.head_memory import head_memory
 from logitless.rl.engine import LocalEngine
+from logitless.rl.experience import collect
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tasks import Task
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.train import collect
 from logitless.rl.update import batch_options, loss_backward, pack
 
 

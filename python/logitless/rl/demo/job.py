@@ -13,35 +13,38 @@ import torch
 import logitless as ll
 from logitless.rl.demo.compare import compare
 from logitless.rl.policy import Policy, make_policy, silence_bars
-from logitless.rl.recipe import Recipe, make_spec
+from logitless.rl.recipe import WARMUP, Recipe, make_spec
 from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
 from logitless.rl.tasks import Task, TaskWithSolutions, load_task
-from logitless.rl.tracking import checkpoint, metrics
+from logitless.rl.tracking import checkpoint, metrics, run_folder
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
-from logitless.rl.train import METRICS_FILE, train
+from logitless.rl.train import train
 from logitless.rl.update import warm_up
 
-WARMUP_FOLDER = "warmup"
 
+def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
+    it: 130 for Ctrl-C, 143 for SIGTERM. The folder is usable either way.
 
-def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
-    """Runs a recipe into the folder `out`; returns 0, or 130 where Ctrl-C ended it. The folder is
-    usable either way.
+    `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
     task = load_task(recipe.task.name, recipe.task.options)
     specs = {name: make_spec(name, loss) for name, loss in recipe.methods.items()}
-    out.mkdir(parents=True, exist_ok=True)
+    with run_folder.locked(out):
+        run_folder.claim(out, asdict(recipe), resume=resume, overwrite=overwrite)
+        return _run(recipe, task, specs, out, resume)
+
+
+def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: bool) -> int:
     silence_bars()
-    if not resume:
-        forget(recipe, out)
     comparison: dict[str, Any] | None = None
     head_bytes: dict[str, int] = {}
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
         try:
-            policy = starting_policy(recipe, task, out / WARMUP_FOLDER, progress, stop, resume)
+            policy = starting_policy(recipe, task, out / WARMUP, progress, stop, resume)
             start = {name: value.clone() for name, value in policy.model.state_dict().items()}
             if recipe.compare_repeats and not stop.requested:
                 progress.say("comparing one training step with full logits in plain torch")
@@ -52,19 +55,13 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False) -> int:
                 policy.model.load_state_dict(start)
                 train(name, policy, task, recipe, out / name, progress, stop, resume)
         except KeyboardInterrupt:
-            stop.requested = True
-    runs = {name: metrics.read(out / name / METRICS_FILE) for name in recipe.methods}
+            stop.requested, stop.status = True, stop.status or 130
+    runs = {name: metrics.read(out / name / metrics.FILE) for name in recipe.methods}
     for line in finish(recipe, out, runs, comparison, head_bytes):
         print(line)
-    return 130 if stop.requested else 0
-
-
-def forget(recipe: Recipe, out: Path) -> None:
-    """Removes the checkpoints and metrics of an earlier run of the same methods, nothing else."""
-    checkpoint.clear(out / WARMUP_FOLDER)
-    for name in recipe.methods:
-        checkpoint.clear(out / name)
-        (out / name / METRICS_FILE).unlink(missing_ok=True)
+    if stop.requested:
+        print(f"stopped before its end; --resume --out {out} goes on")
+    return stop.status
 
 
 def starting_policy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from logitless.rl.recipe.load import bundled, load_recipe
 from logitless.rl.recipe.losses import make_spec
 from logitless.rl.recipe.schema import (
+    WARMUP,
     LossRecipe,
     ModelRecipe,
     Recipe,
@@ -15,6 +16,6 @@ from logitless.rl.recipe.schema import (
 )
 
 __all__ = [
-    "LossRecipe", "ModelRecipe", "Recipe", "RolloutRecipe", "TaskRecipe", "UpdateRecipe",
+    "WARMUP", "LossRecipe", "ModelRecipe", "Recipe", "RolloutRecipe", "TaskRecipe", "UpdateRecipe",
     "WarmupRecipe", "bundled", "load_recipe", "make_spec",
 ]  # fmt: skip

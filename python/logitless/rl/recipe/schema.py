@@ -10,6 +10,9 @@ from typing import Any
 
 import logitless as ll
 
+# The folder of the warm-up's checkpoint, beside those of the methods.
+WARMUP = "warmup"
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -35,6 +38,12 @@ class TaskRecipe:
     # A built-in name, "reasoning_gym:NAME", or "module:attribute" of your own.
     name: str = "sum_to_n"
     options: dict[str, Any] = field(default_factory=dict)
+    # A reward counts as 1 from here on, and as 0 below; None: rewards are as the task returns them.
+    # reasoning-gym gives 0.01 or 0.05 to some wrong answers, which a group's standard deviation
+    # makes large: `threshold: 0.99` gives credit to right answers alone.
+    threshold: float | None = None
+    # The smallest reward of a right answer, for the metrics that count those.
+    right: float = 0.99
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,11 @@ class Recipe:
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")
         for name in self.methods:
+            if name == WARMUP:
+                raise ValueError(
+                    f"recipe key 'methods.{name}': a method is also a folder's name, and the "
+                    f"warm-up's is '{WARMUP}'"
+                )
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(
                     f"recipe key 'methods.{name}': a method is also a folder's name; use "

@@ -10,11 +10,13 @@ A task with `solution(rng, prompt) -> str` can also be warmed up on (update/warm
 
 from __future__ import annotations
 
-from logitless.rl.tasks.base import RIGHT, Prompt, Task, TaskWithSolutions
+from logitless.rl.tasks.base import Prompt, Task, TaskWithSolutions
 from logitless.rl.tasks.load import TASKS, load_task
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
+from logitless.rl.tasks.scoring import RewardError, Scores, score
 from logitless.rl.tasks.sum_to_n import SumToN
 
 __all__ = [
-    "RIGHT", "TASKS", "Prompt", "ReasoningGym", "SumToN", "Task", "TaskWithSolutions", "load_task",
+    "TASKS", "Prompt", "ReasoningGym", "RewardError", "Scores", "SumToN", "Task",
+    "TaskWithSolutions", "load_task", "score",
 ]  # fmt: skip

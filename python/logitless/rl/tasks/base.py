@@ -5,10 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-# The smallest reward of a right answer. reasoning-gym gives 0.01 or 0.05 to some wrong answers;
-# group normalization would turn that noise into advantages.
-RIGHT = 0.99
-
 
 class Prompt(NamedTuple):
     text: str

@@ -6,7 +6,7 @@ import importlib
 import random
 from typing import Any
 
-from logitless.rl.tasks.base import RIGHT, Prompt
+from logitless.rl.tasks.base import Prompt
 
 
 class ReasoningGym:
@@ -31,7 +31,7 @@ class ReasoningGym:
         return [Prompt(self._prompt_text(entry), entry) for entry in (entries[i] for i in range(n))]
 
     def reward(self, prompt: Prompt, completion: str) -> float:
-        return float(self._scorer.score_answer(completion.strip(), prompt.data) >= RIGHT)
+        return float(self._scorer.score_answer(completion.strip(), prompt.data))
 
     def solution(self, rng: random.Random, prompt: Prompt) -> str:
         return str(prompt.data["answer"])

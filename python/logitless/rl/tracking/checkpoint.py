@@ -34,10 +34,5 @@ def latest(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def clear(folder: Path) -> None:
-    for old in folder.glob(f"{PREFIX}*"):
-        shutil.rmtree(old)
-
-
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))

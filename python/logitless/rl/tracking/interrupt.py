@@ -1,4 +1,5 @@
-"""Ctrl-C, politely: the first one ends the run after the current step, the second one at once."""
+"""Ctrl-C and SIGTERM, politely: the first one ends the run after the current step, the second one
+at once."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
@@ -15,11 +18,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        # of a process that ends now: 0, or 128 + the signal
+        self.status = 0
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._hear)
+            self._previous = {number: signal.signal(number, self._hear) for number in HEARD}
         return self
 
     def __exit__(
@@ -28,10 +33,11 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.status = 128 + number
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

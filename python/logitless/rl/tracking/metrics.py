@@ -8,6 +8,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+# In the folder of a method.
+FILE = "metrics.jsonl"
+
 # "first" and "last" of a summary are means over this many steps at either end.
 WINDOW = 5
 

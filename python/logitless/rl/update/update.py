@@ -33,21 +33,24 @@ def update_policy(
     step: int,
     clock: Stopwatch,
 ) -> Update:
-    """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss."""
+    """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss. Fewer where the
+    rollout has lost so many prompts that there is a minibatch without a sequence."""
     update = recipe.update
     rng = random.Random(f"minibatches {recipe.seed} {step}")
     updates = update.epochs * update.minibatches
     sums: dict[str, float] = {}
     gap = 0.0
-    selected = 0
+    selected = made = 0
     for number in range(updates):
         if number % update.minibatches == 0:
             order = torch.tensor(rng.sample(range(len(rollout.mask)), len(rollout.mask)))
         index = order.tensor_split(update.minibatches)[number % update.minibatches]
+        if not len(index):
+            continue
         minibatch = pack(rollout, advantages, index)
         shared = batch_options(minibatch, spec, recipe.seed, step * updates + number)
         parts = []
-        for part in index.tensor_split(update.micro_batches):
+        for part in index.tensor_split(min(update.micro_batches, len(index))):
             packed = pack(rollout, advantages, part)
             out = loss_backward(engine, packed, spec, recipe, shared, clock)
             parts.append({key: float(value) for key, value in out.metrics.items()})
@@ -59,7 +62,8 @@ def update_policy(
         selected += round(metrics.get("actor/cov_selected", 0.0) * len(minibatch.targets))
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + value
-    return Update({key: value / updates for key, value in sums.items()}, gap, selected)
+        made += 1
+    return Update({key: value / made for key, value in sums.items()}, gap, selected)
 
 
 def loss_backward(

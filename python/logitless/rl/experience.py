@@ -1,0 +1,92 @@
+"""A step's answers: sampled, scored and compared."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from logitless.rl.policy import Policy
+from logitless.rl.recipe import Recipe
+from logitless.rl.rollout import Rollout, sample
+from logitless.rl.tasks import Scores, Task, score
+from logitless.rl.tracking.metrics import Row
+from logitless.rl.tracking.stopwatch import Stopwatch
+from logitless.rl.update import advantages_of
+
+
+class Experience(NamedTuple):
+    """The answers of one step, and their worth; without the prompts that could not be scored."""
+
+    rollout: Rollout  # of B = prompts * group sequences
+    texts: list[str]
+    rewards: Tensor  # [prompts, group]
+    advantages: Tensor  # [B]
+    skipped: int  # prompts that could not be scored
+    failures: list[str]  # why
+
+
+def collect(policy: Policy, task: Task, recipe: Recipe, step: int, clock: Stopwatch) -> Experience:
+    """Prompts of the task, sampled answers, their rewards and advantages; a function of
+    (seed, step) and the weights.
+    """
+    prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
+    rollout = sample(
+        policy,
+        policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
+        group=recipe.rollout.group,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+        seed=recipe.seed,
+        step=step,
+        clock=clock,
+    )
+    with clock("reward"):
+        texts = rollout.texts(policy.tokenizer)
+        scores = score(task, prompts, texts, recipe.task.threshold)
+    return scored(rollout, texts, scores, recipe.update.advantage)
+
+
+def scored(rollout: Rollout, texts: list[str], scores: Scores, advantage: str) -> Experience:
+    """The answers to the prompts that have been scored."""
+    rewards, good = scores.rewards[scores.scored], scores.scored
+    skipped = int((~good).sum())
+    if skipped:
+        of_answer = good.repeat_interleave(scores.rewards.shape[1])
+        rollout = rollout.sequences(of_answer.nonzero()[:, 0])
+        texts = [text for text, kept in zip(texts, of_answer.tolist(), strict=True) if kept]
+    advantages = advantages_of(rewards, advantage)
+    return Experience(rollout, texts, rewards, advantages, skipped, scores.failures)
+
+
+def unscored(experience: Experience) -> str:
+    """What went wrong with the rewards, for the log."""
+    prompts = experience.skipped + len(experience.rewards)
+    why = "; ".join(experience.failures)
+    return f"skipped {experience.skipped} of {prompts} prompts without a reward: {why}"
+
+
+def describe(experience: Experience, right: float) -> Row:
+    """What a rollout says about the policy that wrote it; `right`: the least reward of a right
+    answer."""
+    rollout, texts, rewards, advantages, skipped, _ = experience
+    tokens = int(rollout.mask.sum())
+    per_token = advantages.repeat_interleave(rollout.lengths)
+    logp = rollout.logp[rollout.mask]
+    covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
+    group = rewards.shape[1]
+    is_right = (rewards >= right).flatten().tolist()
+    distinct = {(i // group, text) for i, text in enumerate(texts) if is_right[i]}
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(dim=1).mean()),
+        "skipped_prompts": skipped,
+        "entropy": float(rollout.entropy[rollout.mask].mean()),
+        "covariance": covariance.mean,
+        "distinct_right_answers": len(distinct) / len(rewards),
+        "tokens": tokens,
+        "tokens_per_sequence": tokens / len(texts),
+    }

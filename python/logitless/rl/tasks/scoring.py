@@ -1,0 +1,65 @@
+"""The rewards of a step's answers, as a task returns them."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.rl.tasks.base import Prompt, Task
+
+
+class RewardError(RuntimeError):
+    """No answer of a step could be scored; the cause is the task's last error."""
+
+
+class Scores(NamedTuple):
+    rewards: Tensor  # [prompts, group] float32; 0 where there is none
+    scored: Tensor  # [prompts] bool: every answer of the prompt has a reward
+    failures: list[str]  # what went wrong, with file and line; each once
+
+
+def score(
+    task: Task, prompts: Sequence[Prompt], texts: Sequence[str], threshold: float | None = None
+) -> Scores:
+    """The reward of every answer; texts: [prompts * group], the answers of a prompt together.
+
+    Rewards stay as the task returns them; with a threshold they become 1.0 from there on and 0.0
+    below. An error, NaN or an infinity has no reward: advantages compare the answers of a prompt,
+    so all of its group go without. RewardError where that leaves no prompt.
+    """
+    group = len(texts) // len(prompts)
+    found = [attempt(task, prompts[i // group], x, threshold) for i, x in enumerate(texts)]
+    errors = [x for x in found if isinstance(x, BaseException)]
+    failures = list(dict.fromkeys(map(described, errors)))
+    has = torch.tensor([not isinstance(x, BaseException) for x in found])
+    scored = has.view(-1, group).all(dim=1)
+    if not scored.any():
+        why = "; ".join(failures)
+        raise RewardError(f"none of {len(prompts)} prompts could be scored: {why}") from errors[-1]
+    rewards = torch.tensor([0.0 if isinstance(x, BaseException) else x for x in found])
+    return Scores(rewards.view(-1, group), scored, failures)
+
+
+def attempt(
+    task: Task, prompt: Prompt, text: str, threshold: float | None
+) -> float | BaseException:
+    """The reward of an answer, or why it has none."""
+    try:
+        reward = float(task.reward(prompt, text))
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward must be finite, got {reward} for {text[:80]!r}")
+    # sys.exit in a reward is a failure of the reward
+    except (Exception, SystemExit) as error:
+        return error
+    return reward if threshold is None else float(reward >= threshold)
+
+
+def described(error: BaseException) -> str:
+    """Type, message, and the line of the innermost call."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

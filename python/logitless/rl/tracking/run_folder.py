@@ -1,0 +1,142 @@
+"""The folder of a run: one process at a time writes to it, and nothing in it goes unasked.
+
+recipe.json says what the folder's runs were made with, and when, by which command; run.lock says
+which process writes now.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from logitless._version import __version__
+from logitless.rl.tracking import checkpoint, metrics
+
+RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
+# What may differ in a resumed run: how far it goes, and what it writes down on the way.
+MAY_CHANGE = ("steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "notes")
+
+
+def claim(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder this recipe's, inside of `locked`. recipe: as plain values.
+
+    ValueError where it holds a run and neither `resume` nor `overwrite` is given, where there is
+    nothing to resume, and where the run to resume had other values: each key is listed.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other, got both")
+    held = runs_in(folder)
+    if resume:
+        _check_same(folder, recipe, held)
+    elif held and not overwrite:
+        raise ValueError(
+            f"{folder} holds a run ({', '.join(held)}): pass --resume to go on with it, "
+            "--overwrite to delete it, or another --out"
+        )
+    if overwrite:
+        clear(folder, held)
+    record = {
+        "recipe": recipe,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {"logitless": __version__, "python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    part = folder / f"{RECIPE_FILE}.part"
+    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    part.replace(folder / RECIPE_FILE)
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The names of the runs, the warm-up included, that have metrics or a checkpoint there."""
+    return sorted(
+        path.name
+        for path in folder.glob("*/")
+        if (path / metrics.FILE).exists() or any(path.glob(f"{checkpoint.PREFIX}*"))
+    )
+
+
+def clear(folder: Path, runs: list[str]) -> None:
+    """Removes the checkpoints and metrics of these runs, and nothing else."""
+    for name in runs:
+        for old in (folder / name).glob(f"{checkpoint.PREFIX}*"):
+            shutil.rmtree(old)
+        (folder / name / metrics.FILE).unlink(missing_ok=True)
+
+
+def _check_same(folder: Path, recipe: Mapping[str, Any], held: list[str]) -> None:
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        found = f"the runs {', '.join(held)} without {RECIPE_FILE}" if held else "no run"
+        raise ValueError(f"--resume needs a run that was started in {folder}, which holds {found}")
+    before = json.loads(file.read_text("utf-8"))["recipe"]
+    # as JSON has it: tuples are lists there
+    now = json.loads(json.dumps(recipe))
+    changes = [
+        f"{key}: {old} before, {new} now"
+        for key, old, new in differences(before, now)
+        if key.split(".")[0] not in MAY_CHANGE
+    ]
+    if changes:
+        raise ValueError(
+            f"--resume goes on with the recipe that {folder} was started with, but for "
+            f"{', '.join(MAY_CHANGE)} and methods that are new; got " + "; ".join(changes)
+        )
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of what differs; a method on one side alone is no change."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        if before != now:
+            yield path, before, now
+        return
+    for key in [*before, *(key for key in now if key not in before)]:
+        if path == "methods" and not (key in before and key in now):
+            continue
+        inner = f"{path}.{key}" if path else str(key)
+        yield from differences(before.get(key), now.get(key), inner)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and holds it for this process. ValueError where another one does.
+
+    The lock of a process that was killed counts no more on the machine that it ran on.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path, host = folder / LOCK_FILE, socket.gethostname()
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        owner = file.read()
+        if owner and not owner.endswith(f" on {host}\n"):
+            raise _taken(folder, owner)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(folder, owner) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {host}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            # not removed: another process may have opened it, and would lock a file of no name
+            file.truncate(0)
+
+
+def _taken(folder: Path, owner: str) -> ValueError:
+    return ValueError(
+        f"{folder} is in use by {owner.strip() or 'another process'}; if that one is gone, delete "
+        f"{folder / LOCK_FILE}"
+    )
