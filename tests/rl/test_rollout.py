@@ -115,3 +115,21 @@ def test_texts_drop_the_end_token(policy: Policy) -> None:
     mask = torch.tensor([[True, True, True]] * 2)
     rollout = Rollout(ids, mask, mask, nothing, nothing)
     assert rollout.texts(policy.tokenizer)[0] == "hi"
+
+
+def test_every_end_of_the_generation_config_ends_an_answer(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chat models have several: the end of a turn and that of a text."""
+    drawn = draw(policy)
+    ids = drawn.ids[:, drawn.prompt_length :][drawn.mask].tolist()
+    first, second, *_ = sorted({i for i in ids if i < 256}, key=ids.count, reverse=True)
+    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", [first, second])
+    assert policy.ends == sorted({first, second, policy.eos})
+    rollout = draw(policy)
+    answers = rollout.ids[:, rollout.prompt_length :]
+    last = answers[torch.arange(len(answers)), rollout.lengths - 1]
+    ended = rollout.lengths < answers.shape[1]
+    assert {first, second} <= set(last[ended].tolist()) <= set(policy.ends)
+    for row, length in zip(answers.tolist(), rollout.lengths.tolist(), strict=True):
+        assert not set(row[: length - 1]) & set(policy.ends)

@@ -96,8 +96,32 @@ def test_a_resumed_run_is_the_same_bit_for_bit(whole: Path, tmp_path: Path) -> N
         assert saved is not None
         assert expected is not None
         assert saved.name == "checkpoint-000008"
-        for file in ("model.safetensors", "optimizer.pt"):
+        for file in ("model.safetensors", "optimizer.safetensors"):
             assert (saved / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "run", ("compare_repeats=0", "checkpoint_every=2")
+    assert run(tiny_recipe(tmp_path, "steps=6", *options), out) == 0
+    kept = [path.name for path in checkpoint.newest_first(out / "grpo")]
+    assert kept == ["checkpoint-000006", "checkpoint-000004"]
+    file = out / "grpo" / "checkpoint-000006" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert run(tiny_recipe(tmp_path, "steps=8", *options), out, resume=True) == 0
+    assert "cannot read" in capsys.readouterr().out
+    for name in ("grpo", "clip_cov"):
+        once = metrics.read(whole / name / "metrics.jsonl")
+        assert timeless(metrics.read(out / name / "metrics.jsonl")) == timeless(once)
+
+
+def test_where_no_checkpoint_can_be_read(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(tiny_recipe(tmp_path, "steps=1", "compare_repeats=0"), out) == 0
+    (out / "grpo" / "checkpoint-000001" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint can be read: .*checkpoint-000001"):
+        run(tiny_recipe(tmp_path, "steps=2", "compare_repeats=0"), out, resume=True)
 
 
 def test_checkpoints_are_whole_or_absent(whole: Path, tmp_path: Path) -> None:

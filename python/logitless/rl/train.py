@@ -37,12 +37,8 @@ def train(
     log = folder / metrics.FILE
     spec = make_spec(name, recipe.methods[name])
     engine = LocalEngine(policy, recipe.update)
-    saved = checkpoint.latest(folder) if resume else None
-    start = 0
-    if saved is not None:
-        start = checkpoint.step_of(saved)
-        engine.load(saved)
-        progress.skip(min(start, recipe.steps))
+    start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
+    progress.skip(min(start, recipe.steps))
     rows = metrics.keep_before(log, start)
     memory.reset_peak()
 

@@ -74,9 +74,7 @@ def starting_policy(
     steps = recipe.warmup.steps + recipe.warmup.full_steps
     if steps == 0:
         return policy
-    saved = checkpoint.latest(folder) if resume else None
-    if saved is not None:
-        policy.load_weights(saved)
+    if resume and checkpoint.resume(folder, policy.load_weights, progress.say):
         return policy
 
     if not isinstance(task, TaskWithSolutions):

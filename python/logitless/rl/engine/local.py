@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.rl.engine import optimizer_state
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import UpdateRecipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
-
-OPTIMIZER_FILE = "optimizer.pt"
 
 
 class LocalEngine:
@@ -51,12 +50,12 @@ class LocalEngine:
 
     def save(self, folder: Path) -> None:
         self.policy.save(folder)
-        torch.save(self._optimizer.state_dict(), folder / OPTIMIZER_FILE)
+        optimizer_state.save(self._optimizer, folder)
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote, bit for bit."""
         self.policy.load_weights(folder)
-        self._optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+        optimizer_state.load(self._optimizer, folder)
 
 
 def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:

@@ -48,6 +48,14 @@ class Policy:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: the tokenizer's, and those of the generation config."""
+        config = getattr(self.model, "generation_config", None)
+        more = getattr(config, "eos_token_id", None)
+        more = [] if more is None else [more] if isinstance(more, int) else list(more)
+        return sorted({self.eos, *more})
+
+    @property
     def pad(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None else int(pad)

@@ -87,8 +87,10 @@ def _of_union(hints: tuple[Any, ...], value: Any, path: str, base: Any) -> Any:
 def unknown(what: str, key: str, known: Iterable[str]) -> str:
     """The message for a name that is not among `known`."""
     known, key = list(known), key if len(key) <= 200 else f"{key[:200]}..."
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"{what} '{key}' is unknown" + (f"; did you mean '{near[0]}'?" if near else "")
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"{what} '{key}' is unknown; did you mean '{near[0]}'?"
+    return f"{what} '{key}' is unknown, known: {', '.join(known)}"
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,8 @@ An error names the key as the YAML file spells it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +34,16 @@ class ModelRecipe:
     heads: int = 4
     max_positions: int = 128
 
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "intermediate_size", "layers", "heads", "max_positions")
+        for key in sizes:
+            _at_least(f"model.{key}", getattr(self, key), 1)
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"recipe key 'model.hidden_size' must be a multiple of model.heads = {self.heads}, "
+                f"got {self.hidden_size}"
+            )
+
 
 @dataclass(frozen=True)
 class TaskRecipe:
@@ -44,6 +56,11 @@ class TaskRecipe:
     threshold: float | None = None
     # The smallest reward of a right answer, for the metrics that count those.
     right: float = 0.99
+
+    def __post_init__(self) -> None:
+        for key in ("threshold", "right"):
+            if (value := getattr(self, key)) is not None:
+                _number(f"task.{key}", value, lambda _: True, "finite")
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,13 @@ class WarmupRecipe:
     full_steps: int = 0
     full_lr: float = 3e-4
 
+    def __post_init__(self) -> None:
+        for key, least in {"steps": 0, "full_steps": 0, "batch": 1, "examples": 1}.items():
+            _at_least(f"warmup.{key}", getattr(self, key), least)
+        for key in ("lr", "full_lr"):
+            _number(f"warmup.{key}", getattr(self, key), lambda x: x > 0, "above 0")
+        _number("warmup.unused_scale", self.unused_scale, lambda x: 0 <= x <= 1, "in [0, 1]")
+
 
 @dataclass(frozen=True)
 class RolloutRecipe:
@@ -75,10 +99,7 @@ class RolloutRecipe:
         # Advantages compare the answers of one prompt.
         _at_least("rollout.group", self.group, 2)
         _at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"recipe key 'rollout.temperature' must be above 0, got {self.temperature}"
-            )
+        _number("rollout.temperature", self.temperature, lambda x: x > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,11 @@ class UpdateRecipe:
     def __post_init__(self) -> None:
         for key in ("minibatches", "micro_batches", "epochs"):
             _at_least(f"update.{key}", getattr(self, key), 1)
+        for key in ("body_lr", "head_lr", "embedding_lr", "weight_decay"):
+            _number(f"update.{key}", getattr(self, key), lambda x: x >= 0, "at least 0")
+        for key in ("beta1", "beta2"):
+            _number(f"update.{key}", getattr(self, key), lambda x: 0 <= x < 1, "in [0, 1)")
+        _number("update.clip_norm", self.clip_norm, lambda x: x > 0, "above 0", endless=True)
         try:
             ll.plan(1, 1, 1, budget=self.memory_budget, tail_mass=self.tail_mass)
         except ValueError as error:
@@ -139,7 +165,10 @@ class Recipe:
     update: UpdateRecipe = field(default_factory=UpdateRecipe)
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 1)
+        for key, least in {
+            "steps": 1, "checkpoint_every": 1, "entropy_change_every": 0, "compare_repeats": 0
+        }.items():  # fmt: skip
+            _at_least(key, getattr(self, key), least)
         sequences = self.rollout.prompts * self.rollout.group
         if sequences < self.update.minibatches * self.update.micro_batches:
             raise ValueError(
@@ -160,6 +189,14 @@ class Recipe:
                     f"recipe key 'methods.{name}': a method is also a folder's name; use "
                     f"letters, digits, - and _"
                 )
+
+
+def _number(
+    key: str, value: float, ok: Callable[[float], bool], expected: str, *, endless: bool = False
+) -> None:
+    """A finite number, or with `endless` one without end as well, that is as expected."""
+    if not ok(value) or not (math.isfinite(value) or endless):
+        raise ValueError(f"recipe key '{key}' must be {expected}, got {value}")
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -27,7 +27,7 @@ def sample(
     step: int,
     clock: Stopwatch,
 ) -> Rollout:
-    """`group` answers to each prompt (sequence i answers prompt i // group), each ended by the end
+    """`group` answers to each prompt (sequence i answers prompt i // group), each ended by an end
     token or the limit.
     """
     from transformers import DynamicCache
@@ -44,7 +44,7 @@ def sample(
     cache.batch_repeat_interleave(group)
     hidden, ids, attention = (x.repeat_interleave(group, dim=0) for x in (hidden, ids, attention))
 
-    live = torch.ones(B, dtype=torch.bool)
+    live, ends = torch.ones(B, dtype=torch.bool), torch.tensor(policy.ends)
     for t in range(T):
         rows = live.nonzero()[:, 0]
         with clock("rollout head"):
@@ -59,7 +59,7 @@ def sample(
             )
         tokens[rows, t], logp[rows, t], entropy[rows, t] = drawn.token, drawn.logp, drawn.entropy
         mask[rows, t] = True
-        live[rows] = drawn.token != policy.eos
+        live[rows] = ~torch.isin(drawn.token, ends)
         attention = torch.cat([attention, mask[:, t : t + 1]], dim=1)
         if t + 1 == T or not live.any():
             break

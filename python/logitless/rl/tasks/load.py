@@ -24,8 +24,10 @@ def load_task(name: str, options: Mapping[str, Any]) -> Task:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in TASKS:
-            (near,) = difflib.get_close_matches(name[:200], TASKS, n=1, cutoff=0.0)
-            raise ValueError(f"task '{name[:200]}' is unknown; did you mean '{near}'?")
+            near = difflib.get_close_matches(name[:200], TASKS, n=1)
+            known = f"known: {', '.join(TASKS)}, or 'module:attribute' of your own"
+            hint = f"did you mean '{near[0]}'?" if near else known
+            raise ValueError(f"task '{name[:200]}' is unknown; {hint}")
         make = TASKS[name]
     elif module == "reasoning_gym":
         make = partial(ReasoningGym, attribute)
