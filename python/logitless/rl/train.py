@@ -35,7 +35,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / metrics.FILE
-    spec = make_spec(name, recipe.methods[name])
+    spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     engine = LocalEngine(policy, recipe.update)
     start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
     progress.skip(min(start, recipe.steps))

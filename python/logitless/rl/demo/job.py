@@ -32,7 +32,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
     task = load_task(recipe.task.name, recipe.task.options)
-    specs = {name: make_spec(name, loss) for name, loss in recipe.methods.items()}
+    longest = recipe.rollout.max_new_tokens
+    specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
     with run_folder.locked(out):
         run_folder.claim(out, asdict(recipe), resume=resume, overwrite=overwrite)
         return _run(recipe, task, specs, out, resume)

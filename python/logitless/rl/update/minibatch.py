@@ -45,9 +45,11 @@ def pack(
     )
 
 
-def batch_options(minibatch: Packed, spec: Any, seed: int, step: int) -> dict[str, Any]:
+def batch_options(
+    minibatch: Packed, spec: Any, seed: int, step: int, entropy_change: Tensor | None = None
+) -> dict[str, Any]:
     """Arguments that the calls of all micro-batches share: the minibatch's counts, and its
-    selection where the loss selects tokens.
+    selection where the loss selects tokens. entropy_change: [N], where the selection needs it.
     """
     if spec.control is None:
         sequences = len(minibatch.cu_seqlens) - 1
@@ -58,9 +60,16 @@ def batch_options(minibatch: Packed, spec: Any, seed: int, step: int) -> dict[st
         minibatch.mask,
         spec,
         entropy=minibatch.old_entropy,
+        entropy_change=entropy_change,
         cu_seqlens=minibatch.cu_seqlens,
         token_ids=minibatch.token_ids,
         seed=seed,
         step=step,
+        **rollout_options(minibatch, spec),
     )
     return {"batch": batch}
+
+
+def rollout_options(packed: Packed, spec: Any) -> dict[str, Any]:
+    """The log-probs of the rollout, for a loss that needs them: here those of the old policy."""
+    return {"rollout_logp": packed.old_logp} if "rollout_logp" in spec.needs else {}

@@ -13,9 +13,9 @@ from torch import Tensor
 import logitless as ll
 from logitless.rl.engine import LocalEngine
 from logitless.rl.recipe import Recipe
-from logitless.rl.rollout import Rollout
+from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update.minibatch import Packed, batch_options, pack
+from logitless.rl.update.minibatch import Packed, batch_options, pack, rollout_options
 
 
 class Update(NamedTuple):
@@ -48,7 +48,10 @@ def update_policy(
         if not len(index):
             continue
         minibatch = pack(rollout, advantages, index)
-        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number)
+        change = None
+        if spec.control is not None and "entropy_change" in spec.control.needs:
+            change = entropy_change(engine, minibatch, recipe, clock)
+        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number, change)
         parts = []
         for part in index.tensor_split(min(update.micro_batches, len(index))):
             packed = pack(rollout, advantages, part)
@@ -64,6 +67,26 @@ def update_policy(
             sums[key] = sums.get(key, 0.0) + value
         made += 1
     return Update({key: value / made for key, value in sums.items()}, gap, selected)
+
+
+@torch.no_grad()
+def entropy_change(
+    engine: LocalEngine, packed: Packed, recipe: Recipe, clock: Stopwatch
+) -> Tensor:  # [N]
+    """What each token's update would change of the entropy, under the weights of now."""
+    with clock("train body"):
+        states = hidden_states(engine.policy, packed.sequences)
+    with clock("train head"):
+        stats = ll.linear_token_stats(
+            states,
+            engine.policy.weight,
+            packed.targets,
+            temperature=recipe.rollout.temperature,
+            extras=("entropy_change",),
+            **engine.policy.head_options,
+        )
+    change: Tensor = stats.extras["entropy_change"]
+    return change
 
 
 def loss_backward(
@@ -90,6 +113,7 @@ def loss_backward(
             temperature=recipe.rollout.temperature,
             memory_budget=recipe.update.memory_budget,
             tail_mass=recipe.update.tail_mass,
+            **rollout_options(packed, spec),
             **shared,
             **engine.policy.head_options,
         )
