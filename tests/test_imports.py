@@ -56,9 +56,11 @@ entropy         covariance and the entropy law
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
                 entropy
-                diagnostics
+                diagnostics integrations.transformers
 integrations    other people's trainers
                 public
+integrations.transformers  the head of a Hugging Face model, as a weight and options
+                inputs diagnostics
 rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
                 public
@@ -338,6 +340,8 @@ devices            kernels of a GPU: there, emulated, and their wiring
 golden             numbers of verl and TRL
                    support
 rl                 the trainer
+                   support
+integrations       other people's models and trainers
                    support
 cli                the command line
                    support

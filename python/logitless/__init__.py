@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from logitless.diagnostics.warm import warm
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
+    from logitless.integrations.transformers.head import Head, head_of
     from logitless.loss.evaluate.inputs import BatchStats, Totals
     from logitless.loss.evaluate.rollout import RolloutWeights
     from logitless.loss.spec import (
@@ -84,6 +85,7 @@ _HOMES = {
     "EntropyLaw": "logitless.entropy.law",
     "EntropyWeights": "logitless.loss.spec",
     "Gmpo": "logitless.loss.spec",
+    "Head": "logitless.integrations.transformers.head",
     "KL": "logitless.loss.spec",
     "KLCov": "logitless.loss.spec",
     "LinearPolicyLossOutput": "logitless.ops.linear_policy_loss",
@@ -115,6 +117,7 @@ _HOMES = {
     "covariance": "logitless.entropy.covariance",
     "fit_entropy_law": "logitless.entropy.law",
     "gathered": "logitless.ops.gathered",
+    "head_of": "logitless.integrations.transformers.head",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
     "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
@@ -148,6 +151,7 @@ __all__ = [
     "EntropyLaw",
     "EntropyWeights",
     "Gmpo",
+    "Head",
     "KLCov",
     "LinearPolicyLossOutput",
     "LogController",
@@ -179,6 +183,7 @@ __all__ = [
     "covariance",
     "fit_entropy_law",
     "gathered",
+    "head_of",
     "linear_policy_loss",
     "linear_sample",
     "linear_token_stats",

@@ -12,6 +12,9 @@ from torch import Tensor
 from logitless.inputs.checks import shown
 from logitless.inputs.options import LogitTransform
 
+# Rows of the weight that are cast to float64 at once.
+_ROWS = 8192
+
 
 class Difference(NamedTuple):
     """Between the module's logits and those of weight and options."""
@@ -50,7 +53,18 @@ def compare_module(
     options: LogitTransform,
 ) -> Difference:
     """head(hidden) may be the logits before the options' chain, after softcap and scale, or z."""
-    raw = hidden.double() @ weight.double().t()
+    return compare_logits(_logits(head, hidden, len(weight)), head, hidden, weight, options)
+
+
+def compare_logits(
+    given: Tensor,  # [n, V]
+    head: Any,
+    hidden: Tensor,  # [n, H]
+    weight: Tensor,  # [V, H]
+    options: LogitTransform,
+) -> Difference:
+    """`given` is what the module made of hidden, at one of the stages of `compare_module`."""
+    raw = exact_product(hidden, weight)
     rounding = torch.nn.functional.linear(hidden, weight).double() - raw
     if options.bias is not None:
         raw = raw + options.bias.double()
@@ -60,7 +74,6 @@ def compare_module(
     stages = [raw, capped]
     if isinstance(options.temperature, (int, float)):
         stages.append(capped / options.temperature)
-    given = _logits(head, hidden, len(weight))
     near = _Near(given, rounding)
     best = min(stages, key=near.excess)
     off = float((near.given - best).abs().max())
@@ -70,13 +83,20 @@ def compare_module(
     return Difference(off, worst, allowed, cause)
 
 
+def exact_product(hidden: Tensor, weight: Tensor) -> Tensor:  # [n, V] float64
+    """In pieces: a float64 copy of a large weight would be gigabytes."""
+    pieces = [hidden.double() @ piece.double().t() for piece in weight.split(_ROWS)]
+    return torch.cat(pieces, dim=1)
+
+
 class _Near:
     """Whether logits are the module's but for rounding: each of them, and all on average, which
     shows what is small but everywhere."""
 
     def __init__(self, given: Tensor, rounding: Tensor) -> None:
         self.given = given.double()
-        self.eps = torch.finfo(given.dtype).eps
+        # What logits are compared with is a float64 product, which rounds as well.
+        self.eps = max(torch.finfo(given.dtype).eps, 1e-14)
         self.worst, self.mean = float(rounding.abs().max()), float(rounding.square().mean().sqrt())
 
     def allowed(self, logits: Tensor) -> Tensor:
@@ -129,7 +149,7 @@ def _softcap(given: Tensor, raw: Tensor) -> float:
 
 
 def _logits(head: Any, hidden: Tensor, vocab: int) -> Tensor:  # [n, V]
-    with torch.no_grad(), _evaluating(head):
+    with torch.no_grad(), evaluating(head):
         try:
             out = head(hidden)
         except Exception as error:
@@ -155,7 +175,7 @@ def _logits(head: Any, hidden: Tensor, vocab: int) -> Tensor:  # [n, V]
 
 
 @contextmanager
-def _evaluating(head: Any) -> Iterator[None]:
+def evaluating(head: Any) -> Iterator[None]:
     """Without dropout; every module is then as it was."""
     training = [module for module in head.modules() if module.training]
     head.eval()

@@ -1,0 +1,1 @@
+"""What logitless knows of other people's libraries."""

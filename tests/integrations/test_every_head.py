@@ -1,0 +1,85 @@
+"""ll.head_of on every causal LM class of the installed transformers: right, or refused by name."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+
+import logitless as ll
+from tests.integrations.tiny_models import model_types, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Outcome(NamedTuple):
+    kind: str
+    detail: str = ""
+
+
+@cache
+def outcome(model_type: str, dtype: torch.dtype = torch.float32, tied: bool = False) -> Outcome:
+    ids = torch.randint(3, 80, (2, 9), generator=torch.Generator().manual_seed(1))
+    try:
+        model = tiny(model_type, dtype, tie_word_embeddings=tied)
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits
+    except Exception as error:
+        return Outcome("not buildable", f"{type(error).__name__}: {error}".replace("\n", " ")[:100])
+    try:
+        head = ll.head_of(model)
+    except ValueError as error:
+        named = str(error).startswith(f"head_of: {type(model).__name__}: ")
+        return Outcome("refused" if named else "wrong", str(error))
+    with torch.no_grad():
+        hidden = head.hidden(model, input_ids=ids)
+        stats = ll.linear_token_stats(hidden, head.weight, ids, **head.options)
+    expected = logits.double().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    off = float((stats.logp - expected).abs().max())
+    # Some give float32 logits of any weights.
+    allowed = 8 * torch.finfo(logits.dtype).eps * (4 + float(logits.abs().max()))
+    return Outcome("right" if off <= allowed else "wrong", f"{off:.2g}, allowed {allowed:.2g}")
+
+
+@pytest.mark.parametrize("model_type", model_types())
+def test_a_class_is_right_or_refused(model_type: str) -> None:
+    kind, detail = outcome(model_type)
+    if kind == "not buildable":
+        pytest.skip(f"not buildable small: {detail}")
+    assert kind in ("right", "refused"), detail
+
+
+@pytest.mark.slow
+def test_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {model_type: outcome(model_type) for model_type in model_types()}
+    count = Counter(kind for kind, _ in found.values())
+    with capsys.disabled():
+        sys.stdout.write(f"\n{len(found)} model types: {dict(count)}\n")
+        for model_type, (kind, detail) in found.items():
+            if kind != "right":
+                sys.stdout.write(f"{kind}: {model_type}: {detail}\n")
+    assert not count["wrong"]
+    # 2 of 196 are refused with transformers 5.24.
+    assert count["refused"] <= 0.05 * len(found)
+    assert count["right"] >= 0.8 * len(found)
+
+
+FAMILIES = [
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "cohere", "cohere2", "recurrent_gemma", "granite",
+    "mpt", "gpt2", "phi", "xlstm", "olmo2", "mamba", "hyperclovax", "falcon_h1", "bert",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_families_in_float64(model_type: str, tied: bool) -> None:
+    kind, detail = outcome(model_type, torch.float64, tied)
+    assert kind == "right", detail
