@@ -73,8 +73,8 @@ def test_how_many(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 FAMILIES = [
-    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "cohere", "cohere2", "recurrent_gemma", "granite",
-    "mpt", "gpt2", "phi", "xlstm", "olmo2", "mamba", "hyperclovax", "falcon_h1", "bert",
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "cohere", "cohere2", "recurrent_gemma",
+    "granite", "mpt", "gpt2", "phi", "xlstm", "olmo2", "mamba", "hyperclovax", "falcon_h1", "bert",
 ]  # fmt: skip
 
 

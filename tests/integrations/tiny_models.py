@@ -85,8 +85,9 @@ def _small(content: dict[str, Any]) -> dict[str, Any]:
         elif name in OPTIONS or name in OTHERS:
             changes[name] = (OPTIONS | OTHERS)[name]
         elif (isinstance(value, int) and not isinstance(value, bool)) or name in DERIVED:
-            sizes = [size for pattern, size in SIZES.items() if re.fullmatch(pattern, name)]
-            changes |= {name: size for size in sizes[:1]}
+            size = next((x for pattern, x in SIZES.items() if re.fullmatch(pattern, name)), None)
+            if size is not None:
+                changes[name] = size
     if "kv_lora_rank" in content:
         # Latent attention has a key for each head.
         changes["num_key_value_heads"] = changes["num_attention_heads"]

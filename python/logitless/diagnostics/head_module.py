@@ -117,8 +117,7 @@ def _cause(head: Any, near: _Near, raw: Tensor, off: float) -> str:
     """What makes the module's logits of `raw`, as far as that can be seen."""
     start = f"the module's logits differ from weight and options by up to {off:.2e}: "
     given = near.given
-    adapters = sorted({part for name, _ in head.named_modules() for part in name.split(".")
-                       if "lora" in part.lower() or "adapter" in part.lower()})  # fmt: skip
+    adapters = adapter_names(head)
     if adapters:
         return start + f"it has an adapter ({', '.join(adapters)}), merge it into the weight"
     scale = float((given * raw).sum() / raw.square().sum().clamp_min(1e-300))
@@ -133,6 +132,12 @@ def _cause(head: Any, near: _Near, raw: Tensor, off: float) -> str:
         "an adapter, a softcap or a scale, or a weight that is not the one it multiplies by; merge "
         "what it adds, or pass softcap=, logit_scale= or bias="
     )
+
+
+def adapter_names(head: Any) -> list[str]:
+    """Parts of the module that adapters are called."""
+    parts = {part for name, _ in head.named_modules() for part in name.split(".")}
+    return sorted(x for x in parts if "lora" in x.lower() or "adapter" in x.lower())
 
 
 def _softcap(given: Tensor, raw: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +46,11 @@ def ramp(rows: int, vocab: int, device: Any) -> Tensor:  # [rows, V] float64
 def fit(
     z: Tensor,  # [rows, V]
     logits: Tensor,  # [rows, W]
-    numbers: Iterable[float],
+    numbers: Collection[float],
 ) -> Chain:
     """The chain that makes these logits of `ramp`; its numbers are the config's where they fit."""
-    eps, y = torch.finfo(logits.dtype).eps, logits.double()
+    y = logits.double()
+    eps = _resolution(y)
     vocab = y.shape[1]
     if vocab > z.shape[1]:
         raise Unexplained(f"its logits have {vocab} columns, its head's weight {z.shape[1]} rows")
@@ -65,7 +66,10 @@ def fit(
     if not low > 0:
         raise Unexplained(f"the head's output is multiplied by {low:.4g}, which is not positive")
     if high - low > 8 * eps * high:
-        raise Unexplained(f"each column has a scale of its own, {low:.4g} to {high:.4g}")
+        raise Unexplained(
+            f"after the head each column has a scale of its own, {low:.4g} to {high:.4g}, or is "
+            "another column"
+        )
     scale = _number("scale", slope, eps, numbers)
     end = float(y[2].mean())
     linear = abs(end / float(z[2].mean()) / slope - 1) < 1e-2
@@ -73,17 +77,26 @@ def fit(
     expected = chain(z)
     off = ((y - expected).abs() / expected.abs().clamp_min(1e-300))[1:]
     # A tanh in the logits' dtype and the roundings beside it.
-    if float(off.max()) > 16 * eps + 1e-12:
+    wrong = off > 16 * eps + 1e-12
+    if bool(wrong.any()):
         at = int(off.argmax()) + vocab
         value, given, closest = (float(x.reshape(-1)[at]) for x in (z, y, expected))
         raise Unexplained(
-            f"it is no scale and softcap: a product of {value:.4g} becomes {given:.6g}, where the "
-            f"closest such chain gives {closest:.6g}"
+            f"what follows its head is no scale and softcap, in {int(wrong.any(dim=0).sum())} of "
+            f"{vocab} columns: {value:.4g} becomes {given:.6g}, not {closest:.6g}"
         )
     return chain
 
 
-def _number(name: str, measured: float, eps: float, numbers: Iterable[float]) -> float:
+def _resolution(y: Tensor) -> float:
+    """The eps of the coarsest dtype that all of it was rounded to on its way."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.equal(y.to(dtype).double(), y):
+            return torch.finfo(dtype).eps
+    return torch.finfo(torch.float64).eps
+
+
+def _number(name: str, measured: float, eps: float, numbers: Collection[float]) -> float:
     """The number that a config names, or its inverse, where the measurement cannot tell."""
     known = {x for number in numbers if number for x in (number, 1 / number)}
     known.add(1.0)

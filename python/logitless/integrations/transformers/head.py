@@ -43,11 +43,13 @@ class Head(NamedTuple):
             head_layer,
             in_place_of,
             logits_of,
+            no_columns,
             only_call,
             unwrapped,
         )
 
-        with in_place_of(head_layer(unwrapped(model)), _no_columns) as calls:
+        layer = head_layer(unwrapped(model))
+        with in_place_of(layer, lambda hidden: no_columns(layer, hidden)) as calls:
             output = model(**inputs)
         states, _ = only_call(calls)
         if not states.requires_grad:
@@ -55,10 +57,6 @@ class Head(NamedTuple):
         # Engines await the backward at the model's outputs: the states go on from there.
         empty = logits_of(output).to(states.dtype).reshape(*states.shape[:-1], 0)
         return torch.cat((states, empty), dim=-1)
-
-
-def _no_columns(hidden: Tensor) -> Tensor:
-    return hidden[..., :0]
 
 
 @public

@@ -6,17 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Modules around a model that have it as `.module`.
-_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+_WRAPPERS = ("DistributedDataParallel", "DataParallel")
 
 
 def unwrapped(model: Any) -> Any:
-    """The Hugging Face model inside torch.compile, DDP, FSDP and peft."""
+    """The Hugging Face model inside torch.compile, DDP and peft; FSDP2 adds no module."""
     inner = model
     while True:
         kinds = {kind.__name__ for kind in type(inner).__mro__}
+        if "FullyShardedDataParallel" in kinds:
+            raise TypeError(
+                "FullyShardedDataParallel keeps a head's weight in a flat one: shard the model with "
+                "torch.distributed.fsdp.fully_shard"
+            )
         if "OptimizedModule" in kinds:
             inner = inner._orig_mod
         elif kinds.intersection(_WRAPPERS):
@@ -30,7 +36,8 @@ def unwrapped(model: Any) -> Any:
 def head_layer(model: Any) -> nn.Module:
     """The module of the last product, of a model without wrappers."""
     name = type(model).__name__
-    if not isinstance(model, nn.Module) or not hasattr(model, "get_output_embeddings"):
+    known = all(hasattr(model, part) for part in ("config", "get_output_embeddings"))
+    if not isinstance(model, nn.Module) or not known:
         raise TypeError(f"model must be a Hugging Face model with a head, got {name}")
     layer = model.get_output_embeddings()
     if layer is None:
@@ -44,6 +51,26 @@ def head_layer(model: Any) -> nn.Module:
     if not isinstance(layer, nn.Module):
         raise TypeError(f"{name}: its head must be a module, got {type(layer).__name__}")
     return layer
+
+
+class _NoColumns(torch.autograd.Function):
+    """Logits of no columns, which carry no gradient, but hang on what logits hang on: engines look
+    from the outputs for what a backward will reach."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.inputs = 1 + len(parameters)
+        return hidden.new_empty(*hidden.shape[:-1], 0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return (None,) * ctx.inputs
+
+
+def no_columns(layer: nn.Module, hidden: Tensor) -> Tensor:  # [..., 0]
+    """What stands for the product of the layer where nobody looks at it."""
+    empty: Tensor = _NoColumns.apply(hidden, *layer.parameters())
+    return empty
 
 
 @contextmanager

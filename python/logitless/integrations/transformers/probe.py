@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from logitless.diagnostics.head_module import compare_logits, evaluating, exact_product
+from logitless.diagnostics.head_module import (
+    adapter_names,
+    compare_logits,
+    evaluating,
+    exact_product,
+)
 from logitless.inputs.options import LogitTransform
 from logitless.integrations.transformers.chain import ROWS, Chain, config_numbers, fit, ramp
 from logitless.integrations.transformers.head import Head
@@ -57,7 +62,7 @@ def _measure(
     inputs: dict[str, Any],
 ) -> Found:
     with in_place_of(layer, layer.forward) as calls:
-        logits = _run(model, inputs)
+        logits = _forward(lambda: logits_of(model(**inputs)), inputs)
     states, product = only_call(calls)
     hidden = states.reshape(-1, states.shape[-1])
     rows, vocab = len(hidden), len(whole)
@@ -72,14 +77,12 @@ def _measure(
             f"must be the same, at least {ROWS}"
         )
     product, logits = product.reshape(rows, vocab), logits.reshape(rows, -1)
-    options = LogitTransform(bias=_whole(bias))
-    cause = compare_logits(product, layer, hidden, whole, options).cause
-    if cause:
-        raise ValueError(cause.replace("the module's logits differ", "its head's product differs"))
+    _check_product(product, layer, hidden, whole, _whole(bias))
 
     z = ramp(rows, vocab, states.device)
     with in_place_of(layer, lambda hidden: z.reshape(*hidden.shape[:-1], vocab)):
-        chain = fit(z, _run(model, inputs).reshape(rows, -1), config_numbers(model.config))
+        known = _forward(lambda: logits_of(model(**inputs)), inputs)
+    chain = fit(z, known.reshape(rows, -1), list(config_numbers(model.config)))
     _check_chain(chain, product, logits)
 
     with torch.enable_grad():
@@ -91,13 +94,31 @@ def _measure(
             chain.logit_scale,
             chain.vocab,
         )
-    again = head.hidden(model, **inputs)
+    again = _forward(lambda: head.hidden(model, **inputs), inputs)
     if not torch.equal(again, states):
         off = float((again - states).abs().max())
         raise ValueError(f"its states differ by {off:.3g} between two forwards of one input")
     exact = exact_product(hidden, whole) + (0.0 if bias is None else _whole(bias).double())
     error = float((chain(exact) - logits).abs().max())
     return Found(head, cut, error, float(logits.abs().max()))
+
+
+def _check_product(
+    product: Tensor,  # [n, V]
+    layer: nn.Module,
+    hidden: Tensor,  # [n, H]
+    weight: Tensor,  # [V, H]
+    bias: Tensor | None,  # [V]
+) -> None:
+    """The head itself is a weight and a bias."""
+    found = compare_logits(product, layer, hidden, weight, LogitTransform(bias=bias))
+    if found.cause:
+        adapters = adapter_names(layer)
+        advice = f": it has an adapter ({', '.join(adapters)}), merge it" if adapters else ""
+        raise ValueError(
+            f"its head, a {type(layer).__name__}, gives other logits than its weight and bias, by "
+            f"up to {found.largest:.3g} where {found.allowed:.3g} is rounding{advice}"
+        )
 
 
 def _check_chain(chain: Chain, product: Tensor, logits: Tensor) -> None:
@@ -118,12 +139,10 @@ def _arrays(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
     kind = type(layer).__name__
     if not isinstance(weight, Tensor):
         raise ValueError(f"its head, a {kind}, has no weight")
-    if any(base.__name__ == "FullyShardedDataParallel" for base in type(layer).__mro__) or (
-        weight.ndim != 2
-    ):
+    if weight.ndim != 2:
         raise ValueError(
-            f"its head, a {kind}, must hold a weight [V, H], got {list(weight.shape)}: call head_of "
-            "before an engine flattens it"
+            f"its head, a {kind}, must hold a weight [V, H], got {list(weight.shape)}: call "
+            "head_of before an engine flattens it"
         )
     if weight.is_meta:
         raise ValueError(f"its head, a {kind}, has a weight without data, on the meta device")
@@ -160,14 +179,14 @@ def _tokens(model: Any, vocab: int) -> dict[str, Any]:
     return inputs
 
 
-def _run(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """The model's logits; what its own code raises is told as it came."""
+def _forward(call: Callable[[], Tensor], inputs: dict[str, Any]) -> Tensor:
+    """A forward of the model; what its own code raises is told as it came."""
     try:
-        return logits_of(model(**inputs))
+        return call()
     except Exception as error:
         raise ValueError(
-            f"a forward of {', '.join(inputs)} failed, {type(error).__name__}: {error}; pass "
-            "head_of(model, **inputs) what it needs"
+            f"a forward of {', '.join(inputs)} failed, {type(error).__name__}: {error}; if the "
+            "model needs other inputs, pass head_of(model, **inputs)"
         ) from error
 
 
@@ -182,4 +201,9 @@ def _undisturbed(model: Any, weight: Tensor) -> Iterator[None]:
         torch.autocast(kind, enabled=False),
         evaluating(model),
     ):
-        yield
+        try:
+            yield
+        finally:
+            if any(base.__name__ == "FSDPModule" for base in type(model).__mro__):
+                # Its root stays gathered after a forward.
+                model.reshard()
