@@ -85,7 +85,7 @@ rl.demo         several methods from one start, and full logits beside them
                 public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.experience rl.update
                 rl.tracking rl.train rl.report
 cli             the command line
-                _core _version backends ops public
+                _core _version backends ops public integrations.transformers
                 rl.recipe rl.policy rl.rollout rl.tracking rl.demo
 __main__        python -m logitless
                 cli

@@ -72,6 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="(0)")
     sample.set_defaults(run=_sample)
 
+    check = commands.add_parser(
+        "check", help="the head of a Hugging Face model, as the head ops take it, or why not"
+    )
+    check.add_argument("folder", type=Path, metavar="MODEL", help="a folder with its config.json")
+    check.set_defaults(run=_check)
+
     commands.add_parser(
         "doctor", help="versions, instruction sets, and which backend serves what"
     ).set_defaults(run=_doctor)
@@ -149,6 +155,15 @@ def _sample(options: argparse.Namespace) -> int:
         rollout.texts(policy.tokenizer), rollout.logp.sum(dim=1).tolist(), strict=True
     ):
         print(f"{logp:9.3f}  {text}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from logitless.integrations.transformers.report import report
+    from logitless.rl.policy import silence_bars
+
+    silence_bars()
+    print(report(options.folder), end="")
     return 0
 
 

@@ -22,7 +22,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "sample", "doctor", "plan", "losses", "--version"):
+    for command in ("demo", "train", "sample", "check", "doctor", "plan", "losses", "--version"):
         assert command in text
 
 
@@ -58,6 +58,7 @@ def test_help_and_errors_load_nothing_heavy() -> None:
         (["demo", "task.name=sum_two_n"], "is unknown; did you mean 'sum_to_n'?"),
         (["demo", "task.name=no_such_module:Task"], "No module named 'no_such_module'"),
         (["sample", "nowhere", "hi"], "no such folder: nowhere"),
+        (["check", "nowhere"], "no model there: nowhere/config.json"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -82,6 +83,41 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
         main(arguments)
     assert end.value.code == 2
     assert "usage: logitless" in capsys.readouterr().err
+
+
+def save_model(folder: Path, **options: Any) -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    config = CohereConfig(
+        vocab_size=101, hidden_size=16, intermediate_size=24, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **options,
+    )  # fmt: skip
+    CohereForCausalLM(config).bfloat16().save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_check_says_what_a_head_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path, logit_scale=0.125)
+    capsys.readouterr()
+    assert main(["check", str(tmp_path)]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "CohereForCausalLM, a head of 101 x 16 in bfloat16"
+    found = dict(line.split(maxsplit=1) for line in lines)
+    error = found.pop("error")
+    assert found == {
+        "logit_scale": "0.125", "softcap": "none", "bias": "none", "cut": "0 columns",
+    }  # fmt: skip
+    off, *words, size = error.split()
+    assert " ".join(words) == "to model(...).logits, which reach"
+    assert 0 < float(off) < 2**-7 * float(size)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_check_says_why_a_head_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path, logit_scale=-1.0)
+    assert main(["check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "CohereForCausalLM: the head's output is multiplied by -1, which is not" in error
 
 
 def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

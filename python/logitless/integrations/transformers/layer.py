@@ -20,8 +20,8 @@ def unwrapped(model: Any) -> Any:
         kinds = {kind.__name__ for kind in type(inner).__mro__}
         if "FullyShardedDataParallel" in kinds:
             raise TypeError(
-                "FullyShardedDataParallel keeps a head's weight in a flat one: shard the model with "
-                "torch.distributed.fsdp.fully_shard"
+                "FullyShardedDataParallel keeps a head's weight in a flat one, which cannot be "
+                "used alone: shard the model with torch.distributed.fsdp.fully_shard"
             )
         if "OptimizedModule" in kinds:
             inner = inner._orig_mod
