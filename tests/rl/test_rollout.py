@@ -44,7 +44,7 @@ def with_likely_end(policy: Policy, ids: list[int]) -> Policy:
         eos_token=policy.tokenizer.convert_ids_to_tokens(likely),
         pad_token="<pad>",
     )
-    return Policy(policy.model, tokenizer, policy.head_options)
+    return Policy(policy.model, tokenizer, policy.head)
 
 
 def test_sampled_logp_and_entropy_are_those_of_training(policy: Policy) -> None:

@@ -170,9 +170,8 @@ def _tokens(model: Any, vocab: int) -> dict[str, Any]:
         if key.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
     text = [id for id in range(min(vocab, len(table))) if id not in special]
-    order = torch.randperm(len(text), generator=torch.Generator().manual_seed(0))
-    chosen = [text[int(at)] for at in order[:ROWS]]
-    ids = torch.tensor([chosen], device=table.device)
+    chosen = torch.randint(len(text), (1, ROWS), generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor(text)[chosen].to(table.device)
     inputs: dict[str, Any] = {"input_ids": ids}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids

@@ -1,4 +1,4 @@
-"""The policy: any Hugging Face causal LM, seen as a body that ends in hidden states, and a head."""
+"""The policy: any Hugging Face causal LM, seen as hidden states and a head that reads them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import logitless as ll
 from logitless.rl.policy.tokenizers import make_tokenizer
 from logitless.rl.recipe import ModelRecipe
 
@@ -19,11 +20,11 @@ VOCAB_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Policy:
-    """A model and its tokenizer; `head_options` are keyword arguments of the linear_* functions."""
+    """A model, its tokenizer and its head."""
 
     model: Any
     tokenizer: Any
-    head_options: dict[str, Any]
+    head: ll.Head
 
     @property
     def body(self) -> Any:
@@ -31,8 +32,12 @@ class Policy:
 
     @property
     def weight(self) -> Tensor:  # [V, H]
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+        return self.head.weight
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """Keyword arguments of the linear_* functions."""
+        return self.head.options
 
     @property
     def embedding(self) -> Tensor:  # [V, H]
@@ -78,16 +83,16 @@ class Policy:
         attention: Tensor,  # [B, T] bool: all of them
         cache: Any = None,
     ) -> Tensor:  # [B, t, H]
-        """The body's last hidden states; `cache`, a Hugging Face cache, has the earlier tokens."""
+        """The states that the head reads; `cache`, a Hugging Face cache, has the earlier tokens."""
         positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        states: Tensor = self.body(
+        return self.head.hidden(
+            self.model,
             input_ids=ids,
             attention_mask=attention.long(),
             position_ids=positions,
             use_cache=cache is not None,
-            **{_cache_argument(self.body): cache},
-        ).last_hidden_state
-        return states
+            **{_cache_argument(self.model): cache},
+        )
 
     def save(self, folder: Path) -> None:
         """A folder that `AutoModelForCausalLM.from_pretrained` and `load_policy` read."""
@@ -139,7 +144,7 @@ def as_policy(model: Any, tokenizer: Any) -> Policy:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer must have an end-of-sequence token, got none")
     # Sampled and trained log-probs must come from the same function: no dropout, ever.
-    return Policy(model.eval(), tokenizer, head_options(model))
+    return Policy(model.eval(), tokenizer, ll.head_of(model))
 
 
 def silence_bars() -> None:
@@ -149,22 +154,6 @@ def silence_bars() -> None:
     logging.disable_progress_bar()
 
 
-def head_options(model: Any) -> dict[str, Any]:
-    """The steps between hidden states and logits besides the product, from the model's config."""
-    config = model.config.get_text_config()
-    options: dict[str, Any] = {}
-    if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
-        options["bias"] = bias
-    # Gemma-2's soft cap, Cohere's multiplier, Granite's divisor.
-    if getattr(config, "final_logit_softcapping", None) is not None:
-        options["softcap"] = float(config.final_logit_softcapping)
-    if getattr(config, "logit_scale", None) is not None:
-        options["logit_scale"] = float(config.logit_scale)
-    if getattr(config, "logits_scaling", None) is not None:
-        options["logit_scale"] = 1.0 / float(config.logits_scaling)
-    return options
-
-
-def _cache_argument(body: Any) -> str:
+def _cache_argument(model: Any) -> str:
     """transformers 5.24 renamed it, model by model."""
-    return "cache" if "cache" in signature(body.forward).parameters else "past_key_values"
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
