@@ -51,7 +51,7 @@ def test_the_fields() -> None:
     layer = model.get_output_embeddings()
     head = ll.head_of(model)
     assert head.weight is layer.weight
-    assert head == (layer.weight, layer.bias, None, 1.0, VOCAB)
+    assert tuple(head) == (layer.weight, layer.bias, None, 1.0, VOCAB)
     assert head.options == {"bias": layer.bias, "softcap": None, "logit_scale": 1.0}
 
 
@@ -99,23 +99,25 @@ def test_gradients(model_type: str, tied: bool) -> None:
 class Wide(TorchDispatchMode):
     """How many ops make a tensor of a vocabulary's width for every token."""
 
-    def __init__(self, tokens: int, vocab: int) -> None:
-        super().__init__()
-        self.tokens, self.vocab, self.count = tokens, vocab, 0
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.shape[-1:] == (self.vocab,):
-            self.count += result.numel() == self.tokens * self.vocab
+        if isinstance(result, Tensor) and result.shape[-1:] == (VOCAB,):
+            self.count += result.numel() == IDS.numel() * VOCAB
         return result
+
+
+# torch leaves the constructor untyped.
+make_wide: Any = Wide
 
 
 def test_no_logits_are_made() -> None:
     model = tiny("gemma2")
     head = ll.head_of(model)
-    with Wide(IDS.numel(), VOCAB) as plain:
+    with make_wide() as plain:
         model(input_ids=IDS)
-    with Wide(IDS.numel(), VOCAB) as ours:
+    with make_wide() as ours:
         head.hidden(model, input_ids=IDS)
     assert plain.count > 3
     assert ours.count == 0
@@ -143,7 +145,7 @@ def test_the_model_is_as_before() -> None:
 
 def test_inside_torch_compile() -> None:
     model = tiny("gemma2", torch.float64)
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     # A graph with the product in it is there before.
     assert compiled(input_ids=IDS).logits.shape == (*IDS.shape, VOCAB)
     assert_trains_alike(model, compiled)
@@ -350,6 +352,16 @@ def test_refusals_name_the_model_and_the_reason(case: str) -> None:
     pattern = "head_of: LlamaForCausalLM: .*" + re.escape(reason).replace(r"\.\*", ".*")
     with pytest.raises(ValueError, match=pattern):
         ll.head_of(make())
+
+
+def test_codebooks_are_several_heads() -> None:
+    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
+
+    config = MusicgenDecoderConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, ffn_dim=48
+    )
+    with pytest.raises(ValueError, match="MusicgenForCausalLM: it has 4 heads, ModuleList"):
+        ll.head_of(MusicgenForCausalLM(config))
 
 
 def test_a_body_has_no_head() -> None:

@@ -15,15 +15,17 @@ SIZES: dict[str, int] = {
     r"first_k_dense_replace|num_kv_shared_layers|num_dense_layers": 0,
     r"vocab_size|n_vocab|vocab_size_per_layer_input|decoder_vocab_size|n_token": VOCAB,
     r"unpadded_vocab_size": VOCAB - 6,
+    r"encoder_hash_byte_group_vocab": 64,
     r"(n_|num_)?(hidden_|decoder_|encoder_)?layers?|num_.*_layers|n_layer|num_blocks|depth": LAYERS,
     r"hidden_size|d_model|n_embd|embed_dim|embedding_size|dim|word_embed_proj_dim|hidden_dim|"
-    r"emb_dim": 32,
+    r"emb_dim|hidden_size_global": 32,
     r"num_key_value_heads|num_kv_heads|n_kv_heads": 2,
     r"(n_|num_)(attention_|decoder_attention_|encoder_attention_)?heads?|n_head|"
     r"(en|de)coder_attention_heads": 4,
     r"head_dim|global_head_dim|attention_head_size|kv_channels|d_kv|v_head_dim|"
     r"qk_(nope|rope)_head_dim": 8,
-    r"rotary_dim": 4,
+    r"linear_(key_|value_)?head_dim": 8,
+    r"linear_num_(key_|value_)?heads|rotary_dim": 4,
     r"(q|kv|o)_lora_rank": 16,
     r"index_(head_dim|n_heads|topk)": 8,
     r"mamba_(n_heads|d_head)": 8,

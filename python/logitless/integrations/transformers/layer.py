@@ -36,8 +36,8 @@ def unwrapped(model: Any) -> Any:
 def head_layer(model: Any) -> nn.Module:
     """The module of the last product, of a model without wrappers."""
     name = type(model).__name__
-    known = all(hasattr(model, part) for part in ("config", "get_output_embeddings"))
-    if not isinstance(model, nn.Module) or not known:
+    parts = ("parameters", "config", "get_output_embeddings")
+    if not all(hasattr(model, part) for part in parts):
         raise TypeError(f"model must be a Hugging Face model with a head, got {name}")
     layer = model.get_output_embeddings()
     if layer is None:
@@ -69,8 +69,8 @@ class _NoColumns(torch.autograd.Function):
 
 def no_columns(layer: nn.Module, hidden: Tensor) -> Tensor:  # [..., 0]
     """What stands for the product of the layer where nobody looks at it."""
-    empty: Tensor = _NoColumns.apply(hidden, *layer.parameters())
-    return empty
+    apply: Callable[..., Tensor] = _NoColumns.apply
+    return apply(hidden, *layer.parameters())
 
 
 @contextmanager
