@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import logitless as ll
 from tests.integrations.tiny_models import model_types, tiny
@@ -26,10 +27,15 @@ class Outcome(NamedTuple):
 
 
 @cache
-def outcome(model_type: str, dtype: torch.dtype = torch.float32, tied: bool = False) -> Outcome:
+def outcome(
+    model_type: str,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = False,
+    auto: Any = AutoModelForCausalLM,
+) -> Outcome:
     ids = torch.randint(3, 80, (2, 9), generator=torch.Generator().manual_seed(1))
     try:
-        model = tiny(model_type, dtype, tie_word_embeddings=tied)
+        model = tiny(model_type, dtype, auto, tie_word_embeddings=tied)
         with torch.no_grad():
             logits = model(input_ids=ids).logits
     except Exception as error:
@@ -82,4 +88,17 @@ FAMILIES = [
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_families_in_float64(model_type: str, tied: bool) -> None:
     kind, detail = outcome(model_type, torch.float64, tied)
+    assert kind == "right", detail
+
+
+MODALITIES = [
+    "aya_vision", "cohere2_vision", "gemma3", "hyperclovax_vision_v2", "idefics3", "internvl",
+    "kimi_k25", "llava", "llava_onevision", "minimax_m3_vl", "mistral3", "mllama", "muse_glimmer",
+    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", MODALITIES)
+def test_models_of_several_modalities(model_type: str) -> None:
+    kind, detail = outcome(model_type, auto=AutoModelForImageTextToText)
     assert kind == "right", detail

@@ -123,6 +123,12 @@ def test_no_logits_are_made() -> None:
     assert ours.count == 0
 
 
+def test_as_many_states_as_logits() -> None:
+    model = tiny("qwen3")
+    hidden = ll.head_of(model).hidden(model, input_ids=IDS, logits_to_keep=4)
+    assert hidden.shape == (len(IDS), 4, 32)
+
+
 def test_the_model_is_as_before() -> None:
     model = tiny("gpt2").train()
     model.transformer.h[0].eval()

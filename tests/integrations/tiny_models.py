@@ -79,6 +79,9 @@ def _small(content: dict[str, Any]) -> dict[str, Any]:
     for name, value in content.items():
         if isinstance(value, dict) and name.endswith("_config") and name != "per_layer_config":
             changes[name] = {**value, **_small(value)}
+        elif name == "rope_parameters" and value and "vl" in content.get("model_type", ""):
+            # Pairs of a head's entries for time, height and width.
+            changes[name] = {**value, "mrope_section": [2, 1, 1]}
         elif name == "per_layer_config" and value:
             changes[name] = {key: x for key, x in value.items() if int(key) < LAYERS}
         elif isinstance(value, list) and len(value) == layers:
@@ -96,10 +99,15 @@ def _small(content: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def tiny(model_type: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+def tiny(
+    model_type: str,
+    dtype: torch.dtype = torch.float32,
+    auto: Any = AutoModelForCausalLM,
+    **more: Any,
+) -> Any:
     """The model, its head's weight and bias large enough that every option shows."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(small_config(model_type, **more), dtype=dtype).eval()
+    model = auto.from_config(small_config(model_type, **more), dtype=dtype).eval()
     layer = model.get_output_embeddings()
     if layer is not None:
         with torch.no_grad():

@@ -36,6 +36,9 @@ class Head(NamedTuple):
         where the head returns logits of no columns. The whole model runs, with its wrappers, so
         that DDP, FSDP2, accelerate and gradient checkpointing see the forward that they prepare a
         backward for. One thread at a time may run a model this way.
+
+        inputs: what the model's forward takes, but for labels, of which it would make a loss.
+            `logits_to_keep` keeps as many states as it would logits.
         """
         import torch
 
