@@ -12,8 +12,8 @@ from torch import Tensor
 from logitless.inputs.checks import shown
 from logitless.inputs.options import LogitTransform
 
-# Rows of the weight that are cast to float64 at once.
-_ROWS = 8192
+# Rows of the weight that are cast to float64 at once: few enough to stay in cache.
+_ROWS = 512
 
 
 class Difference(NamedTuple):
@@ -53,18 +53,19 @@ def compare_module(
     options: LogitTransform,
 ) -> Difference:
     """head(hidden) may be the logits before the options' chain, after softcap and scale, or z."""
-    return compare_logits(_logits(head, hidden, len(weight)), head, hidden, weight, options)
+    raw = exact_product(hidden, weight)
+    return compare_logits(_logits(head, hidden, len(weight)), raw, head, hidden, weight, options)
 
 
 def compare_logits(
     given: Tensor,  # [n, V]
+    raw: Tensor,  # [n, V] float64: exact_product(hidden, weight)
     head: Any,
     hidden: Tensor,  # [n, H]
     weight: Tensor,  # [V, H]
     options: LogitTransform,
 ) -> Difference:
     """`given` is what the module made of hidden, at one of the stages of `compare_module`."""
-    raw = exact_product(hidden, weight)
     rounding = torch.nn.functional.linear(hidden, weight).double() - raw
     if options.bias is not None:
         raw = raw + options.bias.double()

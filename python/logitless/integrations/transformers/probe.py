@@ -77,7 +77,8 @@ def _measure(
             f"must be the same, at least {ROWS}"
         )
     product, logits = product.reshape(rows, vocab), logits.reshape(rows, -1)
-    _check_product(product, layer, hidden, whole, _whole(bias))
+    exact = exact_product(hidden, whole)
+    _check_product(product, exact, layer, hidden, whole, _whole(bias))
 
     z = ramp(rows, vocab, states.device)
     with in_place_of(layer, lambda hidden: z.reshape(*hidden.shape[:-1], vocab)):
@@ -99,20 +100,21 @@ def _measure(
     # A device may add in another order.
     if off > 32 * torch.finfo(states.dtype).eps * float(states.abs().max()):
         raise ValueError(f"its states differ by {off:.3g} between two forwards of one input")
-    exact = exact_product(hidden, whole) + (0.0 if bias is None else _whole(bias).double())
+    exact = exact if bias is None else exact + _whole(bias)
     error = float((chain(exact) - logits).abs().max())
     return Found(head, cut, error, float(logits.abs().max()))
 
 
 def _check_product(
     product: Tensor,  # [n, V]
+    exact: Tensor,  # [n, V] float64, of hidden and weight
     layer: nn.Module,
     hidden: Tensor,  # [n, H]
     weight: Tensor,  # [V, H]
     bias: Tensor | None,  # [V]
 ) -> None:
     """The head itself is a weight and a bias."""
-    found = compare_logits(product, layer, hidden, weight, LogitTransform(bias=bias))
+    found = compare_logits(product, exact, layer, hidden, weight, LogitTransform(bias=bias))
     if found.cause:
         adapters = adapter_names(layer)
         advice = f": it has an adapter ({', '.join(adapters)}), merge it" if adapters else ""
