@@ -139,7 +139,7 @@ def test_op_registration(device: Device) -> None:
     z = (h @ w.t()).requires_grad_()
     check_op(row_stats, z, rows, True, False, Shard())
     h.requires_grad_()
-    tiling = Tiling(4, 50, 0, torch.float32, 0, "")
+    tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
     check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard())
 
 

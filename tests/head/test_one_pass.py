@@ -195,7 +195,7 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight = (data[k].detach().requires_grad_() for k in LEAVES)
     targets, mask = (data[k].view(-1) for k in ("targets", "mask"))
     rows = RowArguments(targets, mask, None, None, 1.0, 1.0, 0.0, "cpu")
-    tiling = Tiling(4, 2048, 0, torch.float32, 0, "")
+    tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
     for tail_mass in (0.0, 0.05):
         check_op(
             head_policy_loss, hidden.view(n, -1), weight, rows, arguments, tail_mass, 10,

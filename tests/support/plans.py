@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +24,8 @@ CHUNKS = {
 def machine(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> None:
     """Every backend on a machine of these numbers."""
     for name, backend in list(registry.BACKENDS.items()):
-        changed = replace(backend, machine=replace(backend.machine, **numbers))
-        monkeypatch.setitem(registry.BACKENDS, name, changed)
+        changed = functools.cache(lambda device, of=backend.machine: replace(of(device), **numbers))
+        monkeypatch.setitem(registry.BACKENDS, name, replace(backend, machine=changed))
 
 
 def force(monkeypatch: pytest.MonkeyPatch, *strategies: Strategy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -30,11 +31,13 @@ def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[N
     chosen = Strategy(rows, columns, kept, chunk)
     changed = {}
     for name, backend in registry.BACKENDS.items():
-        machine = replace(
-            backend.machine,
-            strategies=lambda problem, one_pass: [chosen],
-            # A tile of a few rows may be as wide as the others have bytes.
-            weight_bytes=1 << 62,
+        machine = functools.cache(
+            lambda device, of=backend.machine: replace(
+                of(device),
+                strategies=lambda problem, one_pass: [chosen],
+                # A tile of a few rows may be as wide as the others have bytes.
+                weight_bytes=1 << 62,
+            )
         )
         changed[name] = replace(backend, machine=machine)
     with mock.patch.dict(registry.BACKENDS, changed):

@@ -88,6 +88,17 @@ class SamplingKernels(Protocol):
         """Draw from the top_k and top_p of each row."""
 
 
+class Products(Protocol):
+    """Dense products of matrices. Where the machine has `mixed_products`, `out` and `total` may be
+    float32 while operands have 16 bits."""
+
+    def multiply(self, a: Any, b: Any, out: Any) -> None:
+        """out = a @ b"""
+
+    def add(self, total: Any, a: Any, b: Any, *, beta: float, alpha: float) -> None:
+        """total = beta * total + alpha * (a @ b); beta = 0 ignores what is there."""
+
+
 # The ops over the [N] vectors of a loss.
 TOKENS = "policy_loss, batch_stats, covariance"
 # What an op cannot do without: one of these groups is enough.
@@ -111,7 +122,8 @@ class Backend:
     name: str
     # why it cannot serve tensors of (device, dtype), both as text; "" if it can
     why_not: Callable[[str, str], str]
-    machine: Machine
+    # the numbers of a device, torch's or its text; the same object for the same device
+    machine: Callable[[Any], Machine]
     # makes the row kernels of a call
     rows: Callable[[Rows], RowKernels] | None = None
     # statistics of full logits, differentiable by autograd: what a backend without row kernels has
@@ -119,6 +131,8 @@ class Backend:
     topk: TopKKernels | None = None
     sampling: SamplingKernels | None = None
     tokens: TokenKernels | None = None
+    # dense products; None: torch's
+    products: Products | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
     # Kernels run while the host goes on: bad rows are flagged, and found later.
     asynchronous: bool = False

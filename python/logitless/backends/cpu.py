@@ -72,7 +72,7 @@ def _prefers_transposed(dtype: Any) -> bool:
 BACKEND = Backend(
     name="cpu",
     why_not=_why_not,
-    machine=CPU,
+    machine=lambda device: CPU,
     rows=CpuRows,
     topk=CpuTopK(),
     sampling=CpuSampling(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitless import _core
 from logitless.backends.base import Backend
-from logitless.backends.machine import CPU
+from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceRows, current, wrong_dtype
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
     return Backend(
         name="cuda",
         why_not=why_not,
-        machine=CPU,
+        machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
         absent=ABSENT,
         asynchronous=True,

@@ -6,7 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.base import Backend
-from logitless.backends.machine import CPU
+from logitless.backends.gpus import machine_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ _PLAIN = "it is plain torch with full logits"
 BACKEND = Backend(
     name="torch",
     why_not=lambda device, dtype: no_torch(),
-    machine=CPU,
+    machine=machine_of,
     statistics=_statistics,
     absent={
         "rows": f"{_PLAIN}, whose gradients autograd makes",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from logitless.backends.row_kernels.rows import BLOCK
+
 
 # Compared by identity: two machines of the same numbers may be given different strategies.
 @dataclass(frozen=True, eq=False)
@@ -18,12 +20,26 @@ class Machine:
     packing_rows: int
     page: float  # seconds that a byte held is worth
     stream: float  # bytes per second, memory already there
+    # Seconds that a product costs beside its work.
+    launch: float
+    # Whether a tile, and a sum of gradients, is in the caches still when it is read. Where not,
+    # logits that are all kept are one tile.
+    cached: bool
+    # Whether products of 16-bit operands may be written, and added up, in float32.
+    mixed_products: bool
+    # Whether products of 16-bit tiles may want these transposed first.
+    transposed_tiles: bool
     # Rows per tile, and per product. Fewer cost speed.
     tile_rows: int
-    # Rows per product where all products have one shape, whatever the batch: batch_invariant.
+    # Rows per product, and per tile, where all products have one shape, whatever the batch:
+    # batch_invariant.
     fixed_rows: int
+    fixed_tile_rows: int
     # Bytes of a tile of logits.
     tile_bytes: int
+    # Columns of a tile are a multiple of this, and what lies between its rows of this.
+    column_quantum: int
+    row_quantum: int
     # Bytes of the rows of weight that belong to a tile, and so of the partial sums of d_weight.
     weight_bytes: int
     # memory_budget=None, in bytes, where all logits take more.
@@ -50,6 +66,8 @@ class Machine:
 # tile_bytes: smaller tiles pay more barriers (2 threads, 160 x 64 x 151936 float32: 183, 111 and
 # 141 ms for 2, 4 and 8 MiB), larger ones leave the caches before they are read back.
 #
+# column_quantum: tiles are multiples of the core's block, so that any tiling gives the same bits.
+#
 # short_rows: weight x hidden packs hidden, where hidden x weight packs the whole weight. Of
 # bfloat16, width 1024, over 151936 columns, on 2 threads with AMX: 64 rows 25 ms instead of 46, and
 # 3 to transpose the tiles; 256 rows 45 instead of 76, and 11. Of float32 both take the same.
@@ -58,9 +76,16 @@ CPU = Machine(
     packing_rows=20,
     page=0.2e-9,
     stream=65e9,
+    launch=0.0,
+    cached=True,
+    mixed_products=False,
+    transposed_tiles=True,
     tile_rows=1024,
     fixed_rows=256,
+    fixed_tile_rows=1024,
     tile_bytes=4 << 20,
+    column_quantum=BLOCK,
+    row_quantum=1,
     weight_bytes=8 << 20,
     default_budget=512 << 20,
     shortest_chunk=64,

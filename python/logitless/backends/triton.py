@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from logitless.backends.base import Backend
 from logitless.backends.eager import no_torch
-from logitless.backends.machine import CPU
+from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceRows, wrong_dtype
 
 if TYPE_CHECKING:
@@ -34,5 +34,5 @@ def _why_not(device: str, dtype: str) -> str:
 
 
 BACKEND = Backend(
-    name="triton", why_not=_why_not, machine=CPU, rows=_rows, absent=ABSENT, asynchronous=True
+    name="triton", why_not=_why_not, machine=machine_of, rows=_rows, absent=ABSENT, asynchronous=True
 )

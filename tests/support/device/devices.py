@@ -19,7 +19,7 @@ import torch
 
 from logitless.backends import registry as backends
 from logitless.backends.base import Backend
-from logitless.backends.machine import CPU
+from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels import errors as row_errors
 from logitless.backends.row_kernels.device import ABSENT, DeviceRows
 from tests.support.tolerances import assert_gradients
@@ -77,7 +77,7 @@ def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
     fake = Backend(
         name="triton",
         why_not=lambda device, dtype: "",
-        machine=CPU,
+        machine=machine_of,
         rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
         absent=ABSENT,
         asynchronous=True,

@@ -136,7 +136,7 @@ def rows_that_need_all_logits() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.BACKENDS, "cpu", replace(cpu, sampling=Counting()))
         # Room for nine rows of one rank, fewer where they are sent.
-        kept = cpu.machine.sampled_entries
+        kept = cpu.machine("cpu").sampled_entries
         least = ll.plan(n, 8, V, backward=False, kept_entries=kept).total_bytes
         for ends in layouts():
             for budget in (None, least + 9 * 4 * V):

@@ -13,8 +13,8 @@ from torch import Tensor
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.inputs.records import changed
-from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles
-from logitless.ops.head.gemm import GradientSum
+from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
+from logitless.ops.head.gemm import GradientSum, products_of
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
@@ -190,14 +190,19 @@ def _dense(
 ) -> None:
     index = None if chosen.shape[0] == f.rows.n else chosen
     g = g if index is None else g.select(index)
-    narrow = rescale and head.tiling.dtype == torch.float16
+    of_operands = head.tiling.operands
+    rescale = rescale or of_operands != head.tiling.dtype
+    narrow = rescale and of_operands == torch.float16
     power = _power_of_two(g) if narrow else 1.0
-    d_weight = out.weight
+    d_weight, products = out.weight, products_of(f.rows.backend)
+    mixed = mixes(f.rows, head.weight)
 
-    def weight_sum(start: int, stop: int, products: int) -> GradientSum:
+    def weight_sum(start: int, stop: int, count: int) -> GradientSum:
         assert d_weight is not None
-        single = whole and products == 1
-        return GradientSum(d_weight[start:stop], single=single, started=started, alpha=1 / power)
+        return GradientSum(
+            d_weight[start:stop], products, mixed=mixed, single=whole and count == 1,
+            started=started, alpha=1 / power,
+        )  # fmt: skip
 
     backward_tiles(
         _operand(head, f, index),

@@ -8,22 +8,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from logitless.backends.base import Products
 from logitless.ops.head.tiling import Tiling
 
 
-def require_row_independence(tiling: Tiling, device: torch.device, hidden: int, vocab: int) -> None:
+def require_row_independence(tiling: Tiling, weight: Tensor, products: Products) -> None:
     """Raise RuntimeError unless a row's product has the same bits wherever it stands in a tile and
     whatever the other rows hold. Once per device, dtype, shape and number of threads."""
+    device, (vocab, hidden) = weight.device, weight.shape
     last = vocab % tiling.columns
     for width in {min(tiling.columns, vocab), last} - {0}:
         # Under autocast or a default device the check would test something else.
         with torch.device(device):
-            _check(device, tiling.dtype, tiling.fixed, hidden, width, torch.get_num_threads())
+            _check(
+                products, device, tiling.operands, tiling.dtype, tiling.fixed, hidden, width,
+                torch.get_num_threads(),
+            )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
 def _check(
-    device: torch.device, dtype: torch.dtype, rows: int, hidden: int, width: int, threads: int
+    products: Products,
+    device: torch.device,
+    dtype: torch.dtype,
+    logits_dtype: torch.dtype,
+    rows: int,
+    hidden: int,
+    width: int,
+    threads: int,
 ) -> None:
     generator = torch.Generator(device).manual_seed(0)
 
@@ -31,14 +43,24 @@ def _check(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     weight = random(width, hidden)
-    totals = torch.zeros(rows, hidden, dtype=dtype)
-    products: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
-        "logits": (random(rows, hidden), lambda x: torch.mm(x, weight.t())),
-        "d_hidden": (random(rows, width), lambda x: torch.mm(x, weight)),
-        "sum of d_hidden": (random(rows, width), lambda x: torch.addmm(totals, x, weight)),
+
+    def made(x: Tensor, w: Tensor, into: torch.dtype) -> Tensor:
+        out = x.new_empty(len(x), w.shape[1], dtype=into)
+        products.multiply(x, w, out)
+        return out
+
+    def added(x: Tensor, w: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), w.shape[1], dtype=logits_dtype)
+        products.add(total, x, w, beta=1.0, alpha=1.0)
+        return total
+
+    checked: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
+        "logits": (random(rows, hidden), lambda x: made(x, weight.t(), logits_dtype)),
+        "d_hidden": (random(rows, width), lambda x: made(x, weight, dtype)),
+        "sum of d_hidden": (random(rows, width), lambda x: added(x, weight)),
     }
     moved = torch.randperm(rows, generator=generator)
-    for name, (operand, product) in products.items():
+    for name, (operand, product) in checked.items():
         expected = product(operand)
         some = torch.zeros_like(operand)
         some[: rows // 3] = operand[moved[: rows // 3]]

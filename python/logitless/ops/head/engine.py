@@ -1,6 +1,6 @@
 """The two passes over vocabulary tiles that every head op is made of. All in place, nothing held.
 
-Products belong to torch.mm; what surrounds them works on the tile while it is in cache.
+Products belong to torch; what surrounds them works on the tile while it is in cache.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from torch import Tensor
 from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.row_kernels.topk import TopK
 from logitless.ops.head.batch_invariance import require_row_independence
-from logitless.ops.head.gemm import WIDE, GradientSum, LogitGemm, Transposer
-from logitless.ops.head.tiling import LogitStore, Tiling, view
+from logitless.ops.head.gemm import (
+    WIDE,
+    GradientSum,
+    LogitGemm,
+    Narrower,
+    Transposer,
+    products_of,
+)
+from logitless.ops.head.planner.cost import tile_columns
+from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.rows.op import empty_states
 
@@ -36,7 +44,7 @@ def forward_tiles(
         if topk is not None:
             topk.count.zero_()
     elif tiling.fixed:
-        require_row_independence(tiling, weight.device, weight.shape[1], vocab)
+        require_row_independence(tiling, weight, products_of(rows.backend))
     scratch = tiling.scratch(rows.n if store.columns < vocab else 0, weight)
     product = LogitGemm(rows.n, tiling, weight, rows.backend)
     chunks = [
@@ -44,13 +52,13 @@ def forward_tiles(
         for chunk in tiling.chunks(rows.n)
     ]
     for start, stop in tiling.spans(vocab):
-        w, width = weight[start:stop].to(tiling.dtype), stop - start
+        w, width = weight[start:stop].to(tiling.operands), stop - start
         for chunk, part, largest in chunks:
             operand = h[tiling.height(chunk)]
             if stop <= store.columns:
                 tile = store.tile(chunk, start, width)
             else:
-                tile = view(scratch, 0, operand.shape[0], width)
+                tile = tiling.view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
             part.forward(
                 tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
@@ -91,17 +99,19 @@ def backward_tiles(
     product = LogitGemm(rows.n, tiling, weight, rows.backend)
     transposed = None if out.weight is None else Transposer(rows.n, tiling, weight, rows.backend)
     chunks = [(chunk, rows.part(chunk)) for chunk in tiling.chunks(rows.n)]
-    partial = _partial_products(tiling, rows.n, weight, out)
-    sums = _hidden_sums(tiling, rows.n, vocab, out)
-    for start, stop in tiling.spans(vocab, split=store.tiling.whole_tiles(vocab)):
-        w, width = weight[start:stop].to(tiling.dtype), stop - start
+    narrowed = Narrower(rows.n, tiling, weight)
+    spans = list(tiling.spans(vocab, split=store.tiling.whole_tiles(vocab)))
+    partial = _partial_products(tiling, rows, weight, out)
+    sums = _hidden_sums(tiling, rows, len(spans), out)
+    for start, stop in spans:
+        w, width = weight[start:stop].to(tiling.operands), stop - start
         d_weight = None if out.weight is None else out.weight(start, stop, len(chunks))
         for i, (chunk, part) in enumerate(chunks):
             operand = h[tiling.height(chunk)]
             if stop <= store.columns and index is None:
                 tile = store.tile(chunk, start, width)
             else:
-                tile = view(scratch, 0, operand.shape[0], width)
+                tile = tiling.view(scratch, 0, operand.shape[0], width)
                 if stop > store.columns:
                     product(operand, w, tile)
                 else:
@@ -109,11 +119,12 @@ def backward_tiles(
                     store.gather(index[chunk], start, tile)
             own = tile[: part.n]
             part.gradient(own, state[chunk], own, start=start, **g.at(chunk).kernel_arguments)
+            d_logits = narrowed(tile)
             if sums:
                 for piece, total in zip(tiling.pieces(tile.shape[0]), sums[i], strict=True):
-                    total.add(tile[piece], w, partial)
+                    total.add(d_logits[piece], w, partial)
             if d_weight is not None and transposed is not None:
-                d_weight.add(transposed(own), operand[: part.n], partial)
+                d_weight.add(transposed(d_logits[: part.n]), operand[: part.n], partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(own.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:
@@ -123,49 +134,63 @@ def backward_tiles(
             total.finish()
 
 
-def _hidden_sums(tiling: Tiling, n: int, vocab: int, out: TileSinks) -> list[list[GradientSum]]:
+def _hidden_sums(tiling: Tiling, rows: Rows, spans: int, out: TileSinks) -> list[list[GradientSum]]:
     """The sums of d_hidden over all tiles: of each chunk of rows, those of each of its products."""
     if out.hidden is None:
         return []
-    if not vocab:
+    if not spans:
         out.hidden.zero_()
         return []
-    tall = (out.hidden[tiling.height(chunk)] for chunk in tiling.chunks(n))
+    tall = (out.hidden[tiling.height(chunk)] for chunk in tiling.chunks(rows.n))
+    products, mixed = products_of(rows.backend), mixes(rows, out.hidden)
     return [
-        [GradientSum(x[piece], alpha=out.alpha) for piece in tiling.pieces(x.shape[0])]
+        [
+            GradientSum(x[piece], products, mixed=mixed, single=spans == 1, alpha=out.alpha)
+            for piece in tiling.pieces(x.shape[0])
+        ]
         for x in tall
     ]
 
 
+def mixes(rows: Rows, like: Tensor) -> bool:
+    """Whether products of 16-bit operands are added up in float32."""
+    return rows.backend.machine(like.device).mixed_products
+
+
 def _direct(tiling: Tiling, n: int, out: TileSinks) -> bool:
     """Whether products of n rows round straight into d_weight."""
-    if out.weight is None or tiling.dtype in WIDE:
+    if out.weight is None or tiling.operands in WIDE:
         return True
     tile = out.weight(0, 0, len(list(tiling.chunks(n))))
-    return tile.direct and tile.out.dtype == tiling.dtype
+    return tile.direct and tile.out.dtype == tiling.operands
 
 
 def _widened(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tiling:
-    """Tiles of as many more columns as the rows leave room for: few rows make small products, and
-    each product has a cost of its own. What needs memory for every column stays as planned: sums of
+    """Tiles of as many columns as the rows leave room for: few rows make small products, and each
+    product has a cost of its own. What needs memory for every column stays as planned: sums of
     d_weight, weight in another dtype. With `fixed` all products have one shape."""
-    n = rows.n
+    n, (vocab, width) = rows.n, weight.shape
     if tiling.fixed or not n:
         return tiling
+    machine = rows.backend.machine(weight.device)
+    as_planned = weight.dtype != tiling.operands or not _direct(tiling, n, out)
+    if not machine.cached:
+        # fewer than planned, where the plan is one tile that is now gathered
+        columns = tile_columns(vocab, min(n, tiling.rows), tiling.dtype.itemsize, machine)
+        return tiling._replace(columns=min(columns, tiling.columns) if as_planned else columns)
     times = tiling.rows // n
-    if weight.dtype != tiling.dtype or not _direct(tiling, n, out):
-        per_column = weight.shape[1] * weight.itemsize
-        times = min(times, rows.backend.machine.weight_bytes // (tiling.columns * per_column))
-    return tiling._replace(
-        columns=max(tiling.columns, min(tiling.columns * times, weight.shape[0]))
-    )
+    if as_planned:
+        per_column = width * weight.itemsize
+        times = min(times, machine.weight_bytes // (tiling.columns * per_column))
+    return tiling._replace(columns=max(tiling.columns, min(tiling.columns * times, vocab)))
 
 
-def _partial_products(tiling: Tiling, n: int, weight: Tensor, out: TileSinks) -> Tensor | None:
+def _partial_products(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tensor | None:
     """Room for a product of 16-bit operands on its way into a sum."""
-    if tiling.dtype in WIDE:
+    if tiling.operands in WIDE or mixes(rows, weight):
         return None
+    n = rows.n
     height = 0 if out.hidden is None else min(tiling.rows, tiling.padded(n))
     if not _direct(tiling, n, out):
         height = max(height, min(tiling.columns, weight.shape[0]))
-    return weight.new_empty(height * weight.shape[1], dtype=tiling.dtype)
+    return weight.new_empty(height * weight.shape[1], dtype=tiling.operands)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from logitless.backends.base import Backend
+from logitless.backends.base import Backend, Products
+from logitless.backends.products import TORCH
 from logitless.ops.head.batch_invariance import require_row_independence
 from logitless.ops.head.planner.cost import transposes
 from logitless.ops.head.tiling import Tiling, view
@@ -23,15 +24,22 @@ CHAIN = 512
 PIECES = 1 << 19
 
 
+def products_of(backend: Backend) -> Products:
+    return backend.products or TORCH
+
+
 class LogitGemm:
     """Makes the tiles of n rows of hidden x weight, in the way that is fastest for so many."""
 
     def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
         self.tiling, self.transpose = tiling, backend.transpose
+        self.multiply = products_of(backend).multiply
         # The last tile may be shorter than the others: all of them are transposed, or none.
         rows = min(n, tiling.rows)
         pays = backend.prefers_transposed(tiling.dtype)
-        transposed = pays and transposes(rows, tiling.dtype, tiling.fixed, backend.machine)
+        transposed = pays and transposes(
+            rows, tiling.dtype, tiling.fixed, backend.machine(weight.device)
+        )
         self.scratch = tiling.scratch(n, weight) if transposed else None
 
     def __call__(
@@ -42,10 +50,10 @@ class LogitGemm:
     ) -> None:
         if self.scratch is None:
             for piece in self.tiling.pieces(operand.shape[0]):
-                torch.mm(operand[piece], w.t(), out=out[piece])
+                self.multiply(operand[piece], w.t(), out[piece])
             return
         other = view(self.scratch, 0, w.shape[0], operand.shape[0])
-        torch.mm(w, operand.t(), out=other)
+        self.multiply(w, operand.t(), other)
         assert self.transpose is not None
         self.transpose(other, out, torch.get_num_threads())
 
@@ -66,6 +74,20 @@ class Transposer:
         assert self.transpose is not None
         self.transpose(tile, out, torch.get_num_threads())
         return out
+
+
+class Narrower:
+    """d(logits) in the dtype of operands; no row kernel writes another than its logits have."""
+
+    def __init__(self, n: int, tiling: Tiling, weight: Tensor) -> None:
+        self.tiling = tiling
+        narrow = tiling.operands != tiling.dtype
+        self.scratch = tiling.scratch(n, weight, tiling.operands) if narrow else None
+
+    def __call__(self, tile: Tensor) -> Tensor:
+        if self.scratch is None:
+            return tile
+        return self.tiling.view(self.scratch, 0, *tile.shape).copy_(tile)
 
 
 def all_logits(
@@ -91,13 +113,13 @@ def logit_tiles(
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """(first column, rows, their logits [rows, width]); a tile lives until the next is made."""
     if tiling.fixed and weight.shape[0]:
-        require_row_independence(tiling, weight.device, weight.shape[1], weight.shape[0])
+        require_row_independence(tiling, weight, products_of(backend))
     scratch, product = tiling.scratch(n, weight), LogitGemm(n, tiling, weight, backend)
     for start, stop in tiling.spans(weight.shape[0]):
-        w, width = weight[start:stop].to(tiling.dtype), stop - start
+        w, width = weight[start:stop].to(tiling.operands), stop - start
         for chunk in tiling.chunks(n):
             operand = h[tiling.height(chunk)]
-            tile = view(scratch, 0, operand.shape[0], width)
+            tile = tiling.view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
             yield start, chunk, tile[: chunk.stop - chunk.start]
 
@@ -113,7 +135,7 @@ def short_chains(a: Tensor, b: Tensor, at_once: int) -> Iterator[Tensor]:
         left = a[:, part].unflatten(1, (-1, CHAIN)).transpose(0, 1)
         yield torch.bmm(left, b[part].unflatten(0, (-1, CHAIN))).sum(0)
     if cut < terms:
-        yield torch.mm(a[:, cut:], b[cut:])
+        yield a[:, cut:] @ b[cut:]
 
 
 class GradientSum:
@@ -121,19 +143,23 @@ class GradientSum:
 
     A wide `out` is added to in place; a 16-bit one is summed in float32 and rounded once, unless
     `single` says that there is but one product, whose own float32 sum then rounds straight into
-    `out`. Partial products of 16-bit operands round to the operands' dtype.
+    `out`. Products of 16-bit operands are added in float32 where the machine has such; else each
+    rounds to the operands' dtype first.
     """
 
     def __init__(
         self,
         out: Tensor,
+        products: Products = TORCH,
         *,
+        mixed: bool = False,  # Machine.mixed_products
         single: bool = False,
         started: bool = False,
         alpha: float = 1.0,
         at_once: int = PIECES,
     ) -> None:
         self.out, self.started, self.alpha, self.at_once = out, started, alpha, at_once
+        self.products, self.mixed = products, mixed
         wide = out.dtype in WIDE
         self.direct = single and not wide and alpha == 1.0
         self.total: Tensor | None = out if wide else None
@@ -141,22 +167,24 @@ class GradientSum:
     def add(self, a: Tensor, b: Tensor, scratch: Tensor | None = None) -> None:
         """Add a @ b; `scratch`: flat memory for the product, where it may not go to `out`."""
         if self.direct and a.dtype == self.out.dtype:
-            torch.mm(a, b, out=self.out)
+            self.products.multiply(a, b, self.out)
             return
         if self.total is None:
             self.total = self.out.new_empty(self.out.shape, dtype=torch.float32)
         few = a.shape[0] <= FEW_ROWS and (self.started or a.shape[1] > CHAIN)
-        if self.total.dtype != a.dtype:
-            memory = None if scratch is None else view(scratch, 0, *self.out.shape)
-            self._include(torch.mm(a, b, out=memory))
-        elif few:
+        if self.total.dtype != a.dtype and not self.mixed:
+            shape = self.out.shape
+            memory = a.new_empty(shape) if scratch is None else view(scratch, 0, *shape)
+            self.products.multiply(a, b, memory)
+            self._include(memory)
+        elif few and self.total.dtype == a.dtype:
             # not addmm, which may go on with the chain that the sum so far is the end of
             for part in short_chains(a, b, self.at_once):
                 self._include(part)
         else:
             # beta=0 ignores what is there, so fresh memory needs no zeros.
             beta = float(self.started)
-            torch.addmm(self.total, a, b, beta=beta, alpha=self.alpha, out=self.total)
+            self.products.add(self.total, a, b, beta=beta, alpha=self.alpha)
         self.started = True
 
     def _include(self, product: Tensor) -> None:

@@ -62,15 +62,15 @@ class HeadInputs(NamedTuple):
                 text: str = _question(self.rows.backend, budget, *asked, tail_mass)
                 return text
             n, width, vocab = fixed(n), fixed(width), fixed(vocab)
+        place = (self.rows.backend, self.hidden.device)
         vocab, dtypes = self.shard.widest(vocab), (self.hidden.dtype, self.logits_dtype)
-        found: Plan = _plan(self.rows.backend, n, width, vocab, *dtypes, budget, *asked, tail_mass)
+        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, tail_mass)
         return found
 
     def tiling(self, plan: Plan | str) -> Tiling:
         if isinstance(plan, str):
-            return Tiling(0, 0, 0, self.logits_dtype, 0, plan)
-        kept = min(plan.kept_columns, self.sizes[2])
-        return Tiling(plan.rows, plan.columns, kept, self.logits_dtype, plan.fixed_rows, "")
+            return Tiling.asked(plan, self.hidden.dtype, self.logits_dtype)
+        return Tiling.of(plan, self.sizes[2], self.hidden.dtype, self.logits_dtype)
 
     def sharded(
         self,
@@ -144,6 +144,7 @@ _question = torch.compiler.assume_constant_result(question)
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plan(
     backend: str,
+    device: torch.device,
     n: int,
     hidden: int,
     vocab: int,
@@ -159,7 +160,7 @@ def _plan(
 ) -> Plan:
     refuse_lost_threads()
     return cached_plan(
-        registry.get(backend).machine, n, hidden, vocab, dtype, budget, logits_dtype=logits,
+        registry.get(backend).machine(device), n, hidden, vocab, dtype, budget, logits_dtype=logits,
         gradients=gradients, backward=backward, one_pass=one_pass, split=split,
         batch_invariant=fixed, tail_mass=tail_mass,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def numpy_statistics(
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows(op, targets, mask, head, flat.dtype)
     plan = cached_plan(
-        registry.get("cpu").machine, len(flat), flat.shape[1], len(weight), flat.dtype,
+        registry.get("cpu").machine("cpu"), len(flat), flat.shape[1], len(weight), flat.dtype,
         compute.memory_budget, backward=False,
     )  # fmt: skip
     index = None if rows.mask is None else np.flatnonzero(rows.mask)

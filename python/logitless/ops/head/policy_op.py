@@ -205,7 +205,7 @@ class _Work:
         self.head, self.needs, self.n = head, needs, n
         hidden, tiling = head.hidden, head.tiling
         held = min(chunk_rows, n)
-        self.kept = memory.buffer(tiling.padded(held) * tiling.kept, tiling.dtype, hidden)
+        self.kept = memory.buffer(tiling.stored(held), tiling.dtype, hidden)
         self.state = new_state(held, hidden)
         self.support = TopKSupport.empty(held) if head.tail_mass else None
         self.dtypes = _gradient_dtypes(hidden, chunk_rows >= hidden.shape[0])

@@ -111,7 +111,7 @@ def _forward(
 
 def _logits_memory(head: Head) -> Tensor:
     tiling = head.tiling
-    return memory.buffer(tiling.padded(len(head.hidden)) * tiling.kept, tiling.dtype, head.hidden)
+    return memory.buffer(tiling.stored(len(head.hidden)), tiling.dtype, head.hidden)
 
 
 def _forward_fake(
@@ -128,7 +128,7 @@ def _forward_fake(
     mass, entropy = (out["logp"].new_empty(n if tail_mass else 0) for _ in DROPPED)
     # How many logits are kept the plan will tell.
     late = bool(tiling.question) and not tail_mass
-    held = torch.library.get_ctx().new_dynamic_size() if late else tiling.padded(n) * tiling.kept
+    held = torch.library.get_ctx().new_dynamic_size() if late else tiling.stored(n)
     kept = hidden.new_empty(held, dtype=tiling.dtype)
     support = TopKSupport.empty(n if tail_mass else 0)
     return HeadStats(RowOutputs(**out), mass, entropy, new_state(n, hidden), kept, support)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from logitless.ops.head.planner.plan import Plan
 
 
 class Tiling(NamedTuple):
@@ -15,7 +18,11 @@ class Tiling(NamedTuple):
     `fixed`: 0, or the rows of each product that gives logits or d_hidden, padded with zeros, so
     that a row's result cannot depend on how many others there are; it divides `rows`.
 
-    `question`: "", or what a graph of any length asks the planner once it runs, see late_plan.py.
+    `question`: "", or what a graph of any length asks the planner once it runs, see late.py.
+
+    `operands`: the dtype of hidden and weight in products, and of d(logits); `dtype` may be wider.
+
+    `row_quantum`: numbers from one row of a tile to the next are a multiple of it.
     """
 
     rows: int
@@ -24,6 +31,23 @@ class Tiling(NamedTuple):
     dtype: torch.dtype
     fixed: int
     question: str
+    operands: torch.dtype
+    row_quantum: int = 1
+
+    @classmethod
+    def of(cls, plan: Plan, vocab: int, dtype: torch.dtype, logits_dtype: torch.dtype) -> Tiling:
+        """That of a plan, for a weight of `vocab` rows in `dtype`."""
+        operands = dtype if plan.operand_dtype == plan.dtype else logits_dtype
+        kept = min(plan.kept_columns, vocab)
+        return cls(
+            plan.rows, plan.columns, kept, logits_dtype, plan.fixed_rows, "", operands,
+            plan.row_quantum,
+        )  # fmt: skip
+
+    @classmethod
+    def asked(cls, question: str, dtype: torch.dtype, logits_dtype: torch.dtype) -> Tiling:
+        """One that a graph of any length learns when it runs."""
+        return cls(0, 0, 0, logits_dtype, 0, question, dtype)
 
     def spans(self, vocab: int, split: int = 0) -> Iterator[tuple[int, int]]:
         """The columns of each tile; none holds some of both sides of `split`."""
@@ -53,13 +77,29 @@ class Tiling(NamedTuple):
         return slice(chunk.start, self.padded(chunk.stop))
 
     def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:
-        """hidden[index] in the dtype of the logits, padded."""
-        h = (hidden if index is None else hidden.index_select(0, index)).to(self.dtype)
+        """hidden[index] in the dtype of operands, padded."""
+        h = (hidden if index is None else hidden.index_select(0, index)).to(self.operands)
         n = self.padded(h.shape[0])
         return h if n == h.shape[0] else torch.cat([h, h.new_zeros(n - h.shape[0], h.shape[1])])
 
-    def scratch(self, n: int, like: Tensor) -> Tensor:
-        return like.new_empty(min(self.rows, self.padded(n)) * self.columns, dtype=self.dtype)
+    def row_columns(self, width: int) -> int:
+        """From one row of a tile of so many columns to the next."""
+        return -(-width // self.row_quantum) * self.row_quantum
+
+    def scratch(self, n: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Flat memory for a tile of at most n rows."""
+        size = min(self.rows, self.padded(n)) * self.row_columns(self.columns)
+        return like.new_empty(size, dtype=dtype or self.dtype)
+
+    def stored(self, n: int) -> int:
+        """Numbers that the kept logits of n rows take."""
+        return self.padded(n) * self.row_columns(self.kept)
+
+    def view(self, buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
+        """An [n, width] tile in a flat buffer."""
+        if self.row_quantum == 1:
+            return view(buffer, offset, n, width)
+        return view(buffer, offset, n, self.row_columns(width))[:, :width]
 
 
 class LogitStore(NamedTuple):
@@ -67,7 +107,7 @@ class LogitStore(NamedTuple):
     all rows of each tile. Where no columns are kept, every tile is made again by another product.
     """
 
-    buffer: Tensor  # flat: padded n * tiling.kept
+    buffer: Tensor  # flat: tiling.stored(n)
     n: int
     tiling: Tiling
 
@@ -77,17 +117,20 @@ class LogitStore(NamedTuple):
 
     def tile(self, chunk: slice, start: int, width: int) -> Tensor:
         """Where the tile of some rows lies."""
-        rows = self.tiling.height(chunk)
-        offset = self.tiling.padded(self.n) * start + rows.start * width
-        return view(self.buffer, offset, rows.stop - rows.start, width)
+        tiling, rows = self.tiling, self.tiling.height(chunk)
+        offset = tiling.padded(self.n) * start + rows.start * tiling.row_columns(width)
+        return tiling.view(self.buffer, offset, rows.stop - rows.start, width)
 
     def gather(self, index: Tensor, start: int, tile: Tensor) -> None:
         """Write the logits of some rows, from column `start` on, to a tile; zeros below them."""
-        n = index.shape[0]
-        for first, stop in self.tiling.spans(tile.shape[1]):
-            offset = self.tiling.padded(self.n) * (start + first)
-            stored = view(self.buffer, offset, self.n, stop - first)
-            torch.index_select(stored, 0, index, out=tile[:n, first:stop])
+        n, stop, columns = index.shape[0], start + tile.shape[1], self.tiling.columns
+        for first in range(start // columns * columns, stop, columns):
+            last = min(first + columns, self.columns)
+            stored = self.tile(slice(0, self.n), first, last - first)
+            left, right = max(first, start), min(last, stop)
+            if (left, right) != (first, last):
+                stored = stored[:, left - first : right - first]
+            torch.index_select(stored, 0, index, out=tile[:n, left - start : right - start])
         if n < tile.shape[0]:
             tile[n:].zero_()
 

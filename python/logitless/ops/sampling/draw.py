@@ -59,13 +59,14 @@ def draw(
     served_by = registry.get(backend)
     n, vocab = len(hidden), shard.vocab(len(weight))
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    machine = served_by.machine(hidden.device)
     plan = cached_plan(
-        served_by.machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
+        machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
         compute.memory_budget, logits_dtype=dtype, backward=False,
         batch_invariant=compute.batch_invariant,
-        kept_entries=truncation.kept(vocab, served_by.machine) if truncation.limits(vocab) else 0,
+        kept_entries=truncation.kept(vocab, machine) if truncation.limits(vocab) else 0,
     )  # fmt: skip
-    tiling = Tiling(plan.rows, plan.columns, 0, dtype, plan.fixed_rows, "")
+    tiling = Tiling.of(plan, len(weight), hidden.dtype, dtype)
     bias = None if chain.bias is None else chain.bias.detach()
     rows = Rows(
         served_by, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,

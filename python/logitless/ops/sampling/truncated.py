@@ -75,7 +75,7 @@ def draw_truncated(
     token = h.new_zeros(n, dtype=torch.int64)
     # The forward asks for targets; what it finds of these is overwritten by the draw.
     rows = changed(rows, targets=token)
-    topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine))
+    topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine(h.device)))
     store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)

@@ -8,6 +8,10 @@ active:
                                      with more than one chunk d_weight is a float32 sum of V x H
                                      that each chunk reads and writes
 
+Where tiles do not stay in caches (`Machine.cached`), a pass of the row kernels over logits costs
+their bytes: one forward, two backward, one more of what is made again; and so does each product that
+is added to a sum in memory. Logits that are all kept are one tile there, whose products need no sums.
+
 A frozen weight or hidden drops its product; rows without a gradient drop theirs as well, which no
 shape can tell, so it is not in the model: it speaks for keeping a little more than the model knows.
 """
@@ -48,6 +52,10 @@ class Problem:
     def logits_bytes(self) -> int:
         return self.tokens * self.vocab * self.item
 
+    def operand_dtype(self, machine: Machine) -> str:
+        """Of the operands of products, and of d(logits)."""
+        return self.dtype if self.narrow and machine.mixed_products else self.logits_dtype
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -74,34 +82,62 @@ def transposes(rows: int, logits_dtype: Any, fixed_rows: int, machine: Machine) 
     return narrow and 1 < rows <= machine.short_rows and not fixed_rows
 
 
+def tile_columns(vocab: int, rows: int, item: int, machine: Machine, most: int | None = None) -> int:
+    """As many columns as a tile of so many rows has bytes for, and no more than `most`."""
+    quantum = machine.column_quantum
+    fitting = machine.tile_bytes // (max(rows, 1) * item)
+    fitting = fitting if most is None else min(fitting, most)
+    return min(max(fitting // quantum * quantum, quantum), vocab)
+
+
+def row_columns(columns: int, machine: Machine) -> int:
+    """From one row of a tile to the next."""
+    return -(-columns // machine.row_quantum) * machine.row_quantum
+
+
+def one_tile(problem: Problem, strategy: Strategy, machine: Machine) -> bool:
+    """Whether all columns are kept, of all rows or of those of a chunk, as one tile."""
+    whole = strategy.chunk_rows or strategy.kept_columns == problem.vocab
+    return not machine.cached and bool(whole) and strategy.tile_columns == problem.vocab
+
+
 def scratch_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int:
     """A tile and its transpose, operands cast or gathered, products on their way into a sum."""
     held, own = padded(strategy.chunk_rows or problem.tokens, strategy), ITEMSIZE[problem.dtype]
-    tile = strategy.tile_rows * strategy.tile_columns * problem.item
-    operands = padded(problem.tokens, strategy) * problem.hidden * problem.item
-    if problem.logits_dtype != problem.dtype:
-        operands += strategy.tile_columns * problem.hidden * problem.item
-    transposed = problem.item == 2 and "weight" in problem.gradients
+    of_operands, columns = problem.operand_dtype(machine), strategy.tile_columns
+    item = ITEMSIZE[of_operands]
+    if one_tile(problem, strategy, machine):
+        # where it lies, or gathered from there
+        columns = tile_columns(problem.vocab, strategy.tile_rows, problem.item, machine)
+    tile = strategy.tile_rows * row_columns(columns, machine) * problem.item
+    operands = padded(problem.tokens, strategy) * problem.hidden * item
+    if of_operands != problem.dtype:
+        operands += strategy.tile_columns * problem.hidden * item
+    transposed = machine.transposed_tiles and problem.item == 2 and "weight" in problem.gradients
     short = transposes(strategy.tile_rows, problem.logits_dtype, strategy.fixed_rows, machine)
     if transposed or short:
         tile *= 2
     if not problem.backward:
         return tile + operands
-    operands += held * problem.hidden * (own + (problem.item if strategy.chunk_rows else 0))
+    if of_operands != problem.logits_dtype:
+        # d(logits) in the dtype of operands: of a tile that is all there is, all of it
+        tile += strategy.tile_rows * row_columns(strategy.tile_columns, machine) * item
+    operands += held * problem.hidden * (own + (item if strategy.chunk_rows else 0))
     partial = (
         max(strategy.tile_rows, strategy.tile_columns) * problem.hidden * problem.item
-        if problem.item == 2
+        if problem.item == 2 and not machine.mixed_products
         else 0
     )
     return tile + operands + partial
 
 
-def kept_bytes(problem: Problem, strategy: Strategy) -> int:
+def kept_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int:
     columns = problem.vocab if strategy.chunk_rows else strategy.kept_columns
-    return padded(strategy.chunk_rows or problem.tokens, strategy) * columns * problem.item
+    rows = padded(strategy.chunk_rows or problem.tokens, strategy)
+    return rows * row_columns(columns, machine) * problem.item
 
 
-def accumulator_bytes(problem: Problem, strategy: Strategy) -> int:
+def accumulator_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int:
     """float32 sums of gradients that are stored in 16 bits."""
     if not problem.gradients or not problem.narrow:
         return 0
@@ -114,7 +150,7 @@ def accumulator_bytes(problem: Problem, strategy: Strategy) -> int:
     if "weight" in problem.gradients:
         if sums_weight(problem, strategy):
             weight = problem.vocab * problem.hidden
-        elif strategy.tile_rows < held or problem.logits_dtype != problem.dtype:
+        elif strategy.tile_rows < held or problem.operand_dtype(machine) != problem.dtype:
             weight = strategy.tile_columns * problem.hidden
     return 4 * (hidden + weight)
 
@@ -129,8 +165,8 @@ def sums_weight(problem: Problem, strategy: Strategy) -> bool:
 def total_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int:
     return (
         scratch_bytes(problem, strategy, machine)
-        + kept_bytes(problem, strategy)
-        + accumulator_bytes(problem, strategy)
+        + kept_bytes(problem, strategy, machine)
+        + accumulator_bytes(problem, strategy, machine)
     )
 
 
@@ -163,6 +199,31 @@ def products(problem: Problem, strategy: Strategy) -> float:
     return 1.0 + len(problem.gradients) + again
 
 
+def sum_bytes(problem: Problem, strategy: Strategy) -> int:
+    """Read and written by products that are added to a float32 sum: d_hidden's of each tile of
+    columns, d_weight's of each tile of rows. Chunks of rows, which may add to one d_weight, are not
+    counted here."""
+    held = strategy.chunk_rows or problem.tokens
+    columns = -(-problem.vocab // strategy.tile_columns)
+    rows = -(-held // strategy.tile_rows)
+    sums = {"hidden": problem.tokens * columns, "weight": problem.vocab * rows}
+    several = {"hidden": columns > 1, "weight": rows > 1}
+    return 8 * problem.hidden * sum(sums[name] for name in problem.gradients if several[name])
+
+
+def uncached_bytes(problem: Problem, strategy: Strategy) -> float:
+    """Read and written by row kernels, and by sums, where no tile stays in caches."""
+    again = products(problem, strategy) - len(problem.gradients) - 1
+    passes = 1.0 + (2.0 + again if problem.backward else 0.0)
+    return passes * problem.logits_bytes + sum_bytes(problem, strategy)
+
+
+def tiles(problem: Problem, strategy: Strategy) -> int:
+    rows = -(-(strategy.chunk_rows or problem.tokens) // strategy.tile_rows)
+    columns = -(-problem.vocab // strategy.tile_columns)
+    return chunks(problem, strategy) * rows * columns
+
+
 def seconds(problem: Problem, strategy: Strategy, machine: Machine) -> float:
     """Products, memory held, and traffic of what does not fit the caches."""
     rows = strategy.fixed_rows or max(
@@ -173,11 +234,15 @@ def seconds(problem: Problem, strategy: Strategy, machine: Machine) -> float:
         * padded(problem.tokens, strategy)
         * problem.hidden
         * problem.vocab
-        / machine.flops[problem.logits_dtype]
+        / machine.flops[problem.operand_dtype(machine)]
     )
     product *= 1.0 + machine.packing_rows / rows
-    held = kept_bytes(problem, strategy)
-    traffic = 2.0 * (problem.logits_bytes if strategy.chunk_rows else held)
+    product += machine.launch * tiles(problem, strategy)
+    held = kept_bytes(problem, strategy, machine)
+    if machine.cached:
+        traffic = 2.0 * (problem.logits_bytes if strategy.chunk_rows else held)
+    else:
+        traffic = uncached_bytes(problem, strategy)
     if sums_weight(problem, strategy) and "weight" in problem.gradients:
         weight = max(4, ITEMSIZE[problem.dtype]) * problem.vocab * problem.hidden
         held += weight if problem.narrow else 0

@@ -26,7 +26,7 @@ def question(*asked: Any) -> str:
 def answer(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Plan:
     """The plan for these sizes. The backward asks what the forward has asked."""
     options = json.loads(tiling.question)
-    machine = registry.get(options.pop("backend")).machine
+    machine = registry.get(options.pop("backend")).machine(hidden.device)
     options["gradients"] = tuple(options["gradients"])
     n, width = hidden.shape
     return cached_plan(
@@ -38,6 +38,4 @@ def planned(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Tiling:
     """The tiling itself, or what these sizes make of a question."""
     if not tiling.question:
         return tiling
-    found = answer(tiling, hidden, weight)
-    kept = min(found.kept_columns, len(weight))
-    return Tiling(found.rows, found.columns, kept, tiling.dtype, found.fixed_rows, "")
+    return Tiling.of(answer(tiling, hidden, weight), len(weight), hidden.dtype, tiling.dtype)

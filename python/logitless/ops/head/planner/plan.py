@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from logitless.backends import registry
+from logitless.backends.gpus import GPUS
 from logitless.backends.machine import Machine
 from logitless.backends.row_kernels.topk import KEPT
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
@@ -54,7 +55,9 @@ class Plan:
     # with every row active: 3 at best, 4 where no logits are kept; with tail_mass > 0, if no row
     # could be served from its largest entries
     products: float
-    expected_seconds: float  # on the machine that the cost model was measured on
+    expected_seconds: float  # on the machine of the plan
+    operand_dtype: str  # of the operands of products, and of d(logits)
+    row_quantum: int  # numbers from one row of a tile to the next are a multiple of it
 
     @property
     def mode(self) -> str:
@@ -131,23 +134,25 @@ def plan(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     kept_entries: int = 0,
+    device: Any = "cpu",
 ) -> Plan:
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
 
     `dtype` and `logits_dtype` are torch dtypes or their names; `budget` as `memory_budget` there:
-    None is min(512 MiB, what holding all logits takes). Counted: scratch, kept tiles, float32
+    None is min(512 MiB, or 1 to 4 GiB by GPU, what holding all logits takes). Counted: scratch, kept tiles, float32
     accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
     asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
     `linear_token_stats` does it, whose upstream gradients are not known in the forward;
     `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there; only
     whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
-    keeps for its top_k and top_p. The cheapest strategy that fits is taken, by the model in
+    keeps for its top_k and top_p. `device`: that of the tensors, or "H200" and the like of a GPU that
+    need not be here. The cheapest strategy that fits is taken, by the model in
     `ops/head/planner/cost.py`; time and free memory of the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
     """
     return plan_on(
-        registry.get("cpu").machine, tokens, hidden, vocab, dtype, budget,
+        _machine(device, dtype), tokens, hidden, vocab, dtype, budget,
         logits_dtype=logits_dtype, gradients=gradients, backward=backward, one_pass=one_pass,
         split=split, batch_invariant=batch_invariant, tail_mass=tail_mass,
         kept_entries=kept_entries,
@@ -215,10 +220,19 @@ def plan_on(
     return Plan(
         tokens, hidden, vocab, name, realised, limit,
         best.tile_rows, best.fixed_rows, best.tile_columns, best.kept_columns, best.chunk_rows,
-        cost.scratch_bytes(problem, best, machine), cost.kept_bytes(problem, best),
-        cost.accumulator_bytes(problem, best), kept_entries, support,
+        cost.scratch_bytes(problem, best, machine), cost.kept_bytes(problem, best, machine),
+        cost.accumulator_bytes(problem, best, machine), kept_entries, support,
         cost.products(problem, best), cost.seconds(problem, best, machine),
+        problem.operand_dtype(machine), machine.row_quantum,
     )  # fmt: skip
+
+
+def _machine(device: Any, dtype: Any) -> Machine:
+    name = str(device)
+    if name in GPUS:
+        return GPUS[name]
+    backend = "cpu" if name == "cpu" else registry.choose("auto", name, _dtype_name("dtype", dtype))
+    return registry.get(backend).machine(name)
 
 
 # A plan follows from its arguments.

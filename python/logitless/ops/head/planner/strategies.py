@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from logitless.backends.machine import Machine
-
-# Tiles are multiples of the core's block, so that any tiling gives the same bits.
-from logitless.backends.row_kernels.rows import BLOCK
 from logitless.ops.head.planner import cost
 from logitless.ops.head.planner.cost import ITEMSIZE, Problem, Strategy
 
@@ -21,32 +18,40 @@ def _halved(size: int, smallest: int) -> list[int]:
 
 def bare(problem: Problem, fixed: int, machine: Machine) -> list[Strategy]:
     """Tiles of fewer and fewer rows, no logits kept."""
-    tall = machine.tile_rows
-    heights = _halved(tall, fixed) if fixed else _halved(max(1, min(problem.tokens, tall)), 1)
+    tallest = machine.fixed_tile_rows if fixed else max(1, min(problem.tokens, machine.tile_rows))
     return [
         Strategy(rows, _columns(problem, rows, fixed, machine), 0, fixed_rows=fixed)
-        for rows in heights
+        for rows in _halved(tallest, fixed or 1)
     ]
 
 
 def _columns(problem: Problem, rows: int, fixed: int, machine: Machine) -> int:
-    """As wide as tile and weights may be, in blocks; with `fixed` the same for any batch."""
+    """As wide as tile and weights may be; with `fixed` the same for any batch."""
     once = not problem.backward and not fixed and rows == problem.tokens
-    rows = machine.tile_rows if fixed else rows
-    fitting = machine.tile_bytes // (rows * problem.item)
+    rows = machine.fixed_tile_rows if fixed else rows
     # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
-    if not (once and problem.logits_dtype == problem.dtype):
+    of_weight = None
+    if not (once and problem.operand_dtype(machine) == problem.dtype):
         of_weight = machine.weight_bytes // (problem.hidden * ITEMSIZE[problem.dtype])
-        fitting = min(fitting, of_weight)
-    return min(max(fitting // BLOCK * BLOCK, BLOCK), problem.vocab)
+    return cost.tile_columns(problem.vocab, rows, problem.item, machine, of_weight)
+
+
+def _all_kept(problem: Problem, strategy: Strategy, machine: Machine) -> Strategy:
+    """Where tiles do not stay in caches anyway, all of them are one."""
+    if machine.cached or strategy.fixed_rows:
+        return strategy
+    return replace(strategy, tile_columns=problem.vocab)
 
 
 def default_budget(problem: Problem, bare: Strategy, machine: Machine) -> int:
     """What holding all logits at once takes, up to a limit that one tile may exceed."""
-    whole = [replace(bare, kept_columns=problem.vocab)]
+    ways = [replace(bare, kept_columns=problem.vocab)]
     if problem.backward and problem.tokens:
-        whole.append(replace(bare, chunk_rows=problem.tokens))
-    most = max(cost.total_bytes(problem, strategy, machine) for strategy in whole)
+        ways.append(replace(bare, chunk_rows=problem.tokens))
+    most = max(
+        cost.total_bytes(problem, _all_kept(problem, strategy, machine), machine)
+        for strategy in ways
+    )
     return max(min(machine.default_budget, most), cost.total_bytes(problem, bare, machine))
 
 
@@ -60,9 +65,14 @@ def two_pass(
             continue
         if not problem.backward or not problem.tokens:
             return [strategy]
-        fitting = room // (problem.item * cost.padded(problem.tokens, strategy))
+        whole = replace(strategy, kept_columns=problem.vocab)
+        whole = _all_kept(problem, whole, machine)
+        if cost.total_bytes(problem, whole, machine) <= limit:
+            return [strategy, whole]
         columns = strategy.tile_columns
-        kept = problem.vocab if fitting >= problem.vocab else fitting // columns * columns
+        fitting = room // (problem.item * cost.padded(problem.tokens, strategy))
+        # The last, narrower tile is kept with all others or not at all.
+        kept = min(fitting, problem.vocab - 1) // columns * columns
         return [strategy, replace(strategy, kept_columns=kept)] if kept else [strategy]
     return []
 
@@ -75,9 +85,10 @@ def one_pass(
     for chunk in _halved(tokens, min(machine.shortest_chunk, tokens) if split else tokens):
         rows = min(chunk, machine.tile_rows)
         if fixed:
-            rows = min(-(-chunk // fixed) * fixed, machine.tile_rows)
+            rows = min(-(-chunk // fixed) * fixed, machine.fixed_tile_rows)
             chunk = -(-chunk // fixed) * fixed if chunk < tokens else chunk
         strategy = Strategy(rows, _columns(problem, rows, fixed, machine), 0, chunk, fixed)
+        strategy = _all_kept(problem, strategy, machine)
         if cost.total_bytes(problem, strategy, machine) <= limit:
             strategies.append(strategy)
     return strategies

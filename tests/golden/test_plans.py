@@ -1,0 +1,13 @@
+"""Plans on a CPU stay what they were."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.golden import plans
+
+
+def test_plans_on_a_cpu_are_what_they_were() -> None:
+    expected: dict[str, Any] = json.loads(plans.FILE.read_text())
+    assert {name: plans.planned(**asked) for name, asked in plans.cases()} == expected
