@@ -66,7 +66,8 @@ BY_CAPABILITY = {(8, 0): "A100", (9, 0): "H100", (10, 0): "B200", (10, 3): "B200
 
 
 def gpu_named(name: str, capability: tuple[int, int]) -> Machine:
-    """That of a device which calls itself so. Free memory is no part of it: same shapes, same plan."""
+    """That of a device which calls itself so. Memory that is free is no part of it: same shapes,
+    same plan."""
     for known, machine in GPUS.items():
         if known in name:
             return machine

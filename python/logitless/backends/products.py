@@ -19,9 +19,7 @@ class TorchProducts:
         if total.dtype == a.dtype:
             torch.addmm(total, a, b, beta=beta, alpha=alpha, out=total)
         else:
-            torch.addmm(
-                total, a, b, out_dtype=total.dtype, beta=beta, alpha=alpha, out=total
-            )
+            torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, alpha=alpha, out=total)
 
 
 TORCH: Products = TorchProducts()

@@ -34,5 +34,10 @@ def _why_not(device: str, dtype: str) -> str:
 
 
 BACKEND = Backend(
-    name="triton", why_not=_why_not, machine=machine_of, rows=_rows, absent=ABSENT, asynchronous=True
+    name="triton",
+    why_not=_why_not,
+    machine=machine_of,
+    rows=_rows,
+    absent=ABSENT,
+    asynchronous=True,
 )

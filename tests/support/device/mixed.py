@@ -35,8 +35,8 @@ def gpu(name: str = "H200", **numbers: Any) -> Machine:
 
 def as_gpu(
     monkeypatch: pytest.MonkeyPatch, backend: str, machine: Machine, *, mixed: bool = True
-) -> None:
-    """A backend that serves CPU tensors on this machine."""
+) -> Machine:
+    """A backend that serves CPU tensors on this machine, which is returned."""
     machine = replace(machine, mixed_products=mixed)
     changed = replace(
         registry.BACKENDS[backend],
@@ -44,3 +44,4 @@ def as_gpu(
         products=MixedProducts() if mixed else None,
     )
     monkeypatch.setitem(registry.BACKENDS, backend, changed)
+    return machine

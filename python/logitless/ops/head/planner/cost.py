@@ -9,8 +9,9 @@ active:
                                      that each chunk reads and writes
 
 Where tiles do not stay in caches (`Machine.cached`), a pass of the row kernels over logits costs
-their bytes: one forward, two backward, one more of what is made again; and so does each product that
-is added to a sum in memory. Logits that are all kept are one tile there, whose products need no sums.
+their bytes: one forward, two backward, one more of what is made again; and so does each product
+that is added to a sum in memory. Logits that are all kept are one tile there, whose products need
+no sums.
 
 A frozen weight or hidden drops its product; rows without a gradient drop theirs as well, which no
 shape can tell, so it is not in the model: it speaks for keeping a little more than the model knows.
@@ -82,7 +83,9 @@ def transposes(rows: int, logits_dtype: Any, fixed_rows: int, machine: Machine) 
     return narrow and 1 < rows <= machine.short_rows and not fixed_rows
 
 
-def tile_columns(vocab: int, rows: int, item: int, machine: Machine, most: int | None = None) -> int:
+def tile_columns(
+    vocab: int, rows: int, item: int, machine: Machine, most: int | None = None
+) -> int:
     """As many columns as a tile of so many rows has bytes for, and no more than `most`."""
     quantum = machine.column_quantum
     fitting = machine.tile_bytes // (max(rows, 1) * item)
@@ -211,10 +214,13 @@ def sum_bytes(problem: Problem, strategy: Strategy) -> int:
     return 8 * problem.hidden * sum(sums[name] for name in problem.gradients if several[name])
 
 
-def uncached_bytes(problem: Problem, strategy: Strategy) -> float:
+def uncached_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> float:
     """Read and written by row kernels, and by sums, where no tile stays in caches."""
     again = products(problem, strategy) - len(problem.gradients) - 1
     passes = 1.0 + (2.0 + again if problem.backward else 0.0)
+    if problem.backward and problem.operand_dtype(machine) != problem.logits_dtype:
+        # d(logits) copied to the dtype of operands
+        passes += 1.5
     return passes * problem.logits_bytes + sum_bytes(problem, strategy)
 
 
@@ -242,7 +248,7 @@ def seconds(problem: Problem, strategy: Strategy, machine: Machine) -> float:
     if machine.cached:
         traffic = 2.0 * (problem.logits_bytes if strategy.chunk_rows else held)
     else:
-        traffic = uncached_bytes(problem, strategy)
+        traffic = uncached_bytes(problem, strategy, machine)
     if sums_weight(problem, strategy) and "weight" in problem.gradients:
         weight = max(4, ITEMSIZE[problem.dtype]) * problem.vocab * problem.hidden
         held += weight if problem.narrow else 0

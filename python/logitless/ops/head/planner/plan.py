@@ -139,15 +139,16 @@ def plan(
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
 
     `dtype` and `logits_dtype` are torch dtypes or their names; `budget` as `memory_budget` there:
-    None is min(512 MiB, or 1 to 4 GiB by GPU, what holding all logits takes). Counted: scratch, kept tiles, float32
-    accumulators; not inputs, outputs or .grad. `gradients`: those of "hidden" and "weight" that are
-    asked for; `backward=False`: none, not even of the bias. `one_pass=False`: as
-    `linear_token_stats` does it, whose upstream gradients are not known in the forward;
-    `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there; only
-    whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
-    keeps for its top_k and top_p. `device`: that of the tensors, or "H200" and the like of a GPU that
-    need not be here. The cheapest strategy that fits is taken, by the model in
-    `ops/head/planner/cost.py`; time and free memory of the machine never enter it.
+    None is what holding all logits takes, and at most 512 MiB, or by GPU 1 to 4 GiB. Counted:
+    scratch, kept tiles, float32 accumulators; not inputs, outputs or .grad. `gradients`: those of
+    "hidden" and "weight" that are asked for; `backward=False`: none, not even of the bias.
+    `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
+    forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
+    only whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
+    keeps for its top_k and top_p. `device`: that of the tensors, or "H200" and the like for a GPU
+    that need not be here; what a GPU's plan rests on is predicted, not measured. The cheapest
+    strategy that fits is taken, by the model in `ops/head/planner/cost.py`; time and free memory of
+    the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
     """

@@ -60,8 +60,7 @@ def two_pass(
 ) -> list[Strategy]:
     """The tallest products that fit, without kept logits and with as many as there is room for."""
     for strategy in bare:
-        room = limit - cost.total_bytes(problem, strategy, machine)
-        if room < 0:
+        if cost.total_bytes(problem, strategy, machine) > limit:
             continue
         if not problem.backward or not problem.tokens:
             return [strategy]
@@ -69,12 +68,25 @@ def two_pass(
         whole = _all_kept(problem, whole, machine)
         if cost.total_bytes(problem, whole, machine) <= limit:
             return [strategy, whole]
-        columns = strategy.tile_columns
-        fitting = room // (problem.item * cost.padded(problem.tokens, strategy))
-        # The last, narrower tile is kept with all others or not at all.
-        kept = min(fitting, problem.vocab - 1) // columns * columns
-        return [strategy, replace(strategy, kept_columns=kept)] if kept else [strategy]
+        parts = (_part_kept(problem, each, limit, machine) for each in _narrower(strategy, machine))
+        return [strategy, *(each for each in parts if each.kept_columns)]
     return []
+
+
+def _narrower(strategy: Strategy, machine: Machine) -> list[Strategy]:
+    """Where tiles do not stay in caches they are large, and few of them fill a budget badly."""
+    columns, quantum = strategy.tile_columns, machine.column_quantum
+    if machine.cached or strategy.fixed_rows:
+        return [strategy]
+    widths = {columns, *(columns // part // quantum * quantum for part in (2, 3, 4, 6, 8))}
+    return [replace(strategy, tile_columns=width) for width in sorted(widths - {0}, reverse=True)]
+
+
+def _part_kept(problem: Problem, bare: Strategy, limit: int, machine: Machine) -> Strategy:
+    columns, room = bare.tile_columns, limit - cost.total_bytes(problem, bare, machine)
+    fitting = room // (problem.item * cost.padded(problem.tokens, bare))
+    # The last, narrower tile is kept with all others or not at all.
+    return replace(bare, kept_columns=min(fitting, problem.vocab - 1) // columns * columns)
 
 
 def one_pass(
