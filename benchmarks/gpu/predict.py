@@ -5,6 +5,8 @@
 
 Products at the machine's rate for large ones, passes over the logits at its memory's, and a host
 that launches: that is all the model knows. The floor of an op is its products, or its bytes, alone.
+What is "as planned" has the tiles that the planner gives, and the times of its own, plainer model;
+it is left out where the package is not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ PAIR, BACKWARD_TILE = 8e-6, 20e-6
 # A fused forward's part of the vendor's rate, by width: the epilogue is not hidden.
 FUSED = ((4096, 0.73), (2048, 0.68), (0, 0.60))
 # Rows of a vendor's tile, columns of it; of what a tile of ours is made.
-TILE_ROWS, TILE_COLUMNS, QUANTUM = 128, 256, 128
+TILE_ROWS, TILE_COLUMNS, QUANTUM = 128, 256, 256
 # Rows for which a tile's bytes make its columns.
 USUAL_ROWS = 8192
 # Few rows fill the last wave badly; dense rows of a sparse backward worse.
@@ -199,6 +201,35 @@ def predict(machine: Machine, shape: Shape) -> list[Predicted]:
     ]
 
 
+# Name -> options of ll.plan, and products of the floor.
+PLANNED: dict[str, tuple[dict[str, Any], int]] = {
+    "forward, as planned": ({"backward": False}, 1),
+    "forward, float32, as planned": ({"backward": False, "logits_dtype": "float32"}, 1),
+    "forward + backward, as planned": ({"one_pass": False}, 3),
+    "forward + backward in 1 GiB, as planned": ({"one_pass": False, "budget": BUDGET}, 3),
+    "one pass, as planned": ({}, 3),
+}
+
+
+def planned(name: str, shape: Shape) -> list[Predicted]:
+    """What the planner makes of a machine of the package's own table, where there is room."""
+    try:
+        import logitless as ll
+    except ImportError:
+        return []
+    found, sizes = [], (shape.rows, shape.width, shape.vocab, shape.dtype)
+    for op, (options, count) in PLANNED.items():
+        # No less than its rows need.
+        try:
+            plan = ll.plan(*sizes, **options, device=name)
+        except ValueError:
+            continue
+        note = f"{plan.mode if count > 1 else 'tiles'}, {plan.rows} x {plan.columns}"
+        floor = count * product(MACHINES[name], shape)
+        found.append(Predicted(op, plan.expected_seconds, floor, note))
+    return found
+
+
 def rate_of_waves(m: Machine, rows: int, width: int) -> float:
     """Of a product's rate: the last wave of tiles over the processors is not full."""
     count = math.ceil(rows / TILE_ROWS) * math.ceil(width / TILE_COLUMNS)
@@ -218,9 +249,10 @@ def table(name: str, shape: Shape, found: list[Predicted]) -> str:
         f"predicted for {name}: {shape.rows} x {shape.width} x {shape.vocab} {shape.dtype};"
         " not measured",
         "",
-        f"{'predicted':36} {'ms':>9} {'floor':>9} {'ratio':>6}",
+        f"{'predicted':40} {'ms':>9} {'floor':>9} {'ratio':>6}",
         *(
-            f"{p.op:36} {1e3 * p.seconds:9.2f} {1e3 * p.floor:9.2f} {p.seconds / p.floor:6.2f}"
+            f"{p.op:40} {1e3 * p.seconds:9.2f} {1e3 * p.floor:9.2f} {p.seconds / p.floor:6.2f}"
+            f"  {p.note}".rstrip()
             for p in found
         ),
     ]
@@ -237,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in (("rows", 8192), ("width", 4096), ("vocab", 151_936)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=list(ITEMSIZE), default="bfloat16")
-    parser.add_argument("--op", choices=list(OPS), help="this one alone")
+    parser.add_argument("--op", choices=[*OPS, *PLANNED], help="this one alone")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if min(options.rows, options.width, options.vocab) < 1:
@@ -245,7 +277,11 @@ def main(arguments: list[str] | None = None) -> None:
     shape = Shape(options.rows, options.width, options.vocab, options.dtype)
     names = list(MACHINES) if options.machine == "all" else [options.machine]
     found = {
-        name: [p for p in predict(MACHINES[name], shape) if options.op in (None, p.op)]
+        name: [
+            p
+            for p in (*predict(MACHINES[name], shape), *planned(name, shape))
+            if options.op in (None, p.op)
+        ]
         for name in names
     }
     if options.json:

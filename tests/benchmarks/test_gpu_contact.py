@@ -22,6 +22,7 @@ from benchmarks.gpu import carry, contact, contact_table, predict
 from benchmarks.gpu.build_paths import sources_hash
 from benchmarks.gpu.contact import NAMES, STEPS, Run
 from logitless import _core
+from logitless.backends.gpus import GPUS
 from tests.support.paths import ROOT, TESTS
 
 FAULTS = TESTS / "support" / "device"
@@ -310,6 +311,25 @@ def test_every_header_says_predicted(capsys: pytest.CaptureFixture[str]) -> None
             assert all(p.seconds >= p.floor > 0 for p in predict.predict(machine, shape))
     with pytest.raises(SystemExit):
         predict.main(["--rows", "0"])
+
+
+@pytest.mark.parametrize("name", predict.MACHINES)
+def test_the_planner_rests_on_the_same_numbers(name: str) -> None:
+    """And its plainer model gives nearly the same times."""
+    ours, machine = GPUS[name], predict.MACHINES[name]
+    assert {dtype: ours.flops[dtype] for dtype in machine.flops} == machine.flops
+    assert (ours.stream, ours.tile_bytes) == (machine.memory, machine.tile_bytes)
+    assert (ours.launch, ours.column_quantum) == (predict.PAIR, predict.QUANTUM)
+    shape = SHAPES[0]
+    found = {p.op: p for p in predict.planned(name, shape)}
+    assert found.keys() == predict.PLANNED.keys()
+    assert all(p.seconds > p.floor for p in found.values())
+    forward = predict.forward(machine, shape)
+    assert found["forward, as planned"].seconds == pytest.approx(forward, rel=0.03)
+    if GPUS[name].default_budget > 3 << 30:
+        keep = predict.keep(machine, shape)
+        assert found["forward + backward, as planned"].note == "keep, 8192 x 151936"
+        assert found["forward + backward, as planned"].seconds == pytest.approx(keep, rel=0.03)
 
 
 # ---- the checks before a figure

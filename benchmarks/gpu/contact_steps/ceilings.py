@@ -26,6 +26,7 @@ from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
 
 def ceilings(place: Place) -> Cases:
     tiny = place.tiny
+    yield "machine", lambda: planners_machine(place)
     size = (1 << 16) if tiny else 1 << 30
     yield from memory(place, size)
     empty_caches(place)
@@ -45,6 +46,16 @@ def ceilings(place: Place) -> Cases:
             yield f"dW {v} x {rows} x {h}", functools.partial(d_weight, place, head, rows)
         head.cache_clear()
         empty_caches(place)
+
+
+def planners_machine(place: Place) -> Fields:
+    """What the planner takes the device for, and whether torch has mixed products here."""
+    from logitless.backends.gpus import GPUS, machine_of
+
+    found = machine_of(f"{place.device}:0" if place.cuda else place.device)
+    alike = [name for name, each in GPUS.items() if each.flops == found.flops]
+    name = next(iter(alike), "unknown" if place.cuda else "CPU")
+    return {"said": f"planned for as {name}, mixed products: {found.mixed_products}"}
 
 
 def memory(place: Place, size: int) -> Cases:

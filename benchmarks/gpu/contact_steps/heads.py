@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from benchmarks.gpu import predict
 from benchmarks.gpu.contact_steps.checks import Head, check_head, few_rows, head_inputs
 from benchmarks.gpu.contact_steps.clock import (
     BF16,
+    F32,
     HEADS,
     TINY_HEADS,
     VOCAB,
@@ -52,7 +54,7 @@ def heads(place: Place) -> Cases:
 
 
 def head_cases(place: Place, inputs: Callable[[], Head], n: int, h: int, v: int) -> Cases:
-    """Ours at a GPU's tiles and at today's, between bare products and what others have."""
+    """Ours at tiles of choice and as planned, between bare products and what others have."""
     import logitless as ll
 
     backend = next(b for b in backends_here(place) if b != "torch")
@@ -91,6 +93,7 @@ def head_cases(place: Place, inputs: Callable[[], Head], n: int, h: int, v: int)
             ),
         )
     yield "forward, as planned", functools.partial(forward, nullcontext, "")
+    yield "forward, float32 logits", functools.partial(forward, nullcontext, "", F32)
     yield "eager", functools.partial(other_head, place, inputs, bare_ms, "eager")
     for name in ("Liger", "Apple CCE", "TRL"):
         yield name, functools.partial(other_head, place, inputs, bare_ms, name)
@@ -124,7 +127,7 @@ def of_bare(found: Fields, bare_ms: dict[int, float], count: int) -> Fields:
 
 def head_forward(
     place: Place, inputs: Callable[[], Head], backend: str, bare_ms: dict[int, float],
-    tiling: Tiling, op: str,
+    tiling: Tiling, op: str, logits_dtype: torch.dtype | None = None,
 ) -> Fields:  # fmt: skip
     import logitless as ll
 
@@ -133,19 +136,28 @@ def head_forward(
 
     def run() -> Fields:
         with torch.no_grad(), tiling():
-            stats = ll.linear_token_stats(x.hidden, x.weight, x.targets, backend=backend)
+            stats = ll.linear_token_stats(
+                x.hidden, x.weight, x.targets, backend=backend, logits_dtype=logits_dtype
+            )
         return {"logp": stats.logp, "entropy": stats.entropy}
 
     found, held = peak(place, run)
     errors = check_head(x, found)
     with tiling():
-        plan = ll.plan(n, h, v, x.hidden.dtype, backward=False)
-    note = predicted(place, op, n, h, v) if op else {}
+        plan = ll.plan(
+            n, h, v, x.hidden.dtype, backward=False, logits_dtype=logits_dtype, device=place.device
+        )
+    note = predicted(place, op, n, h, v) if op else as_planned(place, plan)
     times = bare(place, run)
     return {
         **times, **of_bare(times, bare_ms, 1), **note, "errors": errors, "peak_bytes": held,
         "plan_bytes": plan.total_bytes, "tile": f"{plan.rows} x {plan.columns}",
     }  # fmt: skip
+
+
+def as_planned(place: Place, plan: Any) -> Fields:
+    """What the planner expects."""
+    return {} if place.tiny or not place.cuda else {"predicted_ms": 1e3 * plan.expected_seconds}
 
 
 def head_backward(
@@ -169,12 +181,12 @@ def head_backward(
             return dict(run(x, budget, backend))
 
     with tiling():
-        plan = ll.plan(n, h, v, x.hidden.dtype, budget, one_pass=one_pass)
+        plan = ll.plan(n, h, v, x.hidden.dtype, budget, one_pass=one_pass, device=place.device)
     found, held = peak(place, call)
     outputs = sum(value.numel() * value.element_size() for value in found.values())
     errors = check_head(x, found, entropy=not one_pass)
     del found
-    note = predicted(place, op, n, h, v) if op else {}
+    note = predicted(place, op, n, h, v) if op else as_planned(place, plan)
     times = bare(place, call)
     counts = traffic(place, call)
     counts.pop("kernels")

@@ -1,4 +1,4 @@
-"""Heads of ours at tile sizes of choice: what the planner does not give a GPU yet."""
+"""Heads of ours at tile sizes of choice, beside those that the planner gives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tiling = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def forced(rows: int, columns: int, kept: int = 0, chunk: int = 0) -> Iterator[None]:
-    """The planner gives this tiling, whatever the budget: today's code at a GPU's tile sizes."""
+    """The planner gives this tiling, whatever the budget."""
     from logitless.backends import registry
     from logitless.ops.head.planner.cost import Strategy
 
