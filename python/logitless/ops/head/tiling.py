@@ -98,7 +98,7 @@ class Tiling(NamedTuple):
     def view(self, buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
         """An [n, width] tile in a flat buffer."""
         if self.row_quantum == 1:
-            return view(buffer, offset, n, width)
+            return buffer[offset : offset + n * width].view(n, width)
         return view(buffer, offset, n, self.row_columns(width))[:, :width]
 
 
