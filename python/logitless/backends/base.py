@@ -98,6 +98,9 @@ class Products(Protocol):
     def add(self, total: Any, a: Any, b: Any, *, beta: float, alpha: float) -> None:
         """total = beta * total + alpha * (a @ b); beta = 0 ignores what is there."""
 
+    def __hash__(self) -> int:
+        """Of the object: what is found out about its products is remembered."""
+
 
 # The ops over the [N] vectors of a loss.
 TOKENS = "policy_loss, batch_stats, covariance"

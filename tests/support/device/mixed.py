@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends import registry
+from logitless.backends.base import Products
 from logitless.backends.gpus import GPUS
 from logitless.backends.machine import Machine
 from logitless.backends.row_kernels.rows import BLOCK
@@ -34,14 +35,19 @@ def gpu(name: str = "H200", **numbers: Any) -> Machine:
 
 
 def as_gpu(
-    monkeypatch: pytest.MonkeyPatch, backend: str, machine: Machine, *, mixed: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    machine: Machine,
+    *,
+    mixed: bool = True,
+    products: Products | None = None,
 ) -> Machine:
     """A backend that serves CPU tensors on this machine, which is returned."""
     machine = replace(machine, mixed_products=mixed)
     changed = replace(
         registry.BACKENDS[backend],
         machine=functools.cache(lambda device: machine),
-        products=MixedProducts() if mixed else None,
+        products=products or (MixedProducts() if mixed else None),
     )
     monkeypatch.setitem(registry.BACKENDS, backend, changed)
     return machine

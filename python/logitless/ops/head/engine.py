@@ -64,6 +64,8 @@ def forward_tiles(
                 tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
                 topk=largest,
             )  # fmt: skip
+        # A cast of weight goes before the next is made.
+        del w
 
 
 class TileSinks(NamedTuple):
@@ -129,6 +131,8 @@ def backward_tiles(
                 out.bias[start:stop].add_(own.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:
             d_weight.finish()
+        # A cast of weight goes before the next is made.
+        del w
     for totals in sums:
         for total in totals:
             total.finish()

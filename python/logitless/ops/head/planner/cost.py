@@ -49,6 +49,13 @@ class Problem:
         """Whether gradients are stored in 16 bits, so that their sums need room of their own."""
         return ITEMSIZE[self.dtype] == 2
 
+    def rounds_once(self, machine: Machine) -> bool:
+        """Whether a product may be a gradient as it is: of operands in the dtype of gradients, and
+        not of d(logits) that were scaled to be stored in float16."""
+        operands = self.operand_dtype(machine)
+        scaled = operands == "float16" and self.logits_dtype != operands
+        return operands == self.dtype and not scaled
+
     @property
     def logits_bytes(self) -> int:
         return self.tokens * self.vocab * self.item
@@ -153,7 +160,7 @@ def accumulator_bytes(problem: Problem, strategy: Strategy, machine: Machine) ->
     if "weight" in problem.gradients:
         if sums_weight(problem, strategy):
             weight = problem.vocab * problem.hidden
-        elif strategy.tile_rows < held or problem.operand_dtype(machine) != problem.dtype:
+        elif strategy.tile_rows < held or not problem.rounds_once(machine):
             weight = strategy.tile_columns * problem.hidden
     return 4 * (hidden + weight)
 
