@@ -13,9 +13,12 @@ from logitless import reference
 from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases
 from tests.support.device.devices import Device
+from tests.support.device.mixed import as_gpu, gpu
+from tests.support.heads import problem
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_gradients, assert_values
 
+BF16, F32 = torch.bfloat16, torch.float32
 WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
 
 
@@ -92,3 +95,36 @@ def test_policy_loss_of_a_head(
     for ours, other in zip(gradients, right, strict=True):
         assert other.abs().max() > 0
         assert_gradients(ours, other, torch.float32, scale=5)
+
+
+# Of the logits of 24 rows: kept as one tile, of which rows are gathered, and made again.
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "made again"])
+@pytest.mark.parametrize("dtypes", [(F32, None), (BF16, None), (BF16, F32)], ids=str)
+def test_a_head_in_a_gpus_tiles(
+    device: Device, dtypes: Any, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their columns no multiple of the CPU's block, their rows apart of an odd vocabulary."""
+    dtype, logits_dtype = dtypes
+    n, vocab, columns = 24, 4501, 1280
+    machine = gpu(column_quantum=256, tile_bytes=n * columns * (logits_dtype or dtype).itemsize)
+    h, w, t = problem(11, n, 16, vocab, dtype)
+    g = cases.upstream(11, n)[0] * (torch.arange(n) % 4 != 0)
+
+    def run(where: str, backend: str) -> list[torch.Tensor]:
+        leaves = [x.detach().to(where, copy=True).requires_grad_() for x in (h, w)]
+        stats = ll.linear_token_stats(
+            *leaves, t.to(where), backend=backend, logits_dtype=logits_dtype
+        )
+        loss = (stats.logp + stats.entropy).dot(g.to(where))
+        return [stats.logp, *torch.autograd.grad(loss, leaves)]
+
+    right = run("cpu", "cpu")
+    as_gpu(monkeypatch, device.backend, machine, stands_in=device.name == "cpu")
+    force(monkeypatch, Strategy(n, vocab if kept else columns, vocab if kept else 0))
+    ours = run(device.name, device.backend)
+    # products of another shape round otherwise
+    slack = 0.03 if (logits_dtype or dtype) == BF16 else 5e-6
+    assert_values(ours[0], right[0], F32, plain=right[0] + slack)
+    for a, b in zip(ours[1:], right[1:], strict=True):
+        scale = 2 + float(b.abs().max()) * (2e4 if dtype == BF16 else 9)
+        device.assert_gradients(a, cases.to_numpy(b), scale=scale)

@@ -41,13 +41,17 @@ def as_gpu(
     *,
     mixed: bool = True,
     products: Products | None = None,
+    stands_in: bool = True,
 ) -> Machine:
-    """A backend that serves CPU tensors on this machine, which is returned."""
+    """A backend on this machine, which is returned. Where a CPU stands in for a GPU, products of a
+    GPU, or those given, are made on it; else torch has them or not."""
+    if not stands_in:
+        mixed = registry.BACKENDS[backend].machine("cuda:0").mixed_products
     machine = replace(machine, mixed_products=mixed)
     changed = replace(
         registry.BACKENDS[backend],
         machine=functools.cache(lambda device: machine),
-        products=products or (MixedProducts() if mixed else None),
+        products=products or (MixedProducts() if mixed and stands_in else None),
     )
     monkeypatch.setitem(registry.BACKENDS, backend, changed)
     return machine
