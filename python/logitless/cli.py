@@ -90,6 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--budget", default=None, help="bytes, or like 256MiB (the library's default)"
     )
+    plan.add_argument(
+        "--device", default="cpu", help="cpu, cuda, or a GPU that need not be here: H200, ... (cpu)"
+    )
     plan.set_defaults(run=_plan)
 
     losses = commands.add_parser("losses", help="the table of presets")
@@ -201,7 +204,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     import logitless as ll
 
-    print(ll.plan(options.tokens, options.hidden, options.vocab, options.dtype, options.budget))
+    sizes = (options.tokens, options.hidden, options.vocab)
+    print(ll.plan(*sizes, options.dtype, options.budget, device=options.device))
     return 0
 
 

@@ -176,3 +176,16 @@ def test_tiles_of_some_rows(
     right = run("cpu")
     force(monkeypatch, Strategy(10, V if kept == V else 2048, kept))
     compare(run("triton"), right, dtype)
+
+
+def test_overflown_gradients_come_through(machine: Any) -> None:
+    """A scaler of float16 losses looks for them; small ones are not lost on their way."""
+    h, w, t = problem(12, N, H, V, F16)
+    stats = ll.linear_token_stats(h, w, t, backend="triton", logits_dtype=F32)
+    (overflown,) = torch.autograd.grad(stats.logp.sum() * float("inf"), h)
+    assert not overflown.isfinite().any()
+    stats = ll.linear_token_stats(h, w, t, backend="triton", logits_dtype=F32)
+    (small,) = torch.autograd.grad(stats.logp.sum() * 1e-4, h)
+    expected = ll.linear_token_stats(h, w, t, backend="cpu", logits_dtype=F32)
+    (right,) = torch.autograd.grad(expected.logp.sum() * 1e-4, h)
+    assert_gradients(small, right, F16, scale=0.5)

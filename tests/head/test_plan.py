@@ -120,6 +120,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mix: logits of" in printed
     assert "of 64.0 MiB" in printed
     assert "full logits would take 296.8 MiB" in printed
+    assert cli.main([*arguments, "--device", "H200"]) == 0
+    assert "one-pass: 1024 rows at a time" in capsys.readouterr().out
     assert cli.main([*arguments, "--budget", "1MiB"]) == 2
     assert "memory_budget must be at least" in capsys.readouterr().err
 

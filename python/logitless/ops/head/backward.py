@@ -225,6 +225,9 @@ def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
 
 def _power_of_two(g: RowGradients) -> float:
     largest = max(float(x.abs().max()) for x in g if x is not None)
+    if not math.isfinite(largest):
+        # a scaler of losses looks for this in the gradients
+        return 1.0
     return float(2.0 ** -math.ceil(math.log2(largest / LARGEST_FLOAT16)))
 
 
