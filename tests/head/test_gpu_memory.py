@@ -42,7 +42,7 @@ class Live(TorchDispatchMode):
     """The most bytes that tensors made under it hold at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 

@@ -68,7 +68,7 @@ def test_token_stats_of_a_head(machine: Any, dtypes: Any, mode: str, rows: str) 
     dtype, logits_dtype = dtypes
     h, w, t = problem(3, N, H, V, dtype)
     bias = torch.randn(V, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    g = cases.upstream(3, N)
+    g: tuple[torch.Tensor, ...] = cases.upstream(3, N)
     mask = cases.mask(3, N) if rows == "masked" else None
     if "active" in rows:
         # most of them have no room in one tile
