@@ -53,9 +53,11 @@ diagnostics     programs over the public functions: check a head, warm up a devi
                 inputs ops ops.head
 entropy         covariance and the entropy law
                 inputs backends loss.evaluate
+advantages      from rewards to advantages: pure functions, and their table
+                inputs backends
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
-                entropy
+                entropy advantages
                 diagnostics integrations.transformers
 integrations    other people's trainers
                 public
@@ -110,6 +112,7 @@ THIRD_PARTY = {
     "__init__": set(),
     "_core": set(),
     "_version": set(),
+    "advantages": {"numpy", "torch"},
     "backends": {"numpy", "torch"},
     "cli": set(),
     "diagnostics": {"torch"},
@@ -281,6 +284,8 @@ for name in ("ppo", "kl_cov", "gspo"):
                    cu_seqlens=np.array([0, 2, 4], np.int32))
 ll.covariance(logp, advantages, mask)
 ll.rollout_weights(logp, logp, mask, ll.corrections["tis"])
+ll.advantages.grpo(advantages, np.array([7, 7, 3, 3]))
+ll.advantages.gae(logp[None], logp[None], mask[None])
 ll.plan(10, 8, 100)
 print("torch" in sys.modules)
 """
@@ -332,6 +337,8 @@ sampling           tokens drawn while tiles of logits stream by
 sharding           several ranks
                    support
 entropy            covariance and the entropy law
+                   support
+advantages         from rewards to advantages
                    support
 torch_integration  autograd, autocast, compile, checkpointing
                    support

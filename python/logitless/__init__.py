@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
+    from logitless import advantages
     from logitless.backends.build import build_info
     from logitless.backends.memory import release_memory
     from logitless.diagnostics.check import Check, check
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
     from logitless.ops.token_stats import token_stats
     from logitless.ops.vocab_shard import vocab_shard
 
+# Public names that are modules themselves.
+_MODULES = ("advantages",)
 # Public name -> module that holds it.
 _HOMES = {
     "BatchStats": "logitless.loss.evaluate.inputs",
@@ -176,6 +179,7 @@ __all__ = [
     "Vespo",
     "VocabShard",
     "__version__",
+    "advantages",
     "batch_stats",
     "build_info",
     "check",
@@ -200,6 +204,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"logitless.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'logitless' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -208,4 +214,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted(set(globals()) | set(_HOMES) | set(_MODULES))

@@ -98,6 +98,10 @@ def make_parser() -> argparse.ArgumentParser:
     losses = commands.add_parser("losses", help="the table of presets")
     losses.add_argument("--markdown", action="store_true", help="as docs/losses.md")
     losses.set_defaults(run=_losses)
+
+    advantages = commands.add_parser("advantages", help="the table of advantages")
+    advantages.add_argument("--markdown", action="store_true", help="as docs/advantages.md")
+    advantages.set_defaults(run=_advantages)
     return parser
 
 
@@ -213,6 +217,13 @@ def _losses(options: argparse.Namespace) -> int:
     import logitless as ll
 
     print(ll.presets.markdown() if options.markdown else ll.presets.text(), end="")
+    return 0
+
+
+def _advantages(options: argparse.Namespace) -> int:
+    import logitless as ll
+
+    print(ll.advantages.markdown() if options.markdown else ll.advantages.text(), end="")
     return 0
 
 
