@@ -135,6 +135,16 @@ def test_the_page_of_losses_is_the_table(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == page.read_text()
 
 
+def test_advantages_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advantages"]) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+    assert names == list(ll.advantages.TABLE)
+    assert "arXiv:2402.03300" in text
+    assert main(["advantages", "--markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "advantages.md").read_text()
+
+
 def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tokens", "8192", "--hidden", "1024", "--vocab", "151936"]
     assert main(["plan", *arguments, "--budget", "512MiB"]) == 0
