@@ -92,7 +92,7 @@ def test_lists_mixed_kinds_and_gradients_are_refused() -> None:
         A.grpo(torch.ones(2), np.ones(2, np.int64))
     with pytest.raises(ValueError, match="grpo: rewards is data and gets no gradient"):
         A.grpo(torch.ones(2, 2, requires_grad=True))
-    with pytest.raises(TypeError, match="gae: .*all torch or all NumPy"):
+    with pytest.raises(TypeError, match=r"gae: .*all torch or all NumPy"):
         A.gae(*spread("torch", (R, R, HOLE)), lam=R[0])
 
 

@@ -105,11 +105,7 @@ def demand(xp: Any, name: str, values: Array, good: Bools, expected: str) -> Non
     """Refuses the first value that is not good. Whether there is one, a device is asked."""
     if bool(good.all()):
         return
-    flat = (~good).reshape(-1)
-    first, place = int(flat.nonzero()[0][0]), []
-    for size in reversed(shape_of(values)):
-        first, i = divmod(first, size)
-        place.insert(0, i)
+    place = [int(i) for i in xp.first(~good)]
     raise ValueError(f"{name} must be {expected}, got {float(values[tuple(place)])} at {place}")
 
 

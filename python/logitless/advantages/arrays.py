@@ -14,12 +14,17 @@ from logitless.inputs.checks import is_tensor
 
 
 class NumpyGroups(NumpyArrays):
-    exp, broadcast = staticmethod(np.exp), staticmethod(np.broadcast_to)
+    exp = staticmethod(np.exp)
 
     @staticmethod
     def row_max(x: Any) -> Any:
         """[B, 1]"""
         return x.max(axis=1, keepdims=True)
+
+    @staticmethod
+    def first(which: Any) -> Any:
+        """The place of the first that is true."""
+        return np.argwhere(which)[0]
 
     @staticmethod
     def numbered(given: Any) -> Any:

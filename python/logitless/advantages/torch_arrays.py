@@ -13,11 +13,15 @@ from logitless.backends.token_kernels.torch_arrays import TorchArrays
 
 
 class TorchGroups(TorchArrays):
-    exp, broadcast = staticmethod(torch.exp), staticmethod(torch.broadcast_to)
+    exp = staticmethod(torch.exp)
 
     @staticmethod
     def row_max(x: Tensor) -> Tensor:
         return x.amax(dim=1, keepdim=True)
+
+    @staticmethod
+    def first(which: Tensor) -> Tensor:
+        return which.nonzero()[0]
 
     @staticmethod
     def numbered(given: Tensor) -> Tensor:
