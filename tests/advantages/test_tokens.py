@@ -124,6 +124,30 @@ def test_padding_and_holes_change_nothing(kind: str, x: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@few
+@drawn(x=token_batch())
+def test_groups_in_any_order_and_on_any_split(kind: str, x: dict[str, Any]) -> None:
+    names = ("mask", "steps", "groups", "rewards", "values", "old_logp", "sum_p2", "process")
+
+    def run(rows: Any) -> list[Any]:
+        m, s, g, r, v, lp, p2, process = given(kind, *(x[name][rows] for name in names))
+        results = [
+            advantages.returns(r, m, gamma=0.9),
+            advantages.gae(r, v, m, gamma=0.9).advantages,
+            advantages.optimal_token_baseline(r, lp, p2, g, m),
+            advantages.min_form(process, s),
+            advantages.pure(process, s, g, m),
+        ]
+        return [array(result) for result in results]
+
+    whole = run(slice(None))
+    splits = [np.flatnonzero(x["groups"] == g) for g in np.unique(x["groups"])]
+    for rows in (*splits, np.arange(len(x["mask"]))[::-1]):
+        for part, all_of_it in zip(run(rows), whole, strict=True):
+            np.testing.assert_allclose(part, all_of_it[rows], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_length_adaptive_lambda(kind: str) -> None:
     lengths = given(kind, np.array([1, 20, 40, 4000]))[0]
     result = array(advantages.length_adaptive_lambda(lengths))

@@ -13,6 +13,8 @@ from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s
 from logitless.inputs.weights import FLOATS
 
+INTEGERS = ("int64", "int32")
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -128,10 +130,7 @@ def _floats(
     for name, x in given.items():
         if list(shape_of(x)) != shape:
             raise ValueError(f"{name} must be shaped like {first}, {shape}, got {shown(x)}")
-        if name == "lengths":
-            check_dtype(op, name, x, "int64", "int32")
-        else:
-            check_dtype(op, name, x, *FLOATS)
+        check_dtype(op, name, x, *(INTEGERS if name == "lengths" else FLOATS))
         held = xp.array(name, x)
         dtype = held.dtype if dtype is None else dtype
         demand(xp, name, held, xp.isfinite(held) | ~counts, "finite where they count")
@@ -147,5 +146,5 @@ def _ids(
         numbers = xp.arange(number, like)
         return (numbers[:, None] + xp.cast(xp.zeros((1, each), like), xp.int64)).reshape(-1), number
     check_shape(op, "groups", groups, "[B]", shape)
-    check_dtype(op, "groups", groups, "int64", "int32")
+    check_dtype(op, "groups", groups, *INTEGERS)
     return xp.numbered(groups), shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from logitless.advantages.arguments import TokenRows, demand, token_rows
+from logitless.advantages.arguments import INTEGERS, TokenRows, demand, token_rows
 from logitless.advantages.arrays import arrays_of
 from logitless.inputs.arrays import check_dtype, framework, shape_of
 from logitless.inputs.checks import positive, require, shown
@@ -91,7 +91,7 @@ def length_adaptive_lambda(
     """
     positive("alpha", alpha)
     framework("length_adaptive_lambda", lengths=lengths)
-    check_dtype("length_adaptive_lambda", "lengths", lengths, "int64", "int32")
+    check_dtype("length_adaptive_lambda", "lengths", lengths, *INTEGERS)
     xp = arrays_of(lengths)
     demand(xp, "lengths", lengths, lengths >= 1, ">= 1")
     return xp.maximum(1.0 - 1.0 / (alpha * xp.cast(lengths, xp.float64)), 0.0)
