@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from logitless import advantages, reference
 from tests.advantages.draws import KINDS, PER_GROUP, array, by_group, few, given, ragged
 
-CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 plain = reference.advantages
 
 

@@ -151,7 +151,7 @@ def test_a_device_is_asked_only_whether_values_are_good(name: str) -> None:
             return f(*args, **kwargs or {})
 
     arguments = spread("torch", CALLS[name])
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         A.TABLE[name].function(*arguments)
     allowed = 2 * sum(isinstance(x, torch.Tensor) for x in arguments)
     if name == "gdpo":

@@ -11,7 +11,7 @@ from hypothesis import given as drawn
 from logitless import advantages, reference
 from tests.advantages.draws import KINDS, array, few, given, token_batch
 
-CLOSE = {"rtol": 1e-11, "atol": 1e-11}
+CLOSE: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
 plain = reference.advantages
 
 

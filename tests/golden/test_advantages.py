@@ -68,7 +68,7 @@ def test_gpg_counts_answers_of_groups_that_differ_where_verl_counts_scores(
 ) -> None:
     """A difference we mean: the authors' code counts as we do."""
     result = ours.gpg(SCORES, GROUPS, f_norm=f_norm)
-    differ, not_zero = np.isin(GROUPS, (4, 9)).sum(), np.count_nonzero(SCORES)
+    differ, not_zero = int(np.isin(GROUPS, (4, 9)).sum()), int(np.count_nonzero(SCORES))
     assert (differ, not_zero) == (5, 4)
     theirs = ANSWERS[name][PAIRS] * not_zero / differ
     np.testing.assert_allclose(result[PAIRS], theirs, rtol=1e-12, atol=1e-12)

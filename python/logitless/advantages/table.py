@@ -28,24 +28,25 @@ class Row:
 
 
 _SOURCE = "The formula is that of the authors' code"
+_VERL = "The formula is that of verl's code; the authors' was not read."
 
 TABLE: dict[str, Row] = {
     "grpo": Row(
         grpo,
         "(r - mean r) / (std r + eps)",
         "Shao et al. 2024, arXiv:2402.03300",
-        "std is unbiased and eps 1e-6, as in verl; TRL's eps is 1e-4.",
+        f"std is unbiased and eps 1e-6; TRL's eps is 1e-4. {_VERL}",
     ),
-    "dr_grpo": Row(dr_grpo, "r - mean r", "Liu et al. 2025, arXiv:2503.20783"),
-    "rloo": Row(rloo, "r - mean of the group's other r", "Ahmadian et al. 2024, arXiv:2402.14740"),
-    "remax": Row(
-        remax, "r - r of the greedy answer", "Li et al. 2023, arXiv:2310.10505", "As in verl."
+    "dr_grpo": Row(dr_grpo, "r - mean r", "Liu et al. 2025, arXiv:2503.20783", _VERL),
+    "rloo": Row(
+        rloo, "r - mean of the group's other r", "Ahmadian et al. 2024, arXiv:2402.14740", _VERL
     ),
+    "remax": Row(remax, "r - r of the greedy answer", "Li et al. 2023, arXiv:2310.10505", _VERL),
     "opo": Row(
         opo,
         "r - sum(length r) / sum(length)",
         "Hao et al. 2025, arXiv:2505.23585",
-        "As in verl.",
+        f"{_SOURCE}, which is verl's.",
     ),
     "gpg": Row(
         gpg,
@@ -78,19 +79,19 @@ TABLE: dict[str, Row] = {
         grpo_passk,
         "best answer: (r - second r) / (std r + eps); others: 0",
         "Tang et al. 2025, arXiv:2503.19595",
-        "As in verl; scale=False does not divide.",
+        f"scale=False does not divide. {_VERL}",
     ),
     "reinforce_plus_plus": Row(
         reinforce_plus_plus,
         "per token: whiten(sum of gamma^(t' - t) r_t'), over all tokens of the batch",
         "Hu et al. 2025, arXiv:2501.03262",
-        "As in verl.",
+        _VERL,
     ),
     "reinforce_plus_plus_baseline": Row(
         reinforce_plus_plus_baseline,
         "whiten(r - mean r), over all tokens of the batch",
         "Hu et al. 2025, arXiv:2501.03262",
-        "As in verl, given lengths.",
+        f"Over tokens where lengths are given. {_VERL}",
     ),
     "gdpo": Row(
         gdpo,
@@ -103,7 +104,7 @@ TABLE: dict[str, Row] = {
         gae,
         "per token: A_t = d_t + gamma lambda A_(t + 1), d_t = r_t + gamma V_(t + 1) - V_t",
         "Schulman et al. 2015, arXiv:1506.02438",
-        "As in verl, which whitens it: whiten(gae(...).advantages, mask).",
+        f"verl whitens it as well: whiten(gae(...).advantages, mask). {_VERL}",
     ),
     "length_adaptive_lambda": Row(
         length_adaptive_lambda,
@@ -116,8 +117,8 @@ TABLE: dict[str, Row] = {
         optimal_token_baseline,
         "per token: G_t - sum(G_t W_t) / (sum W_t + eps) over the group, W_t = sum of w^2 (1 - 2 p "
         "+ sum p^2) up to t",
-        "verl's optimal_token_baseline",
-        "No paper was read: the formula is that of verl's code.",
+        "Li et al. 2026, arXiv:2602.07078",
+        "The formula is that of verl's code; of the paper only the abstract was read.",
     ),
     "min_form": Row(
         min_form,

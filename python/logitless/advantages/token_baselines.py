@@ -32,7 +32,7 @@ def optimal_token_baseline(
     reaches has the baseline 0. 1 - 2 p + sum_p2 is the squared norm of the gradient of log p in the
     logits. The result is [B, T], 0 outside the mask: float64 where the rewards are, else float32.
     Raises ValueError for shapes that differ and values that are not finite; TypeError for dtypes.
-    As verl's optimal_token_baseline and tir_optimal_token_baseline.
+    Paper: arXiv:2602.07078; verl's optimal_token_baseline and tir_optimal_token_baseline.
     """
     positive("eps", eps)
     rows = token_rows(
