@@ -14,11 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 B, T = 9, 7
 SINGLE = 8
+
+
+class Config(dict[str, Any]):
+    """What verl asks of its configuration here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
 
 
 def make_batch() -> dict[str, torch.Tensor]:
@@ -56,9 +62,6 @@ def cases(x: dict[str, torch.Tensor]) -> dict[str, Any]:
     last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
     outcome = x["scores"][:, None] * last
 
-    def config(**values: Any) -> Any:
-        return OmegaConf.create(values)
-
     def run(name: str, m: torch.Tensor = mask, keep: Any = slice(None), **options: Any) -> Any:
         given = {"token_level_rewards": outcome, "response_mask": m, "index": index} | options
         rows = {
@@ -77,10 +80,10 @@ def cases(x: dict[str, torch.Tensor]) -> dict[str, Any]:
         attention = torch.cat([prompts, mask.long()], 1)
         batch = {"prompts": prompts, "attention_mask": attention[pairs]}
         kinds = {name: x[name][pairs].numpy() for name in ("scores", "format")}
-        keys = config(gdpo_reward_keys=list(kinds), gdpo_reward_weights=weights)
+        keys = Config(gdpo_reward_keys=list(kinds), gdpo_reward_weights=weights)
         return answers("gdpo", keep=pairs, config=keys, non_tensor_batch=kinds, batch=batch)
 
-    scaled, plain = config(norm_adv_by_std_in_grpo=True), config(norm_adv_by_std_in_grpo=False)
+    scaled, plain = Config(norm_adv_by_std_in_grpo=True), Config(norm_adv_by_std_in_grpo=False)
     # of a single answer it has none
     pairs = np.arange(B) != SINGLE
     otb = {"old_log_probs": x["old_logp"], "sum_pi_squared": x["sum_p2"]}
@@ -103,7 +106,7 @@ def cases(x: dict[str, torch.Tensor]) -> dict[str, Any]:
             "gdpo.weights": several(weights=[0.5, 2.0]),
         },
         "tokens": {
-            "reinforce_plus_plus": tokens("reinforce_plus_plus", holes, config=config(gamma=0.9)),
+            "reinforce_plus_plus": tokens("reinforce_plus_plus", holes, config=Config(gamma=0.9)),
             "remax": tokens("remax", holes, reward_baselines=x["greedy"]),
             "gae": (gae * holes).tolist(),
             "gae.returns": (gae_returns * holes).tolist(),
