@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,23 @@ def mean(r: Any) -> float:
     return math.fsum(r) / len(r)
 
 
+def deviations(r: Any) -> list[float]:
+    """From the exact mean: a rounded one is off by what eps makes visible."""
+    exact = sum(map(Fraction, r), Fraction(0)) / len(r)
+    return [float(Fraction(x) - exact) for x in r]
+
+
 def std(r: Any) -> float:
     """Unbiased; 0 of one number."""
-    return math.sqrt(math.fsum((x - mean(r)) ** 2 for x in r) / max(len(r) - 1, 1))
+    return math.sqrt(math.fsum(d * d for d in deviations(r)) / max(len(r) - 1, 1))
 
 
 def grpo(r: Any, eps: float = 1e-6) -> list[float]:
-    return [(x - mean(r)) / (std(r) + eps) for x in r]
+    return [d / (std(r) + eps) for d in deviations(r)]
 
 
 def dr_grpo(r: Any) -> list[float]:
-    return [x - mean(r) for x in r]
+    return deviations(r)
 
 
 def rloo(r: Any) -> list[float]:
@@ -43,7 +50,7 @@ def opo(r: Any, lengths: Any) -> list[float]:
 
 
 def max_rl(r: Any, eps: float = 1e-6) -> list[float]:
-    return [(x - mean(r)) / (mean(r) + eps) for x in r]
+    return [d / (mean(r) + eps) for d in deviations(r)]
 
 
 def qae(r: Any, q: float = 0.4, eps: float = 1e-6) -> list[float]:
