@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,10 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel_files(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The files of the wheel, built from the sdist alone: what the sdist forgets is missed here."""
     folder = tmp_path_factory.mktemp("wheel")
+    # of Python 3.12, and of late patch releases before
+    careful: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **careful)
     (source,) = folder.iterdir()
     with zipfile.ZipFile(build(source, folder / "dist", "wheel")) as archive:
         return set(archive.namelist())
