@@ -17,6 +17,7 @@ import torch
 import logitless as ll
 from logitless.rl.demo.job import run, starting_policy
 from logitless.rl.engine import LocalEngine, make_optimizer
+from logitless.rl.policy import Policy
 from logitless.rl.recipe import LossRecipe, Recipe, make_spec
 from logitless.rl.rollout import sample
 from logitless.rl.tasks import load_task
@@ -239,6 +240,20 @@ def test_frozen_parts_stay(started: Any) -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
         [p for p in policy.model.parameters() if p.requires_grad]
     )
+
+
+def test_a_head_with_rows_that_make_no_logit_trains(started: Any) -> None:
+    """Its weight is a part of the model's parameter, and no leaf."""
+    recipe, policy, rollout, advantages = started
+    cut = policy.head._replace(weight=policy.weight[:320], vocab=320)
+    policy = Policy(policy.model, policy.tokenizer, cut)
+    engine = LocalEngine(policy, recipe.update)
+    before = policy.head_parameter.detach().clone()
+    spec = make_spec("grpo", recipe.methods["grpo"])
+    for step in range(2):
+        update_policy(engine, rollout, advantages, spec, recipe, step, Stopwatch())
+    changed = (policy.head_parameter != before).any(dim=1)
+    assert changed[:320].any() and not changed[320:].any()
 
 
 @pytest.mark.parametrize("name", sorted(ll.presets))

@@ -29,7 +29,9 @@ class Experience(NamedTuple):
     failures: list[str]  # why
 
 
-def collect(policy: Policy, task: Task, recipe: Recipe, step: int, clock: Stopwatch) -> Experience:
+def collect(
+    policy: Policy, task: Task, recipe: Recipe, advantage: str, step: int, clock: Stopwatch
+) -> Experience:
     """Prompts of the task, sampled answers, their rewards and advantages; a function of
     (seed, step) and the weights.
     """
@@ -47,7 +49,7 @@ def collect(policy: Policy, task: Task, recipe: Recipe, step: int, clock: Stopwa
     with clock("reward"):
         texts = rollout.texts(policy.tokenizer)
         scores = score(task, prompts, texts, recipe.task.threshold)
-    return scored(rollout, texts, scores, recipe.update.advantage)
+    return scored(rollout, texts, scores, advantage)
 
 
 def scored(rollout: Rollout, texts: list[str], scores: Scores, advantage: str) -> Experience:

@@ -17,7 +17,7 @@ from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import EntropyProbe, update_policy
+from logitless.rl.update import EntropyProbe, advantage_name, update_policy
 
 
 def train(
@@ -36,6 +36,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / metrics.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
+    advantage = advantage_name(recipe, name)
     engine = LocalEngine(policy, recipe.update)
     start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
     progress.skip(min(start, recipe.steps))
@@ -45,7 +46,7 @@ def train(
     for step in range(start, recipe.steps):
         began = time.perf_counter()
         clock = Stopwatch()
-        experience = collect(policy, task, recipe, step, clock)
+        experience = collect(policy, task, recipe, advantage, step, clock)
         rollout, advantages = experience.rollout, experience.advantages
         if experience.failures:
             progress.say(f"{name} step {step + 1}: {unscored(experience)}")

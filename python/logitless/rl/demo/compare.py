@@ -41,7 +41,7 @@ def compare(
     policy: Policy, task: Task, recipe: Recipe, specs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The step comparison with full logits, and each method's head memory in bytes."""
-    experience = collect(policy, task, recipe, 0, Stopwatch())
+    experience = collect(policy, task, recipe, "group_std", 0, Stopwatch())
     engine = LocalEngine(policy, recipe.update)
     cost = compare_time(engine, experience.rollout, experience.advantages, recipe)
     shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])

@@ -22,7 +22,7 @@ from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
-from logitless.rl.update import warm_up
+from logitless.rl.update import advantage_name, warm_up
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -34,6 +34,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     task = load_task(recipe.task.name, recipe.task.options)
     longest = recipe.rollout.max_new_tokens
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
+    for name in recipe.methods:
+        advantage_name(recipe, name)
     with run_folder.locked(out):
         run_folder.claim(out, asdict(recipe), resume=resume, overwrite=overwrite)
         return _run(recipe, task, specs, out, resume)

@@ -60,7 +60,7 @@ class LocalEngine:
 
 def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:
     """AdamW with a learning rate for body, head and embedding; rate 0 freezes."""
-    head, embedding = policy.weight, policy.embedding
+    head, embedding = policy.head_parameter, policy.embedding
     apart = {id(head), id(embedding)}
     body = [p for p in policy.model.parameters() if id(p) not in apart]
     parts = [(body, update.body_lr), ([head], update.head_lr)]

@@ -35,6 +35,12 @@ class Policy:
         return self.head.weight
 
     @property
+    def head_parameter(self) -> Tensor:
+        """What is trained of the head: all rows of `weight`, and those that make no logit."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
     def head_options(self) -> dict[str, Any]:
         """Keyword arguments of the linear_* functions."""
         return self.head.options
@@ -46,7 +52,7 @@ class Policy:
 
     @property
     def tied(self) -> bool:
-        return self.embedding is self.weight
+        return self.embedding is self.head_parameter
 
     @property
     def eos(self) -> int:

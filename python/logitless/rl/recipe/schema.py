@@ -109,7 +109,9 @@ class UpdateRecipe:
     minibatches: int = 4
     micro_batches: int = 1
     epochs: int = 1
-    advantage: str = "group_std"
+    # Of every method that has none of its own: group_std, group_mean, leave_one_out, gpg, max_rl,
+    # qae; None: that of the method's preset.
+    advantage: str | None = None
     # Of one linear_policy_loss call: bytes, or like "64MiB"; None: the library's default.
     memory_budget: str | None = None
     # Of one linear_policy_loss call: a row gets its gradient from its 64 largest entries where
@@ -144,6 +146,8 @@ class LossRecipe:
 
     preset: str
     change: dict[str, Any] = field(default_factory=dict)
+    # None: update.advantage
+    advantage: str | None = None
 
 
 @dataclass(frozen=True)
