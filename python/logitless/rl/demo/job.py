@@ -25,13 +25,18 @@ from logitless.rl.train import train
 from logitless.rl.update import advantage_name, warm_up
 
 
+def task_of(recipe: Recipe) -> Task:
+    task = recipe.task
+    return load_task(task.name, task.options, task.prompts, task.reward)
+
+
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
     """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
     it: 130 for Ctrl-C, 143 for SIGTERM. The folder is usable either way.
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
-    task = load_task(recipe.task.name, recipe.task.options)
+    task = task_of(recipe)
     longest = recipe.rollout.max_new_tokens
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
     for name in recipe.methods:
@@ -82,7 +87,7 @@ def starting_policy(
 
     if not isinstance(task, TaskWithSolutions):
         raise ValueError(
-            f"warmup needs a task with solution(rng, prompt); '{recipe.task.name}' has none: "
+            f"warmup needs a task with solution(rng, prompt); {task!r} has none: "
             "set warmup.steps=0 and warmup.full_steps=0"
         )
     rng = random.Random(f"warm-up {recipe.seed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -71,16 +72,24 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None else int(pad)
 
-    def encode(self, texts: list[str], chat_template: bool = False) -> list[list[int]]:
-        """Token ids of prompts, as they are or as a user's turn in the chat template."""
+    def encode(self, prompts: Sequence[Any], chat_template: bool = False) -> list[list[int]]:
+        """Token ids of prompts: texts as they are, or as a user's turn in the chat template;
+        messages in the template always."""
         ids: list[list[int]]
-        if chat_template:
-            chats = [[{"role": "user", "content": text}] for text in texts]
-            ids = self.tokenizer.apply_chat_template(
-                chats, add_generation_prompt=True, return_dict=False
-            )
-        else:
-            ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        if not chat_template and all(isinstance(prompt, str) for prompt in prompts):
+            ids = self.tokenizer(list(prompts), add_special_tokens=False).input_ids
+            return ids
+        return [self._ids(prompt, chat_template) for prompt in prompts]
+
+    def _ids(self, prompt: Any, chat_template: bool) -> list[int]:
+        if isinstance(prompt, str) and not chat_template:
+            return self.encode([prompt])[0]
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self.tokenizer.chat_template is None:
+            raise ValueError("messages need a tokenizer with a chat template, got none")
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=False
+        )
         return ids
 
     def states(

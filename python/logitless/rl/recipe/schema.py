@@ -47,9 +47,14 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    # A built-in name, "reasoning_gym:NAME", or "module:attribute" of your own.
-    name: str = "sum_to_n"
+    # A built-in name, "reasoning_gym:NAME", or "module:attribute" or "file.py:attribute" of your
+    # own; None: sum_to_n.
+    name: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    # In place of a name: a JSON Lines file whose rows have `prompt`, a text or chat messages, and
+    # a function score(prompt, completion, **other keys of the row), named like a task of your own.
+    prompts: str | None = None
+    reward: str | None = None
     # A reward counts as 1 from here on, and as 0 below; None: rewards are as the task returns them.
     # reasoning-gym gives 0.01 or 0.05 to some wrong answers, which a group's standard deviation
     # makes large: `threshold: 0.99` gives credit to right answers alone.

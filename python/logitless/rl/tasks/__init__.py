@@ -5,6 +5,8 @@
         def reward(self, prompt, completion): return float(completion.isupper())
 
 Put `task: {name: "my_module:Shout", options: {...}}` in a recipe; the options are its arguments.
+Without a class, `task: {prompts: my.jsonl, reward: "my.py:score"}` is a file of prompts and a
+function (prompt_file.py).
 A task with `solution(rng, prompt) -> str` can also be warmed up on (update/warmup.py).
 """
 

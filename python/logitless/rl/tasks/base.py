@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+# A text, or the messages of a chat, which the tokenizer's chat template makes one of.
+Text: TypeAlias = "str | list[dict[str, Any]]"
 
 
 class Prompt(NamedTuple):
-    text: str
+    text: Text
     # Whatever the task's `reward` needs to judge an answer.
     data: Any = None
 
@@ -21,6 +25,13 @@ class Task(Protocol):
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]: ...
 
     def reward(self, prompt: Prompt, completion: str) -> float: ...
+
+
+@runtime_checkable
+class TaskOfBatches(Task, Protocol):
+    """Rewards all answers of a step at once; prompts: one for each answer."""
+
+    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]: ...
 
 
 @runtime_checkable

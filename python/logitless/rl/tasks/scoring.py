@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from logitless.rl.tasks.base import Prompt, Task
+from logitless.rl.tasks.base import Prompt, Task, TaskOfBatches
 
 
 class RewardError(RuntimeError):
@@ -33,7 +34,13 @@ def score(
     so all of its group go without. RewardError where that leaves no prompt.
     """
     group = len(texts) // len(prompts)
-    found = [attempt(task, prompts[i // group], x, threshold) for i, x in enumerate(texts)]
+    of_answers = [prompts[i // group] for i in range(len(texts))]
+    if isinstance(task, TaskOfBatches):
+        found = together(task, of_answers, texts)
+    else:
+        found = [
+            attempt(partial(task.reward, *each)) for each in zip(of_answers, texts, strict=True)
+        ]
     errors = [x for x in found if isinstance(x, BaseException)]
     failures = list(dict.fromkeys(map(described, errors)))
     has = torch.tensor([not isinstance(x, BaseException) for x in found])
@@ -42,21 +49,38 @@ def score(
         why = "; ".join(failures)
         raise RewardError(f"none of {len(prompts)} prompts could be scored: {why}") from errors[-1]
     rewards = torch.tensor([0.0 if isinstance(x, BaseException) else x for x in found])
+    if threshold is not None:
+        rewards = (rewards >= threshold).float()
     return Scores(rewards.view(-1, group), scored, failures)
 
 
-def attempt(
-    task: Task, prompt: Prompt, text: str, threshold: float | None
-) -> float | BaseException:
+def together(
+    task: TaskOfBatches, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> list[float | BaseException]:
+    """An error of the one call is that of every answer."""
+    try:
+        rewards = list(task.rewards(prompts, texts))
+        if len(rewards) != len(texts):
+            raise ValueError(f"the rewards must be {len(texts)}, one an answer, got {len(rewards)}")
+    except (Exception, SystemExit) as error:
+        return [error] * len(texts)
+    return [attempt(partial(_same, reward)) for reward in rewards]
+
+
+def _same(reward: Any) -> Any:
+    return reward
+
+
+def attempt(reward_of: Callable[[], Any]) -> float | BaseException:
     """The reward of an answer, or why it has none."""
     try:
-        reward = float(task.reward(prompt, text))
+        reward = float(reward_of())
         if not math.isfinite(reward):
-            raise ValueError(f"the reward must be finite, got {reward} for {text[:80]!r}")
+            raise ValueError(f"the reward must be finite, got {reward}")
     # sys.exit in a reward is a failure of the reward
     except (Exception, SystemExit) as error:
         return error
-    return reward if threshold is None else float(reward >= threshold)
+    return reward
 
 
 def described(error: BaseException) -> str:
