@@ -12,9 +12,9 @@ it teaches "not these 151,920". Three phases instead, a speed trick for toys and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Pool(NamedTuple):
 
 
 def warm_up(
-    policy: Policy, prompts: list[str], answers: list[str], recipe: Recipe, report: Report
+    policy: Policy, prompts: Sequence[Any], answers: list[str], recipe: Recipe, report: Report
 ) -> None:
     """Teaches `policy` the answers to the prompts; ValueError where its head is tied."""
     warmup = recipe.warmup
@@ -73,7 +73,9 @@ def warm_up(
     policy.model.zero_grad()
 
 
-def make_pool(policy: Policy, prompts: list[str], answers: list[str], chat_template: bool) -> Pool:
+def make_pool(
+    policy: Policy, prompts: Sequence[Any], answers: list[str], chat_template: bool
+) -> Pool:
     prompt_ids, answer_ids = policy.encode(prompts, chat_template), policy.encode(answers)
     left, right = max(map(len, prompt_ids)), max(map(len, answer_ids)) + 1
     B = len(prompts)

@@ -1,0 +1,52 @@
+"""The page of the trainer, followed to the letter."""
+
+from __future__ import annotations
+
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from logitless.cli import main
+from logitless.rl.tasks import load_task
+from logitless.rl.tracking import metrics
+from tests.support.paths import ROOT
+
+PAGE = (ROOT / "docs" / "trainer.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [text.strip() for kind, _, text in BLOCKS if kind == "sh"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of the page."""
+    for _, name, text in BLOCKS:
+        if name:
+            (tmp_path / name).write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    # the path is as before, once the test is over
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_in_their_order(folder: Path) -> None:
+    assert len(COMMANDS) == 3
+    for command in COMMANDS:
+        program, *arguments = shlex.split(command)
+        assert program == "logitless"
+        assert main(arguments) == 0, command
+    for method in ("grpo", "clip_cov"):
+        rows = metrics.read(folder / "run" / method / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(5))
+        assert len(metrics.read(folder / "other" / method / "metrics.jsonl")) == 3
+    left = {path.name for path in (folder / "run").iterdir()}
+    assert {"recipe.json", "report.html", "summary.json", "run.json", "run.lock"} <= left
+
+
+def test_the_class(folder: Path) -> None:
+    task = load_task("my_tasks.py:Shout", {"word": "hello"})
+    (prompt,) = task.prompts(random.Random(0), 1)
+    assert prompt.text == "say hello loudly:"
+    assert [task.reward(prompt, text) for text in ("HELLO", "hello")] == [1.0, 0.0]
