@@ -170,6 +170,25 @@ def test_a_stopped_run_leaves_a_usable_folder(
     assert checkpoint.step_of(saved) == len(rows)
 
 
+def test_a_method_that_diverges_is_named_and_costs_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    recipe = tiny_recipe(tmp_path, "steps=4", "compare_repeats=0", "checkpoint_every=1")
+    # a coefficient that float32 cannot hold, where gradients are scaled by it
+    methods = {
+        "wild": LossRecipe("ppo", {"entropy": {"coefficient": 1e38}}), "grpo": LossRecipe("grpo")
+    }  # fmt: skip
+    assert run(replace(recipe, methods=methods), out) == 1
+    printed = capsys.readouterr().out
+    assert "method 'wild' diverged in step " in printed
+    assert len(metrics.read(out / "grpo" / "metrics.jsonl")) == 4
+    rows = metrics.read(out / "wild" / "metrics.jsonl")
+    saved = checkpoint.latest(out / "wild")
+    assert (0 if saved is None else checkpoint.step_of(saved)) == len(rows) < 4
+    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
     """A warmed-up tiny policy, a rollout of it, and unequal advantages: every token counts."""

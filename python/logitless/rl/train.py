@@ -12,7 +12,7 @@ from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
 from logitless.rl.tasks import Task
-from logitless.rl.tracking import checkpoint, memory, metrics
+from logitless.rl.tracking import checkpoint, divergence, memory, metrics
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
@@ -31,7 +31,7 @@ def train(
     resume: bool,
 ) -> list[Row]:
     """Trains `policy` in place and returns its metrics, one row a step, also in
-    folder/metrics.jsonl.
+    folder/metrics.jsonl. Raises Diverged where they are numbers no more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / metrics.FILE
@@ -46,16 +46,18 @@ def train(
     for step in range(start, recipe.steps):
         began = time.perf_counter()
         clock = Stopwatch()
-        experience = collect(policy, task, recipe, advantage, step, clock)
-        rollout, advantages = experience.rollout, experience.advantages
-        if experience.failures:
-            progress.say(f"{name} step {step + 1}: {unscored(experience)}")
+        with divergence.watched(name, step, policy.model):
+            experience = collect(policy, task, recipe, advantage, step, clock)
+            rollout, advantages = experience.rollout, experience.advantages
+            if experience.failures:
+                progress.say(f"{name} step {step + 1}: {unscored(experience)}")
 
-        probe = None
-        if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
-            with clock("entropy probe"):
-                probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
-        update = update_policy(engine, rollout, advantages, spec, recipe, step, clock)
+            probe = None
+            if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
+                with clock("entropy probe"):
+                    probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
+            update = update_policy(engine, rollout, advantages, spec, recipe, step, clock)
+        divergence.check_finite(name, step, update.metrics)
         row = describe(experience, recipe.task.right)
         row |= {
             "step": step,

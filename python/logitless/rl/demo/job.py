@@ -18,6 +18,7 @@ from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
 from logitless.rl.tasks import Task, TaskWithSolutions, load_task
 from logitless.rl.tracking import checkpoint, metrics, run_folder
+from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
@@ -32,7 +33,8 @@ def task_of(recipe: Recipe) -> Task:
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
     """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
-    it: 130 for Ctrl-C, 143 for SIGTERM. The folder is usable either way.
+    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has diverged. The folder is usable in
+    every case.
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
@@ -50,6 +52,7 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
     silence_bars()
     comparison: dict[str, Any] | None = None
     head_bytes: dict[str, int] = {}
+    diverged = False
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
         try:
             policy = starting_policy(recipe, task, out / WARMUP, progress, stop, resume)
@@ -61,7 +64,11 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
                 if stop.requested:
                     break
                 policy.model.load_state_dict(start)
-                train(name, policy, task, recipe, out / name, progress, stop, resume)
+                try:
+                    train(name, policy, task, recipe, out / name, progress, stop, resume)
+                except Diverged as error:
+                    progress.say(str(error))
+                    diverged = True
         except KeyboardInterrupt:
             stop.requested, stop.status = True, stop.status or 130
     runs = {name: metrics.read(out / name / metrics.FILE) for name in recipe.methods}
@@ -69,7 +76,7 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
         print(line)
     if stop.requested:
         print(f"stopped before its end; --resume --out {out} goes on")
-    return stop.status
+    return stop.status or int(diverged)
 
 
 def starting_policy(
