@@ -97,12 +97,10 @@ class BoundRows {
       pybind11::handle entropy,
       pybind11::handle lse,
       pybind11::handle row_ids,
-      pybind11::handle varentropy,
-      pybind11::handle sum_p2,
-      pybind11::handle entropy_change,
       pybind11::handle argmax,
       pybind11::handle error,
-      int64_t stream
+      int64_t stream,
+      const pybind11::kwargs& statistics
   ) const {
     const Place place = device_.place();
     const Array states(state, "state", Access::read, place);
@@ -113,10 +111,8 @@ class BoundRows {
     const OutputArrays out(
         {{"logp", logp, &RowOutputs::logp},
          {"entropy", entropy, &RowOutputs::entropy},
-         {"lse", lse, &RowOutputs::lse},
-         {"varentropy", varentropy, &RowOutputs::varentropy},
-         {"sum_p2", sum_p2, &RowOutputs::sum_p2},
-         {"entropy_change", entropy_change, &RowOutputs::entropy_change}},
+         {"lse", lse, &RowOutputs::lse}},
+        statistics,
         argmax,
         n(),
         Device::kWideOutputs,
@@ -215,9 +211,6 @@ pybind11::class_<BoundRows<Device>> bind_rows(
           py::arg("entropy"),
           py::arg("lse"),
           py::arg("row_ids") = none,
-          py::arg("varentropy") = none,
-          py::arg("sum_p2") = none,
-          py::arg("entropy_change") = none,
           py::arg("argmax") = none,
           py::arg("error") = none,
           py::arg("stream") = 0

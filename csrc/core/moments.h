@@ -59,8 +59,14 @@ LOGITLESS_HD inline TokenValues token_values(const Moments& a, double target, do
   return {(target - a.m) * scale - log_s0, log_s0 - a.s1 / a.s0, a.m * scale + log_s0};
 }
 
+// Statistics that a caller may ask for beside those, each a field of `TokenExtras`, an array of
+// `RowOutputs` and an output of the bound `finalize`.
+#define LOGITLESS_STATISTICS(X) X(varentropy) X(sum_p2) X(entropy_change)
+
 struct TokenExtras {
-  double varentropy, sum_p2, entropy_change;
+#define LOGITLESS_FIELD(name) double name;
+  LOGITLESS_STATISTICS(LOGITLESS_FIELD)
+#undef LOGITLESS_FIELD
 };
 
 // entropy_change = -(S_a - C) with S_a = p_a (log p_a + H) and C = sum_v p_v^2 (log p_v + H): the
@@ -69,7 +75,11 @@ LOGITLESS_HD inline TokenExtras token_extras(const Moments& a, const TokenValues
   const double mean = a.s1 / a.s0;
   const double own = v.logp == -INFINITY ? 0 : exp(v.logp) * (v.logp + v.entropy);
   const double all = (a.q1 - a.q0 * mean) / (a.s0 * a.s0);
-  return {a.s2 / a.s0 - mean * mean, a.q0 / (a.s0 * a.s0), all - own};
+  TokenExtras extras;
+  extras.varentropy = a.s2 / a.s0 - mean * mean;
+  extras.sum_p2 = a.q0 / (a.s0 * a.s0);
+  extras.entropy_change = all - own;
+  return extras;
 }
 
 }  // namespace logitless

@@ -34,9 +34,12 @@ struct Rows {
 };
 
 struct RowOutputs {
-  TensorView logp, entropy, lse;                  // [n]
-  TensorView varentropy, sum_p2, entropy_change;  // [n] or data == null
-  int64_t* argmax = nullptr;                      // [n] or null
+  TensorView logp, entropy, lse;  // [n]
+  // [n] each, or data == null
+#define LOGITLESS_FIELD(name) TensorView name;
+  LOGITLESS_STATISTICS(LOGITLESS_FIELD)
+#undef LOGITLESS_FIELD
+  int64_t* argmax = nullptr;  // [n] or null
 };
 
 // Calls write(array, row, value) for every result that is a number.
@@ -47,9 +50,9 @@ LOGITLESS_HD inline void write_row(
   write(out.logp, row, v.logp);
   write(out.entropy, row, v.entropy);
   write(out.lse, row, v.lse);
-  write(out.varentropy, row, e.varentropy);
-  write(out.sum_p2, row, e.sum_p2);
-  write(out.entropy_change, row, e.entropy_change);
+#define LOGITLESS_WRITE(name) write(out.name, row, e.name);
+  LOGITLESS_STATISTICS(LOGITLESS_WRITE)
+#undef LOGITLESS_WRITE
 }
 
 // Rows are those of [N, V] or, with strides of their own, of [B, T, V].

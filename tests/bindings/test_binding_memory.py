@@ -184,8 +184,9 @@ def test_selected_bytes(control: str) -> None:
     n = 1000
     selected, valid = rng.random(n) < 0.1, rng.random(n) < 0.8
     none = _core.tokens.KlEstimator.none
+    reinforce = _core.tokens.Surrogate.__members__["reinforce"]
     params = _core.tokens.LossParams(
-        surrogate=_core.tokens.Surrogate.reinforce, constants=(), ratio_low=0.8, ratio_high=1.2,
+        surrogate=reinforce, constants=(), ratio_low=0.8, ratio_high=1.2,
         log_low=-0.2, log_high=0.2, ratio_dual=3.0, log_dual=1.1, positive=1.0, negative=1.0,
         control=getattr(_core.tokens.Control, control),
         penalty_estimator=_core.tokens.KlEstimator.k2, penalty_straight_through=False,

@@ -319,6 +319,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _core.tokens.exp(np.zeros(3, "u1,f8")["f1"], np.zeros(3)),
         "multiple of itemsize",
     ),
+    "an output that is none": (
+        lambda: rows().finalize(
+            states(), 100, logp=None, entropy=None, lse=None, perplexity=np.zeros(N)
+        ),
+        "finalize has no output named perplexity",
+    ),
     # choices
     "a surrogate that is none": (
         lambda: token_loss(surrogate=_core.tokens.Surrogate(77)),
@@ -338,7 +344,7 @@ def token_loss(*, without: str = "", **changed: Any) -> Any:
     )  # fmt: skip
     none = _core.tokens.KlEstimator.none
     fields: dict[str, Any] = {
-        **numbers, "surrogate": _core.tokens.Surrogate.clip, "constants": (),
+        **numbers, "surrogate": _core.tokens.Surrogate.__members__["clip"], "constants": (),
         "control": _core.tokens.Control.none, "penalty_estimator": none,
         "penalty_straight_through": False, "kl_estimator": none, "kl_straight_through": False,
         "kl_weight": _core.tokens.KlWeight.none, **changed,

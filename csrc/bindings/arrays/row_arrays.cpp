@@ -1,5 +1,9 @@
 #include "row_arrays.h"
 
+#include <algorithm>
+#include <iterator>
+#include <string>
+
 #include "scalars.h"
 
 namespace py = pybind11;
@@ -56,29 +60,60 @@ void RowArrays::collect(Spans& spans) const {
 
 OutputArrays::OutputArrays(
     std::initializer_list<RealOutput> reals,
+    const py::kwargs& statistics,
     py::handle argmax,
     int64_t n,
     bool allow_f64,
     const Place& place
 ) {
-  for (const auto& real : reals) {
-    if (real.handle.is_none()) continue;
-    const TensorView& view =
-        arrays_.emplace_back(real.handle, real.name, Access::write, place).view();
-    const char* allowed =
-        allow_f64 ? " must be float32 or float64, got " : " must be float32, got ";
-    check(
-        view.dtype == Dtype::f32 || (allow_f64 && view.dtype == Dtype::f64),
-        real.name,
-        allowed,
-        dtype_name(view.dtype)
-    );
-    contiguous_data<void>(view, view.dtype, n, real.name);
-    view_.*real.field = view;
-  }
+  for (const auto& real : reals) take(real, n, allow_f64, place);
+  if (!statistics.empty()) take_statistics(statistics, n, allow_f64, place);
   if (argmax.is_none()) return;
   const Array& ids = arrays_.emplace_back(argmax, "argmax", Access::write, place);
   view_.argmax = data_of<int64_t>(ids, Dtype::i64, n);
+}
+
+void OutputArrays::take(const RealOutput& real, int64_t n, bool allow_f64, const Place& place) {
+  if (real.handle.is_none()) return;
+  const TensorView& view =
+      arrays_.emplace_back(real.handle, real.name, Access::write, place).view();
+  const char* allowed = allow_f64 ? " must be float32 or float64, got " : " must be float32, got ";
+  check(
+      view.dtype == Dtype::f32 || (allow_f64 && view.dtype == Dtype::f64),
+      real.name,
+      allowed,
+      dtype_name(view.dtype)
+  );
+  contiguous_data<void>(view, view.dtype, n, real.name);
+  view_.*real.field = view;
+}
+
+void OutputArrays::take_statistics(
+    const py::kwargs& statistics, int64_t n, bool allow_f64, const Place& place
+) {
+  static constexpr struct {
+    const char* name;
+    TensorView RowOutputs::* field;
+  } known[] = {
+#define LOGITLESS_OUTPUT(name) {#name, &RowOutputs::name},
+      LOGITLESS_STATISTICS(LOGITLESS_OUTPUT)
+#undef LOGITLESS_OUTPUT
+  };
+  size_t taken = 0;
+  for (const auto& [name, field] : known) {
+    if (!statistics.contains(name)) continue;
+    const py::object array = statistics[name];
+    take({name, array, field}, n, allow_f64, place);
+    ++taken;
+  }
+  if (taken == statistics.size()) return;
+  for (const auto& [key, value] : statistics) {
+    const auto given = key.cast<std::string>();
+    const auto is_given = [&](const auto& one) { return given == one.name; };
+    if (std::none_of(std::begin(known), std::end(known), is_given)) {
+      throw py::type_error("finalize has no output named " + given);
+    }
+  }
 }
 
 void OutputArrays::collect(Spans& spans) const {

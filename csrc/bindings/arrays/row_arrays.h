@@ -52,6 +52,7 @@ class OutputArrays {
  public:
   OutputArrays(
       std::initializer_list<RealOutput> reals,
+      const pybind11::kwargs& statistics,
       pybind11::handle argmax,
       int64_t n,
       bool allow_f64,
@@ -61,6 +62,11 @@ class OutputArrays {
   void collect(Spans& spans) const;
 
  private:
+  void take(const RealOutput& real, int64_t n, bool allow_f64, const Place& place);
+  void take_statistics(
+      const pybind11::kwargs& statistics, int64_t n, bool allow_f64, const Place& place
+  );
+
   std::vector<Array> arrays_;
   RowOutputs view_;
 };

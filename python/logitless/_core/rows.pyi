@@ -32,12 +32,11 @@ class _RowKernels:
         entropy: Array,
         lse: Array,
         row_ids: Array | None = None,
-        varentropy: Array | None = None,
-        sum_p2: Array | None = None,
-        entropy_change: Array | None = None,
         argmax: Array | None = None,
         error: Array | None = None,
         stream: int = 0,
+        # LOGITLESS_STATISTICS of csrc/core/moments.h
+        **kwargs: Array | None,
     ) -> None: ...
     def gradient(
         self,
