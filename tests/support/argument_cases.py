@@ -100,6 +100,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "backward": True, "one_pass": True,
         "split": True, "batch_invariant": False, "tail_mass": 0.0, "kept_entries": 0,
+        "device": "cpu",
     },
     "check": {
         "head": floats(V, H), "batch": {"hidden": floats(N, H), "targets": torch.arange(N)},
@@ -116,15 +117,19 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 
 # What functions return, or hand to a formula of the caller's: made by the library alone.
 RESULTS = {
-    "BatchStats", "Check", "Covariance", "EntropyLaw", "LinearPolicyLossOutput", "Plan",
+    "BatchStats", "Check", "Covariance", "EntropyLaw", "Head", "LinearPolicyLossOutput", "Plan",
     "PolicyLossOutput", "RolloutWeights", "Sample", "SurrogateInputs", "TokenStats", "VocabShard",
 }  # fmt: skip
 # Without arguments: tables, and what one derives from.
 OTHERS = {
     "__version__",
+    # of pure functions: tests/advantages/
+    "advantages",
     "build_info",
     "CustomControl",
     "CustomSurrogate",
+    # of a model: tests/integrations/
+    "head_of",
     "NoPolicy",
     "Reinforce",
     "Unclipped",

@@ -232,6 +232,10 @@ def _machine(device: Any, dtype: Any) -> Machine:
     name = str(device)
     if name in GPUS:
         return GPUS[name]
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()):
+        known = f"cpu, cuda, cuda:1 and the like, or one of {', '.join(GPUS)}"
+        raise ValueError(f"device must be {known}, got {shown(device)}")
     backend = "cpu" if name == "cpu" else registry.choose("auto", name, _dtype_name("dtype", dtype))
     return registry.get(backend).machine(name)
 
