@@ -133,6 +133,8 @@ def test_costs_follow_the_formula() -> None:
 
 def test_a_device_that_nobody_serves_is_refused() -> None:
     for device in ("xpu", "cuda:x", "RTX", None):
-        with pytest.raises(ValueError, match="plan: device must be cpu, cuda, .* or one of B200, "):
+        with pytest.raises(
+            ValueError, match=r"plan: device must be cpu, cuda, .* or one of B200, "
+        ):
             ll.plan(8, 8, 512, device=device)
     assert ll.plan(8, 8, 512, device="cpu") == ll.plan(8, 8, 512)
