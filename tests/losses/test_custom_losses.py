@@ -241,7 +241,14 @@ def test_a_spec_that_was_dropped_is_made_from_its_text() -> None:
     assert len(set(texts)) == 3 and specs[0] != specs[1]
     assert [spec_serialization.decode(text) for text in texts] == specs
     assert spec_serialization.decode(texts[0]) is specs[0]
-    # what is still there when the others have been pushed out: the user's classes alone
-    for text in texts:
-        spec_serialization._ALIVE.pop(text)
-    assert [spec_serialization.decode(text) for text in texts] == specs
+    # what is still there when the specs themselves are gone: the user's classes alone
+    kinds = [type(spec.surrogate) for spec in specs]
+    gone = weakref.ref(specs[0])
+    del specs
+    spec_serialization.encode.cache_clear()
+    gc.collect()
+    assert gone() is None
+    again = [spec_serialization.decode(text) for text in texts]
+    assert [type(spec.surrogate) for spec in again] == kinds
+    assert [getattr(spec.surrogate, "power", None) for spec in again] == [3.0, 3.0, None]
+    assert again[2] == replace(ll.presets["kl_cov"], entropy=ll.EntropyBonus(0.25))
