@@ -22,6 +22,7 @@ PACKAGE = ROOT / "python" / "logitless"
 ROOMS = """
 _core           stubs of the compiled core
 _version        the version, read by the build
+tables          tables of names as text and Markdown, for commands and pages
 reference       the oracle: NumPy float64, no tricks
 kernels         Triton kernels
 inputs          what a call is given, checked once
@@ -29,7 +30,7 @@ backends        one record per device: numbers of the machine, groups of kernels
                 _core kernels inputs
 loss            policy losses
 loss.spec       a policy loss as data: axes, presets, controllers
-                inputs
+                inputs tables
 loss.evaluate   a policy loss over the tokens of a call
                 inputs backends loss.spec
 ops.torch_op    registers an op with torch.library from typed arguments
@@ -54,7 +55,7 @@ diagnostics     programs over the public functions: check a head, warm up a devi
 entropy         covariance and the entropy law
                 inputs backends loss.evaluate
 advantages      from rewards to advantages: pure functions, and their table
-                inputs backends
+                inputs backends tables
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
                 entropy advantages

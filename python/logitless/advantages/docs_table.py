@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from logitless import tables
 from logitless.advantages.table import TABLE
 
 
 def text() -> str:
     """A name, its formula, its paper, a note: as `logitless advantages` prints them."""
-    width = max(map(len, TABLE))
-    lines = []
-    for name, row in TABLE.items():
-        for label, line in zip((name, "", ""), (row.formula, row.paper, row.note), strict=True):
-            if line:
-                lines.append(f"{label:<{width}}  {line}")
-    return "\n".join(lines) + "\n"
+    return tables.listed([(name, (x.formula, x.paper, x.note)) for name, x in TABLE.items()])
 
 
 def markdown() -> str:
@@ -25,12 +20,8 @@ def markdown() -> str:
 
 def _markdown() -> Iterator[str]:
     yield _HEAD
-    yield "| function | formula | paper |"
-    yield "|---|---|---|"
-    for name, row in TABLE.items():
-        formula = row.formula if not row.note else f"{row.formula}. {row.note}"
-        cells = (f"`{name}`", formula, row.paper)
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    rows = [(f"`{n}`", tables.with_note(x.formula, x.note), x.paper) for n, x in TABLE.items()]
+    yield from tables.markdown(("function", "formula", "paper"), rows)
     yield _RULES
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from logitless import tables
 from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.spec.corrections import corrections
 from logitless.loss.spec.presets import TABLE
@@ -22,16 +23,9 @@ def choices(spec: PolicyLossSpec) -> str:
 
 def text() -> str:
     """A name, its formula, its choice on every axis, its paper, a note."""
-    width = max(map(len, TABLE))
-    lines = []
-    for name, row in TABLE.items():
-        labels = (name, "", "", "")
-        for label, line in zip(
-            labels, (row.formula, choices(row.spec), row.paper, row.note), strict=True
-        ):
-            if line:
-                lines.append(f"{label:<{width}}  {line}")
-    return "\n".join(lines) + "\n"
+    return tables.listed(
+        [(name, (x.formula, choices(x.spec), x.paper, x.note)) for name, x in TABLE.items()]
+    )
 
 
 def markdown() -> str:
@@ -41,17 +35,14 @@ def markdown() -> str:
 
 def _markdown() -> Iterator[str]:
     yield _HEAD
-    yield "| preset | formula | spec | paper |"
-    yield "|---|---|---|---|"
-    for name, row in TABLE.items():
-        formula = row.formula if not row.note else f"{row.formula}. {row.note}"
-        cells = (f"`{name}`", formula, f"`{choices(row.spec)}`", row.paper)
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    rows = [
+        (f"`{name}`", tables.with_note(x.formula, x.note), f"`{choices(x.spec)}`", x.paper)
+        for name, x in TABLE.items()
+    ]
+    yield from tables.markdown(("preset", "formula", "spec", "paper"), rows)
     yield _CORRECTIONS
-    yield "| name | correction |"
-    yield "|---|---|"
-    for name, value in corrections.items():
-        yield f"| `{name}` | `{value}` |"
+    known = [(f"`{name}`", f"`{value}`") for name, value in corrections.items()]
+    yield from tables.markdown(("name", "correction"), known)
     yield _OWN
 
 

@@ -33,7 +33,7 @@ class LogitGemm:
 
     def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
         self.tiling, self.transpose = tiling, backend.transpose
-        self.multiply = (backend.products or TORCH).multiply
+        self.multiply = products_of(backend).multiply
         # The last tile may be shorter than the others: all of them are transposed, or none.
         rows = min(n, tiling.rows)
         pays = backend.prefers_transposed(tiling.dtype)

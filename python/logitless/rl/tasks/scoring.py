@@ -64,11 +64,7 @@ def together(
             raise ValueError(f"the rewards must be {len(texts)}, one an answer, got {len(rewards)}")
     except (Exception, SystemExit) as error:
         return [error] * len(texts)
-    return [attempt(partial(_same, reward)) for reward in rewards]
-
-
-def _same(reward: Any) -> Any:
-    return reward
+    return [attempt(lambda reward=reward: reward) for reward in rewards]  # type: ignore[misc]
 
 
 def attempt(reward_of: Callable[[], Any]) -> float | BaseException:
