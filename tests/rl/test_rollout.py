@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import logitless as ll
-from logitless.rl.policy import Policy, make_policy
+from logitless.rl.policy import Policy, make_policy, text_of
 from logitless.rl.rollout import Rollout, hidden_states, sample
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import pack
@@ -115,6 +115,15 @@ def test_texts_drop_the_end_token(policy: Policy) -> None:
     mask = torch.tensor([[True, True, True]] * 2)
     rollout = Rollout(ids, mask, mask, nothing, nothing)
     assert rollout.texts(policy.tokenizer)[0] == "hi"
+
+
+def test_tokens_without_text_are_no_text_that_is_right(policy: Policy) -> None:
+    """The head has 384 rows, the tokenizer 258 tokens."""
+    hi, tokenizer = policy.encode(["hi"])[0], policy.tokenizer
+    assert text_of([hi[0], 300, hi[1]], tokenizer, special_tokens=False) == "h\ufffdi"
+    assert text_of([300, *hi, 383], tokenizer, special_tokens=False) == "\ufffdhi\ufffd"
+    assert text_of([*hi, policy.eos], tokenizer, special_tokens=True) == "hi<end>"
+    assert text_of([*hi, policy.eos], tokenizer, special_tokens=False) == "hi"
 
 
 def test_every_end_of_the_generation_config_ends_an_answer(

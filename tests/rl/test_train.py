@@ -62,11 +62,17 @@ def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
         assert numbers["head_memory_bytes"] > 0
         assert 4 * 384 * 32 <= 2 * numbers["full_logits_bytes"] <= 4 * 384 * 32 * 4
         assert max(row["logp_gap"] for row in rows) < 1e-4
+        answers = metrics.read(whole / name / "completions.jsonl")
+        assert len(answers) == 8 * 4 * 8
+        of_last = [row["reward"] for row in answers if row["step"] == 7]
+        assert rows[7]["reward"] == pytest.approx(sum(of_last) / 32)
         # Steps 0, 2, 4, 6 were probed, and the measured change is near the predicted one.
         assert [row["step"] for row in rows if "entropy_change" in row] == [0, 2, 4, 6]
     assert summary["grpo"]["selected_tokens"] == 0
     assert summary["clip_cov"]["selected_tokens"] > 0
     report = (whole / "report.html").read_text("utf-8")
+    # the best and the worst of the first and the last step, of each method
+    assert report.count('class="text tokens"') == 2 * 2 * 2
     assert report.count("data:image/png;base64,") == 5
     assert report.count("<img ") == 5
     assert "http" not in report
@@ -97,10 +103,13 @@ def test_a_resumed_run_is_the_same_bit_for_bit(whole: Path, tmp_path: Path) -> N
     log = out / "grpo" / "metrics.jsonl"
     metrics.append(log, {"step": 4, "reward": -1.0})
     metrics.append(log, {"step": 5, "reward": -1.0})
+    metrics.append(out / "grpo" / "completions.jsonl", {"step": 4, "completion": "lost"})
     assert run(tiny_recipe(tmp_path, "steps=8", "compare_repeats=0"), out, resume=True) == 0
     for name in ("grpo", "clip_cov"):
         once = metrics.read(whole / name / "metrics.jsonl")
         assert timeless(metrics.read(out / name / "metrics.jsonl")) == timeless(once)
+        answers = (metrics.read(folder / name / "completions.jsonl") for folder in (out, whole))
+        assert next(answers) == next(answers)
         saved, expected = (checkpoint.latest(folder / name) for folder in (out, whole))
         assert saved is not None
         assert expected is not None

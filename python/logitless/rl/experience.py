@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from logitless.rl.update import advantages_of
 class Experience(NamedTuple):
     """The answers of one step, and their worth; without the prompts that could not be scored."""
 
+    prompts: list[Any]  # texts, or chat messages
     rollout: Rollout  # of B = prompts * group sequences
     texts: list[str]
     rewards: Tensor  # [prompts, group]
@@ -47,12 +48,14 @@ def collect(
         clock=clock,
     )
     with clock("reward"):
-        texts = rollout.texts(policy.tokenizer)
+        texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
         scores = score(task, prompts, texts, recipe.task.threshold)
-    return scored(rollout, texts, scores, advantage)
+    return scored([p.text for p in prompts], rollout, texts, scores, advantage)
 
 
-def scored(rollout: Rollout, texts: list[str], scores: Scores, advantage: str) -> Experience:
+def scored(
+    prompts: list[Any], rollout: Rollout, texts: list[str], scores: Scores, advantage: str
+) -> Experience:
     """The answers to the prompts that have been scored."""
     rewards, good = scores.rewards[scores.scored], scores.scored
     skipped = int((~good).sum())
@@ -60,8 +63,9 @@ def scored(rollout: Rollout, texts: list[str], scores: Scores, advantage: str) -
         of_answer = good.repeat_interleave(scores.rewards.shape[1])
         rollout = rollout.sequences(of_answer.nonzero()[:, 0])
         texts = [text for text, kept in zip(texts, of_answer.tolist(), strict=True) if kept]
+        prompts = [prompt for prompt, kept in zip(prompts, good.tolist(), strict=True) if kept]
     advantages = advantages_of(rewards, advantage)
-    return Experience(rollout, texts, rewards, advantages, skipped, scores.failures)
+    return Experience(prompts, rollout, texts, rewards, advantages, skipped, scores.failures)
 
 
 def unscored(experience: Experience) -> str:
@@ -74,7 +78,7 @@ def unscored(experience: Experience) -> str:
 def describe(experience: Experience, right: float) -> Row:
     """What a rollout says about the policy that wrote it; `right`: the least reward of a right
     answer."""
-    rollout, texts, rewards, advantages, skipped, _ = experience
+    _, rollout, texts, rewards, advantages, skipped, _ = experience
     tokens = int(rollout.mask.sum())
     per_token = advantages.repeat_interleave(rollout.lengths)
     logp = rollout.logp[rollout.mask]

@@ -12,7 +12,7 @@ from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
 from logitless.rl.tasks import Task
-from logitless.rl.tracking import checkpoint, divergence, memory, metrics
+from logitless.rl.tracking import checkpoint, completions, divergence, memory, metrics
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
@@ -34,13 +34,14 @@ def train(
     folder/metrics.jsonl. Raises Diverged where they are numbers no more.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / metrics.FILE
+    log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage = advantage_name(recipe, name)
     engine = LocalEngine(policy, recipe.update)
     start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
     progress.skip(min(start, recipe.steps))
     rows = metrics.keep_before(log, start)
+    metrics.keep_before(answers, start)
     memory.reset_peak()
 
     for step in range(start, recipe.steps):
@@ -80,9 +81,12 @@ def train(
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
         row["peak_memory_bytes"] = memory.peak()
+        # before the metrics: a step that has its line has its answers
+        lines = completions.rows_of(experience, step, recipe.show_answers, policy.text_of)
+        metrics.append(answers, *lines)
         metrics.append(log, row)
         rows.append(row)
-        progress.step(name, recipe.steps, row)
+        progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stop.requested:
             checkpoint.save(folder, done, engine.save)

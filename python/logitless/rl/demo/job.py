@@ -17,7 +17,7 @@ from logitless.rl.recipe import WARMUP, Recipe, make_spec
 from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
 from logitless.rl.tasks import Task, TaskWithSolutions, load_task
-from logitless.rl.tracking import checkpoint, metrics, run_folder
+from logitless.rl.tracking import checkpoint, completions, metrics, run_folder
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
@@ -137,7 +137,8 @@ def finish(
         },
         "recipe": asdict(recipe),
     }
-    path = page.write(out, summary, details, runs)
+    answers = {name: shown for name in recipe.methods if (shown := completions.shown(out / name))}
+    path = page.write(out, summary, details, runs, answers)
     return [
         "",
         *text.text_table(summary),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from logitless.rl.policy.policy import Policy, as_policy, load_policy, make_policy, silence_bars
-from logitless.rl.policy.tokenizers import make_tokenizer
+from logitless.rl.policy.tokenizers import make_tokenizer, text_of
 
-__all__ = ["Policy", "as_policy", "load_policy", "make_policy", "make_tokenizer", "silence_bars"]
+__all__ = [
+    "Policy", "as_policy", "load_policy", "make_policy", "make_tokenizer", "silence_bars", "text_of",
+]  # fmt: skip

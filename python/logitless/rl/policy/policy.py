@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.policy.tokenizers import make_tokenizer
+from logitless.rl.policy.tokenizers import make_tokenizer, text_of
 from logitless.rl.recipe import ModelRecipe
 
 # Head rows of a model from scratch are padded to this, as models are.
@@ -91,6 +91,10 @@ class Policy:
             chat, add_generation_prompt=True, return_dict=False
         )
         return ids
+
+    def text_of(self, ids: list[int]) -> str:
+        """With special tokens."""
+        return text_of(ids, self.tokenizer, special_tokens=True)
 
     def states(
         self,

@@ -1,10 +1,13 @@
-"""Tokenizers that a recipe can name without a folder of its own."""
+"""Tokenizers that a recipe can name without a folder of its own, and the text of tokens."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 from typing import Any
+
+# Of a token that has no text.
+NO_TEXT = "\ufffd"
 
 
 def make_tokenizer(name: str) -> Any:
@@ -57,3 +60,24 @@ def _byte_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", padding_side="left"
     )
+
+
+def text_of(ids: list[int], tokenizer: Any, *, special_tokens: bool) -> str:
+    """The text of tokens. One that has none, such as a row of the head that is there for padding,
+    is the replacement character: an answer with it is not the answer without it."""
+    runs: list[list[int]] = [[]]
+    for token in ids:
+        if _has_text(token, tokenizer):
+            runs[-1].append(token)
+        else:
+            runs.append([])
+    return NO_TEXT.join(
+        tokenizer.decode(run, skip_special_tokens=not special_tokens) for run in runs
+    )
+
+
+def _has_text(token: int, tokenizer: Any) -> bool:
+    try:
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except (IndexError, KeyError):
+        return False

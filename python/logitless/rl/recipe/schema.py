@@ -59,6 +59,8 @@ class TaskRecipe:
     # reasoning-gym gives 0.01 or 0.05 to some wrong answers, which a group's standard deviation
     # makes large: `threshold: 0.99` gives credit to right answers alone.
     threshold: float | None = None
+    # Whether a reward sees special tokens, such as the end token, as text.
+    special_tokens: bool = False
     # The smallest reward of a right answer, for the metrics that count those.
     right: float = 0.99
 
@@ -163,6 +165,9 @@ class Recipe:
     # Every k-th step also gets its predicted and measured entropy change; 0: never.
     entropy_change_every: int = 5
     checkpoint_every: int = 20
+    # Answers to a step's first prompt, from the best to the worst, that the terminal shows now and
+    # then and the report token by token; completions.jsonl has all answers in every case.
+    show_answers: int = 2
     # Repeats of the comparison with full logits; 0: no comparison.
     compare_repeats: int = 0
     # Sentences for the report, which a reader of this recipe's numbers must know.
@@ -175,7 +180,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for key, least in {
-            "steps": 1, "checkpoint_every": 1, "entropy_change_every": 0, "compare_repeats": 0
+            "steps": 1, "checkpoint_every": 1, "entropy_change_every": 0, "compare_repeats": 0,
+            "show_answers": 0,
         }.items():  # fmt: skip
             _at_least(key, getattr(self, key), least)
         sequences = self.rollout.prompts * self.rollout.group

@@ -17,23 +17,35 @@ from logitless.rl.tracking.metrics import WINDOW, Row
 
 SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
 TEMPLATE_FILE = "template.html.j2"
+# The entropy, in nats, of a token in full colour: that of an even choice among 12.
+FULL_HEAT = 2.5
 
 
 def write(
-    folder: Path, summary: dict[str, Any], details: dict[str, Any], runs: dict[str, list[Row]]
+    folder: Path,
+    summary: dict[str, Any],
+    details: dict[str, Any],
+    runs: dict[str, list[Row]],
+    answers: dict[str, list[Row]],
 ) -> Path:
-    """Writes summary.json, run.json, the PNGs and report.html; returns the report's path."""
+    """Writes summary.json, run.json, the PNGs and report.html; returns the report's path. answers:
+    those to show of each method."""
     _write_json(folder / SUMMARY_FILE, summary)
     _write_json(folder / DETAILS_FILE, details)
     runs = {name: rows for name, rows in runs.items() if rows}
     laws = {name: law for name, rows in runs.items() if (law := fit_law(rows)) is not None}
     pictures = save_plots(folder, runs, laws) if runs else {}
     path = folder / REPORT_FILE
-    path.write_text(render(summary, details, pictures), "utf-8")
+    path.write_text(render(summary, details, pictures, answers), "utf-8")
     return path
 
 
-def render(summary: dict[str, Any], details: dict[str, Any], pictures: dict[str, Path]) -> str:
+def render(
+    summary: dict[str, Any],
+    details: dict[str, Any],
+    pictures: dict[str, Path],
+    answers: dict[str, list[Row]],
+) -> str:
     """The page as one HTML text with its pictures inside."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -44,6 +56,8 @@ def render(summary: dict[str, Any], details: dict[str, Any], pictures: dict[str,
         table=text.table(summary),
         pictures={title: _base64(path) for title, path in pictures.items()},
         complete=details["complete"],
+        answers=answers,
+        full_heat=FULL_HEAT,
         comparison=text.comparison_lines(details["comparison"], recipe["update"]["tail_mass"]),
         checks=[text.self_check(details), *text.support_lines(details)],
         window=WINDOW,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from logitless.rl.policy import Policy
+from logitless.rl.policy import Policy, text_of
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Rollout:
         """The rollout of some sequences."""
         return Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def texts(self, tokenizer: Any) -> list[str]:
+    def texts(self, tokenizer: Any, *, special_tokens: bool = False) -> list[str]:
+        """The answers as a reward reads them; special tokens are left out unless asked for."""
         completions = self.ids[:, self.prompt_length :]
         rows = [ids[mask].tolist() for ids, mask in zip(completions, self.mask, strict=True)]
-        return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return [text_of(row, tokenizer, special_tokens=special_tokens) for row in rows]
 
 
 def hidden_states(policy: Policy, rollout: Rollout) -> Tensor:  # [N, H]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,29 @@ FILE = "metrics.jsonl"
 WINDOW = 5
 
 
-def append(path: Path, row: Row) -> None:
-    """One line, whole on disk before the call returns: a killed run keeps every finished step."""
+def append(path: Path, *rows: Row) -> None:
+    """A line each, whole on disk before the call returns: a killed run keeps every finished step."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(_lines(rows))
 
 
 def read(path: Path) -> list[Row]:
+    """The rows of a file, or none. A last line that a kill has cut short is none of them."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    *lines, _ = path.read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def keep_before(path: Path, step: int) -> list[Row]:
     """Drops the steps that a resumed run will write again; returns the rest."""
     rows = [row for row in read(path) if row["step"] < step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    path.write_text(_lines(rows), "utf-8")
     return rows
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def column(rows: list[Row], key: str) -> list[float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from logitless.rl.tracking.completions import one_line
 from logitless.rl.tracking.metrics import Row
 
 # Without a terminal: a line every so many steps, and one for the last.
@@ -74,7 +76,8 @@ class Progress:
         """Steps that need no work: a resumed run has them."""
         self._total -= steps
 
-    def step(self, method: str, steps: int, row: Row) -> None:
+    def step(self, method: str, steps: int, row: Row, answers: Sequence[Row] = ()) -> None:
+        """A finished step, with a few of its answers as `completions.rows_of` gives them."""
         self._done += 1
         self._seconds += row["seconds"]
         left = int(self._seconds / self._done * (self._total - self._done))
@@ -87,6 +90,8 @@ class Progress:
         self._draw(text, self._done, self._total)
         if number == steps or (number % PLAIN_EVERY == 0 and self._bar is None):
             self.say(f"{text}  {left // 60}:{left % 60:02d} left")
+            for answer in answers:
+                self.say(one_line(answer))
 
     def _draw(self, text: str, done: int, total: int) -> None:
         if self._bar is not None:

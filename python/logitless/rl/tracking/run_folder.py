@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from logitless._version import __version__
-from logitless.rl.tracking import checkpoint, metrics
+from logitless.rl.tracking import checkpoint, completions, metrics
 
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 # What may differ in a resumed run: how far it goes, and what it writes down on the way.
-MAY_CHANGE = ("steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "notes")
+MAY_CHANGE = (
+    "steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "show_answers", "notes",
+)  # fmt: skip
 
 
 def claim(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -66,11 +68,12 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def clear(folder: Path, runs: list[str]) -> None:
-    """Removes the checkpoints and metrics of these runs, and nothing else."""
+    """Removes the checkpoints, metrics and answers of these runs, and nothing else."""
     for name in runs:
         for old in (folder / name).glob(f"{checkpoint.PREFIX}*"):
             shutil.rmtree(old)
-        (folder / name / metrics.FILE).unlink(missing_ok=True)
+        for file in (metrics.FILE, completions.FILE):
+            (folder / name / file).unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, recipe: Mapping[str, Any], held: list[str]) -> None:
