@@ -291,7 +291,6 @@ CALLS: dict[str, tuple[tuple[Any, ...], str, dict[str, Any], type[Exception], li
     "no-entropy": (BATCH.inputs, "entropy", {}, ValueError, ["entropy", "EntropyBonus"]),
     "no-top": (BATCH.inputs, "top_entropy", {}, ValueError, ["entropy", "spec.control=TopEnt"]),
     "no-rollout": (BATCH.inputs, "prime_rl", {}, ValueError, ["rollout_logp", "spec.kl=KL"]),
-    "no-old": ((LP, None, A, M), "ppo", {}, ValueError, ["old_logp", "ratio='token'"]),
     "clip-v": (BATCH.inputs, "clip_v", {"entropy": LP}, ValueError, ["ClipV", "entropy_change="]),
     "cu-padded": (BATCH.inputs, "ppo", {"cu_seqlens": CU}, ValueError, ["cu_seqlens", "packed"]),
     "cu-missing": (FLAT, "grpo", {}, ValueError, ["cu_seqlens", "[N]"]),

@@ -65,6 +65,8 @@ class Tokens:
     threads: int = 0
     # where these are among the tokens of the call; None: they are all of them
     places: Int64s | None = None
+    # old_logp is logp, without its gradient
+    on_policy: bool = False
 
     @property
     def xp(self) -> Any:
@@ -99,6 +101,8 @@ class Tokens:
             for name, x in values.items()
             if x is not None and (name == "entropy" or x.dtype != logp.dtype)
         }
+        if self.on_policy:
+            other["old_logp"] = logp
         return changed(self, **{"logp": logp, "entropy": None} | other)
 
     def reference(self, name: str) -> Floats | None:

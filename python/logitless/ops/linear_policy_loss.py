@@ -41,7 +41,7 @@ def linear_policy_loss(
     hidden: Any,  # [N, H] or [B, T, H]
     weight: Any,  # [V, H]
     targets: Any,  # [N] or [B, T] int64
-    old_logp: Any,  # shaped like targets, and so the next two
+    old_logp: Any,  # shaped like targets, and so the next two; None: on-policy
     advantages: Any,  # or per sequence: [B] or [B, 1]
     mask: Any,  # bool
     spec: PolicyLossSpec,
@@ -73,7 +73,8 @@ def linear_policy_loss(
         loss, metrics = policy_loss(logp, old_logp, advantages, mask, spec, entropy=entropy, ...)
 
     Tokens that the loss gives no gradient (masked, clipped, of advantage zero, not selected) enter
-    no backward product. `.loss` has first derivatives in hidden, weight and bias only, by one
+    no backward product. Without old_logp (None) the call is on-policy, as in `policy_loss`: its own
+    logp is the old one. `.loss` has first derivatives in hidden, weight and bias only, by one
     backward per forward: any other argument that requires grad is a ValueError. Under no_grad
     nothing is kept.
 

@@ -29,7 +29,7 @@ class PolicyLossOutput(NamedTuple):
 @public
 def policy_loss(
     logp: Array,  # [N] or [B, T]
-    old_logp: Array | None,
+    old_logp: Array | None,  # None: on-policy
     advantages: Array,  # the same, or [B], [B, 1]
     mask: Array,  # bool
     spec: PolicyLossSpec,
@@ -57,6 +57,10 @@ def policy_loss(
     default to 0, 1, 2, ... . `grad_scale` multiplies the loss, hence its gradients: pass
     `totals.world_size` where DDP or FSDP averages the gradients of ranks.
 
+    `old_logp` = None is on-policy: the old policy is this one, as with logp.detach(), bit for bit.
+    The ratio is 1 and keeps its gradient. That holds wherever the spec looks at the old policy: in
+    selection, in a KL term or a mask against it, and in a correction for the rollout.
+
     First derivatives in logp and entropy; all else is data. float32, bfloat16, float16 and
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
@@ -76,7 +80,7 @@ def policy_loss(
     Raises ValueError for shapes that differ, values that are not finite inside the mask, a token
     whose loss or coefficient is not finite in the dtype of logp (inf - inf, or exp of a log ratio
     of 800: the first such token is named), data that requires grad, missing inputs that the spec
-    `needs`, cu_seqlens or token_ids, ids that repeat, both batch and totals, totals with a spec
+    `needs` (but for old_logp), cu_seqlens or token_ids, ids that repeat, both batch and totals, totals with a spec
     that looks at the batch, totals below what this call holds, or a sequence that is not whole
     where the loss is per sequence: `batch` knows every sequence by its `token_ids`. `totals` alone
     are counts: they show a cut only where one call has tokens of all sequences but not all tokens.

@@ -55,7 +55,8 @@ def policy_loss(
     seed: int = 0,
     step: int = 0,
 ) -> tuple[float, dict[str, float], F64, F64]:
-    """(loss, metrics, g_logp, g_entropy) of a whole optimizer batch given at once."""
+    """(loss, metrics, g_logp, g_entropy) of a whole optimizer batch given at once. old_logp=None:
+    the policy that logp is of, as a constant."""
     shape = np.shape(logp)
     valid = np.asarray(mask, bool).ravel()
     padded = len(shape) == 2 or cu_seqlens is not None
@@ -72,6 +73,7 @@ def policy_loss(
         assert sequence is not None
         a = a.ravel()[sequence]
     a, lp, old, h = flat(a), flat(logp), flat(old_logp), flat(entropy)
+    old = lp if old is None else old
     change, ref, rollout = flat(entropy_change), flat(ref_logp), flat(rollout_logp)
     references = {"ref": ref, "old": old, "rollout": rollout}
     ids = np.arange(lp.size) if token_ids is None else np.asarray(token_ids).ravel()

@@ -10,6 +10,7 @@ import numpy as np
 from logitless.backends.threads import thread_count
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import finite, instance
+from logitless.inputs.records import changed
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s, Tokens
 from logitless.loss.evaluate.aggregation import token_weights
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
@@ -106,7 +107,8 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
     spec, batch = data.spec, data.batch
     for name in sorted(spec.needs):
         given = entropy if name == "entropy" else getattr(data, name, True)
-        if given is not None:
+        # without one the call is on-policy
+        if given is not None or name == "old_logp":
             continue
         raise ValueError(f"{name} must be given with {_why(spec, data, name)}, got None")
     tokens = make_tokens(
@@ -122,6 +124,8 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
         token_ids=data.token_ids,
         threads=thread_count(data.mask),
     )
+    if data.old_logp is None and "old_logp" in spec.needs:
+        tokens = changed(tokens, old_logp=tokens.logp, on_policy=True)
     if spec.whole_sequences:
         tokens.require_sequences()
     known = batch is not None and batch.sequences is not None and spec.per_sequence

@@ -46,6 +46,12 @@ def _weighted(spec: PolicyLossSpec, given: Given) -> bool:
     return spec.correction is not None and spec.correction.level is not None
 
 
+def _has_old(spec: PolicyLossSpec, given: Given) -> bool:
+    if spec.ratio == "inference":
+        return given.rollout_logp
+    return given.old_logp or "old_logp" in spec.needs
+
+
 def _has_means(spec: PolicyLossSpec, given: Given) -> bool:
     return given.known != "totals" or spec.selects_in_call
 
@@ -53,10 +59,7 @@ def _has_means(spec: PolicyLossSpec, given: Given) -> bool:
 METRICS = (
     Metric("actor/pg_clipfrac", "clipped", True, _always),
     Metric("actor/pg_clipfrac_lower", "clipped_lower", True, _always),
-    Metric(
-        "actor/ppo_kl", "old_minus_new", True,
-        lambda spec, given: given.rollout_logp if spec.ratio == "inference" else given.old_logp,
-    ),
+    Metric("actor/ppo_kl", "old_minus_new", True, _has_old),
     Metric("actor/cov_mean", "covariance", True, _has_means),
     Metric(
         "actor/cov_selected", "selected", True,
