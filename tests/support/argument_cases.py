@@ -58,7 +58,7 @@ COMPUTE: dict[str, Any] = {
 }  # fmt: skip
 LOSS: dict[str, Any] = {
     "old_logp": logp() * 1.1, "advantages": floats(N), "mask": whole_mask(),
-    "spec": USES_ALL, "ref_logp": logp(), "rollout_logp": logp(),
+    "spec": USES_ALL, "ref_logp": logp(), "rollout_logp": logp(), "weights": logp().abs(),
     "cu_seqlens": torch.tensor([0, 2, 4], dtype=torch.int32), "token_ids": torch.arange(N),
     "batch": None, "totals": ll.Totals(N, 2), "grad_scale": 1.0,
 }  # fmt: skip
@@ -227,6 +227,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "entropy": data(logp().abs()),
     "ref_logp": data(logp()),
     "rollout_logp": data(logp()),
+    "weights": [*data(logp().abs()), -logp().abs()],
     "cu_seqlens": SEQLENS,
     "token_ids": [*arrays(IDS, F32, B, torch.int32)],
     "batch": [1, "batch", Odd(), ll.Totals(4, 2), (1, 2)],

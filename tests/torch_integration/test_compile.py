@@ -90,9 +90,10 @@ def head(**options: Any) -> Op:
 def loss(spec: ll.PolicyLossSpec, **options: Any) -> Op:
     def call(d: Data) -> tuple[torch.Tensor, ...]:
         own = given(d, options)
+        old_logp = own.pop("old_logp", d["old_logp"])
         out = ll.linear_policy_loss(
-            d["hidden"], d["weight"], d["targets"], d["old_logp"], d["advantages"], d["mask"],
-            spec, **own,
+            d["hidden"], d["weight"], d["targets"], old_logp, d["advantages"], d["mask"], spec,
+            **own,
         )  # fmt: skip
         return (out.loss, out.logp, out.entropy, *out.metrics.values())
 
@@ -103,7 +104,7 @@ def tokens(spec: ll.PolicyLossSpec, **options: Any) -> Op:
     def call(d: Data) -> tuple[torch.Tensor, ...]:
         own = given(d, options)
         logp, entropy = d["hidden"].sum(-1) - 5, d["hidden"].square().sum(-1)
-        data = (d["old_logp"], d["advantages"], d["mask"], spec)
+        data = (own.pop("old_logp", d["old_logp"]), d["advantages"], d["mask"], spec)
         out = ll.policy_loss(logp, *data, entropy=entropy, **own)
         return (out.loss, *out.metrics.values())
 
@@ -152,8 +153,11 @@ OPS: dict[str, Op] = {
     "linear_policy_loss, batch": loss(KL_COV, batch="batch", token_ids="ids"),
     "linear_policy_loss, totals": loss(PPO, totals=TOTALS, grad_scale=2.0),
     "linear_policy_loss, apart": loss(ll.presets["gspo"], cu_seqlens="cu_seqlens"),
+    "linear_policy_loss, on-policy": loss(PPO, old_logp=None),
+    "linear_policy_loss, weights": loss(PPO, weights="temperature"),
     "linear_policy_loss, tail_mass": loss(PPO, tail_mass=0.3),
     "policy_loss": tokens(PPO),
+    "policy_loss, on-policy": tokens(PPO, old_logp=None, weights="temperature"),
     "policy_loss, batch": tokens(KL_COV, batch="batch", token_ids="ids"),
     "policy_loss, totals": tokens(PPO, totals=TOTALS),
     "policy_loss, correction": tokens(TIS, rollout_logp="rollout_logp", cu_seqlens="cu_seqlens"),

@@ -39,7 +39,9 @@ class Sequences:
 
 
 # What a token has beside its mask, id and logp.
-DATA = ("advantages", "old_logp", "entropy", "ref_logp", "rollout_logp", "entropy_change")
+DATA = (
+    "advantages", "old_logp", "entropy", "ref_logp", "rollout_logp", "entropy_change", "weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Tokens:
     ref_logp: Floats | None
     rollout_logp: Floats | None
     entropy_change: Floats | None
+    # the caller's factors of the policy term
+    weights: Floats | None
     # None: 0, 1, 2, ...
     given_ids: Int64s | None
     # None: packed tokens without cu_seqlens

@@ -48,6 +48,7 @@ def linear_policy_loss(
     *,
     ref_logp: Any = None,
     rollout_logp: Any = None,
+    weights: Any = None,  # per token or sequence, as advantages
     cu_seqlens: Any = None,
     token_ids: Any = None,
     batch: BatchStats | None = None,
@@ -72,11 +73,11 @@ def linear_policy_loss(
         logp, entropy, *_ = linear_token_stats(hidden, weight, targets, mask=mask, ...)
         loss, metrics = policy_loss(logp, old_logp, advantages, mask, spec, entropy=entropy, ...)
 
-    Tokens that the loss gives no gradient (masked, clipped, of advantage zero, not selected) enter
-    no backward product. Without old_logp (None) the call is on-policy, as in `policy_loss`: its own
-    logp is the old one. `.loss` has first derivatives in hidden, weight and bias only, by one
-    backward per forward: any other argument that requires grad is a ValueError. Under no_grad
-    nothing is kept.
+    Tokens that the loss gives no gradient (masked, clipped, of advantage or weight zero, not
+    selected) enter no backward product. Without old_logp (None) the call is on-policy, as in
+    `policy_loss`: its own logp is the old one. `.loss` has first derivatives in hidden, weight and
+    bias only, by one backward per forward: any other argument that requires grad is a ValueError.
+    Under no_grad nothing is kept.
 
     With vocab_group the loss is the same number on every rank of it: count it once.
 
@@ -90,6 +91,7 @@ def linear_policy_loss(
         advantages=advantages,
         ref_logp=ref_logp,
         rollout_logp=rollout_logp,
+        weights=weights,
         temperature=temperature,
     )
 
@@ -111,7 +113,7 @@ def linear_policy_loss(
     ranks = ShardRendezvous(_OP, vocab_group, vocab_start, call_kind)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-        totals, grad_scale,
+        totals, grad_scale, weights,
     )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
@@ -123,7 +125,8 @@ def linear_policy_loss(
             _OP, hidden, weight, targets, mask, head, sharded=ranks.sharded,
             of_rows={"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp},
             anywhere={
-                "advantages": advantages, "cu_seqlens": cu_seqlens, "token_ids": token_ids
+                "advantages": advantages, "weights": weights, "cu_seqlens": cu_seqlens,
+                "token_ids": token_ids,
             },
         )  # fmt: skip
         if not is_tensor(hidden):

@@ -37,6 +37,7 @@ def policy_loss(
     entropy: Array | None = None,
     ref_logp: Array | None = None,
     rollout_logp: Array | None = None,
+    weights: Array | None = None,  # shaped like advantages
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,  # int64
     batch: BatchStats | None = None,
@@ -61,6 +62,12 @@ def policy_loss(
     The ratio is 1 and keeps its gradient. That holds wherever the spec looks at the old policy: in
     selection, in a KL term or a mask against it, and in a correction for the rollout.
 
+    `weights`: factors of the policy term that the caller has, such as importance weights of the
+    rollout: data, finite and >= 0. They multiply what `spec.control` and `spec.correction` make of
+    the term, a penalty of KL-Cov included, and nothing else: KL and entropy terms, normalisers,
+    batch means, selection, and metrics but for actor/pg_loss are what they are without. A token of
+    weight 0 has no policy term, whatever its ratio, and stays a token everywhere else.
+
     First derivatives in logp and entropy; all else is data. float32, bfloat16, float16 and
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
@@ -80,10 +87,11 @@ def policy_loss(
     Raises ValueError for shapes that differ, values that are not finite inside the mask, a token
     whose loss or coefficient is not finite in the dtype of logp (inf - inf, or exp of a log ratio
     of 800: the first such token is named), data that requires grad, missing inputs that the spec
-    `needs` (but for old_logp), cu_seqlens or token_ids, ids that repeat, both batch and totals, totals with a spec
-    that looks at the batch, totals below what this call holds, or a sequence that is not whole
-    where the loss is per sequence: `batch` knows every sequence by its `token_ids`. `totals` alone
-    are counts: they show a cut only where one call has tokens of all sequences but not all tokens.
+    `needs` (but for old_logp), cu_seqlens or token_ids, ids that repeat, both batch and totals,
+    totals with a spec that looks at the batch, totals below what this call holds, or a sequence
+    that is not whole where the loss is per sequence: `batch` knows every sequence by its
+    `token_ids`. `totals` alone are counts: they show a cut only where one call has tokens of all
+    sequences but not all tokens.
     TypeError for dtypes. A metric that float32 cannot hold is infinite, never NaN.
     """
     optional = {
@@ -91,18 +99,20 @@ def policy_loss(
         "entropy": entropy,
         "ref_logp": ref_logp,
         "rollout_logp": rollout_logp,
+        "weights": weights,
         "cu_seqlens": cu_seqlens,
         "token_ids": token_ids,
     }
     # a loss on a device is computed on the CPU, from wherever its arrays are
     framework(_OP, optional, mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(
-        old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp
-    )
+        old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp,
+        weights=weights,
+    )  # fmt: skip
     check_loss_options(spec, batch, totals, grad_scale, token_ids)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-        totals, grad_scale,
+        totals, grad_scale, weights,
     )  # fmt: skip
     if not is_tensor(logp):
         return PolicyLossOutput(*numpy_loss(logp, entropy, loss_data(*data)))

@@ -49,6 +49,7 @@ def policy_loss(
     entropy_change: Array | None = None,
     ref_logp: Array | None = None,
     rollout_logp: Array | None = None,
+    weights: Array | None = None,
     cu_seqlens: Array | None = None,
     token_ids: Array | None = None,
     grad_scale: float = 1.0,
@@ -68,11 +69,11 @@ def policy_loss(
             return None
         return np.where(valid, np.asarray(x, np.float64).ravel(), 0.0)
 
-    a = np.asarray(advantages, np.float64)
-    if a.size != valid.size:
-        assert sequence is not None
-        a = a.ravel()[sequence]
-    a, lp, old, h = flat(a), flat(logp), flat(old_logp), flat(entropy)
+    def of_tokens(x: Array) -> Any:
+        wide = np.asarray(x, np.float64)
+        return flat(wide if sequence is None or wide.size == valid.size else wide.ravel()[sequence])
+
+    a, lp, old, h = of_tokens(advantages), flat(logp), flat(old_logp), flat(entropy)
     old = lp if old is None else old
     change, ref, rollout = flat(entropy_change), flat(ref_logp), flat(rollout_logp)
     references = {"ref": ref, "old": old, "rollout": rollout}
@@ -87,6 +88,7 @@ def policy_loss(
     )  # fmt: skip
     selected = np.isin(ids, chosen) & valid
     factor = policy_factor(spec, a, lp, references, h, valid, sequence)
+    factor = factor if weights is None else factor * of_tokens(weights)
     policy = _policy_terms(spec, u, d, a, lp, valid, sequence)
 
     w = token_weights(mask, spec.aggregation, cu_seqlens, spec.max_length)

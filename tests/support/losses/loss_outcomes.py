@@ -53,9 +53,10 @@ def coefficients(
 ) -> tuple[Any, Outcome]:
     """`policy_loss` as numbers: the tokens; loss, metrics and coefficients."""
     names = ("ref_logp", "rollout_logp", "cu_seqlens", "token_ids")
+    weights = more.pop("weights", None)
     check_loss_options(spec, batch, totals, grad_scale, more.get("token_ids"))
     rest = (more.pop(name, None) for name in names)
-    data = loss_data(old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale)
+    data = loss_data(old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale, weights)
     assert not more
     inputs = call_inputs(logp, entropy, data, kernels)
     found, g_logp, g_entropy = evaluate(inputs)

@@ -17,6 +17,8 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
     mask = t["mask"]
     x = {name: torch.where(mask, t[name], ZERO) for name in NAMES}
     loss = _controlled(x, spec, selected, _policy(x, spec, mask), mask)
+    if "weights" in t:
+        loss = loss * torch.where(mask, t["weights"], ZERO)
     if spec.kl is not None:
         reference = x[f"{spec.kl.against}_logp"]
         kl = plain_kl(x["logp"] - reference, spec.kl.estimator)

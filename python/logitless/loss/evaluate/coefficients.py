@@ -120,6 +120,7 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
         entropy=entropy,
         ref_logp=data.ref_logp,
         rollout_logp=data.rollout_logp,
+        weights=data.weights,
         cu_seqlens=data.cu_seqlens,
         token_ids=data.token_ids,
         threads=thread_count(data.mask),

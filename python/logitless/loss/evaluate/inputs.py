@@ -106,6 +106,7 @@ class LossData(NamedTuple):
     batch: BatchFacts | None
     totals: Totals | None
     grad_scale: float
+    weights: Array | None = None
 
 
 def loss_data(
@@ -120,10 +121,12 @@ def loss_data(
     batch: BatchStats | None,
     totals: Totals | None,
     grad_scale: float,
+    weights: Array | None = None,
 ) -> LossData:
     """From the arguments of a public function."""
     facts = None if batch is None else BatchFacts.of(batch)
     return LossData(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec.identity,
         coefficients_of(spec), facts, totals if batch is None else batch.totals, float(grad_scale),
+        weights,
     )  # fmt: skip

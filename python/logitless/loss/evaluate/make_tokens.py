@@ -25,6 +25,7 @@ def make_tokens(
     ref_logp: Array | None = None,
     rollout_logp: Array | None = None,
     entropy_change: Array | None = None,
+    weights: Array | None = None,  # shaped like advantages
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,
     threads: int | None = None,  # None: as for logp
@@ -49,6 +50,9 @@ def make_tokens(
     def floats(name: str, x: Array | None) -> Floats | None:
         return None if x is None else _flat(xp, name, xp.array(name, x), shape, dtype)
 
+    def either(name: str, x: Array) -> Floats:
+        return _of_tokens_or_sequences(xp, name, xp.array(name, x), shape, sequences, dtype)
+
     valid = xp.array("mask", mask)
     if xp.kind(valid.dtype) != "b":
         raise TypeError(f"mask must be bool, got {shown(mask)}")
@@ -63,12 +67,13 @@ def make_tokens(
         shape=shape,
         mask=_flat(xp, "mask", valid, shape, valid.dtype),
         logp=xp.flat(values, dtype),
-        advantages=_advantages(xp, xp.array("advantages", advantages), shape, sequences, dtype),
+        advantages=either("advantages", advantages),
         old_logp=floats("old_logp", old_logp),
         entropy=floats("entropy", entropy),
         ref_logp=floats("ref_logp", ref_logp),
         rollout_logp=floats("rollout_logp", rollout_logp),
         entropy_change=floats("entropy_change", entropy_change),
+        weights=None if weights is None else either("weights", weights),
         given_ids=ids,
         sequences=sequences,
         kernels=kernels,
@@ -119,19 +124,19 @@ def _check_rise(cu_seqlens: Array, n: int) -> None:
         )
 
 
-def _advantages(
-    xp: Any, x: Array, shape: tuple[int, ...], sequences: Sequences | None, dtype: Any
+def _of_tokens_or_sequences(
+    xp: Any, name: str, x: Array, shape: tuple[int, ...], sequences: Sequences | None, dtype: Any
 ) -> Floats:
     if x.shape == shape:
-        return _flat(xp, "advantages", x, shape, dtype)
+        return _flat(xp, name, x, shape, dtype)
     number = None if sequences is None else sequences.number
     if sequences is None or tuple(x.shape) not in ((number,), (number, 1)):
         raise ValueError(
-            f"advantages must be shaped like logp, {list(shape)}, or per sequence [B] or [B, 1] "
+            f"{name} must be shaped like logp, {list(shape)}, or per sequence [B] or [B, 1] "
             f"(packed: with cu_seqlens), got {list(x.shape)}"
         )
     x = x.reshape(-1)[sequences.of_token].reshape(shape)
-    return _flat(xp, "advantages", x, shape, dtype)
+    return _flat(xp, name, x, shape, dtype)
 
 
 def name_bad_rows(kernels: TokenKernels, logp: Array) -> None:

@@ -1,13 +1,20 @@
-"""What multiplies the policy term of each token: correction, trust and entropy weights, as data."""
+"""What multiplies the policy term of each token: correction, trust and entropy weights, and the
+caller's, as data."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from logitless.backends.token_kernels.arrays import positive_or_one
-from logitless.inputs.tokens import Float64s, Tokens
+from logitless.inputs.tokens import Float64s, Floats, Tokens
 from logitless.loss.evaluate.importance import Importance, importance
-from logitless.loss.evaluate.sequences import log_ratio_of, per_token, sequence_means, valid
+from logitless.loss.evaluate.sequences import (
+    log_ratio_of,
+    per_token,
+    refuse,
+    sequence_means,
+    valid,
+)
 from logitless.loss.spec import (
     CustomControl,
     EntropyWeights,
@@ -23,14 +30,17 @@ def policy_weights(
     mean_importance: float,
 ) -> tuple[Float64s | None, Importance | None]:
     """(weights [N] or None where they are 1 everywhere, the correction's or None)."""
-    weights = _control_weights(tokens, spec, mean_credit)
-    if spec.correction is None:
-        return weights, None
-    found = importance(tokens, spec.correction)
-    # a mean of 0 is that of no valid token, or of weights that all are 0
-    scale = positive_or_one(mean_importance) if spec.correction.normalize else 1.0
-    corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
-    return (corrected if weights is None else corrected * weights), found
+    weights, found = _control_weights(tokens, spec, mean_credit), None
+    if spec.correction is not None:
+        found = importance(tokens, spec.correction)
+        # a mean of 0 is that of no valid token, or of weights that all are 0
+        scale = positive_or_one(mean_importance) if spec.correction.normalize else 1.0
+        corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
+        weights = corrected if weights is None else corrected * weights
+    if tokens.weights is not None:
+        given = _given_weights(tokens, tokens.weights)
+        weights = given if weights is None else weights * given
+    return weights, found
 
 
 def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
@@ -38,6 +48,22 @@ def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
     assert tokens.entropy is not None
     xp, h, a = tokens.xp, valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
     return xp.where(a > 0, h, xp.where(a < 0, 1.0 / xp.maximum(h, control.floor), 0.0))
+
+
+def _given_weights(tokens: Tokens, weights: Floats) -> Float64s:
+    """The caller's. One that is negative or not finite is no number on a device, whose kernel
+    flags it."""
+    given, xp = valid(tokens, weights), tokens.xp
+    good = xp.isfinite(given) & (given >= 0)
+    refuse(
+        tokens,
+        good,
+        lambda i: (
+            f"weights must be finite and >= 0 where the mask is true, got {given[i]} at "
+            f"{tokens.place(i)}"
+        ),
+    )
+    return xp.where(good, given, float("nan"))
 
 
 def _control_weights(

@@ -133,6 +133,7 @@ def _overflow(inputs: TokenInputs, i: int, loss: object, slope: float) -> str:
     values = {
         "log ratio": None if old is None else float(tokens.logp[i]) - float(old[i]),
         "advantage": tokens.advantages[i],
+        "weight": tokens.weights,
         "logp": tokens.logp[i],
         "reference's logp": None if spec.kl is None else tokens.reference(spec.kl.against),
         "entropy": tokens.entropy,

@@ -40,6 +40,7 @@ def _markdown() -> Iterator[str]:
         for name, x in TABLE.items()
     ]
     yield from tables.markdown(("preset", "formula", "spec", "paper"), rows)
+    yield _CALL
     yield _CORRECTIONS
     known = [(f"`{name}`", f"`{value}`") for name, value in corrections.items()]
     yield from tables.markdown(("name", "correction"), known)
@@ -54,6 +55,14 @@ the advantage, H the entropy and p the token's probability; `mean` is over the v
 optimizer batch, `mean_i` over its sequences, `mean_t` over the valid tokens of one; sg stops the
 gradient. `presets[name]` is the spec, and `dataclasses.replace` changes an axis of it. Where verl's
 or TRL's numbers differ from these, [differences.md](differences.md) says why.
+"""
+_CALL = """
+## What a call may give
+
+Without `old_logp` (None) a call is on-policy: its own logp is the old one, r is 1 and keeps its
+gradient. `weights`, per token or per sequence, multiply the policy term alone: given importance
+weights of a rollout, or zeros for tokens that are not to be learnt from. They leave the KL and
+entropy terms, the normaliser, selection and all metrics but `actor/pg_loss` as they are.
 """
 _CORRECTIONS = """
 ## Rollout corrections

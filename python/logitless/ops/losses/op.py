@@ -56,6 +56,7 @@ class LossInputs(NamedTuple):
     traced_numbers: Tensor | None
     # but for its coefficients
     spec: str
+    weights: Tensor | None
 
     @property
     def has_batch(self) -> bool:
@@ -73,8 +74,9 @@ class LossInputs(NamedTuple):
             means = Means(advantage, logp, int(count), (positive, negative), importance)
             batch = BatchFacts(means, self.selected, self.sequences)
         return LossData(
-            *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0]
-        )
+            *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0],
+            self.weights,
+        )  # fmt: skip
 
     def resolved(self, dtype: torch.dtype = torch.float32) -> LossRows:
         """Of logp in this dtype, still to come. For the losses whose coefficients follow from a
@@ -126,6 +128,7 @@ def loss_inputs(
     batch: BatchStats | None,
     totals: Totals | None,
     grad_scale: float,
+    weights: Tensor | None = None,
 ) -> LossInputs:
     """From the arguments of a public function."""
     selected = sequences = traced = None
@@ -142,6 +145,7 @@ def loss_inputs(
     return LossInputs(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
         sequences, counts, numbers if traced is None else None, traced, identity_text(spec),
+        weights,
     )  # fmt: skip
 
 
