@@ -61,6 +61,15 @@ def make_parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     _run_options(train)
 
+    evaluation = commands.add_parser(
+        "eval", help="pass@k, greedy answers and entropy of a run's newest checkpoints"
+    )
+    evaluation.add_argument("folder", type=Path, help="a run's folder, or that of one method in it")
+    evaluation.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="like evaluation.prompts=200"
+    )
+    evaluation.set_defaults(run=_eval)
+
     sample = commands.add_parser("sample", help="answers of a trained policy")
     sample.add_argument(
         "folder", type=Path, help="a method's run folder, a checkpoint, or any causal LM folder"
@@ -136,6 +145,19 @@ def _wait_without_spinning() -> None:
     quarter slower this way (0.13 s instead of 0.11 s). Set OMP_WAIT_POLICY yourself to choose.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def _eval(options: argparse.Namespace) -> int:
+    _wait_without_spinning()
+    from logitless.rl.evaluation import of_folder
+    from logitless.rl.policy import silence_bars
+
+    silence_bars()
+    for name, row in of_folder(options.folder, options.overrides):
+        print(f"{name} after {row.pop('step')} steps")
+        for key, value in row.items():
+            print(f"  {key:<22} {value:.4g}")
+    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:

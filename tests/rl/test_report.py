@@ -12,6 +12,7 @@ DETAILS: dict[str, Any] = {
     "complete": True,
     "comparison": None,
     "max_logp_gap": 1e-6,
+    "evaluations": {},
     "support_rows": None,
     "recipe": {"update": {"tail_mass": 0.0}, "notes": []},
 }

@@ -12,7 +12,7 @@ import logitless as ll
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, sample
-from logitless.rl.tasks import Scores, Task, score
+from logitless.rl.tasks import Prompt, Scores, Task, load_task, score
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import advantages_of
@@ -30,6 +30,17 @@ class Experience(NamedTuple):
     failures: list[str]  # why
 
 
+def task_of(recipe: Recipe) -> Task:
+    task = recipe.task
+    return load_task(task.name, task.options, task.prompts, task.reward)
+
+
+class Answers(NamedTuple):
+    rollout: Rollout
+    texts: list[str]
+    scores: Scores
+
+
 def collect(
     policy: Policy, task: Task, recipe: Recipe, advantage: str, step: int, clock: Stopwatch
 ) -> Experience:
@@ -37,20 +48,33 @@ def collect(
     (seed, step) and the weights.
     """
     prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
+    group, temperature = recipe.rollout.group, recipe.rollout.temperature
+    rollout, texts, scores = answers_to(
+        policy, task, prompts, recipe, clock, group=group, temperature=temperature, step=step
+    )
+    return scored([p.text for p in prompts], rollout, texts, scores, advantage)
+
+
+def answers_to(
+    policy: Policy,
+    task: Task,
+    prompts: list[Prompt],
+    recipe: Recipe,
+    clock: Stopwatch,
+    **options: Any,
+) -> Answers:
+    """Sampled and scored answers; options: those of `sample` that the caller decides."""
     rollout = sample(
         policy,
         policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
-        group=recipe.rollout.group,
         max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
         seed=recipe.seed,
-        step=step,
         clock=clock,
+        **options,
     )
     with clock("reward"):
         texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
-        scores = score(task, prompts, texts, recipe.task.threshold)
-    return scored([p.text for p in prompts], rollout, texts, scores, advantage)
+        return Answers(rollout, texts, score(task, prompts, texts, recipe.task.threshold))
 
 
 def scored(

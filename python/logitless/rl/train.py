@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from logitless.rl import evaluation
 from logitless.rl.engine import LocalEngine
 from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
@@ -42,6 +43,10 @@ def train(
     progress.skip(min(start, recipe.steps))
     rows = metrics.keep_before(log, start)
     metrics.keep_before(answers, start)
+    evaluated = metrics.keep_before(folder / metrics.EVALUATION_FILE, start + 1)
+    every = recipe.evaluation.every
+    if every and not evaluated:
+        progress.evaluated(name, evaluation.record(folder, start, policy, task, recipe))
     memory.reset_peak()
 
     for step in range(start, recipe.steps):
@@ -88,6 +93,8 @@ def train(
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
+        if every and (done % every == 0 or done == recipe.steps):
+            progress.evaluated(name, evaluation.record(folder, done, policy, task, recipe))
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stop.requested:
             checkpoint.save(folder, done, engine.save)
         if stop.requested:

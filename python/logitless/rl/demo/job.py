@@ -12,11 +12,12 @@ import torch
 
 import logitless as ll
 from logitless.rl.demo.compare import compare
+from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import WARMUP, Recipe, make_spec
 from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
-from logitless.rl.tasks import Task, TaskWithSolutions, load_task
+from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tracking import checkpoint, completions, metrics, run_folder
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import StopRequest
@@ -24,11 +25,6 @@ from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
 from logitless.rl.update import advantage_name, warm_up
-
-
-def task_of(recipe: Recipe) -> Task:
-    task = recipe.task
-    return load_task(task.name, task.options, task.prompts, task.reward)
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -71,8 +67,11 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
                     diverged = True
         except KeyboardInterrupt:
             stop.requested, stop.status = True, stop.status or 130
-    runs = {name: metrics.read(out / name / metrics.FILE) for name in recipe.methods}
-    for line in finish(recipe, out, runs, comparison, head_bytes):
+    runs, evaluations = (
+        {name: metrics.read(out / name / file) for name in recipe.methods}
+        for file in (metrics.FILE, metrics.EVALUATION_FILE)
+    )
+    for line in finish(recipe, out, runs, evaluations, comparison, head_bytes):
         print(line)
     if stop.requested:
         print(f"stopped before its end; --resume --out {out} goes on")
@@ -115,6 +114,7 @@ def finish(
     recipe: Recipe,
     out: Path,
     runs: dict[str, list[Row]],
+    evaluations: dict[str, list[Row]],
     comparison: dict[str, Any] | None,
     head_bytes: dict[str, int],
 ) -> list[str]:
@@ -135,14 +135,17 @@ def finish(
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
         },
+        "evaluations": evaluations,
         "recipe": asdict(recipe),
     }
     answers = {name: shown for name in recipe.methods if (shown := completions.shown(out / name))}
+    evaluated = text.aligned(text.evaluation_table(evaluations))
     path = page.write(out, summary, details, runs, answers)
     return [
         "",
-        *text.text_table(summary),
+        *text.aligned(text.table(summary)),
         "",
+        *([*evaluated, ""] if evaluated else []),
         *text.comparison_lines(comparison, recipe.update.tail_mass),
         *text.support_lines(details),
         text.self_check(details),

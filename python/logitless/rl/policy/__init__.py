@@ -6,5 +6,6 @@ from logitless.rl.policy.policy import Policy, as_policy, load_policy, make_poli
 from logitless.rl.policy.tokenizers import make_tokenizer, text_of
 
 __all__ = [
-    "Policy", "as_policy", "load_policy", "make_policy", "make_tokenizer", "silence_bars", "text_of",
+    "Policy", "as_policy", "load_policy", "make_policy", "make_tokenizer", "silence_bars",
+    "text_of",
 ]  # fmt: skip

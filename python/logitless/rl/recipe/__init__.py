@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from logitless.rl.recipe.load import bundled, load_recipe
+from logitless.rl.recipe.load import bundled, load_recipe, recipe_of
 from logitless.rl.recipe.losses import make_spec
 from logitless.rl.recipe.schema import (
     WARMUP,
+    EvaluationRecipe,
     LossRecipe,
     ModelRecipe,
     Recipe,
@@ -16,6 +17,7 @@ from logitless.rl.recipe.schema import (
 )
 
 __all__ = [
-    "WARMUP", "LossRecipe", "ModelRecipe", "Recipe", "RolloutRecipe", "TaskRecipe", "UpdateRecipe",
-    "WarmupRecipe", "bundled", "load_recipe", "make_spec",
+    "WARMUP", "EvaluationRecipe", "LossRecipe", "ModelRecipe", "Recipe", "RolloutRecipe",
+    "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "bundled", "load_recipe", "make_spec",
+    "recipe_of",
 ]  # fmt: skip

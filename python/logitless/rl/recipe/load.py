@@ -36,7 +36,11 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         raise FileNotFoundError(
             f"recipe {source!r} is no file and not one of the bundled ones: {', '.join(bundled())}"
         )
-    tree = parse(text, f"recipe {source!r}") or {}
+    return recipe_of(parse(text, f"recipe {source!r}") or {}, source, overrides)
+
+
+def recipe_of(tree: Any, source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of plain values; `source` is for errors, and as in `load_recipe`."""
     if not isinstance(tree, dict):
         raise ValueError(f"recipe {source!r} must be a mapping of keys, got {type(tree).__name__}")
     for override in overrides:

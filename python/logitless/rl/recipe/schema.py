@@ -110,6 +110,26 @@ class RolloutRecipe:
 
 
 @dataclass(frozen=True)
+class EvaluationRecipe:
+    """Answers to prompts that are not trained on: sampled ones, and a greedy one each."""
+
+    # Before the first step, after the last and every so many steps; 0: never.
+    every: int = 0
+    prompts: int = 32
+    group: int = 8
+    # None: that of the rollout
+    temperature: float | None = None
+    # A file like task.prompts, for the same reward; None: the task's own prompts, of a seed apart.
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in {"every": 0, "prompts": 1, "group": 1}.items():
+            _at_least(f"evaluation.{key}", getattr(self, key), least)
+        if self.temperature is not None:
+            _number("evaluation.temperature", self.temperature, lambda x: x > 0, "above 0")
+
+
+@dataclass(frozen=True)
 class UpdateRecipe:
     """One RL step's optimization: `epochs` passes over `minibatches` of whole sequences, AdamW."""
 
@@ -177,6 +197,7 @@ class Recipe:
     warmup: WarmupRecipe = field(default_factory=WarmupRecipe)
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
     update: UpdateRecipe = field(default_factory=UpdateRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
     def __post_init__(self) -> None:
         for key, least in {
@@ -190,6 +211,11 @@ class Recipe:
                 f"recipe: {sequences} sequences a step (rollout.prompts * rollout.group) cannot "
                 f"fill update.minibatches = {self.update.minibatches} of update.micro_batches = "
                 f"{self.update.micro_batches}"
+            )
+        if self.evaluation.file is not None and self.task.prompts is None:
+            raise ValueError(
+                "recipe key 'evaluation.file' needs task.prompts and task.reward, got "
+                f"evaluation.file={self.evaluation.file} with task.name={self.task.name}"
             )
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")

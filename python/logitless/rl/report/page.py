@@ -53,7 +53,7 @@ def render(
     source = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
     recipe = details["recipe"]
     return environment.from_string(source).render(
-        table=text.table(summary),
+        tables=[text.table(summary), text.evaluation_table(details["evaluations"])],
         pictures={title: _base64(path) for title, path in pictures.items()},
         complete=details["complete"],
         answers=answers,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from logitless.rl.tracking.metrics import Row
+
 HEADER = [
     "",
     "reward",
@@ -33,8 +35,27 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def text_table(summary: dict[str, Any]) -> list[str]:
-    lines = table(summary)
+def evaluation_table(evaluations: dict[str, list[Row]]) -> list[list[str]]:
+    """A row a method, from its first evaluation to its last; none where there was no evaluation."""
+    done = {name: rows for name, rows in evaluations.items() if rows}
+    if not done:
+        return []
+    most = max(int(key[5:]) for rows in done.values() for key in rows[0] if key[:5] == "pass@")
+    columns = {
+        "right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right",
+        "entropy": "entropy", "distinct right": "distinct_right_answers",
+    }  # fmt: skip
+    return [
+        ["evaluation", *columns],
+        *[
+            [name, *[f"{rows[0][key]:.3f} → {rows[-1][key]:.3f}" for key in columns.values()]]
+            for name, rows in done.items()
+        ],
+    ]
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """The columns of a table, one under the other."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return [
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines

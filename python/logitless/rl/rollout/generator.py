@@ -23,12 +23,13 @@ def sample(
     group: int,
     max_new_tokens: int,
     temperature: float,
+    top_k: int | None = None,
     seed: int,
     step: int,
     clock: Stopwatch,
 ) -> Rollout:
     """`group` answers to each prompt (sequence i answers prompt i // group), each ended by an end
-    token or the limit.
+    token or the limit. top_k=1 is greedy; logp and entropy are those of the whole softmax.
     """
     from transformers import DynamicCache
 
@@ -52,6 +53,7 @@ def sample(
                 hidden[rows],
                 policy.weight,
                 temperature=temperature,
+                top_k=top_k,
                 seed=seed,
                 step=step,
                 row_ids=rows * T + t,

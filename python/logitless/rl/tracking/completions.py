@@ -49,7 +49,9 @@ def rows_of(
         if i in pieces:
             ids = rollout.ids[i, rollout.prompt_length :][:n].tolist()
             numbers = zip(ids, entropy, logp, strict=True)
-            row["pieces"] = [[text_of([t]), round(h, DIGITS), round(p, DIGITS)] for t, h, p in numbers]
+            row["pieces"] = [
+                [text_of([t]), round(h, DIGITS), round(p, DIGITS)] for t, h, p in numbers
+            ]
         rows.append(row)
     return rows
 

@@ -9,15 +9,16 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# In the folder of a method.
+# In the folder of a method: a line a step, and a line an evaluation.
 FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
 
 # "first" and "last" of a summary are means over this many steps at either end.
 WINDOW = 5
 
 
 def append(path: Path, *rows: Row) -> None:
-    """A line each, whole on disk before the call returns: a killed run keeps every finished step."""
+    """A line each, on disk before the call returns: a killed run keeps every finished step."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
 

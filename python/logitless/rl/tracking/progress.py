@@ -93,6 +93,14 @@ class Progress:
             for answer in answers:
                 self.say(one_line(answer))
 
+    def evaluated(self, method: str, row: Row) -> None:
+        most = max(int(key[5:]) for key in row if key.startswith("pass@"))
+        self.say(
+            f"{method:<9} after {row['step']:>3} steps, evaluation:  reward {row['reward']:.3f}  "
+            f"right {row['right']:.3f}  pass@{most} {row[f'pass@{most}']:.3f}  "
+            f"greedy {row['greedy_right']:.3f}  entropy {row['entropy']:.3f}"
+        )
+
     def _draw(self, text: str, done: int, total: int) -> None:
         if self._bar is not None:
             (task,) = self._bar.task_ids

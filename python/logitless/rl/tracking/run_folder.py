@@ -24,7 +24,8 @@ from logitless.rl.tracking import checkpoint, completions, metrics
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 # What may differ in a resumed run: how far it goes, and what it writes down on the way.
 MAY_CHANGE = (
-    "steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "show_answers", "notes",
+    "steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "show_answers",
+    "evaluation", "notes",
 )  # fmt: skip
 
 
@@ -58,6 +59,15 @@ def claim(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: b
     part.replace(folder / RECIPE_FILE)
 
 
+def recipe_in(folder: Path) -> dict[str, Any] | None:
+    """The recipe that the folder's runs were started with, as plain values; None: it has none."""
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        return None
+    recipe: dict[str, Any] = json.loads(file.read_text("utf-8"))["recipe"]
+    return recipe
+
+
 def runs_in(folder: Path) -> list[str]:
     """The names of the runs, the warm-up included, that have metrics or a checkpoint there."""
     return sorted(
@@ -72,16 +82,15 @@ def clear(folder: Path, runs: list[str]) -> None:
     for name in runs:
         for old in (folder / name).glob(f"{checkpoint.PREFIX}*"):
             shutil.rmtree(old)
-        for file in (metrics.FILE, completions.FILE):
+        for file in (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE):
             (folder / name / file).unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, recipe: Mapping[str, Any], held: list[str]) -> None:
-    file = folder / RECIPE_FILE
-    if not file.is_file():
+    before = recipe_in(folder)
+    if before is None:
         found = f"the runs {', '.join(held)} without {RECIPE_FILE}" if held else "no run"
         raise ValueError(f"--resume needs a run that was started in {folder}, which holds {found}")
-    before = json.loads(file.read_text("utf-8"))["recipe"]
     # as JSON has it: tuples are lists there
     now = json.loads(json.dumps(recipe))
     changes = [

@@ -1,0 +1,118 @@
+"""How good a policy is on prompts that it is not trained on."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from logitless.rl.experience import Answers, answers_to, task_of
+from logitless.rl.policy import Policy, load_policy
+from logitless.rl.recipe import Recipe, recipe_of
+from logitless.rl.tasks import Task, load_task
+from logitless.rl.tracking import checkpoint, metrics, run_folder
+from logitless.rl.tracking.metrics import Row
+from logitless.rl.tracking.stopwatch import Stopwatch
+
+# The noise of every evaluation is that of one step, which no training gets to: two policies differ
+# by what they have learnt, and by less luck.
+STEP = 2**31 - 1
+
+
+def held_out(recipe: Recipe, task: Task) -> Task:
+    """The task whose prompts an evaluation draws."""
+    if recipe.evaluation.file is None:
+        return task
+    return load_task(None, {}, recipe.evaluation.file, recipe.task.reward)
+
+
+def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
+    """The numbers of `evaluation.prompts` prompts, a function of the seed and the weights.
+
+    reward, right (the share of right answers), pass@k for k = 1, 2, 4, ... up to the group,
+    distinct_right_answers of a prompt, entropy and tokens of an answer are those of sampled
+    answers; greedy_reward and greedy_right those of the likeliest token at every place.
+    `skipped_prompts` had an answer that could not be scored, and count nowhere else.
+    """
+    rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
+    prompts = held_out(recipe, task).prompts(rng, wanted.prompts)
+    temperature = wanted.temperature or recipe.rollout.temperature
+
+    def answers(group: int, top_k: int | None) -> Answers:
+        return answers_to(
+            policy, task, prompts, recipe, Stopwatch(),
+            group=group, temperature=temperature, step=STEP, top_k=top_k,
+        )  # fmt: skip
+
+    sampled, greedy = answers(wanted.group, None), answers(1, 1)
+    return of_sampled(sampled, recipe.task.right) | of_greedy(greedy, recipe.task.right)
+
+
+def of_sampled(answers: Answers, least: float) -> Row:
+    """`least`: the smallest reward of a right answer."""
+    rollout, texts, scores = answers
+    rewards, group = scores.rewards[scores.scored], scores.rewards.shape[1]
+    is_right = (scores.rewards >= least) & scores.scored[:, None]
+    right = is_right[scores.scored].sum(dim=1).tolist()
+    found = is_right.flatten().tolist()
+    distinct = {(i // group, text) for i, text in enumerate(texts) if found[i]}
+    rates = {
+        f"pass@{k}": sum(pass_at(k, group, n) for n in right) / len(right)
+        for k in powers_of_two(group)
+    }
+    return {
+        "reward": float(rewards.mean()),
+        "right": sum(right) / (len(right) * group),
+        **rates,
+        "distinct_right_answers": len(distinct) / len(right),
+        "entropy": float(rollout.entropy[rollout.mask].mean()),
+        "tokens": float(rollout.lengths.float().mean()),
+        "skipped_prompts": int((~scores.scored).sum()),
+    }
+
+
+def of_greedy(answers: Answers, least: float) -> Row:
+    rewards = answers.scores.rewards[answers.scores.scored]
+    return {
+        "greedy_reward": float(rewards.mean()),
+        "greedy_right": float((rewards >= least).float().mean()),
+    }
+
+
+def pass_at(k: int, n: int, right: int) -> float:
+    """The chance that one of k answers is right, unbiased, where `right` of n were: Chen et al.
+    2021, 1 - C(n - right, k) / C(n, k)."""
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def powers_of_two(most: int) -> list[int]:
+    return [2**i for i in range(most.bit_length())]
+
+
+def record(folder: Path, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
+    """Evaluates after so many steps, and adds the line to the folder's file."""
+    row = {"step": done} | evaluate(policy, task, recipe)
+    metrics.append(folder / metrics.EVALUATION_FILE, row)
+    return row
+
+
+def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row]]:
+    """(method, numbers) of the newest checkpoints in a run's folder, or in that of one method.
+
+    The recipe is the run's own, with changes to its keys. FileNotFoundError where there is no run.
+    """
+    run = folder if run_folder.recipe_in(folder) is not None else folder.parent
+    started = run_folder.recipe_in(run)
+    if started is None:
+        raise FileNotFoundError(f"{folder} is no folder of a run, nor of a method of one")
+    recipe = recipe_of(started, str(run), overrides)
+    names = list(recipe.methods) if run == folder else [folder.name]
+    saved = {name: checkpoint.latest(run / name) for name in names}
+    if not any(saved.values()):
+        raise FileNotFoundError(f"{folder} has no checkpoint of {', '.join(names)}")
+    task = task_of(recipe)
+    for name, path in saved.items():
+        if path is not None:
+            row = {"step": int(path.name.removeprefix(checkpoint.PREFIX))}
+            yield name, row | evaluate(load_policy(path), task, recipe)
