@@ -92,7 +92,7 @@ rl.demo         several methods from one start, and full logits beside them
                 rl.tracking rl.train rl.report
 cli             the command line
                 _core _version backends ops public integrations.transformers
-                rl.recipe rl.policy rl.rollout rl.tracking rl.demo
+                rl.recipe rl.policy rl.rollout rl.evaluation rl.tracking rl.demo
 __main__        python -m logitless
                 cli
 """
