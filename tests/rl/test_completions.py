@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from logitless.rl.answer_rows import answer_rows, chosen
 from logitless.rl.experience import Experience
 from logitless.rl.rollout import Rollout
 from logitless.rl.tracking import completions, metrics
@@ -26,7 +27,7 @@ def experience() -> Experience:
 
 
 def rows(shown: int = 2) -> list[metrics.Row]:
-    return completions.rows_of(experience(), 7, shown, lambda ids: f"<{ids[0]}>")
+    return answer_rows(experience(), 7, shown, lambda ids: f"<{ids[0]}>")
 
 
 def test_every_answer_has_a_line() -> None:
@@ -52,7 +53,7 @@ def test_the_best_and_the_worst_answers_have_pieces() -> None:
     ("count", "expected"), [(0, []), (1, [1]), (2, [1, 0]), (3, [1, 3, 0]), (9, [1, 3, 2, 0])]
 )
 def test_chosen_answers_are_spread_over_the_rewards(count: int, expected: list[int]) -> None:
-    assert completions.chosen([0.1, 0.9, 0.2, 0.4], count) == expected
+    assert chosen([0.1, 0.9, 0.2, 0.4], count) == expected
 
 
 def test_a_line_of_the_terminal_is_one_line() -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from logitless.rl import evaluation
+from logitless.rl.answer_rows import answer_rows
 from logitless.rl.engine import LocalEngine
+from logitless.rl.evaluation import record
 from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
@@ -46,7 +47,7 @@ def train(
     evaluated = metrics.keep_before(folder / metrics.EVALUATION_FILE, start + 1)
     every = recipe.evaluation.every
     if every and not evaluated:
-        progress.evaluated(name, evaluation.record(folder, start, policy, task, recipe))
+        progress.evaluated(name, record(folder, start, policy, task, recipe))
     memory.reset_peak()
 
     for step in range(start, recipe.steps):
@@ -87,14 +88,14 @@ def train(
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
         row["peak_memory_bytes"] = memory.peak()
         # before the metrics: a step that has its line has its answers
-        lines = completions.rows_of(experience, step, recipe.show_answers, policy.text_of)
+        lines = answer_rows(experience, step, recipe.show_answers, policy.text_of)
         metrics.append(answers, *lines)
         metrics.append(log, row)
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if every and (done % every == 0 or done == recipe.steps):
-            progress.evaluated(name, evaluation.record(folder, done, policy, task, recipe))
+            progress.evaluated(name, record(folder, done, policy, task, recipe))
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stop.requested:
             checkpoint.save(folder, done, engine.save)
         if stop.requested:

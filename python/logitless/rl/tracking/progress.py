@@ -77,7 +77,7 @@ class Progress:
         self._total -= steps
 
     def step(self, method: str, steps: int, row: Row, answers: Sequence[Row] = ()) -> None:
-        """A finished step, with a few of its answers as `completions.rows_of` gives them."""
+        """A finished step, with a few of its answers as `answer_rows` gives them."""
         self._done += 1
         self._seconds += row["seconds"]
         left = int(self._seconds / self._done * (self._total - self._done))
