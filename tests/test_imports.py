@@ -71,7 +71,7 @@ rl.tasks        where prompts come from, and the reward of an answer
 rl.tracking     what a run records and says: its folder, metrics, times, checkpoints, progress
                 _version
 rl.policy       the causal LM that is trained: body, head, tokenizer
-                public rl.recipe
+                public integrations.transformers rl.recipe
 rl.rollout      sampled answers as data, and the sampler
                 public rl.policy rl.tracking
 rl.engine       trains a policy on the machine at hand, and alone knows devices

