@@ -57,7 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     _run_options(demo)
 
     train = commands.add_parser("train", help="train by a recipe: a YAML file or a bundled name")
-    train.add_argument("recipe", metavar="RECIPE", help="path of a YAML file, or demo, short")
+    train.add_argument(
+        "recipe", metavar="RECIPE", help="path of a YAML file, or demo, short, smollm2"
+    )
     train.set_defaults(run=_train)
     _run_options(train)
 

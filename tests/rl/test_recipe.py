@@ -19,7 +19,7 @@ def test_bundled_recipes_load(name: str) -> None:
 
 
 def test_bundled_names() -> None:
-    assert bundled() == ["demo", "short"]
+    assert bundled() == ["demo", "short", "smollm2"]
 
 
 def test_overrides_reach_any_depth_and_win_in_order(tmp_path: Path) -> None:

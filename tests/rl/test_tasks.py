@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,27 @@ def test_the_same_rng_gives_the_same_prompts() -> None:
 def test_sum_to_n_refuses_sums_without_an_answer() -> None:
     with pytest.raises(ValueError, match=r"low <= high <= 18 \(digits=2\), got low=1, high=19"):
         SumToN(low=1, high=19, digits=2)
+
+
+@pytest.mark.parametrize(("operation", "right"), [("+", 9), ("-", 5), ("*", 14)])
+def test_arithmetic_takes_the_last_number(operation: str, right: int) -> None:
+    task = load_task("arithmetic", {"operation": operation})
+    prompt = Prompt(f"What is 7 {operation} 2?", right)
+    for text in (f"{right}", f"7 {operation} 2 = {right}.", f"1, no: {right}<|im_end|>"):
+        assert task.reward(prompt, text) == 1.0
+    for text in ("", "none", f"{right} or 100", f"{right}0"):
+        assert task.reward(prompt, text) == 0.0
+    for prompt in task.prompts(random.Random(0), 50):
+        a, b = map(int, re.findall(r"\d", prompt.text))
+        assert {"+": a + b, "-": a - b, "*": a * b}[operation] == prompt.data
+        assert 1 <= min(a, b) <= max(a, b) <= 9
+
+
+def test_arithmetic_refuses_what_it_cannot_ask() -> None:
+    with pytest.raises(ValueError, match=r"0 <= low <= high, got low=5, high=4"):
+        load_task("arithmetic", {"low": 5, "high": 4})
+    with pytest.raises(ValueError, match=r"an operation of \+, -, \*, got '/'"):
+        load_task("arithmetic", {"operation": "/"})
 
 
 def test_built_in_by_name() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from logitless.rl.tasks.arithmetic import Arithmetic
 from logitless.rl.tasks.base import Task
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
 from logitless.rl.tasks.sum_to_n import SumToN
 from logitless.rl.tasks.user_code import named
 
-TASKS: dict[str, Callable[..., Task]] = {"sum_to_n": SumToN}
+TASKS: dict[str, Callable[..., Task]] = {"sum_to_n": SumToN, "arithmetic": Arithmetic}
 
 
 def load_task(
