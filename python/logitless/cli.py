@@ -72,6 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluation.set_defaults(run=_eval)
 
+    report = commands.add_parser(
+        "report", help="the report of a run as far as it has come: of one that goes on, too"
+    )
+    report.add_argument("folder", type=Path, help="the run's folder")
+    report.set_defaults(run=_report)
+
     sample = commands.add_parser("sample", help="answers of a trained policy")
     sample.add_argument(
         "folder", type=Path, help="a method's run folder, a checkpoint, or any causal LM folder"
@@ -159,6 +165,14 @@ def _eval(options: argparse.Namespace) -> int:
         print(f"{name} after {row.pop('step')} steps")
         for key, value in row.items():
             print(f"  {key:<22} {value:.4g}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from logitless.rl.demo.job import report
+
+    for line in report(options.folder):
+        print(line)
     return 0
 
 

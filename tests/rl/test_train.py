@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import logitless as ll
+from logitless import cli
 from logitless.rl.demo.job import run, starting_policy
 from logitless.rl.engine import LocalEngine, make_optimizer
 from logitless.rl.policy import Policy
@@ -78,6 +80,29 @@ def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
     assert "http" not in report
     for picture in ("curves", "law", "covariance", "time", "entropy_change"):
         assert (whole / f"{picture}.png").stat().st_size > 5000
+
+
+def test_the_report_is_written_anew(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that has come half way in its first method, and that has no report yet."""
+    out = tmp_path / "run"
+    (out / "grpo").mkdir(parents=True)
+    shutil.copy(whole / "recipe.json", out)
+    half = (whole / "grpo" / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)[:5]
+    (out / "grpo" / "metrics.jsonl").write_text("".join(half), "utf-8")
+    assert cli.main(["report", str(out)]) == 0
+    assert "grpo" in capsys.readouterr().out
+    assert set(json.loads((out / "summary.json").read_text("utf-8"))) == {"grpo"}
+    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+    # that of a finished run stays as it is, the comparison included
+    before = [(whole / name).read_bytes() for name in ("summary.json", "report.html", "run.json")]
+    assert cli.main(["report", str(whole)]) == 0
+    assert before == [
+        (whole / name).read_bytes() for name in ("summary.json", "report.html", "run.json")
+    ]
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
 
 
 def test_both_methods_start_alike(whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ import logitless as ll
 from logitless.rl.demo.compare import compare
 from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
-from logitless.rl.recipe import WARMUP, Recipe, make_spec
+from logitless.rl.recipe import WARMUP, Recipe, make_spec, recipe_of
 from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
 from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tracking import checkpoint, completions, metrics, run_folder
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import StopRequest
-from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
 from logitless.rl.update import advantage_name, warm_up
@@ -47,7 +47,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
 def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: bool) -> int:
     silence_bars()
     comparison: dict[str, Any] | None = None
-    head_bytes: dict[str, int] = {}
+    head_bytes: Mapping[str, int | None] = {}
     diverged = False
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
         try:
@@ -67,11 +67,7 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
                     diverged = True
         except KeyboardInterrupt:
             stop.requested, stop.status = True, stop.status or 130
-    runs, evaluations = (
-        {name: metrics.read(out / name / file) for name in recipe.methods}
-        for file in (metrics.FILE, metrics.EVALUATION_FILE)
-    )
-    for line in finish(recipe, out, runs, evaluations, comparison, head_bytes):
+    for line in finish(recipe, out, comparison, head_bytes):
         print(line)
     if stop.requested:
         print(f"stopped before its end; --resume --out {out} goes on")
@@ -110,18 +106,33 @@ def starting_policy(
     return policy
 
 
+def report(out: Path) -> list[str]:
+    """Writes the report of the folder's run anew, as far as it has come: one that goes on, was
+    killed, or is done. Returns its lines."""
+    from logitless.rl.report import page
+
+    started = run_folder.recipe_in(out)
+    if started is None:
+        raise FileNotFoundError(f"{out} is no folder of a run")
+    summary, details = page.read(out)
+    head_bytes = {name: row["head_memory_bytes"] for name, row in summary.items()}
+    return finish(recipe_of(started, str(out)), out, details.get("comparison"), head_bytes)
+
+
 def finish(
     recipe: Recipe,
     out: Path,
-    runs: dict[str, list[Row]],
-    evaluations: dict[str, list[Row]],
     comparison: dict[str, Any] | None,
-    head_bytes: dict[str, int],
+    head_bytes: Mapping[str, int | None],
 ) -> list[str]:
     """Writes the report of the steps so far; returns the lines that a run ends with."""
     # Here, so that matplotlib loads after the peak memory of the run was measured.
     from logitless.rl.report import page
 
+    runs, evaluations = (
+        {name: metrics.read(out / name / file) for name in recipe.methods}
+        for file in (metrics.FILE, metrics.EVALUATION_FILE)
+    )
     summary = numbers.summarize(runs, head_bytes)
     gaps = [row["logp_gap"] for rows in runs.values() for row in rows]
     details = {

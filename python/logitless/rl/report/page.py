@@ -40,6 +40,15 @@ def write(
     return path
 
 
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """summary.json and run.json of the last report; empty where there was none."""
+    summary, details = (
+        json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        for path in (folder / SUMMARY_FILE, folder / DETAILS_FILE)
+    )
+    return summary, details
+
+
 def render(
     summary: dict[str, Any],
     details: dict[str, Any],

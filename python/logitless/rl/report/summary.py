@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import logitless as ll
@@ -13,7 +14,7 @@ from logitless.rl.tracking.metrics import Row
 LAW_POINTS = 5
 
 
-def summarize(runs: dict[str, list[Row]], head_bytes: dict[str, int]) -> dict[str, Any]:
+def summarize(runs: dict[str, list[Row]], head_bytes: Mapping[str, int | None]) -> dict[str, Any]:
     """Per method: the numbers of summary.json. Bytes of the head are None where they were not
     measured.
     """
