@@ -4,6 +4,7 @@
     entropy = log(s0) - s1 / s0
     lse = m * scale + log(s0)
     varentropy = s2 / s0 - (s1 / s0)**2;  sum_p2 = q0 / s0**2
+    log_sum_p2 = log(q0) - 2 log(s0);  mean_logit = m * scale + s1 / s0
     entropy_change = (q1 - q0 * s1 / s0) / s0**2 - exp(logp) * (logp + entropy)
 
 A masked row is 0 (argmax -1). A bad row is NaN (argmax -1) and lowers the error flag to
@@ -23,7 +24,10 @@ from logitless.kernels.launch import OPTIONS, device_of
 ROWS = 128
 NUM_WARPS = 4
 # In the order of the kernel's arguments.
-OUTPUTS = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change", "argmax")
+OUTPUTS = (
+    "logp", "entropy", "lse", "varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_change",
+    "argmax",
+)  # fmt: skip
 NO_ERROR = tl.constexpr(2**63 - 1)
 
 
@@ -42,11 +46,13 @@ def finish_kernel(
     row_scale_ptr,  # [n] float64 or None
     row_ids_ptr,  # [n] int64 or None: a row's index
     error_ptr,  # [1] int64
-    logp_ptr,  # [n] float32 or None, and so the next five
+    logp_ptr,  # [n] float32 or None, and so the next seven
     entropy_ptr,
     lse_ptr,
     varentropy_ptr,
     sum_p2_ptr,
+    log_sum_p2_ptr,
+    mean_logit_ptr,
     entropy_change_ptr,
     argmax_ptr,  # [n] int64 or None
     n,
@@ -100,6 +106,10 @@ def finish_kernel(
     if sum_p2_ptr is not None:
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
         _store(sum_p2_ptr, row, q0 * inv_s0 * inv_s0, active, bad, inside)
+    if log_sum_p2_ptr is not None:
+        q0 = tl.load(s_ptr + 4, mask=inside, other=1.0)
+        _store(log_sum_p2_ptr, row, tl.log(q0) - 2 * log_s0, active, bad, inside)
+    _store(mean_logit_ptr, row, lse - entropy, active, bad, inside)
     if entropy_change_ptr is not None:
         q0 = tl.load(s_ptr + 4, mask=inside, other=0.0)
         q1 = tl.load(s_ptr + 5, mask=inside, other=0.0)

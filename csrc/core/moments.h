@@ -61,7 +61,8 @@ LOGITLESS_HD inline TokenValues token_values(const Moments& a, double target, do
 
 // Statistics that a caller may ask for beside those, each a field of `TokenExtras`, an array of
 // `RowOutputs` and an output of the bound `finalize`.
-#define LOGITLESS_STATISTICS(X) X(varentropy) X(sum_p2) X(entropy_change)
+#define LOGITLESS_STATISTICS(X) \
+  X(varentropy) X(sum_p2) X(log_sum_p2) X(mean_logit) X(entropy_change)
 
 struct TokenExtras {
 #define LOGITLESS_FIELD(name) double name;
@@ -78,6 +79,9 @@ LOGITLESS_HD inline TokenExtras token_extras(const Moments& a, const TokenValues
   TokenExtras extras;
   extras.varentropy = a.s2 / a.s0 - mean * mean;
   extras.sum_p2 = a.q0 / (a.s0 * a.s0);
+  // q0 >= 1: finite where sum_p2 is below what its dtype holds
+  extras.log_sum_p2 = log(a.q0) - 2 * log(a.s0);
+  extras.mean_logit = v.lse - v.entropy;
   extras.entropy_change = all - own;
   return extras;
 }

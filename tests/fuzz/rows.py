@@ -12,7 +12,9 @@ from tests.fuzz.memory import Exporter, Rng
 
 BLOCK = 2048
 STATE = 8
-OUTPUTS = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
+OUTPUTS = (
+    "logp", "entropy", "lse", "varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_change",
+)  # fmt: skip
 
 
 def maybe(rng: Rng, value: Any) -> Any:

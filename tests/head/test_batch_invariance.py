@@ -65,7 +65,7 @@ def test_other_rows_change_no_bit(
     machine(monkeypatch, fixed_rows=R)
     force(monkeypatch, way)
     whole = results(data, w)
-    assert took_one_pass(ll.LinearPolicyLossOutput(whole["loss"], {}, 0, 0)) == ("one" in name)
+    assert took_one_pass(ll.LinearPolicyLossOutput(whole["loss"], {}, 0, 0, {})) == ("one" in name)
     generator = torch.Generator().manual_seed(2)
     parts = [torch.randperm(N, generator=generator)]
     parts += [torch.randperm(N, generator=generator)[:k] for k in (1, 2, R - 1, R, R + 1, 29)]

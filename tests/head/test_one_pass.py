@@ -46,7 +46,7 @@ def test_the_same_as_apart(monkeypatch: pytest.MonkeyPatch, name: str, way: Stra
     assert out.metrics.keys() == expected.metrics.keys()
     for key, value in out.metrics.items():
         assert_values(value.view(1), expected.metrics[key].view(1), torch.float32)
-    for ours, theirs in zip(out[2:], expected[2:], strict=True):
+    for ours, theirs in zip(out[2:4], expected[2:4], strict=True):
         assert_values(ours, theirs, torch.float32)
         assert not ours.requires_grad
     for ours, truth in zip(gradients, right, strict=True):
@@ -199,6 +199,6 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     for tail_mass in (0.0, 0.05):
         check_op(
             head_policy_loss, hidden.view(n, -1), weight, rows, arguments, tail_mass, 10,
-            [True, True, False], tiling, Shard(),
+            [True, True, False], tiling, Shard(), "sum_p2,argmax,dropped_mass",
         )  # fmt: skip
     assert vocab > 2048

@@ -67,6 +67,8 @@ def test_quarter_and_three_quarters_by_hand() -> None:
         0.25 * math.log(0.25) ** 2 + 0.75 * math.log(0.75) ** 2 - entropy**2, abs=1e-15
     )
     assert stats["sum_p2"][0] == pytest.approx(0.625, abs=1e-15)
+    assert stats["log_sum_p2"][0] == pytest.approx(math.log(0.625), abs=1e-15)
+    assert stats["mean_logit"][0] == pytest.approx(0.75 * math.log(3), abs=1e-15)
     assert stats["entropy_change"][0] == pytest.approx(-(s0 - 0.25 * s0 - 0.75 * s1), abs=1e-15)
 
 

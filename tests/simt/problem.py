@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 STORAGE = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
-REALS = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
+REALS = (
+    "logp", "entropy", "lse", "varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_change",
+)  # fmt: skip
 NO_ERROR = np.iinfo(np.int64).max
 # The kernels' module, set by the program that loads it.
 module: Any = None

@@ -77,7 +77,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",), **COMPUTE
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
-    "linear_policy_loss": {**HEAD, **LOSS, **CHAIN, **COMPUTE},
+    "linear_policy_loss": {**HEAD, **LOSS, **CHAIN, "extras": ("argmax",), **COMPUTE},
     "linear_sample": {
         "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, "top_k": 3, "top_p": 0.9,
         "seed": 1, "step": 2, "row_ids": torch.arange(N),

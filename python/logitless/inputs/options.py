@@ -10,7 +10,7 @@ import numpy as np
 from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown
 
 # Of given logits; and what the head ops drop with tail_mass > 0.
-STATISTICS = ("varentropy", "sum_p2", "entropy_change")
+STATISTICS = ("varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_change")
 ROW_EXTRAS = (*STATISTICS, "argmax")
 DROPPED = ("dropped_mass", "dropped_entropy")
 EXTRAS = (*ROW_EXTRAS, *DROPPED)

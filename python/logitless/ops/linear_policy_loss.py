@@ -9,7 +9,7 @@ from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.naming import public
-from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
 from logitless.loss.evaluate.coefficients import check_loss_options, separable
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.numpy_loss import numpy_loss
@@ -34,6 +34,7 @@ class LinearPolicyLossOutput(NamedTuple):
     metrics: dict[str, Any]  # 0-d float32 each, detached
     logp: Any  # shaped like targets, detached
     entropy: Any
+    extras: dict[str, Any]  # the requested extras by name, shaped like targets
 
 
 @public
@@ -58,6 +59,7 @@ def linear_policy_loss(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,
+    extras: tuple[str, ...] = (),
     vocab_group: Any = None,
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
@@ -84,6 +86,8 @@ def linear_policy_loss(
     With tail_mass > 0 the metrics actor/support_* say how many rows were served from their largest
     entries, and bound the error of that: docs/support.md.
 
+    `extras` of `linear_token_stats` come at no product of their own, in `.extras`.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(
@@ -103,6 +107,7 @@ def linear_policy_loss(
             softcap,
             logit_scale,
             bias,
+            extras,
             memory_budget,
             tail_mass,
             str(logits_dtype),
@@ -119,6 +124,7 @@ def linear_policy_loss(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+        extras = check_extras(extras)
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
@@ -132,20 +138,26 @@ def linear_policy_loss(
         if not is_tensor(hidden):
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
-            stats = numpy_statistics(_OP, hidden, weight, targets, mask, head, compute, shape)
+            stats = numpy_statistics(
+                _OP, hidden, weight, targets, mask, head, compute, shape, extras
+            )
             loss, metrics = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
-            return LinearPolicyLossOutput(loss, metrics, stats.logp, stats.entropy)
+            return LinearPolicyLossOutput(loss, metrics, stats.logp, stats.entropy, stats.extras)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_inputs
 
         inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, ranks)
         arguments = loss_inputs(*data)
-    inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec))
-    return _run(inputs, arguments, shape, separable(spec, batch=batch is not None))
+    inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec, extras))
+    return _run(inputs, arguments, shape, separable(spec, batch=batch is not None), extras)
 
 
 def _run(
-    inputs: HeadInputs, loss: LossInputs, shape: tuple[int, ...], split: bool
+    inputs: HeadInputs,
+    loss: LossInputs,
+    shape: tuple[int, ...],
+    split: bool,
+    extras: tuple[str, ...],
 ) -> LinearPolicyLossOutput:
     """Forward and backward at once where that is the plan, else one after the other."""
     from logitless.ops.head.policy_op import head_policy_loss, metric_names
@@ -160,23 +172,38 @@ def _run(
         if chunk_rows or tail_mass or isinstance(plan, str):
             out = head_policy_loss(
                 inputs.hidden, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
-                list(inputs.needs), inputs.tiling(plan), inputs.shard,
+                list(inputs.needs), inputs.tiling(plan), inputs.shard, ",".join(extras),
             )  # fmt: skip
             metrics = named(metric_names(loss, tail_mass), out.metrics)
-            return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy)
-    stats = statistics(inputs, shape, plan=plan)
+            asked = _of_rows(extras, out.extras, out.logp) if extras else {}
+            return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy, asked)
+    stats = statistics(inputs, shape, extras, plan=plan)
     value, metrics = torch_loss(stats.logp, stats.entropy, loss)
-    return LinearPolicyLossOutput(value, metrics, stats.logp.detach(), stats.entropy.detach())
+    return LinearPolicyLossOutput(
+        value, metrics, stats.logp.detach(), stats.entropy.detach(), stats.extras
+    )
+
+
+def _of_rows(extras: tuple[str, ...], table: Any, logp: Any) -> dict[str, Any]:
+    """The rows of a table as `linear_token_stats` gives them."""
+    import torch
+
+    return {
+        name: row.to(torch.int64 if name == "argmax" else logp.dtype).view(logp.shape)
+        for name, row in zip(extras, table, strict=True)
+    }
 
 
 def named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
     return dict(zip(names, values.unbind(), strict=True))
 
 
-def _facts(arguments: LossInputs, spec: PolicyLossSpec) -> Facts:
+def _facts(arguments: LossInputs, spec: PolicyLossSpec, extras: tuple[str, ...]) -> Facts:
     """What of the loss must be the same on every rank of vocab_group: else their coefficients, and
     so the parts of one gradient, would be of different losses."""
     import torch
+
+    from logitless.ops.head.statistics import extras_facts
 
     tensors = [x for x in arguments if is_tensor(x)]
     plain = [x for x in arguments if not is_tensor(x)]
@@ -185,6 +212,7 @@ def _facts(arguments: LossInputs, spec: PolicyLossSpec) -> Facts:
     facts = [
         ("the loss (a checksum)", zlib.crc32(str(plain).encode())),
         ("the data of the loss (a checksum)", fingerprint(*tensors)),
+        *extras_facts(extras),
     ]
     if getattr(spec.control, "scope", "batch") == "micro":
         state = fingerprint(torch.get_rng_state())

@@ -52,12 +52,15 @@ def token_stats(
     mask: Array | None = None,  # [...]
     **chain: Any,
 ) -> dict[str, Array]:
-    """logp, entropy, lse, varentropy, sum_p2, entropy_change and argmax, each shaped like targets.
+    """What `token_stats` of the library has, each shaped like targets.
 
     A masked row is 0 everywhere and is never read. `chain`: the keywords of `logits_chain`.
     """
     targets = np.asarray(targets)
-    names = ("logp", "entropy", "lse", "varentropy", "sum_p2", "entropy_change")
+    names = (
+        "logp", "entropy", "lse", "varentropy", "sum_p2", "log_sum_p2", "mean_logit",
+        "entropy_change",
+    )  # fmt: skip
     out: dict[str, Array] = {name: np.zeros(targets.size) for name in names}
     out["argmax"] = np.zeros(targets.size, np.int64)
     for i, z, a in _valid_rows(logits, targets, mask, chain):
@@ -69,6 +72,8 @@ def token_stats(
         out["lse"][i] = lse
         out["varentropy"][i] = _expectation(p, (logp + entropy) ** 2)
         out["sum_p2"][i] = np.sum(p**2)
+        out["log_sum_p2"][i] = _logsumexp(2 * logp)
+        out["mean_logit"][i] = _expectation(p, z)
         # the first-order change of this row's entropy when its own logits take a policy-gradient
         # step of weight 1
         s = np.where(p > 0, p * (np.where(p > 0, logp, 0.0) + entropy), 0.0)

@@ -37,6 +37,8 @@ class FakeRows:
         values["logp"] = (target - m) * self.scale - s0.log()
         values["varentropy"] = s2 / s0 - (s1 / s0) ** 2
         values["sum_p2"] = q0 / s0**2
+        values["log_sum_p2"] = q0.log() - 2 * s0.log()
+        values["mean_logit"] = m * self.scale + s1 / s0
         own = values["logp"].exp() * (values["logp"] + values["entropy"])
         values["entropy_change"] = (q1 - q0 * s1 / s0) / s0**2 - own.nan_to_num(0.0)
         values["argmax"] = argmax.nan_to_num(-1).long()

@@ -64,6 +64,8 @@ def eager_stats(
         values = {
             "varentropy": (p * shifted * shifted).sum(-1),
             "sum_p2": (p * p).sum(-1),
+            "log_sum_p2": (2 * log_p).logsumexp(-1),
+            "mean_logit": m * scales + log_s0 - entropy,
             "entropy_change": second - own,
         }
     out = {"logp": logp, "entropy": entropy, "lse": m * scales + log_s0, **values}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import Rows
+from logitless.inputs.options import DROPPED
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -39,7 +40,7 @@ from logitless.ops.losses.op import (
 )
 from logitless.ops.losses.op import metric_names as loss_metric_names
 from logitless.ops.rows.arguments import RowArguments, RowGradients
-from logitless.ops.rows.outputs import differentiable_outputs
+from logitless.ops.rows.outputs import differentiable_outputs, empty_outputs
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, WrittenList, register
 
@@ -61,6 +62,7 @@ class HeadPolicyLoss(NamedTuple):
     d_hidden: Tensor  # empty where none is asked for, and so the next two
     d_weight: Tensor
     d_bias: Tensor
+    extras: Tensor  # float64 [names, N]
 
 
 class _Arguments(NamedTuple):
@@ -73,6 +75,7 @@ class _Arguments(NamedTuple):
     needs: list[bool]
     tiling: Tiling
     shard: Shard
+    extras: str  # names with commas between
 
 
 class _Saved(NamedTuple):
@@ -98,20 +101,23 @@ def _forward(
     needs: list[bool],
     tiling: Tiling,
     shard: Shard,
+    extras: str,
 ) -> HeadPolicyLoss:
     hidden, weight = hidden.detach(), weight.detach()
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
     head = Head(hidden, weight, found, shard, tail_mass)
     of_active, index = active(rows.rows(OP))
     values = _Values(hidden, loss)
-    work = _Work(head, needs, chunk_rows, of_active.n)
+    work, asked = _Work(head, needs, chunk_rows, of_active.n), _Extras(extras, hidden)
     support_metrics: Tensor | None = None
     for part, ids in _chunks(of_active, index, chunk_rows):
-        f = work.forward(part, ids)
-        out = differentiable_outputs(part.n, hidden)
+        f = work.forward(part, ids, extras=asked.of_rows)
+        out = asked.outputs(part.n, hidden)
         part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
             f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
+        if asked.names:
+            asked.take(ids, out, f.support)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)
         served = Served.of(f, g, tail_mass)
         work.backward(f, g, served)
@@ -122,7 +128,7 @@ def _forward(
         found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
         metrics = torch.cat([metrics, found_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
-    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients)
+    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients, asked.table)
 
 
 def _planned(
@@ -198,6 +204,40 @@ class _Values:
         return RowGradients.of(*g)
 
 
+class _Extras:
+    """What is asked for beside logp and entropy, of all rows: 0 (argmax: -1) of masked ones."""
+
+    def __init__(self, names: str, hidden: Tensor) -> None:
+        self.names = tuple(names.split(",")) if names else ()
+        self.of_rows = any(name not in DROPPED for name in self.names)
+        self.table = _extras_table(names, hidden)
+        if self.names:
+            self.table.zero_()
+        if "argmax" in self.names:
+            self.table[self.names.index("argmax")] = -1
+
+    def outputs(self, n: int, like: Tensor) -> dict[str, Tensor]:
+        return empty_outputs(n, True, like) if self.of_rows else differentiable_outputs(n, like)
+
+    def take(
+        self, ids: Tensor | None, out: dict[str, Tensor], support: TopKSupport | None
+    ) -> None:
+        """Of some rows, at these places. Exact rows drop nothing."""
+        for row, name in zip(self.table, self.names, strict=True):
+            if name in DROPPED and support is None:
+                continue
+            values = getattr(support, name) if name in DROPPED else out[name]
+            if ids is None:
+                row.copy_(values)
+            else:
+                row.index_copy_(0, ids, values.double())
+
+
+def _extras_table(names: str, hidden: Tensor) -> Tensor:
+    shape = (names.count(",") + 1, hidden.shape[0]) if names else (0,)
+    return hidden.new_empty(shape, dtype=torch.float64)
+
+
 class _Work:
     """Memory of the chunks, and the sums of gradients over them."""
 
@@ -214,8 +254,8 @@ class _Work:
         self.d_weight: Tensor | None = None
         self.d_bias = hidden.new_zeros(head.weight.shape[0], dtype=of_bias) if needs[2] else None
 
-    def forward(self, part: Rows, ids: Tensor | None) -> Forward:
-        return forward(self.head, part, ids, self.kept, self.state, self.support, extras=False)
+    def forward(self, part: Rows, ids: Tensor | None, *, extras: bool) -> Forward:
+        return forward(self.head, part, ids, self.kept, self.state, self.support, extras=extras)
 
     def backward(self, f: Forward, g: RowGradients, served: Served) -> None:
         if served.none:
@@ -275,6 +315,7 @@ def _forward_fake(
     needs: list[bool],
     tiling: Tiling,
     shard: Shard,
+    extras: str,
 ) -> HeadPolicyLoss:
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     values = (hidden.new_empty(loss.mask.shape, dtype=wide) for _ in range(2))
@@ -286,7 +327,7 @@ def _forward_fake(
         torch.empty_like(x, dtype=dtype) if need else hidden.new_empty(0, dtype=dtype)
         for x, dtype, need in zip(sizes, dtypes, needs, strict=True)
     )
-    return HeadPolicyLoss(*scalars, *values, *gradients)
+    return HeadPolicyLoss(*scalars, *values, *gradients, _extras_table(extras, hidden))
 
 
 def _scale(gradients: WrittenList, by: Tensor) -> None:

@@ -58,6 +58,8 @@ class RowOutputs(NamedTuple):
     lse: Tensor
     varentropy: Tensor
     sum_p2: Tensor
+    log_sum_p2: Tensor
+    mean_logit: Tensor
     entropy_change: Tensor
     argmax: Tensor
 
