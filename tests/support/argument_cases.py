@@ -203,7 +203,9 @@ ARGUMENTS: dict[str, list[Any]] = {
     "hidden": required(arrays(floats(N, H), C64, I64, B, torch.float64)),
     "weight": required(arrays(floats(V, H), C64, I64, B, torch.float64)),
     "targets": required([*arrays(IDS, F32, B, torch.uint8), IDS - 1, IDS + 2**62]),
-    "mask": arrays(whole_mask(), F32, I64, torch.uint8),
+    "mask": [
+        *arrays(whole_mask(), F32, C64), 2 * whole_mask().to(I64), -whole_mask().to(torch.int8),
+    ],
     "temperature": [x for x in POSITIVE if not isinstance(x, (np.ndarray, torch.Tensor))]
     + TEMPERATURES,
     "softcap": POSITIVE[1:],

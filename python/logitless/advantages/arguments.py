@@ -10,6 +10,7 @@ from logitless.advantages.groups import Groups
 from logitless.inputs.arrays import check_dtype, check_shape, framework, shape_of
 from logitless.inputs.checks import shown
 from logitless.inputs.gradients import refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s
 from logitless.inputs.weights import FLOATS
 
@@ -116,6 +117,7 @@ def _truths(xp: Any, mask: Array | None, name: str, shape: tuple[int, ...], like
         return xp.isfinite(xp.zeros(shape, like))
     if shape_of(mask) != shape:
         raise ValueError(f"mask must be shaped like {name}, {list(shape)}, got {shown(mask)}")
+    mask = as_mask(mask)
     if xp.kind(mask.dtype) != "b":
         raise TypeError(f"mask must be bool, got {shown(mask)}")
     return xp.truths(mask)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from logitless.inputs.checks import whole
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import LogitTransform
 from logitless.ops.head.parse import check_head_arrays, under_autocast
@@ -101,6 +102,7 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     weight, bias = head_arrays(head)
     bias = options.pop("bias", bias)
     hidden, targets, mask = (_field(batch, name) for name in ("hidden", "targets", "mask"))
+    mask = as_mask(mask)
     chain = {k: options[k] for k in ("temperature", "softcap", "logit_scale") if k in options}
     one, other = under_autocast(hidden, weight)
     check_head_arrays("check", one, other, targets, mask, LogitTransform(bias=bias, **chain))

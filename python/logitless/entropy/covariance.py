@@ -10,6 +10,7 @@ import numpy as np
 from logitless.backends.token_kernels.radix_select import kth_largest, score_values
 from logitless.inputs.arrays import framework
 from logitless.inputs.gradients import is_traced, refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.make_tokens import make_tokens
@@ -40,7 +41,7 @@ class Covariance(NamedTuple):
 def covariance(
     logp: Array,  # [N] or [B, T]
     advantages: Array,  # the same, or [B, 1], or [B] with [B, T]
-    mask: Array,  # bool
+    mask: Array,  # bool, or integers 0 and 1
     *,
     data_group: Any = None,
 ) -> Covariance:
@@ -54,6 +55,7 @@ def covariance(
     same bits on any split. Raises ValueError where a valid value is not finite, for covariances
     beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
+    mask = as_mask(mask)
     framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
     if is_traced(logp):
         from logitless.inputs.untraced import untraced

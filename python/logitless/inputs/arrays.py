@@ -115,7 +115,9 @@ def check_head(
     if v < 1 and not sharded:
         raise ValueError(f"{op}: the vocabulary must have at least one entry, got V = {v}")
     if not isinstance(head.temperature, (int, float)):
-        check_shape(op, "temperature", head.temperature, letters, shape)
+        per_sequence = (shape[:1], (*shape[:1], 1)) if len(shape) == 2 else ()
+        if shape_of(head.temperature) not in per_sequence:
+            check_shape(op, "temperature", head.temperature, letters, shape)
         check_dtype(op, "temperature", head.temperature, *FLOATS, "int64", "int32")
     if head.bias is not None:
         check_shape(op, "bias", head.bias, "[V]", (v,))

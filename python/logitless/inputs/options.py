@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown
+from logitless.inputs.records import changed
 
 # Of given logits; and what the head ops drop with tail_mass > 0.
 STATISTICS = ("varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_change")
@@ -27,7 +28,7 @@ class LogitTransform:
     does as well: y = tanh of the same argument, which float32 holds whatever the softcap is.
     """
 
-    temperature: Any = 1.0  # float, or an array shaped like targets, > 0
+    temperature: Any = 1.0  # float, or an array shaped like targets or [B] or [B, 1], > 0
     softcap: float | None = None
     logit_scale: float = 1.0
     bias: Any = None  # [V] or None
@@ -39,6 +40,15 @@ class LogitTransform:
         positive("logit_scale", self.logit_scale)
         if not _per_row(self.temperature):
             positive("temperature", self.temperature)
+
+    def on_rows(self, shape: tuple[int, ...]) -> LogitTransform:
+        """With a temperature per sequence, [B] or [B, 1], as one per token [B, T]."""
+        t = self.temperature
+        if isinstance(t, (int, float)) or tuple(t.shape) == shape:
+            return self
+        column = t.reshape(-1, 1)
+        each = column.expand(shape) if is_tensor(t) else np.broadcast_to(column, shape)
+        return changed(self, temperature=each)
 
     @property
     def arrays(self) -> dict[str, Any]:

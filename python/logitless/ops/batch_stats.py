@@ -9,11 +9,13 @@ import numpy as np
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import instance, is_tensor, whole
 from logitless.inputs.gradients import is_traced, refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.aggregation import count
 from logitless.loss.evaluate.inputs import BatchStats, Totals
 from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
+from logitless.loss.evaluate.micro_batches import joined, micro_batches
 from logitless.loss.evaluate.means import reduction, spec_means
 from logitless.loss.evaluate.selection import check_ids, select
 from logitless.loss.evaluate.sequences import whole_sequences
@@ -22,9 +24,9 @@ from logitless.loss.spec import PolicyLossSpec
 
 @public
 def batch_stats(
-    logp: Array,  # [N] or [B, T]
+    logp: Array,  # [N] or [B, T]; or a list of such, and so all arrays
     advantages: Array,  # the same, or [B], [B, 1]
-    mask: Array,  # bool
+    mask: Array,  # bool, or integers 0 and 1
     spec: PolicyLossSpec,
     *,
     old_logp: Array | None = None,
@@ -47,7 +49,9 @@ def batch_stats(
         ClipB       mask & (A < 0) with S - S[mask].mean() < -mu * S[mask].std(correction=0)
         ClipV       the k of mask & (A < 0) with the largest entropy_change > mu * its std
 
-    Give it all micro-batches of this rank at once: `logp` is old_logp (free), or a scoring without
+    Give it all micro-batches of this rank at once: as whole arrays, or as lists with one array a
+    micro-batch, each padded or packed on its own (places in messages then count through all their
+    tokens). `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
     well, tokens clipped there are no candidates of Clip-Cov. With `data_group` (a torch.distributed
     group) sums, counts and histograms are added over its ranks, all of which have to call; None is
@@ -75,11 +79,15 @@ def batch_stats(
         "cu_seqlens": cu_seqlens,
     }
     given = {"logp": logp, "advantages": advantages, "mask": mask, "token_ids": token_ids}
-    framework("batch_stats", optional, mixed=True, **given)
-    refuse_grad(**given, **optional)
+    parts = micro_batches(given, optional)
+    for part in parts:
+        framework("batch_stats", {k: part[k] for k in optional}, mixed=True,
+                  **{k: part[k] for k in given})  # fmt: skip
+        refuse_grad(**part)
+    first = parts[0]["logp"]
     instance("spec", spec, (PolicyLossSpec,))
     seed, step = (whole(k, x, below=1 << 64) for k, x in (("seed", seed), ("step", step)))
-    if is_traced(logp):
+    if is_traced(first):
         from logitless.inputs.untraced import untraced
 
         stats: BatchStats = untraced(
@@ -89,17 +97,7 @@ def batch_stats(
             token_ids=token_ids, data_group=data_group, seed=seed, step=step,
         )  # fmt: skip
         return stats
-    tokens = make_tokens(
-        logp,
-        advantages,
-        mask,
-        old_logp=old_logp,
-        entropy=entropy,
-        entropy_change=entropy_change,
-        rollout_logp=rollout_logp,
-        cu_seqlens=cu_seqlens,
-        token_ids=token_ids,
-    )
+    tokens = joined([make_tokens(**{**part, "mask": as_mask(part["mask"])}) for part in parts])
     if spec.per_sequence:
         tokens.require_sequences()
     check_ids(tokens)
@@ -113,11 +111,11 @@ def batch_stats(
     sequences: Any = np.empty((0, 2), np.int64)
     if spec.per_sequence:
         sequences = whole_sequences(tokens)
-    if is_tensor(logp):
+    if is_tensor(first):
         import torch
 
-        selected = torch.from_numpy(selected).to(logp.device)
-        sequences = torch.from_numpy(sequences).to(logp.device)
+        selected = torch.from_numpy(selected).to(first.device)
+        sequences = torch.from_numpy(sequences).to(first.device)
     return BatchStats(
         totals,
         means.advantage,

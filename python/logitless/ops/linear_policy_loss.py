@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
 from logitless.loss.evaluate.coefficients import check_loss_options, separable
@@ -44,7 +45,7 @@ def linear_policy_loss(
     targets: Any,  # [N] or [B, T] int64
     old_logp: Any,  # shaped like targets, and so the next two; None: on-policy
     advantages: Any,  # or per sequence: [B] or [B, 1]
-    mask: Any,  # bool
+    mask: Any,  # bool, or integers 0 and 1
     spec: PolicyLossSpec,
     *,
     ref_logp: Any = None,
@@ -116,15 +117,16 @@ def linear_policy_loss(
         )
 
     ranks = ShardRendezvous(_OP, vocab_group, vocab_start, call_kind)
-    data = (
-        old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-        totals, grad_scale, weights,
-    )  # fmt: skip
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
+        mask = as_mask(mask)
+        data = (
+            old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
+            totals, grad_scale, weights,
+        )  # fmt: skip
         check_loss_options(spec, batch, totals, grad_scale, token_ids)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
@@ -135,6 +137,7 @@ def linear_policy_loss(
                 "token_ids": token_ids,
             },
         )  # fmt: skip
+        head = head.on_rows(shape)
         if not is_tensor(hidden):
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)

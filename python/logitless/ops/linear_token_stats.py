@@ -6,6 +6,7 @@ from typing import Any
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
 from logitless.ops.head.numpy_statistics import numpy_statistics
@@ -20,8 +21,8 @@ def linear_token_stats(
     weight: Any,  # [V, H]
     targets: Any,  # [N] or [B, T] int64
     *,
-    mask: Any = None,  # bool, shape of targets
-    temperature: Any = 1.0,  # float, or shaped like targets
+    mask: Any = None,  # bool or 0 and 1, shape of targets
+    temperature: Any = 1.0,  # float, or shaped like targets, or [B] or [B, 1] of sequences
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
@@ -97,8 +98,10 @@ def linear_token_stats(
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
         extras = check_extras(extras)
+        mask = as_mask(mask)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(op, hidden, weight, targets, mask, head, sharded=ranks.sharded)
+        head = head.on_rows(shape)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.coefficients import check_loss_options
@@ -31,7 +32,7 @@ def policy_loss(
     logp: Array,  # [N] or [B, T]
     old_logp: Array | None,  # None: on-policy
     advantages: Array,  # the same, or [B], [B, 1]
-    mask: Array,  # bool
+    mask: Array,  # bool, or integers 0 and 1
     spec: PolicyLossSpec,
     *,
     entropy: Array | None = None,
@@ -103,6 +104,7 @@ def policy_loss(
         "cu_seqlens": cu_seqlens,
         "token_ids": token_ids,
     }
+    mask = as_mask(mask)
     # a loss on a device is computed on the CPU, from wherever its arrays are
     framework(_OP, optional, mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import instance
 from logitless.inputs.gradients import is_traced, refuse_grad
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.rollout import RolloutWeights, correction_weights
@@ -15,7 +16,7 @@ from logitless.loss.spec.corrections import Correction
 def rollout_weights(
     old_logp: Array,  # [N] or [B, T]
     rollout_logp: Array,
-    mask: Array,  # bool
+    mask: Array,  # bool, or integers 0 and 1
     correction: Correction,
     *,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
@@ -31,6 +32,7 @@ def rollout_weights(
     Raises ValueError for shapes that differ, values that are not finite where the mask is true, or
     a correction per sequence without sequences; TypeError for dtypes.
     """
+    mask = as_mask(mask)
     given = {"old_logp": old_logp, "rollout_logp": rollout_logp, "mask": mask}
     framework("rollout_weights", {"cu_seqlens": cu_seqlens}, mixed=True, **given)
     refuse_grad(**given)

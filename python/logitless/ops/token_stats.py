@@ -8,6 +8,7 @@ from logitless.backends import registry
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.arrays import check_dtype, check_tokens, framework, shape_of
 from logitless.inputs.checks import flag
+from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ROW_EXTRAS, LogitTransform, check_extras
 from logitless.inputs.weights import FLOATS
@@ -20,8 +21,8 @@ def token_stats(
     logits: Any,  # [N, V] or [B, T, V]
     targets: Any,  # [N] or [B, T] int64
     *,
-    mask: Any = None,  # bool, shape of targets
-    temperature: Any = 1.0,  # float, or shaped like targets
+    mask: Any = None,  # bool or 0 and 1, shape of targets
+    temperature: Any = 1.0,  # float, or shaped like targets, or [B] or [B, 1] of sequences
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
@@ -101,6 +102,7 @@ def token_stats(
     with ranks:
         head = LogitTransform(temperature, softcap, logit_scale, ranks.local("bias", bias))
         extras = check_extras(extras, known=ROW_EXTRAS)
+        mask = as_mask(mask)
         flag("inplace_backward", inplace_backward)
         optional = {"mask": mask, **head.arrays}
         kind = framework(op, optional, logits=logits, targets=targets)
@@ -109,6 +111,7 @@ def token_stats(
         shape = check_tokens(
             op, "logits", logits, targets, mask, head, vocab, sharded=ranks.sharded
         )
+        head = head.on_rows(shape)
         if kind == "numpy":
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
