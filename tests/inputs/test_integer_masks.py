@@ -41,7 +41,9 @@ def test_the_same_as_bools(function: str, dtype: torch.dtype, numpy: bool) -> No
 def test_other_integers_are_named(function: str) -> None:
     mask = table.whole_mask().to(torch.int64)
     mask[2] = 7
-    with pytest.raises(ValueError, match=rf"^{function}: mask must be bool or integers.*7 at \[2\]"):
+    with pytest.raises(
+        ValueError, match=rf"^{function}: mask must be bool or integers.*7 at \[2\]"
+    ):
         table.honest_call(function, mask=mask)()
 
 

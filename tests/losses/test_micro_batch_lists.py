@@ -95,7 +95,9 @@ def test_the_widest_dtype_serves_all() -> None:
 def test_lists_that_are_none(change: dict[str, Any], words: str) -> None:
     batch = make_batch(64)
     parts = [batch.rows([0, 1, 2]), batch.rows([3, 4, 5])]
-    values = {k: [getattr(p, k) for p in parts] for k in ("logp", "advantages", "mask", "token_ids")}
+    values = {
+        k: [getattr(p, k) for p in parts] for k in ("logp", "advantages", "mask", "token_ids")
+    }
     values |= change
     with pytest.raises(ValueError, match=f"^batch_stats: {words}"):
         ll.batch_stats(**values, spec=SPECS["kl_cov"], seed=0, step=0)

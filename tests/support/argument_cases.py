@@ -61,6 +61,7 @@ LOSS: dict[str, Any] = {
     "spec": USES_ALL, "ref_logp": logp(), "rollout_logp": logp(), "weights": logp().abs(),
     "cu_seqlens": torch.tensor([0, 2, 4], dtype=torch.int32), "token_ids": torch.arange(N),
     "batch": None, "totals": ll.Totals(N, 2), "grad_scale": 1.0,
+    "metrics": "means",
 }  # fmt: skip
 HEAD: dict[str, Any] = {
     "hidden": floats(N, H), "weight": floats(V, H), "targets": torch.arange(N),
@@ -235,6 +236,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "batch": [1, "batch", Odd(), ll.Totals(4, 2), (1, 2)],
     "totals": [1, "totals", (4, 2), Odd(), ll.Totals(1, 1)],
     "grad_scale": NUMBER,
+    "metrics": WORD,
     "top_k": [x for x in INT if x is not None] + [0],
     "top_p": [x for x in POSITIVE if x is not None] + [1.5],
     "seed": [x for x in INT if x is not None] + [None],
@@ -322,7 +324,9 @@ FIELDS: dict[str, list[Any]] = {
 FIELDS |= dict.fromkeys(("KLEstimator", "KLWeight", "Reference", "Scope"), FIELDS["Literal"])
 FIELDS |= dict.fromkeys(("Normaliser", "Divergence", "Measure", "Outside"), FIELDS["Literal"])
 FIELDS |= dict.fromkeys(("Ratio", "Aggregation"), FIELDS["Literal"])
-FIELDS["Level | None"] = [x for x in FIELDS["Literal"] if x is not None]
+FIELDS["Aggregation | None"] = FIELDS["Level | None"] = [
+    x for x in FIELDS["Literal"] if x is not None
+]
 FIELDS["tuple[Reject, ...]"] = [None, 1, "veto", (1,), [None], Odd()]
 PART: list[Any] = ["clip", 1.0, Odd(), [ll.Clip()], ll.Clip]
 FIELDS["Surrogate"] = [None, *PART]

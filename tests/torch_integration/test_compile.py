@@ -95,7 +95,7 @@ def loss(spec: ll.PolicyLossSpec, **options: Any) -> Op:
             d["hidden"], d["weight"], d["targets"], old_logp, d["advantages"], d["mask"], spec,
             **own,
         )  # fmt: skip
-        return (out.loss, out.logp, out.entropy, *out.metrics.values())
+        return (out.loss, out.logp, out.entropy, *out.extras.values(), *out.metrics.values())
 
     return call
 
@@ -139,6 +139,7 @@ def ids(d: Data) -> tuple[torch.Tensor, ...]:
 
 CHAIN = {"softcap": 20.0, "logit_scale": 0.5, "bias": "bias", "temperature": "temperature"}
 TIS = dataclasses.replace(ll.presets["grpo"], correction=ll.corrections["seq_tis"])
+OWN = dataclasses.replace(PPO, entropy=ll.EntropyBonus(0.01, "seq-mean-token-mean"))
 TOTALS = ll.Totals(100, 4, 2)
 OPS: dict[str, Op] = {
     "token_stats": rows(extras=("argmax", "varentropy")),
@@ -155,6 +156,8 @@ OPS: dict[str, Op] = {
     "linear_policy_loss, apart": loss(ll.presets["gspo"], cu_seqlens="cu_seqlens"),
     "linear_policy_loss, on-policy": loss(PPO, old_logp=None),
     "linear_policy_loss, weights": loss(PPO, weights="temperature"),
+    "linear_policy_loss, extras": loss(PPO, extras=("sum_p2", "argmax", "dropped_mass")),
+    "linear_policy_loss, own terms": loss(OWN, cu_seqlens="cu_seqlens", metrics="means"),
     "linear_policy_loss, tail_mass": loss(PPO, tail_mass=0.3),
     "policy_loss": tokens(PPO),
     "policy_loss, on-policy": tokens(PPO, old_logp=None, weights="temperature"),

@@ -15,8 +15,8 @@ from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.aggregation import count
 from logitless.loss.evaluate.inputs import BatchStats, Totals
 from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
-from logitless.loss.evaluate.micro_batches import joined, micro_batches
 from logitless.loss.evaluate.means import reduction, spec_means
+from logitless.loss.evaluate.micro_batches import joined, micro_batches
 from logitless.loss.evaluate.selection import check_ids, select
 from logitless.loss.evaluate.sequences import whole_sequences
 from logitless.loss.spec import PolicyLossSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.checks import is_tensor
@@ -56,6 +56,7 @@ def linear_policy_loss(
     batch: BatchStats | None = None,
     totals: Totals | None = None,
     grad_scale: float = 1.0,
+    metrics: Literal["shares", "means"] = "shares",
     temperature: Any = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -125,9 +126,9 @@ def linear_policy_loss(
         mask = as_mask(mask)
         data = (
             old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-            totals, grad_scale, weights,
+            totals, grad_scale, weights, metrics,
         )  # fmt: skip
-        check_loss_options(spec, batch, totals, grad_scale, token_ids)
+        check_loss_options(spec, batch, totals, grad_scale, token_ids, metrics)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
             _OP, hidden, weight, targets, mask, head, sharded=ranks.sharded,
@@ -144,8 +145,8 @@ def linear_policy_loss(
             stats = numpy_statistics(
                 _OP, hidden, weight, targets, mask, head, compute, shape, extras
             )
-            loss, metrics = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
-            return LinearPolicyLossOutput(loss, metrics, stats.logp, stats.entropy, stats.extras)
+            loss, values = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
+            return LinearPolicyLossOutput(loss, values, stats.logp, stats.entropy, stats.extras)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_inputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import is_tensor
@@ -44,6 +44,7 @@ def policy_loss(
     batch: BatchStats | None = None,
     totals: Totals | None = None,
     grad_scale: float = 1.0,
+    metrics: Literal["shares", "means"] = "shares",
 ) -> PolicyLossOutput:
     """The policy loss. In plain code, for spec = presets["ppo"] and a call that is the whole batch:
 
@@ -75,12 +76,17 @@ def policy_loss(
     surrogate does not clip makes the loss that large, and one that makes it no number at all is an
     error. CUDA tensors go through a copy to the CPU.
 
-    metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as the loss,
-    without coefficient and grad_scale), actor/pg_clipfrac (ratio clip), actor/pg_clipfrac_lower
-    (dual clip), actor/ppo_kl = old_logp - logp, actor/entropy with `entropy`, actor/cov_selected
-    (share selected) with a control that selects, actor/cov_mean where the batch means are known
-    (not with `totals` alone), and with a correction rollout_corr/rollout_is_mean, .../kl,
-    .../k3_kl and the shares of tokens that it cuts and rejects.
+    metrics="shares" gives what this call adds to the batch's metrics: sum them over micro-batches
+    and ranks, as losses. "means" gives the means of the call itself, to be averaged by whoever
+    averages over micro-batches; sums of token-sum stay sums.
+
+    metrics, per valid token unless said: actor/pg_loss and actor/kl_loss (aggregated as their
+    terms, without coefficient and grad_scale), actor/pg_clipfrac (ratio clip),
+    actor/pg_clipfrac_lower (dual clip), actor/ppo_kl = old_logp - logp, actor/entropy with
+    `entropy`, actor/cov_selected (share selected) with a control that selects, actor/cov_mean where
+    the batch means are known (not with `totals` alone), and with a correction
+    rollout_corr/rollout_is_mean, .../kl, .../k3_kl and the shares of tokens that it cuts and
+    rejects.
 
     scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
     CPU generator.
@@ -111,10 +117,10 @@ def policy_loss(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp,
         weights=weights,
     )  # fmt: skip
-    check_loss_options(spec, batch, totals, grad_scale, token_ids)
+    check_loss_options(spec, batch, totals, grad_scale, token_ids, metrics)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-        totals, grad_scale, weights,
+        totals, grad_scale, weights, metrics,
     )  # fmt: skip
     if not is_tensor(logp):
         return PolicyLossOutput(*numpy_loss(logp, entropy, loss_data(*data)))

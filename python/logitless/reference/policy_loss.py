@@ -95,6 +95,11 @@ def policy_loss(
     kind = type(spec.control).__name__
     if kind == "TopEntropy" and getattr(spec.control, "normaliser", "all") == "selected":
         w = w * valid.sum() / max(selected.sum(), 1)
+    own_w = {
+        name: w if how is None else token_weights(mask, how, cu_seqlens, spec.max_length)
+        for name in ("kl", "entropy")
+        for how in [getattr(getattr(spec, name), "aggregation", None)]
+    }
     g_ratio, g_own, g_entropy = np.zeros(lp.size), np.zeros(lp.size), np.zeros(lp.size)
     selects = kind in ("ClipCov", "KLCov", "TopEntropy", "ClipB", "ClipV")
     names = ["pg_loss", "pg_clipfrac", "pg_clipfrac_lower", "cov_mean"]
@@ -119,19 +124,21 @@ def policy_loss(
             c = spec.control.coefficient
             pg = Slopes(pg.loss + c * extra, pg.ratio, pg.own + c * slope)
         pg = Slopes(*(factor[t] * x if factor[t] else 0.0 for x in pg))
-        total, own = pg.loss, pg.own
+        of_term = 0.0
         if spec.kl is not None:
             x = lp[t] - references[getattr(spec.kl, "against", "ref")][t]
             kl, slope = kl_loss(x, spec.kl.estimator, getattr(spec.kl, "weight", "none"), d[t])
-            total, own = total + spec.kl.coefficient * kl, own + spec.kl.coefficient * slope
-            metrics["actor/kl_loss"] += w[t] * kl
+            of_kl = own_w["kl"][t]
+            loss += grad_scale * of_kl * spec.kl.coefficient * kl
+            of_term = grad_scale * of_kl * spec.kl.coefficient * slope
+            metrics["actor/kl_loss"] += of_kl * kl
         if spec.entropy is not None:
             bonus, slope = entropy_loss(spec.entropy, h[t])
-            total += bonus
-            g_entropy[t] = grad_scale * w[t] * slope
-        loss += grad_scale * w[t] * total
+            loss += grad_scale * own_w["entropy"][t] * bonus
+            g_entropy[t] = grad_scale * own_w["entropy"][t] * slope
+        loss += grad_scale * w[t] * pg.loss
         g_ratio[t] = grad_scale * w[t] * pg.ratio
-        g_own[t] = grad_scale * w[t] * own
+        g_own[t] = grad_scale * w[t] * pg.own + of_term
         metrics["actor/pg_loss"] += w[t] * pg.loss
         clipped, lower = clipped_side(clip_ratio[t], a[t], spec.surrogate)
         metrics["actor/pg_clipfrac"] += clipped / tokens

@@ -53,16 +53,17 @@ def coefficients(
 ) -> tuple[Any, Outcome]:
     """`policy_loss` as numbers: the tokens; loss, metrics and coefficients."""
     names = ("ref_logp", "rollout_logp", "cu_seqlens", "token_ids")
-    weights = more.pop("weights", None)
+    weights, metrics_as = more.pop("weights", None), more.pop("metrics", "shares")
     check_loss_options(spec, batch, totals, grad_scale, more.get("token_ids"))
     rest = (more.pop(name, None) for name in names)
-    data = loss_data(old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale, weights)
+    data = loss_data(
+        old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale, weights, metrics_as
+    )
     assert not more
     inputs = call_inputs(logp, entropy, data, kernels)
     found, g_logp, g_entropy = evaluate(inputs)
     sums = np.asarray(found)
     table = metrics_of(data, entropy=entropy is not None)
-    total = None if data.totals is None else data.totals.tokens
-    values = metric_values(table, sums, total).tolist()
+    values = metric_values(table, sums, data.total_tokens).tolist()
     metrics = dict(zip(table.names, values, strict=True))
     return inputs.tokens, Outcome(float(sums[0]), metrics, g_logp, g_entropy)

@@ -20,6 +20,7 @@ from logitless.loss.spec import (
     EntropyFloor,
     EntropyWeights,
     KLCov,
+    NoPolicy,
     OffPolicyMask,
     PolicyLossSpec,
     Reject,
@@ -46,6 +47,24 @@ SPECS: dict[str, PolicyLossSpec] = {
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),
+    "own_entropy": replace(
+        presets["grpo"], kl=KL("k3", 0.2), entropy=EntropyBonus(0.3, "token-mean")
+    ),
+    "own_kl": replace(
+        presets["kl_cov"], control=KLCov(0.3, 0.7), entropy=EntropyBonus(0.1),
+        kl=KL("k2", 0.2, "ratio", aggregation="seq-mean-token-mean"),
+    ),
+    "own_terms": replace(
+        presets["gspo"], kl=KL("k1", 0.2, "score", aggregation="token-sum"),
+        entropy=EntropyFloor(0.3, 0.8, "seq-mean-token-sum"),
+    ),
+    "own_selected": replace(
+        presets["top_entropy"], control=TopEntropy(0.4, normaliser="selected"),
+        entropy=EntropyBonus(0.2, "token-mean"),
+    ),
+    "own_only": PolicyLossSpec(
+        "none", NoPolicy(), entropy=EntropyBonus(0.2, "seq-mean-token-mean")
+    ),
     "norm": replace(presets["dr_grpo"], max_length=100),
     "entropy": replace(presets["grpo"], entropy=EntropyBonus(0.3)),
     "k1": replace(presets["ppo"], kl=KL("k1", 0.2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
     loss = _controlled(x, spec, selected, _policy(x, spec, mask), mask)
     if "weights" in t:
         loss = loss * torch.where(mask, t["weights"], ZERO)
+    apart = ZERO
     if spec.kl is not None:
         reference = x[f"{spec.kl.against}_logp"]
         kl = plain_kl(x["logp"] - reference, spec.kl.estimator)
@@ -27,15 +29,25 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
             "ratio": lambda: (x["logp"] - x["old_logp"]).exp(),
             "score": lambda: (x["logp"] - x["logp"].detach()).exp(),
         }
-        loss = loss + spec.kl.coefficient * weights[spec.kl.weight]() * kl
-    term: Any = spec.entropy
-    kind = type(term).__name__
+        term = spec.kl.coefficient * weights[spec.kl.weight]() * kl
+        loss, apart = _term(loss, apart, term, spec.kl, spec, mask)
+    bonus: Any = spec.entropy
+    kind = type(bonus).__name__
     if kind == "EntropyBonus":
-        loss = loss - term.coefficient * x["entropy"]
+        loss, apart = _term(loss, apart, -bonus.coefficient * x["entropy"], bonus, spec, mask)
     if kind == "EntropyFloor":
-        gap = (term.target - x["entropy"]).clamp(min=0)
-        loss = loss + term.strength * gap**2 / (2 * term.target)
-    return _aggregated(torch.where(mask, loss, ZERO), spec, mask, selected)
+        gap = (bonus.target - x["entropy"]).clamp(min=0)
+        value = bonus.strength * gap**2 / (2 * bonus.target)
+        loss, apart = _term(loss, apart, value, bonus, spec, mask)
+    return _aggregated(torch.where(mask, loss, ZERO), spec, mask, selected) + apart
+
+
+def _term(loss: Any, apart: Any, value: Any, term: Any, spec: Any, mask: Any) -> tuple[Any, Any]:
+    """Added to the token losses, or where it has an aggregation of its own to the sum apart."""
+    if term.aggregation is None:
+        return loss + value, apart
+    own = replace(PolicyLossSpec(), aggregation=term.aggregation, max_length=spec.max_length)
+    return loss, apart + _aggregated(torch.where(mask, value, ZERO), own, mask, None)
 
 
 def either(condition: Any, a: Any, b: Any) -> Any:

@@ -62,6 +62,29 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     return per_batch / max(_norm(spec, sequences.width if totals is None else None), 1)
 
 
+def part_weights(
+    tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None
+) -> tuple[float | Float64s, ...]:
+    """`token_weights` of each part of the loss."""
+    return tuple([token_weights(tokens, part, totals) for part in spec.parts])
+
+
+def mean_scales(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> tuple[Any, ...]:
+    """What makes of a call's share of a mean, for each part of the loss, the mean of the call."""
+    if totals is None:
+        return tuple([1.0 for _ in spec.parts])
+    local = count(tokens, sequences=spec.per_sequence)
+    return tuple([_mean_scale(part, local, totals) for part in spec.parts])
+
+
+def _mean_scale(spec: PolicyLossSpec, local: Counts, total: Totals) -> Any:
+    if spec.aggregation == "token-sum":
+        return 1.0
+    if spec.aggregation == "token-mean":
+        return _counted(spec, total.tokens) / at_least(_counted(spec, local.tokens), 1)
+    return total.sequences / at_least(local.sequences, 1)
+
+
 def _check_counts(spec: PolicyLossSpec, local: Counts, total: Totals) -> None:
     """What counts alone can tell: a call that exceeds its batch, and some of the cut sequences."""
     counted = spec.aggregation.startswith("seq-") or (spec.per_sequence and total.sequences > 0)

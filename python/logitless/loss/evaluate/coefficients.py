@@ -9,10 +9,10 @@ import numpy as np
 
 from logitless.backends.threads import thread_count
 from logitless.backends.token_kernels.protocol import TokenKernels
-from logitless.inputs.checks import finite, instance
+from logitless.inputs.checks import choice, finite, instance
 from logitless.inputs.records import changed
 from logitless.inputs.tokens import Array, Bools, Float64s, Int64s, Tokens
-from logitless.loss.evaluate.aggregation import token_weights
+from logitless.loss.evaluate.aggregation import mean_scales, part_weights
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.make_tokens import make_tokens, name_bad_rows
 from logitless.loss.evaluate.means import spec_means
@@ -22,6 +22,9 @@ from logitless.loss.evaluate.sequences import check_whole, kernels_of
 from logitless.loss.evaluate.token_loss import TokenInputs
 from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
 
+# Sums over calls are the batch's, or each is of its call alone.
+METRICS = ("shares", "means")
+
 
 def check_loss_options(
     spec: PolicyLossSpec,
@@ -29,6 +32,7 @@ def check_loss_options(
     totals: Totals | None,
     grad_scale: float,
     token_ids: Any,
+    metrics: str = "shares",
 ) -> None:
     """What can be wrong before a value is looked at."""
     instance("spec", spec, (PolicyLossSpec,))
@@ -37,6 +41,7 @@ def check_loss_options(
     if totals is not None:
         instance("totals", totals, (Totals,))
     finite("grad_scale", grad_scale)
+    choice("metrics", metrics, METRICS)
     if batch is None:
         return
     if totals is not None:
@@ -65,7 +70,7 @@ def call_inputs(
 ) -> TokenInputs:
     """Of all tokens of a call."""
     tokens = _tokens(logp, entropy, data, kernels)
-    weights = token_weights(tokens, data.spec, data.totals)
+    weights = part_weights(tokens, data.spec, data.totals)
     return _inputs(tokens, data, weights, *_selection(tokens, data))
 
 
@@ -78,7 +83,7 @@ def rows_inputs(data: LossData, kernels: TokenKernels, *, wide: bool) -> TokenIn
     later = xp.zeros(tuple(data.mask.shape), data.mask)
     later = xp.cast(later, xp.float64 if wide else xp.float32)
     tokens = _tokens(later, later, data, kernels)
-    weights, batch = token_weights(tokens, data.spec, data.totals), data.batch
+    weights, batch = part_weights(tokens, data.spec, data.totals), data.batch
     if batch is None:
         return _inputs(tokens, data, weights, None, None)
     selected = _members(tokens, batch) if data.spec.selects else None
@@ -138,10 +143,11 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
 def _inputs(
     tokens: Tokens,
     data: LossData,
-    weights: float | Float64s,
+    weights: tuple[float | Float64s, ...],
     means: Means | None,
     selected: Bools | None,
 ) -> TokenInputs:
+    scales = mean_scales(tokens, data.spec, data.totals) if data.mean_metrics else None
     return TokenInputs(
         tokens,
         data.spec,
@@ -150,6 +156,7 @@ def _inputs(
         selected,
         means,
         data.grad_scale,
+        scales,
     )
 
 

@@ -107,6 +107,13 @@ class LossData(NamedTuple):
     totals: Totals | None
     grad_scale: float
     weights: Array | None = None
+    # metrics are means of the call, not its shares of the batch's
+    mean_metrics: bool = False
+
+    @property
+    def total_tokens(self) -> int | None:
+        """What metrics per token are divided by; None: the tokens of the call."""
+        return None if self.totals is None or self.mean_metrics else self.totals.tokens
 
 
 def loss_data(
@@ -122,11 +129,12 @@ def loss_data(
     totals: Totals | None,
     grad_scale: float,
     weights: Array | None = None,
+    metrics: str = "shares",
 ) -> LossData:
     """From the arguments of a public function."""
     facts = None if batch is None else BatchFacts.of(batch)
     return LossData(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec.identity,
         coefficients_of(spec), facts, totals if batch is None else batch.totals, float(grad_scale),
-        weights,
+        weights, metrics == "means",
     )  # fmt: skip

@@ -21,9 +21,8 @@ def numpy_loss(
     inputs = call_inputs(logp, entropy, data, registry.token_kernels("cpu"))
     sums = evaluate(inputs).sums
     table = metrics_of(data, entropy=entropy is not None)
-    total = None if data.totals is None else data.totals.tokens
     # a metric that float32 cannot hold is infinite
     with np.errstate(over="ignore"):
-        values = metric_values(table, sums, total).astype(np.float32)
+        values = metric_values(table, sums, data.total_tokens).astype(np.float32)
     loss = inputs.tokens.logp.dtype.type(sums[0])
     return loss, dict(zip(table.names, values, strict=True))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.backends.token_kernels.protocol import LossTerms
+from logitless.backends.token_kernels.protocol import SUMS, LossTerms
 from logitless.inputs.records import changed
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 from logitless.loss.evaluate.importance import correction_sums
@@ -42,18 +42,19 @@ class TokenInputs:
     tokens: Tokens
     spec: PolicyLossSpec
     coefficients: Coefficients
-    # share of each token in the batch: [N], or one number
-    weights: float | Float64s
+    # share of each token in the batch: [N], or one number; for each part of the loss
+    weights: tuple[float | Float64s, ...]
     selected: Bools | None  # [N]
     # None where they are not known: no cov_mean
     means: Means | None
     grad_scale: float
+    # what the metrics of each part are multiplied by
+    scales: tuple[Any, ...] | None = None
 
     def rows(self, index: Int64s) -> TokenInputs:
         """Some of the tokens, for a loss that looks at no sequence."""
-        each = getattr(self.weights, "ndim", 0) > 0
-        weights: Any = self.weights
-        weights = weights[index] if each else weights
+        given: Any = self.weights
+        weights = tuple([x[index] if getattr(x, "ndim", 0) > 0 else x for x in given])
         selected = None if self.selected is None else self.selected[index]
         return changed(self, tokens=self.tokens.at(index), weights=weights, selected=selected)
 
@@ -64,16 +65,34 @@ class TokenInputs:
 
 def evaluate(inputs: TokenInputs) -> TokenLoss:
     """The sums of grad_scale * weights * loss_t and of the metrics, and the coefficients."""
+    tokens, xp = inputs.tokens, inputs.tokens.xp
+    dtype = tokens.logp.dtype
+    if len(inputs.spec.parts) == 1 or dtype == xp.float64:
+        return _evaluate(inputs)
+    # what is added up of the parts rounds once
+    entropy = None if tokens.entropy is None else xp.cast(tokens.entropy, xp.float64)
+    sums, *wide = _evaluate(inputs.with_values(xp.cast(tokens.logp, xp.float64), entropy))
+    with np.errstate(over="ignore"):
+        g_logp, g_entropy = (None if g is None else xp.cast(g, dtype) for g in wide)
+    if tokens.kernels.on_host:
+        for g in (g_logp, g_entropy):
+            if g is not None:
+                check_coefficients(inputs, g)
+    return TokenLoss(sums, g_logp, g_entropy)
+
+
+def _evaluate(inputs: TokenInputs) -> TokenLoss:
     tokens, spec, coefficients = inputs.tokens, inputs.spec, inputs.coefficients
     kernels, on_host = tokens.kernels, tokens.kernels.on_host
+    main = spec.parts[0]
     term = policy_term(tokens, spec)
     means = _NO_MEANS if inputs.means is None else inputs.means
     factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)
     control, shared = spec.control, shares_sequence_gradient(spec)
     terms = LossTerms(
-        weights=inputs.weights,
+        weights=inputs.weights[0],
         old_logp=old_policy(tokens, spec),
-        kl_logp=None if spec.kl is None else tokens.reference(spec.kl.against),
+        kl_logp=None if main.kl is None else tokens.reference(main.kl.against),
         penalty_logp=tokens.reference(control.against) if isinstance(control, KLCov) else None,
         selected=inputs.selected,
         log_ratio=term.log_ratio,
@@ -83,13 +102,13 @@ def evaluate(inputs: TokenInputs) -> TokenLoss:
         mean_advantage=means.advantage,
         mean_logp=means.logp,
         grad_scale=inputs.grad_scale,
-        entropy_coefficient=coefficients.entropy,
+        entropy_coefficient=0.0 if main.entropy is None else coefficients.entropy,
         kl_coefficient=coefficients.kl,
         penalty_coefficient=coefficients.penalty,
     )
-    params = loss_params(spec, kernels)
+    params = loss_params(main, kernels)
     sums, g_logp, g_entropy, g_policy = kernels.loss(
-        tokens, params, terms, entropy=spec.entropy is not None, policy=shared
+        tokens, params, terms, entropy=main.entropy is not None, policy=shared
     )
     if on_host:
         _check_sums(inputs, sums, g_logp)
@@ -99,10 +118,50 @@ def evaluate(inputs: TokenInputs) -> TokenLoss:
             g_logp += tokens.xp.cast(g, g_logp.dtype)
         if on_host:
             check_coefficients(inputs, g_logp)
+    if inputs.scales is not None:
+        sums = _scaled(tokens, sums, inputs.scales[0])
+    for i, part in enumerate(spec.parts[1:], 1):
+        more, g, g_of_entropy = _term(inputs, terms, part, i)
+        sums, g_logp = sums + more, g_logp + g
+        g_entropy = g_of_entropy if part.entropy is not None else g_entropy
+        if on_host:
+            check_coefficients(inputs, g_logp)
     if rollout is not None and spec.correction is not None:
         own = correction_sums(tokens, spec.correction, rollout)
         sums = tokens.xp.join(sums, tokens.xp.vector(own, sums))
     return TokenLoss(sums, g_logp, g_entropy)
+
+
+def _term(inputs: TokenInputs, of_all: LossTerms, part: PolicyLossSpec, i: int) -> TokenLoss:
+    """A KL or entropy term that has its own aggregation: what it adds to the sums and slopes."""
+    tokens, coefficients = inputs.tokens, inputs.coefficients
+    terms = of_all._replace(
+        weights=inputs.weights[i],
+        kl_logp=None if part.kl is None else tokens.reference(part.kl.against),
+        penalty_logp=None,
+        selected=None,
+        log_ratio=None,
+        factor=None,
+        precomputed_loss=None,
+        precomputed_slope=None,
+        entropy_coefficient=0.0 if part.entropy is None else coefficients.entropy,
+    )
+    kernels = tokens.kernels
+    sums, g_logp, g_entropy, _ = kernels.loss(
+        tokens, loss_params(part, kernels), terms, entropy=part.entropy is not None, policy=False
+    )
+    if kernels.on_host:
+        _check_sums(inputs, sums, g_logp)
+    if inputs.scales is not None:
+        sums = _scaled(tokens, sums, inputs.scales[i])
+    own = tokens.xp.vector(tuple(float(name in ("loss", "kl")) for name in SUMS), sums)
+    return TokenLoss(tokens.xp.where(own > 0, sums, 0.0), g_logp, g_entropy)
+
+
+def _scaled(tokens: Tokens, sums: Float64s, scale: Any) -> Float64s:
+    """With a mean of the call in place of its share of the batch's."""
+    of_part = ("policy", "kl")
+    return sums * tokens.xp.vector(tuple(scale if x in of_part else 1.0 for x in SUMS), sums)
 
 
 def check_coefficients(inputs: TokenInputs, g: Any) -> None:

@@ -30,16 +30,9 @@ from logitless.loss.spec.surrogates import (
     Surrogate,
     Vespo,
 )
-from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor
+from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor
 
 Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inference", "none"]
-Aggregation = Literal[
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum-norm",
-]
 
 
 class Coefficients(NamedTuple):
@@ -83,6 +76,8 @@ class PolicyLossSpec:
         seq-mean-token-sum-norm  sum / (B * max_length)
 
     `control` and `correction` change the policy term only, never the KL or entropy terms.
+    The KL and entropy terms may have an aggregation of their own, in which "token-mean" divides by
+    all valid tokens whatever the control's normaliser.
     `max_length`: the generation limit in tokens, for the last aggregation; without it the width T
     of a padded call that is the whole batch.
     """
@@ -112,7 +107,7 @@ class PolicyLossSpec:
     def _check_max_length(self) -> None:
         if self.max_length is None:
             return
-        if self.aggregation != "seq-mean-token-sum-norm":
+        if "seq-mean-token-sum-norm" not in self.aggregations:
             raise self._nonsense(
                 "max_length",
                 "aggregation",
@@ -215,10 +210,43 @@ class PolicyLossSpec:
         }
         return replace(self, **changes) if changes else self
 
+    @cached_property
+    def aggregations(self) -> tuple[str, ...]:
+        """Of the loss, and those that its terms have of their own."""
+        terms = (self.kl, self.entropy)
+        own = [x.aggregation for x in terms if x is not None and x.aggregation is not None]
+        return (self.aggregation, *own)
+
     @property
     def per_sequence(self) -> bool:
         """Whether weights or ratios of tokens depend on the sequences they belong to."""
-        return self.aggregation.startswith("seq-") or self.whole_sequences
+        by_sequence = [x for x in self.aggregations if x.startswith("seq-")]
+        return len(by_sequence) > 0 or self.whole_sequences
+
+    @property
+    def parts(self) -> tuple[PolicyLossSpec, ...]:
+        """The loss in parts of one aggregation each: itself where there is but one, else without
+        the terms that have their own, which follow."""
+        return (self,) if len(self.aggregations) == 1 else self._parts
+
+    @cached_property
+    def _parts(self) -> tuple[PolicyLossSpec, ...]:
+        named = {name: getattr(self, name) for name in ("kl", "entropy")}
+        terms = {name: x for name, x in named.items() if x is not None}
+        apart = {name: x for name, x in terms.items() if x.aggregation is not None}
+        changes: list[tuple[PolicyLossSpec, str, dict[str, Any]]] = [
+            (_TERM, x.aggregation, {"kl": None, "entropy": None, k: replace(x, aggregation=None)})
+            for k, x in apart.items()
+        ]
+        if len(apart) < len(terms) or not isinstance(self.surrogate, NoPolicy):
+            changes.insert(0, (self, self.aggregation, dict.fromkeys(apart)))
+        return tuple(
+            replace(of, **change, aggregation=how, max_length=self._length_of(how))
+            for of, how, change in changes
+        )
+
+    def _length_of(self, aggregation: str) -> int | None:
+        return self.max_length if aggregation == "seq-mean-token-sum-norm" else None
 
     @property
     def sequence_ratio(self) -> bool:
@@ -274,3 +302,7 @@ class PolicyLossSpec:
         if self.correction is not None:
             names |= {"old_logp", "rollout_logp"}
         return frozenset(names)
+
+
+# Of a term that is aggregated on its own.
+_TERM = PolicyLossSpec("none", NoPolicy(), entropy=EntropyBonus(0.0))

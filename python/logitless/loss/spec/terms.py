@@ -12,6 +12,20 @@ KLEstimator = Literal[
 ]  # fmt: skip
 Reference = Literal["ref", "old", "rollout"]
 KLWeight = Literal["none", "ratio", "score"]
+# How tokens become the loss of a batch, see `PolicyLossSpec`.
+Aggregation = Literal[
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+]
+
+
+def check_aggregation(name: str, value: str | None) -> None:
+    """Of a term; None is that of the loss."""
+    if value is not None:
+        choice(name, value, get_args(Aggregation))
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class KL:
     `weight`: "none"; "ratio" multiplies by exp(logp - old_logp), gradient included (TRL's bias
     correction; rollout_logp where the loss's own ratio is of "inference"); "score" by
     exp(logp - sg(logp)), which is 1 and adds the score-function gradient (NeMo RL). `against` says
-    whose logp x is measured from.
+    whose logp x is measured from. `aggregation`: the term's own; None is that of the loss.
     """
 
     # the field that is data of a call, see `Coefficients`
@@ -36,6 +50,7 @@ class KL:
     coefficient: float = 1e-3
     weight: KLWeight = "none"
     against: Reference = "ref"
+    aggregation: Aggregation | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -43,11 +58,13 @@ class KL:
         not_negative("KL.coefficient", self.coefficient)
         choice("KL.weight", self.weight, get_args(KLWeight))
         choice("KL.against", self.against, get_args(Reference))
+        check_aggregation("KL.aggregation", self.aggregation)
 
 
 @dataclass(frozen=True)
 class EntropyBonus:
-    """- coefficient * entropy, aggregated like the loss, with the exact entropy gradient.
+    """- coefficient * entropy, with the exact entropy gradient; aggregated like the loss, or by an
+    `aggregation` of its own (TRL's bonus is a "token-mean" under every loss).
 
     For a coefficient that follows the entropy, make a new spec each step from a controller:
     `replace(spec, entropy=EntropyBonus(controller.coefficient))` (`StepController`,
@@ -56,10 +73,12 @@ class EntropyBonus:
 
     moves = "coefficient"
     coefficient: float
+    aggregation: Aggregation | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         finite("EntropyBonus.coefficient", self.coefficient)
+        check_aggregation("EntropyBonus.aggregation", self.aggregation)
 
 
 @dataclass(frozen=True)
@@ -67,14 +86,16 @@ class EntropyFloor:
     """+ strength / (2 target) * max(target - entropy, 0)^2: a bonus that adapts to each token.
 
     A token at entropy 0 is pushed up like by EntropyBonus(strength), one above `target` (nats)
-    not at all.
+    not at all. `aggregation` as there.
     """
 
     moves = "strength"
     strength: float
     target: float
+    aggregation: Aggregation | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         not_negative("EntropyFloor.strength", self.strength)
         positive("EntropyFloor.target", self.target)
+        check_aggregation("EntropyFloor.aggregation", self.aggregation)

@@ -219,9 +219,7 @@ class _Extras:
     def outputs(self, n: int, like: Tensor) -> dict[str, Tensor]:
         return empty_outputs(n, True, like) if self.of_rows else differentiable_outputs(n, like)
 
-    def take(
-        self, ids: Tensor | None, out: dict[str, Tensor], support: TopKSupport | None
-    ) -> None:
+    def take(self, ids: Tensor | None, out: dict[str, Tensor], support: TopKSupport | None) -> None:
         """Of some rows, at these places. Exact rows drop nothing."""
         for row, name in zip(self.table, self.names, strict=True):
             if name in DROPPED and support is None:

@@ -57,6 +57,7 @@ class LossInputs(NamedTuple):
     # but for its coefficients
     spec: str
     weights: Tensor | None
+    mean_metrics: bool
 
     @property
     def has_batch(self) -> bool:
@@ -75,7 +76,7 @@ class LossInputs(NamedTuple):
             batch = BatchFacts(means, self.selected, self.sequences)
         return LossData(
             *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0],
-            self.weights,
+            self.weights, self.mean_metrics,
         )  # fmt: skip
 
     def resolved(self, dtype: torch.dtype = torch.float32) -> LossRows:
@@ -129,6 +130,7 @@ def loss_inputs(
     totals: Totals | None,
     grad_scale: float,
     weights: Tensor | None = None,
+    metrics: str = "shares",
 ) -> LossInputs:
     """From the arguments of a public function."""
     selected = sequences = traced = None
@@ -145,7 +147,7 @@ def loss_inputs(
     return LossInputs(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
         sequences, counts, numbers if traced is None else None, traced, identity_text(spec),
-        weights,
+        weights, metrics == "means",
     )  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def loss_and_metrics(
 ) -> tuple[Tensor, Tensor]:
     """The loss and the metrics of all tokens, from the sums of all."""
     table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
-    total = None if inputs.totals is None else inputs.totals[0]
+    total = None if inputs.totals is None or inputs.mean_metrics else inputs.totals[0]
     wide = like.dtype == torch.float64
     if not sums.is_cpu:
         loss = sums[0].to(torch.float64 if wide else torch.float32)
