@@ -72,10 +72,12 @@ DRAW: dict[str, Any] = {
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "token_stats": {
         "logits": floats(N, V), "targets": torch.arange(N), "mask": whole_mask(), **CHAIN,
-        "extras": ("argmax",), "inplace_backward": False, "backend": "auto",
+        "extras": ("argmax",), "selected_ids": torch.arange(3), "inplace_backward": False,
+        "backend": "auto",
     },
     "linear_token_stats": {
-        **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",), **COMPUTE
+        **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",),
+        "selected_ids": torch.arange(3), **COMPUTE,
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {**HEAD, **LOSS, **CHAIN, "extras": ("argmax",), **COMPUTE},
@@ -213,6 +215,10 @@ ARGUMENTS: dict[str, list[Any]] = {
     "logit_scale": POSITIVE,
     "bias": [*arrays(floats(V), C64, I64, B)],
     "extras": [None, "argmax", 1, ("nothing",), (1,), [None], Odd(), np.array(["argmax"])],
+    "selected_ids": [
+        *NO_ARRAYS, IDS.numpy(), IDS.to("meta"), IDS.to_sparse(), *nested(IDS), IDS[None],
+        torch.ones((), dtype=I64), IDS.to(F32), IDS.to(B), IDS.to(torch.uint8), IDS - 1, IDS + V,
+    ],
     "vocab_group": GROUP,
     "vocab_start": [*INT, 1],
     "inplace_backward": FLAG,

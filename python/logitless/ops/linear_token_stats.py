@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.backends.registry import check_numpy_backend
+from logitless.inputs.arrays import shape_of
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
@@ -12,6 +13,7 @@ from logitless.inputs.options import ComputeOptions, LogitTransform, check_extra
 from logitless.ops.head.numpy_statistics import numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.rows.outputs import TokenStats
+from logitless.ops.rows.selected import check_selected, with_selected
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 
 
@@ -27,6 +29,7 @@ def linear_token_stats(
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
     extras: tuple[str, ...] = (),
+    selected_ids: Any = None,  # [K] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
@@ -70,6 +73,9 @@ def linear_token_stats(
     vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
         DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
 
+    selected_ids: as in `token_stats`, from a product of K columns. The gradient of `.selected` in
+        weight is one of all [V, H], as any gather's.
+
     Shapes, dtypes, the other options and errors as in `token_stats`; hidden and weight share one
     floating dtype, or are cast to autocast's under torch.autocast. A quantised, sharded or empty
     weight is an error that says what to do. NumPy inputs: forward only.
@@ -85,6 +91,7 @@ def linear_token_stats(
             logit_scale,
             bias,
             extras,
+            selected_ids is None,
             memory_budget,
             tail_mass,
             str(logits_dtype),
@@ -100,15 +107,28 @@ def linear_token_stats(
         extras = check_extras(extras)
         mask = as_mask(mask)
         hidden, weight = under_autocast(hidden, weight)
-        shape = check_head_arrays(op, hidden, weight, targets, mask, head, sharded=ranks.sharded)
+        shape = check_head_arrays(
+            op, hidden, weight, targets, mask, head, sharded=ranks.sharded,
+            of_rows={"selected_ids": selected_ids},
+        )  # fmt: skip
+        check_selected(op, selected_ids, shape_of(weight)[0], sharded=ranks.sharded)
         head = head.on_rows(shape)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
-            return numpy_statistics(op, hidden, weight, targets, mask, head, compute, shape, extras)
+            stats = numpy_statistics(
+                op, hidden, weight, targets, mask, head, compute, shape, extras
+            )
+            if selected_ids is None:
+                return stats
+            return with_selected(stats, hidden @ weight[selected_ids].T, selected_ids, mask, head)
         from logitless.ops.head.inputs import head_inputs
-        from logitless.ops.head.statistics import extras_facts, statistics
+        from logitless.ops.head.statistics import extras_facts, few_logits, statistics
 
         inputs = head_inputs(op, hidden, weight, targets, mask, head, compute, ranks)
     inputs = inputs.sharded(ranks, head, shape, lambda: extras_facts(extras))
-    return statistics(inputs, shape, extras)
+    stats = statistics(inputs, shape, extras)
+    if selected_ids is None:
+        return stats
+    raw = few_logits(hidden, weight, selected_ids, mask, inputs.logits_dtype)
+    return with_selected(stats, raw, selected_ids, mask, head)

@@ -13,6 +13,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.options import ROW_EXTRAS, LogitTransform, check_extras
 from logitless.inputs.weights import FLOATS
 from logitless.ops.rows.outputs import TokenStats
+from logitless.ops.rows.selected import check_selected, with_selected
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts, tail
 
 
@@ -27,6 +28,7 @@ def token_stats(
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
     extras: tuple[str, ...] = (),
+    selected_ids: Any = None,  # [K] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
     inplace_backward: bool = False,
@@ -55,6 +57,9 @@ def token_stats(
     -(S_a - C) with S_a = p_a (log p_a + H), C = sum p^2 (log p + H): the first-order change of the
     token's entropy per unit of a policy-gradient step of weight 1 on its own logits ("The Entropy
     Mechanism of Reinforcement Learning for Reasoning Language Models", 2025).
+
+    selected_ids: one set of ids for all rows; `.selected` has their log-probs, [*targets.shape, K],
+        with first derivatives, from lse: at |z| = 10^4 they have its rounding of 5e-4.
 
     vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
         are with the other ranks of this torch.distributed group, which pass the same rows; targets
@@ -94,6 +99,7 @@ def token_stats(
             logit_scale,
             bias,
             extras,
+            selected_ids is None,
             inplace_backward,
             backend,
         )
@@ -104,7 +110,7 @@ def token_stats(
         extras = check_extras(extras, known=ROW_EXTRAS)
         mask = as_mask(mask)
         flag("inplace_backward", inplace_backward)
-        optional = {"mask": mask, **head.arrays}
+        optional = {"mask": mask, "selected_ids": selected_ids, **head.arrays}
         kind = framework(op, optional, logits=logits, targets=targets)
         check_dtype(op, "logits", logits, *FLOATS)
         vocab = (0, *shape_of(logits))[-1]
@@ -112,13 +118,19 @@ def token_stats(
             op, "logits", logits, targets, mask, head, vocab, sharded=ranks.sharded
         )
         head = head.on_rows(shape)
+        check_selected(op, selected_ids, vocab, sharded=ranks.sharded)
         if kind == "numpy":
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
-            return _numpy_stats(logits, targets, mask, head, extras, shape)
-    return _torch_stats(
-        logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks
-    )
+            stats = _numpy_stats(logits, targets, mask, head, extras, shape)
+    if kind != "numpy":
+        stats = _torch_stats(
+            logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks
+        )
+    if selected_ids is None:
+        return stats
+    raw = logits.index_select(-1, selected_ids) if kind == "torch" else logits[..., selected_ids]
+    return with_selected(stats, raw, selected_ids, mask, head)
 
 
 def _torch_stats(

@@ -26,6 +26,12 @@ class _Tanh(torch.autograd.Function):
         return g[0] * slope
 
 
+def softcapped(x: Tensor, softcap: float, pre: float = 1.0) -> Tensor:
+    """softcap tanh(pre x / softcap)."""
+    capped: Tensor = softcap * _Tanh.apply(x * (pre / softcap))  # type: ignore[no-untyped-call]
+    return capped
+
+
 def eager_stats(
     logits: Tensor,  # [N, V]
     targets: Tensor,  # [N] int64
@@ -44,7 +50,7 @@ def eager_stats(
     if bias is not None:
         y = y + bias
     if softcap:
-        y = softcap * _Tanh.apply(y * (pre / softcap))  # type: ignore[no-untyped-call]
+        y = softcapped(y, softcap, pre)
     scales = y.new_full((), scale) if row_scale is None else row_scale[rows].to(y.dtype)
     _check_rows(y, scales, targets, rows, "" if bias is None else " plus bias")
     # The maximum is taken off before anything is scaled: what is large loses no digits.

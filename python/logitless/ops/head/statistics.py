@@ -3,12 +3,17 @@ functions share."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from logitless.inputs.options import DROPPED
 from logitless.ops.head.inputs import HeadInputs
 from logitless.ops.head.planner.plan import Plan
 from logitless.ops.head.stats_op import linear_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
 from logitless.ops.sharding.rendezvous import Facts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def extras_facts(extras: tuple[str, ...]) -> Facts:
@@ -18,6 +23,15 @@ def extras_facts(extras: tuple[str, ...]) -> Facts:
         ("whether there are extras", bool(rows)),
         ("whether there are extras of what is dropped", bool(dropped)),
     )
+
+
+def few_logits(hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor | None, dtype: Any) -> Any:
+    """hidden x the rows of weight at these ids, in the dtype of logits: plain torch."""
+    import torch
+
+    hidden = hidden if mask is None else hidden.masked_fill(~mask[..., None], 0.0)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return hidden.to(dtype) @ weight.index_select(0, ids).to(dtype).t()
 
 
 def statistics(

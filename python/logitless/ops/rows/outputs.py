@@ -20,6 +20,7 @@ class TokenStats(NamedTuple):
     entropy: Any  # nats, in [0, log V]
     lse: Any  # logsumexp(z)
     extras: dict[str, Any]  # the requested extras by name, not differentiable
+    selected: Any = None  # [*targets.shape, K] log-probs of `selected_ids`; None without any
 
 
 def with_nothing_dropped(stats: TokenStats, extras: tuple[str, ...]) -> TokenStats:
