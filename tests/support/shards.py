@@ -128,7 +128,7 @@ def gradients_of(stats: ll.TokenStats, g: Any, leaves: list[Tensor]) -> tuple[Te
 
 
 def loss_outputs(out: ll.LinearPolicyLossOutput) -> list[Tensor]:
-    return [out.loss.view(1), out.logp, out.entropy, *out.metrics.values()]
+    return [out.loss.view(1), out.logp, out.entropy, *out.extras.values(), *out.metrics.values()]
 
 
 def layouts() -> Iterator[list[tuple[int, int]]]:
