@@ -19,6 +19,7 @@ DATA = batch(31)
 def outputs(name: str, temperature: Any, data: dict[str, Any]) -> tuple[Any, ...]:
     hidden, weight = data["hidden"], data["weight"]
     rest = {"temperature": temperature, "mask": data["mask"], "extras": ("mean_logit",)}
+    out: Any
     if name == "token_stats":
         logits = hidden @ weight.T
         out = ll.token_stats(logits, data["targets"], **rest)

@@ -17,7 +17,7 @@ from logitless.loss.spec.controls import (
     TopEntropy,
 )
 from logitless.loss.spec.corrections import Correction, Reject
-from logitless.loss.spec.policy_spec import Aggregation, PolicyLossSpec, Ratio
+from logitless.loss.spec.policy_spec import PolicyLossSpec, Ratio
 from logitless.loss.spec.surrogates import (
     Cispo,
     Clip,
@@ -33,7 +33,7 @@ from logitless.loss.spec.surrogates import (
     Unclipped,
     Vespo,
 )
-from logitless.loss.spec.terms import KL, EntropyBonus, EntropyFloor, KLEstimator
+from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
     "KL", "Aggregation", "AnyControl", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",

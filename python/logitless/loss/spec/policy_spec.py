@@ -234,7 +234,7 @@ class PolicyLossSpec:
         named = {name: getattr(self, name) for name in ("kl", "entropy")}
         terms = {name: x for name, x in named.items() if x is not None}
         apart = {name: x for name, x in terms.items() if x.aggregation is not None}
-        changes: list[tuple[PolicyLossSpec, str, dict[str, Any]]] = [
+        changes: list[tuple[PolicyLossSpec, Aggregation, dict[str, Any]]] = [
             (_TERM, x.aggregation, {"kl": None, "entropy": None, k: replace(x, aggregation=None)})
             for k, x in apart.items()
         ]

@@ -325,7 +325,8 @@ def _forward_fake(
         torch.empty_like(x, dtype=dtype) if need else hidden.new_empty(0, dtype=dtype)
         for x, dtype, need in zip(sizes, dtypes, needs, strict=True)
     )
-    return HeadPolicyLoss(*scalars, *values, *gradients, _extras_table(extras, hidden))
+    made = (*scalars, *values, *gradients, _extras_table(extras, hidden))
+    return HeadPolicyLoss(*made)
 
 
 def _scale(gradients: WrittenList, by: Tensor) -> None:
