@@ -41,7 +41,8 @@ def check_loss_options(
     if totals is not None:
         instance("totals", totals, (Totals,))
     finite("grad_scale", grad_scale)
-    choice("metrics", metrics, METRICS)
+    if type(metrics) is not str or metrics not in METRICS:
+        choice("metrics", metrics, METRICS)
     if batch is None:
         return
     if totals is not None:

@@ -65,13 +65,14 @@ class TokenInputs:
 
 def evaluate(inputs: TokenInputs) -> TokenLoss:
     """The sums of grad_scale * weights * loss_t and of the metrics, and the coefficients."""
-    tokens, xp = inputs.tokens, inputs.tokens.xp
-    dtype = tokens.logp.dtype
-    if len(inputs.spec.parts) == 1 or dtype == xp.float64:
-        return _evaluate(inputs)
+    parts = inputs.spec.parts
+    if len(parts) == 1 or inputs.tokens.logp.dtype == inputs.tokens.xp.float64:
+        return _evaluate(inputs, parts)
     # what is added up of the parts rounds once
+    tokens, xp, dtype = inputs.tokens, inputs.tokens.xp, inputs.tokens.logp.dtype
     entropy = None if tokens.entropy is None else xp.cast(tokens.entropy, xp.float64)
-    sums, *wide = _evaluate(inputs.with_values(xp.cast(tokens.logp, xp.float64), entropy))
+    wider = inputs.with_values(xp.cast(tokens.logp, xp.float64), entropy)
+    sums, *wide = _evaluate(wider, parts)
     with np.errstate(over="ignore"):
         g_logp, g_entropy = (None if g is None else xp.cast(g, dtype) for g in wide)
     if tokens.kernels.on_host:
@@ -81,10 +82,10 @@ def evaluate(inputs: TokenInputs) -> TokenLoss:
     return TokenLoss(sums, g_logp, g_entropy)
 
 
-def _evaluate(inputs: TokenInputs) -> TokenLoss:
+def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLoss:
     tokens, spec, coefficients = inputs.tokens, inputs.spec, inputs.coefficients
     kernels, on_host = tokens.kernels, tokens.kernels.on_host
-    main = spec.parts[0]
+    main = parts[0]
     term = policy_term(tokens, spec)
     means = _NO_MEANS if inputs.means is None else inputs.means
     factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)
@@ -120,7 +121,7 @@ def _evaluate(inputs: TokenInputs) -> TokenLoss:
             check_coefficients(inputs, g_logp)
     if inputs.scales is not None:
         sums = _scaled(tokens, sums, inputs.scales[0])
-    for i, part in enumerate(spec.parts[1:], 1):
+    for i, part in enumerate(parts[1:], 1):
         more, g, g_of_entropy = _term(inputs, terms, part, i)
         sums, g_logp = sums + more, g_logp + g
         g_entropy = g_of_entropy if part.entropy is not None else g_entropy

@@ -217,7 +217,7 @@ class PolicyLossSpec:
         own = [x.aggregation for x in terms if x is not None and x.aggregation is not None]
         return (self.aggregation, *own)
 
-    @property
+    @cached_property
     def per_sequence(self) -> bool:
         """Whether weights or ratios of tokens depend on the sequences they belong to."""
         by_sequence = [x for x in self.aggregations if x.startswith("seq-")]

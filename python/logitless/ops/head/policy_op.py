@@ -209,12 +209,12 @@ class _Extras:
 
     def __init__(self, names: str, hidden: Tensor) -> None:
         self.names = tuple(names.split(",")) if names else ()
-        self.of_rows = any(name not in DROPPED for name in self.names)
-        self.table = _extras_table(names, hidden)
+        self.table, self.of_rows = _extras_table(names, hidden), False
         if self.names:
+            self.of_rows = any(name not in DROPPED for name in self.names)
             self.table.zero_()
-        if "argmax" in self.names:
-            self.table[self.names.index("argmax")] = -1
+            if "argmax" in self.names:
+                self.table[self.names.index("argmax")] = -1
 
     def outputs(self, n: int, like: Tensor) -> dict[str, Tensor]:
         return empty_outputs(n, True, like) if self.of_rows else differentiable_outputs(n, like)
