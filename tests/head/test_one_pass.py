@@ -181,7 +181,7 @@ def test_bad_inputs_are_named_before_any_product(monkeypatch: pytest.MonkeyPatch
 
 def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
-    from logitless.ops.head.policy_op import head_policy_loss
+    from logitless.ops.head.policy_op import head_policy_extras, head_policy_loss
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.losses.op import loss_inputs
     from logitless.ops.rows.arguments import RowArguments
@@ -197,8 +197,10 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = RowArguments(targets, mask, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
     for tail_mass in (0.0, 0.05):
-        check_op(
-            head_policy_loss, hidden.view(n, -1), weight, rows, arguments, tail_mass, 10,
-            [True, True, False], tiling, Shard(), "sum_p2,argmax,dropped_mass",
+        inputs = (
+            hidden.view(n, -1), weight, rows, arguments, tail_mass, 10, [True, True, False],
+            tiling, Shard(),
         )  # fmt: skip
+        check_op(head_policy_loss, *inputs)
+        check_op(head_policy_extras, *inputs, "sum_p2,argmax,dropped_mass")
     assert vocab > 2048

@@ -164,7 +164,11 @@ def _run(
     extras: tuple[str, ...],
 ) -> LinearPolicyLossOutput:
     """Forward and backward at once where that is the plan, else one after the other."""
-    from logitless.ops.head.policy_op import head_policy_loss, metric_names
+    from logitless.ops.head.policy_op import (
+        head_policy_extras,
+        head_policy_loss,
+        metric_names,
+    )
     from logitless.ops.head.statistics import statistics
     from logitless.ops.losses.op import torch_loss
 
@@ -174,12 +178,16 @@ def _run(
         # Of any length: the op itself asks for the plan.
         chunk_rows = 0 if isinstance(plan, str) else plan.chunk_rows
         if chunk_rows or tail_mass or isinstance(plan, str):
-            out = head_policy_loss(
+            given = (
                 inputs.hidden, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
-                list(inputs.needs), inputs.tiling(plan), inputs.shard, ",".join(extras),
+                list(inputs.needs), inputs.tiling(plan), inputs.shard,
             )  # fmt: skip
+            if extras:
+                out = head_policy_extras(*given, ",".join(extras))
+                asked = _of_rows(extras, out.extras, out.logp)
+            else:
+                out, asked = head_policy_loss(*given), {}
             metrics = named(metric_names(loss, tail_mass), out.metrics)
-            asked = _of_rows(extras, out.extras, out.logp) if extras else {}
             return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy, asked)
     stats = statistics(inputs, shape, extras, plan=plan)
     value, metrics = torch_loss(stats.logp, stats.entropy, loss)

@@ -8,7 +8,7 @@ multiply the gradients by that of the loss.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,18 @@ class HeadPolicyLoss(NamedTuple):
     d_hidden: Tensor  # empty where none is asked for, and so the next two
     d_weight: Tensor
     d_bias: Tensor
+
+
+class HeadPolicyExtras(NamedTuple):
+    """The same of a call that asks for extras. An output costs 3 us, whether or not it is empty."""
+
+    loss: Tensor
+    metrics: Tensor
+    logp: Tensor
+    entropy: Tensor
+    d_hidden: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
     extras: Tensor  # float64 [names, N]
 
 
@@ -75,7 +87,6 @@ class _Arguments(NamedTuple):
     needs: list[bool]
     tiling: Tiling
     shard: Shard
-    extras: str  # names with commas between
 
 
 class _Saved(NamedTuple):
@@ -101,22 +112,54 @@ def _forward(
     needs: list[bool],
     tiling: Tiling,
     shard: Shard,
-    extras: str,
 ) -> HeadPolicyLoss:
+    given = _Arguments(
+        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard
+    )  # fmt: skip
+    return _both_ways(given, None)
+
+
+def _forward_with_extras(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    loss: LossInputs,
+    tail_mass: float,
+    chunk_rows: int,
+    needs: list[bool],
+    tiling: Tiling,
+    shard: Shard,
+    extras: str,  # names with commas between
+) -> HeadPolicyExtras:
+    given = _Arguments(
+        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard
+    )  # fmt: skip
+    asked = _Extras(extras, hidden)
+    return HeadPolicyExtras(*_both_ways(given, asked), asked.table)
+
+
+def _both_ways(given: _Arguments, asked: _Extras | None) -> HeadPolicyLoss:
+    """Forward and backward of all rows."""
+    hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard = given
     hidden, weight = hidden.detach(), weight.detach()
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
     head = Head(hidden, weight, found, shard, tail_mass)
     of_active, index = active(rows.rows(OP))
     values = _Values(hidden, loss)
-    work, asked = _Work(head, needs, chunk_rows, of_active.n), _Extras(extras, hidden)
+    work = _Work(head, needs, chunk_rows, of_active.n)
+    of_rows = asked is not None and asked.of_rows
     support_metrics: Tensor | None = None
     for part, ids in _chunks(of_active, index, chunk_rows):
-        f = work.forward(part, ids, extras=asked.of_rows)
-        out = asked.outputs(part.n, hidden)
+        f = work.forward(part, ids, extras=of_rows)
+        out = (
+            empty_outputs(part.n, True, hidden)
+            if of_rows
+            else differentiable_outputs(part.n, hidden)
+        )
         part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
             f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
-        if asked.names:
+        if asked is not None:
             asked.take(ids, out, f.support)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)
         served = Served.of(f, g, tail_mass)
@@ -128,7 +171,7 @@ def _forward(
         found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
         metrics = torch.cat([metrics, found_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
-    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients, asked.table)
+    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients)
 
 
 def _planned(
@@ -208,16 +251,11 @@ class _Extras:
     """What is asked for beside logp and entropy, of all rows: 0 (argmax: -1) of masked ones."""
 
     def __init__(self, names: str, hidden: Tensor) -> None:
-        self.names = tuple(names.split(",")) if names else ()
-        self.table, self.of_rows = _extras_table(names, hidden), False
-        if self.names:
-            self.of_rows = any(name not in DROPPED for name in self.names)
-            self.table.zero_()
-            if "argmax" in self.names:
-                self.table[self.names.index("argmax")] = -1
-
-    def outputs(self, n: int, like: Tensor) -> dict[str, Tensor]:
-        return empty_outputs(n, True, like) if self.of_rows else differentiable_outputs(n, like)
+        self.names = tuple(names.split(","))
+        self.of_rows = any(name not in DROPPED for name in self.names)
+        self.table = _extras_table(names, hidden).zero_()
+        if "argmax" in self.names:
+            self.table[self.names.index("argmax")] = -1
 
     def take(self, ids: Tensor | None, out: dict[str, Tensor], support: TopKSupport | None) -> None:
         """Of some rows, at these places. Exact rows drop nothing."""
@@ -232,8 +270,7 @@ class _Extras:
 
 
 def _extras_table(names: str, hidden: Tensor) -> Tensor:
-    shape = (names.count(",") + 1, hidden.shape[0]) if names else (0,)
-    return hidden.new_empty(shape, dtype=torch.float64)
+    return hidden.new_empty(names.count(",") + 1, hidden.shape[0], dtype=torch.float64)
 
 
 class _Work:
@@ -313,7 +350,6 @@ def _forward_fake(
     needs: list[bool],
     tiling: Tiling,
     shard: Shard,
-    extras: str,
 ) -> HeadPolicyLoss:
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     values = (hidden.new_empty(loss.mask.shape, dtype=wide) for _ in range(2))
@@ -325,8 +361,12 @@ def _forward_fake(
         torch.empty_like(x, dtype=dtype) if need else hidden.new_empty(0, dtype=dtype)
         for x, dtype, need in zip(sizes, dtypes, needs, strict=True)
     )
-    made = (*scalars, *values, *gradients, _extras_table(extras, hidden))
-    return HeadPolicyLoss(*made)
+    return HeadPolicyLoss(*scalars, *values, *gradients)
+
+
+def _fake_with_extras(hidden: Tensor, *rest: Any) -> HeadPolicyExtras:
+    *given, extras = rest
+    return HeadPolicyExtras(*_forward_fake(hidden, *given), _extras_table(extras, hidden))
 
 
 def _scale(gradients: WrittenList, by: Tensor) -> None:
@@ -356,9 +396,8 @@ def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str
     }
 
 
-head_policy_loss = register(
-    OP,
-    _forward,
-    _forward_fake,
-    autograd=Autograd(OP, ("loss",), _save, _backward, lambda saved: True),
+_AUTOGRAD = Autograd(OP, ("loss",), _save, _backward, lambda saved: True)
+head_policy_loss = register(OP, _forward, _forward_fake, autograd=_AUTOGRAD)
+head_policy_extras = register(
+    f"{OP}_extras", _forward_with_extras, _fake_with_extras, autograd=_AUTOGRAD
 )
