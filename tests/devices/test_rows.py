@@ -13,7 +13,7 @@ import logitless as ll
 from logitless import reference
 from logitless.backends.row_kernels.rows import STATE
 from logitless.ops.rows.arguments import RowArguments
-from logitless.ops.rows.outputs import empty_outputs
+from logitless.ops.rows.outputs import empty_outputs, requested
 from tests.support import cases
 from tests.support.device.devices import Device
 from tests.support.row_outputs import EXTRAS, STATISTICS, VALUES
@@ -80,7 +80,7 @@ def test_parts_of_the_vocabulary_merge(device: Device, dtype: torch.dtype) -> No
         piece[:, 7] += start
     state = torch.empty_like(pieces[0])
     rows.merge(pieces, state)
-    out = empty_outputs(n, True, logits)
+    out = requested(empty_outputs(n, True, logits), True)
     rows.finalize(state, vocab, **out)
     truth = reference.token_stats(cases.to_numpy(z), t.numpy(), temperature=temperature.numpy())
     for name in VALUES:

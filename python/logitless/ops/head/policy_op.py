@@ -40,7 +40,7 @@ from logitless.ops.losses.op import (
 )
 from logitless.ops.losses.op import metric_names as loss_metric_names
 from logitless.ops.rows.arguments import RowArguments, RowGradients
-from logitless.ops.rows.outputs import differentiable_outputs, empty_outputs
+from logitless.ops.rows.outputs import differentiable_outputs, empty_outputs, requested
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, WrittenList, register
 
@@ -152,7 +152,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> HeadPolicyLoss:
     for part, ids in _chunks(of_active, index, chunk_rows):
         f = work.forward(part, ids, extras=of_rows)
         out = (
-            empty_outputs(part.n, True, hidden)
+            requested(empty_outputs(part.n, True, hidden), True)
             if of_rows
             else differentiable_outputs(part.n, hidden)
         )

@@ -43,7 +43,7 @@ def empty_outputs(n: int, extras: bool, like: Tensor) -> dict[str, Tensor]:
 
     out = differentiable_outputs(n, like)
     dtype, rows = out["logp"].dtype, n if extras else 0
-    out |= {name: torch.empty(rows, dtype=dtype, device=like.device) for name in STATISTICS}
+    out["statistics"] = torch.empty(len(STATISTICS), rows, dtype=dtype, device=like.device)
     out["argmax"] = torch.empty(rows, dtype=torch.int64, device=like.device)
     return out
 
@@ -57,7 +57,15 @@ def differentiable_outputs(n: int, like: Tensor) -> dict[str, Tensor]:
 
 
 def requested(out: dict[str, Tensor], extras: bool) -> dict[str, Tensor]:
-    return out if extras else {name: out[name] for name in DIFFERENTIABLE}
+    """By the names that kernels and callers have for them."""
+    values = {name: out[name] for name in DIFFERENTIABLE}
+    if not extras:
+        return values
+    return (
+        values
+        | dict(zip(STATISTICS, out["statistics"].unbind(), strict=True))
+        | {"argmax": out["argmax"]}
+    )
 
 
 def scattered(out: dict[str, Tensor], index: Tensor | None, n: int) -> dict[str, Tensor]:
@@ -68,8 +76,10 @@ def scattered(out: dict[str, Tensor], index: Tensor | None, n: int) -> dict[str,
     for name, values in out.items():
         fill = -1 if name == "argmax" else 0
         # extras that are not asked for are empty
-        whole = len(values) == len(index)
-        full[name] = values.new_full((n,), fill).index_copy_(0, index, values) if whole else values
+        if values.shape[-1] == len(index):
+            held = values.new_full((*values.shape[:-1], n), fill)
+            values = held.index_copy_(-1, index, values)
+        full[name] = values
     return full
 
 
@@ -77,6 +87,7 @@ def to_stats(
     flat: dict[str, Tensor], shape: tuple[int, ...], extras: tuple[str, ...]
 ) -> TokenStats:
     """TokenStats in the caller's shape."""
+    flat = requested(flat, bool(extras)) if "statistics" in flat else flat
     kept = {name: flat[name].reshape(shape) for name in (*DIFFERENTIABLE, *extras)}
     return stats_of(kept, extras)
 
