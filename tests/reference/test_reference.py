@@ -157,6 +157,10 @@ LOSSES = {
         for e in ("k1", "k2", "k3", "abs", "low_var")
     },
     "kl-ratio": spec(kl=SimpleNamespace(estimator="k3", coefficient=0.2, weight="ratio")),
+    "own-kl": spec(kl=SimpleNamespace(estimator="k3", coefficient=0.2, aggregation="token-sum")),
+    "own-entropy": spec(
+        entropy=named("EntropyBonus", coefficient=0.3, aggregation="seq-mean-token-mean")
+    ),
     "sapo": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05)),
     "sapo-sequence": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05), ratio="sequence"),
     "dro": spec(named("Dro", beta=0.3)),
@@ -172,17 +176,20 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
 @pytest.mark.parametrize("loss_spec", LOSSES.values(), ids=LOSSES)
-def test_gradient_of_the_policy_losses(loss_spec: SimpleNamespace) -> None:
+def test_gradient_of_the_policy_losses(loss_spec: SimpleNamespace, weighted: bool) -> None:
     rng = np.random.default_rng(1)
     logp, old, ref = (-rng.exponential(size=(3, 5)) for _ in range(3))
     mask = rng.random((3, 5)) < 0.8
     a, h = rng.normal(size=3), rng.random((3, 5))
+    weights = rng.exponential(size=(3, 5)) if weighted else None
 
     def run(lp: np.ndarray, entropy: np.ndarray) -> tuple[float, dict[str, float], Any, Any]:
         return reference.policy_loss(
-            lp, old, a, mask, loss_spec, entropy=entropy, ref_logp=ref, grad_scale=2.0
-        )
+            lp, old, a, mask, loss_spec, entropy=entropy, ref_logp=ref, weights=weights,
+            grad_scale=2.0,
+        )  # fmt: skip
 
     loss, metrics, g_logp, g_entropy = run(logp, h)
     step = 1e-5

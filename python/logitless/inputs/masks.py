@@ -18,7 +18,7 @@ def as_mask(mask: Any) -> Any:
         torch: Any = sys.modules["torch"]
         if mask.dtype is torch.bool or not _integers(mask, torch):
             return mask
-        if mask.is_cpu and not is_traced(mask):
+        if type(mask) is torch.Tensor and mask.is_cpu and not is_traced(mask):
             _check(mask.numpy())
         return mask != 0
     if isinstance(mask, np.ndarray) and mask.dtype.kind in "iu":
