@@ -66,7 +66,9 @@ def compare_logits(
     options: LogitTransform,
 ) -> Difference:
     """`given` is what the module made of hidden, at one of the stages of `compare_module`."""
-    rounding = torch.nn.functional.linear(hidden, weight).double() - raw
+    # A float32 head of a 16-bit body casts what it is given.
+    plain = torch.nn.functional.linear(hidden.to(weight.dtype), weight)
+    rounding = plain.double() - raw
     if options.bias is not None:
         raw = raw + options.bias.double()
     scaled = raw * float(options.logit_scale)
