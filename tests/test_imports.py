@@ -64,6 +64,8 @@ integrations    other people's trainers
                 public
 integrations.transformers  the head of a Hugging Face model, as a weight and options
                 inputs diagnostics
+integrations.trl  TRL's trainers with this library's head, and a GRPO trainer with its losses
+                public integrations.transformers
 rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
                 public
@@ -356,6 +358,8 @@ rl                 the trainer
                    support
 integrations       other people's models and trainers
                    support
+plugins            trainers that we plug into, in an environment of their own
+                   support integrations
 cli                the command line
                    support
 benchmarks         benchmarks/

@@ -1,0 +1,172 @@
+"""The head that a model gets in place of TRL's."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import logitless as ll
+from logitless.integrations.transformers.layer import (
+    head_layer,
+    in_place_of,
+    no_columns,
+    only_call,
+)
+from logitless.integrations.trl import hooks
+
+# Fields of TRL's output beside log_probs, and the extra that each is made of.
+EXTRAS = {"log_sum_sq_probs": "log_sum_p2", "is_top1": "argmax"}
+FIELDS = ("log_probs", "entropy", "mean_logits", *EXTRAS)
+# Entries of the vocabulary whose logits are made at once where each of them is needed.
+TILE = 4096
+
+
+class HeadCall(NamedTuple):
+    """What a head is given in one forward of its model, as the head ops take it."""
+
+    hidden: Tensor  # [B, T, H]
+    weight: Tensor  # [V, H]
+    # bias, softcap, logit_scale and temperature
+    options: dict[str, Any]
+
+
+# What may run in a forward in place of the scoring, as `fused_lm_head=`: it returns fields of
+# TRL's output, of every position.
+Scorer = Callable[[HeadCall], dict[str, Any]]
+
+
+def add_head(
+    model: Any,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,
+    outputs: tuple[str, ...] = ("log_probs",),
+) -> None:
+    """`model(..., labels=labels, fused_lm_head=True)` returns log-probs of labels, not logits.
+
+    Softcap, scale and cut columns are those that `ll.head_of` measures. The whole forward of the
+    model runs, but for the product of its head. Without `fused_lm_head` it is as it was.
+    """
+    other = set(outputs) - set(FIELDS)
+    if other:
+        raise hooks.unknown(f"outputs of {hooks.HEAD} among {', '.join(FIELDS)}", repr(other))
+    _refuse_adapter(model)
+    found = ll.head_of(model)
+    own = model.forward
+    result = hooks.output_class()
+
+    # torch.compile traces the model inside, and leaves this to Python: layers change for a call.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    # `generate` and Trainer read the signature of a model's forward.
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: Any = False, **inputs: Any) -> Any:
+        if not fused_lm_head:
+            return own(*args, **inputs)
+        labels = inputs.pop("labels", None)
+        shifted = inputs.pop("shift_labels", None)
+        count = inputs.pop("num_items_in_batch", None)
+        inputs["use_cache"] = False
+        layer = head_layer(self)
+        with in_place_of(layer, lambda hidden: no_columns(layer, hidden)) as calls:
+            output = own(*args, **inputs)
+        hidden, _ = only_call(calls)
+        aux_loss = getattr(output, "aux_loss", None)
+        if aux_loss is None and inputs.get("output_router_logits"):
+            raise ValueError(f"{type(self).__name__} returns no aux_loss with its router logits")
+        context: Any = nullcontext()
+        if cast_lm_head_to_fp32:
+            hidden = hidden.float()
+            context = torch.autocast(hidden.device.type, enabled=False)
+        with context:
+            call = _call(self, hidden, found, temperature)
+            if callable(fused_lm_head):
+                return result(**fused_lm_head(call), aux_loss=aux_loss)
+            # States stay as they are, for a part of them would be a copy.
+            if shifted is None:
+                targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            else:
+                targets = shifted
+            fields = score(call, targets, outputs)
+        if shifted is None:
+            fields = {k: None if x is None else x[:, :-1] for k, x in fields.items()}
+        loss = -fields["log_probs"].sum() / (
+            fields["label_mask"].sum().clamp(min=1) if count is None else count
+        )
+        if aux_loss is not None:
+            config = self.config.get_text_config()
+            loss = loss + getattr(config, "router_aux_loss_coef", 0.0) * aux_loss
+        return result(loss=loss, aux_loss=aux_loss, **fields)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def score(
+    call: HeadCall,
+    labels: Tensor,  # [B, T], -100 where there is none
+    outputs: tuple[str, ...],
+) -> dict[str, Any]:
+    """Fields of TRL's output, 0 where there is no label."""
+    labels = labels.to(call.hidden.device)
+    mask = labels != -100
+    wanted = {field: extra for field, extra in EXTRAS.items() if field in outputs}
+    stats = ll.linear_token_stats(
+        call.hidden, call.weight, labels, mask=mask, extras=tuple(wanted.values()), **call.options
+    )
+    fields: dict[str, Any] = {field: stats.extras[extra] for field, extra in wanted.items()}
+    if "is_top1" in fields:
+        fields["is_top1"] = (fields["is_top1"] == labels) & mask
+    if "mean_logits" in outputs:
+        fields["mean_logits"] = mean_logits(call, mask)
+    entropy = stats.entropy if "entropy" in outputs else None
+    return {
+        **dict.fromkeys(FIELDS), "log_probs": stats.logp, "entropy": entropy, "label_mask": mask,
+        **fields,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def mean_logits(call: HeadCall, mask: Tensor) -> Tensor:  # [B, T]
+    """Over the vocabulary. Without a softcap it is the logit of the mean row, at no product."""
+    cap, scale, bias = (call.options[x] for x in ("softcap", "logit_scale", "bias"))
+    bias = call.weight.new_zeros(len(call.weight)) if bias is None else bias
+    hidden = call.hidden[mask].float()
+    if cap is None:
+        row = call.weight.mean(0, dtype=torch.float32)
+        mean = scale * (hidden @ row + bias.mean(dtype=torch.float32))
+    else:
+        mean = hidden.new_zeros(len(hidden))
+        for rows, some in zip(call.weight.split(TILE), bias.split(TILE), strict=True):
+            z = scale / cap * (hidden @ rows.float().T + some)
+            mean += cap / len(bias) * z.tanh().sum(dim=1)
+    return hidden.new_zeros(mask.shape).masked_scatter(mask, mean / call.options["temperature"])
+
+
+def _call(model: Any, hidden: Tensor, found: Any, temperature: float) -> HeadCall:
+    """Parameters are looked up again: engines and peft replace them."""
+    _refuse_adapter(model)
+    layer = head_layer(model)
+    weight, bias = ll.gathered(layer.weight), getattr(layer, "bias", None)
+    bias = None if bias is None else ll.gathered(bias)
+    if found.vocab < len(weight):
+        weight, bias = weight[: found.vocab], None if bias is None else bias[: found.vocab]
+    hidden = hidden.to(weight.device)
+    if not torch.is_autocast_enabled(hidden.device.type):
+        weight = weight.to(hidden.dtype)
+        bias = None if bias is None else bias.to(hidden.dtype)
+    options = {**found.options, "bias": bias, "temperature": temperature}
+    return HeadCall(hidden, weight, options)
+
+
+def _refuse_adapter(model: Any) -> None:
+    """A new adapter adds nothing yet, so that no measurement finds it."""
+    layer = head_layer(model)
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
+            "not be trained: leave it out of target_modules"
+        )

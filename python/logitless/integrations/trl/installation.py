@@ -1,0 +1,69 @@
+"""Replaces the head of TRL's trainers, and puts it back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from logitless.integrations.trl import hooks
+
+# TRL's own function while ours stands in its place.
+_replaced: list[Callable[..., None]] = []
+
+
+class Installation:
+    """What `install` returns: as a context manager it uninstalls at the end of its block."""
+
+    def __init__(self, made: bool) -> None:
+        self._made = made
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._made:
+            uninstall()
+
+
+def install() -> Installation:
+    """TRL's trainers that are made from now on score tokens with this library.
+
+    GRPO, RLOO, SFT, DPO, KTO and what else gives its model a head by `add_fused_lm_head`. Their
+    losses, metrics and arguments stay; log-probs, entropies and their gradients are the same but
+    for rounding. A second call changes nothing; `with install():` lasts for its block. Trainers
+    keep the head that they were made with.
+
+    Raises ImportError where TRL is missing, or is a version whose function has another name or
+    other parameters.
+    """
+    from logitless.integrations.trl.head import add_head
+
+    if _replaced:
+        return Installation(made=False)
+    original = hooks.head_function()
+    hooks.output_class()
+    _exchange(original, add_head)
+    _replaced.append(original)
+    return Installation(made=True)
+
+
+def uninstall() -> None:
+    """Trainers that are made from now on have TRL's own head; nothing where none was installed."""
+    from logitless.integrations.trl.head import add_head
+
+    if _replaced:
+        _exchange(add_head, _replaced.pop())
+
+
+def _exchange(old: Any, new: Any) -> None:
+    """In all modules of TRL that hold it: they import it by name, and may be imported later."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "trl" and vars(module).get(hooks.HEAD) is old:
+            setattr(module, hooks.HEAD, new)
