@@ -8,12 +8,17 @@ import sys
 from tests.support.paths import ROOT
 
 
-def run_ranks(worker: str, arguments: list[list[str]], seconds: int) -> None:
-    """Starts this module of workers/ once for each list of arguments; fails with the output of
+def run_ranks(
+    worker: str,
+    arguments: list[list[str]],
+    seconds: int,
+    package: str = "tests.support.workers",
+) -> None:
+    """Starts this module of the package once for each list of arguments; fails with the output of
     every rank that did not exit with 0: where one fails, others find their peer gone."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", f"tests.support.workers.{worker}", *given], cwd=ROOT,
+            [sys.executable, "-m", f"{package}.{worker}", *given], cwd=ROOT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for given in arguments
