@@ -389,3 +389,13 @@ def test_other_inputs() -> None:
     with pytest.raises(ValueError, match="head_of: LlamaForCausalLM: a forward of input_ids"):
         ll.head_of(model)
     assert ll.head_of(model, ids=IDS, count=6).vocab == VOCAB
+
+
+def test_a_float32_head_of_a_16_bit_model() -> None:
+    """As trainers cast it: the body is bfloat16, the head casts what it reads."""
+    model = tiny("qwen2", torch.bfloat16)
+    layer = model.lm_head.float()
+    layer.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), layer.weight)
+    head = ll.head_of(model)
+    assert head.weight is layer.weight and head.weight.dtype == torch.float32
+    assert head.logit_scale == 1.0 and head.softcap is None
