@@ -11,6 +11,17 @@ import numpy as np
 from benchmarks.cases import calls
 from benchmarks.cases.inputs import HeadInputs, all_active, fifth_active, head_inputs
 from benchmarks.cases.losses import loss_and_slope
+from benchmarks.cases.masked_head import (
+    FEW,
+    MANY,
+    masked_both,
+    masked_bytes,
+    masked_floors,
+    masked_flops,
+    masked_head,
+    masked_oracle,
+    masked_variants,
+)
 from benchmarks.cases.ours import our_head, our_policy, our_policy_apart, our_sample
 from benchmarks.cases.peaked_head import peaked_fifth, peaked_head
 from benchmarks.cases.specs import SPEC_WITH_BONUS
@@ -182,6 +193,15 @@ def head_shape(s: Case) -> str:
     return f"N={s.rows} H={s.width} V={s.vocab} {s.dtype}, logits {s.logits}"
 
 
+def masked_op(size: int) -> Op:
+    return head_op(
+        f"head forward+backward, sets of {size}", families=("masked head",),
+        inputs=functools.partial(masked_head, size=size), call=masked_both, oracle=masked_oracle,
+        floors=masked_floors, variants=masked_variants,
+        bytes=functools.partial(masked_bytes, size), flops=functools.partial(masked_flops, size),
+    )  # fmt: skip
+
+
 OPS = [
     head_op(
         "head forward+backward", families=("head",), inputs=head_inputs,
@@ -225,6 +245,8 @@ OPS = [
         variants=lambda x: support_variants(our_policy, calls.policy_both, x),
         bytes=head_bytes, flops=product_flops(1.4), announced=TAIL_MASSES,
     ),
+    masked_op(FEW),
+    masked_op(MANY),
     head_op(
         "head sample", families=("sample",), inputs=head_inputs, call=calls.sample,
         oracle=sample_oracle, floors=one_product, bytes=sample_bytes, flops=product_flops(1),

@@ -37,6 +37,12 @@ def our_head(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) ->
     return named(ll.linear_token_stats(hidden, weight, targets, **options))
 
 
+def our_masked_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: ll.SamplingMask, **options: Any
+) -> Results:
+    return our_head(hidden, weight, targets, sampling_mask=mask, **options)
+
+
 def our_policy(
     hidden: Tensor,
     weight: Tensor,
@@ -114,6 +120,7 @@ OURS = Implementation(
         "rows in place": lambda: functools.partial(our_rows, inplace_backward=True),
         "rows with extras": lambda: functools.partial(our_rows, extras=ROW_EXTRAS),
         "head": lambda: our_head,
+        "masked head": lambda: our_masked_head,
         "policy": lambda: our_policy,
         "policy with bonus": lambda: functools.partial(our_policy, spec=SPEC_WITH_BONUS),
         "sample": lambda: our_sample,

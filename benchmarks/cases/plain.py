@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.cases.inputs import TokenInputs
 from benchmarks.cases.specs import BONUS, CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
 from benchmarks.harness.case import Implementation, Results
+from logitless import SamplingMask
 
 
 def plain_rows(logits: Tensor, targets: Tensor) -> Results:
@@ -38,6 +39,22 @@ def plain_extras(logits: Tensor, targets: Tensor) -> Results:
 
 def plain_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Results:
     return plain_rows(hidden @ weight.t(), targets)
+
+
+def plain_masked_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: SamplingMask
+) -> Results:
+    """Full logits, and -inf outside of each row's set."""
+    logits = hidden @ weight.t()
+    csr = (mask.token_ids, mask.offsets)
+    ids, offsets = (torch.as_tensor(x, device=hidden.device) for x in csr)
+    row = torch.arange(len(hidden), device=hidden.device).repeat_interleave(offsets.diff())
+    others = torch.ones_like(logits, dtype=torch.bool)
+    others[row, ids] = False
+    log_p = logits.float().masked_fill(others, -torch.inf).log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None])[:, 0]
+    finite = log_p.masked_fill(others, 0.0)
+    return {"logp": logp, "entropy": -(log_p.exp() * finite).sum(-1)}
 
 
 def plain_loss(logp: Tensor, tokens: TokenInputs) -> Results:
@@ -128,6 +145,7 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "rows": plain_rows,
     "rows with extras": plain_extras,
     "head": plain_head,
+    "masked head": plain_masked_head,
     "policy": policy_from(plain_head),
     "policy with bonus": plain_policy_with_bonus,
     "sample": plain_sample,

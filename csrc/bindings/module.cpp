@@ -7,6 +7,7 @@ void register_topk_class(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_cuda_rows(pybind11::module_& m);
 void register_topk(pybind11::module_& m);
+void register_sets(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_tokens(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   auto runtime = m.def_submodule("runtime", "What this build holds, memory and threads.");
   auto rows = m.def_submodule("rows", "The statistics of rows of logits, and their gradients.");
   auto topk = m.def_submodule("topk", "The largest logits of rows, and sparse rows made of them.");
+  auto sets = m.def_submodule("sets", "Rows over sets of the vocabulary.");
   auto sampling = m.def_submodule("sampling", "Draws of a token per row.");
   auto tokens = m.def_submodule("tokens", "The policy loss, and the selection of tokens.");
   register_runtime(runtime);
@@ -26,6 +28,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_rows(rows);
   register_cuda_rows(rows);
   register_topk(topk);
+  register_sets(sets);
   register_sampling(sampling);
   register_tokens(tokens);
   register_selection(tokens);

@@ -50,11 +50,16 @@ void draw_truncated(
     py::handle logits,
     int64_t top_k,
     double top_p,
+    double min_p,
+    py::handle set_sizes,
+    py::handle set_ids,
     py::handle row_ids,
     uint64_t seed,
     uint64_t step
 ) {
   const Array states(state, "state", Access::write);
+  const auto counts = optional_array(set_sizes, "set_sizes", Access::write);
+  const auto sets = optional_array(set_ids, "set_ids", Access::write);
   const Array tokens(token, "token", Access::write);
   const Array ids(row_ids, "row_ids", Access::read);
   const auto whole = optional_array(logits, "logits", Access::read);
@@ -62,13 +67,21 @@ void draw_truncated(
   const cpu::SampleKey key = key_of(ids, n, seed, step);
   check(top_k >= 0, "top_k must not be negative, got ", top_k);
   check(0 < top_p && top_p <= 1, "top_p must be above 0 and at most 1, got ", top_p);
+  check(0 <= min_p && min_p <= 1, "min_p must be from 0 to 1, got ", min_p);
   check(whole.has_value() != (topk != nullptr), "either topk or logits must be given");
-  const cpu::Truncation truncation{top_k, top_p};
+  check(!sets || whole, "set_ids goes with logits: a topk has its own");
+  const cpu::Truncation truncation{top_k, top_p, min_p};
   auto* data = rows.arrays().states_of<RowState>(states);
-  auto* drawn = data_of<int64_t>(tokens, Dtype::i64, n);
-  check_apart(rows, states, tokens, ids, whole, topk);
+  cpu::TruncatedDraw drawn{data_of<int64_t>(tokens, Dtype::i64, n)};
+  drawn.kept = data_of<int64_t>(counts, Dtype::i64, n);
+  check_apart(rows, states, tokens, ids, whole, topk, counts, sets);
   if (whole) {
     const logitless::Rows of_tile = rows.of_tile(*whole, 0);
+    if (sets) {
+      check((*whole)->ndim == 2, "logits must be [n, V] with set_ids");
+      check((*whole)->shape[1] <= INT32_MAX, "set_ids needs ids below 2^31");
+      drawn.ids = data_of<int32_t>(sets, Dtype::i32, (*whole)->size());
+    }
     const py::gil_scoped_release release;
     cpu::draw_from_rows(of_tile, whole->view(), truncation, key, data, drawn);
     return;
@@ -102,9 +115,9 @@ void register_sampling(py::module_& m) {
   m.def(
       "draw_truncated",
       &draw_truncated,
-      "Draw from the top_k and top_p of a finalized topk (token -1: it does not suffice) or of "
-      "whole "
-      "rows of logits.",
+      "Draw from the top_k, top_p and min_p of a finalized topk (token -1: it does not suffice) or "
+      "of whole rows of logits; set_sizes [n], and of "
+      "logits set_ids [n, V], say what is drawn from.",
       py::arg("rows"),
       py::arg("state"),
       py::arg("token"),
@@ -113,6 +126,9 @@ void register_sampling(py::module_& m) {
       py::arg("logits") = none,
       py::arg("top_k"),
       py::arg("top_p"),
+      py::arg("min_p") = 0.0,
+      py::arg("set_sizes") = none,
+      py::arg("set_ids") = none,
       py::arg("row_ids"),
       py::arg("seed"),
       py::arg("step")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from logitless.diagnostics.warm import warm
     from logitless.entropy.covariance import Covariance, covariance
     from logitless.entropy.law import EntropyLaw, fit_entropy_law
+    from logitless.inputs.sampling_mask import SamplingMask
     from logitless.integrations.transformers.head import Head, head_of
     from logitless.loss.evaluate.inputs import BatchStats, Totals
     from logitless.loss.evaluate.rollout import RolloutWeights
@@ -102,6 +103,7 @@ _HOMES = {
     "Reject": "logitless.loss.spec",
     "RolloutWeights": "logitless.loss.evaluate.rollout",
     "Sample": "logitless.ops.linear_sample",
+    "SamplingMask": "logitless.inputs.sampling_mask",
     "Sapo": "logitless.loss.spec",
     "SignWeights": "logitless.loss.spec",
     "StepController": "logitless.loss.spec.controllers",
@@ -167,6 +169,7 @@ __all__ = [
     "Reject",
     "RolloutWeights",
     "Sample",
+    "SamplingMask",
     "Sapo",
     "SignWeights",
     "StepController",

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz import rows, sparse, tokens
+from tests.fuzz import rows, sets, sparse, tokens
 from tests.fuzz.case import Case, call
 from tests.fuzz.memory import Exporter, Memory
 from tests.fuzz.spoil import spoil
 
-MAKERS = {**rows.MAKERS, **sparse.MAKERS, **tokens.MAKERS}
+MAKERS = {**rows.MAKERS, **sets.MAKERS, **sparse.MAKERS, **tokens.MAKERS}
 ALLOWED = (ValueError, TypeError, OverflowError, BufferError, RuntimeError, MemoryError)
 # How many arguments of a case are spoilt: a fifth of the calls stay valid.
 SPOILT = (0, 1, 1, 2, 3)

@@ -211,13 +211,17 @@ def draw_truncated(core: Any, rng: Rng) -> Case:
     p.start = 0
     p.own["bias"] = None
     state, kept = p.finalized()
-    source: dict[str, Any] = {"logits": p.logits}
+    source: dict[str, Any] = {
+        "logits": p.logits,
+        "set_ids": maybe(rng, np.zeros((p.n, p.width), np.int32)),
+    }
     if rng.integers(2):
         source = {"kept": kept}
     return p.case(
-        "sampling.draw_truncated", written=("state", "token"), state=state,
+        "sampling.draw_truncated", written=("state", "token", "set_sizes", "set_ids"), state=state,
         token=np.zeros(p.n, np.int64), top_k=int(rng.choice([0, 1, 3, 100])),
-        top_p=float(rng.choice([1, 0.9, 1e-3])),
+        top_p=float(rng.choice([1, 0.9, 1e-3])), min_p=float(rng.choice([0, 0.1, 1])),
+        set_sizes=maybe(rng, np.zeros(p.n, np.int64)),
         row_ids=rng.integers(0, 99, p.n), seed=3, step=int(rng.integers(2**43)), **source,
     )  # fmt: skip
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import logitless as ll
-from logitless import cli
+from logitless import _core, cli
+from logitless.backends import registry
+from logitless.backends.cpu import CpuSets
 from logitless.backends.machine import CPU
 from logitless.ops.head.planner import cost
 from logitless.ops.head.planner.cost import Problem, Strategy
@@ -132,3 +135,45 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_tail_mass_that_no_op_takes_is_refused(tail_mass: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ll.plan(8, 8, 512, tail_mass=tail_mass)
+
+
+def test_sets_of_tokens() -> None:
+    """Few ids are gathered, in no product; many make dense ones worth their cost. Sizes decide."""
+    few = ll.plan(1024, 1024, 151_936, "bfloat16", sampled_ids=8 * 1024)
+    assert (few.mode, few.gathered, few.products) == ("sets", True, 0.0)
+    assert "8192 ids in all, their rows of weight gathered" in str(few)
+    assert "extras of the whole vocabulary take a product more" in str(few)
+    whole = ll.plan(1024, 1024, 151_936, "bfloat16")
+    assert few.total_bytes < whole.total_bytes / 10
+    assert few.expected_seconds < whole.expected_seconds / 50
+    many = ll.plan(1024, 1024, 151_936, "bfloat16", sampled_ids=50_000 * 1024)
+    assert (many.mode, many.gathered, many.products) == ("sets", False, 3.0)
+    assert "out of dense products" in str(many)
+    alike = {"sampled_ids": 50_000 * 1024, "batch_invariant": True}
+    assert ll.plan(1024, 1024, 151_936, "bfloat16", **alike).gathered
+    frozen = ll.plan(8, 64, 300, sampled_ids=2400, gradients=("hidden",))
+    assert frozen.products in (0.0, 2.0)
+    with pytest.raises(ValueError, match=r"memory_budget must be at least \d+ bytes for 8192 ids"):
+        ll.plan(1024, 1024, 151_936, "bfloat16", "1MiB", sampled_ids=8192)
+    with pytest.raises(NotImplementedError, match="tail_mass with sampled_ids is not built"):
+        ll.plan(1024, 1024, 151_936, sampled_ids=8192, tail_mass=0.1)
+
+
+@pytest.mark.parametrize("ids", [12, 4000])
+def test_the_op_does_as_the_plan_of_its_sizes_says(
+    ids: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Watched(CpuSets):
+        def logits(self, *csr: Any, **arrays: Any) -> None:  # type: ignore[override]
+            seen.append(True)
+            _core.sets.logits(*csr, **arrays)
+
+    cpu = replace(registry.get("cpu"), sets=Watched())
+    monkeypatch.setitem(registry.BACKENDS, "cpu", cpu)
+    h, w, t = torch.randn(4, 8), torch.randn(4000, 8), torch.arange(4)
+    mask = ll.SamplingMask.from_lists([range(ids)] * 4)
+    ll.linear_token_stats(h, w, t, sampling_mask=mask)
+    plan = ll.plan(4, 8, 4000, sampled_ids=4 * ids, backward=False)
+    assert bool(seen) == plan.gathered == (ids == 12)

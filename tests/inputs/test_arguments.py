@@ -100,7 +100,7 @@ def test_numbers_of_numpy_and_arrays_without_dimensions(function: str, kind: str
 def _values(result: Any) -> list[Any]:
     if isinstance(result, torch.Tensor):
         return [result]
-    named = vars(result) if hasattr(result, "__dict__") else result._asdict()
+    named = result._asdict() if hasattr(result, "_asdict") else vars(result)
     return [x for x in named.values() if isinstance(x, (torch.Tensor, float, int))]
 
 

@@ -117,6 +117,37 @@ def test_gradient_of_the_rows(chain: dict[str, Any]) -> None:
     np.testing.assert_allclose(dbias, differences(lambda b: total(raw, bias=b), bias), atol=2e-8)
 
 
+SETS = [[2, 0, 4], [], [3, 0]]
+
+
+def test_a_set_by_hand() -> None:
+    """Half of the mass is kept, and of that the target has a quarter."""
+    z = np.log(np.array([[0.125, 0.375, 0.3, 0.2]]))
+    stats = reference.token_stats(z, np.array([0]), sets=[[1, 0]])
+    assert stats["logp"] == pytest.approx(math.log(0.25))
+    assert stats["lse"] == pytest.approx(math.log(0.5))
+    assert stats["entropy"] == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+    assert reference.kept_mass(z, [[1, 0]]) == pytest.approx(0.5)
+    assert stats["argmax"] == 1
+    for wrong in ([[1, 2]], [[0, 9]], [[0, 0]]):
+        with pytest.raises(ValueError, match="row 0: no set of ids"):
+            reference.token_stats(z, np.array([0]), sets=wrong)
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_gradient_of_rows_with_sets(chain: dict[str, Any]) -> None:
+    raw = RNG.normal(size=(3, 6))
+    g = {f"g_{n}": RNG.normal(size=3) for n in ("logp", "entropy", "lse")}
+
+    def total(x: np.ndarray) -> float:
+        stats = reference.token_stats(x, TARGETS, sets=SETS, **chain)
+        return float(sum((g[f"g_{n}"] * stats[n]).sum() for n in ("logp", "entropy", "lse")))
+
+    dlogits, _ = reference.token_stats_backward(raw, TARGETS, sets=SETS, **g, **chain)
+    np.testing.assert_allclose(dlogits, differences(total, raw), atol=2e-8)
+    assert (dlogits[0, [1, 3, 5]] == 0).all() and (dlogits[1] != 0).all()
+
+
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_gradient_of_the_linear_path(chain: dict[str, Any]) -> None:
     hidden, weight = RNG.normal(size=(3, 4)), RNG.normal(size=(6, 4))

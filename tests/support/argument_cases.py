@@ -69,20 +69,26 @@ HEAD: dict[str, Any] = {
 DRAW: dict[str, Any] = {
     key: value for key, value in {**CHAIN, **COMPUTE}.items() if key not in ("tail_mass", "backend")
 }
+SETS = ll.SamplingMask.from_lists([[0, 1], [2, 1], [], [3]])
+SAMPLED: dict[str, Any] = {"sampling_mask": None}
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "token_stats": {
         "logits": floats(N, V), "targets": torch.arange(N), "mask": whole_mask(), **CHAIN,
-        "extras": ("argmax",), "selected_ids": torch.arange(3), "inplace_backward": False,
-        "backend": "auto",
+        **SAMPLED, "extras": ("argmax",), "selected_ids": torch.arange(3),
+        "inplace_backward": False, "backend": "auto",
     },
     "linear_token_stats": {
         **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",),
-        "selected_ids": torch.arange(3), **COMPUTE,
+        "selected_ids": torch.arange(3), **COMPUTE, **SAMPLED, "weight_grad": "dense",
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
-    "linear_policy_loss": {**HEAD, **LOSS, **CHAIN, "extras": ("argmax",), **COMPUTE},
+    "linear_policy_loss": {
+        **HEAD, **LOSS, **CHAIN, "extras": ("argmax",), **COMPUTE, **SAMPLED,
+        "weight_grad": "dense",
+    },
     "linear_sample": {
         "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, "top_k": 3, "top_p": 0.9,
+        "min_p": 0.1,
         "seed": 1, "step": 2, "row_ids": torch.arange(N),
     },
     "batch_stats": {
@@ -103,7 +109,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "backward": True, "one_pass": True,
         "split": True, "batch_invariant": False, "tail_mass": 0.0, "kept_entries": 0,
-        "device": "cpu",
+        "sampled_ids": 0, "device": "cpu",
     },
     "check": {
         "head": floats(V, H), "batch": {"hidden": floats(N, H), "targets": torch.arange(N)},
@@ -245,6 +251,12 @@ ARGUMENTS: dict[str, list[Any]] = {
     "metrics": WORD,
     "top_k": [x for x in INT if x is not None] + [0],
     "top_p": [x for x in POSITIVE if x is not None] + [1.5],
+    "min_p": [x for x in NUMBER if x is not None] + [-0.1, 1.5],
+    "sampling_mask": [
+        1, "sets", Odd(), [[0, 1]], (SETS.token_ids, SETS.offsets), ll.SamplingMask,
+        ll.SamplingMask.from_lists([[0]]), ll.SamplingMask.from_lists([[1], [1], [2], [3]]),
+    ],
+    "weight_grad": [*WORD, "rows"],
     "seed": [x for x in INT if x is not None] + [None],
     "step": INT,
     "row_ids": required(arrays(IDS, F32, B, torch.int32)),
@@ -277,6 +289,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "one_pass": FLAG,
     "split": FLAG,
     "kept_entries": INT,
+    "sampled_ids": INT,
     "head": [None, 1, "lm_head", Odd(), floats(V), floats(V, H).to(I64)],
     "check.batch": [None, 1, {}, {"hidden": floats(N, H)}, Odd()],
     "rows": [*INT, 0],
@@ -335,10 +348,13 @@ FIELDS["Aggregation | None"] = FIELDS["Level | None"] = [
 ]
 FIELDS["tuple[Reject, ...]"] = [None, 1, "veto", (1,), [None], Odd()]
 PART: list[Any] = ["clip", 1.0, Odd(), [ll.Clip()], ll.Clip]
+TENSORS = [x for x in arrays(IDS, F32, B) if not isinstance(x, np.ndarray)]
+FIELDS["Ids"] = [*required(TENSORS), IDS - 1]
 FIELDS["Surrogate"] = [None, *PART]
 FIELDS |= {f"{name} | None": PART for name in ("AnyControl", "KL", "Correction")}
 FIELDS["EntropyBonus | EntropyFloor | None"] = PART
 NEEDED: dict[str, dict[str, Any]] = {
+    "SamplingMask": {"token_ids": torch.arange(3), "offsets": torch.tensor([0, 2, 3])},
     "PolicyLossSpec": {"aggregation": "seq-mean-token-sum-norm"},
     "EntropyBonus": {"coefficient": 0.1}, "EntropyFloor": {"strength": 0.1, "target": 1.0},
     "StepController": {"target": 1.0}, "LogController": {"target": 1.0},

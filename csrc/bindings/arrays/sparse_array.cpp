@@ -4,10 +4,12 @@ namespace py = pybind11;
 
 namespace logitless::bindings {
 
-SparseArray::SparseArray(py::handle offsets, py::handle columns, py::handle values, Access access)
+SparseArray::SparseArray(
+    py::handle offsets, py::handle columns, py::handle values, Access of_columns, Access of_values
+)
     : offsets_(offsets, "offsets", Access::read),
-      columns_(columns, "columns", access),
-      values_(values, "values", access) {
+      columns_(columns, "columns", of_columns),
+      values_(values, "values", of_values) {
   const int64_t rows = offsets_->size() - 1;
   check(rows >= 0, "offsets must hold at least one element");
   view_.n = rows;

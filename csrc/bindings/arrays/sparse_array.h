@@ -11,6 +11,15 @@ class SparseArray {
   // `access` is that of the entries: a call may write them where offsets are given.
   SparseArray(
       pybind11::handle offsets, pybind11::handle columns, pybind11::handle values, Access access
+  )
+      : SparseArray(offsets, columns, values, access, access) {}
+  // Of columns that are given, and values that a call may write.
+  SparseArray(
+      pybind11::handle offsets,
+      pybind11::handle columns,
+      pybind11::handle values,
+      Access of_columns,
+      Access of_values
   );
 
   const cpu::SparseRows& operator*() const { return view_; }

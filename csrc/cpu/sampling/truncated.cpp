@@ -25,36 +25,48 @@ struct Sorted {
   double weight(int64_t i) const { return std::exp((y[i] - moments.m) * scale); }
 };
 
-// Index of the entry drawn by `u`, or -1 where more entries are needed to know the set.
-int64_t draw(const Sorted& top, const Truncation& truncation, double u) {
+struct Choice {
+  int64_t entry;  // -1: more entries are needed to know the set
+  int64_t kept;   // entries of the set
+};
+
+// The entry drawn by `u`.
+Choice draw(const Sorted& top, const Truncation& truncation, double u) {
   const bool limited = truncation.top_k > 0 && truncation.top_k <= top.n;
   const int64_t n = limited ? truncation.top_k : top.n;
   // Whether the first n are all that top_k leaves.
   const bool known = limited || top.everything;
-  double mass = 0;
+  double enough = INFINITY;
   if (truncation.top_p < 1) {
     double total = top.moments.s0;
     if (truncation.top_k > 0) {
-      if (!known) return -1;
+      if (!known) return {-1, 0};
       total = 0;
       for (int64_t i = 0; i < n; ++i) total += top.weight(i);
     }
-    const double enough = truncation.top_p * total;
-    int64_t i = 0;
-    while (i < n && mass < enough) mass += top.weight(i++);
-    if (mass < enough && !known) return -1;
-  } else {
-    if (!known) return -1;
-    for (int64_t i = 0; i < n; ++i) mass += top.weight(i);
+    enough = truncation.top_p * total;
   }
+  double mass = 0;
+  int64_t kept = 0;
+  bool ends = known;
+  for (; kept < n && mass < enough; ++kept) {
+    const double weight = top.weight(kept);
+    // The largest has the weight 1.
+    if (weight < truncation.min_p) {
+      ends = true;
+      break;
+    }
+    mass += weight;
+  }
+  if (mass < enough && !ends) return {-1, 0};
   double sum = 0;
   int64_t drawn = 0;
-  for (int64_t i = 0; i < n && sum <= u * mass; ++i) {
+  for (int64_t i = 0; i < kept && sum <= u * mass; ++i) {
     const double weight = top.weight(i);
     if (weight > 0) drawn = i;
     sum += weight;
   }
-  return drawn;
+  return {drawn, kept};
 }
 
 // A row without a meaning draws nothing: rows_finalize names it.
@@ -100,18 +112,20 @@ void draw_from_topk(
     const Truncation& truncation,
     const SampleKey& key,
     RowState* state,
-    int64_t* token
+    const TruncatedDraw& out
 ) {
   parallel_for(rows.n, rows.threads, [&](int64_t row) {
-    token[row] = 0;
+    out.token[row] = 0;
+    if (out.kept != nullptr) out.kept[row] = 0;
     if (is_bad(state[row].moments)) return;
     const double* y = topk.values + row * topk.capacity;
     const int64_t n = topk.count[row];
     const bool everything = n < topk.keep() && topk.margin == INFINITY;
     const Sorted top{y, n, everything, state[row].moments, rows.scale_of(row)};
-    const int64_t i = draw(top, truncation, number(key, row));
+    const auto [i, kept] = draw(top, truncation, number(key, row));
     check(i < n, "row ", row, ": it has nothing to draw from");
-    token[row] = i < 0 ? -1 : topk.ids[row * topk.capacity + i];
+    out.token[row] = i < 0 ? -1 : topk.ids[row * topk.capacity + i];
+    if (out.kept != nullptr) out.kept[row] = kept;
     if (i >= 0) state[row].target = y[i];
   });
 }
@@ -122,18 +136,19 @@ void draw_from_rows(
     const Truncation& truncation,
     const SampleKey& key,
     RowState* state,
-    int64_t* token
+    const TruncatedDraw& out
 ) {
   check_tile(rows, logits, "logits", 0);
   parallel_for(rows.n, rows.threads, [&](int64_t row) {
-    token[row] = 0;
+    out.token[row] = 0;
+    if (out.kept != nullptr) out.kept[row] = 0;
     if (is_bad(state[row].moments)) return;
     std::vector<Entry> entries = entries_of(tile_row(rows, logits, row));
     const int64_t size = static_cast<int64_t>(entries.size());
     check(size > 0, "row ", row, ": it has no finite logit to draw");
     std::vector<double> y;
-    int64_t drawn = -1;
-    for (int64_t limit = std::max(kFirstSorted, truncation.top_k); drawn < 0; limit *= 8) {
+    Choice drawn{-1, 0};
+    for (int64_t limit = std::max(kFirstSorted, truncation.top_k); drawn.entry < 0; limit *= 8) {
       const int64_t done = static_cast<int64_t>(y.size());
       limit = std::min(limit, size);
       sort_first(entries, done, limit);
@@ -142,8 +157,12 @@ void draw_from_rows(
       const Sorted top{y.data(), limit, limit == size, moments, rows.scale_of(row)};
       drawn = draw(top, truncation, number(key, row));
     }
-    token[row] = entries[drawn].id;
-    state[row].target = entries[drawn].y;
+    out.token[row] = entries[drawn.entry].id;
+    state[row].target = entries[drawn.entry].y;
+    if (out.kept != nullptr) out.kept[row] = drawn.kept;
+    if (out.ids == nullptr) return;
+    int32_t* ids = out.ids + row * logits.shape[1];
+    for (int64_t i = 0; i < drawn.kept; ++i) ids[i] = static_cast<int32_t>(entries[i].id);
   });
 }
 

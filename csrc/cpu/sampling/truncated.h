@@ -1,5 +1,6 @@
 // Sampling from the top of a distribution: the top_k largest entries, of these the fewest whose
-// share of the mass reaches top_p, renormalised. Entries are ordered by (y, -id).
+// share of the mass reaches top_p, of these again those with at least min_p times the largest's
+// probability, renormalised. Entries are ordered by (y, -id).
 #pragma once
 
 #include "../topk/topk.h"
@@ -10,9 +11,18 @@ namespace logitless::cpu {
 struct Truncation {
   int64_t top_k = 0;  // 0: no limit
   double top_p = 1;   // (0, 1]; 1: no limit
+  double min_p = 0;   // [0, 1]; 0: no limit
 };
 
-// Draws from a finalized top-k into `token` [n], and the token's y into state.target. Where the
+// What is drawn of each row.
+struct TruncatedDraw {
+  int64_t* token;           // [n]
+  int64_t* kept = nullptr;  // [n] or null: the size of the set
+  int32_t* ids = nullptr;   // [n, V] or null: the set, largest first; of whole rows
+};
+
+// Draws from a finalized top-k, whose first `kept` entries are the set, and puts the token's y into
+// state.target. Where the
 // top-k cannot prove that it holds the whole set, the token is -1 and the state is left.
 void draw_from_topk(
     const Rows& rows,
@@ -20,7 +30,7 @@ void draw_from_topk(
     const Truncation& truncation,
     const SampleKey& key,
     RowState* state,
-    int64_t* token
+    const TruncatedDraw& out
 );
 
 // The same from whole rows of logits [n, V], which `state` was folded from: the same token.
@@ -30,7 +40,7 @@ void draw_from_rows(
     const Truncation& truncation,
     const SampleKey& key,
     RowState* state,
-    int64_t* token
+    const TruncatedDraw& out
 );
 
 }  // namespace logitless::cpu

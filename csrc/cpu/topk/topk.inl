@@ -11,6 +11,7 @@ namespace LOGITLESS_ISA {
 namespace {
 
 #include "../rows/reader.inl"
+#include "set_rows.inl"
 #include "sparse_rows.inl"
 #include "topk_rows.inl"
 
@@ -37,10 +38,25 @@ void deposit(Dtype dtype, const void* sums, int64_t n, bool add, void* out) {
   });
 }
 
+void dots(Dtype dtype, const RowDots& in, void* values) {
+  visit_float(dtype, "dense", [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    dots_of<S>(in, static_cast<typename Storage<S>::T*>(values));
+  });
+}
+
+void pick(Dtype dtype, const RowEntries& in) {
+  visit_float(dtype, "tile", [&](auto tag) { pick_of<typename decltype(tag)::type>(in); });
+}
+
+void put(Dtype dtype, const RowEntries& in) {
+  visit_float(dtype, "tile", [&](auto tag) { put_of<typename decltype(tag)::type>(in); });
+}
+
 }  // namespace
 
 extern const TopKKernels topk_kernels;
-const TopKKernels topk_kernels = {above, count_above, sparse_sum, deposit};
+const TopKKernels topk_kernels = {above, count_above, sparse_sum, deposit, dots, pick, put};
 
 }  // namespace LOGITLESS_ISA
 }  // namespace logitless::cpu

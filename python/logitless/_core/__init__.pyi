@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from logitless._core import rows as rows
 from logitless._core import runtime as runtime
 from logitless._core import sampling as sampling
+from logitless._core import sets as sets
 from logitless._core import tokens as tokens
 from logitless._core import topk as topk
 

@@ -78,6 +78,27 @@ class TopKKernels(Protocol):
         """Sums of sparse rows."""
 
 
+class SetKernels(Protocol):
+    """Rows over sets of the vocabulary: csrc/cpu's sets.h. `csr`: offsets, columns and values."""
+
+    def logits(self, *csr: Any, **arrays: Any) -> None:
+        """values = hidden[row] . weight[column] of every entry."""
+
+    def read_tile(self, *csr: Any, **arrays: Any) -> None:
+        """Read the entries that a tile holds."""
+
+    def write_tile(self, *csr: Any, **arrays: Any) -> None:
+        """Write a tile that holds the entries, and 0 elsewhere."""
+
+    def forward(
+        self, rows: Rows, offsets: Any, columns: Any, values: Any, *, state: Any, extras: bool
+    ) -> None:
+        """The states of rows over their entries."""
+
+    def gradient(self, rows: Rows, *csr: Any, **arrays: Any) -> None:
+        """Write d(values) to `gradient`."""
+
+
 class SamplingKernels(Protocol):
     """Tokens drawn from rows of logits."""
 
@@ -113,6 +134,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     TOKENS: ("tokens",),
     # options of the head ops
     "tail_mass": ("topk",),
+    "sampling_mask": ("sets", "statistics"),
     "vocab_group": ("rows",),
     "batch_invariant": ("rows",),
 }
@@ -132,6 +154,7 @@ class Backend:
     # statistics of full logits, differentiable by autograd: what a backend without row kernels has
     statistics: Callable[..., dict[str, Any]] | None = None
     topk: TopKKernels | None = None
+    sets: SetKernels | None = None
     sampling: SamplingKernels | None = None
     tokens: TokenKernels | None = None
     # dense products; None: torch's

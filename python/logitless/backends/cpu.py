@@ -42,6 +42,22 @@ class CpuTopK:
     add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
 
 
+class CpuSets:
+    """Entries of rows over sets of the vocabulary."""
+
+    def forward(
+        self, rows: Rows, offsets: Any, columns: Any, values: Any, *, state: Any, extras: bool
+    ) -> None:
+        _core.sets.forward(_core_of(rows), offsets, columns, values, state, extras=extras)
+
+    def gradient(self, rows: Rows, *csr: Any, **arrays: Any) -> None:
+        _core.sets.gradient(_core_of(rows), *csr, **arrays)
+
+    logits = staticmethod(_core.sets.logits)
+    read_tile = staticmethod(_core.sets.read_tile)
+    write_tile = staticmethod(_core.sets.write_tile)
+
+
 class CpuSampling:
     """Draws by `_core.sampling`."""
 
@@ -75,6 +91,7 @@ BACKEND = Backend(
     machine=lambda device: CPU,
     rows=CpuRows,
     topk=CpuTopK(),
+    sets=CpuSets(),
     sampling=CpuSampling(),
     tokens=CPU_TOKENS,
     transpose=_core.rows.transpose,

@@ -51,6 +51,8 @@ class Machine:
     # Largest logits kept of a row to draw from where top_p alone limits it, and of any row.
     sampled_entries: int
     most_sampled_entries: int
+    # Bytes per second of rows of weight that lie anywhere, with their products.
+    gathered: float = 10e9
     # (problem, whether it may be one-pass) -> the strategies to choose from, or None for the
     # planner's own: forces one, in a test or a study
     strategies: Callable[[Any, bool], list[Any] | None] | None = None

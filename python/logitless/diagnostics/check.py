@@ -11,6 +11,7 @@ from logitless.inputs.checks import whole
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import LogitTransform
+from logitless.inputs.sampling_mask import check_sampling_mask
 from logitless.ops.head.parse import check_head_arrays, under_autocast
 from logitless.ops.linear_token_stats import linear_token_stats
 
@@ -87,7 +88,8 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
     with or without their chain, or `.ok` is False and `.cause` says what the module seems to do.
     batch: a mapping or object with `hidden` [N, H] or [B, T, H], `targets` and, maybe,
     `mask`; the rows are the first that the mask has. options: those of `linear_token_stats`
-    (temperature as a number, softcap, logit_scale, logits_dtype, memory_budget, backend ...).
+    (temperature as a number, softcap, logit_scale, logits_dtype, memory_budget, backend ...);
+    sampling_mask is that of the whole batch.
 
     The upstream gradient is 1 for logp and 0.1 for entropy in every row. Returns a `Check`: `.ok`,
     `.errors`, `.module`, `.cause`, `.raise_if_off()`; nothing is raised for a large error unless
@@ -113,6 +115,9 @@ def check(head: Any, batch: Any, *, rows: int = ROWS, **options: Any) -> Check:
         raise ValueError("check: batch must have at least one token, got none that the mask has")
     h = hidden.detach().reshape(-1, hidden.shape[-1])[chosen]
     t = flat_targets[chosen]
+    if options.get("sampling_mask") is not None:
+        check_sampling_mask(options["sampling_mask"], tuple(targets.shape))
+        options["sampling_mask"] = options["sampling_mask"].rows(chosen.cpu())
     bias = None if bias is None else bias.detach()
 
     def run(dtype: Any, **ways: Any) -> dict[str, Any]:

@@ -29,6 +29,12 @@ def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_tracing() -> bool:
+    """Whether torch.compile makes a graph of this call."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
 def require(name: str, value: Any, ok: Callable[[float], bool], expected: str) -> float:
     """The finite number behind `value`."""
     x = value if type(value) in (float, int) else _number(name, value, "a number")

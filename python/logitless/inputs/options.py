@@ -15,6 +15,8 @@ STATISTICS = ("varentropy", "sum_p2", "log_sum_p2", "mean_logit", "entropy_chang
 ROW_EXTRAS = (*STATISTICS, "argmax")
 DROPPED = ("dropped_mass", "dropped_entropy")
 EXTRAS = (*ROW_EXTRAS, *DROPPED)
+# Of the whole vocabulary, beside what a sampling mask leaves of it.
+FULL = ("kept_mass", "full_logp", "full_entropy")
 # Kernels get a softcap between this and its inverse as it is, another one as 1.
 _LEAST_CAP = 2.0**-60
 
@@ -95,8 +97,17 @@ def check_names(argument: str, names: Any, known: tuple[str, ...]) -> tuple[str,
     return tuple(names)
 
 
-def check_extras(extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS) -> tuple[str, ...]:
-    return () if type(extras) is tuple and not extras else check_names("extras", extras, known)
+def check_extras(
+    extras: tuple[str, ...], *, known: tuple[str, ...] = EXTRAS, sets: bool = False
+) -> tuple[str, ...]:
+    """`sets`: whether the call has a sampling mask."""
+    if type(extras) is tuple and not extras:
+        return ()
+    names = check_names("extras", extras, (*known, *FULL))
+    for name in names:
+        if name in FULL and not sets:
+            raise ValueError(f"extras: {name!r} needs a sampling_mask, got None")
+    return names
 
 
 def check_tail_mass(tail_mass: float) -> None:

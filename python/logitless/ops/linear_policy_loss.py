@@ -15,10 +15,11 @@ from logitless.loss.evaluate.coefficients import check_loss_options, separable
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.numpy_loss import numpy_loss
 from logitless.ops.head.numpy_statistics import numpy_statistics
-from logitless.ops.head.parse import check_head_arrays, under_autocast
+from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, tail
 
 if TYPE_CHECKING:
+    from logitless.inputs.sampling_mask import SamplingMask
     from logitless.loss.evaluate.inputs import BatchStats, Totals
     from logitless.loss.spec import PolicyLossSpec
     from logitless.ops.head.inputs import HeadInputs
@@ -57,6 +58,7 @@ def linear_policy_loss(
     totals: Totals | None = None,
     grad_scale: float = 1.0,
     metrics: Literal["shares", "means"] = "shares",
+    sampling_mask: SamplingMask | None = None,
     temperature: Any = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -68,6 +70,7 @@ def linear_policy_loss(
     tail_mass: float = 0.0,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
+    weight_grad: str = "dense",
     backend: str = "auto",
 ) -> LinearPolicyLossOutput:
     """Log-prob, entropy and policy loss of each token from the head's input, in one call.
@@ -89,6 +92,10 @@ def linear_policy_loss(
     entries, and bound the error of that: docs/support.md.
 
     `extras` of `linear_token_stats` come at no product of their own, in `.extras`.
+
+    sampling_mask: log-probs and entropies are of the softmax renormalised over the tokens that each
+    row could be sampled as, as those of the rollout's engine are: old_logp, ref_logp and
+    rollout_logp have to be so too (docs/sampling.md).
 
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
@@ -115,6 +122,7 @@ def linear_policy_loss(
             str(logits_dtype),
             batch_invariant,
             backend,
+            sampling_mask,
         )
 
     ranks = ShardRendezvous(_OP, vocab_group, vocab_start, call_kind)
@@ -122,7 +130,7 @@ def linear_policy_loss(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
-        extras = check_extras(extras)
+        extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         data = (
             old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
@@ -139,21 +147,53 @@ def linear_policy_loss(
             },
         )  # fmt: skip
         head = head.on_rows(shape)
+        if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
+            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
         if not is_tensor(hidden):
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
             stats = numpy_statistics(
-                _OP, hidden, weight, targets, mask, head, compute, shape, extras
+                _OP, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask
             )
             loss, values = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
             return LinearPolicyLossOutput(loss, values, stats.logp, stats.entropy, stats.extras)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_inputs
 
-        inputs = head_inputs(_OP, hidden, weight, targets, mask, head, compute, ranks)
+        inputs = head_inputs(
+            _OP, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None
+        )
         arguments = loss_inputs(*data)
+    if sampling_mask is not None:
+        inputs = inputs.sharded(
+            ranks, head, shape, lambda: _masked_facts(arguments, spec, extras, sampling_mask)
+        )
+        return _run_masked(
+            inputs, arguments, shape, extras, sampling_mask, weight_rows=weight_grad == "rows"
+        )
     inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec, extras))
     return _run(inputs, arguments, shape, separable(spec, batch=batch is not None), extras)
+
+
+def _run_masked(
+    inputs: HeadInputs,
+    loss: LossInputs,
+    shape: tuple[int, ...],
+    extras: tuple[str, ...],
+    sampling_mask: SamplingMask,
+    *,
+    weight_rows: bool,
+) -> LinearPolicyLossOutput:
+    """The statistics, then the loss of them: a set's few logits are kept for the backward, which so
+    costs no more products than one made at once."""
+    from logitless.ops.head.masked import masked_statistics
+    from logitless.ops.losses.op import torch_loss
+
+    stats = masked_statistics(inputs, sampling_mask, shape, extras, weight_rows=weight_rows)
+    value, metrics = torch_loss(stats.logp, stats.entropy, loss)
+    return LinearPolicyLossOutput(
+        value, metrics, stats.logp.detach(), stats.entropy.detach(), stats.extras
+    )
 
 
 def _run(
@@ -208,6 +248,17 @@ def _of_rows(extras: tuple[str, ...], table: Any, logp: Any) -> dict[str, Any]:
 
 def named(names: tuple[str, ...], values: Any) -> dict[str, Any]:
     return dict(zip(names, values.unbind(), strict=True))
+
+
+def _masked_facts(
+    arguments: LossInputs,
+    spec: PolicyLossSpec,
+    extras: tuple[str, ...],
+    sampling_mask: SamplingMask,
+) -> Facts:
+    from logitless.ops.rows.masked import mask_facts
+
+    return (*_facts(arguments, spec, extras), *mask_facts(sampling_mask))
 
 
 def _facts(arguments: LossInputs, spec: PolicyLossSpec, extras: tuple[str, ...]) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.inputs.arrays import (
     check_dtype,
@@ -15,17 +15,59 @@ from logitless.inputs.arrays import (
 from logitless.inputs.checks import whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.records import changed
+from logitless.inputs.sampling_mask import SamplingMask
 from logitless.inputs.weights import refuse_special_weight
-from logitless.ops.sampling.truncated import Truncation
+from logitless.ops.sampling.truncated import KeptSets, Truncation
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
 
+if TYPE_CHECKING:
+    from logitless.ops.rows.arguments import Transform
+    from logitless.ops.sampling.draw import Noise
+    from logitless.ops.sharding.shard import Shard
 
-class Sample(NamedTuple):
-    """What was drawn, one per row."""
 
+class _Drawn(NamedTuple):
     token: Any  # [N] int64
     logp: Any  # [N] nats: of the drawn token, in the numerics of linear_token_stats
     entropy: Any  # [N] nats
+
+
+class Sample(_Drawn):
+    """What was drawn, one per row: token, logp and entropy, these two of the whole softmax; and as
+    attributes what it was drawn from."""
+
+    # None: all of the vocabulary
+    _sets: KeptSets | None = None
+    _kept_logp: Any = None
+
+    @property
+    def sampling_mask(self) -> SamplingMask:
+        """The tokens that each row could be drawn as, ascending; none of a row: all."""
+        if self._sets is None:
+            return SamplingMask.from_lists([()] * len(self.token))
+        return SamplingMask(*self._sets)
+
+    @property
+    def kept_logp(self) -> Any:
+        """[N] nats: logp renormalised over those, as linear_token_stats(..., sampling_mask=) has
+        it."""
+        return self.logp if self._sets is None else self._kept_logp
+
+
+class _TracedSample(Sample):
+    """From a graph of torch.compile, which holds no sets."""
+
+    @property
+    def sampling_mask(self) -> SamplingMask:
+        raise NotImplementedError(
+            "linear_sample: sampling_mask in a graph of torch.compile is not built: draw outside "
+            "of what is compiled"
+        )
+
+    @property
+    def kept_logp(self) -> Any:
+        return self.sampling_mask
 
 
 @public
@@ -39,6 +81,7 @@ def linear_sample(
     bias: Any = None,  # [V]
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     seed: int,
     step: int,
     row_ids: Any,  # [N] int64
@@ -62,12 +105,15 @@ def linear_sample(
     wherever a row stands in the batch, up to the rounding of the product itself. Give every
     sequence its own row id and every position its own step.
 
-    top_k, top_p: draw from the top_k largest z alone (of equal ones the smaller token), of these
-        from the fewest largest whose share of their mass reaches top_p, renormalised: the order of
-        Hugging Face and vLLM. Exact, and the noise is a function of (seed, step, row_ids[i]) still.
-        logp and entropy stay those of the whole softmax(z), which is what training scores. The
-        largest 256 logits of a row (top_k: as many, at most 1024) are kept on the way; a row whose
-        set may be larger gets another product, with the other such rows, within the budget.
+    top_k, top_p, min_p: draw from the top_k largest z alone (of equal ones the smaller token), of
+        these from the fewest largest whose share of their mass reaches top_p, of these from those
+        with at least min_p times the largest's probability, renormalised: the order of Hugging
+        Face. Exact, and the noise is a function of (seed, step, row_ids[i]) still. logp and entropy
+        stay those of the whole softmax(z); `.sampling_mask` is the set of each row and `.kept_logp`
+        the log-prob within it, bit for bit that of linear_token_stats(..., sampling_mask=) where a
+        set's rows of weight are gathered. The largest 256 logits of a row (top_k: as many, at most
+        1024) are kept on the way; a row whose set may be larger gets another product, with the
+        other such rows, within the budget.
 
     memory_budget, logits_dtype: as in `linear_token_stats`.
     batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
@@ -99,6 +145,7 @@ def linear_sample(
             bias,
             top_k,
             top_p,
+            min_p,
             memory_budget,
             str(logits_dtype),
             batch_invariant,
@@ -109,7 +156,7 @@ def linear_sample(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, 0.0, logits_dtype, batch_invariant)
-        truncation = Truncation(top_k, top_p)
+        truncation = Truncation(top_k, top_p, min_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
         _check(op, hidden, weight, head, row_ids, ranks.sharded)
         backend = backend_with(op, hidden)
@@ -126,6 +173,7 @@ def linear_sample(
             *(() if torch.compiler.is_compiling() else (("seed", seed), ("step", step))),
             ("top_k", top_k),
             ("top_p", top_p),
+            ("min_p", min_p),
         )
 
     shard = ranks.shard(len(weight), same)
@@ -134,10 +182,41 @@ def linear_sample(
         chain = chain_of(op, head, hidden.dtype == torch.float64, backend)
         arguments = (backend, hidden, weight, chain, compute, truncation, noise, shard)
         if not torch.compiler.is_compiling():
-            return Sample(*draw(*arguments))
+            *found, sets = draw(*arguments)
+            drawn = Sample(*found)
+            if sets is not None:
+                _score(drawn, sets, *arguments)
+            return drawn
         from logitless.ops.sampling.op import sample
 
-        return Sample(*sample(*arguments))
+        kind = _TracedSample if truncation.limits(shard.vocab(len(weight))) else Sample
+        return kind(*sample(*arguments))
+
+
+def _score(
+    drawn: Sample,
+    sets: KeptSets,
+    backend: str,
+    hidden: Any,
+    weight: Any,
+    chain: Transform,
+    compute: ComputeOptions,
+    _: Truncation,
+    __: Noise,
+    shard: Shard,
+) -> None:
+    """The set of each row, and the log-prob within it by the way that training takes."""
+    from logitless.ops.head.inputs import HeadInputs, logits_dtype
+    from logitless.ops.head.masked import set_statistics
+    from logitless.ops.rows.arguments import RowArguments
+
+    rows = RowArguments(drawn.token, None, *chain, backend)
+    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    # what was drawn has been paid for already
+    compute = changed(compute, memory_budget=None)
+    inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard)
+    drawn._sets = sets
+    drawn._kept_logp = set_statistics(inputs, sets.on(shard, len(weight))).logp
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.arrays import shape_of
@@ -11,10 +11,13 @@ from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
 from logitless.ops.head.numpy_statistics import numpy_statistics
-from logitless.ops.head.parse import check_head_arrays, under_autocast
+from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.rows.selected import check_selected, with_selected
+from logitless.ops.rows.selected import check_selected, refuse_selected, with_selected
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
+
+if TYPE_CHECKING:
+    from logitless.inputs.sampling_mask import SamplingMask
 
 
 @public
@@ -24,6 +27,7 @@ def linear_token_stats(
     targets: Any,  # [N] or [B, T] int64
     *,
     mask: Any = None,  # bool or 0 and 1, shape of targets
+    sampling_mask: SamplingMask | None = None,
     temperature: Any = 1.0,  # float, or shaped like targets, or [B] or [B, 1] of sequences
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -36,6 +40,7 @@ def linear_token_stats(
     tail_mass: float = 0.0,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
+    weight_grad: str = "dense",
     backend: str = "auto",
 ) -> TokenStats:
     """Log-probability and entropy of each token straight from the head's input.
@@ -70,6 +75,13 @@ def linear_token_stats(
         runs once per shape, RuntimeError if they do not allow it. d_weight sums over rows, and is
         not covered.
 
+    sampling_mask: as in `token_stats`. A row that has a set costs products with its tokens' rows of
+        weight alone, or where sets are so large that it costs less a dense product; which, follows
+        from sizes alone.
+    weight_grad: "rows" gives d_weight as a sparse tensor of the rows of weight that are in a set,
+        like torch.nn.Embedding(sparse=True): writing zeros to all others is most of the time. It
+        needs a sampling_mask with a set for every row of the mask.
+
     vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
         DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
 
@@ -97,6 +109,7 @@ def linear_token_stats(
             str(logits_dtype),
             batch_invariant,
             backend,
+            sampling_mask,
         )
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -104,7 +117,7 @@ def linear_token_stats(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
-        extras = check_extras(extras)
+        extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
@@ -113,11 +126,14 @@ def linear_token_stats(
         )  # fmt: skip
         check_selected(op, selected_ids, shape_of(weight)[0], sharded=ranks.sharded)
         head = head.on_rows(shape)
+        if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
+            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
+            refuse_selected(sampling_mask, selected_ids)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
             stats = numpy_statistics(
-                op, hidden, weight, targets, mask, head, compute, shape, extras
+                op, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask
             )
             if selected_ids is None:
                 return stats
@@ -125,7 +141,18 @@ def linear_token_stats(
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.head.statistics import extras_facts, few_logits, statistics
 
-        inputs = head_inputs(op, hidden, weight, targets, mask, head, compute, ranks)
+        inputs = head_inputs(
+            op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None
+        )
+    if sampling_mask is not None:
+        from logitless.ops.head.masked import masked_statistics
+        from logitless.ops.rows.masked import mask_facts
+
+        inputs = inputs.sharded(
+            ranks, head, shape, lambda: (*extras_facts(extras), *mask_facts(sampling_mask))
+        )
+        rows = weight_grad == "rows"
+        return masked_statistics(inputs, sampling_mask, shape, extras, weight_rows=rows)
     inputs = inputs.sharded(ranks, head, shape, lambda: extras_facts(extras))
     stats = statistics(inputs, shape, extras)
     if selected_ids is None:

@@ -11,9 +11,10 @@ from logitless.inputs.checks import flag
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ROW_EXTRAS, LogitTransform, check_extras
+from logitless.inputs.sampling_mask import SamplingMask, check_sampling_mask
 from logitless.inputs.weights import FLOATS
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.rows.selected import check_selected, with_selected
+from logitless.ops.rows.selected import check_selected, refuse_selected, with_selected
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts, tail
 
 
@@ -23,6 +24,7 @@ def token_stats(
     targets: Any,  # [N] or [B, T] int64
     *,
     mask: Any = None,  # bool or 0 and 1, shape of targets
+    sampling_mask: SamplingMask | None = None,
     temperature: Any = 1.0,  # float, or shaped like targets, or [B] or [B, 1] of sequences
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -60,6 +62,15 @@ def token_stats(
 
     selected_ids: one set of ids for all rows; `.selected` has their log-probs, [*targets.shape, K],
         with first derivatives, from lse: at |z| = 10^4 they have its rounding of 5e-4.
+
+    sampling_mask: of each row the tokens that it could be sampled as, under top_k, top_p or min_p;
+        none of a row: all. Everything above is then of the softmax renormalised over them, and
+        other tokens get no gradient: z[others] = -inf, after the whole chain. Without it the
+        log-prob of a rollout that was truncated is off by the log of the mass that the set holds.
+        `extras` of the whole softmax beside it: "kept_mass", that mass; "full_logp";
+        "full_entropy" (docs/sampling.md). Logits outside of a set are not looked at. Not with
+        inplace_backward, nor in a graph of torch.compile. With vocab_group every rank passes all
+        ids.
 
     vocab_group, vocab_start: `logits` (and bias) are the columns from vocab_start on; the others
         are with the other ranks of this torch.distributed group, which pass the same rows; targets
@@ -102,12 +113,13 @@ def token_stats(
             selected_ids is None,
             inplace_backward,
             backend,
+            sampling_mask,
         )
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
     with ranks:
         head = LogitTransform(temperature, softcap, logit_scale, ranks.local("bias", bias))
-        extras = check_extras(extras, known=ROW_EXTRAS)
+        extras = check_extras(extras, known=ROW_EXTRAS, sets=sampling_mask is not None)
         mask = as_mask(mask)
         flag("inplace_backward", inplace_backward)
         optional = {"mask": mask, "selected_ids": selected_ids, **head.arrays}
@@ -119,14 +131,22 @@ def token_stats(
         )
         head = head.on_rows(shape)
         check_selected(op, selected_ids, vocab, sharded=ranks.sharded)
+        if sampling_mask is not None:
+            check_sampling_mask(sampling_mask, shape)
+            refuse_selected(sampling_mask, selected_ids)
+            if inplace_backward:
+                raise NotImplementedError(
+                    "token_stats: inplace_backward with a sampling_mask is not built, got True"
+                )
         if kind == "numpy":
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
-            stats = _numpy_stats(logits, targets, mask, head, extras, shape)
+            stats = _numpy_stats(logits, targets, mask, head, extras, shape, sampling_mask)
     if kind != "numpy":
         stats = _torch_stats(
-            logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks
-        )
+            logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks,
+            sampling_mask,
+        )  # fmt: skip
     if selected_ids is None:
         return stats
     raw = logits.index_select(-1, selected_ids) if kind == "torch" else logits[..., selected_ids]
@@ -143,10 +163,12 @@ def _torch_stats(
     inplace: bool,
     backend: str,
     ranks: ShardRendezvous,
+    sampling_mask: SamplingMask | None,
 ) -> TokenStats:
     import torch
 
     from logitless.ops.rows.arguments import row_arguments
+    from logitless.ops.rows.masked import eager_masked_stats, mask_facts, masked_token_stats
     from logitless.ops.rows.op import OP, row_stats
     from logitless.ops.rows.outputs import to_stats
     from logitless.ops.rows.overwrite import check_overwritable
@@ -155,6 +177,8 @@ def _torch_stats(
     with ranks:
         chosen = backend_of(backend, logits)
         ranks.require(chosen)
+        if sampling_mask is not None:
+            registry.get(chosen).require(OP, sampling_mask=True)
         # The core walks [B, T, V] with any row strides: logits[:, :-1] costs no copy.
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
         if inplace:
@@ -164,13 +188,18 @@ def _torch_stats(
 
     def same() -> Facts:
         facts = rows_facts(logits, rows.targets, rows.mask, shape)
-        return (*head_facts(head), *facts, ("whether there are extras", bool(extras)))
+        found = (*head_facts(head), *facts, ("whether there are extras", bool(extras)))
+        return found if sampling_mask is None else (*found, *mask_facts(sampling_mask))
 
     shard = ranks.shard(logits.shape[-1], same)
     eager = registry.get(chosen).statistics
     if eager is not None:
         flat = logits.reshape(-1, logits.shape[-1])
+        if sampling_mask is not None:
+            return eager_masked_stats(eager, flat, rows, sampling_mask, shape, extras)
         return to_stats(eager(flat, *rows[:-1]), shape, extras)
+    if sampling_mask is not None:
+        return masked_token_stats(logits, rows, sampling_mask, shape, extras, shard)
     stats = row_stats(logits, rows, bool(extras), inplace, shard)
     return to_stats(stats.outputs._asdict(), shape, extras)
 
@@ -182,14 +211,24 @@ def _numpy_stats(
     head: LogitTransform,
     extras: tuple[str, ...],
     shape: tuple[int, ...],
+    sampling_mask: SamplingMask | None,
 ) -> TokenStats:
     import numpy as np
 
     from logitless.backends.row_kernels.rows import STATE
-    from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
+    from logitless.ops.rows.numpy_rows import numpy_masked, numpy_rows, numpy_stats
 
     logits = logits if logits.strides[-1] == logits.itemsize else np.ascontiguousarray(logits)
     rows = numpy_rows("token_stats", targets, mask, head, logits.dtype)
+    if sampling_mask is not None:
+        flat = logits.reshape(-1, logits.shape[-1])
+
+        def whole(others: Any, of_rows: tuple[str, ...]) -> TokenStats:
+            return _numpy_stats(logits, targets, others.reshape(shape), head, of_rows, shape, None)
+
+        found = sampling_mask.sets(rows.targets, rows.mask, flat.shape[-1])
+        values = flat[found.rows, found.ids]
+        return numpy_masked(rows, found, values, flat.shape[-1], shape, extras, whole)
     state = np.empty((targets.size, STATE))
     rows.forward(logits, state, extras=bool(extras))
     return numpy_stats(rows, state, logits.shape[-1], logits.dtype, extras, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
+# Of each row the ids that it was sampled from.
+Sets = Sequence[Sequence[int]]
 
 
 def logits_chain(
@@ -50,11 +52,14 @@ def token_stats(
     targets: Array,  # [...]
     *,
     mask: Array | None = None,  # [...]
+    sets: Sets | None = None,
     **chain: Any,
 ) -> dict[str, Array]:
     """What `token_stats` of the library has, each shaped like targets.
 
     A masked row is 0 everywhere and is never read. `chain`: the keywords of `logits_chain`.
+    `sets`: softmax(z) is renormalised over the ids of a row's set, an empty one being the whole
+    vocabulary.
     """
     targets = np.asarray(targets)
     names = (
@@ -63,7 +68,7 @@ def token_stats(
     )  # fmt: skip
     out: dict[str, Array] = {name: np.zeros(targets.size) for name in names}
     out["argmax"] = np.zeros(targets.size, np.int64)
-    for i, z, a in _valid_rows(logits, targets, mask, chain):
+    for i, z, a in _valid_rows(logits, targets, mask, chain, sets):
         lse = _logsumexp(z)
         logp, p = z - lse, np.exp(z - lse)
         entropy = -_expectation(p, logp)
@@ -90,6 +95,7 @@ def token_stats_backward(
     g_logp: float | Array = 0.0,
     g_entropy: float | Array = 0.0,
     g_lse: float | Array = 0.0,
+    sets: Sets | None = None,
     **chain: Any,
 ) -> tuple[F64, F64]:
     """(dlogits, dbias) of sum(g_logp * logp + g_entropy * entropy + g_lse * lse)."""
@@ -97,7 +103,7 @@ def token_stats_backward(
     raw = np.asarray(logits, np.float64)
     dz = np.zeros((targets.size, raw.shape[-1]))
     gp, gh, gl = (np.broadcast_to(g, targets.shape).ravel() for g in (g_logp, g_entropy, g_lse))
-    for i, z, a in _valid_rows(logits, targets, mask, chain):
+    for i, z, a in _valid_rows(logits, targets, mask, chain, sets):
         lse = _logsumexp(z)
         p = np.exp(z - lse)
         entropy = -_expectation(p, z - lse)
@@ -106,6 +112,12 @@ def token_stats_backward(
         dz[i] = gp[i] * (onehot - p) - gh[i] * p * surprise + gl[i] * p
     dlogits = dz.reshape(raw.shape) * _chain_slope(raw, mask=mask, **chain)
     return dlogits, dlogits.reshape(-1, raw.shape[-1]).sum(axis=0)
+
+
+def kept_mass(logits: Array, sets: Sets, **chain: Any) -> F64:  # [N, V] -> [N]
+    """What of softmax(z) the sets hold; 1 of an empty one, which is the whole vocabulary."""
+    p = probabilities(logits, **chain)
+    return np.array([p[i, list(kept)].sum() if len(kept) else 1.0 for i, kept in enumerate(sets)])
 
 
 def linear_token_stats(
@@ -174,15 +186,25 @@ def softcap_slope(
 
 
 def _valid_rows(
-    logits: Array, targets: Array, mask: Array | None, chain: dict[str, Any]
+    logits: Array,
+    targets: Array,
+    mask: Array | None,
+    chain: dict[str, Any],
+    sets: Sets | None = None,
 ) -> Iterator[tuple[int, F64, int]]:
-    """(row number, z, target) of each unmasked row; a row that has no meaning is a ValueError."""
+    """(row number, z, target) of each unmasked row, z being -inf outside of its set; a row that has
+    no meaning is a ValueError."""
     z = logits_chain(logits, **chain)
     z = z.reshape(-1, z.shape[-1])
     valid = np.ones(targets.size, bool) if mask is None else np.asarray(mask, bool).ravel()
     for i, target in enumerate(targets.ravel()):
         if not valid[i]:
             continue
+        if sets is not None and len(sets[i]):
+            kept = np.isin(np.arange(z.shape[1]), sets[i])
+            z[i] = np.where(kept, z[i], -np.inf)
+            if target not in sets[i] or kept.sum() < len(sets[i]):
+                raise ValueError(f"row {i}: no set of ids that holds the target {target}")
         if np.isnan(z[i]).any() or np.isposinf(z[i]).any() or np.isneginf(z[i]).all():
             raise ValueError(f"row {i}: logits hold NaN, +inf, or nothing finite")
         if not 0 <= target < z.shape[1]:

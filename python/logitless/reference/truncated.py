@@ -1,4 +1,4 @@
-"""What a sampler with top_k and top_p must draw from."""
+"""What a sampler with top_k, top_p and min_p must draw from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def truncated_probabilities(
     *,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     **chain: Any,
 ) -> F64:  # [..., V]
     """softmax(z) on the top_k tokens, largest z first and of equal ones the smaller token, then on
-    the fewest of these whose share of their mass reaches top_p, renormalised."""
+    the fewest of these whose share of their mass reaches top_p, then on those of at least min_p
+    times the largest's probability, renormalised."""
     z = logits_chain(logits, **chain)
     p = probabilities(logits, **chain)
     out = np.zeros_like(p)
@@ -30,5 +32,6 @@ def truncated_probabilities(
         share = np.cumsum(p[row][order]) / p[row][order].sum()
         if top_p is not None:
             order = order[: int(np.searchsorted(share, top_p)) + 1]
+        order = order[p[row][order] >= (min_p or 0.0) * p[row].max()]
         out[row][order] = p[row][order] / p[row][order].sum()
     return out

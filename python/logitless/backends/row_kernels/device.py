@@ -15,6 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 ABSENT = {
     "statistics": "it has row kernels",
     "topk": "the kernels of kept entries run on the CPU only; tail_mass=0 is exact and everywhere",
+    "sets": "the kernels of rows over sets of tokens run on the CPU only; backend='torch' "
+    "renormalises full logits",
     "sampling": "the kernels that draw tokens run on the CPU only: pass hidden.cpu() and "
     "weight.cpu(), or draw from logits by torch.multinomial((hidden @ weight.T).softmax(-1), 1), "
     "scored by linear_token_stats",

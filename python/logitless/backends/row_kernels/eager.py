@@ -41,6 +41,7 @@ def eager_stats(
     scale: float,
     pre: float,
     softcap: float,
+    kept: Tensor | None = None,  # [N, V] bool: the others are impossible, whatever their logits
 ) -> dict[str, Tensor]:
     """The results of the rows and every extra, each [N]."""
     n = len(logits)
@@ -51,6 +52,8 @@ def eager_stats(
         y = y + bias
     if softcap:
         y = softcapped(y, softcap, pre)
+    if kept is not None:
+        y = y.masked_fill(~kept[rows], -float("inf"))
     scales = y.new_full((), scale) if row_scale is None else row_scale[rows].to(y.dtype)
     _check_rows(y, scales, targets, rows, "" if bias is None else " plus bias")
     # The maximum is taken off before anything is scaled: what is large loses no digits.

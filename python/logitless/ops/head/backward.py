@@ -193,7 +193,7 @@ def _dense(
     of_operands = head.tiling.operands
     rescale = rescale or of_operands != head.tiling.dtype
     narrow = rescale and of_operands == torch.float16
-    power = _power_of_two(g) if narrow else 1.0
+    power = power_of_two(g) if narrow else 1.0
     d_weight, products = out.weight, products_of(f.rows.backend)
     mixed = mixes(f.rows, head.weight)
 
@@ -223,7 +223,7 @@ def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
     return head.tiling.operand(head.hidden, place)
 
 
-def _power_of_two(g: RowGradients) -> float:
+def power_of_two(g: RowGradients) -> float:
     largest = max(float(x.abs().max()) for x in g if x is not None)
     if not math.isfinite(largest):
         # a scaler of losses looks for this in the gradients

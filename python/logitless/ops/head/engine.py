@@ -6,7 +6,7 @@ Products belong to torch; what surrounds them works on the tile while it is in c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -25,6 +25,9 @@ from logitless.ops.head.planner.cost import tile_columns
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.rows.op import empty_states
+
+if TYPE_CHECKING:
+    from logitless.ops.head.sets import Entries
 
 
 def forward_tiles(
@@ -90,6 +93,7 @@ def backward_tiles(
     store: LogitStore,
     index: Tensor | None,  # [n] their places among the rows of the store
     out: TileSinks,
+    entries: Entries | None = None,  # d(logits) of rows that have them at some columns alone
 ) -> None:
     """Logits again, from `store` or by another product; d(logits) in their place; the products.
 
@@ -114,13 +118,16 @@ def backward_tiles(
                 tile = store.tile(chunk, start, width)
             else:
                 tile = tiling.view(scratch, 0, operand.shape[0], width)
-                if stop > store.columns:
+                if entries is not None:
+                    entries.part(chunk).write(tile, start)
+                elif stop > store.columns:
                     product(operand, w, tile)
                 else:
                     assert index is not None
                     store.gather(index[chunk], start, tile)
             own = tile[: part.n]
-            part.gradient(own, state[chunk], own, start=start, **g.at(chunk).kernel_arguments)
+            if entries is None:
+                part.gradient(own, state[chunk], own, start=start, **g.at(chunk).kernel_arguments)
             d_logits = narrowed(tile)
             if sums:
                 for piece, total in zip(tiling.pieces(tile.shape[0]), sums[i], strict=True):

@@ -10,8 +10,9 @@ from logitless.backends import registry
 from logitless.backends.row_kernels.rows import STATE
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.sampling_mask import SamplingMask
 from logitless.ops.head.planner.plan import cached_plan
-from logitless.ops.rows.numpy_rows import numpy_rows, numpy_stats
+from logitless.ops.rows.numpy_rows import numpy_masked, numpy_rows, numpy_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dropped
 
 
@@ -25,6 +26,7 @@ def numpy_statistics(
     compute: ComputeOptions,
     shape: tuple[int, ...],
     extras: tuple[str, ...] = (),
+    sampling_mask: SamplingMask | None = None,
 ) -> TokenStats:
     for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
         value = getattr(compute, name)
@@ -35,6 +37,22 @@ def numpy_statistics(
     of_rows, _ = split_extras(extras)
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows(op, targets, mask, head, flat.dtype)
+    if sampling_mask is not None:
+        sets = sampling_mask.sets(rows.targets, rows.mask, len(weight))
+
+        def whole(others: Any, of_rows: tuple[str, ...]) -> TokenStats:
+            return numpy_statistics(
+                op, hidden, weight, targets, others.reshape(shape), head, compute, shape, of_rows
+            )
+
+        values = np.empty(len(sets.ids), np.float64 if flat.dtype == np.float64 else np.float32)
+        kernels = rows.backend.sets
+        assert kernels is not None
+        kernels.logits(
+            sets.offsets, sets.ids, values, hidden=flat[sets.places],
+            weight=np.ascontiguousarray(weight), threads=rows.threads,
+        )  # fmt: skip
+        return numpy_masked(rows, sets, values, len(weight), shape, extras, whole)
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(flat), flat.shape[1], len(weight), flat.dtype,
         compute.memory_budget, backward=False,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from logitless.inputs.arrays import check_tokens, check_weight, framework
-from logitless.inputs.checks import is_tensor
-from logitless.inputs.options import LogitTransform
+from logitless.inputs.checks import choice, is_tensor
+from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.sampling_mask import check_sampling_mask
 from logitless.inputs.weights import refuse_special_weight
 
 
@@ -38,3 +39,32 @@ def check_head_arrays(
         refuse_special_weight(op, weight, sharded=sharded)
     vocab = check_weight(op, hidden, weight)
     return check_tokens(op, "hidden", hidden, targets, mask, head, vocab, sharded=sharded)
+
+
+def check_masked_head(
+    sampling_mask: Any,
+    weight: Any,
+    shape: tuple[int, ...],
+    compute: ComputeOptions,
+    weight_grad: str,
+) -> None:
+    """The options that a head call has with a sampling mask, of its tokens' shape."""
+    choice("weight_grad", weight_grad, ("dense", "rows"))
+    if weight_grad == "rows" and not is_tensor(weight):
+        raise ValueError("weight_grad must be left at 'dense' for NumPy inputs, got 'rows'")
+    if weight_grad == "rows" and weight.requires_grad and not weight.is_leaf:
+        raise ValueError(
+            "weight_grad='rows' needs a weight that no op has made, for others take no sparse "
+            f"gradient, got one of {type(weight.grad_fn).__name__} (torch.autocast casts: pass a "
+            "weight in its dtype)"
+        )
+    if sampling_mask is None:
+        if weight_grad == "rows":
+            raise ValueError("weight_grad='rows' needs a sampling_mask, got None")
+        return
+    check_sampling_mask(sampling_mask, shape)
+    if compute.tail_mass:
+        raise NotImplementedError(
+            f"tail_mass with a sampling_mask is not built, got {compute.tail_mass}: rows that have "
+            "a set are gathered from it already"
+        )

@@ -149,13 +149,19 @@ class SparseGradient(NamedTuple):
 
     def within(self, start: int, stop: int) -> SparseGradient:
         """Its columns from start to stop, counted from start."""
-        inside = (start <= self.columns) & (self.columns < stop)
-        before = torch.zeros(len(inside) + 1, dtype=torch.int64)
-        torch.cumsum(inside, 0, out=before[1:])
+        inside = self._only((start <= self.columns) & (self.columns < stop))
+        return inside._replace(columns=inside.columns - start)
+
+    def without_zeros(self) -> SparseGradient:
+        some = self.values != 0
+        return self if some.all() else self._only(some)
+
+    def _only(self, some: Tensor) -> SparseGradient:  # [entries] bool
+        before = torch.zeros(len(some) + 1, dtype=torch.int64)
+        torch.cumsum(some, 0, out=before[1:])
         return self._replace(
-            offsets=before[self.offsets], columns=self.columns[inside] - start,
-            values=self.values[inside],
-        )  # fmt: skip
+            offsets=before[self.offsets], columns=self.columns[some], values=self.values[some]
+        )
 
     def transposed(
         self,

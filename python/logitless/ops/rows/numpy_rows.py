@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from logitless.backends import registry
-from logitless.backends.row_kernels.rows import Rows
+from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.backends.threads import thread_count
-from logitless.inputs.options import STATISTICS, LogitTransform
+from logitless.inputs.options import DROPPED, FULL, STATISTICS, LogitTransform
+from logitless.inputs.records import changed
+from logitless.inputs.sampling_mask import Sets
 from logitless.inputs.scaling import check_scaling, check_temperatures
-from logitless.ops.rows.outputs import DIFFERENTIABLE, TokenStats, stats_of
+from logitless.ops.rows.outputs import (
+    DIFFERENTIABLE,
+    TokenStats,
+    stats_of,
+    with_nothing_dropped,
+)
 
 
 def numpy_rows(op: str, targets: Any, mask: Any, head: LogitTransform, dtype: Any) -> Rows:
@@ -59,3 +67,39 @@ def numpy_stats(
             out[name] = np.full(math.prod(shape), -1 if name == "argmax" else 0, values.dtype)
             out[name][index] = values
     return stats_of({name: array.reshape(shape) for name, array in out.items()}, extras)
+
+
+def numpy_masked(
+    rows: Rows,
+    sets: Sets,
+    values: Any,  # [entries] logits, without bias
+    vocab: int,
+    shape: tuple[int, ...],
+    extras: tuple[str, ...],
+    whole: Callable[[Any, tuple[str, ...]], TokenStats],  # of the rows of a mask [N]
+) -> TokenStats:
+    """Rows that have a set beside those that have none."""
+    of_rows = tuple(name for name in extras if name not in (*FULL, *DROPPED))
+    active = np.ones(rows.n, bool) if rows.mask is None else rows.mask
+    others, full = active.copy(), any(name in FULL for name in extras)
+    others[sets.places] = False
+    base = whole(active if full else others, of_rows)
+    wide = np.float64 if values.dtype == np.float64 else np.float32
+    values = values.astype(wide)
+    if rows.bias is not None:
+        values = values + rows.bias[sets.ids]
+    of_sets = changed(rows.gather(sets.places), bias=None)
+    kernels, state = rows.backend.sets, np.empty((of_sets.n, STATE))
+    assert kernels is not None
+    csr = (sets.offsets, sets.ids, values)
+    kernels.forward(of_sets, *csr, state=state, extras=bool(of_rows))
+    found = numpy_stats(of_sets, state, vocab, wide, of_rows, shape, sets.places)
+    has = (active & ~others).reshape(shape)
+    both = ((*stats[:3], *stats.extras.values()) for stats in (found, base))
+    logp, entropy, lse, *more = (np.where(has, a, b) for a, b in zip(*both, strict=True))
+    known = dict(zip(of_rows, more, strict=True))
+    if full:
+        mass = np.where(has, np.minimum(np.exp(found.lse - base.lse), 1), active.reshape(shape))
+        known |= {"kept_mass": mass.astype(wide), "full_logp": base.logp}
+        known["full_entropy"] = base.entropy
+    return with_nothing_dropped(TokenStats(logp, entropy, lse, known), extras)

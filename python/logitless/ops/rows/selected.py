@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from logitless.inputs.arrays import check_dtype, shape_of
-from logitless.inputs.checks import is_tensor
+from logitless.inputs.checks import is_tensor, shown
 from logitless.inputs.gradients import is_traced
 from logitless.inputs.options import LogitTransform
 from logitless.ops.rows.outputs import TokenStats
@@ -37,6 +37,15 @@ def check_selected(op: str, ids: Any, vocab: int, *, sharded: bool) -> None:
         place = int(wrong.argmax())
         raise ValueError(
             f"{op}: selected_ids must be in [0, {vocab}), got {held[place]} at [{place}]"
+        )
+
+
+def refuse_selected(sampling_mask: Any, ids: Any) -> None:
+    """Ids outside of a row's set have no log-prob."""
+    if sampling_mask is not None and ids is not None:
+        raise ValueError(
+            "selected_ids must be None with a sampling_mask, outside of whose sets ids have no "
+            f"log-prob, got {shown(ids)}"
         )
 
 

@@ -21,7 +21,7 @@ from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, transform
 from logitless.ops.rows.outputs import differentiable_outputs
 from logitless.ops.sampling.sharded import sample_shard
-from logitless.ops.sampling.truncated import Truncation, draw_truncated
+from logitless.ops.sampling.truncated import KeptSets, Truncation, draw_truncated
 from logitless.ops.sharding.shard import Shard
 
 
@@ -53,8 +53,8 @@ def draw(
     truncation: Truncation,
     noise: Noise,
     shard: Shard,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(token, logp, entropy), [N] each."""
+) -> tuple[Tensor, Tensor, Tensor, KeptSets | None]:
+    """(token, logp, entropy), [N] each, and what was drawn from where that is not everything."""
     refuse_lost_threads()
     served_by = registry.get(backend)
     n, vocab = len(hidden), shard.vocab(len(weight))
@@ -72,14 +72,16 @@ def draw(
         served_by, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,
         torch.get_num_threads(),
     )  # fmt: skip
-    state = new_state(n, hidden)
+    state, sets = new_state(n, hidden), None
     if truncation.limits(vocab):
-        token = draw_truncated(hidden, weight, rows, tiling, plan, truncation, noise, shard, state)
+        token, sets = draw_truncated(
+            hidden, weight, rows, tiling, plan, truncation, noise, shard, state
+        )
     else:
         token = _draw_whole(tiling.operand(hidden, None), weight, rows, tiling, noise, shard, state)
     out = differentiable_outputs(n, hidden)
     changed(rows, targets=token).finalize(state, vocab, **out)
-    return token, out["logp"], out["entropy"]
+    return token, out["logp"], out["entropy"], sets
 
 
 def _draw_whole(

@@ -25,6 +25,7 @@ class Draw(NamedTuple):
     batch_invariant: bool
     top_k: Symbol | None
     top_p: float | None
+    min_p: float | None
     # A schema's int has 63 bits and a sign.
     seed: Symbol
     step: Symbol
@@ -48,11 +49,11 @@ def sample(
 ) -> Drawn:
     """`draw` as a node of a graph."""
     budget = None if compute.memory_budget is None else str(fixed(compute.memory_budget))
-    top_p = None if truncation.top_p is None else float(truncation.top_p)
+    top_p, min_p = (None if p is None else float(p) for p in (truncation.top_p, truncation.min_p))
     seed = noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)
     asked = Draw(
         backend, budget, compute.logits_dtype, compute.batch_invariant, truncation.top_k, top_p,
-        seed, noise.step,
+        min_p, seed, noise.step,
     )  # fmt: skip
     drawn: Drawn = _op(hidden, weight, chain, asked, noise.row_ids, shard)
     return drawn
@@ -62,9 +63,10 @@ def _kernel(
     hidden: Tensor, weight: Tensor, chain: Transform, asked: Draw, row_ids: Tensor, shard: Shard
 ) -> Drawn:
     compute = ComputeOptions(asked.memory_budget, 0.0, asked.logits_dtype, asked.batch_invariant)
-    truncation = Truncation(asked.top_k, asked.top_p)
+    truncation = Truncation(asked.top_k, asked.top_p, asked.min_p)
     noise = Noise(asked.seed % (1 << 64), asked.step, row_ids)
-    return Drawn(*draw(asked.backend, hidden, weight, chain, compute, truncation, noise, shard))
+    given = (asked.backend, hidden, weight, chain, compute, truncation, noise, shard)
+    return Drawn(*draw(*given)[:3])
 
 
 def _fake(hidden: Tensor, *_: object) -> Drawn:

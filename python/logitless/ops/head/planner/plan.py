@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.options import check_names, check_tail_mass
 from logitless.ops.head.planner import cost, strategies
 from logitless.ops.head.planner.cost import ITEMSIZE, Problem
+from logitless.ops.head.planner.sets import SetProblem
 
 GRADIENTS = ("hidden", "weight")
 
@@ -58,10 +59,14 @@ class Plan:
     expected_seconds: float  # on the machine of the plan
     operand_dtype: str  # of the operands of products, and of d(logits)
     row_quantum: int  # numbers from one row of a tile to the next are a multiple of it
+    sampled_ids: int = 0  # of the sets of a sampling mask; 0: there is none
+    gathered: bool = False  # whether their rows of weight are gathered, and no product is dense
 
     @property
     def mode(self) -> str:
-        """ "one-pass", "keep", "recompute", "mix" or "support"."""
+        """ "one-pass", "keep", "recompute", "mix", "support" or "sets"."""
+        if self.sampled_ids:
+            return "sets"
         if self.kept_entries:
             return "support"
         if self.chunk_rows:
@@ -84,6 +89,9 @@ class Plan:
             "support": f"the {self.kept_entries} largest entries of each row kept, logits of the"
             " rows that need more made again",
             "mix": f"logits of {self.kept_columns} columns kept, others made again",
+            "sets": f"softmax over sets of {self.sampled_ids} ids in all, "
+            + ("their rows of weight gathered" if self.gathered else "out of dense products")
+            + "; extras of the whole vocabulary take a product more",
         }[self.mode]
         support = f" + entries {_mib(self.support_bytes)}" if self.support_bytes else ""
         lines = [
@@ -134,6 +142,7 @@ def plan(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     kept_entries: int = 0,
+    sampled_ids: int = 0,
     device: Any = "cpu",
 ) -> Plan:
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
@@ -145,18 +154,41 @@ def plan(
     `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
     only whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
-    keeps for its top_k and top_p. `device`: that of the tensors, or "H200" and the like for a GPU
-    that need not be here; what a GPU's plan rests on is predicted, not measured. The cheapest
+    keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
+    every token has a set. `device`: that of the tensors, or "H200" and the like for a GPU that need
+    not be here; what a GPU's plan rests on is predicted, not measured. The cheapest
     strategy that fits is taken, by the model in `ops/head/planner/cost.py`; time and free memory of
     the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
     """
-    return plan_on(
-        _machine(device, dtype), tokens, hidden, vocab, dtype, budget,
-        logits_dtype=logits_dtype, gradients=gradients, backward=backward, one_pass=one_pass,
-        split=split, batch_invariant=batch_invariant, tail_mass=tail_mass,
-        kept_entries=kept_entries,
+    machine = _machine(device, dtype)
+    asked: dict[str, Any] = {
+        "logits_dtype": logits_dtype, "gradients": gradients, "backward": backward,
+        "one_pass": one_pass, "split": split, "batch_invariant": batch_invariant,
+        "tail_mass": tail_mass, "kept_entries": kept_entries,
+    }  # fmt: skip
+    sampled_ids = whole("sampled_ids", sampled_ids)
+    found = plan_on(machine, tokens, hidden, vocab, dtype, None if sampled_ids else budget, **asked)
+    if not sampled_ids:
+        return found
+    if tail_mass:
+        raise NotImplementedError(f"plan: tail_mass with sampled_ids is not built, got {tail_mass}")
+    problem = SetProblem(found.tokens, sampled_ids, found.hidden, found.vocab, found.dtype)
+    products = 1 + (len(gradients) if backward else 0)
+    if problem.pays_dense(machine) and not batch_invariant:
+        found = plan_on(
+            machine, tokens, hidden, vocab, dtype, budget, **{**asked, "one_pass": False}
+        )
+        return replace(
+            found, kept_columns=0, kept_bytes=0, products=float(products), sampled_ids=sampled_ids
+        )
+    limit = None if budget is None else parse_bytes(budget)
+    least = problem.check(limit, backward)
+    return replace(
+        found, budget=limit or least, rows=found.tokens, columns=0, kept_columns=0, chunk_rows=0,
+        scratch_bytes=least, kept_bytes=0, accumulator_bytes=0, products=0.0,
+        expected_seconds=problem.seconds(products, machine), sampled_ids=sampled_ids, gathered=True,
     )  # fmt: skip
 
 
