@@ -113,9 +113,7 @@ def _forward(
     tiling: Tiling,
     shard: Shard,
 ) -> HeadPolicyLoss:
-    given = _Arguments(
-        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard
-    )  # fmt: skip
+    given = _Arguments(hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard)
     return _both_ways(given, None)
 
 
@@ -131,9 +129,7 @@ def _forward_with_extras(
     shard: Shard,
     extras: str,  # names with commas between
 ) -> HeadPolicyExtras:
-    given = _Arguments(
-        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard
-    )  # fmt: skip
+    given = _Arguments(hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard)
     asked = _Extras(extras, hidden)
     return HeadPolicyExtras(*_both_ways(given, asked), asked.table)
 
