@@ -202,3 +202,21 @@ def test_aliases_that_cost_nothing_are_taken(tmp_path: Path) -> None:
     path.write_text("methods: {one: &m {preset: grpo}, two: *m}\nnotes: [&n text, *n]")
     recipe = load_recipe(str(path))
     assert recipe.methods["one"] == recipe.methods["two"] and recipe.notes == ["text", "text"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.top_k=0", r"'rollout\.top_k' must be at least 1, got 0"),
+        ("rollout.top_p=0", r"'rollout\.top_p' must be in \(0, 1\], got 0"),
+        ("rollout.min_p=1.5", r"'rollout\.min_p' must be in \[0, 1\], got 1\.5"),
+    ],
+)
+def test_what_is_left_to_draw_from_is_checked(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(tmp_path, override)
+
+
+def test_a_truncated_rollout_has_its_own_support(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'update\.tail_mass' must be 0 with rollout\.top_p"):
+        tiny_recipe(tmp_path, "rollout.top_p=0.9", "update.tail_mass=0.01")

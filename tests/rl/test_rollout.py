@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return policy
 
 
-def draw(policy: Policy, *, group: int = 16, seed: int = 0, temperature: float = 0.7) -> Rollout:
+def draw(
+    policy: Policy, *, group: int = 16, seed: int = 0, temperature: float = 0.7, **truncation: Any
+) -> Rollout:
     return sample(
         policy,
         policy.encode(PROMPTS),
@@ -32,6 +36,7 @@ def draw(policy: Policy, *, group: int = 16, seed: int = 0, temperature: float =
         seed=seed,
         step=3,
         clock=Stopwatch(),
+        **truncation,
     )
 
 
@@ -115,6 +120,30 @@ def test_texts_drop_the_end_token(policy: Policy) -> None:
     mask = torch.tensor([[True, True, True]] * 2)
     rollout = Rollout(ids, mask, mask, nothing, nothing)
     assert rollout.texts(policy.tokenizer)[0] == "hi"
+
+
+def test_log_probs_of_a_truncated_rollout_are_those_of_training(policy: Policy) -> None:
+    rollout = draw(policy, top_p=0.6, top_k=40)
+    kept = rollout.kept
+    assert kept is not None and len(kept) == len(rollout.targets)
+    sizes = [len(ids) for ids in kept.lists()]
+    assert 1 <= min(sizes) < max(sizes) <= 40
+    for target, ids in zip(rollout.targets.tolist(), kept.lists(), strict=True):
+        assert target in ids
+    stats = ll.linear_token_stats(
+        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7,
+        sampling_mask=kept,
+    )  # fmt: skip
+    torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
+    # and some sequences of it, in any order, have the sets of their own tokens
+    index = torch.tensor([7, 0, 40])
+    some = rollout.sequences(index)
+    assert some.kept is not None
+    places = torch.arange(len(rollout.targets)).split(rollout.lengths.tolist())
+    rows = torch.cat([places[i] for i in index.tolist()])
+    assert some.kept.lists() == kept.rows(rows).lists()
+    assert torch.equal(some.targets, rollout.targets[rows])
+    assert draw(policy).kept is None
 
 
 def test_tokens_without_text_are_no_text_that_is_right(policy: Policy) -> None:

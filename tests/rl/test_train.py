@@ -260,6 +260,15 @@ def head_gradient(
     return policy.weight.grad.clone()
 
 
+def test_truncated_rollouts_are_trained_on_what_was_drawn_from(tmp_path: Path) -> None:
+    """On-policy, the log-probs of training are those of the rollout: its ratio is 1."""
+    recipe = tiny_recipe(tmp_path, "steps=2", "rollout.top_p=0.7", "rollout.min_p=0.01")
+    assert run(recipe, tmp_path / "run") == 0
+    for name in ("grpo", "clip_cov"):
+        rows = metrics.read(tmp_path / "run" / name / "metrics.jsonl")
+        assert max(row["logp_gap"] for row in rows) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["grpo", "clip_cov"])
 def test_micro_batches_add_up(started: Any, name: str) -> None:
     gradients = [head_gradient(started, name, parts=parts) for parts in (1, 3)]

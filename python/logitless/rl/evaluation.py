@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from logitless.rl.experience import Answers, answers_to, task_of
 from logitless.rl.policy import Policy, load_policy
@@ -39,13 +40,13 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     prompts = held_out(recipe, task).prompts(rng, wanted.prompts)
     temperature = wanted.temperature or recipe.rollout.temperature
 
-    def answers(group: int, top_k: int | None) -> Answers:
+    def answers(group: int, truncation: dict[str, Any]) -> Answers:
         return answers_to(
             policy, task, prompts, recipe, Stopwatch(),
-            group=group, temperature=temperature, step=STEP, top_k=top_k,
+            group=group, temperature=temperature, step=STEP, **truncation,
         )  # fmt: skip
 
-    sampled, greedy = answers(wanted.group, None), answers(1, 1)
+    sampled, greedy = answers(wanted.group, recipe.rollout.truncation), answers(1, {"top_k": 1})
     return of_sampled(sampled, recipe.task.right) | of_greedy(greedy, recipe.task.right)
 
 

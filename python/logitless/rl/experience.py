@@ -50,8 +50,9 @@ def collect(
     prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
     group, temperature = recipe.rollout.group, recipe.rollout.temperature
     rollout, texts, scores = answers_to(
-        policy, task, prompts, recipe, clock, group=group, temperature=temperature, step=step
-    )
+        policy, task, prompts, recipe, clock, group=group, temperature=temperature, step=step,
+        **recipe.rollout.truncation,
+    )  # fmt: skip
     return scored([p.text for p in prompts], rollout, texts, scores, advantage)
 
 

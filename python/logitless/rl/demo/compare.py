@@ -42,8 +42,10 @@ def compare(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The step comparison with full logits, and each method's head memory in bytes."""
     experience = collect(policy, task, recipe, "group_std", 0, Stopwatch())
+    # plain torch would need a mask of all logits for the tokens that were left to draw from
+    rollout = replace(experience.rollout, kept=None)
     engine = LocalEngine(policy, recipe.update)
-    cost = compare_time(engine, experience.rollout, experience.advantages, recipe)
+    cost = compare_time(engine, rollout, experience.advantages, recipe)
     shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
     update = recipe.update
     head_bytes = {

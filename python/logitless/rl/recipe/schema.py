@@ -100,6 +100,11 @@ class RolloutRecipe:
     group: int = 16
     max_new_tokens: int = 16
     temperature: float = 1.0
+    # What is left of the softmax to draw from, as `linear_sample` takes it. Training is on the
+    # log-probs within that.
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     chat_template: bool = False
 
     def __post_init__(self) -> None:
@@ -108,6 +113,18 @@ class RolloutRecipe:
         _at_least("rollout.group", self.group, 2)
         _at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
         _number("rollout.temperature", self.temperature, lambda x: x > 0, "above 0")
+        if self.top_k is not None:
+            _at_least("rollout.top_k", self.top_k, 1)
+        if self.top_p is not None:
+            _number("rollout.top_p", self.top_p, lambda x: 0 < x <= 1, "in (0, 1]")
+        if self.min_p is not None:
+            _number("rollout.min_p", self.min_p, lambda x: 0 <= x <= 1, "in [0, 1]")
+
+    @property
+    def truncation(self) -> dict[str, Any]:
+        """Arguments of `linear_sample`; empty: the whole softmax."""
+        given = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -217,6 +234,12 @@ class Recipe:
             raise ValueError(
                 "recipe key 'evaluation.file' needs task.prompts and task.reward, got "
                 f"evaluation.file={self.evaluation.file} with task.name={self.task.name}"
+            )
+        if self.rollout.truncation and self.update.tail_mass:
+            names = ", ".join(f"rollout.{name}" for name in self.rollout.truncation)
+            raise ValueError(
+                f"recipe key 'update.tail_mass' must be 0 with {names}: a row's gradient is that "
+                f"of the tokens it was drawn from; got {self.update.tail_mass}"
             )
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")

@@ -24,12 +24,15 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int,
     step: int,
     clock: Stopwatch,
 ) -> Rollout:
     """`group` answers to each prompt (sequence i answers prompt i // group), each ended by an end
-    token or the limit. top_k=1 is greedy; logp and entropy are those of the whole softmax.
+    token or the limit. top_k=1 is greedy. Under top_k, top_p or min_p the log-probs are within the
+    tokens that are left, which `kept` names.
     """
     from transformers import DynamicCache
 
@@ -45,6 +48,7 @@ def sample(
     cache.batch_repeat_interleave(group)
     hidden, ids, attention = (x.repeat_interleave(group, dim=0) for x in (hidden, ids, attention))
 
+    truncated, sets = (top_k, top_p, min_p) != (None, None, None), []
     live, ends = torch.ones(B, dtype=torch.bool), torch.tensor(policy.ends)
     for t in range(T):
         rows = live.nonzero()[:, 0]
@@ -54,12 +58,17 @@ def sample(
                 policy.weight,
                 temperature=temperature,
                 top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
                 seed=seed,
                 step=step,
                 row_ids=rows * T + t,
                 **policy.head_options,
             )
-        tokens[rows, t], logp[rows, t], entropy[rows, t] = drawn.token, drawn.logp, drawn.entropy
+        tokens[rows, t], entropy[rows, t] = drawn.token, drawn.entropy
+        logp[rows, t] = drawn.kept_logp if truncated else drawn.logp
+        if truncated:
+            sets.append((rows, drawn.sampling_mask))
         mask[rows, t] = True
         live[rows] = ~torch.isin(drawn.token, ends)
         attention = torch.cat([attention, mask[:, t : t + 1]], dim=1)
@@ -76,7 +85,17 @@ def sample(
         mask=mask[:, :T],
         logp=logp[:, :T],
         entropy=entropy[:, :T],
+        kept=by_sequence(sets) if truncated else None,
     )
+
+
+def by_sequence(sets: list[tuple[Tensor, ll.SamplingMask]]) -> ll.SamplingMask:
+    """The sets of all tokens, sequence after sequence; sets: at each place the sequences that had a
+    token there, ascending, and the sets of these."""
+    lists = [ids for _, mask in sets for ids in mask.lists()]
+    # stable: the places of a sequence stay in their order
+    order = torch.cat([rows for rows, _ in sets]).argsort(stable=True)
+    return ll.SamplingMask.from_lists([lists[i] for i in order.tolist()])
 
 
 def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:

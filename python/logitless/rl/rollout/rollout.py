@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+import logitless as ll
 from logitless.rl.policy import Policy, text_of
 
 
@@ -20,7 +22,9 @@ class Rollout:
     attention: Tensor  # [B, P + T] bool: real tokens
     mask: Tensor  # [B, T] bool: sampled tokens
     logp: Tensor  # [B, T] fp32, at the rollout's temperature; 0 where nothing was sampled
-    entropy: Tensor  # [B, T] fp32, nats; 0 where nothing was sampled
+    entropy: Tensor  # [B, T] fp32, nats, of the whole softmax; 0 where nothing was sampled
+    # Of each target the tokens that it was drawn from, which logp is of; None: all of them always.
+    kept: ll.SamplingMask | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -36,7 +40,20 @@ class Rollout:
 
     def sequences(self, index: Tensor) -> Rollout:
         """The rollout of some sequences."""
-        return Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return Rollout(
+            self.ids[index],
+            self.attention[index],
+            self.mask[index],
+            self.logp[index],
+            self.entropy[index],
+            None if self.kept is None else self.kept.rows(self._rows(index)),
+        )
+
+    def _rows(self, index: Tensor) -> Tensor:
+        """The places among the targets of those of some sequences."""
+        ends, lengths = self.lengths.cumsum(0), self.lengths[index]
+        first = (ends - self.lengths)[index] - (lengths.cumsum(0) - lengths)
+        return first.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
 
     def texts(self, tokenizer: Any, *, special_tokens: bool = False) -> list[str]:
         """The answers as a reward reads them; special tokens are left out unless asked for."""

@@ -82,6 +82,7 @@ def entropy_change(
             engine.policy.weight,
             packed.targets,
             temperature=recipe.rollout.temperature,
+            sampling_mask=packed.sequences.kept,
             extras=("entropy_change",),
             **engine.policy.head_options,
         )
@@ -111,6 +112,7 @@ def loss_backward(
             cu_seqlens=packed.cu_seqlens,
             token_ids=packed.token_ids,
             temperature=recipe.rollout.temperature,
+            sampling_mask=packed.sequences.kept,
             memory_budget=recipe.update.memory_budget,
             tail_mass=recipe.update.tail_mass,
             **rollout_options(packed, spec),
