@@ -54,7 +54,7 @@ def test_help_and_errors_load_nothing_heavy() -> None:
         (["train", "demo", "--out", "x", "stpes=1"], "'stpes' is unknown; did you mean 'steps'?"),
         (["train", "demo", "steps=1", "--resume", "seed=1", "stpes=1"], "'stpes' is unknown"),
         (["demo", "methods.grpo.preset=grop"], "preset 'grop' is unknown; did you mean 'grpo'?"),
-        (["demo", "task.name=sum"], "task 'sum' is unknown; known: sum_to_n, arithmetic, or 'module:"),
+        (["demo", "task.name=sum"], "'sum' is unknown; known: sum_to_n, arithmetic, or 'module:"),
         (["demo", "task.name=sum_two_n"], "is unknown; did you mean 'sum_to_n'?"),
         (["demo", "task.name=no_such_module:Task"], "No module named 'no_such_module'"),
         (["sample", "nowhere", "hi"], "no such folder: nowhere"),
