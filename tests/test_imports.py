@@ -66,6 +66,10 @@ integrations.transformers  the head of a Hugging Face model, as a weight and opt
                 inputs diagnostics
 integrations.trl  TRL's trainers with this library's head, and a GRPO trainer with its losses
                 public integrations.transformers
+integrations.verl  verl with this library's losses, head and batch-exact selection
+                public integrations.transformers
+integrations.verl_plugin  what verl loads by itself
+                integrations.verl
 rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
                 public

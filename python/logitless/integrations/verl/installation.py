@@ -1,0 +1,23 @@
+"""Adds this library's names to verl's tables, as its modules are imported."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from logitless.integrations.verl import hooks
+from logitless.integrations.verl.losses import register_presets
+
+_installed: list[str] = []
+
+
+def install() -> None:
+    """What importing this package does; a second call changes nothing.
+
+    Raises ImportError where verl is missing or a version that is not known; a name that is not
+    where it is looked for is one when verl imports the module.
+    """
+    hooks.check_version()
+    if _installed:
+        return
+    _installed.append(hooks.verl_version())
+    register_presets()
