@@ -31,9 +31,12 @@ REGISTRY = "EngineRegistry"
 ENGINE_METHODS = {
     "_build_fsdp_module": ("self", "module"),
     "prepare_model_inputs": ("self", "micro_batch"),
+    "prepare_model_outputs": (
+        "self", "output", "output_args", "micro_batch", "logits_processor_func",
+    ),
     "forward_step": ("self", "micro_batch", "loss_function", "forward_only"),
     "forward_backward_batch": ("self", "data", "loss_function", "forward_only"),
-}
+}  # fmt: skip
 
 
 def verl_version() -> str:

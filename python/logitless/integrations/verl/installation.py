@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from logitless.integrations.verl import hooks
+from logitless.integrations.verl.engine import replace_engine
+from logitless.integrations.verl.head import replace_patch
 from logitless.integrations.verl.losses import register_presets
 
 _installed: list[str] = []
@@ -21,3 +21,5 @@ def install() -> None:
         return
     _installed.append(hooks.verl_version())
     register_presets()
+    hooks.when_imported(hooks.PATCHES, replace_patch)
+    hooks.when_imported(hooks.ENGINES, replace_engine)
