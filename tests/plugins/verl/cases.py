@@ -70,3 +70,20 @@ CASES = {
         {"kl_cov_ratio": 0.2}, ("actor/ppo_kl",),
     ),
 }  # fmt: skip
+
+# Losses of verl's that run on this head as they are, and verl's terms beside them.
+ENGINE_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vanilla": ("vanilla", {}),
+    "vanilla, entropy": ("vanilla", {"entropy_coeff": 0.01}),
+    "vanilla, KL": ("vanilla", {"use_kl_loss": True, "kl_loss_coef": 0.1}),
+    "gspo": ("gspo", _SEQUENCES),
+    "clip_cov": ("clip_cov", {**_COV, "clip_cov_ratio": 0.2}),
+    "kl_cov": ("kl_cov", {"kl_cov_ratio": 0.1}),
+}
+# Of `engines.save_model`.
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied, a group of its own": {"tie_word_embeddings": False},
+    "Gemma2's softcap": {"kind": "Gemma2", "final_logit_softcapping": 3.0, "spread": 1.0},
+    "Cohere's scale": {"kind": "Cohere", "logit_scale": 0.0625, "spread": 4.0},
+}

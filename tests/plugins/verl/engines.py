@@ -20,7 +20,7 @@ from tests.plugins.verl.setting import actor_config
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import verl.models.transformers.monkey_patch as patches
-    import verl.workers.engine.fsdp.transformer_impl as engines
+    import verl.workers.engine.fsdp.transformer_impl  # noqa: F401 - it registers the engine
     from verl.trainer.config import CheckpointConfig
     from verl.utils import tensordict_utils as tu
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
@@ -44,7 +44,7 @@ def one_process() -> None:
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
 
 
-def save_model(folder: Path, kind: str = "Qwen2", *, spread: float = 0.5, **options: Any) -> Path:
+def save_model(folder: Path, kind: str = "Qwen2", *, spread: float = 0.3, **options: Any) -> Path:
     """A random model in a folder, peaked enough that ratios and entropies differ."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -62,9 +62,7 @@ def save_model(folder: Path, kind: str = "Qwen2", *, spread: float = 0.5, **opti
     return folder
 
 
-def engine(
-    folder: Path, backend: str | None, *, dtype: str = "fp32", **options: Any
-) -> Any:
+def engine(folder: Path, backend: str | None, *, dtype: str = "fp32", **options: Any) -> Any:
     """`backend`: None for verl's own way by logits, else the impl_backend of its fused kernels."""
     one_process()
     model = HFModelConfig(
@@ -164,9 +162,7 @@ def step(made: Any, td: TensorDict, config: Any, micro_batches: int = 1) -> Step
         for name, p in made.module.named_parameters()
         if p.grad is not None
     }
-    metrics = {
-        k: v.aggregate() if hasattr(v, "aggregate") else v for k, v in out["metrics"].items()
-    }
+    metrics = {k: v.aggregate() for k, v in out["metrics"].items() if hasattr(v, "aggregate")}
     return Step(loss=sum(out["loss"]), gradients=gradients, metrics=metrics)
 
 
@@ -180,6 +176,6 @@ def distance(a: Step, b: Step) -> float:
 
 
 __all__ = [
-    "ROWS", "Step", "actor_config", "data", "distance", "engine", "engines", "off_policy",
+    "ROWS", "Step", "actor_config", "data", "distance", "engine", "off_policy", "patches",
     "save_model", "scored", "step",
 ]  # fmt: skip

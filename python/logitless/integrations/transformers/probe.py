@@ -46,9 +46,11 @@ def probe(model: Any, inputs: dict[str, Any]) -> Found:
     try:
         # Before the forwards, for engines may take the weight away after one.
         weight, whole, bias = _arrays(layer)
-        with _undisturbed(bare, whole):
+        # Where FSDP2 wraps peft, peft's module is the root that gathers.
+        run = model if _sharded(model) else bare
+        with _undisturbed(run, whole):
             inputs = inputs or _tokens(bare, len(whole))
-            return _measure(bare, layer, weight, whole, bias, inputs)
+            return _measure(run, layer, weight, whole, bias, inputs)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -206,6 +208,11 @@ def _undisturbed(model: Any, weight: Tensor) -> Iterator[None]:
         try:
             yield
         finally:
-            if any(base.__name__ == "FSDPModule" for base in type(model).__mro__):
+            if _sharded(model):
                 # Its root stays gathered after a forward.
                 model.reshard()
+
+
+def _sharded(model: Any) -> bool:
+    """Whether FSDP2 shards it."""
+    return any(base.__name__ == "FSDPModule" for base in type(model).__mro__)

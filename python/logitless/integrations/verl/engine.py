@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
+from logitless.integrations.transformers.layer import unwrapped
 from logitless.integrations.verl import hooks
 from logitless.integrations.verl.context import MicroBatch, handed_over
-from logitless.integrations.verl.head import HeadCall, measure
+from logitless.integrations.verl.head import HeadCall, has_head, measure, refuse_adapter
 from logitless.integrations.verl.losses import arguments, spec_of, totals_of
 from logitless.integrations.verl.rows import NUMBERS, Responses, plain
 
@@ -34,6 +35,8 @@ class LogitlessEngine:
     _steps = 0
 
     def _build_fsdp_module(self, module: Any) -> Any:
+        if has_head(module):
+            refuse_adapter(unwrapped(module))
         wrapped = super()._build_fsdp_module(module)  # type: ignore[misc]
         self._has_head = measure(wrapped)
         return wrapped

@@ -124,11 +124,6 @@ def _call(model: Any, hidden: Tensor, labels: Tensor, temperature: Any) -> HeadC
         )
     options, vocab = measured
     layer = head_layer(model)
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
-            "not be trained: leave it out of target_modules"
-        )
     weight, bias = ll.gathered(layer.weight), getattr(layer, "bias", None)
     bias = None if bias is None else ll.gathered(bias)
     if vocab < len(weight):
@@ -136,6 +131,13 @@ def _call(model: Any, hidden: Tensor, labels: Tensor, temperature: Any) -> HeadC
     if not torch.is_autocast_enabled(hidden.device.type):
         weight = weight.to(hidden.dtype)
         bias = None if bias is None else bias.to(hidden.dtype)
-    return HeadCall(
-        hidden, weight, labels, {**options, "bias": bias, "temperature": temperature}
-    )
+    return HeadCall(hidden, weight, labels, {**options, "bias": bias, "temperature": temperature})
+
+
+def refuse_adapter(model: Any) -> None:
+    layer = head_layer(model)
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
+            "not be trained: leave it out of target_modules"
+        )

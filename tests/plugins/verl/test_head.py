@@ -1,0 +1,137 @@
+"""The head in verl's FSDP2 engine against verl's own logits: log-probs, entropies, gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import logitless as ll
+from tests.plugins.verl.cases import ENGINE_LOSSES, MODELS
+from tests.plugins.verl.engines import (
+    actor_config,
+    data,
+    distance,
+    engine,
+    off_policy,
+    patches,
+    save_model,
+    scored,
+    step,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_of_a_model_is_verls(name: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, **MODELS[name])
+    theirs, mine = engine(folder, None), engine(folder, "logitless")
+    td = data()
+    expected, found = scored(theirs, td), scored(mine, td)
+    mask = td["response_mask"].bool()
+    assert expected["entropy"][mask].mean() > 0.3
+    for key, x in expected.items():
+        assert (x - found[key])[mask].abs().max() <= 1e-5, key
+    td = off_policy(td, expected["log_probs"])
+    config = actor_config("vanilla", entropy_coeff=0.01)
+    for micro_batches in (1, 4):
+        a, b = (step(x, td, config, micro_batches) for x in (theirs, mine))
+        assert b.loss == pytest.approx(a.loss, abs=1e-6)
+        assert distance(a, b) <= 1e-5
+        assert a.metrics == pytest.approx(b.metrics, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = save_model(tmp_path_factory.mktemp("model"))
+    theirs, mine = engine(folder, None), engine(folder, "logitless")
+    td = data()
+    return theirs, mine, off_policy(td, scored(theirs, td)["log_probs"])
+
+
+@pytest.mark.parametrize("name", ENGINE_LOSSES)
+def test_losses_of_verl_on_this_head(name: str, pair: Any) -> None:
+    theirs, mine, td = pair
+    config = actor_config(ENGINE_LOSSES[name][0], **ENGINE_LOSSES[name][1])
+    a, b = (step(x, td, config, 2) for x in (theirs, mine))
+    assert b.loss == pytest.approx(a.loss, abs=2e-6)
+    assert distance(a, b) <= 1e-5
+    assert a.metrics == pytest.approx(b.metrics, abs=1e-5)
+
+
+def test_a_temperature_per_sample(pair: Any) -> None:
+    """verl's fused heads refuse it; its logits do not."""
+    theirs, mine, _ = pair
+    td = data(temperature=torch.linspace(0.5, 1.5, 8))
+    expected, found = scored(theirs, td), scored(mine, td)
+    mask = td["response_mask"].bool()
+    for key, x in expected.items():
+        assert (x - found[key])[mask].abs().max() <= 1e-5, key
+    td = off_policy(td, expected["log_probs"])
+    config = actor_config("vanilla", entropy_coeff=0.01)
+    assert distance(step(theirs, td, config, 2), step(mine, td, config, 2)) <= 1e-5
+
+
+def test_one_temperature_for_all(pair: Any) -> None:
+    theirs, mine, _ = pair
+    td = data(temperature=0.7)
+    expected, found = scored(theirs, td), scored(mine, td)
+    mask = td["response_mask"].bool()
+    assert (expected["log_probs"] - found["log_probs"])[mask].abs().max() <= 1e-5
+
+
+def test_prompts_enter_no_product(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, mine, td = pair
+    counts = []
+
+    def counted(hidden: Any, weight: Any, labels: Any, *, mask: Any, **options: Any) -> Any:
+        counts.append((int(mask.sum()), labels.numel()))
+        return own(hidden, weight, labels, mask=mask, **options)
+
+    own = ll.linear_token_stats
+    monkeypatch.setattr(ll, "linear_token_stats", counted)
+    scored(mine, td)
+    rows, tokens = (sum(x) for x in zip(*counts, strict=True))
+    assert rows == 48 and tokens == int(td["attention_mask"].sum()) == 89
+
+
+def test_other_backends_are_verls() -> None:
+    model = torch.nn.Linear(1, 1)
+    patches.patch_forward_with_backends(model, False, "logitless")
+    patches.patch_forward_with_backends(model, True, "elsewhere")
+    assert "forward" not in vars(model)
+
+
+def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="its head has an adapter"):
+        scored(
+            engine(folder, "logitless", lora_rank=4, target_modules=["q_proj", "lm_head"]), data()
+        )
+
+
+def test_lora_of_the_body(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    options: dict[str, Any] = {"lora_rank": 4, "target_modules": ["q_proj", "v_proj"]}
+    theirs = engine(folder, None, **options)
+    mine = engine(folder, "logitless", **options)
+    mine.module.load_state_dict(theirs.module.state_dict())
+    td = data()
+    td = off_policy(td, scored(theirs, td)["log_probs"])
+    config = actor_config("vanilla")
+    assert distance(step(theirs, td, config, 2), step(mine, td, config, 2)) <= 1e-5
+
+
+def test_sixteen_bits_are_as_far_from_thirty_two_as_verls(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tie_word_embeddings=False)
+    exact = engine(folder, None)
+    td = data()
+    td = off_policy(td, scored(exact, td)["log_probs"])
+    config = actor_config("vanilla", entropy_coeff=0.01)
+    plain = step(exact, td, config, 2)
+    theirs = step(engine(folder, None, dtype="bf16"), td, config, 2)
+    mine = step(engine(folder, "logitless", dtype="bf16"), td, config, 2)
+    assert distance(plain, mine) <= 1.3 * distance(plain, theirs)
