@@ -117,12 +117,15 @@ def data(seed: int = 1, temperature: float | Tensor = 1.0, rows: int = ROWS) -> 
     return td
 
 
-def prepared(made: Any, td: TensorDict, micro_batches: int, **options: Any) -> TensorDict:
+def prepared(
+    made: Any, td: TensorDict, micro_batches: int, of_all: int | None = None, **options: Any
+) -> TensorDict:
+    """of_all: sequences of the optimizer batch of all ranks."""
     out = td.clone(recurse=False)
     tu.assign_non_tensor(
         out, use_remove_padding=True, use_dynamic_bsz=False, use_fused_kernels=made.fused,
         micro_batch_size_per_gpu=len(td["responses"]) // micro_batches,
-        global_batch_size=len(td["responses"]), **options,
+        global_batch_size=of_all or len(td["responses"]), **options,
     )  # fmt: skip
     return out
 
@@ -149,11 +152,13 @@ class Step(types.SimpleNamespace):
     metrics: dict[str, float]
 
 
-def step(made: Any, td: TensorDict, config: Any, micro_batches: int = 1) -> Step:
+def step(
+    made: Any, td: TensorDict, config: Any, micro_batches: int = 1, of_all: int | None = None
+) -> Step:
     """Gradients of one optimizer step, by the engine's own loop but for the optimizer."""
     made.module.zero_grad()
     entropy = bool(config.entropy_coeff) or config.calculate_entropy
-    batch = prepared(made, td, micro_batches, calculate_entropy=entropy)
+    batch = prepared(made, td, micro_batches, of_all, calculate_entropy=entropy)
     loss = functools.partial(ppo_loss, config=config)
     torch.manual_seed(0)
     out = made.forward_backward_batch(batch, loss)
@@ -162,7 +167,7 @@ def step(made: Any, td: TensorDict, config: Any, micro_batches: int = 1) -> Step
         for name, p in made.module.named_parameters()
         if p.grad is not None
     }
-    metrics = {k: v.aggregate() for k, v in out["metrics"].items() if hasattr(v, "aggregate")}
+    metrics = {k: float(v.aggregate()) for k, v in out["metrics"].items() if hasattr(v, "aggregate")}
     return Step(loss=sum(out["loss"]), gradients=gradients, metrics=metrics)
 
 
@@ -176,6 +181,6 @@ def distance(a: Step, b: Step) -> float:
 
 
 __all__ = [
-    "ROWS", "Step", "actor_config", "data", "distance", "engine", "off_policy", "patches",
-    "save_model", "scored", "step",
+    "ROWS", "Step", "actor_config", "data", "distance", "engine", "off_policy", "one_process",
+    "patches", "save_model", "scored", "step",
 ]  # fmt: skip
