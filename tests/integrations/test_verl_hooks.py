@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,28 +56,40 @@ def stand_in(folder: Path, version: str, **changes: tuple[str, str]) -> Path:
     return folder
 
 
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def nothing_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither verl nor what is ours of it, and afterwards what was there."""
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    before = dict(sys.modules)
+    for name in before:
+        if of_verl(name):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path_importer_cache", {})
 
 
-def passes(code: str, folder: Path) -> str:
-    done = run(code, folder)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def of_verl(name: str) -> bool:
+    return name.split(".")[0] == "verl" or name.startswith("logitless.integrations.verl")
 
 
-def fails(code: str, folder: Path) -> str:
-    done = run(code, folder)
-    assert done.returncode == 1
-    return done.stderr.strip().splitlines()[-1]
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    def execute(code: str, folder: Path) -> None:
+        monkeypatch.syspath_prepend(str(folder))
+        exec(code, {})
+
+    yield execute
+    for name in [name for name in sys.modules if of_verl(name)]:
+        del sys.modules[name]
+
+
+def fails(run: Callable[..., None], code: str, folder: Path) -> str:
+    with pytest.raises(ImportError) as raised:
+        run(code, folder)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before verl", "after verl"])
-def test_names_appear_whichever_comes_first(first: bool, tmp_path: Path) -> None:
+def test_names_appear_whichever_comes_first(first: bool, tmp_path: Path, run: Any) -> None:
     modules = "\n".join(
         f"import verl.{name.replace('/', '.')} as {name.split('/')[-1]}" for name in MODULES
     )
@@ -94,17 +107,19 @@ seen = []
 monkey_patch.patch_forward_with_backends(seen, True, "torch")
 assert seen == [(True, "torch")]
 """
-    passes(code, stand_in(tmp_path, "0.9.4"))
+    run(code, stand_in(tmp_path, "0.9.4"))
 
 
 @pytest.mark.parametrize("version", ["0.8.3", "0.10.0", "1.0"])
-def test_another_version(version: str, tmp_path: Path) -> None:
+def test_another_version(
+    version: str, tmp_path: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = stand_in(tmp_path, version)
-    text = fails(OURS, folder)
-    assert "ImportError" in text and f"verl {version}" in text and "it knows verl 0.9" in text
+    text = fails(run, OURS, folder)
+    assert f"found verl {version}" in text and "it knows verl 0.9" in text
     # What verl finds by itself says so, and lets verl run.
-    told = passes("import logitless.integrations.verl_plugin", folder)
-    assert f"found verl {version}: it knows verl 0.9" in told
+    run("import logitless.integrations.verl_plugin", folder)
+    assert f"found verl {version}: it knows verl 0.9" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -119,31 +134,28 @@ def test_another_version(version: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_is_not_what_it_was(
-    module: str, old: str, new: str, word: str, tmp_path: Path
+    module: str, old: str, new: str, word: str, tmp_path: Path, run: Any
 ) -> None:
     folder = stand_in(tmp_path, "0.9.7", **{module: (old, new)})
     name = next(x for x in MODULES if x.endswith(module)).replace("/", ".")
-    text = fails(f"{OURS}\nimport verl.{name}", folder)
-    assert "ImportError" in text and word in text
+    text = fails(run, f"{OURS}\nimport verl.{name}", folder)
+    assert word in text
     assert "in verl 0.9.7 and found" in text and "it knows verl 0.9" in text
 
 
-def test_no_verl(tmp_path: Path) -> None:
-    code = f"""
-import importlib.metadata as metadata
-def absent(name):
-    raise metadata.PackageNotFoundError(name)
-metadata.version = absent
-{OURS}
-"""
-    assert "ImportError: verl is not installed" in fails(code, tmp_path)
+def test_no_verl(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    assert "verl is not installed" in fails(run, OURS, tmp_path)
 
 
-def test_nothing_of_verl_is_imported_before_it_is_used(tmp_path: Path) -> None:
+def test_nothing_of_verl_is_imported_before_it_is_used(tmp_path: Path, run: Any) -> None:
     code = f"""
 import sys
 import logitless
 {OURS}
 assert not [name for name in sys.modules if name.split(".")[0] == "verl"]
 """
-    passes(code, stand_in(tmp_path, "0.9.1"))
+    run(code, stand_in(tmp_path, "0.9.1"))

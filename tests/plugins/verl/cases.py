@@ -41,7 +41,9 @@ CASES = {
             "seq-mean-token-sum-norm",
         )
     },
-    "vanilla, clip-higher": Case("vanilla", presets["dapo"], {"clip_ratio_high": 0.28, "clip_ratio_c": 1e9}),
+    "vanilla, clip-higher": Case(
+        "vanilla", presets["dapo"], {"clip_ratio_high": 0.28, "clip_ratio_c": 1e9}
+    ),
     "gspo": Case("gspo", replace(presets["gspo_token"], surrogate=_CLIP), _SEQUENCES),
     "sapo": Case("sapo", presets["sapo"]),
     "gpg": Case("gpg", presets["gpg"]),

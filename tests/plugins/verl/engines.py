@@ -167,7 +167,9 @@ def step(
         for name, p in made.module.named_parameters()
         if p.grad is not None
     }
-    metrics = {k: float(v.aggregate()) for k, v in out["metrics"].items() if hasattr(v, "aggregate")}
+    metrics = {
+        k: float(v.aggregate()) for k, v in out["metrics"].items() if hasattr(v, "aggregate")
+    }
     return Step(loss=sum(out["loss"]), gradients=gradients, metrics=metrics)
 
 
@@ -182,5 +184,5 @@ def distance(a: Step, b: Step) -> float:
 
 __all__ = [
     "ROWS", "Step", "actor_config", "data", "distance", "engine", "off_policy", "one_process",
-    "patches", "save_model", "scored", "step",
+    "patches", "ppo_loss", "prepared", "save_model", "scored", "step",
 ]  # fmt: skip

@@ -27,7 +27,9 @@ def taken(rank: int, world: int, folder: Path, mode: str, micro_batches: int) ->
     td = data()
     td = off_policy(td, -td["noise"].abs() - 0.5)
     rows = list(range(rank * ROWS // world, (rank + 1) * ROWS // world))
-    found = step(made, tu.index_select_tensor_dict(td, rows), actor_config(mode), micro_batches, of_all=ROWS)
+    found = step(
+        made, tu.index_select_tensor_dict(td, rows), actor_config(mode), micro_batches, of_all=ROWS
+    )
     return {"gradients": found.gradients, "metrics": found.metrics}
 
 

@@ -64,6 +64,7 @@ class Cpu(PlatformBase):  # type: ignore[misc]
 
 
 set_platform(Cpu())
+# The engine is in verl's table for this device alone.
 os.environ["VERL_ENGINE_DEVICE"] = "cuda"
 
 with warnings.catch_warnings():
@@ -72,7 +73,7 @@ with warnings.catch_warnings():
     from verl.workers.config import ActorConfig
     from verl.workers.config.actor import PolicyLossConfig
 
-import logitless.integrations.verl as ours
+    import logitless.integrations.verl as ours
 
 B, T = 6, 9
 LENGTHS = (9, 6, 3, 8, 1, 7)

@@ -13,8 +13,8 @@ from logitless.integrations.transformers.layer import unwrapped
 from logitless.integrations.verl import hooks
 from logitless.integrations.verl.context import MicroBatch, handed_over
 from logitless.integrations.verl.head import HeadCall, has_head, measure, refuse_adapter
-from logitless.integrations.verl.losses import arguments, spec_of, totals_of
-from logitless.integrations.verl.rows import NUMBERS, Responses, plain
+from logitless.integrations.verl.losses import arguments, is_ours, spec_of, totals_of
+from logitless.integrations.verl.rows import NUMBERS, Responses, loss_data, plain
 
 
 class OptimizerBatch(NamedTuple):
@@ -45,11 +45,9 @@ class LogitlessEngine:
         self: Any, data: Any, loss_function: Any, forward_only: bool = False
     ) -> Any:
         config = getattr(loss_function, "keywords", {}).get("config")
-        spec = None
-        if hasattr(config, "policy_loss"):
-            spec = spec_of(config, Responses(data).width)
-        if spec is None:
+        if not is_ours(config):
             return super().forward_backward_batch(data, loss_function, forward_only)
+        spec = spec_of(config, Responses(data).width)
         rows = len(data["input_ids"].offsets()) - 1
         first = rows * self.get_data_parallel_rank()
         data[NUMBERS] = torch.arange(first, first + rows)
@@ -69,15 +67,14 @@ class LogitlessEngine:
     def _batch_stats(self: Any, data: Any, spec: ll.PolicyLossSpec) -> ll.BatchStats:
         """Of the weights at hand, as verl's own losses see them: one scoring without gradients."""
         scored = super().forward_backward_batch(data, None, True)["model_output"]
+        data = loss_data(data, scored["log_probs"].device)
         responses = Responses(data)
         mask, advantages, old, rollout = (
             responses.padded(data, name)
             for name in ("response_mask", "advantages", "old_log_probs", "rollout_log_probs")
         )
-        logp = responses.of_tokens(scored["log_probs"]).to(mask.device)
-        entropy = None
-        if "entropy" in spec.needs:
-            entropy = responses.of_tokens(scored["entropy"]).to(mask.device)
+        logp = responses.of_tokens(scored["log_probs"])
+        entropy = responses.of_tokens(scored["entropy"]) if "entropy" in spec.needs else None
         several = self.get_data_parallel_size() > 1
         return ll.batch_stats(
             logp, advantages, mask.bool(), spec, old_logp=old, entropy=entropy,
@@ -168,7 +165,7 @@ class LossScorer:
 
     def __call__(self, call: HeadCall) -> tuple[Tensor, Tensor, Tensor]:
         device, spec = call.hidden.device, self._shared.spec
-        data = self._data.to(device)
+        data = loss_data(self._data, device)
         responses = Responses(data)
         mask = responses.padded(data, "response_mask").bool()
         micro = _micro_batch(data, self._shared, None)

@@ -59,14 +59,18 @@ def _register(module: ModuleType, name: str) -> None:
     decorator(f"{PREFIX}{name}")(_policy_loss(name))
 
 
-def spec_of(config: Any, width: int) -> ll.PolicyLossSpec | None:
-    """The loss that an actor's configuration asks for, where it is one of ours.
+def is_ours(config: Any) -> bool:
+    """Whether an actor's configuration asks for a loss of this library."""
+    loss = getattr(config, "policy_loss", None)
+    return loss is not None and str(loss.get("loss_mode", "")).startswith(PREFIX)
+
+
+def spec_of(config: Any, width: int) -> ll.PolicyLossSpec:
+    """The loss that an actor's configuration asks for, which is one of ours.
 
     width: of padded responses, verl's generation limit where its configuration has none.
     """
-    mode = str(config.policy_loss.get("loss_mode", ""))
-    if not mode.startswith(PREFIX):
-        return None
+    mode = str(config.policy_loss.loss_mode)
     name = mode[len(PREFIX) :]
     if name not in _specs:
         raise ValueError(f"loss_mode={mode!r} is not known: {', '.join(_specs)} follow {PREFIX}")
@@ -106,9 +110,9 @@ def _policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, float]]]:
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """This library's loss; its metrics are means over the tokens of the micro-batch."""
-        spec = None if config is None else spec_of(config, response_mask.shape[1])
-        if spec is None:
+        if not is_ours(config):
             raise ValueError(f"{PREFIX}{name} was called without a configuration that names it")
+        spec = spec_of(config, response_mask.shape[1])
         mask = response_mask.bool()
         out, tokens = _output(
             spec, old_log_prob, log_prob, advantages, mask, config.global_batch_info,

@@ -13,6 +13,17 @@ import logitless as ll
 LONGEST = 1 << 32
 # The name under which an optimizer batch's sequences carry their numbers.
 NUMBERS = "logitless_numbers"
+# What a loss reads of a batch, and where responses lie in it.
+FIELDS = (
+    "input_ids", "prompts", "responses", "attention_mask", "max_response_len", "response_mask",
+    "advantages", "old_log_probs", "ref_log_prob", "rollout_log_probs", "rollout_is_weights",
+    "batch_num_tokens", "global_batch_size", "dp_size", NUMBERS,
+)  # fmt: skip
+
+
+def loss_data(data: Any, device: Any) -> Any:
+    """What a loss reads of a batch, there: images stay where they are."""
+    return data.select(*FIELDS, strict=False).to(device)
 
 
 class Responses:
