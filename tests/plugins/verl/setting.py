@@ -148,4 +148,15 @@ def away(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item()
 
 
-__all__ = ["B", "Batch", "Outcome", "T", "actor_config", "away", "made", "ours", "outcome"]
+__all__ = [
+    "B",
+    "Batch",
+    "Outcome",
+    "T",
+    "actor_config",
+    "away",
+    "core_algos",
+    "made",
+    "ours",
+    "outcome",
+]

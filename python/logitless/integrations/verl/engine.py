@@ -25,7 +25,11 @@ class OptimizerBatch(NamedTuple):
     one_pass: bool
 
 
-class LogitlessEngine:
+# verl's, of the version that is there.
+_Engine: Any = object
+
+
+class LogitlessEngine(_Engine):  # type: ignore[misc]
     """Mixed into verl's engine, whose methods it calls; it does nothing until a name of ours is
     in the configuration."""
 
@@ -37,14 +41,14 @@ class LogitlessEngine:
     def _build_fsdp_module(self, module: Any) -> Any:
         if has_head(module):
             refuse_adapter(unwrapped(module))
-        wrapped = super()._build_fsdp_module(module)  # type: ignore[misc]
+        wrapped = super()._build_fsdp_module(module)
         self._has_head = measure(wrapped)
         return wrapped
 
     def forward_backward_batch(
         self: Any, data: Any, loss_function: Any, forward_only: bool = False
     ) -> Any:
-        config = getattr(loss_function, "keywords", {}).get("config")
+        config: Any = getattr(loss_function, "keywords", {}).get("config")
         if not is_ours(config):
             return super().forward_backward_batch(data, loss_function, forward_only)
         spec = spec_of(config, Responses(data).width)
@@ -174,8 +178,8 @@ class LossScorer:
             for name in ("batch_num_tokens", "global_batch_size", "dp_size")
         }
         more = arguments(spec, micro, totals_of(info, mask))
-        rows = {name: more.pop(name) for name in ("ref_logp", "rollout_logp") if name in more}
-        rows |= {
+        rows: dict[str, Any] = {
+            **{name: more.pop(name) for name in ("ref_logp", "rollout_logp") if name in more},
             "old_logp": responses.padded(data, "old_log_probs"),
             "advantages": responses.padded(data, "advantages"),
             "weights": responses.padded(data, "rollout_is_weights"),

@@ -150,14 +150,18 @@ def _output(
         more = arguments(spec, micro, totals)
         tokens = tokens if micro.batch is None else micro.batch.totals.tokens
         more["entropy"] = micro.entropy if "entropy" in spec.needs else None
-    options = {"weights": weights, "grad_scale": float(info.get("dp_size") or 1), **more}
+    options: dict[str, Any] = {
+        "weights": weights,
+        "grad_scale": float(info.get("dp_size") or 1),
+        **more,
+    }
     return ll.policy_loss(logp, old_logp, advantages, mask, spec, **options), tokens
 
 
 def arguments(spec: ll.PolicyLossSpec, micro: Any, totals: ll.Totals | None) -> dict[str, Any]:
     """Of policy_loss and linear_policy_loss, beside what verl hands over."""
-    known = {"totals": totals} if micro.batch is None else {"batch": micro.batch}
-    rows = {
+    known: dict[str, Any] = {"totals": totals} if micro.batch is None else {"batch": micro.batch}
+    rows: dict[str, Any] = {
         name: getattr(micro, name) for name in ("ref_logp", "rollout_logp") if name in spec.needs
     }
     absent = [name for name, x in rows.items() if x is None]

@@ -49,14 +49,14 @@ class Responses:
         # [sum of lengths]
         self.rows = (places >= ends - self.lengths[self.sequence]) & (places < ends)
 
-    def placed(self, x: Tensor | None) -> Tensor | None:  # [sum of lengths]
+    def placed(self, x: Any) -> Any:  # [sum of lengths]
         """[B, width] of responses, in their rows; 0 elsewhere."""
         if x is None:
             return None
         inside = torch.arange(self.width, device=x.device) < self.lengths[:, None]
         return x.new_zeros(len(self.rows)).masked_scatter(self.rows, x[inside])
 
-    def padded(self, data: Any, name: str) -> Tensor | None:  # [B, width]
+    def padded(self, data: Any, name: str) -> Any:  # [B, width]
         """A field of the responses; None where the data have none."""
         x = data.get(name, None)
         if x is None or not isinstance(x, Tensor):
