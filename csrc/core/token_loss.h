@@ -21,12 +21,13 @@ enum class Surrogate : uint8_t {
   trust_mask,
   dro,
   vespo,
+  bounded,
   precomputed
 };
 
 // Their names, in order.
 inline constexpr const char* kSurrogates[] = {
-    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "precomputed"
+    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "bounded", "precomputed"
 };
 static_assert(std::size(kSurrogates) == static_cast<size_t>(Surrogate::precomputed) + 1);
 
@@ -177,6 +178,17 @@ LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams&
   return score_term(t, std::exp(lambda + k * t.log_ratio - lambda * t.ratio));
 }
 
+// constants: the factors of what a clipped token keeps, below and above. The bound in place of the
+// ratio, as value and as slope; the dual clip cuts the gradient as in `clip_term`.
+LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParams& p) {
+  Term term = clip_term(t, p);
+  if (ratio_clipped(t.log_ratio, t.advantage, p.log_low, p.log_high)) {
+    term.loss *= p.constants[t.advantage > 0];
+    term.slope = term.loss;
+  }
+  return term;
+}
+
 // A zero advantage is zero loss even where the ratio overflows.
 template <Surrogate kind>
 LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossParams& p) {
@@ -188,6 +200,7 @@ LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossPar
   if constexpr (kind == Surrogate::sapo) return sapo_term(t, p);
   if constexpr (kind == Surrogate::trust_mask) return trust_mask_term(t, p);
   if constexpr (kind == Surrogate::vespo) return vespo_term(t, p);
+  if constexpr (kind == Surrogate::bounded) return bounded_term(t, p);
   return {0, 0};
 }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from logitless.loss.evaluate.rollout import RolloutWeights
     from logitless.loss.spec import (
         KL,
+        BoundedClip,
         Cispo,
         Clip,
         ClipB,
@@ -73,6 +74,7 @@ _MODULES = ("advantages",)
 # Public name -> module that holds it.
 _HOMES = {
     "BatchStats": "logitless.loss.evaluate.inputs",
+    "BoundedClip": "logitless.loss.spec",
     "Check": "logitless.diagnostics.check",
     "Cispo": "logitless.loss.spec",
     "Clip": "logitless.loss.spec",
@@ -140,6 +142,7 @@ _HOMES = {
 __all__ = [
     "KL",
     "BatchStats",
+    "BoundedClip",
     "Check",
     "Cispo",
     "Clip",

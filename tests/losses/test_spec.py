@@ -9,6 +9,7 @@ import pytest
 
 from logitless.loss.spec import (
     KL,
+    BoundedClip,
     Clip,
     ClipCov,
     Correction,
@@ -65,6 +66,8 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: Clip(low=1.5), ValueError, ["Clip.low", "1.5", "[0, 1]"]),
         (lambda: Clip(high=-0.1), ValueError, ["Clip.high", "-0.1"]),
         (lambda: Clip(dual=1.0), ValueError, ["Clip.dual", "1.0"]),
+        (lambda: BoundedClip(beta_low=-1.0), ValueError, ["BoundedClip.beta_low", "-1.0"]),
+        (lambda: BoundedClip(beta_low=9, dual=2.0), ValueError, ["BoundedClip.beta_low", "2.0"]),
         (lambda: Clip(low="a"), TypeError, ["Clip.low", "'a'"]),
         (lambda: ClipCov(fraction=0), ValueError, ["ClipCov.fraction", "0", "(0, 1]"]),
         (lambda: ClipCov(low=5, high=1), ValueError, ["ClipCov.low", "5", "high = 1"]),
@@ -115,6 +118,9 @@ NONSENSE: dict[str, tuple[Any, list[str]]] = {
     ),
     "dual": (
         {"surrogate": Clip(dual=3.0), "control": KLCov()}, ["control=KLCov", "surrogate=Clip"]
+    ),
+    "bounded dual": (
+        {"surrogate": BoundedClip(dual=3.0), "control": KLCov()}, ["KLCov", "surrogate=BoundedClip"]
     ),
     "tokens of a sequence": (
         {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]

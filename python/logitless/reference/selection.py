@@ -80,7 +80,7 @@ def random_key(seed: int, step: int, token_id: int) -> int:
 def clipped_side(u: float, a: float, surrogate: Any) -> tuple[bool, bool]:
     """(the ratio exp(u) left its range on the side the advantage pushes to, or the dual bound)."""
     kind = type(surrogate).__name__
-    if kind not in ("Clip", "Cispo", "Gmpo"):
+    if kind not in ("Clip", "BoundedClip", "Cispo", "Gmpo"):
         return False, False
     if kind == "Gmpo":
         return bool((a > 0 and u > surrogate.high) or (a < 0 and u < -surrogate.low)), False

@@ -36,6 +36,16 @@ def surrogate_loss(surrogate: Any, u: float, a: float, logp: float) -> Slopes:
         if surrogate.dual is not None and a < 0 and out.loss > -a * surrogate.dual:
             out = Slopes(-a * surrogate.dual)
         return out
+    if kind == "BoundedClip":
+        if a > 0 and r > 1.0 + surrogate.high:
+            kept = a * surrogate.beta_high * (1.0 + surrogate.high)
+        elif a < 0 and r < 1.0 - surrogate.low:
+            kept = a * surrogate.beta_low * (1.0 - surrogate.low)
+        else:
+            kept = a * r
+        # the bound of the loss is a constant
+        over = surrogate.dual is not None and a < 0 and -kept > -a * surrogate.dual
+        return Slopes(-a * surrogate.dual) if over else Slopes(-kept, -kept)
     if kind == "Cispo":
         weight = min(max(r, 1.0 - surrogate.low), 1.0 + surrogate.high)
         return Slopes(-a * weight * logp, 0.0, -a * weight)

@@ -10,6 +10,7 @@ import numpy as np
 from logitless import reference
 from logitless.loss.spec import (
     KL,
+    BoundedClip,
     Cispo,
     Clip,
     ClipB,
@@ -44,6 +45,8 @@ _SEQUENCE = "seq-mean-token-mean"
 SPECS: dict[str, PolicyLossSpec] = {
     **presets,
     "dual": replace(presets["ppo"], surrogate=Clip(0.1, 0.3, dual=1.5)),
+    "bounded": PolicyLossSpec(surrogate=BoundedClip(0.1, 0.15, 0.5, 0.7, dual=1.5)),
+    "bounded_sequence": PolicyLossSpec("sequence", BoundedClip(0.03, 0.05), aggregation=_SEQUENCE),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),

@@ -90,6 +90,14 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
         if s.dual is not None:
             loss = torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
         return loss
+    if kind == "BoundedClip":
+        unit = r / r.detach()
+        above, below = (a > 0) & (r > 1 + s.high), (a < 0) & (r < 1 - s.low)
+        loss = torch.where(above, -a * s.beta_high * (1 + s.high) * unit, -a * r)
+        loss = torch.where(below, -a * s.beta_low * (1 - s.low) * unit, loss)
+        if s.dual is not None:
+            loss = torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
+        return loss
     if kind == "Cispo":
         return -r.clamp(1 - s.low, 1 + s.high).detach() * a * logp
     if kind == "Sapo":

@@ -23,6 +23,7 @@ from logitless.loss.spec.controls import (
 )
 from logitless.loss.spec.corrections import Correction
 from logitless.loss.spec.surrogates import (
+    BoundedClip,
     Clip,
     CustomSurrogate,
     Gmpo,
@@ -160,7 +161,7 @@ class PolicyLossSpec:
                 raise self._nonsense("surrogate", "entropy", "the loss would be 0")
         if (
             isinstance(self.control, KLCov)
-            and isinstance(self.surrogate, Clip)
+            and isinstance(self.surrogate, (Clip, BoundedClip))
             and self.surrogate.dual
         ):
             raise self._nonsense(

@@ -10,6 +10,7 @@ from logitless.inputs.checks import instance, shown
 from logitless.loss.spec import (
     KL,
     Aggregation,
+    BoundedClip,
     Cispo,
     Clip,
     ClipB,
@@ -139,6 +140,19 @@ TABLE: dict[str, Preset] = {
         "mean of -sg(min(r, 5)) A logp",
         "MiniMax 2025, arXiv:2506.13585",
         "A cap alone, as the paper runs it and as in TRL; 5 is ScaleRL's (arXiv:2510.13786).",
+    ),
+    "ce_gppo": Preset(
+        PolicyLossSpec(surrogate=BoundedClip(0.2, 0.2, 0.25, 1.0, dual=10.0)),
+        "mean of -A r; of a clipped token -A 1.2 r / sg(r) (A > 0), -A 0.25 * 0.8 r / sg(r) "
+        "(A < 0); at most -10 A where A < 0",
+        "Su et al. 2025, arXiv:2509.20712",
+        "The default of the authors' code; their scripts set beta_low = 0.5 (1.5B) and 0.75 (7B).",
+    ),
+    "gppo": Preset(
+        PolicyLossSpec(surrogate=BoundedClip(0.2, 0.2, 1.0, 1.0, dual=10.0)),
+        "as ce_gppo; of a clipped token -A 1.2 r / sg(r) (A > 0), -A 0.8 r / sg(r) (A < 0)",
+        "Su et al. 2025, arXiv:2508.07629",
+        "Gradient-preserving clipping alone, with the bounds and the dual clip of ce_gppo's code.",
     ),
     "sapo": Preset(
         PolicyLossSpec(surrogate=Sapo(1.0, 1.05), aggregation=_SEQUENCE),

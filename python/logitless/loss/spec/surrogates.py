@@ -80,6 +80,56 @@ class Clip(Surrogate):
 
 
 @dataclass(frozen=True)
+class BoundedClip(Surrogate):
+    """PPO's clip whose clipped tokens keep a bounded gradient (CE-GPPO, arXiv:2509.20712).
+
+        bound = r.clamp(1 - low, 1 + high)
+        clipped = torch.where(A > 0, r > 1 + high, r < 1 - low)
+        factor = torch.where(A > 0, beta_high, beta_low)
+        loss = -A * torch.where(clipped, factor * bound * r / r.detach(), r)
+
+    The slope of a clipped token is that of a ratio at the bound, times `beta_low` where A < 0 and
+    `beta_high` where A > 0. Both 1 is GPPO; both 0 cuts the gradient as `Clip` does. `dual`: as of
+    `Clip`, with no gradient beyond it.
+    """
+
+    kind = "bounded"
+    through_ratio = True
+    low: float = 0.2
+    high: float = 0.2
+    beta_low: float = 0.25
+    beta_high: float = 1.0
+    dual: float | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require("BoundedClip.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
+        for name in ("high", "beta_low", "beta_high"):
+            not_negative(f"BoundedClip.{name}", getattr(self, name))
+        if self.dual is not None:
+            require("BoundedClip.dual", self.dual, lambda x: x > 1.0, "None or > 1")
+            most = self.dual / (1.0 - self.low) if self.low < 1.0 else math.inf
+            require(
+                "BoundedClip.beta_low",
+                self.beta_low,
+                lambda x: x <= most,
+                f"at most dual / (1 - low) for dual = {self.dual}",
+            )
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return self.beta_low, self.beta_high
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        return 1.0 - self.low, 1.0 + self.high
+
+    @property
+    def ratio_dual(self) -> float:
+        return math.inf if self.dual is None else self.dual
+
+
+@dataclass(frozen=True)
 class Unclipped(Surrogate):
     """The importance-weighted policy gradient without a clip: -A r."""
 
