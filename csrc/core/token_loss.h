@@ -22,12 +22,15 @@ enum class Surrogate : uint8_t {
   dro,
   vespo,
   bounded,
+  dcpo,
+  aspo,
   precomputed
 };
 
 // Their names, in order.
 inline constexpr const char* kSurrogates[] = {
-    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "bounded", "precomputed"
+    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "bounded",
+    "dcpo", "aspo", "precomputed"
 };
 static_assert(std::size(kSurrogates) == static_cast<size_t>(Surrogate::precomputed) + 1);
 
@@ -189,6 +192,31 @@ LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParam
   return term;
 }
 
+// constants: low, high and the highest upper bound. The clip of PPO and the dual clip with bounds
+// (1 + sqrt(1 - 4 low / p)) / 2 and (1 + sqrt(1 + 4 high / p)) / 2, p of the old policy.
+LOGITLESS_HD inline Term dcpo_term(const PolicyToken& t, const TokenLossParams& p) {
+  const double old_p = std::exp(t.logp - t.log_ratio);
+  const double below = std::fmax(1 - 4 * p.constants[0] / old_p, 0);
+  const double low = 0.5 + 0.5 * std::sqrt(below);
+  const double high = std::fmin(0.5 + 0.5 * std::sqrt(1 + 4 * p.constants[1] / old_p), p.constants[2]);
+  if (t.advantage > 0 && t.ratio > high) return {-t.advantage * high, 0};
+  if (t.advantage < 0 && t.ratio < low) return {-t.advantage * low, 0};
+  if (dual_clipped(t.log_ratio, t.advantage, p)) return {-t.advantage * p.ratio_dual, 0};
+  const double loss = -t.advantage * t.ratio;
+  return {loss, loss};
+}
+
+// The inverse of the ratio as the weight where A > 0; the dual bound caps the weight on both sides,
+// and what it caps keeps the gradient of a score function.
+LOGITLESS_HD inline Term aspo_term(const PolicyToken& t, const TokenLossParams& p) {
+  const bool up = t.advantage > 0;
+  if ((up ? -t.log_ratio : t.log_ratio) > p.log_dual) return score_term(t, p.ratio_dual);
+  const bool clipped = ratio_clipped(t.log_ratio, t.advantage, p.log_low, p.log_high);
+  const double ratio = !clipped ? t.ratio : up ? p.ratio_high : p.ratio_low;
+  const double loss = -t.advantage * (up ? 1 / ratio : ratio);
+  return {loss, clipped ? 0 : loss};
+}
+
 // A zero advantage is zero loss even where the ratio overflows.
 template <Surrogate kind>
 LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossParams& p) {
@@ -201,6 +229,8 @@ LOGITLESS_HD inline Term surrogate_term(const PolicyToken& t, const TokenLossPar
   if constexpr (kind == Surrogate::trust_mask) return trust_mask_term(t, p);
   if constexpr (kind == Surrogate::vespo) return vespo_term(t, p);
   if constexpr (kind == Surrogate::bounded) return bounded_term(t, p);
+  if constexpr (kind == Surrogate::dcpo) return dcpo_term(t, p);
+  if constexpr (kind == Surrogate::aspo) return aspo_term(t, p);
   return {0, 0};
 }
 

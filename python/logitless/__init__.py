@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Correction,
         CustomControl,
         CustomSurrogate,
+        Dcpo,
         Dro,
         EntropyBonus,
         EntropyFloor,
@@ -75,6 +76,7 @@ _MODULES = ("advantages",)
 _HOMES = {
     "BatchStats": "logitless.loss.evaluate.inputs",
     "BoundedClip": "logitless.loss.spec",
+    "Dcpo": "logitless.loss.spec",
     "Check": "logitless.diagnostics.check",
     "Cispo": "logitless.loss.spec",
     "Clip": "logitless.loss.spec",
@@ -153,6 +155,7 @@ __all__ = [
     "Covariance",
     "CustomControl",
     "CustomSurrogate",
+    "Dcpo",
     "Dro",
     "EntropyBonus",
     "EntropyFloor",

@@ -32,7 +32,7 @@ def loss_params(core: Any, rng: Rng) -> Case:
 def _params(core: Any, rng: Rng) -> dict[str, Any]:
     estimators = [core.tokens.KlEstimator(int(rng.integers(6))) for _ in range(2)]
     return {
-        "surrogate": core.tokens.Surrogate(int(rng.integers(10))),
+        "surrogate": core.tokens.Surrogate(int(rng.integers(12))),
         "constants": tuple(rng.uniform(0.1, 2, int(rng.integers(5)))),
         "ratio_low": 0.8, "ratio_high": 1.2, "log_low": -0.2, "log_high": 0.2,
         "ratio_dual": 3.0, "log_dual": 1.1,

@@ -14,6 +14,7 @@ from logitless.loss.spec import (
     ClipCov,
     Correction,
     CustomSurrogate,
+    Dcpo,
     Dro,
     EntropyBonus,
     EntropyWeights,
@@ -68,6 +69,7 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: Clip(dual=1.0), ValueError, ["Clip.dual", "1.0"]),
         (lambda: BoundedClip(beta_low=-1.0), ValueError, ["BoundedClip.beta_low", "-1.0"]),
         (lambda: BoundedClip(beta_low=9, dual=2.0), ValueError, ["BoundedClip.beta_low", "2.0"]),
+        (lambda: Dcpo(most=0.9), ValueError, ["Dcpo.most", "0.9"]),
         (lambda: Clip(low="a"), TypeError, ["Clip.low", "'a'"]),
         (lambda: ClipCov(fraction=0), ValueError, ["ClipCov.fraction", "0", "(0, 1]"]),
         (lambda: ClipCov(low=5, high=1), ValueError, ["ClipCov.low", "5", "high = 1"]),
@@ -122,6 +124,7 @@ NONSENSE: dict[str, tuple[Any, list[str]]] = {
     "bounded dual": (
         {"surrogate": BoundedClip(dual=3.0), "control": KLCov()}, ["KLCov", "surrogate=BoundedClip"]
     ),
+    "dcpo": ({"surrogate": Dcpo(), "ratio": "sequence"}, ["ratio='sequence'", "Dcpo("]),
     "tokens of a sequence": (
         {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]
     ),

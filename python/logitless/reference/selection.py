@@ -80,6 +80,8 @@ def random_key(seed: int, step: int, token_id: int) -> int:
 def clipped_side(u: float, a: float, surrogate: Any) -> tuple[bool, bool]:
     """(the ratio exp(u) left its range on the side the advantage pushes to, or the dual bound)."""
     kind = type(surrogate).__name__
+    if kind == "Dcpo":
+        return False, surrogate.dual is not None and a < 0 and math.exp(u) > surrogate.dual
     if kind not in ("Clip", "BoundedClip", "Cispo", "Gmpo"):
         return False, False
     if kind == "Gmpo":

@@ -46,6 +46,15 @@ def surrogate_loss(surrogate: Any, u: float, a: float, logp: float) -> Slopes:
         # the bound of the loss is a constant
         over = surrogate.dual is not None and a < 0 and -kept > -a * surrogate.dual
         return Slopes(-a * surrogate.dual) if over else Slopes(-kept, -kept)
+    if kind == "Dcpo":
+        p = math.exp(logp - u)
+        low = (1.0 + math.sqrt(max(0.0, 1.0 - 4.0 * surrogate.low / p))) / 2.0
+        high = min((1.0 + math.sqrt(1.0 + 4.0 * surrogate.high / p)) / 2.0, surrogate.most)
+        clipped = min(max(r, low), high)
+        out = Slopes(-a * r, -a * r) if -a * r >= -a * clipped else Slopes(-a * clipped)
+        if surrogate.dual is not None and a < 0 and out.loss > -a * surrogate.dual:
+            out = Slopes(-a * surrogate.dual)
+        return out
     if kind == "Cispo":
         weight = min(max(r, 1.0 - surrogate.low), 1.0 + surrogate.high)
         return Slopes(-a * weight * logp, 0.0, -a * weight)

@@ -98,6 +98,12 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
         if s.dual is not None:
             loss = torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
         return loss
+    if kind == "Dcpo":
+        p = x["old_logp"].exp()
+        low = (1 + (1 - 4 * s.low / p).clamp(min=0).sqrt()) / 2
+        high = ((1 + (1 + 4 * s.high / p).sqrt()) / 2).clamp(max=s.most)
+        loss = torch.max(-a * r, -a * torch.minimum(torch.maximum(r, low), high))
+        return loss if s.dual is None else torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
     if kind == "Cispo":
         return -r.clamp(1 - s.low, 1 + s.high).detach() * a * logp
     if kind == "Sapo":

@@ -23,6 +23,7 @@ from logitless.loss.spec.surrogates import (
     Cispo,
     Clip,
     CustomSurrogate,
+    Dcpo,
     Dro,
     Gmpo,
     NoPolicy,
@@ -37,9 +38,10 @@ from logitless.loss.spec.surrogates import (
 from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
-    "KL", "Aggregation", "AnyControl", "BoundedClip", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control",
-    "Correction", "CustomControl", "CustomSurrogate", "Dro", "EntropyBonus", "EntropyFloor",
-    "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy", "OffPolicyMask",
-    "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo", "Scope", "SignWeights", "Surrogate",
-    "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped", "Vespo",
+    "KL", "Aggregation", "AnyControl", "BoundedClip", "Cispo", "Clip", "ClipB", "ClipCov",
+    "ClipV", "Control", "Correction", "CustomControl", "CustomSurrogate", "Dcpo", "Dro",
+    "EntropyBonus", "EntropyFloor", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
+    "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo",
+    "Scope", "SignWeights", "Surrogate", "SurrogateInputs", "TopEntropy", "TrustMask",
+    "Unclipped", "Vespo",
 ]  # fmt: skip

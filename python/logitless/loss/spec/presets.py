@@ -16,6 +16,7 @@ from logitless.loss.spec import (
     ClipB,
     ClipCov,
     ClipV,
+    Dcpo,
     Dro,
     EntropyBonus,
     EntropyWeights,
@@ -153,6 +154,13 @@ TABLE: dict[str, Preset] = {
         "as ce_gppo; of a clipped token -A 1.2 r / sg(r) (A > 0), -A 0.8 r / sg(r) (A < 0)",
         "Su et al. 2025, arXiv:2508.07629",
         "Gradient-preserving clipping alone, with the bounds and the dual clip of ce_gppo's code.",
+    ),
+    "dcpo": Preset(
+        PolicyLossSpec(surrogate=Dcpo(0.2, 0.28, 10.0, dual=10.0)),
+        "mean of -min(A r, A clip(r, lo, hi)), at most -10 A where A < 0; lo = (1 + sqrt(max(0, 1 "
+        "- 0.8 / p_old))) / 2, hi = min(10, (1 + sqrt(1 + 1.12 / p_old)) / 2)",
+        "Yang et al. 2025, arXiv:2509.02333",
+        "The paper's mean over tokens; its advantages, smoothed over steps, are yours to give.",
     ),
     "sapo": Preset(
         PolicyLossSpec(surrogate=Sapo(1.0, 1.05), aggregation=_SEQUENCE),

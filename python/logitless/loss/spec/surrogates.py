@@ -231,6 +231,44 @@ class TrustMask(Surrogate):
 
 
 @dataclass(frozen=True)
+class Dcpo(Surrogate):
+    """PPO's clip with bounds that the token's old probability widens (DCPO, arXiv:2509.02333).
+
+        p = old_logp.exp()
+        lowest = (1 + (1 - 4 * low / p).clamp(min=0).sqrt()) / 2
+        highest = ((1 + (1 + 4 * high / p).sqrt()) / 2).clamp(max=most)
+        loss = -torch.min(A * r, A * torch.minimum(r.clamp(min=lowest), highest))
+
+    A rare token may grow by a larger factor than a likely one: r (r - 1) p <= high. `dual`: as of
+    `Clip`. The metric actor/pg_clipfrac counts no token here, for it knows one pair of bounds.
+    """
+
+    kind = "dcpo"
+    through_ratio = True
+    token_only = True
+    low: float = 0.2
+    high: float = 0.28
+    most: float = 10.0
+    dual: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("Dcpo.low", self.low)
+        not_negative("Dcpo.high", self.high)
+        require("Dcpo.most", self.most, lambda x: x >= 1.0, ">= 1")
+        if self.dual is not None:
+            require("Dcpo.dual", self.dual, lambda x: x > 1.0, "None or > 1")
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return self.low, self.high, self.most
+
+    @property
+    def ratio_dual(self) -> float:
+        return math.inf if self.dual is None else self.dual
+
+
+@dataclass(frozen=True)
 class Dro(Surrogate):
     """-(A logp - beta / 2 * log(r)^2): an off-policy quadratic penalty (arXiv:2405.19107)."""
 
