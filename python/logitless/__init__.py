@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from logitless.loss.evaluate.rollout import RolloutWeights
     from logitless.loss.spec import (
         KL,
+        Aspo,
         BoundedClip,
         Cispo,
         Clip,
@@ -76,6 +77,7 @@ _MODULES = ("advantages",)
 _HOMES = {
     "BatchStats": "logitless.loss.evaluate.inputs",
     "BoundedClip": "logitless.loss.spec",
+    "Aspo": "logitless.loss.spec",
     "Dcpo": "logitless.loss.spec",
     "Check": "logitless.diagnostics.check",
     "Cispo": "logitless.loss.spec",
@@ -143,6 +145,7 @@ _HOMES = {
 
 __all__ = [
     "KL",
+    "Aspo",
     "BatchStats",
     "BoundedClip",
     "Check",

@@ -9,6 +9,7 @@ import pytest
 
 from logitless.loss.spec import (
     KL,
+    Aspo,
     BoundedClip,
     Clip,
     ClipCov,
@@ -70,6 +71,7 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: BoundedClip(beta_low=-1.0), ValueError, ["BoundedClip.beta_low", "-1.0"]),
         (lambda: BoundedClip(beta_low=9, dual=2.0), ValueError, ["BoundedClip.beta_low", "2.0"]),
         (lambda: Dcpo(most=0.9), ValueError, ["Dcpo.most", "0.9"]),
+        (lambda: Aspo(cap=1.0), ValueError, ["Aspo.cap", "1.0"]),
         (lambda: Clip(low="a"), TypeError, ["Clip.low", "'a'"]),
         (lambda: ClipCov(fraction=0), ValueError, ["ClipCov.fraction", "0", "(0, 1]"]),
         (lambda: ClipCov(low=5, high=1), ValueError, ["ClipCov.low", "5", "high = 1"]),
@@ -125,6 +127,7 @@ NONSENSE: dict[str, tuple[Any, list[str]]] = {
         {"surrogate": BoundedClip(dual=3.0), "control": KLCov()}, ["KLCov", "surrogate=BoundedClip"]
     ),
     "dcpo": ({"surrogate": Dcpo(), "ratio": "sequence"}, ["ratio='sequence'", "Dcpo("]),
+    "aspo": ({"surrogate": Aspo(), "ratio": "sequence"}, ["ratio='sequence'", "Aspo("]),
     "tokens of a sequence": (
         {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]
     ),

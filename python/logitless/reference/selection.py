@@ -82,13 +82,13 @@ def clipped_side(u: float, a: float, surrogate: Any) -> tuple[bool, bool]:
     kind = type(surrogate).__name__
     if kind == "Dcpo":
         return False, surrogate.dual is not None and a < 0 and math.exp(u) > surrogate.dual
-    if kind not in ("Clip", "BoundedClip", "Cispo", "Gmpo"):
+    if kind not in ("Clip", "Aspo", "BoundedClip", "Cispo", "Gmpo"):
         return False, False
     if kind == "Gmpo":
         return bool((a > 0 and u > surrogate.high) or (a < 0 and u < -surrogate.low)), False
     r = math.exp(u)
     clipped = (a > 0 and r > 1.0 + surrogate.high) or (a < 0 and r < 1.0 - surrogate.low)
-    dual = getattr(surrogate, "dual", None)
+    dual = getattr(surrogate, "cap" if kind == "Aspo" else "dual", None)
     return bool(clipped), bool(dual is not None and a < 0 and r > dual)
 
 

@@ -55,6 +55,12 @@ def surrogate_loss(surrogate: Any, u: float, a: float, logp: float) -> Slopes:
         if surrogate.dual is not None and a < 0 and out.loss > -a * surrogate.dual:
             out = Slopes(-a * surrogate.dual)
         return out
+    if kind == "Aspo":
+        c = min(r, 1.0 + surrogate.high) if a > 0 else max(r, 1.0 - surrogate.low)
+        weight = 1.0 / c if a > 0 else c
+        if weight > surrogate.cap:
+            return Slopes(-a * surrogate.cap * logp, 0.0, -a * surrogate.cap)
+        return Slopes(-a * weight, -a * weight if c == r else 0.0)
     if kind == "Cispo":
         weight = min(max(r, 1.0 - surrogate.low), 1.0 + surrogate.high)
         return Slopes(-a * weight * logp, 0.0, -a * weight)

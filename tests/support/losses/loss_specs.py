@@ -10,6 +10,7 @@ import numpy as np
 from logitless import reference
 from logitless.loss.spec import (
     KL,
+    Aspo,
     BoundedClip,
     Cispo,
     Clip,
@@ -50,6 +51,7 @@ SPECS: dict[str, PolicyLossSpec] = {
     "bounded_sequence": PolicyLossSpec("sequence", BoundedClip(0.03, 0.05), aggregation=_SEQUENCE),
     "dcpo_tight": PolicyLossSpec(surrogate=Dcpo(0.02, 0.03, 1.3, dual=1.4)),
     "dcpo_one_sided": PolicyLossSpec(surrogate=Dcpo(0.0, 0.05, dual=None)),
+    "aspo_tight": PolicyLossSpec(surrogate=Aspo(0.1, 0.15, 1.2)),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),

@@ -104,6 +104,11 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
         high = ((1 + (1 + 4 * s.high / p).sqrt()) / 2).clamp(max=s.most)
         loss = torch.max(-a * r, -a * torch.minimum(torch.maximum(r, low), high))
         return loss if s.dual is None else torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
+    if kind == "Aspo":
+        up, down = r.clamp(max=1 + s.high), r.clamp(min=1 - s.low)
+        positive = -a * (up / up.detach()) / up.detach()
+        positive = torch.where(1 / up > s.cap, -a * s.cap * logp, positive)
+        return torch.where(a < 0, torch.where(down > s.cap, -a * s.cap * logp, -a * down), positive)
     if kind == "Cispo":
         return -r.clamp(1 - s.low, 1 + s.high).detach() * a * logp
     if kind == "Sapo":

@@ -19,6 +19,7 @@ from logitless.loss.spec.controls import (
 from logitless.loss.spec.corrections import Correction, Reject
 from logitless.loss.spec.policy_spec import PolicyLossSpec, Ratio
 from logitless.loss.spec.surrogates import (
+    Aspo,
     BoundedClip,
     Cispo,
     Clip,
@@ -38,9 +39,9 @@ from logitless.loss.spec.surrogates import (
 from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
-    "KL", "Aggregation", "AnyControl", "BoundedClip", "Cispo", "Clip", "ClipB", "ClipCov",
-    "ClipV", "Control", "Correction", "CustomControl", "CustomSurrogate", "Dcpo", "Dro",
-    "EntropyBonus", "EntropyFloor", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
+    "KL", "Aggregation", "AnyControl", "Aspo", "BoundedClip", "Cispo", "Clip", "ClipB",
+    "ClipCov", "ClipV", "Control", "Correction", "CustomControl", "CustomSurrogate", "Dcpo",
+    "Dro", "EntropyBonus", "EntropyFloor", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
     "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo",
     "Scope", "SignWeights", "Surrogate", "SurrogateInputs", "TopEntropy", "TrustMask",
     "Unclipped", "Vespo",

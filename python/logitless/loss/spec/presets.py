@@ -10,6 +10,7 @@ from logitless.inputs.checks import instance, shown
 from logitless.loss.spec import (
     KL,
     Aggregation,
+    Aspo,
     BoundedClip,
     Cispo,
     Clip,
@@ -161,6 +162,14 @@ TABLE: dict[str, Preset] = {
         "- 0.8 / p_old))) / 2, hi = min(10, (1 + sqrt(1 + 1.12 / p_old)) / 2)",
         "Yang et al. 2025, arXiv:2509.02333",
         "The paper's mean over tokens; its advantages, smoothed over steps, are yours to give.",
+    ),
+    "aspo": Preset(
+        PolicyLossSpec(surrogate=Aspo(0.2, 0.2, 3.0)),
+        "mean of -A (c / sg(c)) / sg(c), c = min(r, 1.2), where A > 0; -A max(r, 0.8) where A < 0; "
+        "-3 A logp where that weighs more than 3",
+        "Wang et al. 2025, arXiv:2510.06062",
+        "The authors' function without the wider bounds (0.4) that it may give to tokens by their "
+        "entropy.",
     ),
     "sapo": Preset(
         PolicyLossSpec(surrogate=Sapo(1.0, 1.05), aggregation=_SEQUENCE),

@@ -269,6 +269,43 @@ class Dcpo(Surrogate):
 
 
 @dataclass(frozen=True)
+class Aspo(Surrogate):
+    """PPO's clip with the ratio turned over where A > 0 (ASPO, arXiv:2510.06062).
+
+        up = r.clamp(max=1 + high)
+        positive = -A * (up / up.detach()) / up.detach()
+        positive = torch.where(1 / up > cap, -A * cap * logp, positive)
+        down = r.clamp(min=1 - low)
+        negative = torch.where(down > cap, -A * cap * logp, -A * down)
+        loss = torch.where(A < 0, negative, positive)
+
+    Where A > 0 a token whose probability fell is pushed more than one whose probability rose. A
+    weight that `cap` bounds keeps the gradient of -A logp.
+    """
+
+    kind = "aspo"
+    through_ratio = True
+    token_only = True
+    low: float = 0.2
+    high: float = 0.2
+    cap: float = 3.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require("Aspo.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
+        not_negative("Aspo.high", self.high)
+        require("Aspo.cap", self.cap, lambda x: x > 1.0, "> 1")
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        return 1.0 - self.low, 1.0 + self.high
+
+    @property
+    def ratio_dual(self) -> float:
+        return self.cap
+
+
+@dataclass(frozen=True)
 class Dro(Surrogate):
     """-(A logp - beta / 2 * log(r)^2): an off-policy quadratic penalty (arXiv:2405.19107)."""
 
