@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from logitless.reference.ratio import flow_back, log_ratios, members, policy_factor
+from logitless.reference.ratio import (
+    flow_back,
+    log_ratios,
+    members,
+    policy_factor,
+    shaped_advantages,
+)
 from logitless.reference.rows import F64, Array
 from logitless.reference.selection import (
     clipped_side,
@@ -75,6 +81,7 @@ def policy_loss(
 
     a, lp, old, h = of_tokens(advantages), flat(logp), flat(old_logp), flat(entropy)
     old = lp if old is None else old
+    a = shaped_advantages(spec.control, a, lp, h)
     change, ref, rollout = flat(entropy_change), flat(ref_logp), flat(rollout_logp)
     references = {"ref": ref, "old": old, "rollout": rollout}
     ids = np.arange(lp.size) if token_ids is None else np.asarray(token_ids).ravel()

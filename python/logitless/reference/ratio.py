@@ -71,6 +71,21 @@ def _accepted(q: F64, own: float, rule: Any) -> bool:
     return bool((max(f[1:]) if level == "seq_max" else values[level]) <= high)
 
 
+def shaped_advantages(control: Any, a: F64, lp: F64, h: Any) -> F64:
+    """The advantage of each token as the control changes it."""
+    out, kind = a.copy(), type(control).__name__
+    for t in range(a.size):
+        if kind == "EntropyAdvantage":
+            out[t] = a[t] + min(control.alpha * h[t], abs(a[t]) / control.kappa)
+        if kind == "RepoR" and a[t] > 0:
+            out[t] = max(0.0, a[t] * (1 - control.zeta * lp[t]))
+        if kind == "RepoR" and a[t] < 0:
+            out[t] = min(0.0, a[t] * (1 + control.zeta * lp[t]))
+        if kind == "RepoD":
+            out[t] = a[t] - control.beta * (lp[t] + h[t])
+    return out
+
+
 def policy_factor(
     spec: Any, a: F64, lp: F64, references: dict[str, Any], h: Any, valid: Array, sequence: Any
 ) -> F64:

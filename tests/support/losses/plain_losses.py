@@ -17,6 +17,7 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
     """The loss of a padded batch [B, T]; `selected`: the tokens the control acts on."""
     mask = t["mask"]
     x = {name: torch.where(mask, t[name], ZERO) for name in NAMES}
+    x["advantages"] = _shaped(x, spec.control)
     loss = _controlled(x, spec, selected, _policy(x, spec, mask), mask)
     if "weights" in t:
         loss = loss * torch.where(mask, t["weights"], ZERO)
@@ -128,6 +129,17 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
     keep = _trusted(s, a, logp.detach().exp(), (logp - u).detach().exp())
     loss = -a * r if s.cap is None else -a * r.clamp(max=s.cap).detach() * logp
     return torch.where(keep, loss, ZERO)
+
+
+def _shaped(x: dict[str, Any], c: Any) -> Any:
+    a, logp, h = x["advantages"], x["logp"].detach(), x["entropy"].detach()
+    kind = type(c).__name__
+    if kind == "EntropyAdvantage":
+        return a + torch.minimum(c.alpha * h, a.abs() / c.kappa)
+    if kind == "RepoR":
+        positive, negative = a * (1 - c.zeta * logp), a * (1 + c.zeta * logp)
+        return torch.where(a > 0, positive.clamp(min=0), negative.clamp(max=0))
+    return a - c.beta * (logp + h) if kind == "RepoD" else a
 
 
 def _trusted(s: Any, a: Any, p: Any, old: Any) -> Any:

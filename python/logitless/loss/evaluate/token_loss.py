@@ -20,7 +20,8 @@ from logitless.loss.evaluate.ratio import (
     sequence_gradient,
     shares_sequence_gradient,
 )
-from logitless.loss.spec import KLCov, PolicyLossSpec
+from logitless.loss.evaluate.shaped import shaped
+from logitless.loss.spec import AdvantageControl, KLCov, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients
 
 _NO_MEANS = Means(0.0, 0.0, 0)
@@ -66,9 +67,10 @@ class TokenInputs:
 def evaluate(inputs: TokenInputs) -> TokenLoss:
     """The sums of grad_scale * weights * loss_t and of the metrics, and the coefficients."""
     parts = inputs.spec.parts
-    if len(parts) == 1 or inputs.tokens.logp.dtype == inputs.tokens.xp.float64:
+    plain = len(parts) == 1 and not isinstance(inputs.spec.control, AdvantageControl)
+    if plain or inputs.tokens.logp.dtype == inputs.tokens.xp.float64:
         return _evaluate(inputs, parts)
-    # what is added up of the parts rounds once
+    # what is added up of the parts, or to advantages, rounds once
     tokens, xp, dtype = inputs.tokens, inputs.tokens.xp, inputs.tokens.logp.dtype
     entropy = None if tokens.entropy is None else xp.cast(tokens.entropy, xp.float64)
     wider = inputs.with_values(xp.cast(tokens.logp, xp.float64), entropy)
@@ -86,6 +88,8 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
     tokens, spec, coefficients = inputs.tokens, inputs.spec, inputs.coefficients
     kernels, on_host = tokens.kernels, tokens.kernels.on_host
     main = parts[0]
+    if isinstance(spec.control, AdvantageControl):
+        tokens = shaped(tokens, spec.control, coefficients.penalty)
     term = policy_term(tokens, spec)
     means = _NO_MEANS if inputs.means is None else inputs.means
     factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)

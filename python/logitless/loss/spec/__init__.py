@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from logitless.loss.spec.advantage_controls import (
+    AdvantageControl,
+    EntropyAdvantage,
+    RepoD,
+    RepoR,
+)
 from logitless.loss.spec.controls import (
     AnyControl,
     ClipB,
@@ -39,10 +45,11 @@ from logitless.loss.spec.surrogates import (
 from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
-    "KL", "Aggregation", "AnyControl", "Aspo", "BoundedClip", "Cispo", "Clip", "ClipB",
-    "ClipCov", "ClipV", "Control", "Correction", "CustomControl", "CustomSurrogate", "Dcpo",
-    "Dro", "EntropyBonus", "EntropyFloor", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
-    "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "Sapo",
-    "Scope", "SignWeights", "Surrogate", "SurrogateInputs", "TopEntropy", "TrustMask",
-    "Unclipped", "Vespo",
+    "KL", "AdvantageControl", "Aggregation", "AnyControl", "Aspo", "BoundedClip", "Cispo",
+    "Clip", "ClipB", "ClipCov", "ClipV", "Control", "Correction", "CustomControl",
+    "CustomSurrogate", "Dcpo", "Dro", "EntropyAdvantage", "EntropyBonus", "EntropyFloor",
+    "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy", "OffPolicyMask",
+    "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "RepoD", "RepoR", "Sapo", "Scope",
+    "SignWeights", "Surrogate", "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped",
+    "Vespo",
 ]  # fmt: skip

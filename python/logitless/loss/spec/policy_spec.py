@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
+from logitless.loss.spec.advantage_controls import RepoD, RepoR
 from logitless.loss.spec.controls import (
     AnyControl,
     Control,
@@ -39,7 +40,8 @@ Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inferenc
 class Coefficients(NamedTuple):
     """The numbers of a loss that may move from step to step: data of a call, as grad_scale is."""
 
-    # of the entropy term, the KL term and KL-Cov's penalty; 0 where there is none
+    # of the entropy term, the KL term and the control (KL-Cov's penalty, REPO's factor); 0 where
+    # there is none
     entropy: float = 0.0
     kl: float = 0.0
     penalty: float = 0.0
@@ -51,7 +53,8 @@ def coefficients_of(spec: PolicyLossSpec) -> Coefficients:
 
 
 def _moving_parts(spec: PolicyLossSpec) -> tuple[Any, Any, Any]:
-    return spec.entropy, spec.kl, spec.control if isinstance(spec.control, KLCov) else None
+    moving = isinstance(spec.control, (KLCov, RepoR, RepoD))
+    return spec.entropy, spec.kl, spec.control if moving else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from logitless.loss.spec import (
     ClipV,
     Dcpo,
     Dro,
+    EntropyAdvantage,
     EntropyBonus,
     EntropyWeights,
     Gmpo,
@@ -27,6 +28,8 @@ from logitless.loss.spec import (
     OffPolicyMask,
     PolicyLossSpec,
     Reinforce,
+    RepoD,
+    RepoR,
     Sapo,
     SignWeights,
     TopEntropy,
@@ -329,6 +332,27 @@ TABLE: dict[str, Preset] = {
         "rewards of 1 and -1 so, among the answers of one group at one position, before it "
         "normalises them to advantages; here the advantages are yours, the means are over all "
         "tokens of a sign, and H counts as at least 0.01 in 1 / H.",
+    ),
+    "entropy_advantage": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=EntropyAdvantage(0.4, 1.0)),
+        "mean of -min(B r, B clip(r, 0.8, 1.2)), B = A + min(0.4 H, |A|)",
+        "Cheng et al. 2025, arXiv:2506.14758",
+        "alpha and kappa as in a public reimplementation; the paper's own kappa was not read.",
+    ),
+    "repo_r": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=RepoR(1e-3)),
+        "mean of -min(B r, B clip(r, 0.8, 1.2)), B = max(0, A (1 - 0.001 logp)) where A > 0, "
+        "min(0, A (1 + 0.001 logp)) where A < 0",
+        "Petrenko et al. 2026, arXiv:2603.11682",
+        "zeta doubles or halves after each step toward a target entropy: replace(spec, "
+        "control=RepoR(zeta)).",
+    ),
+    "repo_d": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=RepoD(1e-3)),
+        "mean of -min(B r, B clip(r, 0.8, 1.2)), B = A - 0.001 (logp + H)",
+        "Petrenko et al. 2026, arXiv:2603.11682",
+        "The mean of logp that is taken off is exact, -H. The paper's beta was not read; 0.001 is "
+        "where its zeta starts.",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),
