@@ -20,7 +20,8 @@ def arguments(seed: int, dtype: torch.dtype) -> dict[str, Any]:
     h, w, t = problem(seed, B * T, 40, 4200, dtype)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        logp = ll.linear_token_stats(h, w, t).logp.view(B, T)
+        stats = ll.linear_token_stats(h, w, t)
+        logp, entropy = (x.view(B, T) for x in (stats.logp, stats.entropy))
     mask = torch.rand(B, T, generator=g) > 0.2
     mask[0] = False
     return {
@@ -30,6 +31,7 @@ def arguments(seed: int, dtype: torch.dtype) -> dict[str, Any]:
         "ref_logp": logp + 0.2 * torch.randn(B, T, generator=g),
         "rollout_logp": logp + 0.05 * torch.randn(B, T, generator=g),
         "token_ids": torch.arange(B * T).view(B, T),
+        "old_entropy": entropy * (1 + 0.1 * torch.arange(B * T).view(B, T).remainder(3).sub(1)),
     }  # fmt: skip
 
 

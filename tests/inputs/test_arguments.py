@@ -157,6 +157,7 @@ def test_batches_without_a_valid_token(name: str, shape: tuple[int, ...]) -> Non
     logp = x.clone().requires_grad_()
     loss, metrics = ll.policy_loss(
         logp, x, x, x > 0, _with_length(spec), ref_logp=x, batch=batch, cu_seqlens=seqlens,
+        old_entropy=-x,
         **inputs,
     )  # fmt: skip
     loss.backward()

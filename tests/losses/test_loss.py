@@ -203,6 +203,7 @@ def test_any_mask_lengths_and_extremes(data: st.DataObject) -> None:
         "rollout_logp": old + rng.uniform(-spread, spread, mask.shape),
         "entropy_change": rng.normal(size=mask.shape),
         "entropy": rng.exponential(size=mask.shape),
+        "old_entropy": rng.exponential(size=mask.shape),
         "advantages": rng.choice([-3.0, 0.0, 1e-3, 2.0], size=mask.shape),
     }
     batch = Batch(

@@ -49,6 +49,7 @@ def inputs(dtype: Any, ratio: float, advantage: float) -> dict[str, np.ndarray]:
         "advantages": np.array([[1.0, -1.0, 0.5], [-0.5, 1.0, -2.0]]),
         "ref_logp": np.full((B, T), -1.2), "rollout_logp": np.full((B, T), -1.1),
         "entropy": np.full((B, T), 0.7), "entropy_change": np.full((B, T), 0.1),
+        "old_entropy": np.full((B, T), 0.71),
     }  # fmt: skip
     x["old_logp"][1, 1] = x["rollout_logp"][1, 1] = -1.0 - ratio
     x["ref_logp"][1, 1] = -1.0 + ratio
@@ -80,7 +81,7 @@ def test_a_result_is_a_number_or_its_token_is_named(name: str, dtype: Any) -> No
     largest = np.finfo(dtype).max
     for ratio, advantage in FAR:
         x = inputs(dtype, ratio, advantage)
-        options = {k: x[k] for k in ("entropy", "ref_logp", "rollout_logp")}
+        options = {k: x[k] for k in ("entropy", "ref_logp", "rollout_logp", "old_entropy")}
         args = (x["logp"], x["old_logp"], x["advantages"], MASK, spec)
         found, refusal = evaluated(args, {**options, "token_ids": IDS, "batch": batch})
         if found is None:

@@ -195,6 +195,7 @@ LOSSES = {
     "sapo": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05)),
     "sapo-sequence": spec(named("Sapo", tau_positive=1.0, tau_negative=1.05), ratio="sequence"),
     "dro": spec(named("Dro", beta=0.3)),
+    "dcpo": spec(named("Dcpo", low=0.2, high=0.28, most=10.0, dual=10.0)),
     "trust": spec(named("TrustMask", divergence="tv", low=0.5, high=0.5, cap=None, two_sided=True)),
     "reinforce": spec(
         named("Reinforce"), ratio="none", control=named("SignWeights", positive=0.3, negative=1.5)

@@ -44,7 +44,12 @@ def batch() -> ll.BatchStats:
 
 
 # What looks at every array, so that none is accepted for not being looked at.
-USES_ALL = dataclasses.replace(ll.presets["ppo"], kl=ll.KL("k2"), correction=ll.corrections["tis"])
+USES_ALL = dataclasses.replace(
+    ll.presets["ppo"],
+    kl=ll.KL("k2"),
+    correction=ll.corrections["tis"],
+    control=ll.EntropyRatioClip(),
+)
 MEANS = dataclasses.replace(
     ll.presets["tea"], correction=ll.Correction("token", normalize=True)
 )  # fmt: skip
@@ -59,7 +64,8 @@ COMPUTE: dict[str, Any] = {
 LOSS: dict[str, Any] = {
     "old_logp": logp() * 1.1, "advantages": floats(N), "mask": whole_mask(),
     "spec": USES_ALL, "ref_logp": logp(), "rollout_logp": logp(), "weights": logp().abs(),
-    "cu_seqlens": torch.tensor([0, 2, 4], dtype=torch.int32), "token_ids": torch.arange(N),
+    "old_entropy": logp().abs(), "token_ids": torch.arange(N),
+    "cu_seqlens": torch.tensor([0, 2, 4], dtype=torch.int32),
     "batch": None, "totals": ll.Totals(N, 2), "grad_scale": 1.0,
     "metrics": "means",
 }  # fmt: skip
@@ -242,6 +248,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "entropy": data(logp().abs()),
     "ref_logp": data(logp()),
     "rollout_logp": data(logp()),
+    "old_entropy": data(logp().abs()),
     "weights": [*data(logp().abs()), -logp().abs()],
     "cu_seqlens": SEQLENS,
     "token_ids": [*arrays(IDS, F32, B, torch.int32)],

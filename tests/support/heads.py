@@ -63,6 +63,10 @@ def inputs_of(spec: ll.PolicyLossSpec, data: dict[str, torch.Tensor]) -> dict[st
     shifts: dict[str, Any] = {"ref_logp": 0.1, "rollout_logp": 0.05 * some}
     for name in spec.needs & shifts.keys():
         options[name] = data["old_logp"] - shifts[name]
+    if "old_entropy" in spec.needs:
+        head = (data[k].detach() for k in ("hidden", "weight", "targets"))
+        entropy = ll.linear_token_stats(*head, temperature=0.9).entropy
+        options["old_entropy"] = entropy * (1 + 0.1 * torch.arange(T).remainder(3).sub(1))
     if "entropy_change" in spec.needs:
         head = (data[k].detach() for k in ("hidden", "weight", "targets"))
         scored = ll.linear_token_stats(*head, temperature=0.9, extras=("entropy_change",))

@@ -41,6 +41,7 @@ class Sequences:
 # What a token has beside its mask, id and logp.
 DATA = (
     "advantages", "old_logp", "entropy", "ref_logp", "rollout_logp", "entropy_change", "weights",
+    "old_entropy",
 )  # fmt: skip
 
 
@@ -71,6 +72,8 @@ class Tokens:
     places: Int64s | None = None
     # old_logp is logp, without its gradient
     on_policy: bool = False
+    # of the old policy
+    old_entropy: Floats | None = None
 
     @property
     def xp(self) -> Any:

@@ -52,6 +52,7 @@ def linear_policy_loss(
     ref_logp: Any = None,
     rollout_logp: Any = None,
     weights: Any = None,  # per token or sequence, as advantages
+    old_entropy: Any = None,  # shaped like targets
     cu_seqlens: Any = None,
     token_ids: Any = None,
     batch: BatchStats | None = None,
@@ -105,6 +106,7 @@ def linear_policy_loss(
         ref_logp=ref_logp,
         rollout_logp=rollout_logp,
         weights=weights,
+        old_entropy=old_entropy,
         temperature=temperature,
     )
 
@@ -134,13 +136,16 @@ def linear_policy_loss(
         mask = as_mask(mask)
         data = (
             old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-            totals, grad_scale, weights, metrics,
+            totals, grad_scale, weights, metrics, old_entropy,
         )  # fmt: skip
         check_loss_options(spec, batch, totals, grad_scale, token_ids, metrics)
         hidden, weight = under_autocast(hidden, weight)
         shape = check_head_arrays(
             _OP, hidden, weight, targets, mask, head, sharded=ranks.sharded,
-            of_rows={"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp},
+            of_rows={
+                "old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp,
+                "old_entropy": old_entropy,
+            },
             anywhere={
                 "advantages": advantages, "weights": weights, "cu_seqlens": cu_seqlens,
                 "token_ids": token_ids,

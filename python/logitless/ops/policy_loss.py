@@ -39,6 +39,7 @@ def policy_loss(
     ref_logp: Array | None = None,
     rollout_logp: Array | None = None,
     weights: Array | None = None,  # shaped like advantages
+    old_entropy: Array | None = None,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,  # int64
     batch: BatchStats | None = None,
@@ -69,6 +70,8 @@ def policy_loss(
     the term, a penalty of KL-Cov included, and nothing else: KL and entropy terms, normalisers,
     batch means, selection, and metrics but for actor/pg_loss are what they are without. A token of
     weight 0 has no policy term, whatever its ratio, and stays a token everywhere else.
+
+    `old_entropy`: that of the old policy at each token, for a control that compares (ERC).
 
     First derivatives in logp and entropy; all else is data. float32, bfloat16, float16 and
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
@@ -107,6 +110,7 @@ def policy_loss(
         "ref_logp": ref_logp,
         "rollout_logp": rollout_logp,
         "weights": weights,
+        "old_entropy": old_entropy,
         "cu_seqlens": cu_seqlens,
         "token_ids": token_ids,
     }
@@ -115,12 +119,12 @@ def policy_loss(
     framework(_OP, optional, mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp,
-        weights=weights,
+        weights=weights, old_entropy=old_entropy,
     )  # fmt: skip
     check_loss_options(spec, batch, totals, grad_scale, token_ids, metrics)
     data = (
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec, batch,
-        totals, grad_scale, weights, metrics,
+        totals, grad_scale, weights, metrics, old_entropy,
     )  # fmt: skip
     if not is_tensor(logp):
         return PolicyLossOutput(*numpy_loss(logp, entropy, loss_data(*data)))

@@ -56,6 +56,7 @@ def policy_loss(
     ref_logp: Array | None = None,
     rollout_logp: Array | None = None,
     weights: Array | None = None,
+    old_entropy: Array | None = None,
     cu_seqlens: Array | None = None,
     token_ids: Array | None = None,
     grad_scale: float = 1.0,
@@ -83,7 +84,7 @@ def policy_loss(
     old = lp if old is None else old
     a = shaped_advantages(spec.control, a, lp, h)
     change, ref, rollout = flat(entropy_change), flat(ref_logp), flat(rollout_logp)
-    references = {"ref": ref, "old": old, "rollout": rollout}
+    references = {"ref": ref, "old": old, "rollout": rollout, "entropy": flat(old_entropy)}
     ids = np.arange(lp.size) if token_ids is None else np.asarray(token_ids).ravel()
 
     base = rollout if spec.ratio == "inference" else old

@@ -100,6 +100,10 @@ def policy_factor(
             mean = exact_mean(credit[side])
             if mean > 0:
                 factor[side] = 1 - strength + strength * credit[side] / mean
+    if kind == "EntropyRatioClip":
+        for t in np.flatnonzero(valid):
+            moved = (h[t] + 1e-8) / (references["entropy"][t] + 1e-8)
+            factor[t] = float(spec.control.low < moved < spec.control.high)
     if kind == "OffPolicyMask":
         away = np.where(valid, references[spec.control.against] - lp, 0.0)
         for own in members(valid, sequence):

@@ -23,6 +23,6 @@ def with_grad(t: dict[str, Any]) -> dict[str, Any]:
 def ours(t: dict[str, Any], spec: PolicyLossSpec, **options: Any) -> Any:
     return policy_loss(
         t["logp"], t["old_logp"], t["advantages"], t["mask"], spec, entropy=t["entropy"],
-        ref_logp=t["ref_logp"], rollout_logp=t["rollout_logp"],
+        ref_logp=t["ref_logp"], rollout_logp=t["rollout_logp"], old_entropy=t["old_entropy"],
         **{"token_ids": t["token_ids"], **options},
     )  # fmt: skip

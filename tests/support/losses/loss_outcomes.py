@@ -55,9 +55,20 @@ def coefficients(
     names = ("ref_logp", "rollout_logp", "cu_seqlens", "token_ids")
     weights, metrics_as = more.pop("weights", None), more.pop("metrics", "shares")
     check_loss_options(spec, batch, totals, grad_scale, more.get("token_ids"))
+    old_entropy = more.pop("old_entropy", None)
     rest = (more.pop(name, None) for name in names)
     data = loss_data(
-        old_logp, advantages, mask, *rest, spec, batch, totals, grad_scale, weights, metrics_as
+        old_logp,
+        advantages,
+        mask,
+        *rest,
+        spec,
+        batch,
+        totals,
+        grad_scale,
+        weights,
+        metrics_as,
+        old_entropy,
     )
     assert not more
     inputs = call_inputs(logp, entropy, data, kernels)

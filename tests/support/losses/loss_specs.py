@@ -22,6 +22,7 @@ from logitless.loss.spec import (
     EntropyAdvantage,
     EntropyBonus,
     EntropyFloor,
+    EntropyRatioClip,
     EntropyWeights,
     KLCov,
     NoPolicy,
@@ -63,6 +64,7 @@ SPECS: dict[str, PolicyLossSpec] = {
     "repo_d_parts": replace(
         presets["reinforce"], control=RepoD(-0.5), kl=KL("k1", 0.2, aggregation="token-sum")
     ),
+    "erc_wide": replace(presets["gspo"], control=EntropyRatioClip(0.7, 1.2), kl=KL("k3", 0.1)),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),
@@ -170,6 +172,7 @@ class Batch:
     rollout_logp: np.ndarray
     entropy: np.ndarray
     entropy_change: np.ndarray
+    old_entropy: np.ndarray
     advantages: np.ndarray
     mask: np.ndarray
     token_ids: np.ndarray
@@ -180,7 +183,7 @@ class Batch:
 
     @property
     def optional(self) -> dict[str, np.ndarray]:
-        names = ("entropy", "ref_logp", "rollout_logp", "token_ids")
+        names = ("entropy", "ref_logp", "rollout_logp", "old_entropy", "token_ids")
         return {name: getattr(self, name) for name in names}
 
     def rows(self, which: Any) -> Batch:
@@ -229,6 +232,7 @@ def make_batch(
     ids = rng.permutation(1000)[: shape[0], None] * MAX_LENGTH + np.arange(shape[1])
     values["rollout_logp"] = old + 0.5 * spread * rng.normal(size=shape)
     values["entropy_change"] = rng.normal(size=shape)
+    values["old_entropy"] = values["entropy"] * np.exp(0.15 * rng.normal(size=shape))
     values["logp"] = np.minimum(values["logp"], -1e-3)
     poisoned = {name: np.where(mask, x, np.nan).astype(dtype) for name, x in values.items()}
     return Batch(**poisoned, mask=mask, token_ids=ids)

@@ -10,7 +10,7 @@ import torch
 from logitless.loss.spec import PolicyLossSpec
 
 ZERO = torch.zeros((), dtype=torch.float64)
-NAMES = ("logp", "old_logp", "ref_logp", "rollout_logp", "entropy", "advantages")
+NAMES = ("logp", "old_logp", "ref_logp", "rollout_logp", "entropy", "old_entropy", "advantages")
 
 
 def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
@@ -190,6 +190,9 @@ def _controlled(
         right = h / h[mask & (a > 0)].mean()
         wrong = sure / sure[mask & (a < 0)].mean()
         loss = loss * (1 - c.strength + c.strength * torch.where(a > 0, right, wrong))
+    if kind == "EntropyRatioClip":
+        moved = (x["entropy"].detach() + 1e-8) / (x["old_entropy"] + 1e-8)
+        loss = torch.where((c.low < moved) & (moved < c.high), loss, ZERO)
     if kind == "OffPolicyMask":
         far = means(x[f"{c.against}_logp"] - x["logp"].detach(), mask) > c.delta
         loss = torch.where((a < 0) & far, ZERO, loss)

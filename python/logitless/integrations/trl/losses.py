@@ -172,6 +172,8 @@ def given_loss(loss: Any, args: Any) -> ll.PolicyLossSpec:
         raise ValueError(
             "the loss needs log-probs of the rollout, which TRL has only with use_vllm=True"
         )
+    if "old_entropy" in spec.needs:
+        raise ValueError("the loss needs entropies of the old policy, which TRL does not keep")
     return spec
 
 

@@ -127,6 +127,7 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
         ref_logp=data.ref_logp,
         rollout_logp=data.rollout_logp,
         weights=data.weights,
+        old_entropy=data.old_entropy,
         cu_seqlens=data.cu_seqlens,
         token_ids=data.token_ids,
         threads=thread_count(data.mask),

@@ -109,6 +109,7 @@ class LossData(NamedTuple):
     weights: Array | None = None
     # metrics are means of the call, not its shares of the batch's
     mean_metrics: bool = False
+    old_entropy: Array | None = None
 
     @property
     def total_tokens(self) -> int | None:
@@ -130,11 +131,12 @@ def loss_data(
     grad_scale: float,
     weights: Array | None = None,
     metrics: str = "shares",
+    old_entropy: Array | None = None,
 ) -> LossData:
     """From the arguments of a public function."""
     facts = None if batch is None else BatchFacts.of(batch)
     return LossData(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec.identity,
         coefficients_of(spec), facts, totals if batch is None else batch.totals, float(grad_scale),
-        weights, metrics == "means",
+        weights, metrics == "means", old_entropy,
     )  # fmt: skip

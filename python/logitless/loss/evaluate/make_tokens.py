@@ -26,6 +26,7 @@ def make_tokens(
     rollout_logp: Array | None = None,
     entropy_change: Array | None = None,
     weights: Array | None = None,  # shaped like advantages
+    old_entropy: Array | None = None,
     cu_seqlens: Array | None = None,  # int32 [B + 1]
     token_ids: Array | None = None,
     threads: int | None = None,  # None: as for logp
@@ -74,6 +75,7 @@ def make_tokens(
         rollout_logp=floats("rollout_logp", rollout_logp),
         entropy_change=floats("entropy_change", entropy_change),
         weights=None if weights is None else either("weights", weights),
+        old_entropy=floats("old_entropy", old_entropy),
         given_ids=ids,
         sequences=sequences,
         kernels=kernels,

@@ -17,6 +17,7 @@ from logitless.loss.evaluate.sequences import (
 )
 from logitless.loss.spec import (
     CustomControl,
+    EntropyRatioClip,
     EntropyWeights,
     OffPolicyMask,
     PolicyLossSpec,
@@ -77,6 +78,8 @@ def _control_weights(
         shared = (a != 0) & (mean > 0)
         credit = entropy_credit(tokens, control) / xp.where(shared, mean, 1.0)
         return 1.0 - control.strength + control.strength * xp.where(shared, credit, 1.0)
+    if isinstance(control, EntropyRatioClip):
+        return _entropy_kept(tokens, control)
     if isinstance(control, OffPolicyMask):
         away = log_ratio_of(tokens, f"{control.against}_logp", "logp")
         far = per_token(tokens, sequence_means(tokens, away) > control.delta)
@@ -84,6 +87,25 @@ def _control_weights(
     if isinstance(control, CustomControl):
         return _custom(tokens, control)
     return None
+
+
+def _entropy_kept(tokens: Tokens, control: EntropyRatioClip) -> Float64s:
+    xp, h, old = tokens.xp, tokens.entropy, tokens.old_entropy
+    assert h is not None and old is not None
+    now, before = valid(tokens, h), valid(tokens, old)
+    good = xp.isfinite(now) & xp.isfinite(before)
+    refuse(
+        tokens,
+        good,
+        lambda i: (
+            f"entropy and old_entropy must be finite where the mask is true, got {h[i]} and "
+            f"{old[i]} at {tokens.place(i)}"
+        ),
+    )
+    ratio = (now + 1e-8) / (before + 1e-8)
+    kept = xp.where((ratio > control.low) & (ratio < control.high), 1.0, 0.0)
+    # no number on a device, whose kernel flags it
+    return xp.where(good, kept, float("nan"))
 
 
 def _custom(tokens: Tokens, control: CustomControl) -> Float64s:

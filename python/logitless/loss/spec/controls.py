@@ -199,6 +199,30 @@ class EntropyWeights(Control):
 
 
 @dataclass(frozen=True)
+class EntropyRatioClip(Control):
+    """ERC (arXiv:2512.05591): tokens whose entropy has moved too far lose their policy term.
+
+        ratio = (entropy.detach() + 1e-8) / (old_entropy + 1e-8)
+        loss = torch.where((low < ratio) & (ratio < high), loss, 0)
+
+    `old_entropy` is the old policy's entropy at the same token, an argument of the losses. The
+    authors detach the term of the other tokens: the same gradient, and a loss of other value.
+    """
+
+    low: float = 0.95
+    high: float = 1.05
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require("EntropyRatioClip.low", self.low, lambda x: 0.0 <= x < 1.0, "in [0, 1)")
+        require("EntropyRatioClip.high", self.high, lambda x: x > 1.0, "> 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"entropy", "old_entropy"})
+
+
+@dataclass(frozen=True)
 class OffPolicyMask(Control):
     """A sequence with A < 0 loses its policy term when mean(reference - logp) > delta.
 
@@ -244,6 +268,7 @@ AnyControl = (
     | ClipB
     | ClipV
     | SignWeights
+    | EntropyRatioClip
     | EntropyWeights
     | OffPolicyMask
     | CustomControl

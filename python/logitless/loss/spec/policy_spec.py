@@ -289,8 +289,8 @@ class PolicyLossSpec:
     def needs(self) -> frozenset[str]:
         """Per-token inputs the loss is made of, beside logp, advantages and mask.
 
-        Of "old_logp", "ref_logp", "rollout_logp", "entropy" and "entropy_change". A call must give
-        them, but for old_logp: without it the call is on-policy.
+        Of "old_logp", "ref_logp", "rollout_logp", "entropy", "old_entropy" and "entropy_change". A
+        call must give them, but for old_logp: without it the call is on-policy.
         """
         names = set(self.control.needs) if self.control is not None else set()
         if self.ratio == "inference":

@@ -21,6 +21,7 @@ from logitless.loss.spec import (
     Dro,
     EntropyAdvantage,
     EntropyBonus,
+    EntropyRatioClip,
     EntropyWeights,
     Gmpo,
     KLCov,
@@ -332,6 +333,13 @@ TABLE: dict[str, Preset] = {
         "rewards of 1 and -1 so, among the answers of one group at one position, before it "
         "normalises them to advantages; here the advantages are yours, the means are over all "
         "tokens of a sign, and H counts as at least 0.01 in 1 / H.",
+    ),
+    "erc": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.28, dual=10.0), control=EntropyRatioClip(0.95, 1.05)),
+        "mean of -min(A r, A clip(r, 0.8, 1.28)), at most -10 A where A < 0, 0 unless 0.95 < H / "
+        "H_old < 1.05",
+        "Su et al. 2025, arXiv:2512.05591",
+        "Pass old_entropy, the entropies that scored old_logp.",
     ),
     "entropy_advantage": Preset(
         PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=EntropyAdvantage(0.4, 1.0)),

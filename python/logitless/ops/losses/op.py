@@ -58,6 +58,7 @@ class LossInputs(NamedTuple):
     spec: str
     weights: Tensor | None
     mean_metrics: bool
+    old_entropy: Tensor | None
 
     @property
     def has_batch(self) -> bool:
@@ -76,7 +77,7 @@ class LossInputs(NamedTuple):
             batch = BatchFacts(means, self.selected, self.sequences)
         return LossData(
             *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0],
-            self.weights, self.mean_metrics,
+            self.weights, self.mean_metrics, self.old_entropy,
         )  # fmt: skip
 
     def resolved(self, dtype: torch.dtype = torch.float32) -> LossRows:
@@ -131,6 +132,7 @@ def loss_inputs(
     grad_scale: float,
     weights: Tensor | None = None,
     metrics: str = "shares",
+    old_entropy: Tensor | None = None,
 ) -> LossInputs:
     """From the arguments of a public function."""
     selected = sequences = traced = None
@@ -147,7 +149,7 @@ def loss_inputs(
     return LossInputs(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
         sequences, counts, numbers if traced is None else None, traced, identity_text(spec),
-        weights, metrics == "means",
+        weights, metrics == "means", old_entropy,
     )  # fmt: skip
 
 

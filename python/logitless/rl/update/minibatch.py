@@ -65,11 +65,12 @@ def batch_options(
         token_ids=minibatch.token_ids,
         seed=seed,
         step=step,
-        **rollout_options(minibatch, spec),
+        rollout_logp=old_policy(minibatch, spec).get("rollout_logp"),
     )
     return {"batch": batch}
 
 
-def rollout_options(packed: Packed, spec: Any) -> dict[str, Any]:
-    """The log-probs of the rollout, for a loss that needs them: here those of the old policy."""
-    return {"rollout_logp": packed.old_logp} if "rollout_logp" in spec.needs else {}
+def old_policy(packed: Packed, spec: Any) -> dict[str, Any]:
+    """What a loss needs of the rollout's policy, here the old one, beside old_logp."""
+    given = {"rollout_logp": packed.old_logp, "old_entropy": packed.old_entropy}
+    return {name: x for name, x in given.items() if name in spec.needs}

@@ -15,7 +15,7 @@ from logitless.rl.engine import LocalEngine
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update.minibatch import Packed, batch_options, pack, rollout_options
+from logitless.rl.update.minibatch import Packed, batch_options, old_policy, pack
 
 
 class Update(NamedTuple):
@@ -115,7 +115,7 @@ def loss_backward(
             sampling_mask=packed.sequences.kept,
             memory_budget=recipe.update.memory_budget,
             tail_mass=recipe.update.tail_mass,
-            **rollout_options(packed, spec),
+            **old_policy(packed, spec),
             **shared,
             **engine.policy.head_options,
         )
