@@ -29,8 +29,18 @@ enum class Surrogate : uint8_t {
 
 // Their names, in order.
 inline constexpr const char* kSurrogates[] = {
-    "clip", "reinforce", "none", "cispo", "sapo", "trust_mask", "dro", "vespo", "bounded",
-    "dcpo", "aspo", "precomputed"
+    "clip",
+    "reinforce",
+    "none",
+    "cispo",
+    "sapo",
+    "trust_mask",
+    "dro",
+    "vespo",
+    "bounded",
+    "dcpo",
+    "aspo",
+    "precomputed"
 };
 static_assert(std::size(kSurrogates) == static_cast<size_t>(Surrogate::precomputed) + 1);
 
@@ -195,10 +205,12 @@ LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParam
 // constants: low, high and the highest upper bound. The clip of PPO and the dual clip with bounds
 // (1 + sqrt(1 - 4 low / p)) / 2 and (1 + sqrt(1 + 4 high / p)) / 2, p of the old policy.
 LOGITLESS_HD inline Term dcpo_term(const PolicyToken& t, const TokenLossParams& p) {
-  const double old_p = std::exp(t.logp - t.log_ratio);
+  // above 0, so that a bound of width 0 stays one
+  const double old_p = std::fmax(std::exp(t.logp - t.log_ratio), 1e-300);
   const double below = std::fmax(1 - 4 * p.constants[0] / old_p, 0);
   const double low = 0.5 + 0.5 * std::sqrt(below);
-  const double high = std::fmin(0.5 + 0.5 * std::sqrt(1 + 4 * p.constants[1] / old_p), p.constants[2]);
+  const double high =
+      std::fmin(0.5 + 0.5 * std::sqrt(1 + 4 * p.constants[1] / old_p), p.constants[2]);
   if (t.advantage > 0 && t.ratio > high) return {-t.advantage * high, 0};
   if (t.advantage < 0 && t.ratio < low) return {-t.advantage * low, 0};
   if (dual_clipped(t.log_ratio, t.advantage, p)) return {-t.advantage * p.ratio_dual, 0};
