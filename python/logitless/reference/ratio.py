@@ -73,7 +73,8 @@ def _accepted(q: F64, own: float, rule: Any) -> bool:
 
 def shaped_advantages(control: Any, a: F64, lp: F64, h: Any) -> F64:
     """The advantage of each token as the control changes it."""
-    out, kind = a.copy(), type(control).__name__
+    out: F64 = a.copy()
+    kind = type(control).__name__
     for t in range(a.size):
         if kind == "EntropyAdvantage":
             out[t] = a[t] + min(control.alpha * h[t], abs(a[t]) / control.kappa)

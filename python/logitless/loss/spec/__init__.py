@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from logitless.loss.spec.advantage_controls import (
     AdvantageControl,
+    AnyControl,
     EntropyAdvantage,
     RepoD,
     RepoR,
 )
 from logitless.loss.spec.controls import (
-    AnyControl,
     ClipB,
     ClipCov,
     ClipV,

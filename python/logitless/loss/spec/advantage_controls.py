@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from logitless.inputs.checks import finite, plain_fields, positive, require
-from logitless.loss.spec.controls import Control
+from logitless.loss.spec.controls import (
+    ClipB,
+    ClipCov,
+    ClipV,
+    Control,
+    CustomControl,
+    EntropyRatioClip,
+    EntropyWeights,
+    KLCov,
+    OffPolicyMask,
+    SignWeights,
+    TopEntropy,
+)
 
 
 class AdvantageControl(Control):
@@ -75,3 +87,20 @@ class RepoD(AdvantageControl):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"entropy"})
+
+
+AnyControl = (
+    ClipCov
+    | KLCov
+    | TopEntropy
+    | ClipB
+    | ClipV
+    | SignWeights
+    | EntropyRatioClip
+    | EntropyWeights
+    | OffPolicyMask
+    | EntropyAdvantage
+    | RepoR
+    | RepoD
+    | CustomControl
+)

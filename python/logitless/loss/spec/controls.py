@@ -259,17 +259,3 @@ class CustomControl(Control):
 
     def factor(self, tokens: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define factor")
-
-
-AnyControl = (
-    ClipCov
-    | KLCov
-    | TopEntropy
-    | ClipB
-    | ClipV
-    | SignWeights
-    | EntropyRatioClip
-    | EntropyWeights
-    | OffPolicyMask
-    | CustomControl
-)

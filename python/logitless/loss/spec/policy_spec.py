@@ -13,9 +13,8 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
-from logitless.loss.spec.advantage_controls import RepoD, RepoR
+from logitless.loss.spec.advantage_controls import AnyControl, RepoD, RepoR
 from logitless.loss.spec.controls import (
-    AnyControl,
     Control,
     EntropyWeights,
     KLCov,
