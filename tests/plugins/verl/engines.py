@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from tensordict import TensorDict
 from torch import Tensor
 
 from tests.plugins.verl.setting import actor_config
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import transformers
     import verl.models.transformers.monkey_patch as patches
     import verl.workers.engine.fsdp.transformer_impl  # noqa: F401 - it registers the engine
+    from tensordict import TensorDict
     from verl.trainer.config import CheckpointConfig
     from verl.utils import tensordict_utils as tu
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pytest.importorskip("verl", reason="verl is not installed: ./dev plugins has it")
+    pytest.importorskip("verl.trainer", reason="verl is not installed: ./dev plugins has it")
     from verl.plugin.platform.platform_base import PlatformBase
     from verl.plugin.platform.platform_manager import set_platform
 
