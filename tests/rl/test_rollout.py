@@ -135,6 +135,7 @@ def test_log_probs_of_a_truncated_rollout_are_those_of_training(policy: Policy) 
         sampling_mask=kept,
     )  # fmt: skip
     torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
+    torch.testing.assert_close(stats.entropy, rollout.entropy[rollout.mask], atol=2e-5, rtol=0)
     # and some sequences of it, in any order, have the sets of their own tokens
     index = torch.tensor([7, 0, 40])
     some = rollout.sequences(index)

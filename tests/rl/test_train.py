@@ -17,6 +17,7 @@ import torch
 
 import logitless as ll
 from logitless import cli
+from logitless.rl.demo.head_memory import measure_here
 from logitless.rl.demo.job import run, starting_policy
 from logitless.rl.engine import LocalEngine, make_optimizer
 from logitless.rl.policy import Policy
@@ -262,11 +263,17 @@ def head_gradient(
 
 def test_truncated_rollouts_are_trained_on_what_was_drawn_from(tmp_path: Path) -> None:
     """On-policy, the log-probs of training are those of the rollout: its ratio is 1."""
-    recipe = tiny_recipe(tmp_path, "steps=2", "rollout.top_p=0.7", "rollout.min_p=0.01")
+    recipe = tiny_recipe(
+        tmp_path, "steps=2", "rollout.top_p=0.7", "rollout.min_p=0.01", "update.minibatches=1",
+        "methods={grpo: {preset: grpo}, erc: {preset: erc}}",
+    )  # fmt: skip
     assert run(recipe, tmp_path / "run") == 0
-    for name in ("grpo", "clip_cov"):
+    for name in ("grpo", "erc"):
         rows = metrics.read(tmp_path / "run" / name / "metrics.jsonl")
         assert max(row["logp_gap"] for row in rows) < 1e-4
+        # erc keeps the tokens whose entropy is that of the rollout: here all of them
+        assert min(row["grad_norm"] for row in rows) > 0
+        assert all(row["actor/entropy"] == pytest.approx(row["entropy"], abs=1e-4) for row in rows)
 
 
 @pytest.mark.parametrize("name", ["grpo", "clip_cov"])
@@ -328,6 +335,13 @@ def test_every_preset_trains(started: Any, name: str) -> None:
     assert update.logp_gap < 1e-4
     assert all(math.isfinite(value) for value in update.metrics.values())
     assert not torch.equal(policy.weight, before)
+
+
+@pytest.mark.parametrize("name", sorted(ll.presets))
+def test_the_memory_of_every_preset_is_measured(name: str) -> None:
+    if "ref_logp" not in ll.presets[name].needs:
+        spec = make_spec(name, LossRecipe(name), max_new_tokens=4)
+        assert measure_here(spec, None, 0.0, 16, 8, 64) >= 0
 
 
 def test_specs_come_from_presets_with_changes() -> None:

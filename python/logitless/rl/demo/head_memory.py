@@ -18,7 +18,9 @@ import torch
 
 import logitless as ll
 from logitless.rl.demo.full_logits import full_logits_loss
+from logitless.rl.rollout import Rollout
 from logitless.rl.tracking import memory
+from logitless.rl.update import batch_options, old_policy, pack
 
 
 def head_memory(
@@ -39,9 +41,10 @@ def head_memory(
     return int(answer.stdout)
 
 
-def _measure_here(
+def measure_here(
     spec: Any | None, budget: str | None, tail_mass: float, rows: int, hidden: int, vocab: int
 ) -> int:
+    """The same in this process."""
     generator = torch.Generator().manual_seed(0)
 
     def head_step(rows: int, vocab: int) -> Callable[[], Any]:
@@ -57,26 +60,24 @@ def _measure_here(
             return lambda: full_logits_loss(
                 states, weight, targets, old_logp, advantages, 1.0
             ).backward()
-        mask = torch.ones(rows, dtype=torch.bool)
-        ids = ll.token_ids(torch.arange(rows), torch.zeros(rows, dtype=torch.long), 1)
-        ends = torch.arange(rows + 1, dtype=torch.int32)
-        shared: dict[str, Any] = {}
-        if spec.control is not None:
-            shared["batch"] = ll.batch_stats(
-                old_logp, advantages, mask, spec, cu_seqlens=ends, token_ids=ids, seed=0, step=0
-            )
+        once, logp = torch.ones(rows, 1, dtype=torch.bool), old_logp[:, None]
+        rollout = Rollout(targets[:, None], once, once, logp, -logp)
+        batch = pack(rollout, advantages, torch.arange(rows))
+        asks = spec.control is not None and "entropy_change" in spec.control.needs
+        shared = batch_options(batch, spec, 0, 0, torch.zeros(rows) if asks else None)
         return lambda: ll.linear_policy_loss(
             states,
             weight,
             targets,
             old_logp,
             advantages,
-            mask,
+            batch.mask,
             spec,
-            cu_seqlens=ends,
-            token_ids=ids,
+            cu_seqlens=batch.cu_seqlens,
+            token_ids=batch.token_ids,
             memory_budget=budget,
             tail_mass=tail_mass,
+            **old_policy(batch, spec),
             **shared,
         ).loss.backward()
 
@@ -92,4 +93,4 @@ def _measure_here(
 if __name__ == "__main__":
     *what, threads = pickle.loads(sys.stdin.buffer.read())
     torch.set_num_threads(threads)
-    sys.stdout.write(str(_measure_here(*what)))
+    sys.stdout.write(str(measure_here(*what)))

@@ -6,6 +6,8 @@ unfinished answers. A draw depends on (seed, step, sequence, position) alone, no
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,8 @@ def sample(
     clock: Stopwatch,
 ) -> Rollout:
     """`group` answers to each prompt (sequence i answers prompt i // group), each ended by an end
-    token or the limit. top_k=1 is greedy. Under top_k, top_p or min_p the log-probs are within the
-    tokens that are left, which `kept` names.
+    token or the limit. top_k=1 is greedy. Under top_k, top_p or min_p log-probs and entropies are
+    within the tokens that are left, which `kept` names.
     """
     from transformers import DynamicCache
 
@@ -48,7 +50,8 @@ def sample(
     cache.batch_repeat_interleave(group)
     hidden, ids, attention = (x.repeat_interleave(group, dim=0) for x in (hidden, ids, attention))
 
-    truncated, sets = (top_k, top_p, min_p) != (None, None, None), []
+    truncated = (top_k, top_p, min_p) != (None, None, None)
+    sets: list[tuple[Tensor, ll.SamplingMask]] = []
     live, ends = torch.ones(B, dtype=torch.bool), torch.tensor(policy.ends)
     for t in range(T):
         rows = live.nonzero()[:, 0]
@@ -65,10 +68,20 @@ def sample(
                 row_ids=rows * T + t,
                 **policy.head_options,
             )
-        tokens[rows, t], entropy[rows, t] = drawn.token, drawn.entropy
-        logp[rows, t] = drawn.kept_logp if truncated else drawn.logp
-        if truncated:
-            sets.append((rows, drawn.sampling_mask))
+            stats: Any = drawn
+            if truncated:
+                sets.append((rows, drawn.sampling_mask))
+                # the entropy within the set, which training compares with its own
+                stats = ll.linear_token_stats(
+                    hidden[rows],
+                    policy.weight,
+                    drawn.token,
+                    temperature=temperature,
+                    sampling_mask=drawn.sampling_mask,
+                    **policy.head_options,
+                )
+        tokens[rows, t] = drawn.token
+        logp[rows, t], entropy[rows, t] = stats.logp, stats.entropy
         mask[rows, t] = True
         live[rows] = ~torch.isin(drawn.token, ends)
         attention = torch.cat([attention, mask[:, t : t + 1]], dim=1)

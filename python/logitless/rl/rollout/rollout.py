@@ -22,8 +22,9 @@ class Rollout:
     attention: Tensor  # [B, P + T] bool: real tokens
     mask: Tensor  # [B, T] bool: sampled tokens
     logp: Tensor  # [B, T] fp32, at the rollout's temperature; 0 where nothing was sampled
-    entropy: Tensor  # [B, T] fp32, nats, of the whole softmax; 0 where nothing was sampled
-    # Of each target the tokens that it was drawn from, which logp is of; None: all of them always.
+    entropy: Tensor  # [B, T] fp32, nats; 0 where nothing was sampled
+    # Of each target the tokens that it was drawn from, which logp and entropy are within; None: all
+    # of them always.
     kept: ll.SamplingMask | None = None
 
     @property
