@@ -30,7 +30,9 @@ def outputs(name: str, temperature: Any, data: dict[str, Any]) -> tuple[Any, ...
             hidden, weight, data["targets"], data["old_logp"], data["advantages"],
             spec=ll.presets["grpo"], **rest,
         )  # fmt: skip
-    return out[0], *[x for x in out[1:] if not isinstance(x, dict)], out.extras["mean_logit"]
+    # `.selected` is None here
+    fields = [x for x in out[1:] if x is not None and not isinstance(x, dict)]
+    return out[0], *fields, out.extras["mean_logit"]
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 1)], ids=str)
