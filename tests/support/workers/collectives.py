@@ -74,8 +74,9 @@ def calls() -> dict[str, tuple[Callable[[], Tensor], int, int]]:
             lambda: ll.linear_token_stats(h, own, t, tail_mass=1e-3, **shard).logp.sum(), 3, 1,
         ),
         "linear_sample": (lambda: ll.linear_sample(h.detach(), own.detach(), **key).logp, 3, 0),
+        # one more for the log-prob within the set, whose sums the ranks put together
         "linear_sample with top_k": (
-            lambda: ll.linear_sample(h.detach(), own.detach(), **key, top_k=5).logp, 3, 0,
+            lambda: ll.linear_sample(h.detach(), own.detach(), **key, top_k=5).logp, 4, 0,
         ),
         "linear_policy_loss": (lambda: policy(None), 2, 1),
         "linear_policy_loss of whole sequences": (
