@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from logitless.rl.experience import Answers, answers_to, task_of
+from logitless.rl.experience import Answers, answers_to, distinct, task_of
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, recipe_of
 from logitless.rl.tasks import Task, load_task
@@ -56,8 +56,6 @@ def of_sampled(answers: Answers, least: float) -> Row:
     rewards, group = scores.rewards[scores.scored], scores.rewards.shape[1]
     is_right = (scores.rewards >= least) & scores.scored[:, None]
     right = is_right[scores.scored].sum(dim=1).tolist()
-    found = is_right.flatten().tolist()
-    distinct = {(i // group, text) for i, text in enumerate(texts) if found[i]}
     rates = {
         f"pass@{k}": sum(pass_at(k, group, n) for n in right) / len(right)
         for k in powers_of_two(group)
@@ -66,7 +64,7 @@ def of_sampled(answers: Answers, least: float) -> Row:
         "reward": float(rewards.mean()),
         "right": sum(right) / (len(right) * group),
         **rates,
-        "distinct_right_answers": len(distinct) / len(right),
+        "distinct_right_answers": distinct(texts, is_right) / len(right),
         "entropy": float(rollout.entropy[rollout.mask].mean()),
         "tokens": float(rollout.lengths.float().mean()),
         "skipped_prompts": int((~scores.scored).sum()),
@@ -115,5 +113,5 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
     task = task_of(recipe)
     for name, path in saved.items():
         if path is not None:
-            row = {"step": int(path.name.removeprefix(checkpoint.PREFIX))}
+            row = {"step": checkpoint.step_of(path)}
             yield name, row | evaluate(load_policy(path), task, recipe)

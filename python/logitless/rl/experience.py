@@ -100,6 +100,12 @@ def unscored(experience: Experience) -> str:
     return f"skipped {experience.skipped} of {prompts} prompts without a reward: {why}"
 
 
+def distinct(texts: list[str], is_right: Tensor) -> int:  # [prompts, group] bool
+    """How many different right answers the prompts have got."""
+    group, found = is_right.shape[1], is_right.flatten().tolist()
+    return len({(i // group, text) for i, text in enumerate(texts) if found[i]})
+
+
 def describe(experience: Experience, right: float) -> Row:
     """What a rollout says about the policy that wrote it; `right`: the least reward of a right
     answer."""
@@ -108,16 +114,13 @@ def describe(experience: Experience, right: float) -> Row:
     per_token = advantages.repeat_interleave(rollout.lengths)
     logp = rollout.logp[rollout.mask]
     covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
-    group = rewards.shape[1]
-    is_right = (rewards >= right).flatten().tolist()
-    distinct = {(i // group, text) for i, text in enumerate(texts) if is_right[i]}
     return {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(dim=1).mean()),
         "skipped_prompts": skipped,
         "entropy": float(rollout.entropy[rollout.mask].mean()),
         "covariance": covariance.mean,
-        "distinct_right_answers": len(distinct) / len(rewards),
+        "distinct_right_answers": distinct(texts, rewards >= right) / len(rewards),
         "tokens": tokens,
         "tokens_per_sequence": tokens / len(texts),
     }

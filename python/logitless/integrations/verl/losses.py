@@ -18,7 +18,7 @@ from logitless.integrations.verl.context import current
 
 PREFIX = "logitless/"
 # Inputs of a loss that no engine of verl's has.
-ABSENT = frozenset({"entropy_change"})
+ABSENT = frozenset({"entropy_change", "old_entropy"})
 # What a preset says itself, in verl's configuration of the actor and of its policy loss.
 DESCRIBING = (
     "clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "tau_pos", "tau_neg",

@@ -14,7 +14,7 @@ from logitless.loss.evaluate.aggregation import selection_size
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.means import finite_values, moments, one_rank, ordinary, scaled_by
 from logitless.loss.evaluate.params import log_range
-from logitless.loss.evaluate.ratio import own_log_ratio, policy_term
+from logitless.loss.evaluate.policy_term.ratio import own_log_ratio, policy_term
 from logitless.loss.evaluate.sequences import kernels_of, log_ratio_of, valid
 from logitless.loss.spec import (
     ClipB,

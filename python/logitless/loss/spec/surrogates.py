@@ -49,8 +49,29 @@ class Surrogate:
         return math.inf
 
 
+class _Range(Surrogate):
+    """A surrogate that clips at 1 - low and 1 + high."""
+
+    low: float
+    high: float
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        return 1.0 - self.low, 1.0 + self.high
+
+
+class _Dual(Surrogate):
+    """A surrogate that may have a bound where A < 0."""
+
+    dual: float | None
+
+    @property
+    def ratio_dual(self) -> float:
+        return math.inf if self.dual is None else self.dual
+
+
 @dataclass(frozen=True)
-class Clip(Surrogate):
+class Clip(_Range, _Dual):
     """PPO's surrogate: -min(A r, A clip(r, 1 - low, 1 + high)).
 
     `dual` (> 1): where A < 0 the loss is at most -A * dual (dual clip, arXiv:1912.09729; TRL and
@@ -70,17 +91,9 @@ class Clip(Surrogate):
         if self.dual is not None:
             require("Clip.dual", self.dual, lambda x: x > 1.0, "None or > 1")
 
-    @property
-    def ratio_range(self) -> tuple[float, float]:
-        return 1.0 - self.low, 1.0 + self.high
-
-    @property
-    def ratio_dual(self) -> float:
-        return math.inf if self.dual is None else self.dual
-
 
 @dataclass(frozen=True)
-class BoundedClip(Surrogate):
+class BoundedClip(_Range, _Dual):
     """PPO's clip whose clipped tokens keep a bounded gradient (CE-GPPO, arXiv:2509.20712).
 
         bound = r.clamp(1 - low, 1 + high)
@@ -120,14 +133,6 @@ class BoundedClip(Surrogate):
     def constants(self) -> tuple[float, ...]:
         return self.beta_low, self.beta_high
 
-    @property
-    def ratio_range(self) -> tuple[float, float]:
-        return 1.0 - self.low, 1.0 + self.high
-
-    @property
-    def ratio_dual(self) -> float:
-        return math.inf if self.dual is None else self.dual
-
 
 @dataclass(frozen=True)
 class Unclipped(Surrogate):
@@ -154,7 +159,7 @@ class NoPolicy(Surrogate):
 
 
 @dataclass(frozen=True)
-class Cispo(Surrogate):
+class Cispo(_Range):
     """-sg(clip(r, 1 - low, 1 + high)) A logp: the weight is clipped, every token keeps a gradient.
 
     low = 1 bounds r from above alone; TRL's absolute cap c is high = c - 1 (arXiv:2506.13585).
@@ -171,10 +176,6 @@ class Cispo(Surrogate):
 
     @property
     def constants(self) -> tuple[float, ...]:
-        return 1.0 - self.low, 1.0 + self.high
-
-    @property
-    def ratio_range(self) -> tuple[float, float]:
         return 1.0 - self.low, 1.0 + self.high
 
 
@@ -231,7 +232,7 @@ class TrustMask(Surrogate):
 
 
 @dataclass(frozen=True)
-class Dcpo(Surrogate):
+class Dcpo(_Dual):
     """PPO's clip with bounds that the token's old probability widens (DCPO, arXiv:2509.02333).
 
         p = old_logp.exp()
@@ -263,13 +264,9 @@ class Dcpo(Surrogate):
     def constants(self) -> tuple[float, ...]:
         return self.low, self.high, self.most
 
-    @property
-    def ratio_dual(self) -> float:
-        return math.inf if self.dual is None else self.dual
-
 
 @dataclass(frozen=True)
-class Aspo(Surrogate):
+class Aspo(_Range):
     """PPO's clip with the ratio turned over where A > 0 (ASPO, arXiv:2510.06062).
 
         up = r.clamp(max=1 + high)
@@ -295,10 +292,6 @@ class Aspo(Surrogate):
         require("Aspo.low", self.low, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
         not_negative("Aspo.high", self.high)
         require("Aspo.cap", self.cap, lambda x: x > 1.0, "> 1")
-
-    @property
-    def ratio_range(self) -> tuple[float, float]:
-        return 1.0 - self.low, 1.0 + self.high
 
     @property
     def ratio_dual(self) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 
 from logitless.backends.token_kernels.arrays import positive_or_one
 from logitless.inputs.tokens import Float64s, Floats, Tokens
-from logitless.loss.evaluate.importance import Importance, importance
+from logitless.loss.evaluate.policy_term.importance import Importance, importance
 from logitless.loss.evaluate.sequences import (
     log_ratio_of,
     per_token,

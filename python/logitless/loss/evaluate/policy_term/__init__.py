@@ -1,0 +1,1 @@
+"""What the policy term of a token is made of: its ratio, its advantage and its weights."""
