@@ -10,8 +10,8 @@ import numpy as np
 from logitless.backends.token_kernels.protocol import Reduce
 from logitless.inputs.checks import shown
 from logitless.inputs.tokens import Floats, Int64s, Tokens
-from logitless.loss.evaluate.policy_term.importance import importance
 from logitless.loss.evaluate.inputs import Means
+from logitless.loss.evaluate.policy_term.importance import importance
 from logitless.loss.evaluate.policy_term.policy_weights import entropy_credit
 from logitless.loss.evaluate.sequences import kernels_of, refuse, valid
 from logitless.loss.spec import EntropyWeights, PolicyLossSpec

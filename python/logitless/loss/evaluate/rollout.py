@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.tokens import Array, Tokens
-from logitless.loss.evaluate.policy_term.importance import correction_sums, importance
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.metrics import correction_names
+from logitless.loss.evaluate.policy_term.importance import correction_sums, importance
 from logitless.loss.spec.corrections import Correction
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from logitless.backends.token_kernels.protocol import SUMS, LossTerms
 from logitless.inputs.records import changed
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
-from logitless.loss.evaluate.policy_term.importance import correction_sums
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.params import loss_params
+from logitless.loss.evaluate.policy_term.importance import correction_sums
 from logitless.loss.evaluate.policy_term.policy_weights import policy_weights
 from logitless.loss.evaluate.policy_term.ratio import (
     old_policy,
