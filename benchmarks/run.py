@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.cases.contenders.peers import libraries
 from benchmarks.cases.peaks import peak_of
-from benchmarks.cases.peers import libraries
 from benchmarks.cases.registry import BY_NAME, OPS, implementations
 from benchmarks.cases.targets import check_targets
 from benchmarks.harness.case import DTYPES, Case

@@ -64,10 +64,12 @@ integrations    other people's trainers
                 public
 integrations.transformers  the head of a Hugging Face model, as a weight and options
                 inputs diagnostics
+integrations.head_arrays  weight and bias of a model's head as they are now
+                public integrations.transformers
 integrations.trl  TRL's trainers with this library's head, and a GRPO trainer with its losses
-                public integrations.transformers
+                public integrations.head_arrays integrations.transformers
 integrations.verl  verl with this library's losses, head and batch-exact selection
-                public integrations.transformers
+                public integrations.head_arrays integrations.transformers
 integrations.verl_plugin  what verl loads by itself
                 integrations.verl
 rl              the trainer

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import calls
+from benchmarks.cases.contenders.ours import our_head, our_policy, our_policy_apart, our_sample
 from benchmarks.cases.inputs import HeadInputs, all_active, fifth_active, head_inputs
 from benchmarks.cases.losses import loss_and_slope
 from benchmarks.cases.masked_head import (
@@ -22,7 +23,6 @@ from benchmarks.cases.masked_head import (
     masked_oracle,
     masked_variants,
 )
-from benchmarks.cases.ours import our_head, our_policy, our_policy_apart, our_sample
 from benchmarks.cases.peaked_head import peaked_fifth, peaked_head
 from benchmarks.cases.specs import SPEC_WITH_BONUS
 from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results

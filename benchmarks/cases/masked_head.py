@@ -10,8 +10,8 @@ import torch
 
 import logitless as ll
 from benchmarks.cases import calls
+from benchmarks.cases.contenders.ours import our_masked_head
 from benchmarks.cases.inputs import HeadInputs, generator, head_inputs
-from benchmarks.cases.ours import our_masked_head
 from benchmarks.harness.case import Call, Case, Expected, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference

@@ -16,6 +16,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import calls, head, losses, rows
+from benchmarks.cases.contenders.ours import (
+    our_batch_stats,
+    our_head,
+    our_loss,
+    our_rows,
+    our_weights,
+)
 from benchmarks.cases.inputs import (
     HeadInputs,
     RowInputs,
@@ -24,7 +31,6 @@ from benchmarks.cases.inputs import (
     row_inputs,
     token_inputs,
 )
-from benchmarks.cases.ours import our_batch_stats, our_head, our_loss, our_rows, our_weights
 from benchmarks.cases.specs import STATS_SPEC, WEIGHTS
 from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64

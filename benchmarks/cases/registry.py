@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.cases import head, losses, overhead, rows
-from benchmarks.cases.ours import OURS
-from benchmarks.cases.peers import PEERS
-from benchmarks.cases.plain import COMPILED, EAGER
+from benchmarks.cases.contenders.ours import OURS
+from benchmarks.cases.contenders.peers import PEERS
+from benchmarks.cases.contenders.plain import COMPILED, EAGER
 from benchmarks.harness.case import Implementation
 
 OPS = [*rows.OPS, *head.OPS, *losses.OPS, *overhead.OPS]

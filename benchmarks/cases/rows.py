@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.cases import calls
+from benchmarks.cases.contenders.ours import our_rows
 from benchmarks.cases.inputs import FarInputs, RowInputs, far_inputs, row_inputs
-from benchmarks.cases.ours import our_rows
 from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference

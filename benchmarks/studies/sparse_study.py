@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases.peers import libraries
+from benchmarks.cases.contenders.peers import libraries
 from benchmarks.harness.machine_info import machine
 from benchmarks.studies import text_model
 from benchmarks.studies.sparse_plot import plot

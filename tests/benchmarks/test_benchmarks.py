@@ -15,11 +15,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import run  # noqa: E402
-from benchmarks.cases import peers, targets  # noqa: E402
+from benchmarks.cases import targets  # noqa: E402
+from benchmarks.cases.contenders import peers  # noqa: E402
+from benchmarks.cases.contenders.ours import OURS  # noqa: E402
+from benchmarks.cases.contenders.plain import EAGER, plain_rows  # noqa: E402
 from benchmarks.cases.inputs import head_inputs, row_inputs, token_inputs  # noqa: E402
-from benchmarks.cases.ours import OURS  # noqa: E402
 from benchmarks.cases.peaks import peak_of  # noqa: E402
-from benchmarks.cases.plain import EAGER, plain_rows  # noqa: E402
 from benchmarks.cases.registry import BY_NAME, OPS  # noqa: E402
 from benchmarks.harness import comparison  # noqa: E402
 from benchmarks.harness.case import Call, Case, Implementation  # noqa: E402

@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks.cases.plain import EAGER, plain_rows
+from benchmarks.cases.contenders.plain import EAGER, plain_rows
 from benchmarks.cases.registry import BY_NAME as OPS
 from benchmarks.cases.targets import check_targets
 from benchmarks.gpu import ratios, report

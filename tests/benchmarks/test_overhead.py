@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks.cases import targets  # noqa: E402
-from benchmarks.cases.ours import OURS  # noqa: E402
+from benchmarks.cases.contenders.ours import OURS  # noqa: E402
+from benchmarks.cases.contenders.plain import EAGER  # noqa: E402
 from benchmarks.cases.overhead import OPS  # noqa: E402
-from benchmarks.cases.plain import EAGER  # noqa: E402
 from benchmarks.harness.case import Call, Case  # noqa: E402
 from benchmarks.harness.comparison import compare  # noqa: E402
 from benchmarks.harness.report import table  # noqa: E402

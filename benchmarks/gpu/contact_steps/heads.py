@@ -210,7 +210,7 @@ def other_head(
     if name == "eager":
         function: Callable[..., Fields] = plain_head
     else:
-        from benchmarks.cases.peers import PEERS
+        from benchmarks.cases.contenders.peers import PEERS
 
         peer = next(each for each in PEERS if each.name == name)
         if not place.cuda and name != "TRL":

@@ -15,7 +15,7 @@ TOKENS, TINY_TOKENS = 1 << 20, 512
 
 
 def losses(place: Place) -> Cases:
-    from benchmarks.cases.ours import our_loss, our_selecting
+    from benchmarks.cases.contenders.ours import our_loss, our_selecting
     from benchmarks.cases.specs import CLIP_COV, KL_COV
 
     n = TINY_TOKENS if place.tiny else TOKENS

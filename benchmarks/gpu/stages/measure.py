@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.ours import OURS
-from benchmarks.cases.peers import PEERS
-from benchmarks.cases.plain import COMPILED, EAGER
+from benchmarks.cases.contenders.ours import OURS
+from benchmarks.cases.contenders.peers import PEERS
+from benchmarks.cases.contenders.plain import COMPILED, EAGER
 from benchmarks.cases.registry import OPS
 from benchmarks.cases.targets import check_targets
 from benchmarks.gpu.stage_process import Again, Leave, Work

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     import trl
 
 from logitless.integrations.trl import GRPOTrainer, install
+from tests.plugins.tiny_model import tiny_model
 
 VOCAB = 211
 PROMPT, LENGTH = 5, 9
@@ -45,20 +46,8 @@ def tokenizer() -> Any:
 
 
 def save_model(folder: Path, kind: str = "Qwen2", *, spread: float = 0.5, **options: Any) -> Path:
-    """A random model in a folder, peaked enough that ratios and entropies differ."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
-        "head_dim": 8,
-    }  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
-    with torch.no_grad():
-        for parameter in model.get_output_embeddings().parameters():
-            parameter.normal_(std=spread)
-    model.save_pretrained(folder)
+    """A random model in a folder, with its tokenizer."""
+    tiny_model(kind, spread, **{"vocab_size": VOCAB, **options}).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

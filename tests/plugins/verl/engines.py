@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.plugins.tiny_model import tiny_model
 from tests.plugins.verl.setting import actor_config
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import transformers
     import verl.models.transformers.monkey_patch as patches
     import verl.workers.engine.fsdp.transformer_impl  # noqa: F401 - it registers the engine
     from tensordict import TensorDict
@@ -45,20 +45,9 @@ def one_process() -> None:
 
 
 def save_model(folder: Path, kind: str = "Qwen2", *, spread: float = 0.3, **options: Any) -> Path:
-    """A random model in a folder, peaked enough that ratios and entropies differ."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
-        "head_dim": 8,
-    }  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
-    with torch.no_grad():
-        for parameter in model.get_output_embeddings().parameters():
-            parameter.normal_(std=spread)
-    model.save_pretrained(folder)
+    """A random model in a folder, tied unless asked otherwise."""
+    sizes = {"vocab_size": VOCAB, "tie_word_embeddings": True, **options}
+    tiny_model(kind, spread, **sizes).save_pretrained(folder)
     return folder
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
+from logitless.integrations.head_arrays import head_arrays, refuse_adapter
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -55,7 +56,7 @@ def add_head(
     other = set(outputs) - set(FIELDS)
     if other:
         raise hooks.unknown(f"outputs of {hooks.HEAD} among {', '.join(FIELDS)}", repr(other))
-    _refuse_adapter(model)
+    refuse_adapter(model)
     found = ll.head_of(model)
     own = model.forward
     result = hooks.output_class()
@@ -148,25 +149,8 @@ def mean_logits(call: HeadCall, mask: Tensor) -> Tensor:  # [B, T]
 
 def _call(model: Any, hidden: Tensor, found: Any, temperature: float) -> HeadCall:
     """Parameters are looked up again: engines and peft replace them."""
-    _refuse_adapter(model)
-    layer = head_layer(model)
-    weight, bias = ll.gathered(layer.weight), getattr(layer, "bias", None)
-    bias = None if bias is None else ll.gathered(bias)
-    if found.vocab < len(weight):
-        weight, bias = weight[: found.vocab], None if bias is None else bias[: found.vocab]
-    hidden = hidden.to(weight.device)
-    if not torch.is_autocast_enabled(hidden.device.type):
-        weight = weight.to(hidden.dtype)
-        bias = None if bias is None else bias.to(hidden.dtype)
+    refuse_adapter(model)
+    hidden = hidden.to(head_layer(model).weight.device)
+    weight, bias = head_arrays(model, found.vocab, hidden)
     options = {**found.options, "bias": bias, "temperature": temperature}
     return HeadCall(hidden, weight, options)
-
-
-def _refuse_adapter(model: Any) -> None:
-    """A new adapter adds nothing yet, so that no measurement finds it."""
-    layer = head_layer(model)
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
-            "not be trained: leave it out of target_modules"
-        )

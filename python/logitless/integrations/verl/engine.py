@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
+from logitless.integrations.head_arrays import refuse_adapter
 from logitless.integrations.transformers.layer import unwrapped
 from logitless.integrations.verl import hooks
 from logitless.integrations.verl.context import MicroBatch, handed_over
-from logitless.integrations.verl.head import HeadCall, has_head, measure, refuse_adapter
+from logitless.integrations.verl.head import HeadCall, has_head, measure
 from logitless.integrations.verl.losses import arguments, is_ours, spec_of, totals_of
 from logitless.integrations.verl.rows import NUMBERS, Responses, loss_data, plain
 

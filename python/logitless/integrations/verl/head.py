@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.integrations.head_arrays import head_arrays
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -123,21 +124,5 @@ def _call(model: Any, hidden: Tensor, labels: Tensor, temperature: Any) -> HeadC
             "head: actor.strategy=fsdp2"
         )
     options, vocab = measured
-    layer = head_layer(model)
-    weight, bias = ll.gathered(layer.weight), getattr(layer, "bias", None)
-    bias = None if bias is None else ll.gathered(bias)
-    if vocab < len(weight):
-        weight, bias = weight[:vocab], None if bias is None else bias[:vocab]
-    if not torch.is_autocast_enabled(hidden.device.type):
-        weight = weight.to(hidden.dtype)
-        bias = None if bias is None else bias.to(hidden.dtype)
+    weight, bias = head_arrays(model, vocab, hidden)
     return HeadCall(hidden, weight, labels, {**options, "bias": bias, "temperature": temperature})
-
-
-def refuse_adapter(model: Any) -> None:
-    layer = head_layer(model)
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
-            "not be trained: leave it out of target_modules"
-        )

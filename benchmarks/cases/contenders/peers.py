@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from benchmarks.cases.contenders.plain import policy_from
 from benchmarks.cases.inputs import TokenInputs
-from benchmarks.cases.plain import policy_from
 from benchmarks.cases.specs import CLIP, CLIP_CONTROL, DUAL, KL_CONTROL, WEIGHTS
 from benchmarks.harness.case import Implementation, Results
 from benchmarks.harness.machine_info import installed

@@ -1,0 +1,1 @@
+"""Who is timed: this library, plain torch, other libraries."""
