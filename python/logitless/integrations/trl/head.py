@@ -150,7 +150,8 @@ def mean_logits(call: HeadCall, mask: Tensor) -> Tensor:  # [B, T]
 def _call(model: Any, hidden: Tensor, found: Any, temperature: float) -> HeadCall:
     """Parameters are looked up again: engines and peft replace them."""
     refuse_adapter(model)
-    hidden = hidden.to(head_layer(model).weight.device)
+    layer: Any = head_layer(model)
+    hidden = hidden.to(layer.weight.device)
     weight, bias = head_arrays(model, found.vocab, hidden)
     options = {**found.options, "bias": bias, "temperature": temperature}
     return HeadCall(hidden, weight, options)
