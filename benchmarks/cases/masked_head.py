@@ -26,7 +26,7 @@ class MaskedHeadInputs(HeadInputs):
     sampling_mask: ll.SamplingMask
 
     def first(self, n: int) -> MaskedHeadInputs:
-        kept = self.sampling_mask.rows(range(n))
+        kept = self.sampling_mask.rows(range(min(n, len(self.sampling_mask))))
         return MaskedHeadInputs(**vars(super().first(n)), sampling_mask=kept)
 
 

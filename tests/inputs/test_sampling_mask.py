@@ -30,7 +30,17 @@ def test_all_forms_are_one(array: Any, dtype: str) -> None:
     ):
         assert mask.lists() == LISTS
         assert len(mask) == 4
-    assert ll.SamplingMask.from_lists(LISTS).rows([3, 1]).lists() == [LISTS[3], LISTS[1]]
+
+
+def test_some_rows() -> None:
+    mask = ll.SamplingMask.from_lists(LISTS)
+    for index in ([3, 1], np.array([3, 1]), torch.tensor([3, 1])):
+        assert mask.rows(index).lists() == [LISTS[3], LISTS[1]]
+    assert mask.rows([False, True, False, True]).lists() == [LISTS[1], LISTS[3]]
+    assert mask.rows([]).lists() == []
+    for index in ([4], [True] * 3, [0.5]):
+        with pytest.raises(IndexError, match=r"^index must name rows of 4 rows: "):
+            mask.rows(index)
 
 
 def test_nothing() -> None:

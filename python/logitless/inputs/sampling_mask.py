@@ -77,9 +77,13 @@ class SamplingMask:
         return [part.tolist() for part in np.split(ids, offsets[1:-1])] if len(self) else []
 
     def rows(self, index: Any) -> SamplingMask:
-        """That of some rows, in the order of `index` [n]."""
-        lists = self.lists()
-        return SamplingMask.from_lists([lists[i] for i in np.asarray(index).tolist()])
+        """That of some rows, in the order of `index` ([n] row numbers, or [N] booleans)."""
+        lists, index = self.lists(), np.asarray(index)
+        try:
+            chosen = np.arange(len(lists))[index if index.size else []]
+        except IndexError as error:
+            raise IndexError(f"index must name rows of {len(lists)} rows: {error}") from None
+        return SamplingMask.from_lists([lists[i] for i in chosen])
 
     @cached_property
     def _host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
