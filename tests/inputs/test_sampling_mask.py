@@ -34,6 +34,7 @@ def test_all_forms_are_one(array: Any, dtype: str) -> None:
 
 def test_some_rows() -> None:
     mask = ll.SamplingMask.from_lists(LISTS)
+    index: Any
     for index in ([3, 1], np.array([3, 1]), torch.tensor([3, 1])):
         assert mask.rows(index).lists() == [LISTS[3], LISTS[1]]
     assert mask.rows([False, True, False, True]).lists() == [LISTS[1], LISTS[3]]
