@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <vector>
 
 #include "../cpu/tokens/selection.h"
@@ -112,6 +114,8 @@ void token_loss(
     py::handle precomputed_loss_object,
     py::handle precomputed_slope_object,
     py::handle g_policy_object,
+    std::optional<double> log_low,
+    std::optional<double> log_high,
     int threads
 ) {
   const Array logp(logp_object, "logp", Access::read);
@@ -163,6 +167,14 @@ void token_loss(
     args.params.entropy_coefficient = entropy_coefficient;
     args.params.kl.coefficient = kl_coefficient;
     args.params.penalty.coefficient = penalty_coefficient;
+    if (log_low.has_value()) {
+      args.params.log_low = *log_low;
+      args.params.ratio_low = std::exp(*log_low);
+    }
+    if (log_high.has_value()) {
+      args.params.log_high = *log_high;
+      args.params.ratio_high = std::exp(*log_high);
+    }
     args.threads = threads_of(threads);
     check_apart(
         logp,
@@ -289,6 +301,8 @@ void register_tokens(py::module_& m) {
       py::arg("precomputed_loss") = py::none(),
       py::arg("precomputed_slope") = py::none(),
       py::arg("g_policy") = py::none(),
+      py::arg("log_low") = py::none(),
+      py::arg("log_high") = py::none(),
       py::arg("threads") = 0,
       "Writes the coefficients, and the numerators of the loss and of the metrics into sums."
   );

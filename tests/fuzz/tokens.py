@@ -60,6 +60,7 @@ def token_loss(core: Any, rng: Rng) -> Case:
         "mean_advantage": 0.1, "mean_logp": -1.0, "grad_scale": 1.0,
         "entropy_coefficient": float(rng.choice([0, 0.1])),
         "kl_coefficient": float(rng.choice([0, 0.1])), "penalty_coefficient": 0.1,
+        "log_low": maybe(rng, -0.3), "log_high": maybe(rng, 0.4),
         "params": core.tokens.LossParams(**_params(core, rng)),
         "sums": np.zeros(core.tokens.LOSS_SUMS),
         "mask": None if weighted else rng.random(n) < 0.8, "weight": 0.01,

@@ -10,6 +10,7 @@ import pytest
 from logitless.loss.spec import (
     KL,
     Aspo,
+    Bapo,
     BoundedClip,
     Clip,
     ClipCov,
@@ -23,6 +24,7 @@ from logitless.loss.spec import (
     EntropyWeights,
     Gmpo,
     KLCov,
+    M2po,
     NoPolicy,
     PolicyLossSpec,
     Reinforce,
@@ -76,6 +78,12 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: BoundedClip(beta_low=9, dual=2.0), ValueError, ["BoundedClip.beta_low", "2.0"]),
         (lambda: Dcpo(most=0.9), ValueError, ["Dcpo.most", "0.9"]),
         (lambda: Aspo(cap=1.0), ValueError, ["Aspo.cap", "1.0"]),
+        (lambda: M2po(0.0), ValueError, ["M2po.budget", "0.0"]),
+        (lambda: M2po(low=1.5), ValueError, ["M2po.low", "1.5", "[0, 1]"]),
+        (lambda: Bapo(low_start=0.9), ValueError, ["Bapo.low_start", "0.9"]),
+        (lambda: Bapo(high_end=1.1), ValueError, ["Bapo.high_end", "1.1"]),
+        (lambda: Bapo(high_step=0.0), ValueError, ["Bapo.high_step", "0.0"]),
+        (lambda: Bapo(dual=1.0), ValueError, ["Bapo.dual", "1.0"]),
         (lambda: EntropyAdvantage(kappa=0.5), ValueError, ["EntropyAdvantage.kappa", "0.5"]),
         (lambda: RepoR(float("nan")), ValueError, ["RepoR.zeta", "nan"]),
         (lambda: RepoD("1"), TypeError, ["RepoD.beta", "'1'"]),
@@ -136,6 +144,11 @@ NONSENSE: dict[str, tuple[Any, list[str]]] = {
         {"surrogate": BoundedClip(dual=3.0), "control": KLCov()}, ["KLCov", "surrogate=BoundedClip"]
     ),
     "dcpo": ({"surrogate": Dcpo(), "ratio": "sequence"}, ["ratio='sequence'", "Dcpo("]),
+    "m2po": ({"surrogate": M2po(), "ratio": "sequence"}, ["ratio='sequence'", "M2po("]),
+    "bapo": ({"surrogate": Bapo(), "control": KLCov()}, ["control=KLCov(", "Bapo("]),
+    "clip of a batch": (
+        {"surrogate": M2po(), "control": ClipCov()}, ["control=ClipCov(", "surrogate=M2po("]
+    ),
     "aspo": ({"surrogate": Aspo(), "ratio": "sequence"}, ["ratio='sequence'", "Aspo("]),
     "tokens of a sequence": (
         {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]

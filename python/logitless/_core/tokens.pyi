@@ -86,6 +86,8 @@ def token_loss(
     precomputed_loss: Array | None = None,
     precomputed_slope: Array | None = None,
     g_policy: Array | None = None,
+    log_low: float | None = None,
+    log_high: float | None = None,
     threads: int = 0,
 ) -> None: ...
 def value_sums(

@@ -15,10 +15,11 @@ from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.aggregation import count
 from logitless.loss.evaluate.inputs import BatchStats, Totals
 from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
-from logitless.loss.evaluate.means import reduction, spec_means
+from logitless.loss.evaluate.means import reduction
 from logitless.loss.evaluate.micro_batches import joined, micro_batches
 from logitless.loss.evaluate.selection import check_ids, select
 from logitless.loss.evaluate.sequences import whole_sequences
+from logitless.loss.evaluate.surveys import spec_means
 from logitless.loss.spec import PolicyLossSpec
 
 
@@ -48,12 +49,14 @@ def batch_stats(
         TopEntropy  the k of mask with the largest entropy
         ClipB       mask & (A < 0) with S - S[mask].mean() < -mu * S[mask].std(correction=0)
         ClipV       the k of mask & (A < 0) with the largest entropy_change > mu * its std
+        M2po, Bapo  bounds of logp - old_logp for the clip, as their docstrings have them
 
     Give it all micro-batches of this rank at once: as whole arrays, or as lists with one array a
     micro-batch, each padded or packed on its own (places in messages then count through all their
     tokens). `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
-    well, tokens clipped there are no candidates of Clip-Cov. With `data_group` (a torch.distributed
+    well, tokens clipped there are no candidates of Clip-Cov. A clip that the batch chooses (M2po,
+    Bapo) looks at how far the policy has moved: it wants that scoring, and old_logp. With `data_group` (a torch.distributed
     group) sums, counts and histograms are added over its ranks, all of which have to call; None is
     one rank.
 
@@ -129,6 +132,8 @@ def batch_stats(
         means.credit,
         means.importance,
         sequences,
+        means.log_bounds,
+        spec.batch_clip,
     )
 
 

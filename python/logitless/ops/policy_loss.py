@@ -92,7 +92,7 @@ def policy_loss(
     rejects.
 
     scope="micro" selects within the call as verl does, Clip-Cov's draw coming from torch's global
-    CPU generator.
+    CPU generator; of M2po and Bapo it finds the bounds of the clip within the call.
 
     Raises ValueError for shapes that differ, values that are not finite inside the mask, a token
     whose loss or coefficient is not finite in the dtype of logp (inf - inf, or exp of a log ratio

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.reference.ratio import (
+    batch_bounds,
     flow_back,
     log_ratios,
     members,
@@ -97,7 +98,8 @@ def policy_loss(
     selected = np.isin(ids, chosen) & valid
     factor = policy_factor(spec, a, lp, references, h, valid, sequence)
     factor = factor if weights is None else factor * of_tokens(weights)
-    policy = _policy_terms(spec, u, d, a, lp, valid, sequence)
+    bounds = batch_bounds(spec.surrogate, u, a, valid)
+    policy = _policy_terms(spec, u, d, a, lp, valid, sequence, bounds)
 
     w = token_weights(mask, spec.aggregation, cu_seqlens, spec.max_length)
     kind = type(spec.control).__name__
@@ -148,7 +150,7 @@ def policy_loss(
         g_ratio[t] = grad_scale * w[t] * pg.ratio
         g_own[t] = grad_scale * w[t] * pg.own + of_term
         metrics["actor/pg_loss"] += w[t] * pg.loss
-        clipped, lower = clipped_side(clip_ratio[t], a[t], spec.surrogate)
+        clipped, lower = clipped_side(clip_ratio[t], a[t], spec.surrogate, bounds)
         metrics["actor/pg_clipfrac"] += clipped / tokens
         metrics["actor/pg_clipfrac_lower"] += lower / tokens
         if base is not None:
@@ -167,11 +169,19 @@ def policy_loss(
 
 
 def _policy_terms(
-    spec: Any, u: F64, d: F64, a: F64, lp: F64, valid: Array, sequence: Array | None
+    spec: Any,
+    u: F64,
+    d: F64,
+    a: F64,
+    lp: F64,
+    valid: Array,
+    sequence: Array | None,
+    bounds: tuple[float, float] | None,
 ) -> dict[int, Slopes]:
     if type(spec.surrogate).__name__ != "Gmpo":
         return {
-            int(t): surrogate_loss(spec.surrogate, u[t], a[t], lp[t]) for t in np.flatnonzero(valid)
+            int(t): surrogate_loss(spec.surrogate, u[t], a[t], lp[t], bounds)
+            for t in np.flatnonzero(valid)
         }
     m = _geometric_clip(d, a, spec.surrogate)
     out: dict[int, Slopes] = {}

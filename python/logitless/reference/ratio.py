@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,40 @@ def _accepted(q: F64, own: float, rule: Any) -> bool:
     f = [float(x * x / 2 if kind == "k2" else np.exp(x) - 1 - x) for x in (own, *q)]
     values = {"token": f[0], "seq_sum": sum(f[1:]), "seq_mean": sum(f[1:]) / len(q)}
     return bool((max(f[1:]) if level == "seq_max" else values[level]) <= high)
+
+
+def batch_bounds(surrogate: Any, u: F64, a: F64, valid: Array) -> tuple[float, float] | None:
+    """The lowest and the highest ratio of a clip that the batch chooses; None for any other loss."""
+    kind = type(surrogate).__name__
+    if kind == "M2po":
+        harmful = valid & (((a > 0) & (u > 0)) | ((a < 0) & (u < 0)))
+        sizes = sorted(abs(u[harmful]).tolist())
+        squares = [Fraction(x * x) for x in sizes]
+        budget = Fraction(surrogate.budget) * len(squares)
+        if sum(squares) <= budget:
+            return 0.0, math.inf
+        # sums of min(square, x) for each square x in turn
+        below, t = Fraction(0), 0.0
+        for i, x in enumerate(squares):
+            if below + x * (len(squares) - i) <= budget:
+                t = sizes[i]
+            below += x
+        return min(math.exp(-t), 1.0 - surrogate.low), max(math.exp(t), 1.0 + surrogate.high)
+    if kind != "Bapo":
+        return None
+    r = np.exp(np.clip(u, -20.0, 20.0))
+    up, down = valid & (a > 0), valid & (a < 0)
+    low, high = surrogate.low_start, surrogate.high_start
+    while exact_mean(np.where(up, a * np.minimum(r, high), 0.0)) < surrogate.target * exact_mean(
+        np.where(down, -a * np.maximum(r, low), 0.0)
+    ):
+        if low < surrogate.low_end:
+            low = min(low + surrogate.low_step, surrogate.low_end)
+        elif high < surrogate.high_end:
+            high = min(high + surrogate.high_step, surrogate.high_end)
+        else:
+            break
+    return low, high
 
 
 def shaped_advantages(control: Any, a: F64, lp: F64, h: Any) -> F64:

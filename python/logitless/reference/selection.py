@@ -77,17 +77,20 @@ def random_key(seed: int, step: int, token_id: int) -> int:
     return words[0] | words[1] << 32
 
 
-def clipped_side(u: float, a: float, surrogate: Any) -> tuple[bool, bool]:
+def clipped_side(
+    u: float, a: float, surrogate: Any, bounds: tuple[float, float] | None = None
+) -> tuple[bool, bool]:
     """(the ratio exp(u) left its range on the side the advantage pushes to, or the dual bound)."""
     kind = type(surrogate).__name__
     if kind == "Dcpo":
         return False, surrogate.dual is not None and a < 0 and math.exp(u) > surrogate.dual
-    if kind not in ("Clip", "Aspo", "BoundedClip", "Cispo", "Gmpo"):
+    if bounds is None and kind not in ("Clip", "Aspo", "BoundedClip", "Cispo", "Gmpo"):
         return False, False
     if kind == "Gmpo":
         return bool((a > 0 and u > surrogate.high) or (a < 0 and u < -surrogate.low)), False
     r = math.exp(u)
-    clipped = (a > 0 and r > 1.0 + surrogate.high) or (a < 0 and r < 1.0 - surrogate.low)
+    low, high = (1.0 - surrogate.low, 1.0 + surrogate.high) if bounds is None else bounds
+    clipped = (a > 0 and r > high) or (a < 0 and r < low)
     dual = getattr(surrogate, "cap" if kind == "Aspo" else "dual", None)
     return bool(clipped), bool(dual is not None and a < 0 and r > dual)
 

@@ -18,8 +18,10 @@ class Slopes(NamedTuple):
     own: float = 0.0
 
 
-def surrogate_loss(surrogate: Any, u: float, a: float, logp: float) -> Slopes:
-    """The policy term of a token whose surrogate sees r = exp(u)."""
+def surrogate_loss(
+    surrogate: Any, u: float, a: float, logp: float, bounds: tuple[float, float] | None = None
+) -> Slopes:
+    """The policy term of a token whose surrogate sees r = exp(u); bounds: those of a batch."""
     kind = type(surrogate).__name__
     if kind == "Dro":
         return Slopes(-(a * logp - surrogate.beta / 2 * u * u), surrogate.beta * u, -a)
@@ -30,11 +32,13 @@ def surrogate_loss(surrogate: Any, u: float, a: float, logp: float) -> Slopes:
     r = math.exp(u)
     if kind == "Unclipped":
         return Slopes(-a * r, -a * r)
-    if kind == "Clip":
-        clipped = min(max(r, 1.0 - surrogate.low), 1.0 + surrogate.high)
+    if kind in ("Clip", "M2po", "Bapo"):
+        low, high = (1.0 - surrogate.low, 1.0 + surrogate.high) if bounds is None else bounds
+        clipped = min(max(r, low), high)
         out = Slopes(-a * r, -a * r) if -a * r >= -a * clipped else Slopes(-a * clipped)
-        if surrogate.dual is not None and a < 0 and out.loss > -a * surrogate.dual:
-            out = Slopes(-a * surrogate.dual)
+        dual = getattr(surrogate, "dual", None)
+        if dual is not None and a < 0 and out.loss > -a * dual:
+            out = Slopes(-a * dual)
         return out
     if kind == "BoundedClip":
         if a > 0 and r > 1.0 + surrogate.high:

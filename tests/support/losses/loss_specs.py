@@ -11,6 +11,7 @@ from logitless import reference
 from logitless.loss.spec import (
     KL,
     Aspo,
+    Bapo,
     BoundedClip,
     Cispo,
     Clip,
@@ -25,6 +26,7 @@ from logitless.loss.spec import (
     EntropyRatioClip,
     EntropyWeights,
     KLCov,
+    M2po,
     NoPolicy,
     OffPolicyMask,
     PolicyLossSpec,
@@ -56,6 +58,16 @@ SPECS: dict[str, PolicyLossSpec] = {
     "dcpo_tight": PolicyLossSpec(surrogate=Dcpo(0.02, 0.03, 1.3, dual=1.4)),
     "dcpo_one_sided": PolicyLossSpec(surrogate=Dcpo(0.0, 0.05, dual=None)),
     "aspo_tight": PolicyLossSpec(surrogate=Aspo(0.1, 0.15, 1.2)),
+    "m2po_tight": PolicyLossSpec(surrogate=M2po(0.04, 0.05, 0.05)),
+    "m2po_dear": PolicyLossSpec(
+        surrogate=M2po(1e-3, 0.0, 0.0), control=SignWeights(0.3, 2.0), aggregation=_SEQUENCE
+    ),
+    "m2po_free": PolicyLossSpec(surrogate=M2po(9.0), kl=KL("k3", 0.1)),
+    "bapo_low": PolicyLossSpec(surrogate=Bapo(0.5, 0.9, 0.1, 1.1, 1.5, 0.2, 0.8)),
+    "bapo_far": PolicyLossSpec(
+        surrogate=Bapo(target=50.0, dual=None), entropy=EntropyBonus(0.1), aggregation=_SEQUENCE
+    ),
+    "bapo_inference": PolicyLossSpec("inference", Bapo(target=1.5, dual=1.3)),
     "entropy_advantage_dapo": replace(presets["dapo"], control=EntropyAdvantage(0.3, 2.0)),
     "entropy_advantage_gmpo": replace(presets["gmpo"], control=EntropyAdvantage(0.3, 1.5)),
     "repo_r_strong": replace(presets["ppo_dual_clip"], control=RepoR(0.9)),

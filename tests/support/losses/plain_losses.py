@@ -91,6 +91,11 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
         if s.dual is not None:
             loss = torch.where(a < 0, torch.min(loss, -a * s.dual), loss)
         return loss
+    if kind in ("M2po", "Bapo"):
+        low, high = _bounds(s, r.detach(), a, mask)
+        loss = torch.max(-a * r, -a * r.clamp(low, high))
+        dual = getattr(s, "dual", None)
+        return loss if dual is None else torch.where(a < 0, torch.min(loss, -a * dual), loss)
     if kind == "BoundedClip":
         unit = r / r.detach()
         above, below = (a > 0) & (r > 1 + s.high), (a < 0) & (r < 1 - s.low)
@@ -129,6 +134,22 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
     keep = _trusted(s, a, logp.detach().exp(), (logp - u).detach().exp())
     loss = -a * r if s.cap is None else -a * r.clamp(max=s.cap).detach() * logp
     return torch.where(keep, loss, ZERO)
+
+
+def _bounds(s: Any, r: Any, a: Any, mask: Any) -> tuple[float, float]:
+    """By trying every harmful token's size as the cap, or every pair of bounds in turn."""
+    if type(s).__name__ == "Bapo":
+        for low, high in s.path:
+            up = (a * r.clamp(max=high))[mask & (a > 0)].sum()
+            if up >= s.target * (-a * r.clamp(min=low))[mask & (a < 0)].sum():
+                break
+        return low, high
+    harm = r.log().abs()[mask & (((a > 0) & (r > 1)) | ((a < 0) & (r < 1)))]
+    if not len(harm) or (harm**2).mean() <= s.budget:
+        return 0.0, float("inf")
+    caps = [x for x in harm if harm.clamp(max=x).square().mean() <= s.budget]
+    t = max(caps, default=torch.zeros(()))
+    return min(float((-t).exp()), 1 - s.low), max(float(t.exp()), 1 + s.high)
 
 
 def _shaped(x: dict[str, Any], c: Any) -> Any:

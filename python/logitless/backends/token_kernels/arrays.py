@@ -6,6 +6,7 @@ where it does.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class NumpyArrays:
         return np.concatenate([a, b])
 
 
-def at_least(number: Any, least: int) -> Any:
+def at_least(number: Any, least: float) -> Any:
     """max(number, least) of a number; of an array without dimensions on a device in float64, for
     torch divides by an integer in float32."""
     if isinstance(number, (int, float)):
@@ -130,3 +131,17 @@ def positive_or_one(number: Any) -> Any:
     if isinstance(number, (int, float)):
         return number if number > 0 else 1.0
     return number.where(number > 0, 1.0)
+
+
+def quotient(x: Any, y: Any) -> Any:
+    """x / y of two numbers, y >= 0; inf where y is 0."""
+    if isinstance(y, (int, float)):
+        return x / y if y > 0 else math.inf
+    return (x / positive_or_one(y)).where(y > 0, math.inf)
+
+
+def or_infinite(x: Any, y: Any) -> Any:
+    """x, and inf where y is."""
+    if isinstance(y, (int, float)):
+        return y if y == math.inf else x
+    return y.where(y == math.inf, x)

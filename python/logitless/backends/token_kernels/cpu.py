@@ -118,6 +118,15 @@ class CpuTokens:
         _core.tokens.random_scores(ids, seed, step, scores, threads)
         return candidates
 
+    def extremes(
+        self, tokens: Tokens, which: Bools, values: Float64s, reduce: Reduce
+    ) -> tuple[float, float]:
+        running = self.ordered(tokens, which, values)
+        number = int(reduce(np.array([running.ids.size], np.int64))[0])
+        if not number:
+            return 0.0, 0.0
+        return self.kth_largest(running, number, reduce), self.kth_largest(running, 1, reduce)
+
     def members(self, tokens: Tokens, ids: Int64s) -> Bools:
         out = np.empty(tokens.ids.size, np.bool_)
         _core.tokens.members(tokens.ids, ids, out, tokens.threads)
@@ -161,6 +170,8 @@ class CpuTokens:
             entropy_coefficient=t.entropy_coefficient,
             kl_coefficient=t.kl_coefficient,
             penalty_coefficient=t.penalty_coefficient,
+            log_low=t.log_low,
+            log_high=t.log_high,
             params=params,
             threads=tokens.threads,
         )

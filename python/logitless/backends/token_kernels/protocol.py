@@ -77,6 +77,9 @@ class LossTerms(NamedTuple):
     entropy_coefficient: float
     kl_coefficient: float
     penalty_coefficient: float
+    # bounds of the log ratio that the batch chose; None: those of the loss
+    log_low: float | None = None
+    log_high: float | None = None
 
 
 class LossValues(NamedTuple):
@@ -143,6 +146,11 @@ class TokenKernels(Protocol):
 
     def kth_largest(self, candidates: Candidates, k: int, reduce: Reduce) -> float:
         """The number behind the k-th largest score of all ranks, 1 <= k <= their number."""
+
+    def extremes(
+        self, tokens: Tokens, which: Bools, values: Float64s, reduce: Reduce
+    ) -> tuple[float, float]:
+        """The least and the largest value of some tokens of all ranks; 0 where there are none."""
 
     def members(self, tokens: Tokens, ids: Int64s) -> Bools:
         """Tokens whose id is among these, which are sorted."""

@@ -184,14 +184,16 @@ _said: set[str] = set()
 
 
 def _of_the_call(spec: ll.PolicyLossSpec) -> ll.PolicyLossSpec:
-    """Where nobody knows the optimizer batch, tokens are selected as verl does: in each call."""
-    if not spec.selects:
-        return spec
-    name = type(spec.control).__name__
-    if name not in _said:
-        _said.add(name)
-        _log.warning("%s selects within each micro-batch: this engine tells no other", name)
-    return replace(spec, control=replace(spec.control, scope="micro"))  # type: ignore[type-var]
+    """Where nobody knows the optimizer batch, each call is looked at alone, as verl does."""
+    parts = {"control": spec.control} if spec.selects else {}
+    parts |= {"surrogate": spec.batch_clip} if spec.batch_clip is not None else {}
+    for part in parts.values():
+        name = type(part).__name__
+        if name not in _said:
+            _said.add(name)
+            _log.warning("%s looks at each micro-batch alone: this engine tells no other", name)
+    changes: Any = {k: replace(x, scope="micro") for k, x in parts.items()}  # type: ignore[type-var]
+    return replace(spec, **changes) if changes else spec
 
 
 def _means(metrics: dict[str, Tensor], of_batch: int, of_call: int) -> dict[str, float]:

@@ -15,10 +15,10 @@ from logitless.inputs.tokens import Array, Bools, Float64s, Int64s, Tokens
 from logitless.loss.evaluate.aggregation import mean_scales, part_weights
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.make_tokens import make_tokens, name_bad_rows
-from logitless.loss.evaluate.means import spec_means
 from logitless.loss.evaluate.metrics import Given, MetricTable, metric_table
 from logitless.loss.evaluate.selection import check_ids, select, select_in_call
 from logitless.loss.evaluate.sequences import check_whole, kernels_of
+from logitless.loss.evaluate.surveys import spec_means, surveyed
 from logitless.loss.evaluate.token_loss import TokenInputs
 from logitless.loss.spec import ClipV, PolicyLossSpec, Reinforce
 
@@ -47,8 +47,9 @@ def check_loss_options(
         return
     if totals is not None:
         raise ValueError("totals must be None where batch is given, which carries its own totals")
-    for name in ("control", "correction"):
-        mine, given = getattr(spec, name), getattr(batch, name)
+    for name in ("control", "correction", "surrogate"):
+        mine = spec.batch_clip if name == "surrogate" else getattr(spec, name)
+        given = getattr(batch, name)
         same = mine == given
         # Not !=, which torch.compile cannot trace of dataclasses with a number that may vary.
         if not same and not (name == "control" and spec.selects_in_call):
@@ -61,7 +62,7 @@ def check_loss_options(
 def separable(spec: PolicyLossSpec, *, batch: bool) -> bool:
     """Whether a token's coefficients follow from its own logp and what is known before."""
     selects = spec.control is not None and spec.control.selects
-    if spec.whole_sequences or (spec.needs_means and not batch):
+    if spec.whole_sequences or spec.surveys_call or (spec.needs_means and not batch):
         return False
     return not selects or (spec.selects and batch)
 
@@ -164,6 +165,14 @@ def _inputs(
 
 def _selection(tokens: Tokens, data: LossData) -> tuple[Means | None, Bools | None]:
     """The means where they are known, and the selected tokens of this call where some are."""
+    means, selected = _known_selection(tokens, data)
+    if not data.spec.surveys_call:
+        return means, selected
+    known = Means(0.0, 0.0, 0) if means is None else means
+    return surveyed(tokens, data.spec, known, "micro"), selected
+
+
+def _known_selection(tokens: Tokens, data: LossData) -> tuple[Means | None, Bools | None]:
     spec, batch = data.spec, data.batch
     if spec.selects_in_call:
         means = spec_means(tokens, spec)
@@ -208,9 +217,9 @@ def _members(tokens: Tokens, batch: BatchFacts) -> Bools:
 def _why(spec: PolicyLossSpec, data: LossData, name: str) -> str:
     """The part of the spec that asks for an argument, as name=value."""
     spec = spec.with_coefficients(data.coefficients)
-    for part in ("control", "correction", "kl", "entropy"):
+    for part in ("control", "correction", "kl", "entropy", "surrogate"):
         only: dict[str, Any] = {part: getattr(spec, part)}
-        alone = replace(_NO_RATIO, **only)
+        alone = replace(_NO_RATIO, **only, **({"ratio": spec.ratio} if part == "surrogate" else {}))
         if name in alone.needs or (name == "batch" and (alone.selects or alone.needs_means)):
             return f"spec.{part}={only[part]}"
     return f"spec.ratio={spec.ratio!r}"

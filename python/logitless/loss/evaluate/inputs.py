@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from logitless.inputs.checks import whole
 from logitless.inputs.tokens import Array, Int64s
-from logitless.loss.spec import Control, Correction, PolicyLossSpec
+from logitless.loss.spec import BatchClip, Control, Correction, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
 
 
@@ -55,6 +56,9 @@ class BatchStats(NamedTuple):
     # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
     # that need sequences whole; else [0, 2]
     sequences: Any = None
+    # bounds of the log ratio, and what they are for: a clip that the batch chooses
+    log_bounds: tuple[float, float] = (-math.inf, math.inf)
+    surrogate: BatchClip | None = None
 
 
 class Means(NamedTuple):
@@ -69,6 +73,27 @@ class Means(NamedTuple):
     importance: float = 1.0
     # powers of two of which advantages and log-probs are multiples of ordinary size; 0: they are
     exponents: tuple[int, int] = (0, 0)
+    # of the log ratio, where the batch chooses the clip
+    log_bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @classmethod
+    def of(cls, batch: BatchStats) -> Means:
+        return cls(
+            batch.mean_advantage, batch.mean_logp, batch.count, batch.mean_credit,
+            batch.mean_importance, log_bounds=batch.log_bounds,
+        )  # fmt: skip
+
+    @property
+    def numbers(self) -> list[float]:
+        """What is known of a batch, as `from_numbers` takes it."""
+        count = float(self.tokens)
+        return [self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float]) -> Means:
+        advantage, logp, count, positive, negative, importance, low, high = numbers
+        return cls(advantage, logp, int(count), (positive, negative), importance,
+                   log_bounds=(low, high))  # fmt: skip
 
 
 class BatchFacts(NamedTuple):
@@ -80,14 +105,7 @@ class BatchFacts(NamedTuple):
 
     @classmethod
     def of(cls, batch: BatchStats) -> BatchFacts:
-        means = Means(
-            batch.mean_advantage,
-            batch.mean_logp,
-            batch.count,
-            batch.mean_credit,
-            batch.mean_importance,
-        )
-        return cls(means, batch.selected, batch.sequences)
+        return cls(Means.of(batch), batch.selected, batch.sequences)
 
 
 class LossData(NamedTuple):

@@ -11,10 +11,7 @@ from logitless.backends.token_kernels.protocol import Reduce
 from logitless.inputs.checks import shown
 from logitless.inputs.tokens import Floats, Int64s, Tokens
 from logitless.loss.evaluate.inputs import Means
-from logitless.loss.evaluate.policy_term.importance import importance
-from logitless.loss.evaluate.policy_term.policy_weights import entropy_credit
 from logitless.loss.evaluate.sequences import kernels_of, refuse, valid
-from logitless.loss.spec import EntropyWeights, PolicyLossSpec
 
 
 def one_rank(values: Int64s) -> Int64s:
@@ -49,24 +46,6 @@ def batch_means(tokens: Tokens, reduce: Reduce = one_rank) -> Means:
     return exact_means(tokens, tokens.advantages, tokens.logp, ("advantages", "logp"), reduce)
 
 
-def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) -> Means:
-    """The batch means that the spec's policy term uses beside those of A and logp as well."""
-    means = batch_means(tokens, reduce)
-    if isinstance(spec.control, EntropyWeights):
-        means = means._replace(credit=_mean_credit(tokens, spec.control, reduce))
-    if spec.correction is not None and spec.correction.normalize:
-        if tokens.rollout_logp is None:
-            raise ValueError(
-                f"rollout_logp must be given with spec.correction={spec.correction}, got None"
-            )
-        if tokens.old_logp is None:
-            tokens = dataclasses.replace(tokens, old_logp=tokens.logp)
-        w = valid(tokens, importance(tokens, spec.correction).weights)
-        names = ("rollout weights", "rollout weights")
-        means = means._replace(importance=exact_means(tokens, w, w, names, reduce).logp)
-    return means
-
-
 def exact_means(
     tokens: Tokens,
     first: Floats,  # [N]
@@ -92,18 +71,6 @@ def moments(tokens: Tokens, x: Floats, name: str, reduce: Reduce) -> tuple[Any, 
     squares = away * away
     variance = exact_means(tokens, squares, squares, (f"{name}^2", f"{name}^2"), reduce).advantage
     return means.advantage, scaled_by(variance**0.5, exponent)
-
-
-def _mean_credit(tokens: Tokens, control: EntropyWeights, reduce: Reduce) -> tuple[float, float]:
-    """The means of the entropy credit over the tokens with A > 0 and over those with A < 0."""
-    finite_values(tokens, "entropy", tokens.entropy)
-    credit, a = entropy_credit(tokens, control), valid(tokens, tokens.advantages)
-    names = ("entropy", "entropy")
-    positive, negative = (
-        exact_means(dataclasses.replace(tokens, mask=side), credit, credit, names, reduce).logp
-        for side in (a > 0, a < 0)
-    )
-    return positive, negative
 
 
 def finite_values(tokens: Tokens, name: str, values: Floats | None) -> Floats:

@@ -21,7 +21,7 @@ from logitless.loss.evaluate.policy_term.ratio import (
     shares_sequence_gradient,
 )
 from logitless.loss.evaluate.policy_term.shaped import shaped
-from logitless.loss.spec import AdvantageControl, KLCov, PolicyLossSpec
+from logitless.loss.spec import AdvantageControl, BatchClip, KLCov, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients
 
 _NO_MEANS = Means(0.0, 0.0, 0)
@@ -94,6 +94,7 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
     means = _NO_MEANS if inputs.means is None else inputs.means
     factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)
     control, shared = spec.control, shares_sequence_gradient(spec)
+    chosen = means.log_bounds if isinstance(spec.surrogate, BatchClip) else (None, None)
     terms = LossTerms(
         weights=inputs.weights[0],
         old_logp=old_policy(tokens, spec),
@@ -110,6 +111,8 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
         entropy_coefficient=0.0 if main.entropy is None else coefficients.entropy,
         kl_coefficient=coefficients.kl,
         penalty_coefficient=coefficients.penalty,
+        log_low=chosen[0],
+        log_high=chosen[1],
     )
     params = loss_params(main, kernels)
     sums, g_logp, g_entropy, g_policy = kernels.loss(

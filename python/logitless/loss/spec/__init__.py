@@ -9,6 +9,7 @@ from logitless.loss.spec.advantage_controls import (
     RepoD,
     RepoR,
 )
+from logitless.loss.spec.batch_clips import Bapo, BatchClip, M2po
 from logitless.loss.spec.controls import (
     ClipB,
     ClipCov,
@@ -46,11 +47,11 @@ from logitless.loss.spec.surrogates import (
 from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor, KLEstimator
 
 __all__ = [
-    "KL", "AdvantageControl", "Aggregation", "AnyControl", "Aspo", "BoundedClip", "Cispo",
-    "Clip", "ClipB", "ClipCov", "ClipV", "Control", "Correction", "CustomControl",
-    "CustomSurrogate", "Dcpo", "Dro", "EntropyAdvantage", "EntropyBonus", "EntropyFloor",
-    "EntropyRatioClip", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator", "NoPolicy",
-    "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject", "RepoD", "RepoR", "Sapo",
-    "Scope", "SignWeights", "Surrogate", "SurrogateInputs", "TopEntropy", "TrustMask",
-    "Unclipped", "Vespo",
+    "KL", "AdvantageControl", "Aggregation", "AnyControl", "Aspo", "Bapo", "BatchClip",
+    "BoundedClip", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control", "Correction",
+    "CustomControl", "CustomSurrogate", "Dcpo", "Dro", "EntropyAdvantage", "EntropyBonus",
+    "EntropyFloor", "EntropyRatioClip", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
+    "M2po", "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject",
+    "RepoD", "RepoR", "Sapo", "Scope", "SignWeights", "Surrogate", "SurrogateInputs",
+    "TopEntropy", "TrustMask", "Unclipped", "Vespo",
 ]  # fmt: skip

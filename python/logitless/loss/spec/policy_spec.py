@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
 from logitless.loss.spec.advantage_controls import AnyControl, RepoD, RepoR
+from logitless.loss.spec.batch_clips import Bapo, BatchClip
 from logitless.loss.spec.controls import (
+    ClipCov,
     Control,
     EntropyWeights,
     KLCov,
@@ -163,7 +165,7 @@ class PolicyLossSpec:
                 raise self._nonsense("surrogate", "entropy", "the loss would be 0")
         if (
             isinstance(self.control, KLCov)
-            and isinstance(self.surrogate, (Clip, BoundedClip))
+            and isinstance(self.surrogate, (Clip, BoundedClip, Bapo))
             and self.surrogate.dual
         ):
             raise self._nonsense(
@@ -180,6 +182,12 @@ class PolicyLossSpec:
                 "control",
                 "ratio",
                 "the penalty is of single tokens; use 'sequence_token'",
+            )
+        if isinstance(self.control, ClipCov) and isinstance(self.surrogate, BatchClip):
+            raise self._nonsense(
+                "control",
+                "surrogate",
+                "which tokens the ratio clips is not known where the control selects",
             )
         if (
             isinstance(self.control, TopEntropy)
@@ -279,10 +287,26 @@ class PolicyLossSpec:
 
     @property
     def needs_means(self) -> bool:
-        """Whether the policy term uses a mean over the whole optimizer batch."""
-        return isinstance(self.control, EntropyWeights) or (
-            self.correction is not None and self.correction.normalize
-        )
+        """Whether the policy term uses a number that is of the whole optimizer batch."""
+        normalised = self.correction is not None and self.correction.normalize
+        credits = isinstance(self.control, EntropyWeights)
+        return credits or normalised or any(x.scope == "batch" for x in self.surveying)
+
+    @cached_property
+    def surveying(self) -> tuple[BatchClip, ...]:
+        """The parts that look how far all tokens have moved: old_logp cannot stand in for logp."""
+        return (self.surrogate,) if isinstance(self.surrogate, BatchClip) else ()
+
+    @property
+    def surveys_call(self) -> bool:
+        """Whether one of them looks at each call alone."""
+        return any(x.scope == "micro" for x in self.surveying)
+
+    @property
+    def batch_clip(self) -> BatchClip | None:
+        """The clip whose bounds the batch chooses."""
+        clip = self.surrogate
+        return clip if isinstance(clip, BatchClip) and clip.scope == "batch" else None
 
     @cached_property
     def needs(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ from logitless.loss.spec import (
     KL,
     Aggregation,
     Aspo,
+    Bapo,
     BoundedClip,
     Cispo,
     Clip,
@@ -25,6 +26,7 @@ from logitless.loss.spec import (
     EntropyWeights,
     Gmpo,
     KLCov,
+    M2po,
     NoPolicy,
     OffPolicyMask,
     PolicyLossSpec,
@@ -174,6 +176,26 @@ TABLE: dict[str, Preset] = {
         "Wang et al. 2025, arXiv:2510.06062",
         "The authors' function without the wider bounds (0.4) that it may give to tokens by their "
         "entropy.",
+    ),
+    "m2po": Preset(
+        PolicyLossSpec(surrogate=M2po(0.04, 0.3, 0.5)),
+        "mean of -min(A r, A clip(r, min(e^-t, 0.7), max(e^t, 1.5))); t the largest harmful |log r| "
+        "with mean of min(log(r)^2, t^2) over the harmful tokens <= 0.04, no clip where none is "
+        "needed; harmful: A > 0 and r > 1, or A < 0 and r < 1",
+        "Zheng et al. 2025, arXiv:2510.01161",
+        "t is of the whole batch. The authors' code finds one for each micro-batch "
+        "(scope='micro'), takes the sign of A from a sequence's first token, and leaves to rounding "
+        "whether the token at the bound itself is clipped.",
+    ),
+    "bapo": Preset(
+        PolicyLossSpec(surrogate=Bapo(0.6, 0.8, 0.05, 1.2, 2.0, 0.05, 1.0, dual=3.0)),
+        "mean of -min(A r, A clip(r, lo, hi)), at most -3 A where A < 0; lo rises from 0.6 to 0.8, "
+        "then hi from 1.2 to 2, by 0.05 until sum of A min(r, hi) over A > 0 >= sum of -A max(r, "
+        "lo) over A < 0",
+        "Xi et al. 2025, arXiv:2510.18927",
+        "The bounds are of the whole batch; the authors' code searches in each micro-batch "
+        "(scope='micro'). The numbers are the examples of its configuration; its script takes "
+        "target=0.5, high_step=0.1.",
     ),
     "sapo": Preset(
         PolicyLossSpec(surrogate=Sapo(1.0, 1.05), aggregation=_SEQUENCE),

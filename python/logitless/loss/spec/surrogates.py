@@ -60,7 +60,7 @@ class _Range(Surrogate):
         return 1.0 - self.low, 1.0 + self.high
 
 
-class _Dual(Surrogate):
+class Dual(Surrogate):
     """A surrogate that may have a bound where A < 0."""
 
     dual: float | None
@@ -71,7 +71,7 @@ class _Dual(Surrogate):
 
 
 @dataclass(frozen=True)
-class Clip(_Range, _Dual):
+class Clip(_Range, Dual):
     """PPO's surrogate: -min(A r, A clip(r, 1 - low, 1 + high)).
 
     `dual` (> 1): where A < 0 the loss is at most -A * dual (dual clip, arXiv:1912.09729; TRL and
@@ -93,7 +93,7 @@ class Clip(_Range, _Dual):
 
 
 @dataclass(frozen=True)
-class BoundedClip(_Range, _Dual):
+class BoundedClip(_Range, Dual):
     """PPO's clip whose clipped tokens keep a bounded gradient (CE-GPPO, arXiv:2509.20712).
 
         bound = r.clamp(1 - low, 1 + high)
@@ -232,7 +232,7 @@ class TrustMask(Surrogate):
 
 
 @dataclass(frozen=True)
-class Dcpo(_Dual):
+class Dcpo(Dual):
     """PPO's clip with bounds that the token's old probability widens (DCPO, arXiv:2509.02333).
 
         p = old_logp.exp()

@@ -50,7 +50,7 @@ class LossInputs(NamedTuple):
     selected: Tensor | None  # of the batch, sorted
     sequences: Tensor | None  # of the batch
     totals: Symbols | None  # tokens, sequences, world_size
-    # grad_scale and coefficients; with a batch its advantage, logp, count, credits and importance
+    # grad_scale and coefficients; with a batch those of its `Means`
     numbers: list[float] | None
     # the same in a graph, which would else be for these numbers alone
     traced_numbers: Tensor | None
@@ -72,9 +72,7 @@ class LossInputs(NamedTuple):
         totals = None if self.totals is None else Totals(*(int(x) for x in self.totals))
         batch = None
         if len(numbers) > _OWN:
-            advantage, logp, count, positive, negative, importance = numbers[_OWN:]
-            means = Means(advantage, logp, int(count), (positive, negative), importance)
-            batch = BatchFacts(means, self.selected, self.sequences)
+            batch = BatchFacts(Means.from_numbers(numbers[_OWN:]), self.selected, self.sequences)
         return LossData(
             *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0],
             self.weights, self.mean_metrics, self.old_entropy,
@@ -140,8 +138,7 @@ def loss_inputs(
     if batch is not None:
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
-        numbers += [batch.mean_advantage, batch.mean_logp, float(batch.count)]
-        numbers += [*batch.mean_credit, batch.mean_importance]
+        numbers += Means.of(batch).numbers
     if torch.compiler.is_compiling():
         zero = torch.zeros((), dtype=torch.float64)
         traced = torch.stack([zero + number for number in numbers])

@@ -64,7 +64,8 @@ def measure_here(
         rollout = Rollout(targets[:, None], once, once, logp, -logp)
         batch = pack(rollout, advantages, torch.arange(rows))
         asks = spec.control is not None and "entropy_change" in spec.control.needs
-        shared = batch_options(batch, spec, 0, 0, torch.zeros(rows) if asks else None)
+        scored = {"entropy_change": torch.zeros(rows)} if asks else None
+        shared = batch_options(batch, spec, 0, 0, scored)
         return lambda: ll.linear_policy_loss(
             states,
             weight,

@@ -46,26 +46,26 @@ def pack(
 
 
 def batch_options(
-    minibatch: Packed, spec: Any, seed: int, step: int, entropy_change: Tensor | None = None
+    minibatch: Packed, spec: Any, seed: int, step: int, scored: dict[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """Arguments that the calls of all micro-batches share: the minibatch's counts, and its
-    selection where the loss selects tokens. entropy_change: [N], where the selection needs it.
+    """Arguments that the calls of all micro-batches share: the minibatch's counts, and what the
+    loss wants to know of all its tokens. scored: arguments of batch_stats, [N], in place of those
+    that the rollout has.
     """
-    if spec.control is None:
+    if spec.control is None and not spec.needs_means:
         sequences = len(minibatch.cu_seqlens) - 1
         return {"totals": ll.Totals(tokens=len(minibatch.targets), sequences=sequences)}
+    tokens = {"logp": minibatch.old_logp, "entropy": minibatch.old_entropy, **(scored or {})}
     batch = ll.batch_stats(
-        minibatch.old_logp,
-        minibatch.advantages,
-        minibatch.mask,
-        spec,
-        entropy=minibatch.old_entropy,
-        entropy_change=entropy_change,
+        advantages=minibatch.advantages,
+        mask=minibatch.mask,
+        spec=spec,
         cu_seqlens=minibatch.cu_seqlens,
         token_ids=minibatch.token_ids,
         seed=seed,
         step=step,
         rollout_logp=old_policy(minibatch, spec).get("rollout_logp"),
+        **tokens,
     )
     return {"batch": batch}
 

@@ -48,10 +48,8 @@ def update_policy(
         if not len(index):
             continue
         minibatch = pack(rollout, advantages, index)
-        change = None
-        if spec.control is not None and "entropy_change" in spec.control.needs:
-            change = entropy_change(engine, minibatch, recipe, clock)
-        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number, change)
+        known = scored(engine, minibatch, spec, recipe, clock, moved=number > 0)
+        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number, known)
         parts = []
         for part in index.tensor_split(min(update.micro_batches, len(index))):
             packed = pack(rollout, advantages, part)
@@ -70,10 +68,21 @@ def update_policy(
 
 
 @torch.no_grad()
-def entropy_change(
-    engine: LocalEngine, packed: Packed, recipe: Recipe, clock: Stopwatch
-) -> Tensor:  # [N]
-    """What each token's update would change of the entropy, under the weights of now."""
+def scored(
+    engine: LocalEngine,
+    packed: Packed,
+    spec: Any,
+    recipe: Recipe,
+    clock: Stopwatch,
+    *,
+    moved: bool,
+) -> dict[str, Tensor]:
+    """What the batch has to know of each token under the weights of now: what its update would
+    change of the entropy, or how far the policy has moved since the rollout. Often nothing."""
+    changes = spec.control is not None and "entropy_change" in spec.control.needs
+    moves = moved and bool(spec.surveying)
+    if not (changes or moves):
+        return {}
     with clock("train body"):
         states = hidden_states(engine.policy, packed.sequences)
     with clock("train head"):
@@ -83,11 +92,13 @@ def entropy_change(
             packed.targets,
             temperature=recipe.rollout.temperature,
             sampling_mask=packed.sequences.kept,
-            extras=("entropy_change",),
+            extras=("entropy_change",) if changes else (),
             **engine.policy.head_options,
         )
-    change: Tensor = stats.extras["entropy_change"]
-    return change
+    found = {"entropy_change": stats.extras["entropy_change"]} if changes else {}
+    if moves:
+        found |= {"logp": stats.logp, "entropy": stats.entropy, "old_logp": packed.old_logp}
+    return found
 
 
 def loss_backward(
