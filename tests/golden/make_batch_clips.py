@@ -3,8 +3,8 @@
 python -m tests.golden.make_batch_clips CORE_ALGOS POLICY_LOSS
 
 CORE_ALGOS is verl/trainer/ppo/core_algos.py of github.com/Infini-AI-Lab/M2PO, POLICY_LOSS is
-recipe/bapo/policy_loss.py of github.com/WooooDyy/BAPO. Only the functions of the losses run, without
-the trainer around them: its masked mean is written here.
+recipe/bapo/policy_loss.py of github.com/WooooDyy/BAPO. Only the functions of the losses run,
+without the trainer around them: its masked mean is written here.
 """
 
 from __future__ import annotations

@@ -22,9 +22,7 @@ from logitless.reference.ratio import batch_bounds
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, make_batch
 
-GOLDEN = json.loads(
-    (pathlib.Path(__file__).parent.parent / "golden/batch_clips.json").read_text()
-)
+GOLDEN = json.loads((pathlib.Path(__file__).parent.parent / "golden/batch_clips.json").read_text())
 ARRAYS = ("logp", "old_logp", "advantages", "mask")
 NAMES = [name for name, spec in SPECS.items() if isinstance(spec.surrogate, (M2po, Bapo))]
 
@@ -139,7 +137,8 @@ def test_m2po_by_hand() -> None:
 def test_micro_scope_looks_at_each_call(name: str) -> None:
     """As of a call that is the whole batch, whatever batch or totals it is a part of."""
     batch, spec = make_batch(62), SPECS[name]
-    micro = replace(spec, surrogate=replace(spec.surrogate, scope="micro"))
+    surrogate: Any = spec.surrogate
+    micro = replace(spec, surrogate=replace(surrogate, scope="micro"))
     assert not micro.needs_means and micro.surveys_call
     stats, totals = stats_of(batch, micro), Totals(int(batch.mask.sum()), 5)
     bounds = set()
@@ -170,5 +169,5 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="batch was made for surrogate=None"):
         policy_loss(*batch.inputs, spec, batch=plain, token_ids=batch.token_ids)
     inference = replace(spec, ratio="inference")
-    with pytest.raises(ValueError, match="rollout_logp must be given with spec.surrogate=M2po"):
+    with pytest.raises(ValueError, match=r"rollout_logp must be given with spec.surrogate=M2po"):
         stats_of(batch, inference, rollout_logp=None)

@@ -36,6 +36,7 @@ from logitless.rl.update import (
     pack,
     update_policy,
 )
+from logitless.rl.update.update import scored
 from tests.support.recipes import tiny_file, tiny_recipe
 
 SUMMARY_KEYS = {
@@ -409,3 +410,22 @@ def test_metrics_of_micro_batches_merge_by_what_they_are() -> None:
     assert merge(parts) == {
         "actor/pg_loss": 0.75, "actor/support_bound_max": 3.0, "actor/support_rows": 0.75,
     }  # fmt: skip
+
+
+def test_a_batch_knows_how_far_the_policy_has_moved(started: Any) -> None:
+    """A clip that the batch chooses is told of the weights of now, from the second update on."""
+    recipe, policy, rollout, advantages = started
+    engine = LocalEngine(policy, recipe.update)
+    packed = pack(rollout, advantages, torch.arange(len(rollout.mask)))
+    spec = ll.PolicyLossSpec(surrogate=ll.M2po(1e-6, 0.0, 0.0))
+    known: dict[str, Any] = {"recipe": recipe, "clock": Stopwatch()}
+    assert scored(engine, packed, spec, **known, moved=False) == {}
+    assert scored(engine, packed, ll.presets["grpo"], **known, moved=True) == {}
+    own = make_spec("m2po", LossRecipe("m2po"))
+    update_policy(engine, rollout, advantages, own, recipe, 0, Stopwatch())
+    found = scored(engine, packed, spec, **known, moved=True)
+    moved = (found["logp"] - packed.old_logp).abs()
+    assert moved.max() > 1e-3
+    spec = ll.PolicyLossSpec(surrogate=ll.M2po(float(moved.square().mean()) / 4, 0.0, 0.0))
+    low, high = batch_options(packed, spec, 0, 0, found)["batch"].log_bounds
+    assert 0.0 < high == -low < float(moved.max())

@@ -56,9 +56,10 @@ def batch_stats(
     tokens). `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
     well, tokens clipped there are no candidates of Clip-Cov. A clip that the batch chooses (M2po,
-    Bapo) looks at how far the policy has moved: it wants that scoring, and old_logp. With `data_group` (a torch.distributed
-    group) sums, counts and histograms are added over its ranks, all of which have to call; None is
-    one rank.
+    Bapo) looks at how far the policy has moved: it wants that scoring, and old_logp.
+
+    With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
+    ranks, all of which have to call; None is one rank.
 
     The same input bits select the same tokens on any number of ranks and micro-batches, in any
     order: sums are exact and round once, equal scores go to the smaller token id, and the

@@ -73,7 +73,7 @@ def _accepted(q: F64, own: float, rule: Any) -> bool:
 
 
 def batch_bounds(surrogate: Any, u: F64, a: F64, valid: Array) -> tuple[float, float] | None:
-    """The lowest and the highest ratio of a clip that the batch chooses; None for any other loss."""
+    """The lowest and the highest ratio of a clip that the batch chooses; else None."""
     kind = type(surrogate).__name__
     if kind == "M2po":
         harmful = valid & (((a > 0) & (u > 0)) | ((a < 0) & (u < 0)))

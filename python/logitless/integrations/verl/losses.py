@@ -185,14 +185,14 @@ _said: set[str] = set()
 
 def _of_the_call(spec: ll.PolicyLossSpec) -> ll.PolicyLossSpec:
     """Where nobody knows the optimizer batch, each call is looked at alone, as verl does."""
-    parts = {"control": spec.control} if spec.selects else {}
+    parts: dict[str, Any] = {"control": spec.control} if spec.selects else {}
     parts |= {"surrogate": spec.batch_clip} if spec.batch_clip is not None else {}
     for part in parts.values():
         name = type(part).__name__
         if name not in _said:
             _said.add(name)
             _log.warning("%s looks at each micro-batch alone: this engine tells no other", name)
-    changes: Any = {k: replace(x, scope="micro") for k, x in parts.items()}  # type: ignore[type-var]
+    changes: Any = {k: replace(x, scope="micro") for k, x in parts.items()}
     return replace(spec, **changes) if changes else spec
 
 

@@ -219,7 +219,9 @@ def _why(spec: PolicyLossSpec, data: LossData, name: str) -> str:
     spec = spec.with_coefficients(data.coefficients)
     for part in ("control", "correction", "kl", "entropy", "surrogate"):
         only: dict[str, Any] = {part: getattr(spec, part)}
-        alone = replace(_NO_RATIO, **only, **({"ratio": spec.ratio} if part == "surrogate" else {}))
+        if part == "surrogate":
+            only["ratio"] = spec.ratio
+        alone = replace(_NO_RATIO, **only)
         if name in alone.needs or (name == "batch" and (alone.selects or alone.needs_means)):
             return f"spec.{part}={only[part]}"
     return f"spec.ratio={spec.ratio!r}"

@@ -40,7 +40,9 @@ def surveyed(
     surrogate = spec.surrogate
     if isinstance(surrogate, BatchClip) and surrogate.scope == scope:
         if spec.ratio == "inference" and tokens.rollout_logp is None:
-            raise ValueError(f"rollout_logp must be given with spec.surrogate={surrogate}, got None")
+            raise ValueError(
+                f"rollout_logp must be given with spec.surrogate={surrogate}, got None"
+            )
         return means._replace(log_bounds=batch_bounds(tokens, spec, reduce))
     return means
 

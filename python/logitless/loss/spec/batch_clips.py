@@ -86,9 +86,7 @@ class Bapo(Dual, BatchClip):
             "Bapo.low_start", self.low_start, lambda x: 0.0 <= x <= self.low_end, "in [0, low_end]"
         )
         require("Bapo.high_start", self.high_start, lambda x: x >= 1.0, ">= 1")
-        require(
-            "Bapo.high_end", self.high_end, lambda x: x >= self.high_start, ">= high_start"
-        )
+        require("Bapo.high_end", self.high_end, lambda x: x >= self.high_start, ">= high_start")
         for name in ("low_step", "high_step"):
             require(f"Bapo.{name}", getattr(self, name), lambda x: x >= 1e-3, ">= 0.001")
         not_negative("Bapo.target", self.target)

@@ -292,7 +292,7 @@ class PolicyLossSpec:
         credits = isinstance(self.control, EntropyWeights)
         return credits or normalised or any(x.scope == "batch" for x in self.surveying)
 
-    @cached_property
+    @property
     def surveying(self) -> tuple[BatchClip, ...]:
         """The parts that look how far all tokens have moved: old_logp cannot stand in for logp."""
         return (self.surrogate,) if isinstance(self.surrogate, BatchClip) else ()

@@ -179,13 +179,13 @@ TABLE: dict[str, Preset] = {
     ),
     "m2po": Preset(
         PolicyLossSpec(surrogate=M2po(0.04, 0.3, 0.5)),
-        "mean of -min(A r, A clip(r, min(e^-t, 0.7), max(e^t, 1.5))); t the largest harmful |log r| "
-        "with mean of min(log(r)^2, t^2) over the harmful tokens <= 0.04, no clip where none is "
-        "needed; harmful: A > 0 and r > 1, or A < 0 and r < 1",
+        "mean of -min(A r, A clip(r, min(e^-t, 0.7), max(e^t, 1.5))); t the largest harmful "
+        "|log r| with mean of min(log(r)^2, t^2) over the harmful tokens <= 0.04, no clip where "
+        "none is needed; harmful: A > 0 and r > 1, or A < 0 and r < 1",
         "Zheng et al. 2025, arXiv:2510.01161",
         "t is of the whole batch. The authors' code finds one for each micro-batch "
-        "(scope='micro'), takes the sign of A from a sequence's first token, and leaves to rounding "
-        "whether the token at the bound itself is clipped.",
+        "(scope='micro'), takes the sign of A from a sequence's first token, and leaves to "
+        "rounding whether the token at the bound itself is clipped.",
     ),
     "bapo": Preset(
         PolicyLossSpec(surrogate=Bapo(0.6, 0.8, 0.05, 1.2, 2.0, 0.05, 1.0, dual=3.0)),
