@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import logitless as ll
-from logitless.rl.policy import Policy, make_policy, text_of
+from logitless.rl.policy import Policy, as_policy, make_policy, text_of
 from logitless.rl.rollout import Rollout, hidden_states, sample
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import pack
@@ -55,14 +57,15 @@ def with_likely_end(policy: Policy, ids: list[int]) -> Policy:
 def test_sampled_logp_and_entropy_are_those_of_training(policy: Policy) -> None:
     rollout = draw(policy)
     stats = ll.linear_token_stats(
-        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7
-    )
+        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7,
+        **policy.head_options,
+    )  # fmt: skip
     torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
     torch.testing.assert_close(stats.entropy, rollout.entropy[rollout.mask], atol=2e-5, rtol=0)
     # And both are those of the model itself, run on one unpadded sequence.
     row = 2 * 16 + 5
     ids = rollout.ids[row][rollout.attention[row]]
-    logits = policy.model(ids[None]).logits[0, :-1] / 0.7
+    logits = policy.model(ids[None]).logits[0, :-1, :258] / 0.7
     logp = torch.log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0]
     lengths = int(rollout.lengths[row])
     torch.testing.assert_close(
@@ -132,7 +135,7 @@ def test_log_probs_of_a_truncated_rollout_are_those_of_training(policy: Policy) 
         assert target in ids
     stats = ll.linear_token_stats(
         hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7,
-        sampling_mask=kept,
+        sampling_mask=kept, **policy.head_options,
     )  # fmt: skip
     torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
     torch.testing.assert_close(stats.entropy, rollout.entropy[rollout.mask], atol=2e-5, rtol=0)
@@ -154,6 +157,62 @@ def test_tokens_without_text_are_no_text_that_is_right(policy: Policy) -> None:
     assert text_of([300, *hi, 383], tokenizer, special_tokens=False) == "\ufffdhi\ufffd"
     assert text_of([*hi, policy.eos], tokenizer, special_tokens=True) == "hi<end>"
     assert text_of([*hi, policy.eos], tokenizer, special_tokens=False) == "hi"
+
+
+@pytest.fixture(params=["plain", "softcap"])
+def untrained(request: pytest.FixtureRequest, tmp_path: Path) -> Policy:
+    """A third of its head's rows have no token."""
+    recipe = tiny_recipe(tmp_path).model
+    if request.param == "plain":
+        return make_policy(recipe, seed=0)
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=384, hidden_size=16, intermediate_size=32, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=2, final_logit_softcapping=5.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tokenizer = make_policy(recipe, seed=0).tokenizer
+    return as_policy(Gemma2ForCausalLM(config), tokenizer)
+
+
+def test_padding_of_a_head_is_never_drawn(untrained: Policy) -> None:
+    rollout = draw(untrained, temperature=1.0)
+    assert rollout.targets.max() < len(untrained.tokenizer) == 258
+    drawn = draw(as_policy(untrained.model, untrained.tokenizer, True), temperature=1.0)
+    assert (drawn.targets >= 258).float().mean() > 0.2
+    # training has the same probabilities, and they are those of the model without the padding
+    stats = ll.linear_token_stats(
+        hidden_states(untrained, rollout), untrained.weight, rollout.targets,
+        **untrained.head_options,
+    )  # fmt: skip
+    torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
+    row = 2 * 16 + 5
+    ids = rollout.ids[row][rollout.attention[row]]
+    logp = untrained.model(ids[None]).logits[0, :-1, :258].log_softmax(-1)
+    of_row = logp.gather(1, ids[1:, None])[-int(rollout.lengths[row]) :, 0]
+    expected = rollout.logp[row][rollout.mask[row]]
+    torch.testing.assert_close(of_row, expected, atol=2e-5, rtol=0)
+
+
+def test_the_rows_of_padding_are_not_trained(untrained: Policy) -> None:
+    rollout = draw(untrained, temperature=1.0)
+    stats = ll.linear_token_stats(
+        hidden_states(untrained, rollout), untrained.weight, rollout.targets,
+        **untrained.head_options,
+    )  # fmt: skip
+    untrained.model.zero_grad()
+    (stats.logp.sum() + stats.entropy.sum()).backward()
+    gradient = untrained.head_parameter.grad
+    assert gradient is not None
+    if not untrained.tied:
+        assert not gradient[258:].any()
+    assert gradient[:258].isfinite().all() and gradient[:258].any()
+
+
+def test_a_head_without_padding_is_as_it_was(tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(tmp_path).model, vocab_size=258)
+    assert make_policy(recipe, seed=0).padding is None
 
 
 def test_every_end_of_the_generation_config_ends_an_answer(

@@ -114,4 +114,4 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
     for name, path in saved.items():
         if path is not None:
             row = {"step": checkpoint.step_of(path)}
-            yield name, row | evaluate(load_policy(path), task, recipe)
+            yield name, row | evaluate(load_policy(path, recipe.model.draw_padding), task, recipe)

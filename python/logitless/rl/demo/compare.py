@@ -80,6 +80,7 @@ def compare_time(
             minibatch.old_logp,
             minibatch.advantages,
             recipe.rollout.temperature,
+            **policy.head_options,
         )
         loss.backward()
         return float(loss.detach())

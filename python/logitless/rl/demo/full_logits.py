@@ -13,9 +13,19 @@ def full_logits_loss(
     old_logp: Tensor,  # [N]
     advantages: Tensor,  # [N]
     temperature: float,
+    bias: Tensor | None = None,  # [V]
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
 ) -> Tensor:
     """PPO's clipped loss the plain way (clip 0.2, token mean), with the entropy trainers log."""
-    logp_all = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    if logit_scale != 1:
+        logits = logits * logit_scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logp_all = torch.log_softmax(logits / temperature, dim=-1)
     logp = logp_all.gather(1, targets[:, None])[:, 0]
     with torch.no_grad():
         -(logp_all.exp() * logp_all).sum(dim=-1).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Policy:
     model: Any
     tokenizer: Any
     head: ll.Head
+    # Added to the logits: -inf for tokens that are never drawn, 0 for the others; None: all are.
+    padding: Tensor | None = None  # [V]
 
     @property
     def body(self) -> Any:
@@ -47,7 +49,11 @@ class Policy:
     @property
     def head_options(self) -> dict[str, Any]:
         """Keyword arguments of the linear_* functions."""
-        return self.head.options
+        options = self.head.options
+        if self.padding is None:
+            return options
+        bias = options["bias"]
+        return options | {"bias": self.padding if bias is None else bias + self.padding}
 
     @property
     def embedding(self) -> Tensor:  # [V, H]
@@ -129,9 +135,9 @@ class Policy:
 def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
     """The recipe's model: read from `path`, or made from scratch with `seed`."""
     if recipe.path == SMOLLM2_PATH and not Path(SMOLLM2_PATH).exists():
-        return as_policy(*smollm2())
+        return as_policy(*smollm2(), recipe.draw_padding)
     if recipe.path is not None:
-        return load_policy(recipe.path)
+        return load_policy(recipe.path, recipe.draw_padding)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(recipe.tokenizer)
@@ -153,25 +159,50 @@ def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    return as_policy(LlamaForCausalLM(config), tokenizer)
+    return as_policy(LlamaForCausalLM(config), tokenizer, recipe.draw_padding)
 
 
-def load_policy(folder: str | Path) -> Policy:
+def load_policy(folder: str | Path, draw_padding: bool = False) -> Policy:
     """A causal LM and its tokenizer in fp32 from a folder, a GGUF file or a hub name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = gguf_in(folder)
     if file is not None:
-        return as_policy(*load_gguf(file))
+        return as_policy(*load_gguf(file), draw_padding)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    return as_policy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return as_policy(model, tokenizer, draw_padding)
 
 
-def as_policy(model: Any, tokenizer: Any) -> Policy:
+def as_policy(model: Any, tokenizer: Any, draw_padding: bool = False) -> Policy:
+    """draw_padding: whether tokens can be drawn that the head has and the tokenizer has not."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer must have an end-of-sequence token, got none")
     # Sampled and trained log-probs must come from the same function: no dropout, ever.
-    return Policy(model.eval(), tokenizer, ll.head_of(model))
+    policy = Policy(model.eval(), tokenizer, ll.head_of(model))
+    return policy if draw_padding else without_padding(policy)
+
+
+def without_padding(policy: Policy) -> Policy:
+    """Tokens that the tokenizer does not have get probability 0, in rollouts and in training."""
+    head, ids = policy.head, list(policy.tokenizer.get_vocab().values())
+    known = torch.zeros(max(head.vocab, 1 + max(ids)))
+    known[ids] = 1
+    padding = known[: head.vocab].log()
+    if not padding.any():
+        return policy
+    if head.softcap is None:
+        return replace(policy, padding=padding)
+    # A softcap makes a finite logit of any bias: the rows go.
+    last = int(padding.isfinite().nonzero()[-1]) + 1
+    if padding[:last].any():
+        raise NotImplementedError(
+            "a head with a softcap has rows without a token in the midst of the others: "
+            "set model.draw_padding=true"
+        )
+    bias = None if head.bias is None else head.bias[:last]
+    cut = head._replace(weight=head.weight[:last], bias=bias, vocab=last)
+    return replace(policy, head=cut)
 
 
 def silence_bars() -> None:

@@ -34,6 +34,9 @@ class ModelRecipe:
     layers: int = 2
     heads: int = 4
     max_positions: int = 128
+    # Whether a rollout can draw ids that the head has and the tokenizer has not, which rows of a
+    # head that is padded are. Without them their probability is 0, in training as well.
+    draw_padding: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "intermediate_size", "layers", "heads", "max_positions")

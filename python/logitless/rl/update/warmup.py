@@ -140,7 +140,7 @@ def _with_vocabulary(policy: Policy, used: Tensor) -> Policy:
     config = copy.deepcopy(policy.model.config)
     config.vocab_size = len(used)
     config.pad_token_id = config.eos_token_id = None
-    small = as_policy(type(policy.model)(config), policy.tokenizer)
+    small = as_policy(type(policy.model)(config), policy.tokenizer, draw_padding=True)
     with torch.no_grad():
         _copy_body(policy, small)
         small.weight.copy_(policy.weight[used])
