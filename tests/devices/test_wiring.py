@@ -140,7 +140,7 @@ def test_op_registration(device: Device) -> None:
     check_op(row_stats, z, rows, True, False, Shard())
     h.requires_grad_()
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard())
+    check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard(), None)
 
 
 @pytest.mark.parametrize(

@@ -202,5 +202,9 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
             tiling, Shard(),
         )  # fmt: skip
         check_op(head_policy_loss, *inputs)
-        check_op(head_policy_extras, *inputs, "sum_p2,argmax,dropped_mass")
+        check_op(head_policy_extras, *inputs, "sum_p2,argmax,dropped_mass", None)
+        r = torch.Generator().manual_seed(13)
+        low, up = torch.randn(n, 3, generator=r), torch.randn(vocab, 3, generator=r)
+        joined = torch.cat((hidden.detach().view(n, -1), low), 1).requires_grad_()
+        check_op(head_policy_extras, joined, *inputs[1:], "", up.requires_grad_())
     assert vocab > 2048

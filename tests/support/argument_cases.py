@@ -75,6 +75,7 @@ HEAD: dict[str, Any] = {
 DRAW: dict[str, Any] = {
     key: value for key, value in {**CHAIN, **COMPUTE}.items() if key not in ("tail_mass", "backend")
 }
+ADAPTER: dict[str, Any] = {"adapter": (floats(2, H), floats(V, 2), 0.5)}
 SETS = ll.SamplingMask.from_lists([[0, 1], [2, 1], [], [3]])
 SAMPLED: dict[str, Any] = {"sampling_mask": None}
 FUNCTIONS: dict[str, dict[str, Any]] = {
@@ -85,15 +86,15 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     },
     "linear_token_stats": {
         **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",),
-        "selected_ids": torch.arange(3), **COMPUTE, **SAMPLED, "weight_grad": "dense",
+        "selected_ids": torch.arange(3), **ADAPTER, **COMPUTE, **SAMPLED, "weight_grad": "dense",
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {
-        **HEAD, **LOSS, **CHAIN, "extras": ("argmax",), **COMPUTE, **SAMPLED,
+        **HEAD, **LOSS, **CHAIN, **ADAPTER, "extras": ("argmax",), **COMPUTE, **SAMPLED,
         "weight_grad": "dense",
     },
     "linear_sample": {
-        "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, "top_k": 3, "top_p": 0.9,
+        "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, **ADAPTER, "top_k": 3, "top_p": 0.9,
         "min_p": 0.1,
         "seed": 1, "step": 2, "row_ids": torch.arange(N),
     },
@@ -113,7 +114,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "fit_entropy_law": {"entropy": [0.1, 0.2, 0.3], "reward": [0.1, 0.3, 0.2]},
     "plan": {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
-        "logits_dtype": None, "gradients": ("hidden",), "backward": True, "one_pass": True,
+        "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True, "one_pass": True,
         "split": True, "batch_invariant": False, "tail_mass": 0.0, "kept_entries": 0,
         "sampled_ids": 0, "device": "cpu",
     },
@@ -226,6 +227,12 @@ ARGUMENTS: dict[str, list[Any]] = {
     "softcap": POSITIVE[1:],
     "logit_scale": POSITIVE,
     "bias": [*arrays(floats(V), C64, I64, B)],
+    "adapter": [
+        1, "lora", Odd(), floats(V, 2), ADAPTER["adapter"][:2], list(ADAPTER["adapter"]),
+        *((A, ADAPTER["adapter"][1], 0.5) for A in required(arrays(floats(2, H), C64, I64, B))),
+        *((ADAPTER["adapter"][0], x, 0.5) for x in required(arrays(floats(V, 2), C64, I64, B))),
+        *((*ADAPTER["adapter"][:2], scale) for scale in NUMBER), (floats(0, H), floats(V, 0), 1.0),
+    ],
     "extras": [None, "argmax", 1, ("nothing",), (1,), [None], Odd(), np.array(["argmax"])],
     "selected_ids": [
         *NO_ARRAYS, IDS.numpy(), IDS.to("meta"), IDS.to_sparse(), *nested(IDS), IDS[None],
@@ -297,6 +304,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "split": FLAG,
     "kept_entries": INT,
     "sampled_ids": INT,
+    "adapter_rank": INT,
     "head": [None, 1, "lm_head", Odd(), floats(V), floats(V, H).to(I64)],
     "check.batch": [None, 1, {}, {"hidden": floats(N, H)}, Odd()],
     "rows": [*INT, 0],

@@ -6,6 +6,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from logitless.backends.registry import check_numpy_backend
+from logitless.inputs.adapter import adapter_kind, check_adapters
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.masks import as_mask
@@ -64,6 +65,7 @@ def linear_policy_loss(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,
+    adapter: Any = None,
     extras: tuple[str, ...] = (),
     vocab_group: Any = None,
     vocab_start: int = 0,
@@ -98,6 +100,8 @@ def linear_policy_loss(
     row could be sampled as, as those of the rollout's engine are: old_logp, ref_logp and
     rollout_logp have to be so too (docs/sampling.md).
 
+    adapter: as in `linear_token_stats`; `.loss` has derivatives in its A and B too.
+
     Options, shapes and errors as in `linear_token_stats` and `policy_loss`.
     """
     refuse_grad(
@@ -125,6 +129,7 @@ def linear_policy_loss(
             batch_invariant,
             backend,
             sampling_mask,
+            adapter_kind(adapter),
         )
 
     ranks = ShardRendezvous(_OP, vocab_group, vocab_start, call_kind)
@@ -152,22 +157,25 @@ def linear_policy_loss(
             },
         )  # fmt: skip
         head = head.on_rows(shape)
+        adapters = check_adapters(_OP, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
             check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
         if not is_tensor(hidden):
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
             stats = numpy_statistics(
-                _OP, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask
-            )
+                _OP, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask,
+                adapters,
+            )  # fmt: skip
             loss, values = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
             return LinearPolicyLossOutput(loss, values, stats.logp, stats.entropy, stats.extras)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_inputs
 
         inputs = head_inputs(
-            _OP, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None
-        )
+            _OP, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
+            adapters,
+        )  # fmt: skip
         arguments = loss_inputs(*data)
     if sampling_mask is not None:
         inputs = inputs.sharded(
@@ -224,12 +232,12 @@ def _run(
         chunk_rows = 0 if isinstance(plan, str) else plan.chunk_rows
         if chunk_rows or tail_mass or isinstance(plan, str):
             given = (
-                inputs.hidden, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
+                inputs.operand, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
                 list(inputs.needs), inputs.tiling(plan), inputs.shard,
             )  # fmt: skip
-            if extras:
-                out = head_policy_extras(*given, ",".join(extras))
-                asked = _of_rows(extras, out.extras, out.logp)
+            if extras or inputs.up is not None:
+                out = head_policy_extras(*given, ",".join(extras), inputs.up)
+                asked = _of_rows(extras, out.extras, out.logp) if extras else {}
             else:
                 out, asked = head_policy_loss(*given), {}
             metrics = named(metric_names(loss, tail_mass), out.metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logitless.inputs.adapter import adapter_kind, check_adapters
 from logitless.inputs.arrays import (
     check_dtype,
     check_head,
@@ -22,6 +23,7 @@ from logitless.ops.sampling.truncated import KeptSets, Truncation
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
 
 if TYPE_CHECKING:
+    from logitless.ops.head.adapter import LowRank
     from logitless.ops.rows.arguments import Transform
     from logitless.ops.sampling.draw import Noise
     from logitless.ops.sharding.shard import Shard
@@ -79,6 +81,7 @@ def linear_sample(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
+    adapter: Any = None,  # (A [r, H], B [V, r], scale), or a list of such
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -115,7 +118,7 @@ def linear_sample(
         1024) are kept on the way; a row whose set may be larger gets another product, with the
         other such rows, within the budget.
 
-    memory_budget, logits_dtype: as in `linear_token_stats`.
+    memory_budget, logits_dtype, adapter: as in `linear_token_stats`.
     batch_invariant: token, logp and entropy of a row have the same bits whatever other rows the
         call has, and logp and entropy those of `linear_token_stats(..., batch_invariant=True)` on
         the same token. Without it the products of a batch of another size may round logits
@@ -130,6 +133,7 @@ def linear_sample(
     """
     import torch
 
+    from logitless.ops.head.adapter import low_rank
     from logitless.ops.sampling.draw import Noise, chain_of, draw
     from logitless.ops.torch_op import backend_with
 
@@ -149,6 +153,7 @@ def linear_sample(
             memory_budget,
             str(logits_dtype),
             batch_invariant,
+            adapter_kind(adapter),
         )
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -159,6 +164,7 @@ def linear_sample(
         truncation = Truncation(top_k, top_p, min_p)
         seed, step = whole("seed", seed, below=1 << 64), whole("step", step, below=1 << 43)
         _check(op, hidden, weight, head, row_ids, ranks.sharded)
+        adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
         backend = backend_with(op, hidden)
     noise = Noise(seed, step, row_ids.contiguous())
 
@@ -180,7 +186,8 @@ def linear_sample(
     hidden, weight = hidden.detach(), weight.detach()
     with torch.no_grad():
         chain = chain_of(op, head, hidden.dtype == torch.float64, backend)
-        arguments = (backend, hidden, weight, chain, compute, truncation, noise, shard)
+        low = low_rank(op, adapters, hidden, None, compute) if adapters else None
+        arguments = (backend, hidden, weight, chain, compute, truncation, noise, shard, low)
         if not torch.compiler.is_compiling():
             *found, sets = draw(*arguments)
             drawn = Sample(*found)
@@ -204,6 +211,7 @@ def _score(
     _: Truncation,
     __: Noise,
     shard: Shard,
+    low: LowRank | None,
 ) -> None:
     """The set of each row, and the log-prob within it by the way that training takes."""
     from logitless.ops.head.inputs import HeadInputs, logits_dtype
@@ -214,7 +222,7 @@ def _score(
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     # what was drawn has been paid for already
     compute = changed(compute, memory_budget=None)
-    inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard)
+    inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard, low)
     drawn._sets = sets
     drawn._kept_logp = set_statistics(inputs, sets.on(shard, len(weight))).logp
 

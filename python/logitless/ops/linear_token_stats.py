@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.registry import check_numpy_backend
+from logitless.inputs.adapter import adapter_kind, check_adapters
 from logitless.inputs.arrays import shape_of
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
-from logitless.ops.head.numpy_statistics import numpy_statistics
+from logitless.ops.head.numpy_statistics import low_ranks, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.rows.selected import check_selected, refuse_selected, with_selected
@@ -32,6 +33,7 @@ def linear_token_stats(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
+    adapter: Any = None,  # (A [r, H], B [V, r], scale), or a list of such
     extras: tuple[str, ...] = (),
     selected_ids: Any = None,  # [K] int64
     vocab_group: Any = None,
@@ -82,6 +84,12 @@ def linear_token_stats(
         like torch.nn.Embedding(sparse=True): writing zeros to all others is most of the time. It
         needs a sampling_mask with a set for every row of the mask.
 
+    adapter: a low-rank adapter of the head, (A, B, scale), or a list of several: the logits are
+        those of the weight W + scale * B A, from one product a tile; no [V, H] beside weight is
+        ever made. A and B have gradients, and one of weight is made only if it requires grad. They
+        may be of another floating dtype than hidden (float32 beside bfloat16, as peft keeps
+        them); hidden A^T is rounded to that of hidden. B is cut as weight is under vocab_group.
+
     vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
         DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
 
@@ -110,6 +118,7 @@ def linear_token_stats(
             batch_invariant,
             backend,
             sampling_mask,
+            adapter_kind(adapter),
         )
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -126,6 +135,7 @@ def linear_token_stats(
         )  # fmt: skip
         check_selected(op, selected_ids, shape_of(weight)[0], sharded=ranks.sharded)
         head = head.on_rows(shape)
+        adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
             check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
             refuse_selected(sampling_mask, selected_ids)
@@ -133,17 +143,22 @@ def linear_token_stats(
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
             stats = numpy_statistics(
-                op, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask
-            )
+                op, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask,
+                adapters,
+            )  # fmt: skip
             if selected_ids is None:
                 return stats
-            return with_selected(stats, hidden @ weight[selected_ids].T, selected_ids, mask, head)
+            raw = hidden @ weight[selected_ids].T
+            for low, up in low_ranks(hidden, adapters):
+                raw = raw + low @ up[selected_ids].T
+            return with_selected(stats, raw, selected_ids, mask, head)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.head.statistics import extras_facts, few_logits, statistics
 
         inputs = head_inputs(
-            op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None
-        )
+            op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
+            adapters,
+        )  # fmt: skip
     if sampling_mask is not None:
         from logitless.ops.head.masked import masked_statistics
         from logitless.ops.rows.masked import mask_facts
@@ -158,4 +173,8 @@ def linear_token_stats(
     if selected_ids is None:
         return stats
     raw = few_logits(hidden, weight, selected_ids, mask, inputs.logits_dtype)
+    if inputs.adapter is not None:
+        low, up = inputs.adapter
+        low = low.reshape(*shape, low.shape[1])
+        raw = raw + few_logits(low, up, selected_ids, mask, inputs.logits_dtype)
     return with_selected(stats, raw, selected_ids, mask, head)

@@ -9,6 +9,7 @@ size (`hidden`), with any shape in front, and flattens the rows.
 from __future__ import annotations
 
 from logitless.reference import advantages
+from logitless.reference.adapter import adapter_backward, merged_weight
 from logitless.reference.law import fit_entropy_law, student_t_975
 from logitless.reference.policy_loss import policy_loss, token_weights
 from logitless.reference.rows import (
@@ -35,9 +36,9 @@ from logitless.reference.terms import kl_loss, surrogate_loss
 from logitless.reference.truncated import truncated_probabilities
 
 __all__ = [
-    "advantages", "covariance", "exact_mean", "fit_entropy_law", "kept_mass", "kl_loss", "largest",
-    "linear_token_stats", "linear_token_stats_backward", "logits_chain", "moments", "philox",
-    "policy_loss", "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token",
+    "adapter_backward", "advantages", "covariance", "exact_mean", "fit_entropy_law", "kept_mass",
+    "kl_loss", "largest", "linear_token_stats", "linear_token_stats_backward", "logits_chain",
+    "merged_weight", "moments", "philox", "policy_loss", "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token",
     "student_t_975", "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
     "token_weights", "truncated_probabilities",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.inputs.records import changed
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
 from logitless.ops.head.gemm import GradientSum, products_of
+from logitless.ops.head.joined import Joined, JoinedSum, Matrix, parts
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
@@ -26,10 +27,11 @@ LARGEST_FLOAT16 = 2.0**-4
 
 
 class Head(NamedTuple):
-    """hidden x weight of a call, on the columns of this rank."""
+    """hidden x weight of a call, on the columns of this rank; both with the columns of an adapter,
+    where there is one."""
 
     hidden: Tensor  # [N, H]
-    weight: Tensor  # [V, H]
+    weight: Matrix  # [V, H]
     tiling: Tiling
     shard: Shard
     tail_mass: float  # 0: exact
@@ -88,6 +90,11 @@ def forward(
     return Forward(rows, index, operand, state, store, support)
 
 
+def wide_dtype(hidden: Tensor) -> torch.dtype:
+    """In which sums over the vocabulary and of small gradients are kept."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
 def new_state(n: int, like: Tensor) -> Tensor:
     return like.new_empty(n, STATE, dtype=torch.float64)
 
@@ -117,6 +124,7 @@ class Gradients(NamedTuple):
     hidden: Tensor | None  # [N, H], zeros where `covered` does not say that all is written
     weight: Tensor | None  # [V, H], see `weight_gradient`
     bias: Tensor | None  # [V], zeros at first
+    up: Tensor | None = None  # [V, r] of an adapter, as `weight_gradient`, in float32 or float64
 
 
 def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:
@@ -194,15 +202,23 @@ def _dense(
     rescale = rescale or of_operands != head.tiling.dtype
     narrow = rescale and of_operands == torch.float16
     power = power_of_two(g) if narrow else 1.0
-    d_weight, products = out.weight, products_of(f.rows.backend)
+    d_weight, d_up, products = out.weight, out.up, products_of(f.rows.backend)
+    none = d_weight is None and d_up is None
     mixed = mixes(f.rows, head.weight)
 
-    def weight_sum(start: int, stop: int, count: int) -> GradientSum:
-        assert d_weight is not None
+    def sum_of(d: Tensor, single: bool) -> GradientSum:
         return GradientSum(
-            d_weight[start:stop], products, mixed=mixed, single=whole and count == 1,
-            started=started, alpha=1 / power,
-        )  # fmt: skip
+            d, products, mixed=mixed, single=single, started=started, alpha=1 / power
+        )
+
+    def weight_sum(start: int, stop: int, count: int) -> GradientSum | JoinedSum:
+        single = whole and count == 1
+        of_weight = None if d_weight is None else sum_of(d_weight[start:stop], single)
+        if d_up is not None:
+            assert isinstance(head.weight, Joined)
+            return JoinedSum(head.weight.columns, of_weight, sum_of(d_up[start:stop], single))
+        assert of_weight is not None
+        return of_weight
 
     backward_tiles(
         _operand(head, f, index),
@@ -212,7 +228,7 @@ def _dense(
         g.scaled(power),
         f.store,
         index,
-        TileSinks(d_hidden, None if d_weight is None else weight_sum, out.bias, 1 / power),
+        TileSinks(d_hidden, None if none else weight_sum, out.bias, 1 / power),
     )
 
 
@@ -245,10 +261,12 @@ def _sparse(
     if shard.group:
         gradient = gradient.within(shard.start, shard.start + weight.shape[0])
     if d_hidden is not None:
-        gradient.multiply(weight, d_hidden, add=False)
-    if out.weight is not None or out.bias is not None:
+        for part, place in parts(weight):
+            gradient.multiply(part, d_hidden[:, place], add=False)
+    if any(x is not None for x in (out.weight, out.up, out.bias)):
         columns = gradient.transposed(weight.shape[0], f.ids[chosen])
-        if out.weight is not None:
-            columns.multiply(head.hidden, out.weight, add=True)
+        for d, (_, place) in zip((out.weight, out.up), parts(weight), strict=False):
+            if d is not None:
+                columns.multiply(head.hidden[:, place], d, add=True)
         if out.bias is not None:
             columns.add_row_sums(out.bias)

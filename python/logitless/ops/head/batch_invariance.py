@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from torch import Tensor
 from logitless.backends.base import Products
 from logitless.ops.head.tiling import Tiling
 
+if TYPE_CHECKING:
+    from logitless.ops.head.joined import Matrix
 
-def require_row_independence(tiling: Tiling, weight: Tensor, products: Products) -> None:
+
+def require_row_independence(tiling: Tiling, weight: Matrix, products: Products) -> None:
     """Raise RuntimeError unless a row's product has the same bits wherever it stands in a tile and
     whatever the other rows hold. Once per device, dtype, shape and number of threads."""
     device, (vocab, hidden) = weight.device, weight.shape

@@ -21,6 +21,7 @@ from logitless.ops.head.gemm import (
     Transposer,
     products_of,
 )
+from logitless.ops.head.joined import JoinedSum, Matrix, is_stored
 from logitless.ops.head.planner.cost import tile_columns
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def forward_tiles(
     h: Tensor,  # [n, H], padded by tiling.operand
-    weight: Tensor,  # [V, H]
+    weight: Matrix,  # [V, H]
     rows: Rows,  # of n rows, without a mask
     state: Tensor,  # [n, STATE]
     store: LogitStore,
@@ -77,7 +78,7 @@ class TileSinks(NamedTuple):
     # [rows, H], padded
     hidden: Tensor | None
     # (start, stop, products to come) -> the sum of d_weight[start:stop]
-    weight: Callable[[int, int, int], GradientSum] | None
+    weight: Callable[[int, int, int], GradientSum | JoinedSum] | None
     # [V], added to
     bias: Tensor | None
     # what each product is multiplied by: undoes a scale of the coefficients
@@ -86,7 +87,7 @@ class TileSinks(NamedTuple):
 
 def backward_tiles(
     h: Tensor,  # [n, H], padded: the rows that get a gradient
-    weight: Tensor,  # [V, H]
+    weight: Matrix,  # [V, H]
     rows: Rows,  # of these n rows
     state: Tensor,  # [n, STATE]
     g: RowGradients,  # [n] each
@@ -163,7 +164,7 @@ def _hidden_sums(tiling: Tiling, rows: Rows, spans: int, out: TileSinks) -> list
     ]
 
 
-def mixes(rows: Rows, like: Tensor) -> bool:
+def mixes(rows: Rows, like: Matrix) -> bool:
     """Whether products of 16-bit operands are added up in float32."""
     return rows.backend.machine(like.device).mixed_products
 
@@ -176,15 +177,15 @@ def _direct(tiling: Tiling, n: int, out: TileSinks) -> bool:
     return tile.direct and tile.out.dtype == tiling.operands
 
 
-def _widened(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tiling:
+def _widened(tiling: Tiling, rows: Rows, weight: Matrix, out: TileSinks) -> Tiling:
     """Tiles of as many columns as the rows leave room for: few rows make small products, and each
     product has a cost of its own. What needs memory for every column stays as planned: sums of
-    d_weight, weight in another dtype. With `fixed` all products have one shape."""
+    d_weight, weight in another dtype or with an adapter's B beside it. With `fixed` all products have one shape."""
     n, (vocab, width) = rows.n, weight.shape
     if tiling.fixed or not n:
         return tiling
     machine = rows.backend.machine(weight.device)
-    as_planned = weight.dtype != tiling.operands or not _direct(tiling, n, out)
+    as_planned = not (is_stored(weight, tiling.operands) and _direct(tiling, n, out))
     if not machine.cached:
         # fewer than planned, where the plan is one tile that is now gathered
         columns = tile_columns(vocab, min(n, tiling.rows), tiling.dtype.itemsize, machine)
@@ -196,7 +197,7 @@ def _widened(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tili
     return tiling._replace(columns=max(tiling.columns, min(tiling.columns * times, vocab)))
 
 
-def _partial_products(tiling: Tiling, rows: Rows, weight: Tensor, out: TileSinks) -> Tensor | None:
+def _partial_products(tiling: Tiling, rows: Rows, weight: Matrix, out: TileSinks) -> Tensor | None:
     """Room for a product of 16-bit operands on its way into a sum."""
     if tiling.operands in WIDE or mixes(rows, weight):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from logitless.backends.products import TORCH
 from logitless.ops.head.batch_invariance import require_row_independence
 from logitless.ops.head.planner.cost import transposes
 from logitless.ops.head.tiling import Tiling, view
+
+if TYPE_CHECKING:
+    from logitless.ops.head.joined import Matrix
 
 WIDE = (torch.float32, torch.float64)
 # Libraries may add up the terms of a product of few rows one after the other: a chain of 150,000
@@ -31,7 +35,7 @@ def products_of(backend: Backend) -> Products:
 class LogitGemm:
     """Makes the tiles of n rows of hidden x weight, in the way that is fastest for so many."""
 
-    def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
+    def __init__(self, n: int, tiling: Tiling, weight: Matrix, backend: Backend) -> None:
         self.tiling, self.transpose = tiling, backend.transpose
         self.multiply = products_of(backend).multiply
         # The last tile may be shorter than the others: all of them are transposed, or none.
@@ -62,7 +66,7 @@ class Transposer:
     """tile.t() as an operand of the products of d_weight, laid out anew where the backend's
     products are faster so."""
 
-    def __init__(self, n: int, tiling: Tiling, weight: Tensor, backend: Backend) -> None:
+    def __init__(self, n: int, tiling: Tiling, weight: Matrix, backend: Backend) -> None:
         self.transpose = backend.transpose
         pays = backend.prefers_transposed(tiling.dtype)
         self.scratch = tiling.scratch(n, weight) if pays else None
@@ -79,7 +83,7 @@ class Transposer:
 class Narrower:
     """d(logits) in the dtype of operands; no row kernel writes another than its logits have."""
 
-    def __init__(self, n: int, tiling: Tiling, weight: Tensor) -> None:
+    def __init__(self, n: int, tiling: Tiling, weight: Matrix) -> None:
         self.tiling = tiling
         narrow = tiling.operands != tiling.dtype
         self.scratch = tiling.scratch(n, weight, tiling.operands) if narrow else None
@@ -92,7 +96,7 @@ class Narrower:
 
 def all_logits(
     h: Tensor,  # [n, H], padded by tiling.operand
-    weight: Tensor,  # [V, H]
+    weight: Matrix,  # [V, H]
     n: int,
     tiling: Tiling,
     backend: Backend,
@@ -106,7 +110,7 @@ def all_logits(
 
 def logit_tiles(
     h: Tensor,  # [n, H], padded by tiling.operand
-    weight: Tensor,  # [V, H]
+    weight: Matrix,  # [V, H]
     n: int,
     tiling: Tiling,
     backend: Backend,

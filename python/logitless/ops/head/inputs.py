@@ -11,8 +11,10 @@ from torch import Tensor
 from logitless.backends import registry
 from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
+from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.ops.head.adapter import LowRank, low_rank
 from logitless.ops.head.planner.late import question
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
@@ -31,8 +33,10 @@ class HeadInputs(NamedTuple):
     rows: RowArguments
     compute: ComputeOptions
     logits_dtype: torch.dtype
-    needs: tuple[bool, bool, bool]  # what autograd will ask for of hidden, weight, bias
+    # what autograd will ask for of hidden (or of adapters), weight, bias
+    needs: tuple[bool, bool, bool]
     shard: Shard = Shard()
+    adapter: LowRank | None = None
 
     @property
     def backend(self) -> Backend:
@@ -43,6 +47,23 @@ class HeadInputs(NamedTuple):
         """Tokens, width of hidden, and vocabulary of this rank."""
         return self.hidden.shape[0], self.hidden.shape[1], self.weight.shape[0]
 
+    @property
+    def operand(self) -> Tensor:
+        """hidden as the ops take it: [N, H], or with an adapter [N, H + r]."""
+        return self.hidden if self.adapter is None else self.adapter.joins(self.hidden)
+
+    @property
+    def up(self) -> Tensor | None:
+        return None if self.adapter is None else self.adapter.up
+
+    def full_logits(self) -> Tensor:  # [N, V]
+        """For backends that have them in full."""
+        dtype = self.logits_dtype
+        logits = self.hidden.to(dtype) @ self.weight.to(dtype).t()
+        if self.adapter is None:
+            return logits
+        return logits + self.adapter.low.to(dtype) @ self.adapter.up.to(dtype).t()
+
     def exact(self) -> HeadInputs:
         return self._replace(compute=self.compute.exact())
 
@@ -51,6 +72,7 @@ class HeadInputs(NamedTuple):
         it is asked for when it runs."""
         n, width, vocab = self.sizes
         budget, tail_mass = self.compute.memory_budget, self.compute.tail_mass
+        rank = 0 if self.adapter is None else self.adapter.rank
         # a bias needs the same products as no gradient
         gradients = tuple(
             name for name, need in zip(("hidden", "weight"), self.needs, strict=False) if need
@@ -62,9 +84,10 @@ class HeadInputs(NamedTuple):
                 text: str = _question(self.rows.backend, budget, *asked, tail_mass)
                 return text
             n, width, vocab = fixed(n), fixed(width), fixed(vocab)
+            rank = fixed(rank)
         place = (self.rows.backend, self.hidden.device)
         vocab, dtypes = self.shard.widest(vocab), (self.hidden.dtype, self.logits_dtype)
-        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, tail_mass)
+        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, tail_mass, rank)
         return found
 
     def tiling(self, plan: Plan | str) -> Tiling:
@@ -88,6 +111,7 @@ class HeadInputs(NamedTuple):
                 *rows_facts(self.hidden, self.rows.targets, self.rows.mask, shape),
                 ("which of hidden, weight and bias require grad", list(self.needs)),
                 *self.compute.facts,
+                *(() if self.adapter is None else self.adapter.facts),
                 *more(),
             )
 
@@ -104,6 +128,7 @@ def head_inputs(
     compute: ComputeOptions,
     ranks: ShardRendezvous,
     sets: bool = False,  # whether rows have sets of tokens
+    adapters: tuple[Adapter, ...] = (),
 ) -> HeadInputs:
     """Of arguments whose shapes and dtypes are checked."""
     name = backend_of(compute.backend, hidden)
@@ -115,13 +140,19 @@ def head_inputs(
     hidden_needs, weight_needs, bias_needs = (
         differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
     )
+    rows = row_arguments(op, head, targets, mask, hidden.dtype == torch.float64, name)
+    hidden, low = hidden.reshape(-1, hidden.shape[-1]), None
+    if adapters:
+        low = low_rank(op, adapters, hidden, rows.mask, compute, ranks.reduces_hidden)
+        hidden_needs = hidden_needs or low.needs
     return HeadInputs(
-        hidden.reshape(-1, hidden.shape[-1]),
+        hidden,
         weight,
-        row_arguments(op, head, targets, mask, hidden.dtype == torch.float64, name),
+        rows,
         compute,
         logits_dtype(compute.logits_dtype, hidden.dtype),
         (hidden_needs, weight_needs, bias_needs),
+        adapter=low,
     )
 
 
@@ -158,10 +189,11 @@ def _plan(
     split: bool,
     fixed: bool,
     tail_mass: float,
+    rank: int,
 ) -> Plan:
     refuse_lost_threads()
     return cached_plan(
         registry.get(backend).machine(device), n, hidden, vocab, dtype, budget, logits_dtype=logits,
         gradients=gradients, backward=backward, one_pass=one_pass, split=split,
-        batch_invariant=fixed, tail_mass=tail_mass,
+        batch_invariant=fixed, tail_mass=tail_mass, adapter_rank=rank,
     )  # fmt: skip

@@ -31,8 +31,7 @@ def masked_statistics(
 ) -> TokenStats:
     eager, rows = inputs.backend.statistics, inputs.rows
     if eager is not None:
-        dtype = inputs.logits_dtype
-        logits = inputs.hidden.to(dtype) @ inputs.weight.to(dtype).t()
+        logits = inputs.full_logits()
         return eager_masked_stats(eager, logits, rows, sampling_mask, shape, extras)
     n, _, width = inputs.sizes
     masked = MaskedRows.of(sampling_mask, rows, inputs.shard, width)
@@ -64,6 +63,10 @@ def set_statistics(
     rows, shard = inputs.rows, inputs.shard
     how, tiling = _products(inputs, sets, weight_rows)
     values = set_logits(inputs.hidden, inputs.weight, sets, how, tiling, shard)
+    if inputs.adapter is not None:
+        low, up = inputs.adapter
+        up = up.to(low.dtype)
+        values = values + set_logits(low, up, sets, how._replace(weight_rows=False), tiling, shard)
     values = biased(values, sets, rows.bias)
     own, vocab = rows_of_sets(rows, sets), shard.vocab(inputs.sizes[2])
     out: RowOutputs = set_stats(values, sets, own, extras, vocab, shard).outputs
@@ -81,7 +84,8 @@ def _products(inputs: HeadInputs, sets: RowSets, weight_rows: bool) -> tuple[Set
     dense = not (weight_rows or compute.batch_invariant) and problem.pays_dense(machine)
     how = SetProducts(inputs.rows.backend, dense, weight_rows)
     if dense:
-        plan = inputs._replace(hidden=inputs.hidden[: len(sets.places)]).plan(one_pass=False)
+        some = inputs._replace(hidden=inputs.hidden[: len(sets.places)], adapter=None)
+        plan = some.plan(one_pass=False)
         return how, inputs.tiling(plan)._replace(kept=0)
     budget = compute.memory_budget
     problem.check(None if budget is None else parse_bytes(budget), any(inputs.needs))

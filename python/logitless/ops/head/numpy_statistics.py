@@ -8,6 +8,7 @@ import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.row_kernels.rows import STATE
+from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.inputs.sampling_mask import SamplingMask
@@ -27,6 +28,7 @@ def numpy_statistics(
     shape: tuple[int, ...],
     extras: tuple[str, ...] = (),
     sampling_mask: SamplingMask | None = None,
+    adapters: tuple[Adapter, ...] = (),
 ) -> TokenStats:
     for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
         value = getattr(compute, name)
@@ -42,23 +44,33 @@ def numpy_statistics(
 
         def whole(others: Any, of_rows: tuple[str, ...]) -> TokenStats:
             return numpy_statistics(
-                op, hidden, weight, targets, others.reshape(shape), head, compute, shape, of_rows
-            )
+                op, hidden, weight, targets, others.reshape(shape), head, compute, shape, of_rows,
+                adapters=adapters,
+            )  # fmt: skip
 
         values = np.empty(len(sets.ids), np.float64 if flat.dtype == np.float64 else np.float32)
         kernels = rows.backend.sets
         assert kernels is not None
+        served = flat[sets.places]
         kernels.logits(
-            sets.offsets, sets.ids, values, hidden=flat[sets.places],
-            weight=np.ascontiguousarray(weight), threads=rows.threads,
+            sets.offsets, sets.ids, values, hidden=served, weight=np.ascontiguousarray(weight),
+            threads=rows.threads,
         )  # fmt: skip
+        for low, up in low_ranks(served, adapters):
+            added = np.empty_like(values)
+            kernels.logits(
+                sets.offsets, sets.ids, added, hidden=low, weight=np.ascontiguousarray(up),
+                threads=rows.threads,
+            )  # fmt: skip
+            values += added
         return numpy_masked(rows, sets, values, len(weight), shape, extras, whole)
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(flat), flat.shape[1], len(weight), flat.dtype,
-        compute.memory_budget, backward=False,
+        compute.memory_budget, backward=False, adapter_rank=sum(len(x.A) for x in adapters),
     )  # fmt: skip
     index = None if rows.mask is None else np.flatnonzero(rows.mask)
     flat, rows = flat if index is None else flat[index], rows.gather(index)
+    lows = low_ranks(flat, adapters)
     state = np.empty((rows.n, STATE))
     scratch = np.empty(plan.rows * plan.columns, flat.dtype)
     for start in range(0, len(weight), plan.columns):
@@ -68,6 +80,16 @@ def numpy_statistics(
             part = rows.part(chunk)
             tile = scratch[: part.n * len(w)].reshape(part.n, len(w))
             np.matmul(flat[chunk], w.T, out=tile)
+            for low, up in lows:
+                tile += low[chunk] @ up[start : start + plan.columns].T
             part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(of_rows))
     stats = numpy_stats(rows, state, len(weight), flat.dtype, of_rows, shape, index)
     return with_nothing_dropped(stats, extras)
+
+
+def low_ranks(hidden: Any, adapters: tuple[Adapter, ...]) -> list[tuple[Any, Any]]:
+    """(scale * hidden A^T, B) of each, in the dtype of hidden."""
+    return [
+        ((hidden @ A.T * scale).astype(hidden.dtype), B.astype(hidden.dtype, copy=False))
+        for A, B, scale in adapters
+    ]

@@ -26,8 +26,10 @@ from logitless.ops.head.backward import (
     forward,
     new_state,
     weight_gradient,
+    wide_dtype,
     zeros_like,
 )
+from logitless.ops.head.joined import joined, matrices
 from logitless.ops.head.planner.late import answer, planned
 from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import Tiling
@@ -65,7 +67,8 @@ class HeadPolicyLoss(NamedTuple):
 
 
 class HeadPolicyExtras(NamedTuple):
-    """The same of a call that asks for extras. An output costs 3 us, whether or not it is empty."""
+    """The same of a call that asks for extras or has an adapter. An output costs 3 us, whether or
+    not it is empty."""
 
     loss: Tensor
     metrics: Tensor
@@ -74,6 +77,7 @@ class HeadPolicyExtras(NamedTuple):
     d_hidden: Tensor
     d_weight: Tensor
     d_bias: Tensor
+    d_up: Tensor
     extras: Tensor  # float64 [names, N]
 
 
@@ -87,6 +91,8 @@ class _Arguments(NamedTuple):
     needs: list[bool]
     tiling: Tiling
     shard: Shard
+    extras: str = ""
+    up: Tensor | None = None
 
 
 class _Saved(NamedTuple):
@@ -95,6 +101,8 @@ class _Saved(NamedTuple):
     d_bias: Tensor
     needs: list[bool]
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
+    d_up: Tensor | None
+    of_up: torch.dtype | None
 
 
 def metric_names(loss: LossInputs, tail_mass: float) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ def _forward(
     shard: Shard,
 ) -> HeadPolicyLoss:
     given = _Arguments(hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard)
-    return _both_ways(given, None)
+    return HeadPolicyLoss(*_both_ways(given, None)[:-1])
 
 
 def _forward_with_extras(
@@ -128,18 +136,22 @@ def _forward_with_extras(
     tiling: Tiling,
     shard: Shard,
     extras: str,  # names with commas between
+    up: Tensor | None,  # of adapters, whose other factor is the last columns of hidden
 ) -> HeadPolicyExtras:
-    given = _Arguments(hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard)
-    asked = _Extras(extras, hidden)
-    return HeadPolicyExtras(*_both_ways(given, asked), asked.table)
+    given = _Arguments(
+        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard, extras, up
+    )
+    asked = _Extras(extras, hidden) if extras else None
+    table = hidden.new_empty(0, dtype=torch.float64) if asked is None else asked.table
+    return HeadPolicyExtras(*_both_ways(given, asked), table)
 
 
-def _both_ways(given: _Arguments, asked: _Extras | None) -> HeadPolicyLoss:
-    """Forward and backward of all rows."""
-    hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard = given
+def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
+    """Forward and backward of all rows: the results up to the gradient of an adapter's B."""
+    hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard, _, up = given
     hidden, weight = hidden.detach(), weight.detach()
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
-    head = Head(hidden, weight, found, shard, tail_mass)
+    head = Head(hidden, joined(weight, up), found, shard, tail_mass)
     of_active, index = active(rows.rows(OP))
     values = _Values(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
@@ -167,7 +179,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> HeadPolicyLoss:
         found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
         metrics = torch.cat([metrics, found_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
-    return HeadPolicyLoss(loss_value, metrics, *values.shaped, *gradients)
+    return [loss_value, metrics, *values.shaped, *gradients]
 
 
 def _planned(
@@ -283,6 +295,9 @@ class _Work:
         of_hidden, _, of_bias = self.dtypes
         self.d_hidden = memory.buffer_like(hidden, of_hidden).zero_() if needs[0] else None
         self.d_weight: Tensor | None = None
+        self.weight, self.up = matrices(head.weight)
+        self.d_up: Tensor | None = None
+        self.started = False
         self.d_bias = hidden.new_zeros(head.weight.shape[0], dtype=of_bias) if needs[2] else None
 
     def forward(self, part: Rows, ids: Tensor | None, *, extras: bool) -> Forward:
@@ -291,24 +306,29 @@ class _Work:
     def backward(self, f: Forward, g: RowGradients, served: Served) -> None:
         if served.none:
             return
-        started = self.d_weight is not None
+        started, self.started = self.started, True
         if self.needs[1] and not started:
-            self.d_weight = weight_gradient(self.head.weight, self.dtypes[1], served)
-        out = Gradients(self.d_hidden, self.d_weight, self.d_bias)
+            self.d_weight = weight_gradient(self.weight, self.dtypes[1], served)
+        if self.up is not None and not started:
+            self.d_up = weight_gradient(self.up, wide_dtype(self.head.hidden), served)
+        out = Gradients(self.d_hidden, self.d_weight, self.d_bias, self.d_up)
         whole = f.rows.n == self.n
         backward(self.head, f, g, served, out, started=started, whole=whole, rescale=True)
 
-    def gradients(self, *, rounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, *, rounded: bool) -> list[Tensor]:
         """Empty where none is asked for. A graph of any length has d_weight in one dtype."""
-        d_weight = self.d_weight
+        d_weight, d_up, wide = self.d_weight, self.d_up, wide_dtype(self.head.hidden)
         if d_weight is None and self.needs[1]:
-            d_weight = zeros_like(self.head.weight, self.dtypes[1])
+            d_weight = zeros_like(self.weight, self.dtypes[1])
+        if d_up is None and self.up is not None:
+            d_up = zeros_like(self.up, wide)
         if d_weight is not None and rounded:
             d_weight = d_weight.to(self.dtypes[0])
-        return tuple(  # type: ignore[return-value]
+        found = (self.d_hidden, d_weight, self.d_bias, d_up)
+        return [
             self.head.hidden.new_empty(0, dtype=dtype) if x is None else x
-            for x, dtype in zip((self.d_hidden, d_weight, self.d_bias), self.dtypes, strict=True)
-        )
+            for x, dtype in zip(found, (*self.dtypes, wide), strict=True)
+        ]
 
 
 def _gradient_dtypes(hidden: Tensor, one_chunk: bool) -> tuple[torch.dtype, ...]:
@@ -361,8 +381,13 @@ def _forward_fake(
 
 
 def _fake_with_extras(hidden: Tensor, *rest: Any) -> HeadPolicyExtras:
-    *given, extras = rest
-    return HeadPolicyExtras(*_forward_fake(hidden, *given), _extras_table(extras, hidden))
+    *given, extras, up = rest
+    wide = wide_dtype(hidden)
+    d_up = hidden.new_empty(0, dtype=wide) if up is None else torch.empty_like(up, dtype=wide)
+    table = (
+        _extras_table(extras, hidden) if extras else hidden.new_empty(0, dtype=torch.float64)
+    )
+    return HeadPolicyExtras(*_forward_fake(hidden, *given), d_up, table)
 
 
 def _scale(gradients: WrittenList, by: Tensor) -> None:
@@ -378,22 +403,33 @@ _scale_op = register("scale_gradients_", _scale, lambda *_: None)
 
 def _save(given: _Arguments, out: HeadPolicyLoss) -> _Saved:
     dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
-    return _Saved(out.d_hidden, out.d_weight, out.d_bias, given.needs, dtypes)
+    return _Saved(out.d_hidden, out.d_weight, out.d_bias, given.needs, dtypes, None, None)
+
+
+def _save_with_extras(given: _Arguments, out: HeadPolicyExtras) -> _Saved:
+    dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
+    gradients, up = (out.d_hidden, out.d_weight, out.d_bias), given.up
+    if up is None:
+        return _Saved(*gradients, given.needs, dtypes, None, None)
+    return _Saved(*gradients, given.needs, dtypes, out.d_up, up.dtype)
 
 
 def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str, Tensor | None]:
     names, gradients = ("hidden", "weight", "rows.bias"), list(saved[:3])
-    _scale_op(gradients, upstream.loss)
-    return {
+    d_up = saved.d_up
+    _scale_op(gradients if d_up is None else [*gradients, d_up], upstream.loss)
+    found = {
         name: gradient.to(dtype) if need else None
         for name, gradient, dtype, need in zip(
             names, gradients, saved.dtypes, saved.needs, strict=True
         )
     }
+    return found if d_up is None else {**found, "up": d_up.to(saved.of_up)}
 
 
 _AUTOGRAD = Autograd(OP, ("loss",), _save, _backward, lambda saved: True)
 head_policy_loss = register(OP, _forward, _forward_fake, autograd=_AUTOGRAD)
 head_policy_extras = register(
-    f"{OP}_extras", _forward_with_extras, _fake_with_extras, autograd=_AUTOGRAD
+    f"{OP}_extras", _forward_with_extras, _fake_with_extras,
+    autograd=_AUTOGRAD._replace(save=_save_with_extras),
 )

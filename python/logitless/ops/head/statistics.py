@@ -46,17 +46,16 @@ def statistics(
     of_rows, of_dropped = split_extras(extras)
     eager = inputs.backend.statistics
     if eager is not None:
-        dtype = inputs.logits_dtype
-        logits = inputs.hidden.to(dtype) @ inputs.weight.to(dtype).t()
-        stats = to_stats(eager(logits, *inputs.rows[:-1]), shape, of_rows)
+        stats = to_stats(eager(inputs.full_logits(), *inputs.rows[:-1]), shape, of_rows)
         return with_nothing_dropped(stats, extras)
     if not (any(inputs.needs) or of_dropped):
         inputs = inputs.exact()
     tail_mass = float(inputs.compute.tail_mass)
     tiling = inputs.tiling(inputs.plan(one_pass=False) if plan is None else plan)
     out = linear_stats(
-        inputs.hidden, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard
-    )
+        inputs.operand, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard,
+        inputs.up,
+    )  # fmt: skip
     stats = to_stats(out.outputs._asdict(), shape, of_rows)
     if not tail_mass:
         return with_nothing_dropped(stats, extras)

@@ -8,7 +8,7 @@ gathered and merged once in the forward, and d_hidden is added up once in the ba
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ from logitless.ops.head.backward import (
     forward,
     new_state,
     weight_gradient,
+    wide_dtype,
 )
+from logitless.ops.head.joined import joined, matrices
 from logitless.ops.head.planner.late import planned
 from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
@@ -58,6 +60,15 @@ class HeadGradients(NamedTuple):
     bias: Tensor
 
 
+class AdapterGradients(NamedTuple):
+    """The same of a call with an adapter."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    up: Tensor  # float32, or float64
+
+
 class _Arguments(NamedTuple):
     hidden: Tensor
     weight: Tensor
@@ -66,6 +77,7 @@ class _Arguments(NamedTuple):
     tail_mass: float
     tiling: Tiling
     shard: Shard
+    up: Tensor | None
 
 
 class _Saved(NamedTuple):
@@ -78,6 +90,7 @@ class _Saved(NamedTuple):
     tail_mass: float
     tiling: Tiling
     shard: Shard
+    up: Tensor | None
 
 
 def _forward(
@@ -88,9 +101,10 @@ def _forward(
     tail_mass: float,
     tiling: Tiling,
     shard: Shard,
+    up: Tensor | None,  # of adapters, whose other factor is the last columns of hidden
 ) -> HeadStats:
     n = len(hidden)
-    head = Head(hidden.detach(), weight.detach(), planned(tiling, hidden, weight), shard, tail_mass)
+    head = _head(hidden, weight, tiling, shard, tail_mass, up)
     of_active, index = active(rows.rows(OP))
     support = TopKSupport.empty(n if tail_mass else 0)
     kept = _logits_memory(head)
@@ -109,6 +123,18 @@ def _forward(
     return HeadStats(RowOutputs(**out), mass, entropy, state, kept, support)
 
 
+def _head(
+    hidden: Tensor,
+    weight: Tensor,
+    tiling: Tiling,
+    shard: Shard,
+    tail_mass: float,
+    up: Tensor | None,
+) -> Head:
+    found = planned(tiling, hidden, weight)
+    return Head(hidden.detach(), joined(weight.detach(), up), found, shard, tail_mass)
+
+
 def _logits_memory(head: Head) -> Tensor:
     tiling = head.tiling
     return memory.buffer(tiling.stored(len(head.hidden)), tiling.dtype, head.hidden)
@@ -122,6 +148,7 @@ def _forward_fake(
     tail_mass: float,
     tiling: Tiling,
     shard: Shard,
+    up: Tensor | None,
 ) -> HeadStats:
     n = hidden.shape[0]
     out = empty_outputs(n, extras, hidden)
@@ -147,30 +174,61 @@ def _backward_kernel(
     tiling: Tiling,
     shard: Shard,
 ) -> HeadGradients:
-    tiling = planned(tiling, hidden, weight)
-    head = Head(hidden.detach(), weight.detach(), tiling, shard, tail_mass)
+    head = _head(hidden, weight, tiling, shard, tail_mass, None)
+    return HeadGradients(*_gradients(head, rows, state, kept, support, g, needs)[:3])
+
+
+def _adapter_backward_kernel(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: RowArguments,
+    state: Tensor,
+    kept: Written,
+    support: TopKSupport,
+    g: RowGradients,
+    needs: list[bool],
+    tail_mass: float,
+    tiling: Tiling,
+    shard: Shard,
+    up: Tensor,
+) -> AdapterGradients:
+    head = _head(hidden, weight, tiling, shard, tail_mass, up)
+    return AdapterGradients(*_gradients(head, rows, state, kept, support, g, needs))
+
+
+def _gradients(
+    head: Head,
+    rows: RowArguments,
+    state: Tensor,
+    kept: Tensor,
+    support: TopKSupport,
+    g: RowGradients,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those of hidden, weight, bias and an adapter's B."""
     of_active, index = active(rows.rows(OP))
     n = of_active.n
     f = Forward(
-        of_active, index, None, state[:n], LogitStore(kept, n, tiling),
-        support.first(n) if tail_mass else None,
+        of_active, index, None, state[:n], LogitStore(kept, n, head.tiling),
+        support.first(n) if head.tail_mass else None,
     )  # fmt: skip
     g = g if index is None else g.at(index)
-    served = Served.of(f, g, tail_mass)
+    served = Served.of(f, g, head.tail_mass)
     out = _memory(head, f, served, needs)
     if not served.none:
         backward(head, f, g, served, out)
-    return HeadGradients(*(hidden.new_empty(0) if x is None else x for x in out))
+    return [head.hidden.new_empty(0) if x is None else x for x in out]
 
 
 def _memory(head: Head, f: Forward, served: Served, needs: list[bool]) -> Gradients:
-    hidden, weight = head.hidden, head.weight
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    hidden, (weight, up) = head.hidden, matrices(head.weight)
+    wide = wide_dtype(hidden)
     of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like
     return Gradients(
         of_hidden(hidden) if needs[0] else None,
         weight_gradient(weight, weight.dtype, served) if needs[1] else None,
         hidden.new_zeros(len(weight), dtype=wide) if needs[2] else None,
+        None if up is None else weight_gradient(up, wide, served),
     )
 
 
@@ -185,21 +243,31 @@ def _backward_fake(
     needs: list[bool],
     *_: object,
 ) -> HeadGradients:
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return HeadGradients(
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
         torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
-        hidden.new_empty(weight.shape[0], dtype=wide) if needs[2] else hidden.new_empty(0),
+        weight.new_empty(weight.shape[0], dtype=wide_dtype(hidden))
+        if needs[2]
+        else hidden.new_empty(0),
     )
 
 
+def _adapter_backward_fake(hidden: Tensor, *rest: Any) -> AdapterGradients:
+    *given, up = rest
+    d_up = torch.empty_like(up, dtype=wide_dtype(hidden))
+    return AdapterGradients(*_backward_fake(hidden, *given), d_up)
+
+
 _backward_op = register("linear_stats_backward", _backward_kernel, _backward_fake)
+_adapter_backward_op = register(
+    "linear_stats_adapter_backward", _adapter_backward_kernel, _adapter_backward_fake
+)
 
 
 def _save(given: _Arguments, out: HeadStats) -> _Saved:
     return _Saved(
         given.hidden, given.weight, given.rows, out.state, out.kept, out.support, given.tail_mass,
-        given.tiling, given.shard,
+        given.tiling, given.shard, given.up,
     )  # fmt: skip
 
 
@@ -207,12 +275,14 @@ def _backward(saved: _Saved, upstream: HeadStats, needs: Needs) -> dict[str, Ten
     names = ("hidden", "weight", "rows.bias")
     needed = [needs(name) for name in names]
     g = RowGradients.of(*upstream.outputs[:3])
-    *inputs, tail_mass, tiling, shard = saved
-    gradients = _backward_op(*inputs, g, needed, tail_mass, tiling, shard)
-    return {
+    *inputs, tail_mass, tiling, shard, up = saved
+    given = (*inputs, g, needed, tail_mass, tiling, shard)
+    gradients = _backward_op(*given) if up is None else _adapter_backward_op(*given, up)
+    found = {
         name: gradient if need else None
-        for name, gradient, need in zip(names, gradients, needed, strict=True)
+        for name, gradient, need in zip(names, gradients[:3], needed, strict=True)
     }
+    return found if up is None else {**found, "up": gradients[3].to(up.dtype)}
 
 
 linear_stats = register(

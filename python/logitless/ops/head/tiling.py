@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from logitless.ops.head.joined import Matrix
     from logitless.ops.head.planner.plan import Plan
 
 
@@ -86,7 +87,7 @@ class Tiling(NamedTuple):
         """From one row of a tile of so many columns to the next."""
         return -(-width // self.row_quantum) * self.row_quantum
 
-    def scratch(self, n: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def scratch(self, n: int, like: Matrix, dtype: torch.dtype | None = None) -> Tensor:
         """Flat memory for a tile of at most n rows."""
         size = min(self.rows, self.padded(n)) * self.row_columns(self.columns)
         return like.new_empty(size, dtype=dtype or self.dtype)

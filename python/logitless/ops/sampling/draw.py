@@ -13,9 +13,11 @@ from logitless.backends.forked import refuse_lost_threads
 from logitless.backends.row_kernels.rows import SAMPLE_STATE, Rows
 from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.inputs.records import changed
+from logitless.ops.head.adapter import LowRank
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
 from logitless.ops.head.inputs import logits_dtype
+from logitless.ops.head.joined import Matrix, joined
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, transform
@@ -53,6 +55,7 @@ def draw(
     truncation: Truncation,
     noise: Noise,
     shard: Shard,
+    adapter: LowRank | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, KeptSets | None]:
     """(token, logp, entropy), [N] each, and what was drawn from where that is not everything."""
     refuse_lost_threads()
@@ -65,6 +68,7 @@ def draw(
         compute.memory_budget, logits_dtype=dtype, backward=False,
         batch_invariant=compute.batch_invariant,
         kept_entries=truncation.kept(vocab, machine) if truncation.limits(vocab) else 0,
+        adapter_rank=0 if adapter is None else adapter.rank,
     )  # fmt: skip
     tiling = Tiling.of(plan, len(weight), hidden.dtype, dtype)
     bias = None if chain.bias is None else chain.bias.detach()
@@ -73,12 +77,12 @@ def draw(
         torch.get_num_threads(),
     )  # fmt: skip
     state, sets = new_state(n, hidden), None
+    matrix = joined(weight, None if adapter is None else adapter.up)
+    h = hidden if adapter is None else adapter.joins(hidden)
     if truncation.limits(vocab):
-        token, sets = draw_truncated(
-            hidden, weight, rows, tiling, plan, truncation, noise, shard, state
-        )
+        token, sets = draw_truncated(h, matrix, rows, tiling, plan, truncation, noise, shard, state)
     else:
-        token = _draw_whole(tiling.operand(hidden, None), weight, rows, tiling, noise, shard, state)
+        token = _draw_whole(tiling.operand(h, None), matrix, rows, tiling, noise, shard, state)
     out = differentiable_outputs(n, hidden)
     changed(rows, targets=token).finalize(state, vocab, **out)
     return token, out["logp"], out["entropy"], sets
@@ -86,7 +90,7 @@ def draw(
 
 def _draw_whole(
     h: Tensor,
-    weight: Tensor,
+    weight: Matrix,
     rows: Rows,
     tiling: Tiling,
     noise: Noise,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from logitless.inputs.options import ComputeOptions
+from logitless.ops.head.adapter import LowRank
 from logitless.ops.rows.arguments import Transform
 from logitless.ops.sampling.draw import Noise, draw
 from logitless.ops.sampling.truncated import Truncation
@@ -46,6 +47,7 @@ def sample(
     truncation: Truncation,
     noise: Noise,
     shard: Shard,
+    adapter: LowRank | None = None,
 ) -> Drawn:
     """`draw` as a node of a graph."""
     budget = None if compute.memory_budget is None else str(fixed(compute.memory_budget))
@@ -55,17 +57,26 @@ def sample(
         backend, budget, compute.logits_dtype, compute.batch_invariant, truncation.top_k, top_p,
         min_p, seed, noise.step,
     )  # fmt: skip
-    drawn: Drawn = _op(hidden, weight, chain, asked, noise.row_ids, shard)
+    low, up = (None, None) if adapter is None else adapter
+    drawn: Drawn = _op(hidden, weight, chain, asked, noise.row_ids, shard, low, up)
     return drawn
 
 
 def _kernel(
-    hidden: Tensor, weight: Tensor, chain: Transform, asked: Draw, row_ids: Tensor, shard: Shard
+    hidden: Tensor,
+    weight: Tensor,
+    chain: Transform,
+    asked: Draw,
+    row_ids: Tensor,
+    shard: Shard,
+    low: Tensor | None,
+    up: Tensor | None,
 ) -> Drawn:
     compute = ComputeOptions(asked.memory_budget, 0.0, asked.logits_dtype, asked.batch_invariant)
     truncation = Truncation(asked.top_k, asked.top_p, asked.min_p)
     noise = Noise(asked.seed % (1 << 64), asked.step, row_ids)
-    given = (asked.backend, hidden, weight, chain, compute, truncation, noise, shard)
+    adapter = None if low is None or up is None else LowRank(low, up)
+    given = (asked.backend, hidden, weight, chain, compute, truncation, noise, shard, adapter)
     return Drawn(*draw(*given)[:3])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from logitless.backends.row_kernels.rows import BLOCK, STATE, Rows
 from logitless.ops.head.gemm import all_logits, logit_tiles
+from logitless.ops.head.joined import Matrix
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.op import empty_states
 from logitless.ops.sharding.shard import Shard
@@ -22,7 +23,7 @@ from logitless.ops.sharding.shard import Shard
 
 def sample_shard(
     h: Tensor,  # [n, H], padded by tiling.operand
-    weight: Tensor,  # [V of this rank, H]
+    weight: Matrix,  # [V of this rank, H]
     rows: Rows,  # of n rows; its bias is that of the whole vocabulary
     tiling: Tiling,
     shard: Shard,
@@ -59,7 +60,7 @@ def _lead(start: int, stop: int) -> int:
 
 
 def _leads(
-    h: Tensor, weight: Tensor, rows: Rows, tiling: Tiling, shard: Shard
+    h: Tensor, weight: Matrix, rows: Rows, tiling: Tiling, shard: Shard
 ) -> list[tuple[int, Tensor]]:
     """(vocabulary id, logits) of every rank's lead, in the order of columns."""
     widths = [_lead(*ends) for ends in shard.ranges]

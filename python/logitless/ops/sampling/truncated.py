@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from logitless.backends.machine import Machine
     from logitless.backends.row_kernels.rows import Rows
+    from logitless.ops.head.joined import Matrix
     from logitless.ops.head.planner.plan import Plan
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.rows.sets import RowSets
@@ -102,7 +103,7 @@ class KeptSets(NamedTuple):
 
 def draw_truncated(
     h: Tensor,  # [n, H], not padded
-    weight: Tensor,  # [V of this rank, H]
+    weight: Matrix,  # [V of this rank, H]
     rows: Rows,
     tiling: Tiling,
     plan: Plan,
@@ -156,7 +157,7 @@ def draw_truncated(
 
 def _draw_again(
     h: Tensor,  # [r, H]
-    weight: Tensor,
+    weight: Matrix,
     rows: Rows,  # with the whole vocabulary's bias
     tiling: Tiling,
     truncation: Truncation,

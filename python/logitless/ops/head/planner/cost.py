@@ -39,6 +39,12 @@ class Problem:
     logits_dtype: str  # in which tiles are realised
     gradients: tuple[str, ...]  # of "hidden", "weight": those that need products
     backward: bool = True
+    rank: int = 0  # of an adapter
+
+    @property
+    def width(self) -> int:
+        """Of hidden and weight as products take them, with the columns of an adapter."""
+        return self.hidden + self.rank
 
     @property
     def item(self) -> int:
@@ -120,9 +126,11 @@ def scratch_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int
         # where it lies, or gathered from there
         columns = tile_columns(problem.vocab, strategy.tile_rows, problem.item, machine)
     tile = strategy.tile_rows * row_columns(columns, machine) * problem.item
-    operands = padded(problem.tokens, strategy) * problem.hidden * item
-    if of_operands != problem.dtype:
-        operands += strategy.tile_columns * problem.hidden * item
+    operands = padded(problem.tokens, strategy) * problem.width * item
+    if of_operands != problem.dtype or problem.rank:
+        operands += strategy.tile_columns * problem.width * item
+    if problem.rank:
+        operands += problem.tokens * problem.width * own
     transposed = machine.transposed_tiles and problem.item == 2 and "weight" in problem.gradients
     short = transposes(strategy.tile_rows, problem.logits_dtype, strategy.fixed_rows, machine)
     if transposed or short:
@@ -132,9 +140,9 @@ def scratch_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> int
     if of_operands != problem.logits_dtype:
         # d(logits) in the dtype of operands: of a tile that is all there is, all of it
         tile += strategy.tile_rows * row_columns(strategy.tile_columns, machine) * item
-    operands += held * problem.hidden * (own + (item if strategy.chunk_rows else 0))
+    operands += held * problem.width * (own + (item if strategy.chunk_rows else 0))
     partial = (
-        max(strategy.tile_rows, strategy.tile_columns) * problem.hidden * problem.item
+        max(strategy.tile_rows, strategy.tile_columns) * problem.width * problem.item
         if problem.item == 2 and not machine.mixed_products
         else 0
     )
@@ -152,16 +160,17 @@ def accumulator_bytes(problem: Problem, strategy: Strategy, machine: Machine) ->
     if not problem.gradients or not problem.narrow:
         return 0
     held = padded(strategy.chunk_rows or problem.tokens, strategy)
-    hidden = held * problem.hidden
+    hidden = held * problem.width
     if strategy.chunk_rows and problem.dtype == "float16":
         # Not rounded before the gradient of the loss is known: see policy_op.py.
-        hidden += problem.tokens * problem.hidden
-    weight = 0
+        hidden += problem.tokens * problem.width
+    # B's is wide throughout
+    weight = problem.vocab * problem.rank
     if "weight" in problem.gradients:
         if sums_weight(problem, strategy):
-            weight = problem.vocab * problem.hidden
+            weight += problem.vocab * problem.hidden
         elif strategy.tile_rows < held or not problem.rounds_once(machine):
-            weight = strategy.tile_columns * problem.hidden
+            weight += strategy.tile_columns * problem.hidden
     return 4 * (hidden + weight)
 
 
@@ -200,13 +209,19 @@ def support_bytes(problem: Problem, *, at_once: bool) -> int:
     return total
 
 
+def made_again(problem: Problem, strategy: Strategy) -> float:
+    """The share of the logits that the backward makes."""
+    if strategy.chunk_rows or not problem.backward:
+        return 0.0
+    return 1.0 - strategy.kept_columns / problem.vocab
+
+
 def products(problem: Problem, strategy: Strategy) -> float:
-    again = (
-        0.0
-        if strategy.chunk_rows or not problem.backward
-        else 1.0 - strategy.kept_columns / problem.vocab
-    )
-    return 1.0 + len(problem.gradients) + again
+    again = made_again(problem, strategy)
+    # An adapter's columns are in those of logits and of d_hidden, and B has a gradient.
+    of_adapter = 1.0 + again + ("hidden" in problem.gradients) + problem.backward
+    of_adapter *= problem.rank / problem.hidden
+    return 1.0 + len(problem.gradients) + again + of_adapter
 
 
 def sum_bytes(problem: Problem, strategy: Strategy) -> int:
@@ -218,13 +233,12 @@ def sum_bytes(problem: Problem, strategy: Strategy) -> int:
     rows = -(-held // strategy.tile_rows)
     sums = {"hidden": problem.tokens * columns, "weight": problem.vocab * rows}
     several = {"hidden": columns > 1, "weight": rows > 1}
-    return 8 * problem.hidden * sum(sums[name] for name in problem.gradients if several[name])
+    return 8 * problem.width * sum(sums[name] for name in problem.gradients if several[name])
 
 
 def uncached_bytes(problem: Problem, strategy: Strategy, machine: Machine) -> float:
     """Read and written by row kernels, and by sums, where no tile stays in caches."""
-    again = products(problem, strategy) - len(problem.gradients) - 1
-    passes = 1.0 + (2.0 + again if problem.backward else 0.0)
+    passes = 1.0 + (2.0 + made_again(problem, strategy) if problem.backward else 0.0)
     if problem.backward and problem.operand_dtype(machine) != problem.logits_dtype:
         # d(logits) copied to the dtype of operands
         passes += 1.5

@@ -23,15 +23,20 @@ def question(*asked: Any) -> str:
     return json.dumps(dict(zip(_ASKED, asked, strict=True)))
 
 
-def answer(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Plan:
+def answer(
+    tiling: Tiling,
+    hidden: Tensor,  # [N, H], or with an adapter [N, H + r]
+    weight: Tensor,  # [V, H]
+) -> Plan:
     """The plan for these sizes. The backward asks what the forward has asked."""
     options = json.loads(tiling.question)
     machine = registry.get(options.pop("backend")).machine(hidden.device)
     options["gradients"] = tuple(options["gradients"])
-    n, width = hidden.shape
+    (n, joined), (vocab, width) = hidden.shape, weight.shape
     return cached_plan(
-        machine, n, width, len(weight), hidden.dtype, logits_dtype=tiling.dtype, **options
-    )
+        machine, n, width, vocab, hidden.dtype, logits_dtype=tiling.dtype,
+        adapter_rank=joined - width, **options,
+    )  # fmt: skip
 
 
 def planned(tiling: Tiling, hidden: Tensor, weight: Tensor) -> Tiling:

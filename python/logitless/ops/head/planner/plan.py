@@ -61,6 +61,7 @@ class Plan:
     row_quantum: int  # numbers from one row of a tile to the next are a multiple of it
     sampled_ids: int = 0  # of the sets of a sampling mask; 0: there is none
     gathered: bool = False  # whether their rows of weight are gathered, and no product is dense
+    adapter_rank: int = 0
 
     @property
     def mode(self) -> str:
@@ -143,6 +144,7 @@ def plan(
     tail_mass: float = 0.0,
     kept_entries: int = 0,
     sampled_ids: int = 0,
+    adapter_rank: int = 0,
     device: Any = "cpu",
 ) -> Plan:
     """How `linear_policy_loss` computes these shapes under this memory budget, and what it costs.
@@ -155,10 +157,11 @@ def plan(
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
     only whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
     keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
-    every token has a set. `device`: that of the tensors, or "H200" and the like for a GPU that need
-    not be here; what a GPU's plan rests on is predicted, not measured. The cheapest
-    strategy that fits is taken, by the model in `ops/head/planner/cost.py`; time and free memory of
-    the machine never enter it.
+    every token has a set. `adapter_rank`: the r of an adapter that is trained, of several the sum;
+    without "weight" in `gradients` the weight beside it is frozen. `device`: that of the tensors,
+    or "H200" and the like for a GPU that need not be here; what a GPU's plan rests on is predicted,
+    not measured. The cheapest strategy that fits is taken, by the model in
+    `ops/head/planner/cost.py`; time and free memory of the machine never enter it.
 
     Raises ValueError below the smallest budget that can work, naming it.
     """
@@ -166,7 +169,7 @@ def plan(
     asked: dict[str, Any] = {
         "logits_dtype": logits_dtype, "gradients": gradients, "backward": backward,
         "one_pass": one_pass, "split": split, "batch_invariant": batch_invariant,
-        "tail_mass": tail_mass, "kept_entries": kept_entries,
+        "tail_mass": tail_mass, "kept_entries": kept_entries, "adapter_rank": adapter_rank,
     }  # fmt: skip
     sampled_ids = whole("sampled_ids", sampled_ids)
     found = plan_on(machine, tokens, hidden, vocab, dtype, None if sampled_ids else budget, **asked)
@@ -208,6 +211,7 @@ def plan_on(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     kept_entries: int = 0,
+    adapter_rank: int = 0,
 ) -> Plan:
     """`plan` for a machine of these numbers."""
     name = _dtype_name("dtype", dtype)
@@ -219,8 +223,8 @@ def plan_on(
     for label, value in {**flags, "batch_invariant": batch_invariant}.items():
         flag(label, value)
     check_tail_mass(tail_mass)
-    needed = tuple(gradients) if backward else ()
-    problem = Problem(tokens, hidden, vocab, name, realised, needed, backward)
+    needed, rank = tuple(gradients) if backward else (), whole("adapter_rank", adapter_rank)
+    problem = Problem(tokens, hidden, vocab, name, realised, needed, backward, rank)
     fixed = machine.fixed_rows if batch_invariant else 0
     bare = strategies.bare(problem, fixed, machine)
     limit = (
@@ -256,7 +260,7 @@ def plan_on(
         cost.scratch_bytes(problem, best, machine), cost.kept_bytes(problem, best, machine),
         cost.accumulator_bytes(problem, best, machine), kept_entries, support,
         cost.products(problem, best), cost.seconds(problem, best, machine),
-        problem.operand_dtype(machine), machine.row_quantum,
+        problem.operand_dtype(machine), machine.row_quantum, adapter_rank=rank,
     )  # fmt: skip
 
 

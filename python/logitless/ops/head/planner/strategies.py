@@ -31,8 +31,8 @@ def _columns(problem: Problem, rows: int, fixed: int, machine: Machine) -> int:
     rows = machine.fixed_tile_rows if fixed else rows
     # Rows of weight that a forward reads once need not stay in a cache; but casts of them do.
     of_weight = None
-    if not (once and problem.operand_dtype(machine) == problem.dtype):
-        of_weight = machine.weight_bytes // (problem.hidden * ITEMSIZE[problem.dtype])
+    if not (once and problem.operand_dtype(machine) == problem.dtype and not problem.rank):
+        of_weight = machine.weight_bytes // (problem.width * ITEMSIZE[problem.dtype])
     return cost.tile_columns(problem.vocab, rows, problem.item, machine, of_weight)
 
 
