@@ -120,11 +120,16 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
         assert abs((up - down) / (2 * e) - (way * d).sum()) < 1e-7
 
 
+MASK = cases.mask(2, N)
+DATA = {
+    name: shift + torch.randn(N, generator=torch.Generator().manual_seed(seed))
+    for seed, (name, shift) in enumerate((("old_logp", -8.0), ("advantages", 0.0)))
+}
+
+
 def policy(h: Any, w: Any, t: Any, given: Any, **options: Any) -> ll.LinearPolicyLossOutput:
-    g = torch.Generator().manual_seed(3)
-    data = {"old_logp": -8 + torch.randn(N, generator=g), "advantages": torch.randn(N, generator=g)}
     return ll.linear_policy_loss(
-        h, w, t, **data, mask=cases.mask(2, N), spec=options.pop("spec", SPEC), adapter=given,
+        h, w, t, **DATA, mask=MASK, spec=options.pop("spec", SPEC), adapter=given,
         **options,
     )  # fmt: skip
 

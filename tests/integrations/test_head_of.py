@@ -168,13 +168,42 @@ def test_inside_peft() -> None:
     assert_trains_alike(model, model)
 
 
-def test_an_adapter_on_the_head_is_refused() -> None:
+def test_lora_on_the_head() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
-    model = peft.get_peft_model(tiny("llama"), config)
-    with pytest.raises(ValueError, match=r"it has an adapter \(lora_A, .*\), merge it"):
-        ll.head_of(model)
-    assert ll.head_of(model.merge_and_unload()).vocab == VOCAB
+    model = peft.get_peft_model(tiny("gemma2", torch.float64), config)
+    model.add_adapter("other", config)
+    for names in (["default"], ["default", "other"]):
+        model.base_model.set_adapter(names)
+        head = ll.head_of(model)
+        assert len(head.options["adapter"]) == len(names)
+        targets = IDS.roll(-1, -1)
+        hidden = head.hidden(model, input_ids=IDS)
+        stats = ll.linear_token_stats(hidden, head.weight, targets, **head.options)
+        logits = model(input_ids=IDS).logits
+        right = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        torch.testing.assert_close(stats.logp, right, rtol=0, atol=1e-10)
+        trained = [x for x in model.parameters() if x.requires_grad]
+        assert len(trained) == 2 * len(names)
+        ours, theirs = (torch.autograd.grad(x.sum(), trained) for x in (stats.logp, right))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-10)
+    with model.disable_adapter():
+        assert "adapter" not in ll.head_of(model).options
+    assert "adapter" not in ll.head_of(model.merge_and_unload()).options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"use_dora": True}, "of which only plain LoRA is built"),
+     ({"lora_bias": True}, "LoRA with lora_bias=True"), ({"lora_dropout": 0.1}, "lora_dropout=0.1")],
+)  # fmt: skip
+def test_what_is_no_plain_lora_is_refused(options: dict[str, Any], message: str) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False, **options)
+    model = peft.get_peft_model(tiny("phi" if "lora_bias" in options else "llama"), config)
+    with pytest.raises(ValueError, match=message):
+        ll.head_of(model.train())
 
 
 def test_several_modalities() -> None:

@@ -409,6 +409,8 @@ NUMPY = (
 
 def as_numpy(x: Any) -> Any:
     """A plain tensor as an array, and the other way round: each stands in the other's call."""
+    if type(x) is tuple:
+        return tuple(map(as_numpy, x))
     if isinstance(x, np.ndarray) and x.dtype.kind in "iufb":
         return torch.from_numpy(x)
     plain = isinstance(x, torch.Tensor) and x.layout is torch.strided and not x.is_nested

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.integrations.transformers.adapter import Adapter, adapters_of
 from logitless.integrations.transformers.layer import head_layer
 
 
-def head_arrays(model: Any, vocab: int, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, gathered where FSDP2 shards them, cut to `vocab` rows, and in the dtype of
-    hidden where autocast does not choose one."""
+def head_arrays(model: Any, vocab: int, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Weight, and as options bias and adapter; gathered where FSDP2 shards them, cut to `vocab`
+    rows, and weight and bias in the dtype of hidden where autocast does not choose one."""
     layer = head_layer(model)
     weight, bias = ll.gathered(layer.weight), getattr(layer, "bias", None)
     bias = None if bias is None else ll.gathered(bias)
@@ -22,14 +23,20 @@ def head_arrays(model: Any, vocab: int, hidden: Tensor) -> tuple[Tensor, Tensor 
     if not torch.is_autocast_enabled(hidden.device.type):
         weight = weight.to(hidden.dtype)
         bias = None if bias is None else bias.to(hidden.dtype)
-    return weight, bias
+    options: dict[str, Any] = {"bias": bias}
+    lora = _adapters(model, layer)
+    if lora:
+        options["adapter"] = [(ll.gathered(A), ll.gathered(B)[:vocab], scale) for A, B, scale in lora]
+    return weight, options
 
 
-def refuse_adapter(model: Any) -> None:
-    """A new adapter adds nothing yet, so that no measurement finds it."""
-    layer = head_layer(model)
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            f"{type(model).__name__}: its head has an adapter, {type(layer).__name__}, which would "
-            "not be trained: leave it out of target_modules"
-        )
+def check_adapter(model: Any) -> None:
+    """Raise ValueError for an adapter on the head that the head ops do not know."""
+    _adapters(model, head_layer(model))
+
+
+def _adapters(model: Any, layer: Any) -> list[Adapter]:
+    try:
+        return adapters_of(layer)
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__}: {error}") from error

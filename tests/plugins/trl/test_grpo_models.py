@@ -56,19 +56,44 @@ def test_lora_of_the_body(way: str, folder: Path) -> None:
 
 
 @WAYS
-def test_lora_of_the_head_is_refused(way: str, folder: Path) -> None:
-    with pytest.raises(ValueError, match="adapter"):
-        grpo(way, folder, **lora("q_proj", "lm_head"))
+def test_lora_of_the_head(way: str, folder: Path) -> None:
+    """TRL's own head refuses it: against its loss on logits of the whole model."""
+    from logitless.integrations.trl.head import add_head
+
+    model = seeded_peft(folder, "q_proj", "lm_head")
+    add_head(model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits"))
+    ids = torch.arange(3, 9)[None]
+    found = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    logits = model(input_ids=ids).logits[:, :-1]
+    right = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(found.log_probs, right, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.mean_logits, logits.mean(-1), rtol=0, atol=1e-5)
+    trained = [x for x in model.parameters() if x.requires_grad]
+    pairs = (torch.autograd.grad(x.sum(), trained) for x in (found.log_probs, right))
+    for a, b in zip(*pairs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) + 1e-7
+    made = made_of(folder)
+    ours = seeded(way, folder, made, **lora("q_proj", "lm_head"))
+    of_head = [x for name, x in ours.gradients.items() if "lm_head" in name]
+    assert len(of_head) == 2 and all(float(x.abs().max()) > 0 for x in of_head)
 
 
-def test_an_adapter_that_comes_later_is_refused(folder: Path) -> None:
+def seeded_peft(folder: Path, *modules: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=list(modules), init_lora_weights=False)
+    return get_peft_model(plain_model(folder), config)
+
+
+def test_an_adapter_of_another_kind_is_refused(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     from logitless.integrations.trl.head import add_head
 
     model = plain_model(folder)
     add_head(model)
-    get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
+    get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], use_dora=True))
     ids = torch.arange(3, 9)[None]
     with pytest.raises(ValueError, match="its head has an adapter"):
         model(input_ids=ids, labels=ids, fused_lm_head=True)

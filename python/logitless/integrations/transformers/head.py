@@ -11,18 +11,23 @@ if TYPE_CHECKING:
 
 
 class Head(NamedTuple):
-    """A head: logits = softcap(logit_scale * (hidden @ weight.T + bias)), `vocab` of them."""
+    """A head: logits = softcap(logit_scale * (hidden @ weight.T + bias)), `vocab` of them.
+
+    `adapter`: peft's LoRA on it, as (A, B, scale) each, which adds scale * B A to the weight.
+    """
 
     weight: Tensor  # [vocab, H]
     bias: Tensor | None  # [vocab]
     softcap: float | None
     logit_scale: float
     vocab: int
+    adapter: tuple[Any, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of linear_token_stats, linear_policy_loss and linear_sample."""
-        return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+        chain = {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+        return {**chain, "adapter": list(self.adapter)} if self.adapter else chain
 
     def hidden(self, model: Any, **inputs: Any) -> Tensor:  # [B, T, H]
         """What the head's product reads in `model(**inputs)`, without the product.
@@ -93,7 +98,11 @@ def head_of(model: Any, **inputs: Any) -> Head:
 
     Raises TypeError for what is no such model. Raises ValueError, with the model's class and the
     numbers, for a head that the options do not explain: several heads, logits that are processed
-    after the head in another way, an adapter on the head, a quantised weight.
+    after the head in another way, an adapter on the head that is no plain LoRA of peft's (DoRA) or
+    has dropout in training, a quantised weight.
+
+    An active LoRA on the head is in `.options`, as `adapter`, with A and B the parameters that
+    peft trains; a merged one is in the weight.
     """
     from logitless.integrations.transformers.probe import probe
 

@@ -16,6 +16,7 @@ from logitless.diagnostics.head_module import (
     exact_product,
 )
 from logitless.inputs.options import LogitTransform
+from logitless.integrations.transformers.adapter import Adapter, adapters_of
 from logitless.integrations.transformers.chain import ROWS, Chain, config_numbers, fit, ramp
 from logitless.integrations.transformers.head import Head
 from logitless.integrations.transformers.layer import (
@@ -46,11 +47,12 @@ def probe(model: Any, inputs: dict[str, Any]) -> Found:
     try:
         # Before the forwards, for engines may take the weight away after one.
         weight, whole, bias = _arrays(layer)
+        lora = adapters_of(layer, len(whole))
         # Where FSDP2 wraps peft, peft's module is the root that gathers.
         run = model if _sharded(model) else bare
         with _undisturbed(run, whole):
             inputs = inputs or _tokens(bare, len(whole))
-            return _measure(run, layer, weight, whole, bias, inputs)
+            return _measure(run, layer, weight, whole, bias, lora, inputs)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -61,6 +63,7 @@ def _measure(
     weight: Tensor,  # [V, H], or sharded
     whole: Tensor,  # [V, H]
     bias: Tensor | None,  # [V]
+    lora: list[Adapter],
     inputs: dict[str, Any],
 ) -> Found:
     with in_place_of(layer, layer.forward) as calls:
@@ -80,6 +83,9 @@ def _measure(
         )
     product, logits = product.reshape(rows, vocab), logits.reshape(rows, -1)
     exact = exact_product(hidden, whole)
+    for A, B, scale in lora:
+        low = hidden.double() @ _whole(A).double().t() * scale
+        exact = exact + low @ _whole(B).double().t()
     _check_product(product, exact, layer, hidden, whole, _whole(bias))
 
     z = ramp(rows, vocab, states.device)
@@ -96,6 +102,7 @@ def _measure(
             chain.softcap,
             chain.logit_scale,
             chain.vocab,
+            tuple(adapters_of(layer, chain.vocab)) if lora else (),
         )
     again = _forward(lambda: head.hidden(model, **inputs), inputs)
     off = float((again - states).abs().max())

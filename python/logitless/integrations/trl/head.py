@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.head_arrays import head_arrays, refuse_adapter
+from logitless.integrations.head_arrays import check_adapter, head_arrays
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -33,7 +33,7 @@ class HeadCall(NamedTuple):
 
     hidden: Tensor  # [B, T, H]
     weight: Tensor  # [V, H]
-    # bias, softcap, logit_scale and temperature
+    # bias, adapter, softcap, logit_scale and temperature
     options: dict[str, Any]
 
 
@@ -56,7 +56,7 @@ def add_head(
     other = set(outputs) - set(FIELDS)
     if other:
         raise hooks.unknown(f"outputs of {hooks.HEAD} among {', '.join(FIELDS)}", repr(other))
-    refuse_adapter(model)
+    check_adapter(model)
     found = ll.head_of(model)
     own = model.forward
     result = hooks.output_class()
@@ -135,23 +135,29 @@ def mean_logits(call: HeadCall, mask: Tensor) -> Tensor:  # [B, T]
     """Over the vocabulary. Without a softcap it is the logit of the mean row, at no product."""
     cap, scale, bias = (call.options[x] for x in ("softcap", "logit_scale", "bias"))
     bias = call.weight.new_zeros(len(call.weight)) if bias is None else bias
-    hidden = call.hidden[mask].float()
+    hidden, lora = call.hidden[mask].float(), call.options.get("adapter", [])
     if cap is None:
         row = call.weight.mean(0, dtype=torch.float32)
         mean = scale * (hidden @ row + bias.mean(dtype=torch.float32))
+        for A, B, factor in lora:
+            mean += scale * factor * (hidden @ A.float().T @ B.mean(0, dtype=torch.float32))
     else:
         mean = hidden.new_zeros(len(hidden))
-        for rows, some in zip(call.weight.split(TILE), bias.split(TILE), strict=True):
-            z = scale / cap * (hidden @ rows.float().T + some)
+        for start in range(0, len(bias), TILE):
+            tile = slice(start, start + TILE)
+            raw = hidden @ call.weight[tile].float().T + bias[tile]
+            for A, B, factor in lora:
+                raw += factor * (hidden @ A.float().T @ B[tile].float().T)
+            z = scale / cap * raw
             mean += cap / len(bias) * z.tanh().sum(dim=1)
     return hidden.new_zeros(mask.shape).masked_scatter(mask, mean / call.options["temperature"])
 
 
 def _call(model: Any, hidden: Tensor, found: Any, temperature: float) -> HeadCall:
     """Parameters are looked up again: engines and peft replace them."""
-    refuse_adapter(model)
     layer: Any = head_layer(model)
     hidden = hidden.to(layer.weight.device)
-    weight, bias = head_arrays(model, found.vocab, hidden)
-    options = {**found.options, "bias": bias, "temperature": temperature}
+    weight, options = head_arrays(model, found.vocab, hidden)
+    chain = {"softcap": found.softcap, "logit_scale": found.logit_scale, "temperature": temperature}
+    options |= chain
     return HeadCall(hidden, weight, options)

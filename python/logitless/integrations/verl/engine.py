@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.head_arrays import refuse_adapter
+from logitless.integrations.head_arrays import check_adapter
 from logitless.integrations.transformers.layer import unwrapped
 from logitless.integrations.verl import hooks
 from logitless.integrations.verl.context import MicroBatch, handed_over
@@ -41,7 +41,7 @@ class LogitlessEngine(_Engine):  # type: ignore[misc]
 
     def _build_fsdp_module(self, module: Any) -> Any:
         if has_head(module):
-            refuse_adapter(unwrapped(module))
+            check_adapter(unwrapped(module))
         wrapped = super()._build_fsdp_module(module)
         self._has_head = measure(wrapped)
         return wrapped

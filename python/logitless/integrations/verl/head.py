@@ -33,7 +33,7 @@ class HeadCall(NamedTuple):
     hidden: Tensor  # [B, T, H]
     weight: Tensor  # [V, H]
     labels: Tensor  # [B, T]
-    # bias, softcap, logit_scale and temperature
+    # bias, adapter, softcap, logit_scale and temperature
     options: dict[str, Any]
 
 
@@ -124,5 +124,5 @@ def _call(model: Any, hidden: Tensor, labels: Tensor, temperature: Any) -> HeadC
             "head: actor.strategy=fsdp2"
         )
     options, vocab = measured
-    weight, bias = head_arrays(model, vocab, hidden)
-    return HeadCall(hidden, weight, labels, {**options, "bias": bias, "temperature": temperature})
+    weight, arrays = head_arrays(model, vocab, hidden)
+    return HeadCall(hidden, weight, labels, {**options, **arrays, "temperature": temperature})
