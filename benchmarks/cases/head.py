@@ -9,6 +9,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import calls
+from benchmarks.cases.adapted_head import (
+    RANK,
+    adapted_bytes,
+    adapted_flops,
+    adapted_head,
+    adapted_oracle,
+    adapted_variants,
+    merged,
+)
 from benchmarks.cases.contenders.ours import our_head, our_policy, our_policy_apart, our_sample
 from benchmarks.cases.inputs import HeadInputs, all_active, fifth_active, head_inputs
 from benchmarks.cases.losses import loss_and_slope
@@ -244,6 +253,13 @@ OPS = [
         inputs=peaked_fifth, call=calls.policy_both, oracle=policy_oracle, floors=peaked_floors,
         variants=lambda x: support_variants(our_policy, calls.policy_both, x),
         bytes=head_bytes, flops=product_flops(1.4), announced=TAIL_MASSES,
+    ),
+    head_op(
+        f"head forward+backward, frozen, adapter of rank {RANK}", families=("head",),
+        inputs=adapted_head, call=merged, oracle=adapted_oracle,
+        floors=lambda x: {"two bare products": calls.products(x, (len(x.hidden), 0), 2),
+                          **three_products(x)},
+        variants=adapted_variants, bytes=adapted_bytes, flops=adapted_flops,
     ),
     masked_op(FEW),
     masked_op(MANY),

@@ -30,9 +30,9 @@ def head_arrays(model: Any, vocab: int, hidden: Tensor) -> tuple[Tensor, dict[st
     return weight, options
 
 
-def check_adapter(model: Any) -> None:
-    """Raise ValueError for an adapter on the head that the head ops do not know."""
-    _adapters(model, head_layer(model))
+def has_adapter(model: Any) -> bool:
+    """Whether its head has one. Raises ValueError for a kind that the head ops do not know."""
+    return bool(_adapters(model, head_layer(model)))
 
 
 def _adapters(model: Any, layer: Any) -> list[Adapter]:

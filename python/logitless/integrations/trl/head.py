@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.head_arrays import check_adapter, head_arrays
+from logitless.integrations.head_arrays import head_arrays
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -56,7 +56,6 @@ def add_head(
     other = set(outputs) - set(FIELDS)
     if other:
         raise hooks.unknown(f"outputs of {hooks.HEAD} among {', '.join(FIELDS)}", repr(other))
-    check_adapter(model)
     found = ll.head_of(model)
     own = model.forward
     result = hooks.output_class()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.head_arrays import check_adapter
+from logitless.integrations.head_arrays import has_adapter
 from logitless.integrations.transformers.layer import unwrapped
 from logitless.integrations.verl import hooks
 from logitless.integrations.verl.context import MicroBatch, handed_over
@@ -40,8 +40,11 @@ class LogitlessEngine(_Engine):  # type: ignore[misc]
     _steps = 0
 
     def _build_fsdp_module(self, module: Any) -> Any:
-        if has_head(module):
-            check_adapter(unwrapped(module))
+        if has_head(module) and has_adapter(unwrapped(module)):
+            raise ValueError(
+                f"{type(unwrapped(module)).__name__}: its head has an adapter, a layer that FSDP2 "
+                "cannot shard on its own as verl asks: leave it out of target_modules"
+            )
         wrapped = super()._build_fsdp_module(module)
         self._has_head = measure(wrapped)
         return wrapped
