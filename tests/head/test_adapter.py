@@ -114,9 +114,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
     d_a, d_b = reference.adapter_backward(d_merged, (A, B, 0.3))
     for way, d in ((rng.normal(size=A.shape), d_a), (rng.normal(size=B.shape), d_b)):
         e = 1e-5
-        up, down = (
-            value(A + x, B) if d is d_a else value(A, B + x) for x in (e * way, -e * way)
-        )
+        up, down = (value(A + x, B) if d is d_a else value(A, B + x) for x in (e * way, -e * way))
         assert abs((up - down) / (2 * e) - (way * d).sum()) < 1e-7
 
 
@@ -173,10 +171,13 @@ def test_a_frozen_weight_gets_no_product(monkeypatch: pytest.MonkeyPatch, one_pa
     from logitless.ops.head import backward, policy_op, stats_op
 
     own = backward.weight_gradient
+
+    def counted(like: torch.Tensor, *rest: Any) -> torch.Tensor:
+        made.append(like.shape)
+        return own(like, *rest)
+
     for module in (policy_op, stats_op):
-        monkeypatch.setattr(
-            module, "weight_gradient", lambda like, *rest: made.append(like.shape) or own(like, *rest)
-        )
+        monkeypatch.setattr(module, "weight_gradient", counted)
     for a, b in zip(gradients(w.detach()), expected, strict=True):
         assert_bitwise_equal(a, b)
     assert made == [(V, 4)]
@@ -212,7 +213,8 @@ def test_several_adapters_are_one_of_their_ranks() -> None:
     h, w, t = problem(4, N, H, V, torch.float64)
     (A, B, a), (C, D, c) = adapters(torch.float64)
     together = (torch.cat((A * a, C * c)), torch.cat((B, D), 1), 1.0)
-    one, other = (ll.linear_token_stats(h, w, t, adapter=x) for x in ([(A, B, a), (C, D, c)], together))
+    ways = ([(A, B, a), (C, D, c)], together)
+    one, other = (ll.linear_token_stats(h, w, t, adapter=x) for x in ways)
     assert_values(one.logp, other.logp, torch.float64)
     none = ll.linear_token_stats(h, w, t, adapter=[])
     assert_bitwise_equal(none.logp, ll.linear_token_stats(h, w, t).logp)
@@ -226,10 +228,8 @@ def test_rows_from_their_largest_entries() -> None:
     given, g = adapters(), cases.upstream(5, N)
     leaves = [h, w, *leaves_of(given)]
     exact = ll.linear_token_stats(h, w, t, adapter=given)
-    ours = ll.linear_token_stats(
-        h, w, t, adapter=given, tail_mass=1e-5, extras=("dropped_mass",)
-    )
-    assert 0 < int((ours.extras["dropped_mass"] <= 1e-5).sum())
+    ours = ll.linear_token_stats(h, w, t, adapter=given, tail_mass=1e-5, extras=("dropped_mass",))
+    assert int((ours.extras["dropped_mass"] <= 1e-5).sum()) > 0
     assert_bitwise_equal(ours.logp, exact.logp)
     right = torch.autograd.grad(loss_of(exact, g), leaves)
     for a, b in zip(torch.autograd.grad(loss_of(ours, g), leaves), right, strict=True):
@@ -245,8 +245,8 @@ def test_rows_from_their_largest_entries() -> None:
 def test_sets_of_a_sampling_mask(size: int, weight_grad: str) -> None:
     h, w, t = problem(6, N, H, V, torch.float32)
     generator = torch.Generator().manual_seed(6)
-    lists = [[int(t[i]), *torch.randint(V, (size,), generator=generator).tolist()] for i in range(N)]
-    sets = ll.SamplingMask.from_lists([sorted(set(ids)) for ids in lists])
+    drawn = torch.cat([t[:, None], torch.randint(V, (N, size), generator=generator)], 1)
+    sets = ll.SamplingMask.from_lists([sorted(set(ids)) for ids in drawn.tolist()])
     (A, B, scale), g = adapters()[0], cases.upstream(6, N)
     options: dict[str, Any] = {"sampling_mask": sets, "weight_grad": weight_grad}
     ours = ll.linear_token_stats(h, w, t, adapter=(A, B, scale), **options)
@@ -306,9 +306,7 @@ def test_compiled() -> None:
     def f(*x: torch.Tensor) -> torch.Tensor:
         both = [(x[2], x[3], SCALES[0]), (x[4], x[5], SCALES[1])]
         stats = ll.linear_token_stats(x[0], x[1], t, adapter=both)
-        drawn = ll.linear_sample(
-            x[0], x[1], adapter=both, seed=1, step=2, row_ids=torch.arange(N)
-        )
+        drawn = ll.linear_sample(x[0], x[1], adapter=both, seed=1, step=2, row_ids=torch.arange(N))
         return (stats.logp + stats.entropy).sum() + policy(*x[:2], t, both).loss + drawn.logp.sum()
 
     eager = f(*leaves)
@@ -351,6 +349,6 @@ def test_what_is_not_built_is_named() -> None:
     h, w, t = problem(13, N, H, V, torch.float32)
     with pytest.raises(NotImplementedError, match="batch_invariant is not built with an adapter"):
         ll.linear_token_stats(h, w, t, adapter=adapters(), batch_invariant=True)
+    A, B, s = adapters()[0]
     with pytest.raises(ValueError, match=r"adapter\[1\]'s A must be \[r, H\] = \[r, 24\]"):
-        A, B, s = adapters()[0]
         ll.linear_token_stats(h, w, t, adapter=[(A, B, s), (A[:, 1:], B, s)])

@@ -196,7 +196,8 @@ def test_lora_on_the_head() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"use_dora": True}, "of which only plain LoRA is built"),
-     ({"lora_bias": True}, "LoRA with lora_bias=True"), ({"lora_dropout": 0.1}, "lora_dropout=0.1")],
+     ({"lora_bias": True}, "LoRA with lora_bias=True"),
+     ({"lora_dropout": 0.1}, "lora_dropout=0.1")],
 )  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(options: dict[str, Any], message: str) -> None:
     peft = pytest.importorskip("peft")

@@ -94,7 +94,8 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "weight_grad": "dense",
     },
     "linear_sample": {
-        "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, **ADAPTER, "top_k": 3, "top_p": 0.9,
+        "hidden": HEAD["hidden"], "weight": HEAD["weight"], **DRAW, **ADAPTER, "top_k": 3,
+        "top_p": 0.9,
         "min_p": 0.1,
         "seed": 1, "step": 2, "row_ids": torch.arange(N),
     },
@@ -114,9 +115,9 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "fit_entropy_law": {"entropy": [0.1, 0.2, 0.3], "reward": [0.1, 0.3, 0.2]},
     "plan": {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
-        "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True, "one_pass": True,
-        "split": True, "batch_invariant": False, "tail_mass": 0.0, "kept_entries": 0,
-        "sampled_ids": 0, "device": "cpu",
+        "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
+        "one_pass": True, "split": True, "batch_invariant": False, "tail_mass": 0.0,
+        "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {
         "head": floats(V, H), "batch": {"hidden": floats(N, H), "targets": torch.arange(N)},

@@ -26,7 +26,9 @@ def head_arrays(model: Any, vocab: int, hidden: Tensor) -> tuple[Tensor, dict[st
     options: dict[str, Any] = {"bias": bias}
     lora = _adapters(model, layer)
     if lora:
-        options["adapter"] = [(ll.gathered(A), ll.gathered(B)[:vocab], scale) for A, B, scale in lora]
+        options["adapter"] = [
+            (ll.gathered(A), ll.gathered(B)[:vocab], scale) for A, B, scale in lora
+        ]
     return weight, options
 
 

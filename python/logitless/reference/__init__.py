@@ -38,7 +38,8 @@ from logitless.reference.truncated import truncated_probabilities
 __all__ = [
     "adapter_backward", "advantages", "covariance", "exact_mean", "fit_entropy_law", "kept_mass",
     "kl_loss", "largest", "linear_token_stats", "linear_token_stats_backward", "logits_chain",
-    "merged_weight", "moments", "philox", "policy_loss", "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token",
+    "merged_weight", "moments", "philox", "policy_loss", "probabilities", "random_key",
+    "ratio_clipped", "select", "sequence_of_token",
     "student_t_975", "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
     "token_weights", "truncated_probabilities",
 ]  # fmt: skip

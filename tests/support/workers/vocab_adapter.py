@@ -20,9 +20,9 @@ from tests.support.shards import (
     group,
     mine,
     refusal,
+    run,
     same_on_all_ranks,
     values,
-    run,
     weighted,
 )
 from tests.support.tolerances import assert_gradients
@@ -61,7 +61,8 @@ def everything() -> None:
             found = torch.autograd.grad(total, own)
             same_on_all_ranks(found[0], found[2])
             rows = mine(ends)
-            for a, b in zip(found, (right[0], right[1][rows], right[2], right[3][rows]), strict=True):
+            truth = (right[0], right[1][rows], right[2], right[3][rows])
+            for a, b in zip(found, truth, strict=True):
                 assert_gradients(a, b, torch.float32, scale=100 if not options else 1e3)
 
 

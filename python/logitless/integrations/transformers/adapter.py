@@ -47,8 +47,10 @@ def _lora(layer: Any, name: str, vocab: int | None) -> Adapter:
             "evaluation mode, and in training pass lora_dropout=0 or leave the head out of "
             "target_modules"
         )
-    b: Any = B.weight
-    return A.weight, b if vocab is None or vocab >= len(b) else b[:vocab], float(layer.scaling[name])
+    up: Any = B.weight
+    if vocab is not None and vocab < len(up):
+        up = up[:vocab]
+    return A.weight, up, float(layer.scaling[name])
 
 
 def _no_lora(kind: str) -> ValueError:

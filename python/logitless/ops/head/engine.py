@@ -180,7 +180,8 @@ def _direct(tiling: Tiling, n: int, out: TileSinks) -> bool:
 def _widened(tiling: Tiling, rows: Rows, weight: Matrix, out: TileSinks) -> Tiling:
     """Tiles of as many columns as the rows leave room for: few rows make small products, and each
     product has a cost of its own. What needs memory for every column stays as planned: sums of
-    d_weight, weight in another dtype or with an adapter's B beside it. With `fixed` all products have one shape."""
+    d_weight, weight in another dtype or with an adapter's B beside it. With `fixed` all products
+    have one shape."""
     n, (vocab, width) = rows.n, weight.shape
     if tiling.fixed or not n:
         return tiling

@@ -3,7 +3,7 @@ a tile, with low = scale * hidden A^T."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Joined:
         return self.weight.new_empty(*shape, **options)
 
 
-Matrix: TypeAlias = Union[Tensor, Joined]
+Matrix: TypeAlias = Tensor | Joined
 
 
 def joined(weight: Tensor, up: Tensor | None) -> Matrix:

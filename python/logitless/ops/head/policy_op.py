@@ -143,7 +143,8 @@ def _forward_with_extras(
     )
     asked = _Extras(extras, hidden) if extras else None
     table = hidden.new_empty(0, dtype=torch.float64) if asked is None else asked.table
-    return HeadPolicyExtras(*_both_ways(given, asked), table)
+    *results, d_up = _both_ways(given, asked)
+    return HeadPolicyExtras(*results, d_up=d_up, extras=table)
 
 
 def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
@@ -384,9 +385,7 @@ def _fake_with_extras(hidden: Tensor, *rest: Any) -> HeadPolicyExtras:
     *given, extras, up = rest
     wide = wide_dtype(hidden)
     d_up = hidden.new_empty(0, dtype=wide) if up is None else torch.empty_like(up, dtype=wide)
-    table = (
-        _extras_table(extras, hidden) if extras else hidden.new_empty(0, dtype=torch.float64)
-    )
+    table = _extras_table(extras, hidden) if extras else hidden.new_empty(0, dtype=torch.float64)
     return HeadPolicyExtras(*_forward_fake(hidden, *given), d_up, table)
 
 
@@ -430,6 +429,8 @@ def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str
 _AUTOGRAD = Autograd(OP, ("loss",), _save, _backward, lambda saved: True)
 head_policy_loss = register(OP, _forward, _forward_fake, autograd=_AUTOGRAD)
 head_policy_extras = register(
-    f"{OP}_extras", _forward_with_extras, _fake_with_extras,
+    f"{OP}_extras",
+    _forward_with_extras,
+    _fake_with_extras,
     autograd=_AUTOGRAD._replace(save=_save_with_extras),
 )
