@@ -143,8 +143,7 @@ def _forward_with_extras(
     )
     asked = _Extras(extras, hidden) if extras else None
     table = hidden.new_empty(0, dtype=torch.float64) if asked is None else asked.table
-    *results, d_up = _both_ways(given, asked)
-    return HeadPolicyExtras(*results, d_up=d_up, extras=table)
+    return HeadPolicyExtras._make([*_both_ways(given, asked), table])
 
 
 def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
