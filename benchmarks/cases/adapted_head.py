@@ -4,6 +4,7 @@ in full."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def adapted_head(case: Case) -> AdaptedHeadInputs:
     return AdaptedHeadInputs(**vars(x), A=A.to(x.hidden.dtype), B=B.to(x.hidden.dtype))
 
 
-def merged(function: Any, x: AdaptedHeadInputs) -> Call:
+def merged(function: Callable[..., Results], x: AdaptedHeadInputs) -> Call:
     """W + scale * B A, as a head without adapters needs it."""
 
     def head(hidden: Tensor, A: Tensor, B: Tensor) -> Results:

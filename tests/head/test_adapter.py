@@ -149,8 +149,8 @@ def test_policy_loss(
     found = torch.autograd.grad(2.0 * ours.loss, leaves)
     slack = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     assert set(ours.extras) == set(extras)
-    a, b = (float(x.loss.detach()) for x in (ours, right))
-    assert abs(a - b) <= slack * abs(b) + slack
+    loss, exact = (float(x.loss.detach()) for x in (ours, right))
+    assert abs(loss - exact) <= slack * abs(exact) + slack
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         assert float((a.double() - 2 * b.double()).abs().max()) <= 2 * slack * float(b.abs().max())
