@@ -47,9 +47,11 @@ ops.head        hidden x weight: plan, tiles, products, torch ops
                 ops.losses
 ops.sampling    tokens drawn while tiles of logits stream by
                 inputs backends ops.torch_op ops.symbols ops.sharding ops.rows ops.head
+ops.teacher     a student's distributions beside a teacher's, of given logits or of two heads
+                inputs backends ops.torch_op ops.symbols ops.sharding ops.rows ops.head
 ops             the public functions: parse, plan, run
                 _core inputs backends loss.spec loss.evaluate
-                ops.torch_op ops.sharding ops.rows ops.losses ops.head ops.sampling
+                ops.torch_op ops.sharding ops.rows ops.losses ops.head ops.sampling ops.teacher
 diagnostics     programs over the public functions: check a head, warm up a device
                 inputs ops ops.head
 entropy         covariance and the entropy law
@@ -58,6 +60,7 @@ advantages      from rewards to advantages: pure functions, and their table
                 inputs backends tables
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
+                ops.teacher
                 entropy advantages
                 diagnostics integrations.transformers
 integrations    other people's trainers
@@ -228,6 +231,7 @@ DEVICE_ROOMS = {
     "rows": {"runtime"},
     "topk": {"runtime", "rows"},
     "sampling": {"runtime", "rows", "topk"},
+    "divergence": {"runtime", "rows"},
     "tokens": {"runtime", "rows"},
 }
 ALL_ROOMS = {f"{device}/{room}" for device in ("cpu", "cuda") for room in DEVICE_ROOMS}
@@ -347,6 +351,8 @@ losses             policy losses: specs, formulas, selection, splits
 head               hidden x weight: plans, tiles, one-pass, sparse rows
                    support
 sampling           tokens drawn while tiles of logits stream by
+                   support
+teacher            a student beside its teacher
                    support
 sharding           several ranks
                    support

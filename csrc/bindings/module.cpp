@@ -9,6 +9,7 @@ void register_cuda_rows(pybind11::module_& m);
 void register_topk(pybind11::module_& m);
 void register_sets(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
+void register_divergence(pybind11::module_& m);
 void register_tokens(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
 }  // namespace logitless::bindings
@@ -21,6 +22,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   auto topk = m.def_submodule("topk", "The largest logits of rows, and sparse rows made of them.");
   auto sets = m.def_submodule("sets", "Rows over sets of the vocabulary.");
   auto sampling = m.def_submodule("sampling", "Draws of a token per row.");
+  auto divergence =
+      m.def_submodule("divergence", "Rows under a student's softmax and a teacher's.");
   auto tokens = m.def_submodule("tokens", "The policy loss, and the selection of tokens.");
   register_runtime(runtime);
   // A class comes before what takes it, so that docstrings know its name.
@@ -30,6 +33,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_topk(topk);
   register_sets(sets);
   register_sampling(sampling);
+  register_divergence(divergence);
   register_tokens(tokens);
   register_selection(tokens);
 }

@@ -65,8 +65,10 @@ if TYPE_CHECKING:
     from logitless.loss.spec.corrections import corrections
     from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import batch_stats, token_ids
+    from logitless.ops.divergence import divergence
     from logitless.ops.gathered import gathered
     from logitless.ops.head.planner.plan import Plan, plan
+    from logitless.ops.linear_divergence import linear_divergence
     from logitless.ops.linear_policy_loss import LinearPolicyLossOutput, linear_policy_loss
     from logitless.ops.linear_sample import Sample, linear_sample
     from logitless.ops.linear_token_stats import linear_token_stats
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from logitless.ops.rollout_weights import rollout_weights
     from logitless.ops.rows.outputs import TokenStats
     from logitless.ops.sharding.vocab_shard import VocabShard
+    from logitless.ops.teacher.outputs import Divergence
     from logitless.ops.token_stats import token_stats
     from logitless.ops.vocab_shard import vocab_shard
 
@@ -81,9 +84,9 @@ if TYPE_CHECKING:
 _MODULES = ("advantages",)
 # Public name -> module that holds it.
 _HOMES = {
+    "Aspo": "logitless.loss.spec",
     "BatchStats": "logitless.loss.evaluate.inputs",
     "BoundedClip": "logitless.loss.spec",
-    "Aspo": "logitless.loss.spec",
     "Bapo": "logitless.loss.spec",
     "Dcpo": "logitless.loss.spec",
     "Check": "logitless.diagnostics.check",
@@ -96,6 +99,7 @@ _HOMES = {
     "Covariance": "logitless.entropy.covariance",
     "CustomControl": "logitless.loss.spec",
     "CustomSurrogate": "logitless.loss.spec",
+    "Divergence": "logitless.ops.teacher.outputs",
     "Dro": "logitless.loss.spec",
     "EntropyAdvantage": "logitless.loss.spec",
     "EntropyBonus": "logitless.loss.spec",
@@ -138,9 +142,11 @@ _HOMES = {
     "check": "logitless.diagnostics.check",
     "corrections": "logitless.loss.spec.corrections",
     "covariance": "logitless.entropy.covariance",
+    "divergence": "logitless.ops.divergence",
     "fit_entropy_law": "logitless.entropy.law",
     "gathered": "logitless.ops.gathered",
     "head_of": "logitless.integrations.transformers.head",
+    "linear_divergence": "logitless.ops.linear_divergence",
     "linear_policy_loss": "logitless.ops.linear_policy_loss",
     "linear_sample": "logitless.ops.linear_sample",
     "linear_token_stats": "logitless.ops.linear_token_stats",
@@ -172,6 +178,7 @@ __all__ = [
     "CustomControl",
     "CustomSurrogate",
     "Dcpo",
+    "Divergence",
     "Dro",
     "EntropyAdvantage",
     "EntropyBonus",
@@ -215,9 +222,11 @@ __all__ = [
     "check",
     "corrections",
     "covariance",
+    "divergence",
     "fit_entropy_law",
     "gathered",
     "head_of",
+    "linear_divergence",
     "linear_policy_loss",
     "linear_sample",
     "linear_token_stats",

@@ -4,7 +4,8 @@
 
 A call returns or raises one of a few exceptions; it never ends the process, writes nothing but its
 outputs, and leaves its inputs as they were. `memory` places arrays, `spoil` makes arguments wrong,
-`rows`, `tokens`, `sparse` and `sets` know what each function takes, and `play` runs the cases.
+`rows`, `tokens`, `sparse`, `sets` and `divergence` know what each function takes, and `play` runs
+the cases.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 class Case:
     """`name` is "module.function" or "module.Class.method".
 
-    Keys "own.x" go to the constructor of the rows, "kept.x" to that of the top-k.
+    Keys "own.x" go to the constructor of the rows, "teacher.x" to that of the teacher's, "kept.x"
+    to that of the top-k.
 
     Array arguments are NumPy arrays, in memory that is placed before the call.
     """
@@ -35,7 +36,9 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
         return {k.removeprefix(start): v for k, v in arguments.items() if k.startswith(start)}
 
     mine = {key: value for key, value in arguments.items() if "." not in key}
-    own, kept = under("own"), under("kept")
+    own, kept, teacher = under("own"), under("kept"), under("teacher")
+    if teacher:
+        mine["teacher"] = core.rows.Rows(**teacher)
     if kept:
         mine["topk"] = core.topk.TopK(**kept)
     module, target, *method = case.name.split(".")

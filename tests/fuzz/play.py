@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz import rows, sets, sparse, tokens
+from tests.fuzz import divergence, rows, sets, sparse, tokens
 from tests.fuzz.case import Case, call
 from tests.fuzz.memory import Exporter, Memory
 from tests.fuzz.spoil import spoil
 
-MAKERS = {**rows.MAKERS, **sets.MAKERS, **sparse.MAKERS, **tokens.MAKERS}
+MAKERS = {
+    **divergence.MAKERS, **rows.MAKERS, **sets.MAKERS, **sparse.MAKERS, **tokens.MAKERS,
+}  # fmt: skip
 ALLOWED = (ValueError, TypeError, OverflowError, BufferError, RuntimeError, MemoryError)
 # How many arguments of a case are spoilt: a fifth of the calls stay valid.
 SPOILT = (0, 1, 1, 2, 3)

@@ -15,7 +15,7 @@ from tests.support.tolerances import assert_bitwise_equal
 
 torch = pytest.importorskip("torch")
 
-WORKERS = ("parallel", "sample", "sparse", "masks", "adapter")
+WORKERS = ("parallel", "sample", "sparse", "masks", "adapter", "divergence")
 # Processes that import torch and make some ten thousand small products.
 SECONDS = 400
 

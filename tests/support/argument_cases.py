@@ -13,7 +13,7 @@ import torch
 
 import logitless as ll
 
-N, H, V = 4, 8, 16
+N, H, V, G = 4, 8, 16, 6
 HUGE_INT, NAN, INF = 10**400, float("nan"), float("inf")
 
 
@@ -76,6 +76,12 @@ DRAW: dict[str, Any] = {
     key: value for key, value in {**CHAIN, **COMPUTE}.items() if key not in ("tail_mass", "backend")
 }
 ADAPTER: dict[str, Any] = {"adapter": (floats(2, H), floats(V, 2), 0.5)}
+PAIR: dict[str, Any] = {
+    "mask": whole_mask(), "kind": "jsd", "beta": 0.3,
+    **{key: CHAIN[key] for key in ("temperature", "softcap", "logit_scale", "bias")},
+    "teacher_temperature": None, "teacher_softcap": None, "teacher_logit_scale": 1.0,
+    "teacher_bias": floats(V),
+}  # fmt: skip
 SETS = ll.SamplingMask.from_lists([[0, 1], [2, 1], [], [3]])
 SAMPLED: dict[str, Any] = {"sampling_mask": None}
 FUNCTIONS: dict[str, dict[str, Any]] = {
@@ -87,6 +93,15 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "linear_token_stats": {
         **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",),
         "selected_ids": torch.arange(3), **ADAPTER, **COMPUTE, **SAMPLED, "weight_grad": "dense",
+    },
+    "divergence": {
+        "logits": floats(N, V), "teacher_logits": floats(N, V).flip(1), **PAIR, "extras": (),
+        "vocab_group": None, "vocab_start": 0, "backend": "auto",
+    },
+    "linear_divergence": {
+        "hidden": HEAD["hidden"], "weight": HEAD["weight"], "teacher_hidden": floats(N, G),
+        "teacher_weight": floats(V, G), **PAIR, "extras": (), "vocab_group": None,
+        "vocab_start": 0, "memory_budget": "64MiB", "logits_dtype": None, "backend": "auto",
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {
@@ -134,8 +149,9 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 
 # What functions return, or hand to a formula of the caller's: made by the library alone.
 RESULTS = {
-    "BatchStats", "Check", "Covariance", "EntropyLaw", "Head", "LinearPolicyLossOutput", "Plan",
-    "PolicyLossOutput", "RolloutWeights", "Sample", "SurrogateInputs", "TokenStats", "VocabShard",
+    "BatchStats", "Check", "Covariance", "Divergence", "EntropyLaw", "Head",
+    "LinearPolicyLossOutput", "Plan", "PolicyLossOutput", "RolloutWeights",
+    "Sample", "SurrogateInputs", "TokenStats", "VocabShard",
 }  # fmt: skip
 # Without arguments: tables, and what one derives from.
 OTHERS = {
@@ -315,6 +331,17 @@ ARGUMENTS: dict[str, list[Any]] = {
     "device": [None, "banana", 1.5, Odd(), [0]],
 }  # fmt: skip
 ARGUMENTS["budget"] = ARGUMENTS["memory_budget"]
+ARGUMENTS |= {
+    "teacher_logits": ARGUMENTS["logits"],
+    "teacher_hidden": required(arrays(floats(N, G), C64, I64, B, torch.float64)),
+    "teacher_weight": required(arrays(floats(V, G), C64, I64, B, torch.float64)),
+    "teacher_temperature": [x for x in ARGUMENTS["temperature"] if x is not None],
+    "teacher_softcap": ARGUMENTS["softcap"],
+    "teacher_logit_scale": ARGUMENTS["logit_scale"],
+    "teacher_bias": ARGUMENTS["bias"],
+    "kind": WORD,
+    "beta": [*POSITIVE, 1.0, 1.5],
+}
 ARGUMENTS["fit_entropy_law.reward"] = [
     x for x in ARGUMENTS["fit_entropy_law.entropy"] if not (isinstance(x, list) and x == [0.5] * 3)
 ]
@@ -337,7 +364,8 @@ def of(function: str, argument: str) -> list[Any]:
         return ARGUMENTS[own]
     values = ARGUMENTS[argument]
     # a mask is optional where statistics are asked for, and not where losses are
-    needs_mask = argument == "mask" and function not in ("token_stats", "linear_token_stats")
+    optional = ("token_stats", "linear_token_stats", "divergence", "linear_divergence")
+    needs_mask = argument == "mask" and function not in optional
     return required(values) if needs_mask else values
 
 
@@ -403,7 +431,8 @@ def honest_call(function: str, numpy: bool = False, **change: Any) -> Callable[[
 
 
 NUMPY = (
-    "token_stats", "linear_token_stats", "policy_loss", "linear_policy_loss", "batch_stats",
+    "token_stats", "linear_token_stats", "divergence", "linear_divergence", "policy_loss",
+    "linear_policy_loss", "batch_stats",
     "token_ids", "covariance", "rollout_weights",
 )  # fmt: skip
 

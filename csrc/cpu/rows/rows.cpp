@@ -2,80 +2,20 @@
 // what is an error.
 #include "rows.h"
 
-#include <algorithm>
-#include <exception>
-#include <mutex>
 #include <vector>
 
 #include "../runtime/parallel.h"
+#include "errors.h"
 #include "tiles.h"
 
 namespace logitless::cpu {
 namespace {
-
-void write(const TensorView& out, int64_t row, double value) {
-  if (out.data == nullptr) return;
-  if (out.dtype == Dtype::f64) {
-    static_cast<double*>(out.data)[row] = value;
-  } else {
-    static_cast<float*>(out.data)[row] = static_cast<float>(value);
-  }
-}
 
 // -1: the state was made without extras.
 int64_t argmax_of(const RowState& state, int64_t vocab) {
   const bool known = state.argmax >= -1 && state.argmax < static_cast<double>(vocab);
   check(known, "state must hold an argmax below ", vocab, ", got ", state.argmax);
   return static_cast<int64_t>(state.argmax);
-}
-
-void check_row(RowError error, int64_t name, int64_t target, int64_t vocab, bool biased) {
-  const auto ok = [&](RowError kind) { return error != kind; };
-  const char* logits = biased ? ": its logits plus bias hold a " : ": its logits hold a ";
-  check(ok(RowError::infinite), "row ", name, logits, "+inf");
-  check(ok(RowError::nan), "row ", name, logits, "NaN");
-  check(ok(RowError::empty), "row ", name, ": it has no finite logit");
-  check(ok(RowError::target), "row ", name, ": target ", target, " is outside [0, ", vocab, ")");
-}
-
-// What was thrown at the lowest of the rows that several threads work on.
-class FirstError {
- public:
-  // In a catch block.
-  void keep(int64_t row) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (row >= row_) return;
-    row_ = row;
-    error_ = std::current_exception();
-  }
-  void rethrow() const {
-    if (error_) std::rethrow_exception(error_);
-  }
-
- private:
-  std::mutex mutex_;
-  int64_t row_ = INT64_MAX;
-  std::exception_ptr error_;
-};
-
-// Rows of one task where a row takes 15 to 40 ns: so few start no thread.
-constexpr int64_t kRowsPerTask = 1024;
-
-// Calls fn(row) for all rows, and throws what the lowest row throws.
-template <typename Fn>
-void for_rows(const Rows& rows, Fn&& fn) {
-  FirstError error;
-  const int64_t tasks = (rows.n + kRowsPerTask - 1) / kRowsPerTask;
-  parallel_for(tasks, rows.threads, [&](int64_t task) {
-    int64_t row = task * kRowsPerTask;
-    const int64_t stop = std::min(rows.n, row + kRowsPerTask);
-    try {
-      for (; row < stop; ++row) fn(row);
-    } catch (...) {
-      error.keep(row);
-    }
-  });
-  error.rethrow();
 }
 
 // Of a row without any other error.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from logitless._core import divergence as divergence
 from logitless._core import rows as rows
 from logitless._core import runtime as runtime
 from logitless._core import sampling as sampling

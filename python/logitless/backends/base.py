@@ -109,6 +109,34 @@ class SamplingKernels(Protocol):
         """Draw from the top_k and top_p of each row."""
 
 
+class DivergenceKernels(Protocol):
+    """Rows of logits beside a teacher's. `state` is [n, STATE] float64, see csrc/core/divergence.h.
+
+    `tiles`: the student's tile and the teacher's, of the same columns.
+    """
+
+    def forward(
+        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, start: int, first: bool
+    ) -> None:
+        """Combine a tile with the state."""
+
+    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
+        """Write the state over all columns from [ranges, n, STATE] of consecutive ranges."""
+
+    def mix(
+        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, sums: Any, **how: Any
+    ) -> None:
+        """Add a tile to `sums` [n, 2]: what each diverges from the mix of `beta`."""
+
+    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
+        """Write entropies and both KL. A bad row raises, or is flagged on a device."""
+
+    def gradient(
+        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, out: Any, start: int, **how: Any
+    ) -> None:
+        """Write d(logits) of the student's tile to `out`, which may be the tile."""
+
+
 class Products(Protocol):
     """Dense products of matrices. Where the machine has `mixed_products`, `out` and `total` may be
     float32 while operands have 16 bits."""
@@ -131,6 +159,8 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     "linear_token_stats": ("rows", "statistics"),
     "linear_policy_loss": ("rows", "statistics"),
     "linear_sample": ("sampling",),
+    "divergence": ("divergence", "full_divergence"),
+    "linear_divergence": ("divergence", "full_divergence"),
     TOKENS: ("tokens",),
     # options of the head ops
     "tail_mass": ("topk",),
@@ -157,6 +187,9 @@ class Backend:
     sets: SetKernels | None = None
     sampling: SamplingKernels | None = None
     tokens: TokenKernels | None = None
+    divergence: DivergenceKernels | None = None
+    # of full logits of both, differentiable by autograd: as `statistics`
+    full_divergence: Callable[..., dict[str, Any]] | None = None
     # dense products; None: torch's
     products: Products | None = None
     absent: Mapping[str, str] = field(default_factory=dict)

@@ -71,6 +71,32 @@ class CpuSampling:
         _core.sampling.draw_truncated(_core_of(rows), state, drawn, topk=kept, **options)
 
 
+class CpuDivergence:
+    """A student's rows beside a teacher's, by `_core.divergence`."""
+
+    def forward(self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, **options: Any) -> None:
+        own, other = tiles
+        _core.divergence.forward(_core_of(rows), _core_of(teacher), own, other, state, **options)
+
+    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
+        _core.divergence.merge(_core_of(rows), _core_of(teacher), parts, state)
+
+    def mix(
+        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, sums: Any, **how: Any
+    ) -> None:
+        own, other = tiles
+        _core.divergence.mix(_core_of(rows), _core_of(teacher), own, other, state, sums, **how)
+
+    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
+        _core.divergence.finalize(_core_of(rows), _core_of(teacher), state, **outputs)
+
+    def gradient(
+        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, out: Any, **how: Any
+    ) -> None:
+        own, other = tiles
+        _core.divergence.gradient(_core_of(rows), _core_of(teacher), own, other, state, out, **how)
+
+
 def _core_of(rows: Rows) -> _core.rows.Rows:
     kernels: Any = rows.kernels
     core: _core.rows.Rows = kernels.core
@@ -94,6 +120,7 @@ BACKEND = Backend(
     sets=CpuSets(),
     sampling=CpuSampling(),
     tokens=CPU_TOKENS,
+    divergence=CpuDivergence(),
     transpose=_core.rows.transpose,
     prefers_transposed=_prefers_transposed,
 )

@@ -18,6 +18,12 @@ def _statistics(*arguments: Any) -> dict[str, Tensor]:
     return eager_stats(*arguments)
 
 
+def _divergence(*arguments: Any) -> dict[str, Tensor]:
+    from logitless.backends.row_kernels.eager_divergence import eager_divergence
+
+    return eager_divergence(*arguments)
+
+
 def no_torch() -> str:
     missing = importlib.util.find_spec("torch") is None
     return "torch is not installed: pip install 'logitless[torch]'" if missing else ""
@@ -29,8 +35,10 @@ BACKEND = Backend(
     why_not=lambda device, dtype: no_torch(),
     machine=machine_of,
     statistics=_statistics,
+    full_divergence=_divergence,
     absent={
         "rows": f"{_PLAIN}, whose gradients autograd makes",
+        "divergence": f"{_PLAIN} of both, whose gradients autograd makes",
         "topk": f"{_PLAIN} and exact; tail_mass=0 is that everywhere",
         "sampling": f"{_PLAIN}; torch.multinomial draws from them",
         "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",

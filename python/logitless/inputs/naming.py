@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -29,6 +31,19 @@ def public(op: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return call
+
+
+_TEACHERS = re.compile(r"\b(hidden|weight|logits|temperature|softcap|logit_scale|bias)\b")
+
+
+@contextmanager
+def of_teacher() -> Iterator[None]:
+    """What is refused in here is about a teacher's arguments, whose names start with that word."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        error.args = (_TEACHERS.sub(r"teacher_\1", str(error)),)
+        raise
 
 
 def _traced() -> bool:

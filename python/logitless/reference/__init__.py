@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from logitless.reference import advantages
 from logitless.reference.adapter import adapter_backward, merged_weight
+from logitless.reference.divergence import (
+    divergence,
+    divergence_backward,
+    linear_divergence,
+    linear_divergence_backward,
+)
 from logitless.reference.law import fit_entropy_law, student_t_975
 from logitless.reference.policy_loss import policy_loss, token_weights
 from logitless.reference.rows import (
@@ -36,10 +42,11 @@ from logitless.reference.terms import kl_loss, surrogate_loss
 from logitless.reference.truncated import truncated_probabilities
 
 __all__ = [
-    "adapter_backward", "advantages", "covariance", "exact_mean", "fit_entropy_law", "kept_mass",
-    "kl_loss", "largest", "linear_token_stats", "linear_token_stats_backward", "logits_chain",
-    "merged_weight", "moments", "philox", "policy_loss", "probabilities", "random_key",
-    "ratio_clipped", "select", "sequence_of_token",
-    "student_t_975", "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
+    "adapter_backward", "advantages", "covariance", "divergence", "divergence_backward",
+    "exact_mean", "fit_entropy_law", "kept_mass", "kl_loss", "largest", "linear_divergence",
+    "linear_divergence_backward", "linear_token_stats", "linear_token_stats_backward",
+    "logits_chain", "merged_weight", "moments", "philox", "policy_loss", "probabilities",
+    "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
+    "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
     "token_weights", "truncated_probabilities",
 ]  # fmt: skip

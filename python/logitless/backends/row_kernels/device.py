@@ -20,6 +20,8 @@ ABSENT = {
     "sampling": "the kernels that draw tokens run on the CPU only: pass hidden.cpu() and "
     "weight.cpu(), or draw from logits by torch.multinomial((hidden @ weight.T).softmax(-1), 1), "
     "scored by linear_token_stats",
+    "divergence": "the kernels of two heads run on the CPU only; backend='torch' computes with "
+    "full logits of both",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
 

@@ -86,13 +86,18 @@ def eager_stats(
 def _check_rows(y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:
     vocab, inf = y.shape[1], float("inf")
     overflow = "its logits times logit_scale / temperature overflow"
-    problems = (
+    raise_first(
+        rows,
         (f"its logits{with_bias} hold a +inf", (y == inf).any(-1)),
         (f"its logits{with_bias} hold a NaN", y.isnan().any(-1)),
         ("it has no finite logit", (y == -inf).all(-1)),
         (f"its target is outside [0, {vocab})", (targets < 0) | (targets >= vocab)),
         (f"{overflow} {str(y.dtype).removeprefix('torch.')}", (y.amax(-1) * scales).isinf()),
     )
+
+
+def raise_first(rows: Tensor, *problems: tuple[str, Tensor]) -> None:
+    """The first problem that a row has, [n] bool each."""
     for text, bad in problems:
         if bad.any():
             raise ValueError(f"row {int(rows[int(bad.nonzero()[0])])}: {text}")

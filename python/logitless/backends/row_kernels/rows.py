@@ -25,7 +25,7 @@ class Rows:
 
     backend: Backend
     n: int
-    targets: Any = None  # [n] int64; None only while sampling
+    targets: Any = None  # [n] int64; None while sampling, and beside a teacher
     mask: Any = None  # [n] bool or None
     row_scale: Any = None  # [n] float64 or None
     scale: float = 1.0
@@ -51,7 +51,7 @@ class Rows:
         if index is None:
             return self
         row_scale = None if self.row_scale is None else self.row_scale[index]
-        targets = self.targets[index]
+        targets = None if self.targets is None else self.targets[index]
         return changed(self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale)
 
     def part(self, chunk: slice) -> Rows:

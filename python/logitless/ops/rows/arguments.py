@@ -33,21 +33,8 @@ class RowArguments(NamedTuple):
     backend: str
 
     def rows(self, op: str) -> Rows:
-        """The start of every forward and backward: here bad rows of earlier calls surface."""
-        backend, per_row = registry.get(self.backend), self.row_scale
-        if backend.asynchronous:
-            raise_found(self.targets.device)
-            if per_row is not None:
-                # The host has not seen these values: a bad one makes NaN of its row.
-                low, high = scale_range(self.pre, self.softcap)
-                good = (low <= per_row) & (per_row <= high)
-                per_row = torch.where(good, per_row, float("nan"))
-        # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
-        bias = None if self.bias is None else self.bias.detach()
-        return Rows(
-            backend, self.targets.shape[0], self.targets, self.mask, per_row, self.scale, bias,
-            self.pre, self.softcap, thread_count(self.targets), op,
-        )  # fmt: skip
+        chain = Transform(self.bias, self.row_scale, self.scale, self.pre, self.softcap)
+        return kernel_rows(op, self.targets.shape[0], self.targets, self.mask, chain, self.backend)
 
 
 class RowOutputs(NamedTuple):
@@ -109,6 +96,33 @@ class Transform(NamedTuple):
     scale: float
     pre: float
     softcap: float
+
+
+def kernel_rows(
+    op: str,
+    n: int,
+    given: Tensor,  # targets [N], or another array of the call where there are none
+    mask: Tensor | None,  # [N] bool
+    chain: Transform,
+    name: str,  # of the backend
+    *,
+    targeted: bool = True,
+) -> Rows:
+    """The start of every forward and backward: here bad rows of earlier calls surface."""
+    backend, per_row = registry.get(name), chain.row_scale
+    if backend.asynchronous:
+        raise_found(given.device)
+        if per_row is not None:
+            # The host has not seen these values: a bad one makes NaN of its row.
+            low, high = scale_range(chain.pre, chain.softcap)
+            good = (low <= per_row) & (per_row <= high)
+            per_row = torch.where(good, per_row, float("nan"))
+    # torch exports no tensor that requires grad, and a kernel still sees its inputs as such.
+    bias = None if chain.bias is None else chain.bias.detach()
+    return Rows(
+        backend, n, given if targeted else None, mask, per_row, chain.scale, bias, chain.pre,
+        chain.softcap, thread_count(given), op,
+    )  # fmt: skip
 
 
 def transform(

@@ -49,7 +49,9 @@ class Shard(NamedTuple):
 
     def local(self, rows: Rows) -> Rows:
         """Targets counted from this rank's first column: another rank's match none of ours."""
-        return changed(rows, targets=rows.targets - self.start) if self.group else rows
+        if not self.group or rows.targets is None:
+            return rows
+        return changed(rows, targets=rows.targets - self.start)
 
     def merge(self, state: Tensor, rows: Rows) -> None:  # [n, 8] float64
         """The state over this rank's columns becomes that over all, the same bits on every rank."""

@@ -212,8 +212,10 @@ def plan_on(
     tail_mass: float = 0.0,
     kept_entries: int = 0,
     adapter_rank: int = 0,
+    heads: int = 1,
 ) -> Plan:
-    """`plan` for a machine of these numbers."""
+    """`plan` for a machine of these numbers. `heads`: how many of these sizes, at most, share the
+    budget; the plan is that of one of them."""
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
     tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
@@ -230,7 +232,7 @@ def plan_on(
     limit = (
         strategies.default_budget(problem, bare[0], machine)
         if budget is None
-        else parse_bytes(budget)
+        else parse_bytes(budget) // heads
     )
     support = cost.topk_bytes(tokens, kept_entries) if kept_entries else 0
     if tail_mass:
@@ -249,6 +251,7 @@ def plan_on(
         fitting = [strategy for strategy in fitting if not strategy.kept_columns]
     if not fitting:
         least = support + min(cost.total_bytes(problem, strategy, machine) for strategy in bare)
+        least, limit = heads * least, limit if budget is None else parse_bytes(budget)
         raise ValueError(
             f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
             f"{vocab} vocabulary in {realised}, got {limit}"

@@ -1,0 +1,88 @@
+// Rows under two softmaxes over one vocabulary: what one instruction set provides, and the drivers.
+#pragma once
+
+#include "../../core/divergence.h"
+#include "../rows/rows.h"
+
+namespace logitless::cpu {
+
+// The same columns of a row of both; both in float, or both in double.
+struct PairBlock {
+  Dtype dtype, teacher_dtype;
+  BlockInput student, teacher;
+};
+
+// What is known of a row once all its columns were seen: maxima, and log2 of the sums beside them.
+struct PairNormals {
+  double m, teacher_m;
+  double log2_s0, teacher_log2_s0;
+};
+
+struct PairKernels {
+  void (*moments)(const PairBlock&, PairState* out);
+  // Sums of p (log p - log mix) and q (log q - log mix).
+  void (*mix)(const PairBlock&, const PairNormals&, double beta, MixSums* out);
+  // d(raw) of the student's block, written to out (its storage type; may be the input itself).
+  void (*gradient)(
+      const PairBlock&, const PairNormals&, const PairGradient&, Divergence, double beta, void* out
+  );
+};
+
+// Those of the instruction set that row_kernels() has.
+const PairKernels& pair_kernels();
+
+// The rows of a call as the student sees them and as the teacher does. Mask and threads are the
+// student's.
+struct PairRows {
+  Rows student, teacher;
+};
+
+// A tile of logits of each, the same columns of the same rows, from vocabulary id `start` on, a
+// multiple of kBlock.
+struct PairTile {
+  TensorView student, teacher;
+  int64_t start;
+};
+
+// Folds a tile into the state; with `first` the state is started afresh.
+void pair_forward(const PairRows& rows, const PairTile& tile, bool first, PairState* state);
+
+// Merges the states of the same rows over `count` consecutive parts of the vocabulary, [count, n].
+void pair_merge(const PairRows& rows, const PairState* parts, int64_t count, PairState* state);
+
+// Adds a tile to the sums of a mix, after the state of all columns is known.
+void pair_mix(
+    const PairRows& rows,
+    const PairTile& tile,
+    bool first,
+    const PairState* state,
+    double beta,
+    MixSums* sums
+);
+
+// [n] each, or data == null
+struct PairOutputs {
+  TensorView entropy, teacher_entropy, reverse_kl, forward_kl;
+};
+
+// Turns states into outputs (masked rows: 0) and throws at the first bad row of either: a NaN, a
+// +inf, or no finite logit. `row_ids` names rows in messages (null: their index).
+void pair_finalize(
+    const PairRows& rows, const PairState* state, const int64_t* row_ids, const PairOutputs& out
+);
+
+// d(logits) of the student's tile from the upstream gradients ([n] float64 or null: zero).
+// `gradient` may be that tile. Rows with zero gradients are not read and get zeros.
+void pair_gradient(
+    const PairRows& rows,
+    const PairTile& tile,
+    const PairState* state,
+    const MixSums* sums,
+    Divergence kind,
+    double beta,
+    const double* g_divergence,
+    const double* g_entropy,
+    const TensorView& gradient
+);
+
+}  // namespace logitless::cpu

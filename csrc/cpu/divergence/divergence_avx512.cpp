@@ -1,0 +1,3 @@
+#define LOGITLESS_ISA avx512  // F, BW, DQ, VL
+#define LOGITLESS_VECTOR_BYTES 64
+#include "divergence.inl"

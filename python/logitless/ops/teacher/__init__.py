@@ -1,0 +1,1 @@
+"""A student's distributions beside a teacher's, of given logits or of two heads."""

@@ -1,0 +1,158 @@
+"""A checked call on torch tensors, by kernels or in plain torch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from logitless.backends import registry
+from logitless.backends.forked import refuse_lost_threads
+from logitless.inputs.naming import of_teacher
+from logitless.inputs.options import ComputeOptions
+from logitless.ops.head.inputs import logits_dtype
+from logitless.ops.head.planner.plan import Plan, cached_plan
+from logitless.ops.head.tiling import Tiling
+from logitless.ops.rows.arguments import Transform, transform
+from logitless.ops.sharding.rendezvous import Facts, fingerprint, head_facts
+from logitless.ops.sharding.shard import Shard
+from logitless.ops.symbols import fixed
+from logitless.ops.teacher.head_op import linear_pairs
+from logitless.ops.teacher.pairs import Measure
+from logitless.ops.teacher.parse import Heads
+from logitless.ops.teacher.rows_op import row_pairs
+
+
+class Pair(NamedTuple):
+    """What a call knows beside its logits, or the heads that they come from."""
+
+    student: Transform
+    teacher: Transform
+    mask: Tensor | None  # [N]
+    measure: Measure
+
+    @classmethod
+    def of(
+        cls, op: str, heads: Heads, mask: Tensor | None, like: Tensor, kind: str, beta: float,
+        backend: str,
+    ) -> Pair:  # fmt: skip
+        look, wide = not registry.get(backend).asynchronous, like.dtype == torch.float64
+        student = transform(op, heads.student, mask, wide, look=look)
+        with of_teacher():
+            teacher = transform(op, heads.teacher, mask, wide, look=look)
+        if teacher.bias is not None:
+            teacher = teacher._replace(bias=teacher.bias.detach())
+        flat = None if mask is None else mask.reshape(-1).contiguous()
+        return cls(student, teacher, flat, Measure(kind, beta, backend))
+
+    def of_logits(self, logits: Tensor, teacher_logits: Tensor, shard: Shard) -> dict[str, Tensor]:
+        """Flat results of [N, V] or [B, T, V]."""
+        teacher_logits, measure = teacher_logits.detach(), self.measure
+        eager = registry.get(measure.backend).full_divergence
+        if eager is not None:
+            rows = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
+            own = self.mask, self.student, self.teacher, measure.kind, measure.beta
+            return eager(*rows, *own)
+        dense = (x if x.stride(-1) == 1 else x.contiguous() for x in (logits, teacher_logits))
+        found: dict[str, Tensor] = row_pairs(*dense, *self, shard).outputs._asdict()
+        return found
+
+    def of_heads(
+        self,
+        student: tuple[Tensor, Tensor],  # hidden [N, H], weight [V, H]
+        teacher: tuple[Tensor, Tensor],
+        dtypes: tuple[torch.dtype, ...],  # in which logits are realised
+        compute: ComputeOptions,
+        needs: tuple[bool, bool, bool],  # what autograd will ask for of hidden, weight, bias
+        shard: Shard,
+    ) -> dict[str, Tensor]:
+        """Flat results of two heads."""
+        if registry.get(self.measure.backend).full_divergence is not None:
+            own, other = (
+                hidden.to(dtype) @ weight.to(dtype).t()
+                for (hidden, weight), dtype in zip((student, teacher), dtypes, strict=True)
+            )
+            return self.of_logits(own, other, shard)
+        tilings = self._tilings(student, teacher, dtypes, compute, needs, shard)
+        detached = (x.detach() for x in teacher)
+        found: dict[str, Tensor] = linear_pairs(
+            *student, *detached, *self, *tilings, shard
+        ).outputs._asdict()
+        return found
+
+    def _tilings(
+        self,
+        student: tuple[Tensor, Tensor],
+        teacher: tuple[Tensor, Tensor],
+        dtypes: tuple[torch.dtype, ...],
+        compute: ComputeOptions,
+        needs: tuple[bool, bool, bool],
+        shard: Shard,
+    ) -> tuple[Tiling, Tiling]:
+        """Of one plan: that of the larger head, with half of the budget."""
+        (hidden, weight), others = student, teacher[0]
+        n, vocab = fixed(hidden.shape[0]), fixed(weight.shape[0])
+        width = max(fixed(hidden.shape[1]), fixed(others.shape[1]))
+        wider = max((hidden.dtype, others.dtype), key=lambda dtype: dtype.itemsize)
+        gradients = tuple(
+            [name for name, need in zip(("hidden", "weight"), needs, strict=False) if need]
+        )
+        plan = _plan(
+            self.measure.backend, hidden.device, n, width, shard.widest(vocab), wider,
+            max(dtypes, key=lambda dtype: dtype.itemsize), fixed(compute.memory_budget), gradients,
+            # a mix is the second pass of a forward
+            any(needs) or self.measure.mixed,
+        )  # fmt: skip
+        own, other = (
+            Tiling.of(plan, vocab, h.dtype, dtype)
+            for h, dtype in zip((hidden, others), dtypes, strict=True)
+        )
+        return own, other
+
+
+# A compiled graph holds the plan as a constant: it follows from what the graph is guarded on.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _plan(
+    backend: str,
+    device: torch.device,
+    n: int,
+    width: int,
+    vocab: int,
+    dtype: torch.dtype,
+    logits: torch.dtype,
+    budget: int | str | None,
+    gradients: tuple[str, ...],
+    backward: bool,
+) -> Plan:
+    refuse_lost_threads()
+    return cached_plan(
+        registry.get(backend).machine(device), n, width, vocab, dtype, budget, logits_dtype=logits,
+        gradients=gradients, backward=backward, one_pass=False, heads=2,
+    )  # fmt: skip
+
+
+def pair_facts(heads: Heads, source: Tensor, pair: Pair, shape: tuple[int, ...]) -> Facts:
+    """What must be the same on every rank."""
+    mask = pair.mask
+    return (
+        *head_facts(heads.student),
+        *((f"teacher's {name}", value) for name, value in head_facts(heads.teacher)),
+        ("the dtype", str(source.dtype)),
+        ("the shape of the tokens", [int(n) for n in shape]),
+        ("mask (its checksum)", -1 if mask is None else fingerprint(mask)),
+        ("kind", pair.measure.kind),
+        ("beta", pair.measure.beta),
+    )
+
+
+def facts_of_needs(needs: tuple[bool, bool, bool], compute: ComputeOptions) -> Facts:
+    of: Any = ("which of hidden, weight and bias require grad", list(needs))
+    return (of, *compute.facts)
+
+
+def logits_dtypes(asked: Any, hidden: Tensor, teacher_hidden: Tensor) -> tuple[torch.dtype, ...]:
+    """In which the logits of either head are realised."""
+    own = logits_dtype(asked, hidden.dtype)
+    with of_teacher():
+        return own, logits_dtype(asked, teacher_hidden.dtype)

@@ -1,0 +1,111 @@
+"""Valid calls of rows under two softmaxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz.case import Case
+from tests.fuzz.memory import Rng
+from tests.fuzz.rows import STATE, Problem, maybe
+
+
+class Pair(Problem):
+    """A tile of each, of float or of double, and the teacher's rows."""
+
+    def __init__(self, core: Any, rng: Rng) -> None:
+        super().__init__(core, rng)
+        wide = self.logits.dtype == np.float64
+        logits = rng.normal(0, 4, (self.n, self.width))
+        logits[rng.random(logits.shape) < 0.05] = -np.inf
+        if self.n:
+            logits[:, 0] = 0
+        self.others = logits.astype("f8" if wide else str(rng.choice(["f4", "f2"])))
+        vocab = self.start + self.width
+        bias = rng.normal(size=vocab).astype("f8" if wide else "f4")
+        self.teacher: dict[str, Any] = {
+            "n": self.n, "scale": float(rng.uniform(0.2, 3)), "bias": maybe(rng, bias),
+            "row_scale": maybe(rng, rng.uniform(0.2, 3, self.n)), "threads": 1,
+            "softcap": float(rng.choice([0, 5])), "pre": 1.0,
+        }  # fmt: skip
+
+    @property
+    def both(self) -> tuple[Any, Any]:
+        return self.rows(), self.core.rows.Rows(**self.teacher)
+
+    @property
+    def tiles(self) -> tuple[Any, Any]:
+        return self.given(self.logits), self.others
+
+    def pair_state(self) -> Any:
+        state = np.zeros((self.n, STATE))
+        self.core.divergence.forward(*self.both, *self.tiles, state, start=self.start)
+        return state
+
+    def case(self, name: str, written: tuple[str, ...], tiles: bool = True, **more: Any) -> Case:
+        given: dict[str, Any] = {}
+        if tiles:
+            given = {"logits": self.logits, "teacher_logits": self.others, "start": self.start}
+        own = {f"own.{key}": value for key, value in self.own.items()}
+        teacher = {f"teacher.{key}": value for key, value in self.teacher.items()}
+        bfloat = tuple(x for x in ("logits", "gradient") if self.bfloat and x in {**given, **more})
+        return Case(f"divergence.{name}", {**own, **teacher, **given, **more}, written,
+                    bfloat=bfloat)  # fmt: skip
+
+
+def forward(core: Any, rng: Rng) -> Case:
+    pair = Pair(core, rng)
+    first = bool(rng.random() < 0.5)
+    return pair.case("forward", ("state",), state=pair.pair_state(), first=first)
+
+
+def merge(core: Any, rng: Rng) -> Case:
+    pair = Pair(core, rng)
+    parts = np.stack([pair.pair_state() for _ in range(int(rng.integers(1, 4)))])
+    state = np.zeros((pair.n, STATE))
+    return pair.case("merge", ("state",), tiles=False, parts=parts, state=state)
+
+
+def mix(core: Any, rng: Rng) -> Case:
+    pair = Pair(core, rng)
+    more = {"sums": np.zeros((pair.n, 2)), "beta": float(rng.uniform(0.1, 0.9))}
+    return pair.case("mix", ("sums",), state=pair.pair_state(), **more)
+
+
+def finalize(core: Any, rng: Rng) -> Case:
+    pair = Pair(core, rng)
+    names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
+    kind = str(rng.choice(["f4", "f8"]))
+    outputs = {name: np.zeros(pair.n, kind) for name in names}
+    row_ids = maybe(rng, rng.integers(0, 1000, pair.n))
+    return pair.case(
+        "finalize", names, tiles=False, state=pair.pair_state(), row_ids=row_ids, **outputs
+    )
+
+
+def gradient(core: Any, rng: Rng) -> Case:
+    pair = Pair(core, rng)
+    kind = str(rng.choice(["reverse_kl", "forward_kl", "jsd"]))
+    more = {
+        "kind": kind,
+        "beta": float(rng.uniform(0.1, 0.9)),
+        "sums": np.abs(rng.normal(size=(pair.n, 2))) if kind == "jsd" else None,
+        **{name: maybe(rng, rng.normal(size=pair.n)) for name in ("g_divergence", "g_entropy")},
+    }
+    case = pair.case(
+        "gradient", ("gradient",), state=pair.pair_state(),
+        gradient=np.zeros_like(pair.logits), **more,
+    )  # fmt: skip
+    case.may_share = ("gradient", "logits")
+    return case
+
+
+MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
+    "divergence.forward": forward,
+    "divergence.merge": merge,
+    "divergence.mix": mix,
+    "divergence.finalize": finalize,
+    "divergence.gradient": gradient,
+}
