@@ -34,6 +34,15 @@ from benchmarks.cases.masked_head import (
 )
 from benchmarks.cases.peaked_head import peaked_fifth, peaked_head
 from benchmarks.cases.specs import SPEC_WITH_BONUS
+from benchmarks.cases.two_heads import (
+    KINDS,
+    divergence_both,
+    divergence_bytes,
+    divergence_floors,
+    divergence_oracle,
+    divergence_variants,
+    two_heads,
+)
 from benchmarks.harness.case import Call, Case, Expected, Op, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
@@ -211,6 +220,16 @@ def masked_op(size: int) -> Op:
     )  # fmt: skip
 
 
+def divergence_op(kind: str) -> Op:
+    return head_op(
+        f"two heads forward+backward, {kind}", families=("divergence",), inputs=two_heads,
+        call=functools.partial(divergence_both, kind),
+        oracle=functools.partial(divergence_oracle, kind), floors=divergence_floors,
+        variants=functools.partial(divergence_variants, kind), bytes=divergence_bytes,
+        flops=product_flops(4),
+    )  # fmt: skip
+
+
 OPS = [
     head_op(
         "head forward+backward", families=("head",), inputs=head_inputs,
@@ -263,6 +282,7 @@ OPS = [
     ),
     masked_op(FEW),
     masked_op(MANY),
+    *map(divergence_op, KINDS),
     head_op(
         "head sample", families=("sample",), inputs=head_inputs, call=calls.sample,
         oracle=sample_oracle, floors=one_product, bytes=sample_bytes, flops=product_flops(1),

@@ -44,7 +44,9 @@ class Pair(Problem):
         self.core.divergence.forward(*self.both, *self.tiles, state, start=self.start)
         return state
 
-    def case(self, name: str, written: tuple[str, ...], tiles: bool = True, **more: Any) -> Case:
+    def pair_case(
+        self, name: str, written: tuple[str, ...], tiles: bool = True, **more: Any
+    ) -> Case:
         given: dict[str, Any] = {}
         if tiles:
             given = {"logits": self.logits, "teacher_logits": self.others, "start": self.start}
@@ -58,20 +60,20 @@ class Pair(Problem):
 def forward(core: Any, rng: Rng) -> Case:
     pair = Pair(core, rng)
     first = bool(rng.random() < 0.5)
-    return pair.case("forward", ("state",), state=pair.pair_state(), first=first)
+    return pair.pair_case("forward", ("state",), state=pair.pair_state(), first=first)
 
 
 def merge(core: Any, rng: Rng) -> Case:
     pair = Pair(core, rng)
     parts = np.stack([pair.pair_state() for _ in range(int(rng.integers(1, 4)))])
     state = np.zeros((pair.n, STATE))
-    return pair.case("merge", ("state",), tiles=False, parts=parts, state=state)
+    return pair.pair_case("merge", ("state",), tiles=False, parts=parts, state=state)
 
 
 def mix(core: Any, rng: Rng) -> Case:
     pair = Pair(core, rng)
     more = {"sums": np.zeros((pair.n, 2)), "beta": float(rng.uniform(0.1, 0.9))}
-    return pair.case("mix", ("sums",), state=pair.pair_state(), **more)
+    return pair.pair_case("mix", ("sums",), state=pair.pair_state(), **more)
 
 
 def finalize(core: Any, rng: Rng) -> Case:
@@ -80,7 +82,7 @@ def finalize(core: Any, rng: Rng) -> Case:
     kind = str(rng.choice(["f4", "f8"]))
     outputs = {name: np.zeros(pair.n, kind) for name in names}
     row_ids = maybe(rng, rng.integers(0, 1000, pair.n))
-    return pair.case(
+    return pair.pair_case(
         "finalize", names, tiles=False, state=pair.pair_state(), row_ids=row_ids, **outputs
     )
 
@@ -94,7 +96,7 @@ def gradient(core: Any, rng: Rng) -> Case:
         "sums": np.abs(rng.normal(size=(pair.n, 2))) if kind == "jsd" else None,
         **{name: maybe(rng, rng.normal(size=pair.n)) for name in ("g_divergence", "g_entropy")},
     }
-    case = pair.case(
+    case = pair.pair_case(
         "gradient", ("gradient",), state=pair.pair_state(),
         gradient=np.zeros_like(pair.logits), **more,
     )  # fmt: skip

@@ -43,6 +43,14 @@ def our_masked_head(
     return our_head(hidden, weight, targets, sampling_mask=mask, **options)
 
 
+def our_divergence(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kind: str,
+    **options: Any,
+) -> Results:  # fmt: skip
+    out = ll.linear_divergence(hidden, weight, teacher_hidden, teacher_weight, kind=kind, **options)
+    return {"divergence": out.divergence, "entropy": out.entropy.detach()}
+
+
 def our_policy(
     hidden: Tensor,
     weight: Tensor,
@@ -121,6 +129,7 @@ OURS = Implementation(
         "rows with extras": lambda: functools.partial(our_rows, extras=ROW_EXTRAS),
         "head": lambda: our_head,
         "masked head": lambda: our_masked_head,
+        "divergence": lambda: our_divergence,
         "policy": lambda: our_policy,
         "policy with bonus": lambda: functools.partial(our_policy, spec=SPEC_WITH_BONUS),
         "sample": lambda: our_sample,

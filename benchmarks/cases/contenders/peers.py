@@ -50,6 +50,20 @@ def trl_head() -> Function:
     return run
 
 
+def trl_divergence() -> Function:
+    both = attribute("trl.kernels.chunked_divergence", "ChunkedDivergenceFunction").apply
+    betas = {"reverse_kl": 1.0, "jsd": 0.5}
+
+    def run(
+        hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kind: str
+    ) -> Results:
+        heads = (hidden, weight, None, teacher_hidden, teacher_weight, None)
+        divergence, entropy = both(*heads, betas[kind])
+        return {"divergence": divergence, "entropy": entropy}
+
+    return run
+
+
 def verl_rows() -> Function:
     logprobs = attribute("verl.utils.torch_functional", "logprobs_from_logits")
     entropies = attribute("verl.utils.torch_functional", "entropy_from_logits")
@@ -166,7 +180,12 @@ def of_head(head: Callable[[], Function]) -> dict[str, Callable[[], Function]]:
 
 
 PEERS = [
-    Implementation("TRL", "peer", {"rows": trl_rows, **of_head(trl_head)}, package="trl"),
+    Implementation(
+        "TRL",
+        "peer",
+        {"rows": trl_rows, **of_head(trl_head), "divergence": trl_divergence},
+        package="trl",
+    ),
     Implementation(
         "verl",
         "peer",

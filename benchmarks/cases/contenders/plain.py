@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,24 @@ def plain_masked_head(
     logp = log_p.gather(-1, targets[:, None])[:, 0]
     finite = log_p.masked_fill(others, 0.0)
     return {"logp": logp, "entropy": -(log_p.exp() * finite).sum(-1)}
+
+
+def plain_divergence(
+    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kind: str
+) -> Results:
+    """Full logits of both."""
+    log_p = (hidden @ weight.t()).float().log_softmax(-1)
+    with torch.no_grad():
+        log_q = (teacher_hidden @ teacher_weight.t()).float().log_softmax(-1)
+    if kind == "reverse_kl":
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    else:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        both = (log_p.exp() * (log_p - log_m), log_q.exp() * (log_q - log_m))
+        divergence = (both[0] + both[1]).sum(-1) / 2
+    with torch.no_grad():
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    return {"divergence": divergence, "entropy": entropy}
 
 
 def plain_loss(logp: Tensor, tokens: TokenInputs) -> Results:
@@ -146,6 +165,7 @@ PLAIN: dict[str, Callable[..., Results]] = {
     "rows with extras": plain_extras,
     "head": plain_head,
     "masked head": plain_masked_head,
+    "divergence": plain_divergence,
     "policy": policy_from(plain_head),
     "policy with bonus": plain_policy_with_bonus,
     "sample": plain_sample,
