@@ -219,7 +219,8 @@ def _backward_kernel(
     )
     if not served.none:
         backward(head, f, g, served, out)
-    return PairHeadGradients(*(hidden.new_empty(0) if x is None else x for x in out))
+    made = (out.hidden, out.weight, out.bias)
+    return PairHeadGradients(*(hidden.new_empty(0) if x is None else x for x in made))
 
 
 def _backward_fake(hidden: Tensor, weight: Tensor, *given: object) -> PairHeadGradients:
