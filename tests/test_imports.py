@@ -58,10 +58,12 @@ entropy         covariance and the entropy law
                 inputs backends loss.evaluate
 advantages      from rewards to advantages: pure functions, and their table
                 inputs backends tables
+preference      from log-probs to preference losses: pure functions, and their table
+                inputs backends tables advantages
 __init__        the public names, loaded on first use
                 _version inputs backends loss.spec loss.evaluate ops ops.rows ops.head ops.sharding
                 ops.teacher
-                entropy advantages
+                entropy advantages preference
                 diagnostics integrations.transformers
 integrations    other people's trainers
                 public
@@ -138,6 +140,7 @@ THIRD_PARTY = {
     "kernels": {"torch", "triton"},
     "loss": {"numpy", "torch"},
     "ops": {"numpy", "torch"},
+    "preference": {"numpy", "torch"},
     "reference": {"numpy"},
 }
 
@@ -359,6 +362,8 @@ sharding           several ranks
 entropy            covariance and the entropy law
                    support
 advantages         from rewards to advantages
+                   support
+preference         losses of pairs and of single answers
                    support
 torch_integration  autograd, autocast, compile, checkpointing
                    support

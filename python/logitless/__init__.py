@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from logitless._version import __version__
 
 if TYPE_CHECKING:
-    from logitless import advantages
+    from logitless import advantages, preference
     from logitless.backends.build import build_info
     from logitless.backends.memory import release_memory
     from logitless.diagnostics.check import Check, check
@@ -79,9 +79,10 @@ if TYPE_CHECKING:
     from logitless.ops.teacher.outputs import Divergence
     from logitless.ops.token_stats import token_stats
     from logitless.ops.vocab_shard import vocab_shard
+    from logitless.preference.sequences import sequence_logp
 
 # Public names that are modules themselves.
-_MODULES = ("advantages",)
+_MODULES = ("advantages", "preference")
 # Public name -> module that holds it.
 _HOMES = {
     "Aspo": "logitless.loss.spec",
@@ -155,6 +156,7 @@ _HOMES = {
     "presets": "logitless.loss.spec.presets",
     "release_memory": "logitless.backends.memory",
     "rollout_weights": "logitless.ops.rollout_weights",
+    "sequence_logp": "logitless.preference.sequences",
     "token_ids": "logitless.ops.batch_stats",
     "token_stats": "logitless.ops.token_stats",
     "vocab_shard": "logitless.ops.vocab_shard",
@@ -232,9 +234,11 @@ __all__ = [
     "linear_token_stats",
     "plan",
     "policy_loss",
+    "preference",
     "presets",
     "release_memory",
     "rollout_weights",
+    "sequence_logp",
     "token_ids",
     "token_stats",
     "vocab_shard",

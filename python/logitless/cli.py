@@ -119,6 +119,10 @@ def make_parser() -> argparse.ArgumentParser:
     advantages = commands.add_parser("advantages", help="the table of advantages")
     advantages.add_argument("--markdown", action="store_true", help="as docs/advantages.md")
     advantages.set_defaults(run=_advantages)
+
+    preference = commands.add_parser("preference", help="the table of preference losses")
+    preference.add_argument("--markdown", action="store_true", help="as docs/preference.md")
+    preference.set_defaults(run=_preference)
     return parser
 
 
@@ -262,6 +266,13 @@ def _advantages(options: argparse.Namespace) -> int:
     import logitless as ll
 
     print(ll.advantages.markdown() if options.markdown else ll.advantages.text(), end="")
+    return 0
+
+
+def _preference(options: argparse.Namespace) -> int:
+    import logitless as ll
+
+    print(ll.preference.markdown() if options.markdown else ll.preference.text(), end="")
     return 0
 
 

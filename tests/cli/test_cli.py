@@ -145,6 +145,17 @@ def test_advantages_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (ROOT / "docs" / "advantages.md").read_text()
 
 
+def test_preference_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preference"]) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+    forms = [f"dpo.{name}" for name in ll.preference.FORMS]
+    assert names == [*ll.preference.TABLE, *forms]
+    assert "arXiv:2305.18290" in text
+    assert main(["preference", "--markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "docs" / "preference.md").read_text()
+
+
 def test_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tokens", "8192", "--hidden", "1024", "--vocab", "151936"]
     assert main(["plan", *arguments, "--budget", "512MiB"]) == 0

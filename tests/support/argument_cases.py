@@ -144,6 +144,10 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     },
     "gathered": {"weight": floats(V, H), "reduce": "avg"},
     "warm": {"device": "cpu", "dtype": torch.float32, "vocab": 16, "backend": "auto"},
+    "sequence_logp": {
+        "logp": logp(), "mask": whole_mask(), "cu_seqlens": LOSS["cu_seqlens"], "average": True,
+        "discount": 1.0,
+    },
     "release_memory": {},
 }  # fmt: skip
 
@@ -164,6 +168,8 @@ OTHERS = {
     # of a model: tests/integrations/
     "head_of",
     "NoPolicy",
+    # of pure functions: tests/preference/
+    "preference",
     "Reinforce",
     "Unclipped",
     # a collective: its arguments are those of workers/collectives.py
@@ -264,6 +270,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "logits_dtype": DTYPE,
     "batch_invariant": FLAG,
     "logp": required(data(logp())),
+    "sequence_logp.logp": required(without_grad(data(logp()))),
     "policy_loss.logp": required(without_grad(data(logp()))),
     "policy_loss.entropy": without_grad(data(logp().abs())),
     "old_logp": data(logp()),
@@ -305,6 +312,8 @@ ARGUMENTS: dict[str, list[Any]] = {
         [*NO_ARRAYS, IDS.numpy(), IDS.to("meta"), floats(2), IDS - 1, IDS + 8]
     ),
     "max_length": [*INT, 0],
+    "average": FLAG,
+    "discount": [*POSITIVE, 1.5],
     "fit_entropy_law.entropy": [
         None, "abc", 1.0, Odd(), [0.1, None, 0.3], ["a", "b", "c"], [0.1, NAN, 0.2],
         [0.1, INF, 0.3], [0.1, 1e308, 0.3], [0.1, HUGE_INT, 0.3], [0.1, 0.2], [[0.1, 0.2, 0.3]],
@@ -364,7 +373,9 @@ def of(function: str, argument: str) -> list[Any]:
         return ARGUMENTS[own]
     values = ARGUMENTS[argument]
     # a mask is optional where statistics are asked for, and not where losses are
-    optional = ("token_stats", "linear_token_stats", "divergence", "linear_divergence")
+    optional = (
+        "token_stats", "linear_token_stats", "divergence", "linear_divergence", "sequence_logp"
+    )  # fmt: skip
     needs_mask = argument == "mask" and function not in optional
     return required(values) if needs_mask else values
 
@@ -433,7 +444,7 @@ def honest_call(function: str, numpy: bool = False, **change: Any) -> Callable[[
 NUMPY = (
     "token_stats", "linear_token_stats", "divergence", "linear_divergence", "policy_loss",
     "linear_policy_loss", "batch_stats",
-    "token_ids", "covariance", "rollout_weights",
+    "token_ids", "covariance", "rollout_weights", "sequence_logp",
 )  # fmt: skip
 
 

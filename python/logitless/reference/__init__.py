@@ -8,7 +8,7 @@ size (`hidden`), with any shape in front, and flattens the rows.
 
 from __future__ import annotations
 
-from logitless.reference import advantages
+from logitless.reference import advantages, preference
 from logitless.reference.adapter import adapter_backward, merged_weight
 from logitless.reference.divergence import (
     divergence,
@@ -45,8 +45,8 @@ __all__ = [
     "adapter_backward", "advantages", "covariance", "divergence", "divergence_backward",
     "exact_mean", "fit_entropy_law", "kept_mass", "kl_loss", "largest", "linear_divergence",
     "linear_divergence_backward", "linear_token_stats", "linear_token_stats_backward",
-    "logits_chain", "merged_weight", "moments", "philox", "policy_loss", "probabilities",
-    "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
+    "logits_chain", "merged_weight", "moments", "philox", "policy_loss", "preference",
+    "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
     "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
     "token_weights", "truncated_probabilities",
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from logitless.backends.threads import thread_count
 from logitless.backends.token_kernels.arrays import to_numpy
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import is_tensor, shown
-from logitless.inputs.tokens import Array, Floats, Int64s, Sequences, Tokens
+from logitless.inputs.sequences import sequences_of
+from logitless.inputs.tokens import Array, Floats, Sequences, Tokens
 
 
 def make_tokens(
@@ -46,7 +47,7 @@ def make_tokens(
             f"logp must be packed [N] or padded [B, T], got shape {list(values.shape)}"
         )
     shape = tuple(values.shape)
-    sequences = _sequences(kernels, shape, values, cu_seqlens)
+    sequences = sequences_of(xp, shape, values, cu_seqlens, on_host=kernels.on_host)
 
     def floats(name: str, x: Array | None) -> Floats | None:
         return None if x is None else _flat(xp, name, xp.array(name, x), shape, dtype)
@@ -89,41 +90,6 @@ def _flat(xp: Any, name: str, x: Array, shape: tuple[int, ...], dtype: Any) -> A
     if x.dtype != dtype and xp.kind(x.dtype) != xp.kind(dtype):
         raise TypeError(f"{name} must be a floating-point array, got {shown(x)}")
     return xp.flat(x, dtype)
-
-
-def _sequences(
-    kernels: TokenKernels, shape: tuple[int, ...], like: Array, cu_seqlens: Array | None
-) -> Sequences | None:
-    xp = kernels.xp
-    given = None if cu_seqlens is None else xp.array("cu_seqlens", cu_seqlens)
-    if len(shape) == 2:
-        if given is not None:
-            raise ValueError(
-                f"cu_seqlens goes with packed [N] inputs, got it with padded inputs {list(shape)}"
-            )
-        lengths = xp.lengths(shape[0], shape[1], like)
-        return Sequences(lengths, shape[1], shape[0] * shape[1], xp)
-    if given is None:
-        return None
-    if given.dtype not in (xp.int32, xp.int64) or given.ndim != 1 or not len(given):
-        raise TypeError(f"cu_seqlens must be int32 [B + 1], got {shown(given)}")
-    if kernels.on_host:
-        _check_rise(given, shape[0])
-    ends: Int64s = xp.cast(given, xp.int64)
-    return Sequences(ends[1:] - ends[:-1], None, shape[0], xp)
-
-
-def _check_rise(cu_seqlens: Array, n: int) -> None:
-    # compared, not subtracted: a difference may wrap around
-    (falls,) = (cu_seqlens[1:] < cu_seqlens[:-1]).nonzero()
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0 or last != n or falls.size:
-        i = int(falls[0]) if falls.size else 0
-        fall = f", {cu_seqlens[i]} at [{i}] and then {cu_seqlens[i + 1]}" if falls.size else ""
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to N = {n}, each sequence whole, got {first} at [0]"
-            f"{fall}, {last} at [{cu_seqlens.size - 1}]"
-        )
 
 
 def _of_tokens_or_sequences(
