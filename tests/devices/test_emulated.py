@@ -13,7 +13,10 @@ import pytest
 from tests.support.paths import ROOT, TESTS
 from tests.support.versions import why_no_interpreter
 
-FILES = tuple(f"tests/devices/test_{name}.py" for name in ("rows", "linear", "scaling", "wiring"))
+FILES = tuple(
+    f"tests/devices/test_{name}.py"
+    for name in ("rows", "linear", "scaling", "wiring", "divergence")
+)
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 

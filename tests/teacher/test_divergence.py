@@ -299,6 +299,19 @@ def test_tokens_without_mass() -> None:
         assert_values(values[kind], truth["divergence"], torch.float32)
     swapped = ll.divergence(q, p.detach(), kind="forward_kl")
     assert swapped.divergence == INF
+    # a mix has mass wherever either has
+    for backend in ("auto", "torch"):
+        student = q.clone().requires_grad_()
+        out = ll.divergence(student, p.detach(), kind="jsd", beta=0.3, backend=backend)
+        truth = reference.divergence(q3, p3, kind="jsd", beta=0.3)
+        assert_values(out.divergence, truth["divergence"], torch.float32)
+        (gradient,) = torch.autograd.grad(out.divergence.sum(), student)
+        expected, _ = reference.divergence_backward(
+            q3.astype(np.float64), p3.astype(np.float64), g_divergence=np.ones(1), kind="jsd",
+            beta=0.3,
+        )  # fmt: skip
+        assert_gradients(gradient[:, [0, 1, 3]], expected, torch.float32)
+        assert gradient[0, 2] == 0
     # a row whose divergence gets no gradient is none the worse for it
     other = ll.divergence(p, q, kind="reverse_kl")
     (gradient,) = torch.autograd.grad(other.entropy.sum(), p)

@@ -145,7 +145,9 @@ void mix_of(const PairBlock& in, const PairNormals& of, double beta, MixSums* ou
       const Vec p = vector_exp2<T>(larger(lowest, x)), q = vector_exp2<T>(larger(lowest, z));
       const Vec d = (x - z) + offset, share = share_of<T>(d);
       student[sum] += p > T(0) ? (share + own) * p : Vec{};
-      teacher[sum] += q > T(0) ? (share - d + others) * q : Vec{};
+      // log2 of beta q over mix; where p has no mass both are -inf, and it is 0
+      const Vec rest = d > T(-INFINITY) ? share - d : Vec{};
+      teacher[sum] += q > T(0) ? (rest + others) * q : Vec{};
     }
   }
   out->student = lane_sum<T>(student) * kLn2 * __builtin_exp2(-of.log2_s0);

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from logitless import _core
 from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
-from logitless.backends.row_kernels.device import ABSENT, DeviceRows, current, wrong_dtype
+from logitless.backends.row_kernels.device import (
+    ABSENT,
+    DeviceDivergence,
+    DeviceRows,
+    current,
+    wrong_dtype,
+)
 
 if TYPE_CHECKING:
     from logitless.backends.row_kernels.rows import Rows
@@ -96,6 +102,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         why_not=why_not,
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+        divergence=DeviceDivergence(),
         absent=ABSENT,
         asynchronous=True,
         described=described,

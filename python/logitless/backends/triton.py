@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from logitless.backends.base import Backend
 from logitless.backends.eager import no_torch
 from logitless.backends.gpus import machine_of
-from logitless.backends.row_kernels.device import ABSENT, DeviceRows, wrong_dtype
+from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
 
 if TYPE_CHECKING:
     from logitless.backends.row_kernels.rows import Rows
@@ -38,6 +38,7 @@ BACKEND = Backend(
     why_not=_why_not,
     machine=machine_of,
     rows=_rows,
+    divergence=DeviceDivergence(),
     absent=ABSENT,
     asynchronous=True,
 )

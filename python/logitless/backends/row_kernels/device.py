@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +21,33 @@ ABSENT = {
     "sampling": "the kernels that draw tokens run on the CPU only: pass hidden.cpu() and "
     "weight.cpu(), or draw from logits by torch.multinomial((hidden @ weight.T).softmax(-1), 1), "
     "scored by linear_token_stats",
-    "divergence": "the kernels of two heads run on the CPU only; backend='torch' computes with "
-    "full logits of both",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
+
+
+class DeviceDivergence:
+    """A student's rows beside a teacher's, in torch's operations on the current stream."""
+
+    @cached_property
+    def kernels(self) -> Any:
+        from logitless.backends.row_kernels import tensor_divergence
+
+        return tensor_divergence
+
+    def forward(self, rows: Rows, teacher: Rows, *tiles: Any, **options: Any) -> None:
+        self.kernels.forward(rows, teacher, *tiles, **options)
+
+    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
+        self.kernels.merge(rows, teacher, parts, state)
+
+    def mix(self, rows: Rows, teacher: Rows, *tiles: Any, **how: Any) -> None:
+        self.kernels.mix(rows, teacher, *tiles, **how)
+
+    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
+        self.kernels.finalize(rows, teacher, state, **outputs)
+
+    def gradient(self, rows: Rows, teacher: Rows, *tiles: Any, **how: Any) -> None:
+        self.kernels.gradient(rows, teacher, *tiles, **how)
 
 
 class DeviceRows:

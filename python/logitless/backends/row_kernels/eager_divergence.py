@@ -34,7 +34,11 @@ def eager_divergence(
         "forward_kl": _expected(log_q, log_q - log_p).clamp(min=0),
     }
     if kind == "jsd":
-        log_m = torch.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
+        # the sum of two that are -inf has no gradient, and nobody asks for its value
+        nowhere = (log_p == -float("inf")) & (log_q == -float("inf"))
+        log_m = torch.logaddexp(
+            (log_p + math.log1p(-beta)).masked_fill(nowhere, 0.0), log_q + math.log(beta)
+        )
         own, other = _expected(log_p, log_p - log_m), _expected(log_q, log_q - log_m)
         values["jsd"] = ((1 - beta) * own + beta * other).clamp(min=0)
     values["divergence"] = values.pop("jsd") if kind == "jsd" else values[kind]

@@ -33,6 +33,7 @@ KINDS = (
     "it has no finite logit",
     "its target is outside [0, {vocab})",
     "its logits times logit_scale / temperature overflow float32",
+    "its teacher's logits hold a +inf, a NaN, or no finite one",
 )
 # Copies under way at a time. Where all are, a call queues none, and a later one brings its flag.
 _SLOTS = 32
@@ -164,7 +165,13 @@ def flag_temperatures(
         return
     bad = row_scale.isnan() if mask is None else row_scale.isnan() & mask
     rows = torch.arange(len(bad), device=bad.device) if row_ids is None else row_ids
-    torch.minimum(flag, torch.where(bad, rows * 8, CLEAR).amin(), out=flag)
+    lower(flag, bad, rows, 0)
+
+
+def lower(flag: Tensor, bad: Tensor, rows: Tensor, kind: Tensor | int) -> None:
+    """Lower the flag to the first of `rows` [n] that is `bad`, on the device."""
+    if len(rows):
+        torch.minimum(flag, torch.where(bad, rows * 8 + kind, CLEAR).amin(), out=flag)
 
 
 def describe(value: int, vocab: int) -> str:
