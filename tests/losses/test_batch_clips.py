@@ -1,4 +1,4 @@
-"""Clips whose bounds the batch chooses: the authors' numbers, any split, and each call alone."""
+"""Bounds and weights that the batch chooses: the authors' numbers, any split, each call alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless.loss.evaluate.inputs import BatchStats, Totals
-from logitless.loss.spec import Bapo, M2po, PolicyLossSpec
+from logitless.loss.spec import Bapo, M2po, PolicyLossSpec, Reinforce, Steer
 from logitless.loss.spec.presets import presets
 from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
-from logitless.reference.ratio import batch_bounds
+from logitless.reference.ratio import batch_bounds, steered
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, make_batch
 
@@ -171,3 +171,86 @@ def test_what_does_not_fit_is_refused() -> None:
     inference = replace(spec, ratio="inference")
     with pytest.raises(ValueError, match=r"rollout_logp must be given with spec.surrogate=M2po"):
         stats_of(batch, inference, rollout_logp=None)
+
+
+# ---- STEER
+
+
+@pytest.mark.parametrize("name", ["steer", "steer_linear", "steer_gspo", "steer_floor"])
+def test_order_and_split_change_no_bit_of_the_range(name: str) -> None:
+    batch, spec = make_batch(64, shape=(8, 40)), SPECS[name]
+    whole = stats_of(batch, spec, entropy=batch.entropy)
+    least, most = whole.change_range
+    assert 0.0 <= least < 0.1 < most
+    order = np.random.default_rng(1).permutation(8)
+    pieces = [batch.rows([i]) for i in order]
+    names = ("old_logp", "rollout_logp", "token_ids", "entropy")
+    lists = {k: [getattr(x, k) for x in pieces] for k in names}
+    parts = [[getattr(x, k) for x in pieces] for k in ("logp", "advantages", "mask")]
+    assert batch_stats(*parts, spec, **lists, seed=0, step=0).change_range == (least, most)
+
+
+def test_steer_by_hand() -> None:
+    """p = 1/2 in all rows: x = |A / old_p| / 4 * |H - log 2|, here 1, 3 and 5 quarters."""
+    half, a = np.full(3, math.log(0.5)), np.array([1.0, -3.0, 2.5])
+    old, h = np.log([1.0, 1.0, 0.5]), np.full(3, math.log(2.0) + 1.0)
+    rest = {"entropy": h, "token_ids": np.arange(3)}
+    spec = PolicyLossSpec("none", Reinforce(), Steer(0.5, 1.0), aggregation="token-sum")
+    _, found = coefficients(half, old, a, a == a, spec, **rest)
+    np.testing.assert_allclose(found.g_logp / -a, [0.5**0.2, 0.5**0.6, 0.5], rtol=1e-14)
+    linear = replace(spec, control=Steer(0.5, 1.0, linear=True))
+    _, found = coefficients(half, old, a, a == a, linear, **rest)
+    np.testing.assert_allclose(found.g_logp / -a, [1.0, 0.75, 0.5], rtol=1e-14)
+    # where all are equal, the mean weight; where none changes the entropy much, the floor decides
+    equal = {k: x[:1] for k, x in rest.items()}
+    _, found = coefficients(half[:1], old[:1], a[:1], np.ones(1, bool), linear, **equal)
+    assert found.g_logp[0] == -0.75
+    floor = replace(spec, control=Steer(0.5, 1.0, floor=2.5))
+    _, found = coefficients(half, old, a, a == a, floor, **rest)
+    np.testing.assert_allclose(found.g_logp / -a, 0.5 ** np.array([0.1, 0.3, 0.5]), rtol=1e-14)
+
+
+def test_steer_of_probabilities_at_their_ends() -> None:
+    """p of 0 and 1, old_p of 0: the authors' limits keep every weight a number in its range."""
+    logp, old = np.array([-0.0, -40.0, -1.0, -200.0]), np.array([-40.0, 0.0, -30.0, -200.0])
+    a, h, mask = np.array([1.0, -1.0, 2.0, -2.0]), np.full(4, 0.7), np.ones(4, bool)
+    for control in (Steer(0.8), Steer(0.8, 1.2, linear=True)):
+        spec = PolicyLossSpec("none", Reinforce(), control, aggregation="token-sum")
+        _, found = coefficients(logp, old, a, mask, spec, entropy=h, token_ids=np.arange(4))
+        weights = found.g_logp / -a
+        np.testing.assert_allclose(weights, steered(control, a, logp, old, h), rtol=1e-12)
+        assert weights.min() >= control.low and weights.max() <= control.high
+
+
+def test_steer_beyond_the_range_of_its_batch_stays_in_its_own() -> None:
+    """What changes the entropy more than all that the batch was looked at has the least weight."""
+    batch = make_batch(65)
+    smaller = replace(batch, advantages=0.1 * batch.advantages)
+    for name in ("steer", "steer_linear"):
+        spec = replace(presets[name], aggregation="token-sum")
+        old = stats_of(smaller, spec, entropy=batch.entropy)
+        _, found = coefficients(*batch.inputs, spec, **batch.optional, batch=old)
+        _, plain = coefficients(*batch.inputs, replace(spec, control=None))
+        on = plain.g_logp != 0
+        weights = found.g_logp[on] / plain.g_logp[on]
+        control: Any = spec.control
+        assert weights.min() == pytest.approx(control.low, abs=1e-12)
+        assert weights.max() <= control.high + 1e-12
+
+
+@pytest.mark.parametrize("name", ["steer", "steer_linear"])
+def test_micro_steer_looks_at_each_call(name: str) -> None:
+    batch, spec = make_batch(66), presets[name]
+    micro = replace(spec, control=replace(spec.control, scope="micro"))  # type: ignore[type-var]
+    assert spec.needs_means and not micro.needs_means and micro.surveys_call
+    totals = Totals(int(batch.mask.sum()), 5)
+    for rows in ([0, 1], [2, 3, 4], [5]):
+        part = batch.rows(rows)
+        _, alone = coefficients(*part.inputs, spec, **part.optional)
+        _, found = coefficients(*part.inputs, micro, **part.optional, totals=totals)
+        share = part.mask.sum() / batch.mask.sum()
+        np.testing.assert_allclose(found.g_logp, alone.g_logp * share, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"spec.control=Steer.*pass batch=batch_stats"):
+        policy_loss(*batch.inputs, spec, entropy=batch.entropy, totals=totals)
+    with pytest.raises(ValueError, match="needs entropy, got entropy=None"):
+        stats_of(batch, spec)

@@ -122,6 +122,23 @@ def shaped_advantages(control: Any, a: F64, lp: F64, h: Any) -> F64:
     return out
 
 
+def steered(control: Any, a: F64, lp: F64, old: F64, h: F64) -> F64:
+    """The weights that STEER gives to the tokens of a batch, one after the other."""
+    changes = []
+    for at, now, before, entropy in zip(a, lp, old, h, strict=True):
+        p = min(max(math.exp(now), 1e-8), 1 - 1e-8)
+        old_p = min(max(math.exp(before), 1e-8), 1.0)
+        changes.append(abs(at / old_p * p * (1 - p) * (math.log(p) + entropy)))
+    low, high = control.low, control.high
+    least, most = min(changes, default=0.0), max(changes, default=0.0)
+    if not control.linear:
+        k = -math.log(low / high) / max(most, control.floor)
+        return np.array([high * math.exp(-k * x) for x in changes])
+    if most == least:
+        return np.full(len(changes), (low + high) / 2)
+    return np.array([high - (x - least) * (high - low) / (most - least) for x in changes])
+
+
 def policy_factor(
     spec: Any, a: F64, lp: F64, references: dict[str, Any], h: Any, valid: Array, sequence: Any
 ) -> F64:
@@ -140,6 +157,9 @@ def policy_factor(
         for t in np.flatnonzero(valid):
             moved = (h[t] + 1e-8) / (references["entropy"][t] + 1e-8)
             factor[t] = float(spec.control.low < moved < spec.control.high)
+    if kind == "Steer":
+        factor[valid] = steered(spec.control, a[valid], lp[valid], references["old"][valid],
+                                h[valid])  # fmt: skip
     if kind == "OffPolicyMask":
         away = np.where(valid, references[spec.control.against] - lp, 0.0)
         for own in members(valid, sequence):

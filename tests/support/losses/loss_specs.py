@@ -30,11 +30,13 @@ from logitless.loss.spec import (
     NoPolicy,
     OffPolicyMask,
     PolicyLossSpec,
+    Reinforce,
     Reject,
     RepoD,
     RepoR,
     Sapo,
     SignWeights,
+    Steer,
     TopEntropy,
     TrustMask,
     Unclipped,
@@ -77,6 +79,11 @@ SPECS: dict[str, PolicyLossSpec] = {
         presets["reinforce"], control=RepoD(-0.5), kl=KL("k1", 0.2, aggregation="token-sum")
     ),
     "erc_wide": replace(presets["gspo"], control=EntropyRatioClip(0.7, 1.2), kl=KL("k3", 0.1)),
+    "steer_strong": replace(presets["grpo"], control=Steer(0.2, 1.5), entropy=EntropyBonus(0.1)),
+    "steer_gspo": replace(presets["gspo"], control=Steer(0.3, 2.0, linear=True)),
+    "steer_floor": PolicyLossSpec(
+        "none", Reinforce(), Steer(0.1, floor=50.0), correction=corrections["tis"]
+    ),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),

@@ -214,6 +214,15 @@ def _controlled(
     if kind == "EntropyRatioClip":
         moved = (x["entropy"].detach() + 1e-8) / (x["old_entropy"] + 1e-8)
         loss = torch.where((c.low < moved) & (moved < c.high), loss, ZERO)
+    if kind == "Steer":
+        p = x["logp"].detach().exp().clamp(1e-8, 1 - 1e-8)
+        of_old = a / x["old_logp"].exp().clamp(1e-8, 1)
+        change = (of_old * p * (1 - p) * (p.log() + x["entropy"].detach())).abs()
+        least, most = change[mask].min(), change[mask].max()
+        if c.linear:
+            loss = loss * (c.high - (c.high - c.low) * (change - least) / (most - least))
+        else:
+            loss = loss * c.high * (c.low / c.high) ** (change / most.clamp(min=c.floor))
     if kind == "OffPolicyMask":
         far = means(x[f"{c.against}_logp"] - x["logp"].detach(), mask) > c.delta
         loss = torch.where((a < 0) & far, ZERO, loss)

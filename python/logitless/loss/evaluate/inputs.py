@@ -59,6 +59,8 @@ class BatchStats(NamedTuple):
     # bounds of the log ratio, and what they are for: a clip that the batch chooses
     log_bounds: tuple[float, float] = (-math.inf, math.inf)
     surrogate: BatchClip | None = None
+    # least and largest change of the entropy that Steer weighs tokens by
+    change_range: tuple[float, float] = (0.0, 0.0)
 
 
 class Means(NamedTuple):
@@ -75,25 +77,31 @@ class Means(NamedTuple):
     exponents: tuple[int, int] = (0, 0)
     # of the log ratio, where the batch chooses the clip
     log_bounds: tuple[float, float] = (-math.inf, math.inf)
+    # of what Steer weighs tokens by
+    change_range: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, batch: BatchStats) -> Means:
         return cls(
             batch.mean_advantage, batch.mean_logp, batch.count, batch.mean_credit,
-            batch.mean_importance, log_bounds=batch.log_bounds,
+            batch.mean_importance, log_bounds=batch.log_bounds, change_range=batch.change_range,
         )  # fmt: skip
 
     @property
     def numbers(self) -> list[float]:
         """What is known of a batch, as `from_numbers` takes it."""
         count = float(self.tokens)
-        return [self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds]
+        return [
+            self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds,
+            *self.change_range,
+        ]  # fmt: skip
 
     @classmethod
     def from_numbers(cls, numbers: list[float]) -> Means:
-        advantage, logp, count, positive, negative, importance, low, high = numbers
+        advantage, logp, count, positive, negative, importance, low, high, *changes = numbers
+        least, most = changes
         return cls(advantage, logp, int(count), (positive, negative), importance,
-                   log_bounds=(low, high))  # fmt: skip
+                   log_bounds=(low, high), change_range=(least, most))  # fmt: skip
 
 
 class BatchFacts(NamedTuple):

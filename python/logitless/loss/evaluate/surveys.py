@@ -10,9 +10,9 @@ from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.means import batch_means, exact_means, finite_values, one_rank
 from logitless.loss.evaluate.policy_term.clip_bounds import batch_bounds
 from logitless.loss.evaluate.policy_term.importance import importance
-from logitless.loss.evaluate.policy_term.policy_weights import entropy_credit
-from logitless.loss.evaluate.sequences import valid
-from logitless.loss.spec import BatchClip, EntropyWeights, PolicyLossSpec, Scope
+from logitless.loss.evaluate.policy_term.policy_weights import entropy_change, entropy_credit
+from logitless.loss.evaluate.sequences import kernels_of, valid
+from logitless.loss.spec import BatchClip, EntropyWeights, PolicyLossSpec, Scope, Steer
 
 
 def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) -> Means:
@@ -37,7 +37,9 @@ def surveyed(
     tokens: Tokens, spec: PolicyLossSpec, means: Means, scope: Scope, reduce: Reduce = one_rank
 ) -> Means:
     """The means with what the parts of this scope look for among all tokens."""
-    surrogate = spec.surrogate
+    surrogate, control = spec.surrogate, spec.control
+    if isinstance(control, Steer) and control.scope == scope:
+        means = means._replace(change_range=_change_range(tokens, reduce))
     if isinstance(surrogate, BatchClip) and surrogate.scope == scope:
         if spec.ratio == "inference" and tokens.rollout_logp is None:
             raise ValueError(
@@ -45,6 +47,13 @@ def surveyed(
             )
         return means._replace(log_bounds=batch_bounds(tokens, spec, reduce))
     return means
+
+
+def _change_range(tokens: Tokens, reduce: Reduce) -> tuple[float, float]:
+    finite_values(tokens, "entropy", tokens.entropy)
+    if tokens.old_logp is None:
+        tokens = dataclasses.replace(tokens, old_logp=tokens.logp)
+    return kernels_of(tokens).extremes(tokens, tokens.mask, entropy_change(tokens), reduce)
 
 
 def _mean_credit(tokens: Tokens, control: EntropyWeights, reduce: Reduce) -> tuple[float, float]:

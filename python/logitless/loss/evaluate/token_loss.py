@@ -92,7 +92,7 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
         tokens = shaped(tokens, spec.control, coefficients.penalty)
     term = policy_term(tokens, spec)
     means = _NO_MEANS if inputs.means is None else inputs.means
-    factor, rollout = policy_weights(tokens, spec, means.credit, means.importance)
+    factor, rollout = policy_weights(tokens, spec, means)
     control, shared = spec.control, shares_sequence_gradient(spec)
     chosen = means.log_bounds if isinstance(spec.surrogate, BatchClip) else (None, None)
     terms = LossTerms(

@@ -22,6 +22,7 @@ from logitless.loss.spec.controls import (
     OffPolicyMask,
     Scope,
     SignWeights,
+    Steer,
     TopEntropy,
 )
 from logitless.loss.spec.corrections import Correction, Reject
@@ -52,6 +53,6 @@ __all__ = [
     "CustomControl", "CustomSurrogate", "Dcpo", "Dro", "EntropyAdvantage", "EntropyBonus",
     "EntropyFloor", "EntropyRatioClip", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
     "M2po", "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject",
-    "RepoD", "RepoR", "Sapo", "Scope", "SignWeights", "Surrogate", "SurrogateInputs",
+    "RepoD", "RepoR", "Sapo", "Scope", "SignWeights", "Steer", "Surrogate", "SurrogateInputs",
     "TopEntropy", "TrustMask", "Unclipped", "Vespo",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from logitless.loss.spec.controls import (
     KLCov,
     OffPolicyMask,
     SignWeights,
+    Steer,
     TopEntropy,
 )
 
@@ -99,6 +100,7 @@ AnyControl = (
     | EntropyRatioClip
     | EntropyWeights
     | OffPolicyMask
+    | Steer
     | EntropyAdvantage
     | RepoR
     | RepoD

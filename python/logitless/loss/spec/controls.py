@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from logitless.inputs.checks import choice, finite, not_negative, plain_fields, require
+from logitless.inputs.checks import (
+    choice,
+    finite,
+    not_negative,
+    plain_fields,
+    positive,
+    require,
+)
 from logitless.loss.spec.terms import KLEstimator, Reference
 
 Scope = Literal["batch", "micro"]
@@ -220,6 +227,39 @@ class EntropyRatioClip(Control):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"entropy", "old_entropy"})
+
+
+@dataclass(frozen=True)
+class Steer(Control):
+    """STEER (arXiv:2510.10150): less weight where a step would change the entropy much.
+
+        p, old_p = logp.exp().clamp(1e-8, 1 - 1e-8), old_logp.exp().clamp(1e-8, 1)
+        x = (A / old_p * p * (1 - p) * (p.log() + entropy)).abs().detach()
+        loss *= high * (low / high) ** (x / x[mask].max().clamp(min=floor))
+        loss *= high - (high - low) * (x - x[mask].min()) / (x[mask].max() - x[mask].min())
+
+    The last line is that of linear=True, (low + high) / 2 where all x are equal. The weights stay
+    in [low, high]. The range of x is that of the whole optimizer batch on all ranks; with
+    scope="micro" that of each call, as the authors have it. Where the policy has moved,
+    `batch_stats` wants logp and entropy under the current weights, and old_logp beside them.
+    """
+
+    low: float = 0.8
+    high: float = 1.0
+    linear: bool = False
+    floor: float = 0.02
+    scope: Scope = "batch"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        positive("Steer.low", self.low)
+        require("Steer.high", self.high, lambda x: x >= self.low, f">= low = {self.low}")
+        positive("Steer.floor", self.floor)
+        choice("Steer.scope", self.scope, get_args(Scope))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"entropy", "old_logp"})
 
 
 @dataclass(frozen=True)

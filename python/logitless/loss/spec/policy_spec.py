@@ -21,6 +21,7 @@ from logitless.loss.spec.controls import (
     EntropyWeights,
     KLCov,
     OffPolicyMask,
+    Steer,
     TopEntropy,
 )
 from logitless.loss.spec.corrections import Correction
@@ -293,9 +294,10 @@ class PolicyLossSpec:
         return credits or normalised or any(x.scope == "batch" for x in self.surveying)
 
     @property
-    def surveying(self) -> tuple[BatchClip, ...]:
+    def surveying(self) -> tuple[BatchClip | Steer, ...]:
         """The parts that look how far all tokens have moved: old_logp cannot stand in for logp."""
-        return (self.surrogate,) if isinstance(self.surrogate, BatchClip) else ()
+        parts = (self.surrogate, self.control)
+        return tuple([x for x in parts if isinstance(x, (BatchClip, Steer))])
 
     @property
     def surveys_call(self) -> bool:

@@ -35,6 +35,7 @@ from logitless.loss.spec import (
     RepoR,
     Sapo,
     SignWeights,
+    Steer,
     TopEntropy,
     TrustMask,
     Unclipped,
@@ -61,6 +62,11 @@ _SCORE = PolicyLossSpec(ratio="none", surrogate=Reinforce())
 _LOOSE = Clip(1.0, 1.0)
 _COVARIANCE = "Cui et al. 2025, arXiv:2505.22617"
 _SIGNS = "Zhu et al. 2025, arXiv:2506.01347"
+_STEER = "Hao et al. 2025, arXiv:2510.10150"
+_STEER_NOTE = (
+    "p is within [1e-8, 1 - 1e-8], p_old at least 1e-8. The range of x is of the whole batch; the "
+    "authors' code takes that of each micro-batch (scope='micro')."
+)
 _SIGNS_NOTE = (
     "A is the reward itself, 1 or -1. The authors' code puts the weights on PPO's clipped ratio: "
     "replace(presets['ppo'], control=spec.control)."
@@ -362,6 +368,19 @@ TABLE: dict[str, Preset] = {
         "H_old < 1.05",
         "Su et al. 2025, arXiv:2512.05591",
         "Pass old_entropy, the entropies that scored old_logp.",
+    ),
+    "steer": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.28, dual=10.0), control=Steer(0.8)),
+        "mean of -w min(A r, A clip(r, 0.8, 1.28)), at most -10 w A where A < 0; w = 0.8^(x / "
+        "max(max x, 0.02)), x = |A / p_old p (1 - p) (logp + H)|",
+        _STEER,
+        _STEER_NOTE,
+    ),
+    "steer_linear": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.28, dual=10.0), control=Steer(0.8, 1.2, linear=True)),
+        "as steer; w = 1.2 - 0.4 (x - min x) / (max x - min x), 1 where all x are equal",
+        _STEER,
+        _STEER_NOTE,
     ),
     "entropy_advantage": Preset(
         PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=EntropyAdvantage(0.4, 1.0)),

@@ -3,12 +3,16 @@ caller's, as data."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from logitless.backends.token_kernels.arrays import positive_or_one
+from logitless.backends.token_kernels.arrays import at_least, positive_or_one
 from logitless.inputs.tokens import Float64s, Floats, Tokens
+from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.policy_term.importance import Importance, importance
 from logitless.loss.evaluate.sequences import (
+    kernels_of,
     log_ratio_of,
     per_token,
     refuse,
@@ -21,21 +25,24 @@ from logitless.loss.spec import (
     EntropyWeights,
     OffPolicyMask,
     PolicyLossSpec,
+    Steer,
 )
+
+# Probabilities of STEER lie within these.
+LOG_LEAST, LOG_MOST = math.log(1e-8), math.log1p(-1e-8)
 
 
 def policy_weights(
     tokens: Tokens,
     spec: PolicyLossSpec,
-    mean_credit: tuple[float, float],  # of `entropy_credit` where A > 0 and where A < 0
-    mean_importance: float,
+    means: Means,
 ) -> tuple[Float64s | None, Importance | None]:
     """(weights [N] or None where they are 1 everywhere, the correction's or None)."""
-    weights, found = _control_weights(tokens, spec, mean_credit), None
+    weights, found = _control_weights(tokens, spec, means), None
     if spec.correction is not None:
         found = importance(tokens, spec.correction)
         # a mean of 0 is that of no valid token, or of weights that all are 0
-        scale = positive_or_one(mean_importance) if spec.correction.normalize else 1.0
+        scale = positive_or_one(means.importance) if spec.correction.normalize else 1.0
         corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
         weights = corrected if weights is None else corrected * weights
     if tokens.weights is not None:
@@ -49,6 +56,31 @@ def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
     assert tokens.entropy is not None
     xp, h, a = tokens.xp, valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
     return xp.where(a > 0, h, xp.where(a < 0, 1.0 / xp.maximum(h, control.floor), 0.0))
+
+
+def entropy_change(tokens: Tokens) -> Float64s:
+    """|Omega| of STEER: to first order in the step, how much a token changes the entropy of its
+    row."""
+    assert tokens.entropy is not None and tokens.old_logp is not None
+    xp, kernels = tokens.xp, kernels_of(tokens)
+    logp = xp.clip(valid(tokens, tokens.logp), LOG_LEAST, LOG_MOST)
+    p = kernels.exp(tokens, logp)
+    old = kernels.exp(tokens, xp.clip(valid(tokens, tokens.old_logp), LOG_LEAST, 0.0))
+    away = p * (1.0 - p) * (logp + valid(tokens, tokens.entropy))
+    return abs(valid(tokens, tokens.advantages) / old * away)
+
+
+def _steered(tokens: Tokens, control: Steer, least: float, most: float) -> Float64s:
+    xp, x, low, high = tokens.xp, entropy_change(tokens), control.low, control.high
+    if control.linear:
+        span = most - least
+        falls = high - (high - low) * (x - least) / positive_or_one(span)
+        weights = xp.where(x * 0.0 + span > 0, falls, 0.5 * (low + high))
+    else:
+        k = math.log(high / low) / at_least(most, control.floor)
+        weights = high * kernels_of(tokens).exp(tokens, -k * x)
+    # what has moved since the batch was looked at may lie outside of its range
+    return xp.clip(weights, low, high)
 
 
 def _given_weights(tokens: Tokens, weights: Floats) -> Float64s:
@@ -67,19 +99,19 @@ def _given_weights(tokens: Tokens, weights: Floats) -> Float64s:
     return xp.where(good, given, float("nan"))
 
 
-def _control_weights(
-    tokens: Tokens, spec: PolicyLossSpec, mean_credit: tuple[float, float]
-) -> Float64s | None:
+def _control_weights(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Float64s | None:
     control, xp = spec.control, tokens.xp
     if isinstance(control, EntropyWeights):
         a = valid(tokens, tokens.advantages)
-        mean = xp.where(a > 0, *mean_credit)
+        mean = xp.where(a > 0, *means.credit)
         # a mean of 0 is that of no token of this sign, or of none with any entropy
         shared = (a != 0) & (mean > 0)
         credit = entropy_credit(tokens, control) / xp.where(shared, mean, 1.0)
         return 1.0 - control.strength + control.strength * xp.where(shared, credit, 1.0)
     if isinstance(control, EntropyRatioClip):
         return _entropy_kept(tokens, control)
+    if isinstance(control, Steer):
+        return _steered(tokens, control, *means.change_range)
     if isinstance(control, OffPolicyMask):
         away = log_ratio_of(tokens, f"{control.against}_logp", "logp")
         far = per_token(tokens, sequence_means(tokens, away) > control.delta)
