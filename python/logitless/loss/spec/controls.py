@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from logitless.inputs.checks import (
     choice,
     finite,
+    flag,
     not_negative,
     plain_fields,
     positive,
@@ -254,6 +255,7 @@ class Steer(Control):
         plain_fields(self)
         positive("Steer.low", self.low)
         require("Steer.high", self.high, lambda x: x >= self.low, f">= low = {self.low}")
+        flag("Steer.linear", self.linear)
         positive("Steer.floor", self.floor)
         choice("Steer.scope", self.scope, get_args(Scope))
 
