@@ -13,8 +13,15 @@ import logitless as ll  # noqa: E402
 from logitless import reference  # noqa: E402
 from logitless.backends.row_kernels import tensor_divergence  # noqa: E402
 from tests.support.device.devices import Device  # noqa: E402
+from tests.support.teacher_cases import (  # noqa: E402
+    CHAINS,
+    EXTRAS,
+    INF,
+    KINDS,
+    Call,
+    beta_of,
+)
 from tests.support.tolerances import assert_values  # noqa: E402
-from tests.teacher.test_divergence import CHAINS, EXTRAS, INF, KINDS, Call, beta_of  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16)
 
