@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import types
@@ -15,16 +16,26 @@ import pytest
 from logitless.integrations.trl import hooks, install, uninstall
 
 
+def divergence(parameters: tuple[str, ...] = hooks.DIVERGENCE_PARAMETERS) -> Callable[..., Any]:
+    def function(*given: Any) -> None:
+        raise AssertionError
+
+    kinds = [inspect.Parameter(x, inspect.Parameter.POSITIONAL_OR_KEYWORD) for x in parameters]
+    function.__dict__["__signature__"] = inspect.Signature(kinds)
+    return function
+
+
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, head: Callable[..., None], fields: tuple[str, ...]
 ) -> Callable[[str], Any]:
     """Modules of a TRL 9.9 with this function and this output."""
     monkeypatch.setattr(hooks, "version", lambda name: "9.9")
-    for name in ("trl", "trl.trainer", hooks.UTILS, *hooks.TRAINERS):
+    for name in ("trl", "trl.trainer", hooks.UTILS, hooks.DISTILLATION, *hooks.TRAINERS):
         module = types.ModuleType(name)
         module.__path__ = []
         setattr(module, hooks.HEAD, head)
         monkeypatch.setitem(sys.modules, name, module)
+    sys.modules[hooks.DISTILLATION].__dict__[hooks.DIVERGENCE] = divergence()
     utils = sys.modules[hooks.UTILS]
     utils.__dict__[hooks.OUTPUT] = make_dataclass("Output", fields)
     return lambda name: getattr(sys.modules[name], hooks.HEAD)
@@ -61,6 +72,19 @@ def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "add_fused_lm_head(model, temperature, outputs)" in text
     assert held(hooks.UTILS) is other
     uninstall()
+
+
+def test_another_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
+    other = divergence(hooks.DIVERGENCE_PARAMETERS[:-1])
+    monkeypatch.setitem(vars(sys.modules[hooks.DISTILLATION]), hooks.DIVERGENCE, other)
+    with pytest.raises(ImportError, match=r"_chunked_divergence_loss\(.*temperature\) in trl 9\.9"):
+        install()
+    assert held(hooks.UTILS) is known
+    monkeypatch.delitem(vars(sys.modules[hooks.DISTILLATION]), hooks.DIVERGENCE)
+    with pytest.raises(ImportError, match=f"{hooks.DIVERGENCE} in trl 9.9"):
+        install()
+    assert held(hooks.UTILS) is known
 
 
 def test_another_output(monkeypatch: pytest.MonkeyPatch) -> None:

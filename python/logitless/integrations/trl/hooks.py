@@ -13,6 +13,14 @@ UTILS = "trl.trainer.utils"
 HEAD = "add_fused_lm_head"
 TRAINERS = tuple(f"trl.trainer.{name}_trainer" for name in ("grpo", "rloo", "sft", "dpo", "kto"))
 HEAD_PARAMETERS = ("model", "temperature", "cast_lm_head_to_fp32", "outputs")
+DISTILLATION = "trl.trainer.distillation_trainer"
+DIVERGENCE = "_chunked_divergence_loss"
+DIVERGENCE_PARAMETERS = (
+    "student_hidden_states", "teacher_hidden_states", "student_lm_head_weight",
+    "teacher_lm_head_weight", "completion_mask", "beta", "num_items_in_batch",
+    "student_lm_head_bias", "teacher_lm_head_bias", "student_logit_scale", "teacher_logit_scale",
+    "student_final_logit_softcapping", "teacher_final_logit_softcapping", "temperature",
+)  # fmt: skip
 OUTPUT = "FusedCausalLMOutput"
 OUTPUT_FIELDS = (
     "loss", "log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask",
@@ -58,6 +66,13 @@ def head_function() -> Callable[..., None]:
     _check(f"{UTILS}.{HEAD}", function, HEAD_PARAMETERS)
     for module in TRAINERS:
         find(module, HEAD)
+    return function
+
+
+def divergence_function() -> Callable[..., Any]:
+    """The loss of its distillation trainer."""
+    function: Callable[..., Any] = find(DISTILLATION, DIVERGENCE)
+    _check(f"{DISTILLATION}.{DIVERGENCE}", function, DIVERGENCE_PARAMETERS)
     return function
 
 

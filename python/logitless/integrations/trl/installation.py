@@ -1,4 +1,4 @@
-"""Replaces the head of TRL's trainers, and puts it back."""
+"""Replaces what TRL's trainers make of logits, and puts it back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from logitless.integrations.trl import hooks
 
-# TRL's own function while ours stands in its place.
-_replaced: list[Callable[..., None]] = []
+# Names, and under each TRL's function and ours that stands in its place.
+_replaced: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 class Installation:
@@ -35,35 +35,40 @@ class Installation:
 def install() -> Installation:
     """TRL's trainers that are made from now on score tokens with this library.
 
-    GRPO, RLOO, SFT, DPO, KTO and what else gives its model a head by `add_fused_lm_head`. Their
-    losses, metrics and arguments stay; log-probs, entropies and their gradients are the same but
-    for rounding. A second call changes nothing; `with install():` lasts for its block. Trainers
-    keep the head that they were made with.
+    GRPO, RLOO, SFT, DPO, KTO and what else gives its model a head by `add_fused_lm_head`; and
+    DistillationTrainer, whenever it was made. Their losses, metrics and arguments stay; log-probs,
+    entropies, divergences and their gradients are the same but for rounding. A second call changes
+    nothing; `with install():` lasts for its block. Trainers keep the head that they were made with;
+    the divergence is this library's while it is installed.
 
     Raises ImportError where TRL is missing, or is a version whose function has another name or
     other parameters.
     """
+    from logitless.integrations.trl.distillation import divergence_loss
     from logitless.integrations.trl.head import add_head
 
     if _replaced:
         return Installation(made=False)
-    original = hooks.head_function()
+    found = {
+        hooks.HEAD: (hooks.head_function(), add_head),
+        hooks.DIVERGENCE: (hooks.divergence_function(), divergence_loss),
+    }
     hooks.output_class()
-    _exchange(original, add_head)
-    _replaced.append(original)
+    for name, (theirs, ours) in found.items():
+        _exchange(name, theirs, ours)
+    _replaced.update(found)
     return Installation(made=True)
 
 
 def uninstall() -> None:
     """Trainers that are made from now on have TRL's own head; nothing where none was installed."""
-    from logitless.integrations.trl.head import add_head
+    for name, (theirs, ours) in _replaced.items():
+        _exchange(name, ours, theirs)
+    _replaced.clear()
 
-    if _replaced:
-        _exchange(add_head, _replaced.pop())
 
-
-def _exchange(old: Any, new: Any) -> None:
+def _exchange(held: str, old: Any, new: Any) -> None:
     """In all modules of TRL that hold it: they import it by name, and may be imported later."""
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "trl" and vars(module).get(hooks.HEAD) is old:
-            setattr(module, hooks.HEAD, new)
+        if name.split(".")[0] == "trl" and vars(module).get(held) is old:
+            setattr(module, held, new)
