@@ -49,7 +49,7 @@ def install() -> Installation:
 
     if _replaced:
         return Installation(made=False)
-    found = {
+    found: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         hooks.HEAD: (hooks.head_function(), add_head),
         hooks.DIVERGENCE: (hooks.divergence_function(), divergence_loss),
     }
