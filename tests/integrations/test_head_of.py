@@ -51,7 +51,7 @@ def test_the_fields() -> None:
     layer = model.get_output_embeddings()
     head = ll.head_of(model)
     assert head.weight is layer.weight
-    assert tuple(head) == (layer.weight, layer.bias, None, 1.0, VOCAB)
+    assert tuple(head) == (layer.weight, layer.bias, None, 1.0, VOCAB, ())
     assert head.options == {"bias": layer.bias, "softcap": None, "logit_scale": 1.0}
 
 
