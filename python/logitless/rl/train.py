@@ -39,7 +39,7 @@ def train(
     log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage = advantage_name(recipe, name)
-    engine = LocalEngine(policy, recipe.update)
+    engine = LocalEngine(policy, recipe.update, recipe.steps)
     start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
     progress.skip(min(start, recipe.steps))
     rows = metrics.keep_before(log, start)
@@ -64,12 +64,15 @@ def train(
                 with clock("entropy probe"):
                     probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
             update = update_policy(engine, rollout, advantages, spec, recipe, step, clock)
+        rate = engine.learning_rate
+        engine.advance()
         divergence.check_finite(name, step, update.metrics)
         row = describe(experience, recipe.task.right)
         row |= {
             "step": step,
             "logp_gap": update.logp_gap,
             "selected_tokens": update.selected_tokens,
+            "actor/lr": rate,
         }
         row |= update.metrics
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.

@@ -40,7 +40,9 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     for name in recipe.methods:
         advantage_name(recipe, name)
     with run_folder.locked(out):
-        run_folder.claim(out, asdict(recipe), resume=resume, overwrite=overwrite)
+        # the rates of the steps that are done would have been others with another last step
+        fixed = ["steps"] if recipe.update.falls_until_the_end else []
+        run_folder.claim(out, asdict(recipe), fixed, resume=resume, overwrite=overwrite)
         return _run(recipe, task, specs, out, resume)
 
 

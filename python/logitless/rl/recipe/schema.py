@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import logitless as ll
 
@@ -173,6 +173,19 @@ class UpdateRecipe:
     beta2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    # Steps until the learning rates are whole; the first has a share of 1 / (lr_warmup + 1).
+    lr_warmup: int = 0
+    # How they fall after that.
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    # The step from which on they are at lr_final; None: the end of the run.
+    lr_decay_steps: int | None = None
+    # What is left of them then, as a share.
+    lr_final: float = 0.0
+
+    @property
+    def falls_until_the_end(self) -> bool:
+        """Whether the learning rate of a step depends on how many steps the run has."""
+        return self.lr_schedule != "constant" and self.lr_decay_steps is None
 
     def __post_init__(self) -> None:
         for key in ("minibatches", "micro_batches", "epochs"):
@@ -182,6 +195,16 @@ class UpdateRecipe:
         for key in ("beta1", "beta2"):
             _number(f"update.{key}", getattr(self, key), lambda x: 0 <= x < 1, "in [0, 1)")
         _number("update.clip_norm", self.clip_norm, lambda x: x > 0, "above 0", endless=True)
+        _at_least("update.lr_warmup", self.lr_warmup, 0)
+        _number("update.lr_final", self.lr_final, lambda x: 0 <= x <= 1, "in [0, 1]")
+        if self.lr_decay_steps is not None:
+            _at_least("update.lr_decay_steps", self.lr_decay_steps, self.lr_warmup + 1)
+        for key, unset in {"lr_decay_steps": None, "lr_final": 0}.items():
+            if self.lr_schedule == "constant" and getattr(self, key) != unset:
+                raise ValueError(
+                    f"recipe key 'update.{key}' needs update.lr_schedule=linear or cosine, "
+                    f"got {getattr(self, key)} with constant"
+                )
         try:
             ll.plan(1, 1, 1, budget=self.memory_budget, tail_mass=self.tail_mass)
         except ValueError as error:
@@ -232,6 +255,11 @@ class Recipe:
                 f"recipe: {sequences} sequences a step (rollout.prompts * rollout.group) cannot "
                 f"fill update.minibatches = {self.update.minibatches} of update.micro_batches = "
                 f"{self.update.micro_batches}"
+            )
+        if self.update.falls_until_the_end and self.steps <= self.update.lr_warmup:
+            raise ValueError(
+                f"recipe key 'update.lr_warmup' must be below steps = {self.steps} with "
+                f"update.lr_schedule={self.update.lr_schedule}, got {self.update.lr_warmup}"
             )
         if self.evaluation.file is not None and self.task.prompts is None:
             raise ValueError(

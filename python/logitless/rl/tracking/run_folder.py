@@ -13,7 +13,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,16 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def claim(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder this recipe's, inside of `locked`. recipe: as plain values.
+def claim(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    fixed: Sequence[str] = (),
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Makes the folder this recipe's, inside of `locked`. recipe: as plain values; fixed: those of
+    MAY_CHANGE that may not, here.
 
     ValueError where it holds a run and neither `resume` nor `overwrite` is given, where there is
     nothing to resume, and where the run to resume had other values: each key is listed.
@@ -39,7 +47,8 @@ def claim(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: b
         raise ValueError("--resume and --overwrite exclude each other, got both")
     held = runs_in(folder)
     if resume:
-        _check_same(folder, recipe, held)
+        may = [key for key in MAY_CHANGE if key not in fixed]
+        _check_same(folder, recipe, held, may)
     elif held and not overwrite:
         raise ValueError(
             f"{folder} holds a run ({', '.join(held)}): pass --resume to go on with it, "
@@ -86,7 +95,9 @@ def clear(folder: Path, runs: list[str]) -> None:
             (folder / name / file).unlink(missing_ok=True)
 
 
-def _check_same(folder: Path, recipe: Mapping[str, Any], held: list[str]) -> None:
+def _check_same(
+    folder: Path, recipe: Mapping[str, Any], held: list[str], may_change: list[str]
+) -> None:
     before = recipe_in(folder)
     if before is None:
         found = f"the runs {', '.join(held)} without {RECIPE_FILE}" if held else "no run"
@@ -96,12 +107,12 @@ def _check_same(folder: Path, recipe: Mapping[str, Any], held: list[str]) -> Non
     changes = [
         f"{key}: {old} before, {new} now"
         for key, old, new in differences(before, now)
-        if key.split(".")[0] not in MAY_CHANGE
+        if key.split(".")[0] not in may_change
     ]
     if changes:
         raise ValueError(
             f"--resume goes on with the recipe that {folder} was started with, but for "
-            f"{', '.join(MAY_CHANGE)} and methods that are new; got " + "; ".join(changes)
+            f"{', '.join(may_change)} and methods that are new; got " + "; ".join(changes)
         )
 
 
