@@ -1,6 +1,4 @@
-"""One method's training run, top to bottom. What it leaves out: a value model, a reference model,
-several machines.
-"""
+"""One method's training run, top to bottom. What it leaves out: a value model, several machines."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import EntropyProbe, advantage_name, update_policy
+from logitless.rl.update import EntropyProbe, advantage_name, update_policy, with_reference
 
 
 def train(
@@ -39,7 +37,8 @@ def train(
     log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage = advantage_name(recipe, name)
-    engine = LocalEngine(policy, recipe.update, recipe.steps)
+    reference = recipe.reference if "ref_logp" in spec.needs else None
+    engine = LocalEngine(policy, recipe.update, recipe.steps, reference)
     start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
     progress.skip(min(start, recipe.steps))
     rows = metrics.keep_before(log, start)
@@ -55,7 +54,8 @@ def train(
         clock = Stopwatch()
         with divergence.watched(name, step, policy.model):
             experience = collect(policy, task, recipe, advantage, step, clock)
-            rollout, advantages = experience.rollout, experience.advantages
+            rollout = with_reference(engine, experience.rollout, recipe, clock)
+            advantages = experience.advantages
             if experience.failures:
                 progress.say(f"{name} step {step + 1}: {unscored(experience)}")
 

@@ -61,7 +61,7 @@ def measure_here(
                 states, weight, targets, old_logp, advantages, 1.0
             ).backward()
         once, logp = torch.ones(rows, 1, dtype=torch.bool), old_logp[:, None]
-        rollout = Rollout(targets[:, None], once, once, logp, -logp)
+        rollout = Rollout(targets[:, None], once, once, logp, -logp, ref_logp=logp)
         batch = pack(rollout, advantages, torch.arange(rows))
         asks = spec.control is not None and "entropy_change" in spec.control.needs
         scored = {"entropy_change": torch.zeros(rows)} if asks else None

@@ -39,6 +39,12 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
     for name in recipe.methods:
         advantage_name(recipe, name)
+    kind = recipe.reference.kind
+    if kind != "frozen" and not any("ref_logp" in spec.needs for spec in specs.values()):
+        raise ValueError(
+            f"recipe key 'reference.kind' is {kind}, and no method compares with a reference: "
+            "methods.NAME.change={kl: {coefficient: 0.01}} does"
+        )
     with run_folder.locked(out):
         # the rates of the steps that are done would have been others with another last step
         fixed = ["steps"] if recipe.update.falls_until_the_end else []

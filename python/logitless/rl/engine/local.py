@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from logitless.rl.engine import optimizer_state
+from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
-from logitless.rl.recipe import UpdateRecipe
+from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -20,12 +21,19 @@ from logitless.rl.tracking.stopwatch import Stopwatch
 class LocalEngine:
     """Forward and backward, the optimizer step, and the state of both for checkpoints."""
 
-    def __init__(self, policy: Policy, update: UpdateRecipe, steps: int = 1) -> None:
-        """steps: of the whole run, where the learning rates fall until its end."""
+    def __init__(
+        self,
+        policy: Policy,
+        update: UpdateRecipe,
+        # of the whole run, where the learning rates fall until its end
+        steps: int = 1,
+        reference: ReferenceRecipe | None = None,
+    ) -> None:
         self.policy = policy
         self._clip_norm = update.clip_norm
         self._optimizer = make_optimizer(policy, update)
         self._schedule = make_schedule(self._optimizer, update, steps)
+        self.reference = None if reference is None else Reference(policy, reference)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def forward_backward(
@@ -57,17 +65,23 @@ class LocalEngine:
         return max(self._schedule.get_last_lr())
 
     def advance(self) -> None:
-        """The end of an RL step: the learning rates move on."""
+        """The end of an RL step: the learning rates and the reference move on."""
         self._schedule.step()
+        if self.reference is not None:
+            self.reference.advance(self._schedule.last_epoch)
 
     def save(self, folder: Path) -> None:
         self.policy.save(folder)
         optimizer_state.save(self._optimizer, self._schedule, folder)
+        if self.reference is not None:
+            self.reference.save(folder)
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote, bit for bit."""
         self.policy.load_weights(folder)
         optimizer_state.load(self._optimizer, self._schedule, folder)
+        if self.reference is not None:
+            self.reference.load(folder)
 
 
 def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:

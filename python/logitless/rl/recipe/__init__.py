@@ -10,6 +10,7 @@ from logitless.rl.recipe.schema import (
     LossRecipe,
     ModelRecipe,
     Recipe,
+    ReferenceRecipe,
     RolloutRecipe,
     TaskRecipe,
     UpdateRecipe,
@@ -17,7 +18,7 @@ from logitless.rl.recipe.schema import (
 )
 
 __all__ = [
-    "WARMUP", "EvaluationRecipe", "LossRecipe", "ModelRecipe", "Recipe", "RolloutRecipe",
-    "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "bundled", "load_recipe", "make_spec",
-    "recipe_of",
+    "WARMUP", "EvaluationRecipe", "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe",
+    "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "bundled", "load_recipe",
+    "make_spec", "recipe_of",
 ]  # fmt: skip

@@ -21,10 +21,6 @@ def make_spec(method: str, loss: LossRecipe, max_new_tokens: int | None = None) 
         raise ValueError(unknown("preset", loss.preset, ll.presets))
     preset = ll.presets[loss.preset]
     spec = build(type(preset), loss.change, f"methods.{method}.change", preset)
-    if "ref_logp" in spec.needs:
-        raise NotImplementedError(
-            f"method '{method}' needs ref_logp: the trainer has no reference model yet"
-        )
     if spec.aggregation == "seq-mean-token-sum-norm" and spec.max_length is None:
         spec = replace(spec, max_length=max_new_tokens)
     return spec

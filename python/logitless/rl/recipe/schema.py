@@ -212,6 +212,32 @@ class UpdateRecipe:
 
 
 @dataclass(frozen=True)
+class ReferenceRecipe:
+    """The policy that a KL term compares with; methods without such a term have none."""
+
+    # "frozen": the policy of the start; "ema": a moving mean of the policy's weights; "anchor": the
+    # policy itself, every so many steps.
+    kind: Literal["frozen", "ema", "anchor"] = "frozen"
+    # Of kind ema: the share of the mean that a step leaves as it was.
+    decay: float | None = None
+    # Of kind anchor: steps from one copy of the policy to the next.
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, kind in {"decay": "ema", "every": "anchor"}.items():
+            value = getattr(self, key)
+            if (value is not None) != (self.kind == kind):
+                raise ValueError(
+                    f"recipe key 'reference.{key}' goes with reference.kind={kind}, got "
+                    f"reference.{key}={value} and reference.kind={self.kind}"
+                )
+        if self.decay is not None:
+            _number("reference.decay", self.decay, lambda x: 0 <= x < 1, "in [0, 1)")
+        if self.every is not None:
+            _at_least("reference.every", self.every, 1)
+
+
+@dataclass(frozen=True)
 class LossRecipe:
     """A row of `logitless.presets`, and the changes to it: {control: {fraction: 0.1}}."""
 
@@ -241,6 +267,7 @@ class Recipe:
     warmup: WarmupRecipe = field(default_factory=WarmupRecipe)
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
     update: UpdateRecipe = field(default_factory=UpdateRecipe)
+    reference: ReferenceRecipe = field(default_factory=ReferenceRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ PARTS = [
     "train head",
     "optimizer",
     "entropy probe",
+    "reference",
 ]
 
 
@@ -106,10 +107,13 @@ def time_plot(runs: Runs) -> Figure:
     """
     figure, axes = _figure(1)
     left = np.zeros(len(runs))
-    for part, color in zip(PARTS, [*COLORS, "#999999"], strict=True):
+    for part, color in zip(PARTS, [*COLORS, "#999999", "#555555"], strict=True):
         means = [
             np.mean([row.get(f"seconds/{part}", 0.0) for row in rows]) for rows in runs.values()
         ]
+        # most runs have no reference
+        if part == "reference" and not any(means):
+            continue
         axes[0].barh(list(runs), means, left=left, color=color, label=part)
         left += np.array(means)
     axes[0].set(xlabel="seconds per step")

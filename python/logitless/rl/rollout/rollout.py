@@ -26,6 +26,8 @@ class Rollout:
     # Of each target the tokens that it was drawn from, which logp and entropy are within; None: all
     # of them always.
     kept: ll.SamplingMask | None = None
+    # Of the sampled tokens under the reference policy, where there is one.
+    ref_logp: Tensor | None = None  # [B, T] fp32
 
     @property
     def prompt_length(self) -> int:
@@ -48,6 +50,7 @@ class Rollout:
             self.logp[index],
             self.entropy[index],
             None if self.kept is None else self.kept.rows(self._rows(index)),
+            None if self.ref_logp is None else self.ref_logp[index],
         )
 
     def _rows(self, index: Tensor) -> Tensor:

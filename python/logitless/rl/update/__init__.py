@@ -5,10 +5,12 @@ from __future__ import annotations
 from logitless.rl.update.advantages import ADVANTAGES, advantage_name, advantages_of
 from logitless.rl.update.entropy_probe import EntropyProbe
 from logitless.rl.update.minibatch import Packed, batch_options, old_policy, pack
+from logitless.rl.update.reference import with_reference
 from logitless.rl.update.update import Update, loss_backward, merge, update_policy
 from logitless.rl.update.warmup import warm_up
 
 __all__ = [
     "ADVANTAGES", "EntropyProbe", "Packed", "Update", "advantage_name", "advantages_of",
     "batch_options", "loss_backward", "merge", "old_policy", "pack", "update_policy", "warm_up",
+    "with_reference",
 ]  # fmt: skip

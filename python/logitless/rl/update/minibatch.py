@@ -18,6 +18,7 @@ class Packed(NamedTuple):
     targets: Tensor  # [N] int64
     old_logp: Tensor  # [N]
     old_entropy: Tensor  # [N]
+    ref_logp: Tensor | None  # [N]
     advantages: Tensor  # [N]
     mask: Tensor  # [N] bool: all true, since only sampled tokens are packed
     cu_seqlens: Tensor  # [B + 1] int32
@@ -38,6 +39,7 @@ def pack(
         targets=part.targets,
         old_logp=part.logp[mask],
         old_entropy=part.entropy[mask],
+        ref_logp=None if part.ref_logp is None else part.ref_logp[mask],
         advantages=advantages[index].repeat_interleave(lengths),
         mask=torch.ones(len(sequence), dtype=torch.bool),
         cu_seqlens=torch.cat([ends.new_zeros(1), ends]),
@@ -71,6 +73,11 @@ def batch_options(
 
 
 def old_policy(packed: Packed, spec: Any) -> dict[str, Any]:
-    """What a loss needs of the rollout's policy, here the old one, beside old_logp."""
-    given = {"rollout_logp": packed.old_logp, "old_entropy": packed.old_entropy}
+    """What a loss needs beside old_logp: of the rollout's policy, here the old one, and of the
+    reference."""
+    given = {
+        "rollout_logp": packed.old_logp,
+        "old_entropy": packed.old_entropy,
+        "ref_logp": packed.ref_logp,
+    }
     return {name: x for name, x in given.items() if name in spec.needs}
