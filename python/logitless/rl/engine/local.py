@@ -62,7 +62,7 @@ class LocalEngine:
     @property
     def learning_rate(self) -> float:
         """The largest one of now."""
-        return max(self._schedule.get_last_lr())
+        return max(map(float, self._schedule.get_last_lr()))
 
     def advance(self) -> None:
         """The end of an RL step: the learning rates and the reference move on."""
