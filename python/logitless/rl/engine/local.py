@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from logitless.rl.engine import optimizer_state
+from logitless.rl.engine.layers import checkpoint_layers
 from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
@@ -32,6 +33,8 @@ class LocalEngine:
         self.policy = policy
         self._clip_norm = update.clip_norm
         self._optimizer = make_optimizer(policy, update)
+        if update.gradient_checkpointing:
+            checkpoint_layers(policy.model)
         self._schedule = make_schedule(self._optimizer, update, steps)
         self.reference = None if reference is None else Reference(policy, reference)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -181,6 +181,9 @@ class UpdateRecipe:
     lr_decay_steps: int | None = None
     # What is left of them then, as a share.
     lr_final: float = 0.0
+    # Whether the body's layers keep their inputs alone and run a second time in the backward: less
+    # memory, one more forward, and the same gradients.
+    gradient_checkpointing: bool = False
 
     @property
     def falls_until_the_end(self) -> bool:
