@@ -13,7 +13,7 @@ from torch import Tensor
 from logitless.integrations.trl import hooks, install
 from logitless.integrations.trl.distillation import divergence_loss
 from tests.plugins.trl.setting import arguments, plain_model, prompts, quiet, save_model, tokenizer
-from tests.plugins.trl.test_training import largest, trained
+from tests.plugins.trl.whole import largest, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from logitless.integrations.trl import install
 from tests.plugins.trl.setting import (
@@ -21,42 +20,10 @@ from tests.plugins.trl.setting import (
     save_model,
     tokenizer,
 )
+from tests.plugins.trl.whole import largest, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 8
-# What depends on the clock.
-TIMES = ("runtime", "per_second", "step_time", "total_flos", "epoch")
-
-
-class Trained(NamedTuple):
-    logs: list[dict[str, float]]
-    parameters: dict[str, Tensor]
-
-
-def trained(trainer: Any) -> Trained:
-    torch.manual_seed(0)
-    with quiet():
-        trainer.train()
-    logs = [
-        {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
-        for row in trainer.state.log_history
-    ]
-    return Trained(logs, {k: p.detach().clone() for k, p in trainer.model.named_parameters()})
-
-
-def largest(a: Trained, b: Trained) -> dict[str, float]:
-    """Of each metric over the steps, and of the change of weights."""
-    assert len(a.logs) == len(b.logs)
-    found: dict[str, float] = {}
-    for x, y in zip(a.logs, b.logs, strict=True):
-        assert x.keys() == y.keys()
-        for name in x:
-            if x[name] == x[name] or y[name] == y[name]:
-                found[name] = max(found.get(name, 0.0), abs(x[name] - y[name]))
-    found["weights"] = max(
-        (p - b.parameters[k]).abs().max().item() for k, p in a.parameters.items()
-    )
-    return found
 
 
 def test_eight_steps_of_grpo(tmp_path: Path) -> None:
