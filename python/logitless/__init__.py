@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         Unclipped,
         Vespo,
     )
-    from logitless.loss.spec.controllers import LogController, StepController
+    from logitless.loss.spec.controllers import LogController, RepoController, StepController
     from logitless.loss.spec.corrections import corrections
     from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import batch_stats, token_ids
@@ -123,6 +123,7 @@ _HOMES = {
     "PolicyLossSpec": "logitless.loss.spec",
     "Reinforce": "logitless.loss.spec",
     "Reject": "logitless.loss.spec",
+    "RepoController": "logitless.loss.spec.controllers",
     "RepoD": "logitless.loss.spec",
     "RepoR": "logitless.loss.spec",
     "RolloutWeights": "logitless.loss.evaluate.rollout",
@@ -203,6 +204,7 @@ __all__ = [
     "PolicyLossSpec",
     "Reinforce",
     "Reject",
+    "RepoController",
     "RepoD",
     "RepoR",
     "RolloutWeights",

@@ -38,7 +38,31 @@ def test_log_controller_brings_entropy_to_its_target() -> None:
     assert controller.update(0.0) == 0.25
 
 
-@pytest.mark.parametrize("make", [ll.StepController, ll.LogController])
+def test_repo_controller_doubles_halves_and_turns() -> None:
+    """The authors' rule, step by step: its whole range down, and back up."""
+    controller = ll.RepoController(target=0.3)
+    down = [5e-4, 2.5e-4, 1.25e-4, *(-1e-4 * 2.0**k for k in range(9)), -0.05, -0.05]
+    up = [-0.05 / 2**k for k in range(1, 9)] + [1e-4 * 2.0**k for k in range(9)] + [0.05, 0.05]
+    for entropy, path in ((0.31, down), (0.29, up)):
+        for value in path:
+            assert controller.update(entropy) == pytest.approx(value, rel=1e-12)
+    assert controller.update(0.3) == 0.05
+    for entropy, first in ((0.31, -1e-4), (0.29, 1e-4)):
+        assert ll.RepoController(0.3, 0.0).update(entropy) == first
+
+
+def test_repo_controller_brings_entropy_to_its_target() -> None:
+    """A policy whose entropy is 0.4 + 3 zeta, and one that needs a zeta below 0: both are at the
+    target within what one doubling moves them."""
+    for base in (0.2, 0.4):
+        controller = ll.RepoController(target=0.3, high=1.0)
+        seen = [base + 3.0 * controller.update(base + 3.0 * controller.coefficient)
+                for _ in range(200)]  # fmt: skip
+        assert all(abs(x - 0.3) <= 0.11 for x in seen[50:])
+        assert min(seen[50:]) < 0.3 < max(seen[50:])
+
+
+@pytest.mark.parametrize("make", [ll.StepController, ll.LogController, ll.RepoController])
 def test_state_survives(make: Any) -> None:
     a, b = make(target=0.4), make(target=9.0)
     a.update(0.1)
@@ -54,6 +78,9 @@ def test_state_survives(make: Any) -> None:
         (lambda: ll.StepController(target=-1.0), ["StepController.target", "-1.0"]),
         (lambda: ll.StepController(0.1, value=2.0), ["StepController.value", "[0.0, 1.0]"]),
         (lambda: ll.LogController(0.1, coefficient=0.0), ["LogController.coefficient", "0.0"]),
+        (lambda: ll.RepoController(0.1, 0.1), ["RepoController.coefficient", "[-0.05, 0.05]"]),
+        (lambda: ll.RepoController(0.1, low=0.0), ["RepoController.low", "0.0"]),
+        (lambda: ll.RepoController(0.1, high=1e-5), ["RepoController.high", "low = 0.0001"]),
         (lambda: ll.LogController(0.1).update(math.nan), ["entropy", "nan"]),
     ],
 )

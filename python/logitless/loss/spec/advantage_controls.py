@@ -55,8 +55,8 @@ class RepoR(AdvantageControl):
         A = torch.where(A > 0, (A * (1 - zeta * logp.detach())).clamp(min=0),
                         (A * (1 + zeta * logp.detach())).clamp(max=0))
 
-    A zeta > 0 raises the entropy, one < 0 lowers it. The authors let it follow the entropy within
-    1e-4 and 0.05; it is data of the call, as the coefficient of EntropyBonus is.
+    A zeta > 0 raises the entropy, one < 0 lowers it. The authors let it follow the entropy
+    (`RepoController`); it is data of the call, as the coefficient of EntropyBonus is.
     """
 
     moves = "zeta"
@@ -75,7 +75,8 @@ class RepoD(AdvantageControl):
 
     -entropy is the exact mean of logp over the vocabulary, so that the change is centred at each
     token. A beta > 0 raises the entropy. It may turn the sign of an advantage, and tokens with an
-    advantage of 0 get one. beta is data of the call, as the coefficient of EntropyBonus is.
+    advantage of 0 get one. beta is data of the call, as the coefficient of EntropyBonus is, and may
+    come from a `RepoController`.
     """
 
     moves = "beta"

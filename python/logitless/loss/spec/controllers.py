@@ -1,4 +1,4 @@
-"""Entropy coefficients that follow the entropy: plain state, one update per optimizer step.
+"""Coefficients that follow the entropy: plain state, one update per optimizer step.
 
 `entropy` is the token mean over the whole optimizer batch: the sum of `actor/entropy` over its
 micro-batches and ranks. All ranks that update with the same number stay in step.
@@ -122,6 +122,54 @@ class LogController:
         # exp overflows where `high` holds anyway
         below = moved < math.log(self.high)
         self.coefficient = min(max(math.exp(moved), LEAST), self.high) if below else self.high
+        return self.coefficient
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _load(self, state)
+
+
+@dataclass
+class RepoController:
+    """REPO's zeta (arXiv:2603.11682), for `RepoR` and `RepoD`. In plain code, after each step:
+
+        side = 1 if entropy < target else -1    # at the target nothing moves
+        now = side * coefficient                # above 0 it pushes toward the target already
+        halved = now / 2 if now / 2 <= -low else low
+        coefficient = side * (min(2 * now, high) if now > 0 else halved)
+
+    Its size doubles or halves within [low, high]; one that would become smaller than low changes
+    its sign, and one of 0 starts at low. The defaults are those of REPO-R. The authors hold the
+    beta of REPO-D within low=1e-3 and high=10.
+    """
+
+    target: float
+    coefficient: float = 1e-3
+    low: float = 1e-4
+    high: float = 0.05
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("RepoController.target", self.target)
+        positive("RepoController.low", self.low)
+        require("RepoController.high", self.high, lambda x: x >= self.low, f">= low = {self.low}")
+        require(
+            "RepoController.coefficient",
+            self.coefficient,
+            lambda x: abs(x) <= self.high,
+            f"in [-high, high] = [{-self.high}, {self.high}]",
+        )
+
+    def update(self, entropy: float) -> float:
+        """Takes the entropy of the step that ended; returns the coefficient of the next."""
+        away = self.target - _observed(entropy)
+        if away:
+            side = math.copysign(1.0, away)
+            now = side * self.coefficient
+            halved = 0.5 * now if 0.5 * now <= -self.low else self.low
+            self.coefficient = side * (min(2.0 * now, self.high) if now > 0 else halved)
         return self.coefficient
 
     def state_dict(self) -> dict[str, Any]:

@@ -394,14 +394,14 @@ TABLE: dict[str, Preset] = {
         "min(0, A (1 + 0.001 logp)) where A < 0",
         "Petrenko et al. 2026, arXiv:2603.11682",
         "zeta doubles or halves after each step toward a target entropy: replace(spec, "
-        "control=RepoR(zeta)).",
+        "control=RepoR(controller.coefficient)) with a RepoController(target).",
     ),
     "repo_d": Preset(
         PolicyLossSpec(surrogate=Clip(0.2, 0.2), control=RepoD(1e-3)),
         "mean of -min(B r, B clip(r, 0.8, 1.2)), B = A - 0.001 (logp + H)",
         "Petrenko et al. 2026, arXiv:2603.11682",
-        "The mean of logp that is taken off is exact, -H. The paper's beta was not read; 0.001 is "
-        "where its zeta starts.",
+        "The mean of logp that is taken off is exact, -H. The paper's rule for beta was not read; "
+        "its size is said to lie within 0.001 and 10: RepoController(target, low=1e-3, high=10.0).",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),
