@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         CustomSurrogate,
         Dcpo,
         Dro,
+        Entropic,
         EntropyAdvantage,
         EntropyBonus,
         EntropyFloor,
@@ -62,7 +63,12 @@ if TYPE_CHECKING:
         Unclipped,
         Vespo,
     )
-    from logitless.loss.spec.controllers import LogController, RepoController, StepController
+    from logitless.loss.spec.controllers import (
+        LogController,
+        PIController,
+        RepoController,
+        StepController,
+    )
     from logitless.loss.spec.corrections import corrections
     from logitless.loss.spec.presets import presets
     from logitless.ops.batch_stats import batch_stats, token_ids
@@ -103,6 +109,7 @@ _HOMES = {
     "CustomSurrogate": "logitless.loss.spec",
     "Divergence": "logitless.ops.teacher.outputs",
     "Dro": "logitless.loss.spec",
+    "Entropic": "logitless.loss.spec",
     "EntropyAdvantage": "logitless.loss.spec",
     "EntropyBonus": "logitless.loss.spec",
     "EntropyFloor": "logitless.loss.spec",
@@ -118,6 +125,7 @@ _HOMES = {
     "LogController": "logitless.loss.spec.controllers",
     "NoPolicy": "logitless.loss.spec",
     "OffPolicyMask": "logitless.loss.spec",
+    "PIController": "logitless.loss.spec.controllers",
     "Plan": "logitless.ops.head.planner.plan",
     "PolicyLossOutput": "logitless.ops.policy_loss",
     "PolicyLossSpec": "logitless.loss.spec",
@@ -185,6 +193,7 @@ __all__ = [
     "Dcpo",
     "Divergence",
     "Dro",
+    "Entropic",
     "EntropyAdvantage",
     "EntropyBonus",
     "EntropyFloor",
@@ -199,6 +208,7 @@ __all__ = [
     "M2po",
     "NoPolicy",
     "OffPolicyMask",
+    "PIController",
     "Plan",
     "PolicyLossOutput",
     "PolicyLossSpec",

@@ -187,7 +187,11 @@ def test_ids_that_repeat(name: str, bad: list[int]) -> None:
         table.honest_call("policy_loss", **change)()
 
 
-@pytest.mark.parametrize("make", [ll.StepController, ll.LogController, ll.RepoController])
+# Controllers of a coefficient of either sign.
+SIGNED = (ll.RepoController, ll.PIController)
+
+
+@pytest.mark.parametrize("make", [ll.StepController, ll.LogController, *SIGNED])
 def test_controllers_stay_numbers(make: Any) -> None:
     controller = make(target=1.0)
     for bad in (None, "a", float("nan"), -1.0, float("inf"), [1.0], True):
@@ -195,7 +199,7 @@ def test_controllers_stay_numbers(make: Any) -> None:
             controller.update(bad)
     for entropy in (0.0, 1e308, np.float32(2.0), torch.tensor(0.5), 1e308, 0):
         value = controller.update(entropy)
-        assert np.isfinite(value) and (value >= 0 or make is ll.RepoController)
+        assert np.isfinite(value) and (value >= 0 or make in SIGNED)
     state = controller.state_dict()
     with pytest.raises((ValueError, TypeError), match="coefficient"):
         controller.load_state_dict({**state, "coefficient": float("nan")})

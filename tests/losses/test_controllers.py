@@ -12,6 +12,7 @@ import pytest
 import logitless as ll
 from tests.support.paths import TESTS
 
+MAKERS = [ll.StepController, ll.LogController, ll.RepoController, ll.PIController]
 TRL = json.loads((TESTS / "golden" / "trl.json").read_text())
 
 
@@ -62,7 +63,27 @@ def test_repo_controller_brings_entropy_to_its_target() -> None:
         assert min(seen[50:]) < 0.3 < max(seen[50:])
 
 
-@pytest.mark.parametrize("make", [ll.StepController, ll.LogController, ll.RepoController])
+def test_pi_controller_by_hand() -> None:
+    """The error of now and the sum of those before, within the bounds; the sum goes on."""
+    controller = ll.PIController(target=0.1, kp=2.0, ki=0.5, low=-0.3, high=0.6)
+    seen = [controller.update(h) for h in (0.2, 0.3, 0.05, 0.9, 0.0, 0.1)]
+    expected = [0.2, 0.4 + 0.05, -0.1 + 0.15, 0.6, -0.2 + 0.525, 0.475]
+    assert seen == pytest.approx(expected, rel=1e-12)
+    assert controller.total == pytest.approx(0.1 + 0.2 - 0.05 + 0.8 - 0.1, rel=1e-12)
+
+
+def test_pi_controller_brings_entropy_to_its_target() -> None:
+    """A policy whose entropy is 0.5 - alpha, too high by itself: the integral leaves no error, a
+    proportional controller alone half of it."""
+    for ki, error in ((0.02, 0.0), (0.0, 0.1)):
+        controller, entropy = ll.PIController(target=0.3, ki=ki), 0.5
+        for _ in range(2000):
+            entropy += 0.1 * (0.5 - controller.coefficient - entropy)
+            controller.update(entropy)
+        assert entropy - 0.3 == pytest.approx(error, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_state_survives(make: Any) -> None:
     a, b = make(target=0.4), make(target=9.0)
     a.update(0.1)
@@ -78,6 +99,8 @@ def test_state_survives(make: Any) -> None:
         (lambda: ll.StepController(target=-1.0), ["StepController.target", "-1.0"]),
         (lambda: ll.StepController(0.1, value=2.0), ["StepController.value", "[0.0, 1.0]"]),
         (lambda: ll.LogController(0.1, coefficient=0.0), ["LogController.coefficient", "0.0"]),
+        (lambda: ll.PIController(0.1, kp=-1.0), ["PIController.kp", "-1.0"]),
+        (lambda: ll.PIController(0.1, low=2.0), ["PIController.low", "2.0"]),
         (lambda: ll.RepoController(0.1, 0.1), ["RepoController.coefficient", "[-0.05, 0.05]"]),
         (lambda: ll.RepoController(0.1, low=0.0), ["RepoController.low", "0.0"]),
         (lambda: ll.RepoController(0.1, high=1e-5), ["RepoController.high", "low = 0.0001"]),

@@ -18,6 +18,7 @@ from logitless.loss.spec import (
     CustomSurrogate,
     Dcpo,
     Dro,
+    Entropic,
     EntropyAdvantage,
     EntropyBonus,
     EntropyRatioClip,
@@ -90,6 +91,9 @@ def test_unknown_preset_suggests_the_nearest() -> None:
         (lambda: RepoD("1"), TypeError, ["RepoD.beta", "'1'"]),
         (lambda: EntropyRatioClip(low=1.0), ValueError, ["EntropyRatioClip.low", "1.0"]),
         (lambda: EntropyRatioClip(high=1.0), ValueError, ["EntropyRatioClip.high", "1.0"]),
+        (lambda: Entropic(float("inf")), ValueError, ["Entropic.coefficient", "inf"]),
+        (lambda: Entropic(threshold=1.0), ValueError, ["Entropic.threshold", "1.0", "(0, 1)"]),
+        (lambda: Entropic(scope="rank"), ValueError, ["Entropic.scope", "'rank'"]),
         (lambda: Steer(0.0), ValueError, ["Steer.low", "0.0"]),
         (lambda: Steer(high=0.5), ValueError, ["Steer.high", "0.5", "low = 0.8"]),
         (lambda: Steer(floor=0.0), ValueError, ["Steer.floor", "0.0"]),
@@ -157,6 +161,10 @@ NONSENSE: dict[str, tuple[Any, list[str]]] = {
     "aspo": ({"surrogate": Aspo(), "ratio": "sequence"}, ["ratio='sequence'", "Aspo("]),
     "tokens of a sequence": (
         {"ratio": "sequence", "control": KLCov()}, ["control=KLCov(", "ratio='sequence'"]
+    ),
+    "entropic": (
+        {"control": Entropic(), "aggregation": "token-sum"},
+        ["control=Entropic(coefficient=0.0", "aggregation='token-sum'", "a mean over tokens"],
     ),
     "normaliser": (
         {"control": TopEntropy(normaliser="selected"), "aggregation": "seq-mean-token-mean"},

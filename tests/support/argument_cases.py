@@ -413,7 +413,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "PolicyLossSpec": {"aggregation": "seq-mean-token-sum-norm"},
     "EntropyBonus": {"coefficient": 0.1}, "EntropyFloor": {"strength": 0.1, "target": 1.0},
     "StepController": {"target": 1.0}, "LogController": {"target": 1.0},
-    "RepoController": {"target": 1.0},
+    "RepoController": {"target": 1.0}, "PIController": {"target": 1.0},
     "Totals": {"tokens": 4, "sequences": 2},
 }  # fmt: skip
 

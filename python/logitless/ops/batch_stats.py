@@ -51,13 +51,14 @@ def batch_stats(
         ClipV       the k of mask & (A < 0) with the largest entropy_change > mu * its std
         M2po, Bapo  bounds of logp - old_logp for the clip, as their docstrings have them
         Steer       least and largest x, as its docstring has it
+        Entropic    share of mask with logp > log(threshold)
 
     Give it all micro-batches of this rank at once: as whole arrays, or as lists with one array a
     micro-batch, each padded or packed on its own (places in messages then count through all their
     tokens). `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
     well, tokens clipped there are no candidates of Clip-Cov. A clip that the batch chooses (M2po,
-    Bapo) and Steer look at how far the policy has moved: they want that scoring, and old_logp.
+    Bapo), Steer and Entropic look at the policy of now: they want that scoring, and old_logp.
 
     With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
     ranks, all of which have to call; None is one rank.
@@ -137,6 +138,7 @@ def batch_stats(
         means.log_bounds,
         spec.batch_clip,
         means.change_range,
+        means.likely,
     )
 
 

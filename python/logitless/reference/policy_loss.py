@@ -10,6 +10,7 @@ import numpy as np
 from logitless.reference.ratio import (
     batch_bounds,
     flow_back,
+    likely_pushes,
     log_ratios,
     members,
     policy_factor,
@@ -99,6 +100,7 @@ def policy_loss(
     factor = policy_factor(spec, a, lp, references, h, valid, sequence)
     factor = factor if weights is None else factor * of_tokens(weights)
     bounds = batch_bounds(spec.surrogate, u, a, valid)
+    pushes = likely_pushes(spec, a, lp, d, valid)
     policy = _policy_terms(spec, u, d, a, lp, valid, sequence, bounds)
 
     w = token_weights(mask, spec.aggregation, cu_seqlens, spec.max_length)
@@ -133,6 +135,8 @@ def policy_loss(
             extra, slope = kl_loss(x, getattr(spec.control, "estimator", "abs"))
             c = spec.control.coefficient
             pg = Slopes(pg.loss + c * extra, pg.ratio, pg.own + c * slope)
+        push = pushes.get(int(t), Slopes(0.0))
+        pg = Slopes(*(x + more for x, more in zip(pg, push, strict=True)))
         pg = Slopes(*(factor[t] * x if factor[t] else 0.0 for x in pg))
         of_term = 0.0
         if spec.kl is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from logitless.reference.rows import F64, Array
 from logitless.reference.selection import exact_mean
+from logitless.reference.terms import Slopes
 
 
 def members(valid: Array, sequence: Array | None) -> list[Array]:
@@ -137,6 +138,21 @@ def steered(control: Any, a: F64, lp: F64, old: F64, h: F64) -> F64:
     if most == least:
         return np.full(len(changes), (low + high) / 2)
     return np.array([high - (x - least) * (high - low) / (most - least) for x in changes])
+
+
+def likely_pushes(spec: Any, a: F64, lp: F64, d: F64, valid: Array) -> dict[int, Slopes]:
+    """What EntroPIC adds to the policy term of each likely token of a token mean."""
+    if type(spec.control).__name__ != "Entropic":
+        return {}
+    likely = [int(t) for t in np.flatnonzero(valid) if math.exp(lp[t]) > spec.control.threshold]
+    out = {}
+    for t in likely:
+        each = -spec.control.coefficient * abs(a[t]) * valid.sum() / len(likely)
+        if spec.ratio == "none":
+            out[t] = Slopes(each * lp[t], 0.0, each)
+        else:
+            out[t] = Slopes(each * math.exp(d[t]), 0.0, each * math.exp(d[t]))
+    return out
 
 
 def policy_factor(

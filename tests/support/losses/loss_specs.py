@@ -20,6 +20,7 @@ from logitless.loss.spec import (
     ClipV,
     Correction,
     Dcpo,
+    Entropic,
     EntropyAdvantage,
     EntropyBonus,
     EntropyFloor,
@@ -84,6 +85,16 @@ SPECS: dict[str, PolicyLossSpec] = {
     "steer_floor": PolicyLossSpec(
         "none", Reinforce(), Steer(0.1, floor=50.0), correction=corrections["tis"]
     ),
+    "entropic_falls": replace(
+        presets["entropic"], control=Entropic(0.7, 0.4), entropy=EntropyBonus(0.1)
+    ),
+    "entropic_rises": PolicyLossSpec(
+        "sequence", Clip(0.1, 0.1), Entropic(-0.9, 0.3), KL("k3", 0.1),
+        correction=corrections["tis"], aggregation="token-mean",
+    ),
+    "entropic_reinforce": replace(presets["reinforce"], control=Entropic(-0.5, 0.2)),
+    "entropic_inference": PolicyLossSpec("inference", Unclipped(), Entropic(0.3, 0.5)),
+    "entropic_m2po": replace(presets["m2po"], control=Entropic(0.4, 0.4)),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -223,6 +224,12 @@ def _controlled(
             loss = loss * (c.high - (c.high - c.low) * (change - least) / (most - least))
         else:
             loss = loss * c.high * (c.low / c.high) ** (change / most.clamp(min=c.floor))
+    if kind == "Entropic":
+        likely = mask & (x["logp"].detach() > math.log(c.threshold))
+        own = x["logp"] - x["rollout_logp" if spec.ratio == "inference" else "old_logp"]
+        seen = x["logp"] if spec.ratio == "none" else own.exp()
+        mean = torch.where(likely, a.abs() * seen, ZERO) * mask.sum() / likely.sum()
+        loss = loss - c.coefficient * mean
     if kind == "OffPolicyMask":
         far = means(x[f"{c.against}_logp"] - x["logp"].detach(), mask) > c.delta
         loss = torch.where((a < 0) & far, ZERO, loss)

@@ -61,6 +61,8 @@ class BatchStats(NamedTuple):
     surrogate: BatchClip | None = None
     # least and largest change of the entropy that Steer weighs tokens by
     change_range: tuple[float, float] = (0.0, 0.0)
+    # share of the tokens that Entropic finds likely
+    likely: float = 0.0
 
 
 class Means(NamedTuple):
@@ -79,12 +81,15 @@ class Means(NamedTuple):
     log_bounds: tuple[float, float] = (-math.inf, math.inf)
     # of what Steer weighs tokens by
     change_range: tuple[float, float] = (0.0, 0.0)
+    # of the tokens that Entropic finds likely, among all
+    likely: float = 0.0
 
     @classmethod
     def of(cls, batch: BatchStats) -> Means:
         return cls(
             batch.mean_advantage, batch.mean_logp, batch.count, batch.mean_credit,
             batch.mean_importance, log_bounds=batch.log_bounds, change_range=batch.change_range,
+            likely=batch.likely,
         )  # fmt: skip
 
     @property
@@ -93,15 +98,15 @@ class Means(NamedTuple):
         count = float(self.tokens)
         return [
             self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds,
-            *self.change_range,
+            *self.change_range, self.likely,
         ]  # fmt: skip
 
     @classmethod
     def from_numbers(cls, numbers: list[float]) -> Means:
         advantage, logp, count, positive, negative, importance, low, high, *changes = numbers
-        least, most = changes
+        least, most, likely = changes
         return cls(advantage, logp, int(count), (positive, negative), importance,
-                   log_bounds=(low, high), change_range=(least, most))  # fmt: skip
+                   log_bounds=(low, high), change_range=(least, most), likely=likely)  # fmt: skip
 
 
 class BatchFacts(NamedTuple):

@@ -13,6 +13,7 @@ from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.params import loss_params
 from logitless.loss.evaluate.policy_term.importance import correction_sums
+from logitless.loss.evaluate.policy_term.likely import likely_term, likely_weights, pushed
 from logitless.loss.evaluate.policy_term.policy_weights import policy_weights
 from logitless.loss.evaluate.policy_term.ratio import (
     old_policy,
@@ -21,7 +22,7 @@ from logitless.loss.evaluate.policy_term.ratio import (
     shares_sequence_gradient,
 )
 from logitless.loss.evaluate.policy_term.shaped import shaped
-from logitless.loss.spec import AdvantageControl, BatchClip, KLCov, PolicyLossSpec
+from logitless.loss.spec import AdvantageControl, BatchClip, Entropic, KLCov, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients
 
 _NO_MEANS = Means(0.0, 0.0, 0)
@@ -67,10 +68,10 @@ class TokenInputs:
 def evaluate(inputs: TokenInputs) -> TokenLoss:
     """The sums of grad_scale * weights * loss_t and of the metrics, and the coefficients."""
     parts = inputs.spec.parts
-    plain = len(parts) == 1 and not isinstance(inputs.spec.control, AdvantageControl)
+    plain = len(parts) == 1 and not isinstance(inputs.spec.control, (AdvantageControl, Entropic))
     if plain or inputs.tokens.logp.dtype == inputs.tokens.xp.float64:
         return _evaluate(inputs, parts)
-    # what is added up of the parts, or to advantages, rounds once
+    # what is added up of parts, or to advantages, rounds once
     tokens, xp, dtype = inputs.tokens, inputs.tokens.xp, inputs.tokens.logp.dtype
     entropy = None if tokens.entropy is None else xp.cast(tokens.entropy, xp.float64)
     wider = inputs.with_values(xp.cast(tokens.logp, xp.float64), entropy)
@@ -126,6 +127,9 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
             g_logp += tokens.xp.cast(g, g_logp.dtype)
         if on_host:
             check_coefficients(inputs, g_logp)
+    if isinstance(control, Entropic):
+        more, g, _ = _likely(inputs, terms, control, means.likely)
+        sums, g_logp = sums + more, g_logp + g
     if inputs.scales is not None:
         sums = _scaled(tokens, sums, inputs.scales[0])
     for i, part in enumerate(parts[1:], 1):
@@ -140,18 +144,27 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
     return TokenLoss(sums, g_logp, g_entropy)
 
 
+def _likely(inputs: TokenInputs, of_all: LossTerms, control: Entropic, share: Any) -> TokenLoss:
+    """EntroPIC's term: what it adds to the sums and slopes."""
+    tokens, kernels = inputs.tokens, inputs.tokens.kernels
+    terms = _without_parts(of_all)._replace(
+        weights=likely_weights(tokens, control, inputs.weights[0], share), factor=of_all.factor
+    )
+    sums, g_logp, *_ = kernels.loss(
+        pushed(tokens, inputs.coefficients.penalty),
+        loss_params(likely_term(inputs.spec), kernels), terms, entropy=False, policy=False,
+    )  # fmt: skip
+    if kernels.on_host:
+        _check_sums(inputs, sums, g_logp)
+    return TokenLoss(_only(tokens, sums, "loss", "policy"), g_logp, None)
+
+
 def _term(inputs: TokenInputs, of_all: LossTerms, part: PolicyLossSpec, i: int) -> TokenLoss:
     """A KL or entropy term that has its own aggregation: what it adds to the sums and slopes."""
     tokens, coefficients = inputs.tokens, inputs.coefficients
-    terms = of_all._replace(
+    terms = _without_parts(of_all)._replace(
         weights=inputs.weights[i],
         kl_logp=None if part.kl is None else tokens.reference(part.kl.against),
-        penalty_logp=None,
-        selected=None,
-        log_ratio=None,
-        factor=None,
-        precomputed_loss=None,
-        precomputed_slope=None,
         entropy_coefficient=0.0 if part.entropy is None else coefficients.entropy,
     )
     kernels = tokens.kernels
@@ -162,8 +175,28 @@ def _term(inputs: TokenInputs, of_all: LossTerms, part: PolicyLossSpec, i: int) 
         _check_sums(inputs, sums, g_logp)
     if inputs.scales is not None:
         sums = _scaled(tokens, sums, inputs.scales[i])
-    own = tokens.xp.vector(tuple(float(name in ("loss", "kl")) for name in SUMS), sums)
-    return TokenLoss(tokens.xp.where(own > 0, sums, 0.0), g_logp, g_entropy)
+    return TokenLoss(_only(tokens, sums, "loss", "kl"), g_logp, g_entropy)
+
+
+def _without_parts(terms: LossTerms) -> LossTerms:
+    """For a loss beside them: of the same tokens, with a policy term of its own or none."""
+    return terms._replace(
+        kl_logp=None,
+        penalty_logp=None,
+        selected=None,
+        log_ratio=None,
+        factor=None,
+        precomputed_loss=None,
+        precomputed_slope=None,
+        entropy_coefficient=0.0,
+        log_low=None,
+        log_high=None,
+    )
+
+
+def _only(tokens: Tokens, sums: Float64s, *names: str) -> Float64s:
+    own = tokens.xp.vector(tuple(float(name in names) for name in SUMS), sums)
+    return tokens.xp.where(own > 0, sums, 0.0)
 
 
 def _scaled(tokens: Tokens, sums: Float64s, scale: Any) -> Float64s:

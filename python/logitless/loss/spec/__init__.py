@@ -16,6 +16,7 @@ from logitless.loss.spec.controls import (
     ClipV,
     Control,
     CustomControl,
+    Entropic,
     EntropyRatioClip,
     EntropyWeights,
     KLCov,
@@ -50,9 +51,9 @@ from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloo
 __all__ = [
     "KL", "AdvantageControl", "Aggregation", "AnyControl", "Aspo", "Bapo", "BatchClip",
     "BoundedClip", "Cispo", "Clip", "ClipB", "ClipCov", "ClipV", "Control", "Correction",
-    "CustomControl", "CustomSurrogate", "Dcpo", "Dro", "EntropyAdvantage", "EntropyBonus",
-    "EntropyFloor", "EntropyRatioClip", "EntropyWeights", "Gmpo", "KLCov", "KLEstimator",
-    "M2po", "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce", "Reject",
-    "RepoD", "RepoR", "Sapo", "Scope", "SignWeights", "Steer", "Surrogate", "SurrogateInputs",
-    "TopEntropy", "TrustMask", "Unclipped", "Vespo",
+    "CustomControl", "CustomSurrogate", "Dcpo", "Dro", "Entropic", "EntropyAdvantage",
+    "EntropyBonus", "EntropyFloor", "EntropyRatioClip", "EntropyWeights", "Gmpo", "KLCov",
+    "KLEstimator", "M2po", "NoPolicy", "OffPolicyMask", "PolicyLossSpec", "Ratio", "Reinforce",
+    "Reject", "RepoD", "RepoR", "Sapo", "Scope", "SignWeights", "Steer", "Surrogate",
+    "SurrogateInputs", "TopEntropy", "TrustMask", "Unclipped", "Vespo",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from logitless.loss.spec.controls import (
     ClipV,
     Control,
     CustomControl,
+    Entropic,
     EntropyRatioClip,
     EntropyWeights,
     KLCov,
@@ -102,6 +103,7 @@ AnyControl = (
     | EntropyWeights
     | OffPolicyMask
     | Steer
+    | Entropic
     | EntropyAdvantage
     | RepoR
     | RepoD

@@ -24,6 +24,7 @@ from logitless.inputs.checks import (
 
 # Of a coefficient that is positive always: its logarithm stays a number.
 LEAST = sys.float_info.min
+MOST = sys.float_info.max
 
 
 def _observed(entropy: Any) -> float:
@@ -31,6 +32,11 @@ def _observed(entropy: Any) -> float:
     if is_tensor(entropy) and entropy.ndim == 0 and not entropy.is_meta:
         entropy = entropy.detach().cpu()
     return float(require("entropy", entropy, lambda x: x >= 0.0, "finite and >= 0"))
+
+
+def _bounded(x: float) -> float:
+    """A finite number: sums of two are a number."""
+    return min(max(x, -MOST), MOST)
 
 
 def _load(controller: Any, state: dict[str, Any]) -> None:
@@ -122,6 +128,52 @@ class LogController:
         # exp overflows where `high` holds anyway
         below = moved < math.log(self.high)
         self.coefficient = min(max(math.exp(moved), LEAST), self.high) if below else self.high
+        return self.coefficient
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _load(self, state)
+
+
+@dataclass
+class PIController:
+    """EntroPIC's alpha (arXiv:2511.15248), for `Entropic`. In plain code, after each step:
+
+        error = entropy - target
+        coefficient = min(max(kp * error + ki * total, low), high)
+        total += error
+
+    Above 0 it lowers the entropy. The authors take it from the entropy of the micro-batch that it
+    then weighs; an update with the entropy of a scoring, before the step, is the nearest to that.
+    """
+
+    target: float
+    kp: float = 1.0
+    ki: float = 0.01
+    low: float = -1.0
+    high: float = 1.0
+    # the errors of all steps
+    total: float = 0.0
+    coefficient: float = 0.0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("PIController.target", self.target)
+        not_negative("PIController.kp", self.kp)
+        not_negative("PIController.ki", self.ki)
+        finite("PIController.high", self.high)
+        require("PIController.low", self.low, lambda x: x <= self.high, "<= high")
+        finite("PIController.total", self.total)
+        finite("PIController.coefficient", self.coefficient)
+
+    def update(self, entropy: float) -> float:
+        """Takes the entropy of the step that ended; returns the coefficient of the next."""
+        error = _observed(entropy) - self.target
+        moved = _bounded(self.kp * error) + _bounded(self.ki * self.total)
+        self.coefficient = min(max(moved, self.low), self.high)
+        self.total = _bounded(self.total + error)
         return self.coefficient
 
     def state_dict(self) -> dict[str, Any]:

@@ -265,6 +265,35 @@ class Steer(Control):
 
 
 @dataclass(frozen=True)
+class Entropic(Control):
+    """EntroPIC (arXiv:2511.15248): likely tokens are pushed up or down, to hold the entropy.
+
+        likely = logp.detach() > math.log(threshold)
+        loss = loss[mask].mean() - coefficient * (A.abs() * ratio)[mask & likely].mean()
+
+    A coefficient > 0 lowers the entropy, one < 0 raises it. It follows the entropy
+    (`PIController`) and is data of the call, as that of EntropyBonus is. `ratio` is that of the
+    token itself, unclipped, whatever the ratio of the loss is; a loss without a ratio has logp in
+    its place. What multiplies the policy term (a correction, `weights`) multiplies this term too.
+
+    The likely tokens are counted over the whole optimizer batch on all ranks: where the policy has
+    moved, `batch_stats` wants logp under the current weights. With scope="micro" each call has a
+    mean of its own, as the authors have it.
+    """
+
+    moves = "coefficient"
+    coefficient: float = 0.0
+    threshold: float = 0.95
+    scope: Scope = "batch"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        finite("Entropic.coefficient", self.coefficient)
+        require("Entropic.threshold", self.threshold, lambda x: 0.0 < x < 1.0, "in (0, 1)")
+        choice("Entropic.scope", self.scope, get_args(Scope))
+
+
+@dataclass(frozen=True)
 class OffPolicyMask(Control):
     """A sequence with A < 0 loses its policy term when mean(reference - logp) > delta.
 

@@ -18,6 +18,7 @@ from logitless.loss.spec.batch_clips import Bapo, BatchClip
 from logitless.loss.spec.controls import (
     ClipCov,
     Control,
+    Entropic,
     EntropyWeights,
     KLCov,
     OffPolicyMask,
@@ -42,8 +43,8 @@ Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inferenc
 class Coefficients(NamedTuple):
     """The numbers of a loss that may move from step to step: data of a call, as grad_scale is."""
 
-    # of the entropy term, the KL term and the control (KL-Cov's penalty, REPO's factor); 0 where
-    # there is none
+    # of the entropy term, the KL term and the control (KL-Cov's penalty, REPO's factor, EntroPIC's
+    # push); 0 where there is none
     entropy: float = 0.0
     kl: float = 0.0
     penalty: float = 0.0
@@ -55,7 +56,7 @@ def coefficients_of(spec: PolicyLossSpec) -> Coefficients:
 
 
 def _moving_parts(spec: PolicyLossSpec) -> tuple[Any, Any, Any]:
-    moving = isinstance(spec.control, (KLCov, RepoR, RepoD))
+    moving = isinstance(spec.control, (KLCov, RepoR, RepoD, Entropic))
     return spec.entropy, spec.kl, spec.control if moving else None
 
 
@@ -184,6 +185,8 @@ class PolicyLossSpec:
                 "ratio",
                 "the penalty is of single tokens; use 'sequence_token'",
             )
+        if isinstance(self.control, Entropic) and self.aggregation != "token-mean":
+            raise self._nonsense("control", "aggregation", "its own term is a mean over tokens")
         if isinstance(self.control, ClipCov) and isinstance(self.surrogate, BatchClip):
             raise self._nonsense(
                 "control",
@@ -294,10 +297,10 @@ class PolicyLossSpec:
         return credits or normalised or any(x.scope == "batch" for x in self.surveying)
 
     @property
-    def surveying(self) -> tuple[BatchClip | Steer, ...]:
-        """The parts that look how far all tokens have moved: old_logp cannot stand in for logp."""
+    def surveying(self) -> tuple[BatchClip | Steer | Entropic, ...]:
+        """The parts that look at all tokens as they are now: old_logp cannot stand in for logp."""
         parts = (self.surrogate, self.control)
-        return tuple([x for x in parts if isinstance(x, (BatchClip, Steer))])
+        return tuple([x for x in parts if isinstance(x, (BatchClip, Steer, Entropic))])
 
     @property
     def surveys_call(self) -> bool:

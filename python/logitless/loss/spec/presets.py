@@ -20,6 +20,7 @@ from logitless.loss.spec import (
     ClipV,
     Dcpo,
     Dro,
+    Entropic,
     EntropyAdvantage,
     EntropyBonus,
     EntropyRatioClip,
@@ -402,6 +403,15 @@ TABLE: dict[str, Preset] = {
         "Petrenko et al. 2026, arXiv:2603.11682",
         "The mean of logp that is taken off is exact, -H. The paper's rule for beta was not read; "
         "its size is said to lie within 0.001 and 10: RepoController(target, low=1e-3, high=10.0).",
+    ),
+    "entropic": Preset(
+        PolicyLossSpec(surrogate=Clip(0.2, 0.2, dual=3.0), control=Entropic(0.0, 0.95)),
+        "mean of -min(A r, A clip(r, 0.8, 1.2)), at most -3 A where A < 0, and mean of -alpha |A| "
+        "r over the tokens with p > 0.95",
+        "Yang et al. 2025, arXiv:2511.15248",
+        "alpha starts at 0 and follows the entropy: replace(spec, control=Entropic("
+        "controller.coefficient)) with a PIController(target); the authors' script has target=0.1. "
+        "They take alpha and the mean of each micro-batch (scope='micro').",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),
