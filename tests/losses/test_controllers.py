@@ -83,6 +83,18 @@ def test_pi_controller_brings_entropy_to_its_target() -> None:
         assert entropy - 0.3 == pytest.approx(error, abs=1e-6)
 
 
+def test_an_entropy_anchor_keeps_the_first() -> None:
+    anchor = ll.EntropyAnchor()
+    assert anchor.anchor is None
+    assert [anchor.update(x) for x in (0.7, 0.2, 3.0)] == [0.7, 0.7, 0.7]
+    resumed = ll.EntropyAnchor()
+    resumed.load_state_dict(json.loads(json.dumps(anchor.state_dict())))
+    assert resumed.update(5.0) == 0.7
+    with pytest.raises(ValueError, match="anchor"):
+        resumed.load_state_dict({"anchor": -1.0})
+    assert resumed == anchor
+
+
 @pytest.mark.parametrize("make", MAKERS)
 def test_state_survives(make: Any) -> None:
     a, b = make(target=0.4), make(target=9.0)

@@ -407,7 +407,7 @@ TENSORS = [x for x in arrays(IDS, F32, B) if not isinstance(x, np.ndarray)]
 FIELDS["Ids"] = [*required(TENSORS), IDS - 1]
 FIELDS["Surrogate"] = [None, *PART]
 FIELDS |= {f"{name} | None": PART for name in ("AnyControl", "KL", "Correction")}
-FIELDS["EntropyBonus | EntropyFloor | None"] = PART
+FIELDS["AnyEntropy | None"] = PART
 NEEDED: dict[str, dict[str, Any]] = {
     "SamplingMask": {"token_ids": torch.arange(3), "offsets": torch.tensor([0, 2, 3])},
     "PolicyLossSpec": {"aggregation": "seq-mean-token-sum-norm"},

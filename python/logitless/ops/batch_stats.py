@@ -51,6 +51,7 @@ def batch_stats(
         ClipV       the k of mask & (A < 0) with the largest entropy_change > mu * its std
         M2po, Bapo  bounds of logp - old_logp for the clip, as their docstrings have them
         Steer       least and largest x, as its docstring has it
+        Siren       mean entropy of the tokens it chooses, .selected_entropy
         Entropic    share of mask with logp > log(threshold)
 
     Give it all micro-batches of this rank at once: as whole arrays, or as lists with one array a
@@ -58,7 +59,7 @@ def batch_stats(
     tokens). `logp` is old_logp (free), or a scoring without
     gradient under the current weights (exact after the first update); with `old_logp` given as
     well, tokens clipped there are no candidates of Clip-Cov. A clip that the batch chooses (M2po,
-    Bapo), Steer and Entropic look at the policy of now: they want that scoring, and old_logp.
+    Bapo), Steer, Siren and Entropic look at the policy of now: they want that scoring and old_logp.
 
     With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
     ranks, all of which have to call; None is one rank.
@@ -139,6 +140,7 @@ def batch_stats(
         spec.batch_clip,
         means.change_range,
         means.likely,
+        means.selected_entropy,
     )
 
 

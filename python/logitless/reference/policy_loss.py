@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from logitless.reference.ratio import (
+    anchored_entropy,
     batch_bounds,
     flow_back,
     likely_pushes,
@@ -120,7 +121,8 @@ def policy_loss(
     names += ["entropy"] if h is not None else []
     names += ["kl_loss"] if spec.kl is not None else []
     metrics = {f"actor/{name}": 0.0 for name in names}
-    loss, tokens = 0.0, max(int(valid.sum()), 1)
+    anchored = anchored_entropy(spec.entropy, h, valid, sequence)
+    loss, tokens = grad_scale * anchored[0], max(int(valid.sum()), 1)
     geometric = type(spec.surrogate).__name__ == "Gmpo"
     clip_ratio = d if geometric else u
     cov, _, _ = covariance(lp, a, valid)
@@ -146,7 +148,9 @@ def policy_loss(
             loss += grad_scale * of_kl * spec.kl.coefficient * kl
             of_term = grad_scale * of_kl * spec.kl.coefficient * slope
             metrics["actor/kl_loss"] += of_kl * kl
-        if spec.entropy is not None:
+        if type(spec.entropy).__name__ == "Siren":
+            g_entropy[t] = grad_scale * anchored[1][t]
+        elif spec.entropy is not None:
             bonus, slope = entropy_loss(spec.entropy, h[t])
             loss += grad_scale * own_w["entropy"][t] * bonus
             g_entropy[t] = grad_scale * own_w["entropy"][t] * slope

@@ -140,6 +140,22 @@ def steered(control: Any, a: F64, lp: F64, old: F64, h: F64) -> F64:
     return np.array([high - (x - least) * (high - low) / (most - least) for x in changes])
 
 
+def anchored_entropy(term: Any, h: Any, valid: Array, sequence: Array | None) -> tuple[float, F64]:
+    """SIREN's square for a whole batch, and its slope in each token's entropy; 0 of other terms."""
+    slopes = np.zeros(valid.size)
+    if type(term).__name__ != "Siren":
+        return 0.0, slopes
+    every, means = members(valid, sequence), []
+    for own in every:
+        bound = sorted(h[own])[math.floor(term.quantile * (len(own) - 1))]
+        chosen = own[h[own] > bound]
+        means.append(h[chosen].mean() if len(chosen) else 0.0)
+        slopes[chosen] = 1.0 / max(len(chosen) * len(every), 1)
+    mean = sum(means) / max(len(every), 1)
+    away = 0.0 if term.anchor is None else mean - term.anchor
+    return term.coefficient * away * away, 2.0 * term.coefficient * away * slopes
+
+
 def likely_pushes(spec: Any, a: F64, lp: F64, d: F64, valid: Array) -> dict[int, Slopes]:
     """What EntroPIC adds to the policy term of each likely token of a token mean."""
     if type(spec.control).__name__ != "Entropic":

@@ -37,6 +37,7 @@ from logitless.loss.spec import (
     RepoR,
     Sapo,
     SignWeights,
+    Siren,
     Steer,
     TopEntropy,
     TrustMask,
@@ -95,6 +96,11 @@ SPECS: dict[str, PolicyLossSpec] = {
     "entropic_reinforce": replace(presets["reinforce"], control=Entropic(-0.5, 0.2)),
     "entropic_inference": PolicyLossSpec("inference", Unclipped(), Entropic(0.3, 0.5)),
     "entropic_m2po": replace(presets["m2po"], control=Entropic(0.4, 0.4)),
+    "siren_low": replace(presets["siren"], entropy=Siren(0.4, 3.0)),
+    "siren_high": replace(
+        presets["grpo"], entropy=Siren(0.3, 0.5, 0.6), kl=KL("k3", 0.1, aggregation="token-sum")
+    ),
+    "siren_token_mean": replace(presets["top_entropy"], entropy=Siren(0.7, 1.0, 0.0)),
     "unclipped": PolicyLossSpec(surrogate=Unclipped()),
     "token_sum": replace(presets["ppo"], aggregation="token-sum"),
     "seq_sum": replace(presets["ppo"], aggregation="seq-mean-token-sum"),

@@ -37,6 +37,13 @@ def plain_loss(t: dict[str, Any], spec: PolicyLossSpec, selected: Any) -> Any:
     kind = type(bonus).__name__
     if kind == "EntropyBonus":
         loss, apart = _term(loss, apart, -bonus.coefficient * x["entropy"], bonus, spec, mask)
+    if kind == "Siren":
+        hidden = torch.where(mask, x["entropy"].detach(), math.nan)
+        chosen = hidden > hidden.nanquantile(bonus.quantile, -1, keepdim=True)
+        sums = torch.where(chosen, x["entropy"], ZERO).sum(-1) / chosen.sum(-1).clamp(min=1)
+        mean = sums[mask.any(-1)].mean()
+        anchor = mean.detach() if bonus.anchor is None else bonus.anchor
+        apart = apart + bonus.coefficient * (mean - anchor) ** 2
     if kind == "EntropyFloor":
         gap = (bonus.target - x["entropy"]).clamp(min=0)
         value = bonus.strength * gap**2 / (2 * bonus.target)

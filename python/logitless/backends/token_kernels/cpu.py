@@ -61,6 +61,15 @@ class CpuTokens:
         np.maximum.at(largest, sequences.of_token[mask], values[mask])
         return largest
 
+    def ranked(self, tokens: Tokens, values: Float64s, quantile: float) -> Float64s:
+        sequences, lengths = tokens.require_sequences(), self.lengths(tokens)
+        own, ranked = values[tokens.mask], np.zeros(sequences.number)
+        own = own[np.lexsort((own, sequences.of_token[tokens.mask]))]
+        some = lengths > 0
+        places = np.cumsum(lengths) - lengths + (quantile * (lengths - 1)).astype(np.int64)
+        ranked[some] = own[places[some]]
+        return ranked
+
     def first_ids(self, tokens: Tokens) -> Int64s:
         sequences, mask = tokens.require_sequences(), tokens.mask
         first = np.full(sequences.number, np.iinfo(np.int64).max)

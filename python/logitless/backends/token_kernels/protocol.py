@@ -111,6 +111,10 @@ class TokenKernels(Protocol):
     def largest(self, tokens: Tokens, values: Float64s) -> Float64s:
         """Of each sequence's valid tokens, [B], and 0."""
 
+    def ranked(self, tokens: Tokens, values: Float64s, quantile: float) -> Float64s:
+        """Of each sequence's n valid tokens, [B], the value that floor(quantile * (n - 1)) of the
+        others come before in order; 0 where it has none."""
+
     def first_ids(self, tokens: Tokens) -> Int64s:
         """The smallest id of each sequence's valid tokens, [B]; 2^63 - 1 where it has none."""
 

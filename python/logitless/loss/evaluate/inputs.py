@@ -63,6 +63,8 @@ class BatchStats(NamedTuple):
     change_range: tuple[float, float] = (0.0, 0.0)
     # share of the tokens that Entropic finds likely
     likely: float = 0.0
+    # the mean that Siren holds at its anchor
+    selected_entropy: float = 0.0
 
 
 class Means(NamedTuple):
@@ -83,13 +85,15 @@ class Means(NamedTuple):
     change_range: tuple[float, float] = (0.0, 0.0)
     # of the tokens that Entropic finds likely, among all
     likely: float = 0.0
+    # of the tokens that Siren chooses
+    selected_entropy: float = 0.0
 
     @classmethod
     def of(cls, batch: BatchStats) -> Means:
         return cls(
             batch.mean_advantage, batch.mean_logp, batch.count, batch.mean_credit,
             batch.mean_importance, log_bounds=batch.log_bounds, change_range=batch.change_range,
-            likely=batch.likely,
+            likely=batch.likely, selected_entropy=batch.selected_entropy,
         )  # fmt: skip
 
     @property
@@ -98,15 +102,16 @@ class Means(NamedTuple):
         count = float(self.tokens)
         return [
             self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds,
-            *self.change_range, self.likely,
+            *self.change_range, self.likely, self.selected_entropy,
         ]  # fmt: skip
 
     @classmethod
     def from_numbers(cls, numbers: list[float]) -> Means:
         advantage, logp, count, positive, negative, importance, low, high, *changes = numbers
-        least, most, likely = changes
+        least, most, likely, selected_entropy = changes
         return cls(advantage, logp, int(count), (positive, negative), importance,
-                   log_bounds=(low, high), change_range=(least, most), likely=likely)  # fmt: skip
+                   log_bounds=(low, high), change_range=(least, most), likely=likely,
+                   selected_entropy=selected_entropy)  # fmt: skip
 
 
 class BatchFacts(NamedTuple):

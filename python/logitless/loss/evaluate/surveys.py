@@ -6,6 +6,7 @@ import dataclasses
 
 from logitless.backends.token_kernels.protocol import Reduce
 from logitless.inputs.tokens import Tokens
+from logitless.loss.evaluate.chosen_entropy import chosen_mean
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.means import batch_means, exact_means, finite_values, one_rank
 from logitless.loss.evaluate.policy_term.clip_bounds import batch_bounds
@@ -13,7 +14,15 @@ from logitless.loss.evaluate.policy_term.importance import importance
 from logitless.loss.evaluate.policy_term.likely import likely_share
 from logitless.loss.evaluate.policy_term.policy_weights import entropy_change, entropy_credit
 from logitless.loss.evaluate.sequences import kernels_of, valid
-from logitless.loss.spec import BatchClip, Entropic, EntropyWeights, PolicyLossSpec, Scope, Steer
+from logitless.loss.spec import (
+    BatchClip,
+    Entropic,
+    EntropyWeights,
+    PolicyLossSpec,
+    Scope,
+    Siren,
+    Steer,
+)
 
 
 def spec_means(tokens: Tokens, spec: PolicyLossSpec, reduce: Reduce = one_rank) -> Means:
@@ -43,6 +52,8 @@ def surveyed(
         means = means._replace(change_range=_change_range(tokens, reduce))
     if isinstance(control, Entropic) and control.scope == scope:
         means = means._replace(likely=likely_share(tokens, control, reduce))
+    if isinstance(spec.entropy, Siren) and spec.entropy.scope == scope:
+        means = means._replace(selected_entropy=chosen_mean(tokens, spec.entropy, reduce))
     if isinstance(surrogate, BatchClip) and surrogate.scope == scope:
         if spec.ratio == "inference" and tokens.rollout_logp is None:
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from logitless.backends.token_kernels.protocol import SUMS, LossTerms
 from logitless.inputs.records import changed
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
+from logitless.loss.evaluate.chosen_entropy import chosen_weights
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.params import loss_params
 from logitless.loss.evaluate.policy_term.importance import correction_sums
@@ -22,7 +23,7 @@ from logitless.loss.evaluate.policy_term.ratio import (
     shares_sequence_gradient,
 )
 from logitless.loss.evaluate.policy_term.shaped import shaped
-from logitless.loss.spec import AdvantageControl, BatchClip, Entropic, KLCov, PolicyLossSpec
+from logitless.loss.spec import AdvantageControl, BatchClip, Entropic, KLCov, PolicyLossSpec, Siren
 from logitless.loss.spec.policy_spec import Coefficients
 
 _NO_MEANS = Means(0.0, 0.0, 0)
@@ -95,6 +96,7 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
     means = _NO_MEANS if inputs.means is None else inputs.means
     factor, rollout = policy_weights(tokens, spec, means)
     control, shared = spec.control, shares_sequence_gradient(spec)
+    held = isinstance(spec.entropy, Siren)
     chosen = means.log_bounds if isinstance(spec.surrogate, BatchClip) else (None, None)
     terms = LossTerms(
         weights=inputs.weights[0],
@@ -109,7 +111,7 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
         mean_advantage=means.advantage,
         mean_logp=means.logp,
         grad_scale=inputs.grad_scale,
-        entropy_coefficient=0.0 if main.entropy is None else coefficients.entropy,
+        entropy_coefficient=0.0 if main.entropy is None or held else coefficients.entropy,
         kl_coefficient=coefficients.kl,
         penalty_coefficient=coefficients.penalty,
         log_low=chosen[0],
@@ -167,6 +169,9 @@ def _term(inputs: TokenInputs, of_all: LossTerms, part: PolicyLossSpec, i: int) 
         kl_logp=None if part.kl is None else tokens.reference(part.kl.against),
         entropy_coefficient=0.0 if part.entropy is None else coefficients.entropy,
     )
+    constant = 0.0
+    if isinstance(part.entropy, Siren):
+        terms, constant = _tangent(inputs, terms, part.entropy)
     kernels = tokens.kernels
     sums, g_logp, g_entropy, _ = kernels.loss(
         tokens, loss_params(part, kernels), terms, entropy=part.entropy is not None, policy=False
@@ -175,7 +180,23 @@ def _term(inputs: TokenInputs, of_all: LossTerms, part: PolicyLossSpec, i: int) 
         _check_sums(inputs, sums, g_logp)
     if inputs.scales is not None:
         sums = _scaled(tokens, sums, inputs.scales[i])
+    if isinstance(part.entropy, Siren):
+        sums = sums + tokens.xp.vector((constant, *[0.0] * (len(SUMS) - 1)), sums)
     return TokenLoss(_only(tokens, sums, "loss", "kl"), g_logp, g_entropy)
+
+
+def _tangent(inputs: TokenInputs, terms: LossTerms, term: Siren) -> tuple[LossTerms, Any]:
+    """coefficient * (mean - anchor)^2 at the batch's mean, as a bonus for the chosen tokens and a
+    constant that all valid tokens of the batch share."""
+    tokens, means = inputs.tokens, inputs.means
+    assert means is not None
+    mean = means.selected_entropy
+    anchor = mean if term.anchor is None else term.anchor
+    away = inputs.coefficients.entropy * (mean - anchor)
+    held = inputs.grad_scale * away * (mean + anchor)
+    constant = -held * tokens.kernels.total(tokens, terms.weights)
+    weights = chosen_weights(tokens, term, terms.weights)
+    return terms._replace(weights=weights, entropy_coefficient=-2.0 * away), constant
 
 
 def _without_parts(terms: LossTerms) -> LossTerms:

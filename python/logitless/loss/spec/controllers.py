@@ -184,6 +184,34 @@ class PIController:
 
 
 @dataclass
+class EntropyAnchor:
+    """SIREN's anchor (arXiv:2509.25133), for `Siren`: the first entropy that it is shown, kept.
+
+    That is `BatchStats.selected_entropy` of the first step:
+    `replace(spec, entropy=Siren(anchor=anchor.update(batch.selected_entropy)))`.
+    """
+
+    anchor: float | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        if self.anchor is not None:
+            not_negative("EntropyAnchor.anchor", self.anchor)
+
+    def update(self, entropy: float) -> float:
+        """Takes the entropy of a step; returns that of the first."""
+        seen = _observed(entropy)
+        self.anchor = seen if self.anchor is None else self.anchor
+        return self.anchor
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _load(self, state)
+
+
+@dataclass
 class RepoController:
     """REPO's zeta (arXiv:2603.11682), for `RepoR` and `RepoD`. In plain code, after each step:
 

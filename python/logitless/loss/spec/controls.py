@@ -14,9 +14,8 @@ from logitless.inputs.checks import (
     positive,
     require,
 )
-from logitless.loss.spec.terms import KLEstimator, Reference
+from logitless.loss.spec.terms import KLEstimator, Reference, Scope
 
-Scope = Literal["batch", "micro"]
 Normaliser = Literal["all", "selected"]
 
 

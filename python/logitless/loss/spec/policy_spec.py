@@ -35,7 +35,7 @@ from logitless.loss.spec.surrogates import (
     Surrogate,
     Vespo,
 )
-from logitless.loss.spec.terms import KL, Aggregation, EntropyBonus, EntropyFloor
+from logitless.loss.spec.terms import KL, Aggregation, AnyEntropy, EntropyBonus, Siren
 
 Ratio = Literal["token", "sequence", "sequence_sum", "sequence_token", "inference", "none"]
 
@@ -93,7 +93,7 @@ class PolicyLossSpec:
     surrogate: Surrogate = Clip()  # noqa: RUF009 - it is frozen
     control: AnyControl | None = None
     kl: KL | None = None
-    entropy: EntropyBonus | EntropyFloor | None = None
+    entropy: AnyEntropy | None = None
     correction: Correction | None = None
     aggregation: Aggregation = "token-mean"
     max_length: int | None = None
@@ -105,7 +105,7 @@ class PolicyLossSpec:
         instance("surrogate", self.surrogate, (Surrogate,))
         instance("control", self.control, (Control, type(None)))
         instance("kl", self.kl, (KL, type(None)))
-        instance("entropy", self.entropy, (EntropyBonus, EntropyFloor, type(None)))
+        instance("entropy", self.entropy, (*get_args(AnyEntropy), type(None)))
         instance("correction", self.correction, (Correction, type(None)))
         self._check_max_length()
         self._check_ratio()
@@ -250,11 +250,14 @@ class PolicyLossSpec:
         terms = {name: x for name, x in named.items() if x is not None}
         apart = {name: x for name, x in terms.items() if x.aggregation is not None}
         changes: list[tuple[PolicyLossSpec, Aggregation, dict[str, Any]]] = [
-            (_TERM, x.aggregation, {"kl": None, "entropy": None, k: replace(x, aggregation=None)})
+            (_TERM, x.aggregation, {"kl": None, "entropy": None, k: _like_the_loss(x)})
             for k, x in apart.items()
         ]
         if len(apart) < len(terms) or not isinstance(self.surrogate, NoPolicy):
             changes.insert(0, (self, self.aggregation, dict.fromkeys(apart)))
+        elif isinstance(self.entropy, Siren):
+            # it looks at some tokens, the metrics at all
+            changes.insert(0, (_TERM, self.aggregation, {}))
         return tuple(
             replace(of, **change, aggregation=how, max_length=self._length_of(how))
             for of, how, change in changes
@@ -276,6 +279,7 @@ class PolicyLossSpec:
         return (
             self.sequence_ratio
             or isinstance(self.control, OffPolicyMask)
+            or isinstance(self.entropy, Siren)
             or (self.correction is not None and self.correction.per_sequence)
         )
 
@@ -291,16 +295,16 @@ class PolicyLossSpec:
 
     @property
     def needs_means(self) -> bool:
-        """Whether the policy term uses a number that is of the whole optimizer batch."""
+        """Whether the loss uses a number that is of the whole optimizer batch."""
         normalised = self.correction is not None and self.correction.normalize
         credits = isinstance(self.control, EntropyWeights)
         return credits or normalised or any(x.scope == "batch" for x in self.surveying)
 
     @property
-    def surveying(self) -> tuple[BatchClip | Steer | Entropic, ...]:
+    def surveying(self) -> tuple[BatchClip | Steer | Entropic | Siren, ...]:
         """The parts that look at all tokens as they are now: old_logp cannot stand in for logp."""
-        parts = (self.surrogate, self.control)
-        return tuple([x for x in parts if isinstance(x, (BatchClip, Steer, Entropic))])
+        parts = (self.surrogate, self.control, self.entropy)
+        return tuple([x for x in parts if isinstance(x, (BatchClip, Steer, Entropic, Siren))])
 
     @property
     def surveys_call(self) -> bool:
@@ -334,6 +338,11 @@ class PolicyLossSpec:
         if self.correction is not None:
             names |= {"old_logp", "rollout_logp"}
         return frozenset(names)
+
+
+def _like_the_loss(term: KL | AnyEntropy) -> KL | AnyEntropy:
+    """Without an aggregation of its own; Siren has but one."""
+    return term if isinstance(term, Siren) else replace(term, aggregation=None)
 
 
 # Of a term that is aggregated on its own.

@@ -36,6 +36,7 @@ from logitless.loss.spec import (
     RepoR,
     Sapo,
     SignWeights,
+    Siren,
     Steer,
     TopEntropy,
     TrustMask,
@@ -412,6 +413,19 @@ TABLE: dict[str, Preset] = {
         "alpha starts at 0 and follows the entropy: replace(spec, control=Entropic("
         "controller.coefficient)) with a PIController(target); the authors' script has target=0.1. "
         "They take alpha and the mean of each micro-batch (scope='micro').",
+    ),
+    "siren": Preset(
+        PolicyLossSpec(
+            surrogate=Clip(0.2, 0.2, dual=3.0),
+            entropy=Siren(0.005, quantile=0.8),
+            aggregation="seq-mean-token-sum-norm",
+        ),
+        "mean_i sum_t of -min(A r, A clip(r, 0.8, 1.2)) / max_length, at most -3 A where A < 0, "
+        "+ 0.005 (h - h_0)^2; h = mean_i of the mean H above its 0.8 quantile in the answer",
+        "Jiang et al. 2025, arXiv:2509.25133",
+        "H of the likeliest tokens alone (top-p 0.8): docs/sampling.md. h_0 is the h of the first "
+        "step: replace(spec, entropy=Siren(anchor=...)), None until it is known. The square is of "
+        "the whole batch; the authors' code takes that of each micro-batch (scope='micro').",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),

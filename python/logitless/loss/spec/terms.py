@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from logitless.inputs.checks import choice, finite, not_negative, plain_fields, positive
+from logitless.inputs.checks import choice, finite, not_negative, plain_fields, positive, require
 
 KLEstimator = Literal[
     "k1", "k2", "k3", "abs", "low_var", "k1+", "k2+", "k3+", "abs+", "low_var+"
 ]  # fmt: skip
 Reference = Literal["ref", "old", "rollout"]
 KLWeight = Literal["none", "ratio", "score"]
+# Which tokens a part looks at: those of the whole optimizer batch on all ranks, or of each call.
+Scope = Literal["batch", "micro"]
 # How tokens become the loss of a batch, see `PolicyLossSpec`.
 Aggregation = Literal[
     "token-mean",
@@ -99,3 +101,40 @@ class EntropyFloor:
         not_negative("EntropyFloor.strength", self.strength)
         positive("EntropyFloor.target", self.target)
         check_aggregation("EntropyFloor.aggregation", self.aggregation)
+
+
+@dataclass(frozen=True)
+class Siren:
+    """SIREN (arXiv:2509.25133): the mean entropy of each answer's least certain tokens stays where
+    it was at the start.
+
+        h = entropy.masked_fill(~mask, nan)                                     # [B, T]
+        chosen = h > h.detach().nanquantile(quantile, -1, keepdim=True)
+        mean = ((h * chosen).nansum(-1) / chosen.sum(-1).clamp(min=1))[mask.any(-1)].mean()
+        loss += coefficient * (mean - anchor) ** 2
+
+    `entropy` is the paper's where it is of the likeliest tokens alone (top-p 0.8):
+    docs/sampling.md has the calls. The square is of the mean over the whole optimizer batch on all
+    ranks, which `batch_stats(..., entropy=)` finds (`.selected_entropy`), best under the current
+    weights: the loss is the square's tangent there, whose sum over micro-batches is the square.
+    With scope="micro" each call has a square of its own, as the authors have it. anchor=None is the
+    batch's own mean, as in the first step: no loss and no gradient. `EntropyAnchor` keeps it.
+    """
+
+    moves = "coefficient"
+    aggregation: ClassVar[Aggregation] = "seq-mean-token-mean"
+    coefficient: float = 0.005
+    anchor: float | None = None
+    quantile: float = 0.8
+    scope: Scope = "batch"
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        not_negative("Siren.coefficient", self.coefficient)
+        if self.anchor is not None:
+            not_negative("Siren.anchor", self.anchor)
+        require("Siren.quantile", self.quantile, lambda x: 0.0 <= x < 1.0, "in [0, 1)")
+        choice("Siren.scope", self.scope, get_args(Scope))
+
+
+AnyEntropy = EntropyBonus | EntropyFloor | Siren
