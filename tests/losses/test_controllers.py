@@ -12,6 +12,7 @@ import pytest
 import logitless as ll
 from tests.support.paths import TESTS
 
+REPO = json.loads((TESTS / "golden" / "entropy_control.json").read_text())["repo"]
 MAKERS = [ll.StepController, ll.LogController, ll.RepoController, ll.PIController]
 TRL = json.loads((TESTS / "golden" / "trl.json").read_text())
 
@@ -37,6 +38,13 @@ def test_log_controller_brings_entropy_to_its_target() -> None:
     assert math.log(controller.coefficient / before) == pytest.approx(-0.5 * 0.2)
     controller.high = 0.25
     assert controller.update(0.0) == 0.25
+
+
+def test_repo_controller_is_skyrls() -> None:
+    """Its zeta after each of 81 steps, bit for bit."""
+    controller = ll.RepoController(target=0.3)
+    assert [controller.update(x) for x in REPO["entropy"]] == REPO["zeta"]
+    assert min(REPO["zeta"]) == -0.05 and max(REPO["zeta"]) == 0.05
 
 
 def test_repo_controller_doubles_halves_and_turns() -> None:

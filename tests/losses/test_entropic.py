@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,9 @@ from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, make_batch
+from tests.support.paths import TESTS
+
+GOLDEN = json.loads((TESTS / "golden" / "entropy_control.json").read_text())["losses"]
 
 
 def stats_of(batch: Batch, spec: PolicyLossSpec) -> BatchStats:
@@ -23,6 +27,19 @@ def stats_of(batch: Batch, spec: PolicyLossSpec) -> BatchStats:
         batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
         token_ids=batch.token_ids, seed=0, step=0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN)))
+def test_the_authors_numbers(number: int) -> None:
+    arrays = ("logp", "old_logp", "advantages", "mask")
+    case, expected = GOLDEN[number], GOLDEN[number]["entropic"]
+    control = Entropic(expected["coefficient"], expected["threshold"])
+    spec = replace(presets["entropic"], control=control)
+    data = [np.array(case[k]) for k in arrays]
+    _, found = coefficients(*data, spec)
+    assert found.loss == pytest.approx(expected["loss"], rel=1e-12)
+    g = np.where(data[-1], expected["grad"], 0.0)
+    np.testing.assert_allclose(found.g_logp, g.ravel(), rtol=1e-12, atol=1e-16)
 
 
 def test_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,12 @@ from logitless.ops.batch_stats import batch_stats
 from logitless.ops.policy_loss import policy_loss
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, make_batch
+from tests.support.paths import TESTS
 
 ALONE = PolicyLossSpec("none", NoPolicy(), entropy=Siren(0.5, 1.0))
+
+
+GOLDEN = json.loads((TESTS / "golden" / "entropy_control.json").read_text())["losses"]
 
 
 def stats_of(batch: Batch, spec: PolicyLossSpec, **options: Any) -> BatchStats:
@@ -26,6 +31,23 @@ def stats_of(batch: Batch, spec: PolicyLossSpec, **options: Any) -> BatchStats:
         **{"old_logp": batch.old_logp, "entropy": batch.entropy, "token_ids": batch.token_ids,
            "seed": 0, "step": 0, **options},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN)))
+def test_the_authors_numbers(number: int) -> None:
+    case, expected = GOLDEN[number], GOLDEN[number]["siren"]
+    h, mask = np.array(case["entropy"]), np.array(case["mask"])
+    zeros = np.zeros(h.shape)
+    term = Siren(0.005, expected["anchor"], expected["quantile"])
+    spec = replace(ALONE, entropy=term)
+    _, found = coefficients(zeros, None, zeros, mask, spec, entropy=h)
+    assert found.loss == pytest.approx(expected["loss"], rel=1e-12)
+    np.testing.assert_allclose(found.g_entropy, np.ravel(expected["grad"]), rtol=1e-12, atol=1e-17)
+    stats = batch_stats(
+        zeros, zeros, mask, spec, entropy=h, token_ids=np.arange(h.size).reshape(h.shape), seed=0,
+        step=0,
+    )  # fmt: skip
+    assert stats.selected_entropy == pytest.approx(expected["mean"], rel=1e-12)
 
 
 def test_by_hand() -> None:
