@@ -40,6 +40,7 @@ def _markdown() -> Iterator[str]:
         for name, x in TABLE.items()
     ]
     yield from tables.markdown(("preset", "formula", "spec", "paper"), rows)
+    yield _CONTROLLERS
     yield _CALL
     yield _CORRECTIONS
     known = [(f"`{name}`", f"`{value}`") for name, value in corrections.items()]
@@ -55,6 +56,29 @@ the advantage, H the entropy and p the token's probability; `mean` is over the v
 optimizer batch, `mean_i` over its sequences, `mean_t` over the valid tokens of one; sg stops the
 gradient. `presets[name]` is the spec, and `dataclasses.replace` changes an axis of it. Where verl's
 or TRL's numbers differ from these, [differences.md](differences.md) says why.
+"""
+_CONTROLLERS = """
+## Coefficients that follow the entropy
+
+A controller is plain state: `update` takes the entropy of the step that ended and returns the
+number of the next, `state_dict` and `load_state_dict` carry it over a restart. The number is data
+of a call: replace it in the spec at every step, and nothing is compiled or kept for it.
+
+| controller | of | rule |
+|---|---|---|
+| `StepController` | `EntropyBonus` | up at or below the target, else down and off (arXiv:2505.22312) |
+| `LogController` | `EntropyBonus` | its logarithm moves by the error (arXiv:1812.05905) |
+| `RepoController` | `RepoR`, `RepoD` | doubles, halves or changes its sign (arXiv:2603.11682) |
+| `PIController` | `Entropic` | proportional to the error and to the sum of all (arXiv:2511.15248) |
+| `EntropyAnchor` | `Siren` | the `selected_entropy` of the first batch, kept (arXiv:2509.25133) |
+
+```python
+controller = ll.PIController(target=0.1)
+for step in range(steps):
+    spec = dataclasses.replace(spec, control=ll.Entropic(controller.coefficient))
+    ...  # batch_stats, losses, optimizer
+    controller.update(metrics["actor/entropy"])
+```
 """
 _CALL = """
 ## What a call may give
