@@ -14,7 +14,13 @@ from logitless.inputs.options import ComputeOptions, LogitTransform, check_extra
 from logitless.ops.head.numpy_statistics import low_ranks, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.rows.selected import check_selected, refuse_selected, with_selected
+from logitless.ops.rows.selected import (
+    check_selected,
+    refuse_selected,
+    selected_facts,
+    with_selected,
+    with_selected_of_ranks,
+)
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 
 if TYPE_CHECKING:
@@ -153,7 +159,7 @@ def linear_token_stats(
                 raw = raw + low @ up[selected_ids].T
             return with_selected(stats, raw, selected_ids, mask, head)
         from logitless.ops.head.inputs import head_inputs
-        from logitless.ops.head.statistics import extras_facts, few_logits, statistics
+        from logitless.ops.head.statistics import extras_facts, few_columns, statistics
 
         inputs = head_inputs(
             op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
@@ -168,13 +174,14 @@ def linear_token_stats(
         )
         rows = weight_grad == "rows"
         return masked_statistics(inputs, sampling_mask, shape, extras, weight_rows=rows)
-    inputs = inputs.sharded(ranks, head, shape, lambda: extras_facts(extras))
+    inputs = inputs.sharded(
+        ranks, head, shape, lambda: (*extras_facts(extras), *selected_facts(selected_ids))
+    )
     stats = statistics(inputs, shape, extras)
     if selected_ids is None:
         return stats
-    raw = few_logits(hidden, weight, selected_ids, mask, inputs.logits_dtype)
-    if inputs.adapter is not None:
-        low, up = inputs.adapter
-        low = low.reshape(*shape, low.shape[1])
-        raw = raw + few_logits(low, up, selected_ids, mask, inputs.logits_dtype)
-    return with_selected(stats, raw, selected_ids, mask, head)
+    columns = few_columns(inputs, hidden, weight, mask, shape)
+    if not ranks.sharded:
+        return with_selected(stats, columns(selected_ids), selected_ids, mask, head)
+    width, shard = shape_of(weight)[0], inputs.shard
+    return with_selected_of_ranks(op, stats, columns, selected_ids, mask, head, width, shard)

@@ -14,7 +14,13 @@ from logitless.inputs.options import ROW_EXTRAS, LogitTransform, check_extras
 from logitless.inputs.sampling_mask import SamplingMask, check_sampling_mask
 from logitless.inputs.weights import FLOATS
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.rows.selected import check_selected, refuse_selected, with_selected
+from logitless.ops.rows.selected import (
+    check_selected,
+    refuse_selected,
+    selected_facts,
+    with_selected,
+    with_selected_of_ranks,
+)
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, head_facts, rows_facts, tail
 
 
@@ -145,9 +151,9 @@ def token_stats(
     if kind != "numpy":
         stats = _torch_stats(
             logits, targets, mask, head, extras, shape, inplace_backward, backend, ranks,
-            sampling_mask,
+            sampling_mask, selected_ids,
         )  # fmt: skip
-    if selected_ids is None:
+    if selected_ids is None or stats.selected is not None:
         return stats
     raw = logits.index_select(-1, selected_ids) if kind == "torch" else logits[..., selected_ids]
     return with_selected(stats, raw, selected_ids, mask, head)
@@ -164,6 +170,7 @@ def _torch_stats(
     backend: str,
     ranks: ShardRendezvous,
     sampling_mask: SamplingMask | None,
+    selected_ids: Any,
 ) -> TokenStats:
     import torch
 
@@ -189,6 +196,7 @@ def _torch_stats(
     def same() -> Facts:
         facts = rows_facts(logits, rows.targets, rows.mask, shape)
         found = (*head_facts(head), *facts, ("whether there are extras", bool(extras)))
+        found = (*found, *selected_facts(selected_ids))
         return found if sampling_mask is None else (*found, *mask_facts(sampling_mask))
 
     shard = ranks.shard(logits.shape[-1], same)
@@ -201,7 +209,16 @@ def _torch_stats(
     if sampling_mask is not None:
         return masked_token_stats(logits, rows, sampling_mask, shape, extras, shard)
     stats = row_stats(logits, rows, bool(extras), inplace, shard)
-    return to_stats(stats.outputs._asdict(), shape, extras)
+    found = to_stats(stats.outputs._asdict(), shape, extras)
+    if selected_ids is None or not shard.group:
+        return found
+    from logitless.ops.sharding.few import padded
+
+    def columns(ids: Any) -> Any:
+        return padded(logits, -1).index_select(-1, ids)
+
+    width = logits.shape[-1]
+    return with_selected_of_ranks(OP, found, columns, selected_ids, mask, head, width, shard)
 
 
 def _numpy_stats(

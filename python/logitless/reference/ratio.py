@@ -151,7 +151,9 @@ def anchored_entropy(term: Any, h: Any, valid: Array, sequence: Array | None) ->
         chosen = own[h[own] > bound]
         means.append(h[chosen].mean() if len(chosen) else 0.0)
         slopes[chosen] = 1.0 / max(len(chosen) * len(every), 1)
-    mean = sum(means) / max(len(every), 1)
+    if not every:
+        return 0.0, slopes
+    mean = sum(means) / len(every)
     away = 0.0 if term.anchor is None else mean - term.anchor
     return term.coefficient * away * away, 2.0 * term.coefficient * away * slopes
 

@@ -74,6 +74,47 @@ def token_stats() -> None:
                 )  # fmt: skip
 
 
+def selected_ids() -> None:
+    """Log-probs of ids that lie on any rank, and the gradients of hidden, weight, bias, logits."""
+    ids = torch.tensor([7, 0, V - 1, 7, V // 2, V // 3, 2])
+    g = torch.linspace(-1.0, 1.0, N * len(ids)).reshape(N, len(ids))
+    h, w, t = problem(21, N, H, V, torch.float32)
+    mask = cases.mask(21, N)
+    same = torch.Generator().manual_seed(22)
+    low, up = torch.randn(2, H, generator=same), torch.randn(V, 2, generator=same) / 8
+
+    def loss(stats: ll.TokenStats) -> Tensor:
+        return (stats.selected * g.to(stats.selected.dtype)).sum() + stats.entropy.sum()
+
+    for ends in layouts():
+        for dtype in (torch.float32, torch.float64):
+            for kind in cases.CHAINS:
+                options = {"mask": mask, "selected_ids": ids, **cases.chain(kind, 21, N, V)}
+                given = {"hidden": h.to(dtype), "weight": w.to(dtype)}
+                logits = {"logits": (h @ w.t()).to(dtype)}
+                for call, of in ((ll.linear_token_stats, given), (ll.token_stats, logits)):
+                    compare_with_one_rank(
+                        partial(call, targets=t), of, ends, options,
+                        outputs=lambda stats: [stats.selected, *values(stats)], loss=loss,
+                        near=lambda a, b: compare(a, b, dtype),  # noqa: B023
+                        near_gradient=lambda a, b, _: assert_gradients(a, b, a.dtype, scale=200),
+                    )  # fmt: skip
+        both = [x.detach().clone().requires_grad_() for x in (h, low)]
+        ours = ll.linear_token_stats(
+            both[0], w.detach()[mine(ends)], t, adapter=(both[1], up[mine(ends)], 0.5),
+            selected_ids=ids, **part(ends, {}),
+        )  # fmt: skip
+        alone = [x.detach().clone().requires_grad_() for x in (h, low)]
+        one = ll.linear_token_stats(
+            alone[0], w.detach(), t, adapter=(alone[1], up, 0.5), selected_ids=ids
+        )
+        compare([ours.selected], [one.selected], torch.float32)
+        pairs = zip(*(torch.autograd.grad(loss(x), y) for x, y in ((ours, both), (one, alone))),
+                    strict=True)  # fmt: skip
+        for got, right in pairs:
+            assert_gradients(got, right, torch.float32, scale=500)
+
+
 def token_stats_of_padded_batches_in_place() -> None:
     z, t = cases.logits(2, 12, V, torch.float32), cases.targets(2, 12, V).view(3, 4)
     for ends in layouts():
@@ -269,8 +310,11 @@ def errors() -> None:
     message = refusal(ValueError, lambda: ll.linear_policy_loss(**loss, spec=spec, **group()))
     assert "torch's CPU generator" in message
     # not built, and not for these
-    chosen = refusal(NotImplementedError, lambda: stats(selected_ids=t[:3]))
-    assert "selected_ids is not built for vocab_group" in chosen
+    apart = refusal(ValueError, lambda: stats(selected_ids=t[: 3 + RANK]))
+    assert "selected_ids (their checksum) must be the same" in apart
+    beyond = torch.tensor([1, V])
+    outside = refusal(ValueError, lambda: stats(selected_ids=beyond))
+    assert f"selected_ids must be in [0, {V}), got {V} at [1]" in outside
     torch_backend = refusal(NotImplementedError, lambda: stats(backend="torch"))
     assert "vocab_group is not built for backend 'torch'" in torch_backend
     arrays = [x.numpy() for x in (h, own, t)]
@@ -384,7 +428,7 @@ def registered() -> None:
 
 if __name__ == "__main__":
     run(
-        token_stats, token_stats_of_padded_batches_in_place, linear_token_stats,
+        token_stats, selected_ids, token_stats_of_padded_batches_in_place, linear_token_stats,
         only_requested_gradients, padded_shards, linear_policy_loss, errors, dtensor, registered,
         *([compiled] if WORLD == 2 else []),
     )  # fmt: skip

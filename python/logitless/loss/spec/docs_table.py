@@ -66,7 +66,7 @@ of a call: replace it in the spec at every step, and nothing is compiled or kept
 
 | controller | of | rule |
 |---|---|---|
-| `StepController` | `EntropyBonus` | up at or below the target, else down and off (arXiv:2505.22312) |
+| `StepController` | `EntropyBonus` | up at or below the target, else off (arXiv:2505.22312) |
 | `LogController` | `EntropyBonus` | its logarithm moves by the error (arXiv:1812.05905) |
 | `RepoController` | `RepoR`, `RepoD` | doubles, halves or changes its sign (arXiv:2603.11682) |
 | `PIController` | `Entropic` | proportional to the error and to the sum of all (arXiv:2511.15248) |

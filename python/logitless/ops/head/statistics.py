@@ -3,6 +3,7 @@ functions share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from logitless.inputs.options import DROPPED
@@ -25,13 +26,33 @@ def extras_facts(extras: tuple[str, ...]) -> Facts:
     )
 
 
-def few_logits(hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor | None, dtype: Any) -> Any:
-    """hidden x the rows of weight at these ids, in the dtype of logits: plain torch."""
+def few_columns(
+    inputs: HeadInputs, hidden: Tensor, weight: Tensor, mask: Tensor | None, shape: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
+    """The logits of ids among the rows of weight, in their dtype and in plain torch. With ranks the
+    gradient of hidden is the sum of theirs."""
+    dtype, operands = inputs.logits_dtype, [(hidden, weight)]
+    if inputs.adapter is not None:
+        low, up = inputs.adapter
+        operands.append((low.reshape(*shape, low.shape[1]), up))
+    if inputs.shard.group:
+        from logitless.ops.sharding.few import padded, shared
+
+        operands = [(shared(x, inputs.shard), padded(rows, 0)) for x, rows in operands]
+
+    def columns(ids: Tensor) -> Tensor:
+        found = [_product(x, rows.index_select(0, ids), mask, dtype) for x, rows in operands]
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+    return columns
+
+
+def _product(hidden: Tensor, rows: Tensor, mask: Tensor | None, dtype: Any) -> Tensor:
     import torch
 
     hidden = hidden if mask is None else hidden.masked_fill(~mask[..., None], 0.0)
     with torch.autocast(hidden.device.type, enabled=False):
-        return hidden.to(dtype) @ weight.index_select(0, ids).to(dtype).t()
+        return hidden.to(dtype) @ rows.to(dtype).t()
 
 
 def statistics(

@@ -6,7 +6,8 @@ say is in lse.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,22 +15,34 @@ from logitless.inputs.arrays import check_dtype, shape_of
 from logitless.inputs.checks import is_tensor, shown
 from logitless.inputs.gradients import is_traced
 from logitless.inputs.options import LogitTransform
+from logitless.inputs.records import changed
 from logitless.ops.rows.outputs import TokenStats
+from logitless.ops.sharding.rendezvous import Facts, fingerprint
+
+if TYPE_CHECKING:
+    from logitless.ops.sharding.shard import Shard
 
 
 def check_selected(op: str, ids: Any, vocab: int, *, sharded: bool) -> None:
-    """Ids [K] of the vocabulary; those on a device are not looked at."""
+    """Ids [K] of the vocabulary, whose size a rank with a part of it does not know yet; those on a
+    device are not looked at."""
     if ids is None:
         return
-    if sharded:
+    if sharded and is_traced(ids):
         raise NotImplementedError(
-            f"{op}: selected_ids is not built for vocab_group: a rank has the logits of its own "
-            "columns alone"
+            f"{op}: selected_ids with vocab_group in a graph of torch.compile is not built"
         )
     if len(shape_of(ids)) != 1:
         raise ValueError(f"{op}: selected_ids must be [K], got shape {list(shape_of(ids))}")
     check_dtype(op, "selected_ids", ids, "int64", "int32")
     if is_tensor(ids) and (is_traced(ids) or not ids.is_cpu):
+        return
+    if not sharded:
+        check_in_vocabulary(op, ids, vocab)
+
+
+def check_in_vocabulary(op: str, ids: Any, vocab: int) -> None:
+    if is_tensor(ids) and not ids.is_cpu:
         return
     held = ids.numpy() if is_tensor(ids) else ids
     wrong = (held < 0) | (held >= vocab)
@@ -47,6 +60,36 @@ def refuse_selected(sampling_mask: Any, ids: Any) -> None:
             "selected_ids must be None with a sampling_mask, outside of whose sets ids have no "
             f"log-prob, got {shown(ids)}"
         )
+
+
+def selected_facts(ids: Any) -> Facts:
+    """What must be the same on every rank."""
+    return () if ids is None else (("selected_ids (their checksum)", fingerprint(ids)),)
+
+
+def with_selected_of_ranks(
+    op: str,
+    stats: TokenStats,
+    columns: Callable[[Any], Any],
+    ids: Any,
+    mask: Any,
+    head: LogitTransform,
+    width: int,
+    shard: Shard,
+) -> TokenStats:
+    """`with_selected` of ids of the whole vocabulary. `columns`: the logits of ids among this
+    rank's; its bias has as many entries."""
+    from logitless.ops.sharding.few import of_all_ranks, padded
+
+    check_in_vocabulary(op, ids, shard.vocab(width))
+    bias, dtype = head.bias, stats.lse.dtype
+
+    def biased(own: Any) -> Any:
+        x = columns(own).to(dtype)
+        return x if bias is None else x + padded(bias, 0).index_select(0, own).to(dtype)
+
+    raw = of_all_ranks(biased, ids, width, shard)
+    return with_selected(stats, raw, ids, mask, changed(head, bias=None))
 
 
 def with_selected(
