@@ -38,7 +38,9 @@ def test_every_spec(name: str) -> None:
     assert_values(out.logp[data["mask"]], plain.logp[data["mask"]].detach(), torch.float32)
 
 
-@pytest.mark.parametrize("name", ["grpo", "clip_cov", "kl_cov", "top_entropy"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "clip_cov", "kl_cov", "top_entropy", "entropic_falls", "siren_high"]
+)
 def test_micro_batches_add_up(name: str) -> None:
     """Selection over the whole batch, explicit normalisers: any split gives the same gradients."""
     spec, data = spec_of(name), batch(1)

@@ -125,6 +125,27 @@ def test_no_row_has_a_gradient(
         assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("way", CHUNKS.values(), ids=CHUNKS)
+def test_likely_tokens_of_a_batch_in_chunks(monkeypatch: pytest.MonkeyPatch, way: Strategy) -> None:
+    """Their share is known of the batch, so that a chunk of rows has all that its rows need."""
+    spec, data = spec_of("entropic_falls"), batch(8)
+    ids = torch.arange(data["targets"].numel()).view_as(data["targets"])
+    logp = ll.linear_token_stats(*(data[k] for k in ("hidden", "weight", "targets"))).logp
+    stats = ll.batch_stats(
+        logp, data["advantages"], data["mask"], spec, token_ids=ids, seed=0, step=0
+    )
+    assert 0.1 < stats.likely < 0.9
+    options: dict[str, Any] = {"batch": stats, "token_ids": ids}
+    force(monkeypatch, APART)
+    expected, right = call(data, spec, **options)
+    force(monkeypatch, way)
+    out, gradients = call(data, spec, **options)
+    assert took_one_pass(out) and not took_one_pass(expected)
+    assert_values(out.loss.view(1), expected.loss.detach().view(1), torch.float32)
+    for ours, truth in zip(gradients, right, strict=True):
+        assert_gradients(ours, truth, torch.float32, scale=5)
+
+
 def test_selection_over_the_call_takes_one_chunk() -> None:
     """Clip-Cov needs the logp of all rows unless the batch has selected."""
     from logitless.loss.evaluate.coefficients import separable

@@ -48,6 +48,7 @@ def spec_of(name: str) -> ll.PolicyLossSpec:
         "ClipB": {"mu": 0.1},
         "ClipV": {"mu": 0.0, "max_fraction": 0.3},
         "OffPolicyMask": {"delta": 0.01},
+        "Entropic": {"threshold": 1e-5},
     }
     if spec.control is None or not (spec.selects or type(spec.control).__name__ in wide):
         return spec

@@ -67,7 +67,8 @@ def token_stats(
     Mechanism of Reinforcement Learning for Reasoning Language Models", 2025).
 
     selected_ids: one set of ids for all rows; `.selected` has their log-probs, [*targets.shape, K],
-        with first derivatives, from lse: at |z| = 10^4 they have its rounding of 5e-4.
+        with first derivatives, from lse: at |z| = 10^4 they have its rounding of 5e-4. With
+        vocab_group they are ids of the whole vocabulary, the same on every rank.
 
     sampling_mask: of each row the tokens that it could be sampled as, under top_k, top_p or min_p;
         none of a row: all. Everything above is then of the softmax renormalised over them, and

@@ -39,17 +39,26 @@ def _bounded(x: float) -> float:
     return min(max(x, -MOST), MOST)
 
 
-def _load(controller: Any, state: dict[str, Any]) -> None:
-    fields, name = vars(controller), type(controller).__name__
-    instance(f"state of {name}", state, (dict,))
-    if set(state) != set(fields):
-        raise ValueError(f"state of {name} must have {sorted(fields)}, got {shown(list(state))}")
-    # the checks of a new one, before anything changes
-    fields.update(vars(type(controller)(**state)))
+@dataclass
+class _Controller:
+    """Its fields are all of its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        fields, name = vars(self), type(self).__name__
+        instance(f"state of {name}", state, (dict,))
+        if set(state) != set(fields):
+            raise ValueError(
+                f"state of {name} must have {sorted(fields)}, got {shown(list(state))}"
+            )
+        # the checks of a new one, before anything changes
+        fields.update(vars(type(self)(**state)))
 
 
 @dataclass
-class StepController:
+class StepController(_Controller):
     """TRL's rule (Skywork-OR1, arXiv:2505.22312). In plain code, after each step:
 
         value += delta if entropy <= target else -delta
@@ -87,15 +96,9 @@ class StepController:
         self.coefficient = self.value if below else 0.0
         return self.coefficient
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _load(self, state)
-
 
 @dataclass
-class LogController:
+class LogController(_Controller):
     """SAC's temperature (arXiv:1812.05905). In plain code, after each step:
 
         log_coefficient -= rate * (entropy - target)      # the gradient of log a * (H - target)
@@ -130,15 +133,9 @@ class LogController:
         self.coefficient = min(max(math.exp(moved), LEAST), self.high) if below else self.high
         return self.coefficient
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _load(self, state)
-
 
 @dataclass
-class PIController:
+class PIController(_Controller):
     """EntroPIC's alpha (arXiv:2511.15248), for `Entropic`. In plain code, after each step:
 
         error = entropy - target
@@ -176,15 +173,9 @@ class PIController:
         self.total = _bounded(self.total + error)
         return self.coefficient
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _load(self, state)
-
 
 @dataclass
-class EntropyAnchor:
+class EntropyAnchor(_Controller):
     """SIREN's anchor (arXiv:2509.25133), for `Siren`: the first entropy that it is shown, kept.
 
     That is `BatchStats.selected_entropy` of the first step:
@@ -204,15 +195,9 @@ class EntropyAnchor:
         self.anchor = seen if self.anchor is None else self.anchor
         return self.anchor
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _load(self, state)
-
 
 @dataclass
-class RepoController:
+class RepoController(_Controller):
     """REPO's zeta (arXiv:2603.11682), for `RepoR` and `RepoD`. In plain code, after each step:
 
         side = 1 if entropy < target else -1    # at the target nothing moves
@@ -251,9 +236,3 @@ class RepoController:
             halved = 0.5 * now if 0.5 * now <= -self.low else self.low
             self.coefficient = side * (min(2.0 * now, self.high) if now > 0 else halved)
         return self.coefficient
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _load(self, state)
