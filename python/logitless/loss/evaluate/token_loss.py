@@ -132,6 +132,8 @@ def _evaluate(inputs: TokenInputs, parts: tuple[PolicyLossSpec, ...]) -> TokenLo
     if isinstance(control, Entropic):
         more, g, _ = _likely(inputs, terms, control, means.likely)
         sums, g_logp = sums + more, g_logp + g
+        if on_host:
+            check_coefficients(inputs, g_logp)
     if inputs.scales is not None:
         sums = _scaled(tokens, sums, inputs.scales[0])
     for i, part in enumerate(parts[1:], 1):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from logitless.inputs.checks import choice, not_negative, plain_fields, positive, require
-from logitless.loss.spec.controls import Scope
 from logitless.loss.spec.surrogates import Dual, Surrogate
+from logitless.loss.spec.terms import Scope
 
 
 class BatchClip(Surrogate):
