@@ -185,8 +185,10 @@ _said: set[str] = set()
 
 def _of_the_call(spec: ll.PolicyLossSpec) -> ll.PolicyLossSpec:
     """Where nobody knows the optimizer batch, each call is looked at alone, as verl does."""
-    parts: dict[str, Any] = {"control": spec.control} if spec.selects else {}
-    parts |= {"surrogate": spec.batch_clip} if spec.batch_clip is not None else {}
+    looking: list[Any] = [x for x in spec.surveying if x.scope == "batch"]
+    looking += [spec.control] if spec.selects else []
+    known = {name: getattr(spec, name) for name in ("surrogate", "control", "entropy")}
+    parts = {name: x for name, x in known.items() if x in looking}
     for part in parts.values():
         name = type(part).__name__
         if name not in _said:
