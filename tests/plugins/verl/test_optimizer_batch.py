@@ -41,6 +41,8 @@ LOOSE = {
     "top_entropy": ll.presets["top_entropy"],
     "clip_b": replace(ll.presets["clip_b"], control=ll.ClipB(0.3)),
     "tea": ll.presets["tea"],
+    "entropic": replace(ll.presets["entropic"], control=ll.Entropic(0.5, 1e-4)),
+    "siren": replace(ll.presets["grpo"], entropy=ll.Siren(0.5, 1.0)),
 }
 
 
@@ -55,8 +57,8 @@ def test_micro_batches_change_nothing(name: str, trio: Any) -> None:
     one, four = found
     assert four.loss == pytest.approx(one.loss, abs=1e-6)
     assert distance(one, four) <= 1e-5
-    # It does select.
-    everything = replace(LOOSE[name], control=None)
+    # It does select, or hold the entropy.
+    everything = replace(LOOSE[name], control=None, entropy=None)
     ours.register("loose", everything)
     assert distance(one, step(mine, td, actor_config("logitless/loose"))) > 1e-2
 
