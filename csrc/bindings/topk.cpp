@@ -24,12 +24,16 @@ void measure(
     const TopKArrays& topk,
     py::handle dropped_mass,
     py::handle dropped_entropy,
+    int64_t step,
+    double enough,
     double slack
 ) {
   const Array states(state, "state", Access::read);
   const Array masses(dropped_mass, "dropped_mass", Access::write);
   const Array entropies(dropped_entropy, "dropped_entropy", Access::write);
   rows.arrays().check_targets();
+  check(step > 0, "step must be positive, got ", step);
+  check(enough >= 0, "enough must not be negative, got ", enough);
   check(slack >= 0, "slack must not be negative, got ", slack);
   const int64_t n = rows.n();
   const auto* data = rows.arrays().states_of<const RowState>(states);
@@ -43,7 +47,7 @@ void measure(
   }
   check_apart(rows, states, topk, masses, entropies);
   const py::gil_scoped_release release;
-  cpu::measure_topk(here, data, kept, slack, dropped);
+  cpu::measure_topk(here, data, kept, {step, enough, slack}, dropped);
 }
 
 void sparse_gradient(
@@ -198,15 +202,16 @@ void register_topk(py::module_& m) {
   m.def(
       "measure",
       &measure,
-      "Of a finalized topk: leave the entries that are kept, the target among them, and measure "
-      "the "
-      "mass and the entropy of the dropped.",
+      "Of a finalized topk: leave the entries that are kept, the target among them, as few as leave "
+      "enough of mass, and measure the mass and the entropy of the dropped.",
       py::arg("rows"),
       py::arg("state"),
       py::arg("topk"),
       py::kw_only(),
       py::arg("dropped_mass"),
       py::arg("dropped_entropy"),
+      py::arg("step"),
+      py::arg("enough"),
       py::arg("slack")
   );
   m.def(

@@ -170,6 +170,7 @@ def measure(core: Any, rng: Rng) -> Case:
     return p.case(
         "topk.measure", written=("dropped_mass", "dropped_entropy"), kept=kept, state=state,
         dropped_mass=np.zeros(p.n), dropped_entropy=np.zeros(p.n),
+        step=int(rng.integers(1, 5)), enough=float(rng.choice([0, 1e-2, 1])),
         slack=float(rng.choice([0, 1e-3, 0.5])),
     )  # fmt: skip
 

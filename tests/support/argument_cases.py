@@ -58,8 +58,8 @@ CHAIN: dict[str, Any] = {
     "vocab_group": None, "vocab_start": 0,
 }  # fmt: skip
 COMPUTE: dict[str, Any] = {
-    "memory_budget": "64MiB", "tail_mass": 0.0, "logits_dtype": None, "batch_invariant": False,
-    "backend": "auto",
+    "memory_budget": "64MiB", "tail_mass": 0.0, "tail_entries": 64, "logits_dtype": None,
+    "batch_invariant": False, "backend": "auto",
 }  # fmt: skip
 LOSS: dict[str, Any] = {
     "old_logp": logp() * 1.1, "advantages": floats(N), "mask": whole_mask(),
@@ -73,7 +73,9 @@ HEAD: dict[str, Any] = {
     "hidden": floats(N, H), "weight": floats(V, H), "targets": torch.arange(N),
 }  # fmt: skip
 DRAW: dict[str, Any] = {
-    key: value for key, value in {**CHAIN, **COMPUTE}.items() if key not in ("tail_mass", "backend")
+    key: value
+    for key, value in {**CHAIN, **COMPUTE}.items()
+    if key not in ("tail_mass", "tail_entries", "backend")
 }
 ADAPTER: dict[str, Any] = {"adapter": (floats(2, H), floats(V, 2), 0.5)}
 PAIR: dict[str, Any] = {
@@ -131,7 +133,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "plan": {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
-        "one_pass": True, "split": True, "batch_invariant": False, "tail_mass": 0.0,
+        "one_pass": True, "split": True, "batch_invariant": False, "tail_mass": 0.0, "tail_entries": 64,
         "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {
@@ -267,6 +269,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "backend": WORD,
     "memory_budget": BUDGET,
     "tail_mass": [*NUMBER, -0.1, 1.0, 1e-9],
+    "tail_entries": [*INT, 0, 63, 96, 1088],
     "logits_dtype": DTYPE,
     "batch_invariant": FLAG,
     "logp": required(data(logp())),

@@ -1,5 +1,7 @@
 #include "sparse.h"
 
+#include <algorithm>
+
 #include "../runtime/parallel.h"
 #include "kernels.h"
 
@@ -31,39 +33,91 @@ int64_t trimmed(const Distribution& d, const double* y, int64_t count, double sl
   return count;
 }
 
+// What a row keeps, the target apart, and what that drops.
+struct Kept {
+  int64_t count = 0;
+  bool has_target = false;
+  double mass = INFINITY, entropy = INFINITY;
+};
+
+// The sums over the first entries, of more and more of them.
+class Prefix {
+ public:
+  Prefix(const Distribution& d, const double* y) : d_(d), y_(y) {}
+
+  void reach(int64_t count) {
+    for (; count_ < count; ++count_) {
+      mass_ += std::exp(d_.log_p(y_[count_]));
+      surprise_ += d_.surprise(y_[count_]);
+    }
+  }
+
+  // What is dropped where the first `count_` entries are kept, and the target if it is not of them.
+  Kept kept(bool has_target, double target, double largest_dropped) const {
+    const double mass = has_target ? mass_ : mass_ + std::exp(d_.log_p(target));
+    const double surprise = has_target ? surprise_ : surprise_ + d_.surprise(target);
+    const bool known = largest_dropped + d_.entropy <= 0;
+    return {
+        count_, has_target, mass < 1 ? 1 - mass : 0, known ? std::fabs(surprise) : INFINITY
+    };
+  }
+
+ private:
+  const Distribution& d_;
+  const double* y_;
+  int64_t count_ = 0;
+  double mass_ = 0, surprise_ = 0;
+};
+
+Kept choose(
+    const TopK& all,
+    int64_t row,
+    const RowState& s,
+    int32_t target,
+    double scale,
+    const Economy& economy
+) {
+  const double* y = all.values + row * all.capacity;
+  const int32_t* ids = all.ids + row * all.capacity;
+  const int64_t found = all.count[row];
+  const int64_t place = std::find(ids, ids + found, target) - ids;
+  const Distribution d(s.moments, scale);
+  Prefix prefix(d, y);
+  Kept best;
+  for (int64_t room = 0; room < found || room == 0;) {
+    room = std::min(room + economy.step, found);
+    const int64_t kept = trimmed(d, y, room, economy.slack);
+    prefix.reach(kept);
+    // The largest entry that is not kept: the next, or else no more than the least of a full row,
+    // or than the margin allows.
+    const double largest = kept < found          ? d.log_p(y[kept])
+                           : found == all.keep() ? d.log_p(y[found - 1])
+                                                 : -all.margin - d.log_s0;
+    const Kept now = prefix.kept(place < kept, s.target, largest);
+    if (best.mass > economy.enough || now.entropy < INFINITY) best = now;
+    if ((best.mass <= economy.enough && best.entropy < INFINITY) || room == found) break;
+  }
+  return best;
+}
+
 void measure_row(
     const TopK& all,
     int64_t row,
     const RowState& s,
     int32_t target,
     double scale,
-    double slack,
+    const Economy& economy,
     const Dropped& dropped
 ) {
-  double* y = all.values + row * all.capacity;
-  int32_t* ids = all.ids + row * all.capacity;
-  const int64_t found = all.count[row];
-  const Distribution d(s.moments, scale);
-  int64_t kept = trimmed(d, y, found, slack);
-  // The largest entry that is not kept: the first that was trimmed, or else no more than the least
-  // of a full row, or than the margin allows.
-  double largest = kept < found          ? d.log_p(y[kept])
-                   : found == all.keep() ? d.log_p(y[found - 1])
-                                         : -all.margin - d.log_s0;
-  bool has_target = false;
-  for (int64_t i = 0; i < kept; ++i) has_target |= ids[i] == target;
-  if (!has_target) {
-    y[kept] = s.target;
-    ids[kept++] = target;
-  }
-  double mass = 0, surprise = 0;
-  for (int64_t i = 0; i < kept; ++i) {
-    mass += std::exp(d.log_p(y[i]));
-    surprise += d.surprise(y[i]);
+  const Kept best = choose(all, row, s, target, scale, economy);
+  int64_t kept = best.count;
+  if (!best.has_target) {
+    all.values[row * all.capacity + kept] = s.target;
+    all.ids[row * all.capacity + kept++] = target;
   }
   all.count[row] = kept;
-  dropped.mass[row] = mass < 1 ? 1 - mass : 0;
-  dropped.entropy[row] = largest + d.entropy <= 0 ? std::fabs(surprise) : INFINITY;
+  dropped.mass[row] = best.mass;
+  dropped.entropy[row] = best.entropy;
 }
 
 // d(raw) of an entry with this y: the dense kernel's formula, in double.
@@ -95,7 +149,11 @@ double get(const SparseRows& sparse, int64_t i) {
 }  // namespace
 
 void measure_topk(
-    const Rows& rows, const RowState* state, const TopK& topk, double slack, const Dropped& dropped
+    const Rows& rows,
+    const RowState* state,
+    const TopK& topk,
+    const Economy& economy,
+    const Dropped& dropped
 ) {
   parallel_for(rows.n, rows.threads, [&](int64_t row) {
     if (!rows.active(row)) {
@@ -104,7 +162,7 @@ void measure_topk(
       return;
     }
     const auto target = static_cast<int32_t>(rows.targets[row]);
-    measure_row(topk, row, state[row], target, rows.scale_of(row), slack, dropped);
+    measure_row(topk, row, state[row], target, rows.scale_of(row), economy, dropped);
   });
 }
 

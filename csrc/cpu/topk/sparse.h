@@ -12,14 +12,25 @@ struct Dropped {
   double* entropy;  // [n] sum of dropped |p (log p + H)|; infinite where that is not known
 };
 
+// How many entries a row keeps: as few as leave `enough` of mass or less, in steps. Of those the
+// last are dropped while they sum to no more than `slack`: they would cost as much as the first.
+struct Economy {
+  int64_t step;
+  double enough, slack;
+};
+
 // After finalize_topk: leaves in each row the entries that are kept, the target among them once,
 // and measures what is dropped. Needs room for keep + 1 entries, which keep = capacity / 2 gives.
 //
-// The last of the sorted entries are dropped while they sum to no more than `slack` of mass: they
-// would cost as much as the first. Where every dropped p is at most e^-H, all terms of the dropped
-// sum have one sign, and it follows from the kept ones, since the sum over all is 0.
+// Where every dropped p is at most e^-H, all terms of the dropped sum have one sign, and it follows
+// from the kept ones, since the sum over all is 0. A row of which this is known with more entries
+// keeps more. A row that no number of entries serves keeps all.
 void measure_topk(
-    const Rows& rows, const RowState* state, const TopK& topk, double slack, const Dropped& dropped
+    const Rows& rows,
+    const RowState* state,
+    const TopK& topk,
+    const Economy& economy,
+    const Dropped& dropped
 );
 
 // Rows of a sparse matrix: row i has entries offsets[i] to offsets[i + 1].

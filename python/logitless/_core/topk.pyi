@@ -18,6 +18,8 @@ def measure(
     *,
     dropped_mass: Array,
     dropped_entropy: Array,
+    step: int,
+    enough: float,
     slack: float,
 ) -> None: ...
 def sparse_gradient(

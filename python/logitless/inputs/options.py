@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown
+from logitless.inputs.checks import flag, is_tensor, plain_fields, positive, require, shown, whole
 from logitless.inputs.records import changed
 
 # Of given logits; and what the head ops drop with tail_mass > 0.
@@ -110,6 +110,30 @@ def check_extras(
     return names
 
 
+# Of the largest entries of a row: each row keeps a multiple of as many, with tail_mass > 0.
+ENTRY_STEP = 64
+MOST_ENTRIES = 1024
+
+
+class Tail(NamedTuple):
+    """What a row may drop, and of how many of its largest entries."""
+
+    mass: float  # 0: exact
+    entries: int = ENTRY_STEP
+
+
+EXACT = Tail(0.0)
+
+
+def check_tail_entries(entries: int) -> int:
+    n = whole("tail_entries", entries, least=ENTRY_STEP)
+    if n % ENTRY_STEP or n > MOST_ENTRIES:
+        raise ValueError(
+            f"tail_entries must be a multiple of {ENTRY_STEP} up to {MOST_ENTRIES}, got {n}"
+        )
+    return n
+
+
 def check_tail_mass(tail_mass: float) -> None:
     x = require("tail_mass", tail_mass, lambda x: 0 <= x < 1, "in [0, 1)")
     if 0 < x < 1e-5:
@@ -125,14 +149,20 @@ class ComputeOptions:
     logits_dtype: Any = None
     batch_invariant: bool = False
     backend: str = "auto"
+    tail_entries: int = ENTRY_STEP
 
     def __post_init__(self) -> None:
-        plain_fields(self, "tail_mass", "memory_budget")
+        plain_fields(self, "tail_mass", "tail_entries", "memory_budget")
         check_tail_mass(self.tail_mass)
+        check_tail_entries(self.tail_entries)
         flag("batch_invariant", self.batch_invariant)
 
     def exact(self) -> ComputeOptions:
         return self if self.tail_mass == 0 else replace(self, tail_mass=0.0)
+
+    @property
+    def tail(self) -> Tail:
+        return Tail(float(self.tail_mass), int(self.tail_entries))
 
     @property
     def facts(self) -> tuple[tuple[str, Any], ...]:
@@ -142,4 +172,5 @@ class ComputeOptions:
             ("logits_dtype", str(self.logits_dtype)),
             ("batch_invariant", self.batch_invariant),
             ("tail_mass", float(self.tail_mass)),
+            ("tail_entries", int(self.tail_entries)),
         )

@@ -71,6 +71,7 @@ def linear_policy_loss(
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
     tail_mass: float = 0.0,
+    tail_entries: int = 64,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
     weight_grad: str = "dense",
@@ -92,7 +93,7 @@ def linear_policy_loss(
     With vocab_group the loss is the same number on every rank of it: count it once.
 
     With tail_mass > 0 the metrics actor/support_* say how many rows were served from their largest
-    entries, and bound the error of that: docs/support.md.
+    entries, at most tail_entries of each, and bound the error of that: docs/support.md.
 
     `extras` of `linear_token_stats` come at no product of their own, in `.extras`.
 
@@ -125,6 +126,7 @@ def linear_policy_loss(
             extras,
             memory_budget,
             tail_mass,
+            tail_entries,
             str(logits_dtype),
             batch_invariant,
             backend,
@@ -136,7 +138,9 @@ def linear_policy_loss(
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
-        compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+        compute = ComputeOptions(
+            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries
+        )
         extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         data = (
@@ -225,14 +229,14 @@ def _run(
     from logitless.ops.head.statistics import statistics
     from logitless.ops.losses.op import torch_loss
 
-    tail_mass, plan = float(inputs.compute.tail_mass), None
+    tail, plan = inputs.compute.tail, None
     if any(inputs.needs) and inputs.backend.statistics is None:
         plan = inputs.plan(one_pass=True, split=split)
         # Of any length: the op itself asks for the plan.
         chunk_rows = 0 if isinstance(plan, str) else plan.chunk_rows
-        if chunk_rows or tail_mass or isinstance(plan, str):
+        if chunk_rows or tail.mass or isinstance(plan, str):
             given = (
-                inputs.operand, inputs.weight, inputs.rows, loss, tail_mass, chunk_rows,
+                inputs.operand, inputs.weight, inputs.rows, loss, tail, chunk_rows,
                 list(inputs.needs), inputs.tiling(plan), inputs.shard,
             )  # fmt: skip
             if extras or inputs.up is not None:
@@ -240,7 +244,7 @@ def _run(
                 asked = _of_rows(extras, out.extras, out.logp) if extras else {}
             else:
                 out, asked = head_policy_loss(*given), {}
-            metrics = named(metric_names(loss, tail_mass), out.metrics)
+            metrics = named(metric_names(loss, tail), out.metrics)
             return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy, asked)
     stats = statistics(inputs, shape, extras, plan=plan)
     value, metrics = torch_loss(stats.logp, stats.entropy, loss)

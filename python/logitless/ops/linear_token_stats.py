@@ -46,6 +46,7 @@ def linear_token_stats(
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
     tail_mass: float = 0.0,
+    tail_entries: int = 64,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
     weight_grad: str = "dense",
@@ -71,11 +72,14 @@ def linear_token_stats(
         of `hidden`: bfloat16 tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every
         other implementation; torch.float32 avoids that and pays for float32 products.
 
-    tail_mass: rows whose 64 largest entries and target hold all but so much of their probability
+    tail_mass: rows whose tail_entries largest entries and target hold all but so much of their probability
         get their gradient from those alone, not from dense products; values stay exact. extras
         "dropped_mass" and "dropped_entropy" say per row what that loses, and bound the error:
         docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only. With vocab_group the entries
         are the largest of all shards.
+    tail_entries: a multiple of 64 up to 1024. A row keeps as few of its entries, in steps of 64, as
+        tail_mass allows; more room serves broader rows and costs time and 12 KB per 512 entries of
+        every row.
 
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
         the call has, in whatever order and number: logits and d_hidden come from products of one
@@ -120,6 +124,7 @@ def linear_token_stats(
             selected_ids is None,
             memory_budget,
             tail_mass,
+            tail_entries,
             str(logits_dtype),
             batch_invariant,
             backend,
@@ -131,7 +136,9 @@ def linear_token_stats(
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
-        compute = ComputeOptions(memory_budget, tail_mass, logits_dtype, batch_invariant, backend)
+        compute = ComputeOptions(
+            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries
+        )
         extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         hidden, weight = under_autocast(hidden, weight)

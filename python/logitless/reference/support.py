@@ -24,12 +24,26 @@ def largest(
     return order[y[order] > (y.max() - margin if margin < math.inf else -math.inf)][:keep]
 
 
+def _kept(
+    p: Array, log_p: Array, found: Array, room: int, target: int, slack: float
+) -> tuple[Array, float | None]:
+    """Ids of what is kept of the first `room` found, and log p of the next; None: there is none."""
+    count = min(room, len(found))
+    first = found[:count]
+    while count > 1 and p[first[count - 1 :]].sum() <= slack:
+        count -= 1
+    return np.union1d(found[:count], target), (
+        log_p[found[count]] if count < len(found) else None
+    )
+
+
 def support_backward(
     logits: Array,  # [N, V]
     targets: Array,  # [N]
     *,
     tail_mass: float,
     keep: int = 64,
+    step: int = 64,
     spare: float = 0.01,
     g_logp: float | Array = 0.0,
     g_entropy: float | Array = 0.0,
@@ -38,9 +52,12 @@ def support_backward(
 ) -> dict[str, Any]:
     """token_stats_backward where a row keeps only its largest entries, if it loses little by that.
 
-    Of the `keep` largest with z > max z - log(max(V, keep / (spare tail_mass))), the last are left
-    out while they sum to at most spare * tail_mass; the target is always kept. With H the entropy
-    and p of the full row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|. The
+    A row has the `keep` largest with z > max z - log(max(V, keep / (spare tail_mass))). It keeps
+    the first step, 2 step, ... of them, as few as serve it, of which the last are left out while
+    they sum to at most spare * tail_mass; the target is always kept. With H the entropy and p of
+    the full row: mass = sum of dropped p, entropy = sum of dropped |p (log p + H)|, infinite where
+    a dropped p is not known to be at most e^-H. Enough are kept where mass <= tail_mass and entropy
+    is finite, else where mass <= tail_mass, else none are. The
     row is served (and its gradient 0 at what is dropped) iff mass <= tail_mass and, where g_entropy
     is not 0, every dropped p is known to be at most e^-H, and no kept logit has more of a softcap
     than leaves a slope of 1/64. bound: of ||error of dz||_1 times dz/dy.
@@ -64,19 +81,24 @@ def support_backward(
         p = np.exp(log_p)
         h = -float(np.sum(np.where(p > 0, p * np.where(p > 0, log_p, 0), 0)))
         found = largest(z[i], keep, margin)
-        count = len(found)
-        while count > 1 and p[found[count - 1 :]].sum() <= spare * tail_mass:
-            count -= 1
-        # what is known of the largest dropped p, without looking at the dropped
-        limit = -margin + log_p.max() if len(found) < keep else log_p[found[-1]]
-        limit = log_p[found[count]] if count < len(found) else limit
-        kept = np.union1d(found[:count], targets[i])
-        dropped = np.setdiff1d(np.arange(vocab), kept)
         surprise = np.where(p > 0, p * (np.where(p > 0, log_p, 0) + h), 0)
-        known = limit + h <= 0
+        best = None
+        for room in range(step, max(len(found), 1) + step, step):
+            kept, limit = _kept(p, log_p, found, room, targets[i], spare * tail_mass)
+            if limit is None:
+                # what is known of the largest dropped p, without looking at the dropped
+                limit = -margin + log_p.max() if len(found) < keep else log_p[found[-1]]
+            dropped = np.setdiff1d(np.arange(vocab), kept)
+            mass = p[dropped].sum()
+            entropy = np.abs(surprise[dropped]).sum() if limit + h <= 0 else np.inf
+            if best is None or best[2] > tail_mass or entropy < np.inf:
+                best = kept, dropped, mass, entropy
+            if best[2] <= tail_mass and best[3] < np.inf:
+                break
+        assert best is not None
+        kept, dropped, out["mass"][i], out["entropy"][i] = best
+        known = out["entropy"][i] < np.inf
         out["kept"].append(kept)
-        out["mass"][i] = p[dropped].sum()
-        out["entropy"][i] = np.abs(surprise[dropped]).sum() if known else np.inf
         steep = (slope[i, kept] >= 1 / 64).all()
         out["served"][i] = out["mass"][i] <= tail_mass and (gh[i] == 0 or known) and steep
         if out["served"][i]:

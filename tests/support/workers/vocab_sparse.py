@@ -111,11 +111,12 @@ def ends_of_blocks() -> None:
         z, t = sparse_cases.rows(kind, 3, 12, V)
         z = z.float()
         g = sparse_cases.signs(4, len(z))[6]
-        alone, dz, _ = of_logits(z, t, g, None, tail_mass=1e-2)
-        stats, own, _ = of_logits(z, t, g, ALIGNED, tail_mass=1e-2)
-        for got, right in zip(values(stats), values(alone), strict=True):
-            np.testing.assert_allclose(got.detach(), right.detach(), rtol=2e-7, atol=1e-13)
-        assert_bitwise_equal(own, dz[:, mine(ALIGNED)])
+        for options in ({"tail_mass": 1e-2}, {"tail_mass": 1e-3, "tail_entries": 192}):
+            alone, dz, _ = of_logits(z, t, g, None, **options)
+            stats, own, _ = of_logits(z, t, g, ALIGNED, **options)
+            for got, right in zip(values(stats), values(alone), strict=True):
+                np.testing.assert_allclose(got.detach(), right.detach(), rtol=2e-7, atol=1e-13)
+            assert_bitwise_equal(own, dz[:, mine(ALIGNED)])
 
 
 # Relative error (Frobenius) of gradients against those of one rank: products of other shapes round
@@ -162,6 +163,7 @@ def options_of_the_head() -> None:
             for kind in ("plain", "all"):
                 one_head(ends, dtype, kind)
         one_head(ends, torch.float32, "all", memory_budget=least)
+        one_head(ends, torch.float32, "plain", tail_entries=192)
         one_head(ends, torch.bfloat16, "all", logits_dtype=torch.float32)
         one_head(ends, torch.float32, "all", batch_invariant=True)
 
@@ -263,6 +265,7 @@ def errors() -> None:
         assert refusal(ValueError, lambda: stats(bad)) == message  # noqa: B023
     for name, change in (
         ("tail_mass", {"tail_mass": 1e-3 * (1 + RANK)}),
+        ("tail_entries", {"tail_entries": 64 * (1 + RANK)}),
         ("whether there are extras of what is dropped", {"extras": DROPPED[: min(RANK, 1)]}),
     ):
         message = refusal(ValueError, lambda: stats(**change))  # noqa: B023

@@ -12,8 +12,6 @@ from logitless import _core
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Entries per row that a backward may be served from, and the target.
-KEPT = 64
 # A row's memory: an entry is a float64 and an int32, and there is room for twice what is kept.
 ENTRY_BYTES = 12
 

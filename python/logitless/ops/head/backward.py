@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
 from logitless.ops.head.gemm import GradientSum, products_of
@@ -34,7 +35,7 @@ class Head(NamedTuple):
     weight: Matrix  # [V, H]
     tiling: Tiling
     shard: Shard
-    tail_mass: float  # 0: exact
+    tail: Tail
 
     @property
     def vocab(self) -> int:
@@ -83,7 +84,7 @@ def forward(
     n, shard, tiling = rows.n, head.shard, head.tiling
     operand, state = tiling.operand(head.hidden, index), state[:n]
     support = None if support is None else support.first(n)
-    topk = None if support is None else support.topk(head.vocab, head.tail_mass)
+    topk = None if support is None else support.topk(head.vocab, head.tail)
     store = LogitStore(kept, n, tiling)
     forward_tiles(operand, head.weight, shard.local(rows), state, store, extras, topk)
     shard.merge(state, rows)
@@ -106,11 +107,11 @@ class Served(NamedTuple):
     dense: Tensor
 
     @classmethod
-    def of(cls, f: Forward, g: RowGradients, tail_mass: float) -> Served:
+    def of(cls, f: Forward, g: RowGradients, tail: Tail) -> Served:
         some, select = g.nonzero(f.rows.targets), f.rows.backend.select
         if f.support is None:
             return cls(some.new_empty(0, dtype=torch.int64), select(some))
-        served = f.support.serves(f.rows, g, tail_mass)
+        served = f.support.serves(f.rows, g, tail)
         return cls(select(some & served), select(some & ~served))
 
     @property
@@ -256,7 +257,7 @@ def _sparse(
     out: Gradients,
 ) -> None:
     assert f.support is not None
-    shard, weight, kept = head.shard, head.weight, f.support.topk(head.vocab, head.tail_mass)
+    shard, weight, kept = head.shard, head.weight, f.support.topk(head.vocab, head.tail)
     gradient = SparseGradient.of(f.rows, f.state, kept, g, chosen, head.hidden.dtype)
     if shard.group:
         gradient = gradient.within(shard.start, shard.start + weight.shape[0])

@@ -13,7 +13,7 @@ from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
-from logitless.inputs.options import ComputeOptions, LogitTransform
+from logitless.inputs.options import ComputeOptions, LogitTransform, Tail
 from logitless.ops.head.adapter import LowRank, low_rank
 from logitless.ops.head.planner.late import question
 from logitless.ops.head.planner.plan import Plan, cached_plan
@@ -71,7 +71,7 @@ class HeadInputs(NamedTuple):
         """That of the widest shard, so that all ranks have the same; in a graph of any length what
         it is asked for when it runs."""
         n, width, vocab = self.sizes
-        budget, tail_mass = self.compute.memory_budget, self.compute.tail_mass
+        budget, tail = self.compute.memory_budget, self.compute.tail
         rank = 0 if self.adapter is None else self.adapter.rank
         # a bias needs the same products as no gradient
         gradients = tuple(
@@ -79,15 +79,15 @@ class HeadInputs(NamedTuple):
         )
         asked = (gradients, any(self.needs), one_pass, split, self.compute.batch_invariant)
         if torch.compiler.is_compiling():
-            budget, tail_mass = fixed(budget), fixed(tail_mass)
+            budget, tail = fixed(budget), Tail(fixed(tail.mass), fixed(tail.entries))
             if not self.shard.group and any_symbol(n, width, vocab):
-                text: str = _question(self.rows.backend, budget, *asked, tail_mass)
+                text: str = _question(self.rows.backend, budget, *asked, *tail)
                 return text
             n, width, vocab = fixed(n), fixed(width), fixed(vocab)
             rank = fixed(rank)
         place = (self.rows.backend, self.hidden.device)
         vocab, dtypes = self.shard.widest(vocab), (self.hidden.dtype, self.logits_dtype)
-        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, tail_mass, rank)
+        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, *tail, rank)
         return found
 
     def tiling(self, plan: Plan | str) -> Tiling:
@@ -189,11 +189,13 @@ def _plan(
     split: bool,
     fixed: bool,
     tail_mass: float,
+    tail_entries: int,
     rank: int,
 ) -> Plan:
     refuse_lost_threads()
     return cached_plan(
         registry.get(backend).machine(device), n, hidden, vocab, dtype, budget, logits_dtype=logits,
         gradients=gradients, backward=backward, one_pass=one_pass, split=split,
-        batch_invariant=fixed, tail_mass=tail_mass, adapter_rank=rank,
+        batch_invariant=fixed, tail_mass=tail_mass, tail_entries=tail_entries,
+        adapter_rank=rank,
     )  # fmt: skip

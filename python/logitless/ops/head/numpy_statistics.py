@@ -30,9 +30,10 @@ def numpy_statistics(
     sampling_mask: SamplingMask | None = None,
     adapters: tuple[Adapter, ...] = (),
 ) -> TokenStats:
-    for name, default in (("logits_dtype", None), ("batch_invariant", False), ("tail_mass", 0)):
-        value = getattr(compute, name)
-        if value is not default and not (name == "tail_mass" and value == default):
+    plain = ComputeOptions()
+    for name in ("logits_dtype", "batch_invariant", "tail_mass", "tail_entries"):
+        value, default = getattr(compute, name), getattr(plain, name)
+        if value is not default and not (name.startswith("tail_") and value == default):
             raise ValueError(
                 f"{name} must be left at its default for NumPy inputs, got {shown(value)}"
             )

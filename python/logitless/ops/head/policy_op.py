@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import Rows
-from logitless.inputs.options import DROPPED
+from logitless.inputs.options import DROPPED, Tail
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -86,7 +86,7 @@ class _Arguments(NamedTuple):
     weight: Tensor
     rows: RowArguments
     loss: LossInputs
-    tail_mass: float
+    tail: Tail
     chunk_rows: int
     needs: list[bool]
     tiling: Tiling
@@ -105,9 +105,9 @@ class _Saved(NamedTuple):
     of_up: torch.dtype | None
 
 
-def metric_names(loss: LossInputs, tail_mass: float) -> tuple[str, ...]:
+def metric_names(loss: LossInputs, tail: Tail) -> tuple[str, ...]:
     names = loss_metric_names(loss)
-    return (*names, *SUPPORT_METRICS) if tail_mass else names
+    return (*names, *SUPPORT_METRICS) if tail.mass else names
 
 
 def _forward(
@@ -115,13 +115,13 @@ def _forward(
     weight: Tensor,
     rows: RowArguments,
     loss: LossInputs,
-    tail_mass: float,
+    tail: Tail,
     chunk_rows: int,
     needs: list[bool],
     tiling: Tiling,
     shard: Shard,
 ) -> HeadPolicyLoss:
-    given = _Arguments(hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard)
+    given = _Arguments(hidden, weight, rows, loss, tail, chunk_rows, needs, tiling, shard)
     return HeadPolicyLoss(*_both_ways(given, None)[:-1])
 
 
@@ -130,7 +130,7 @@ def _forward_with_extras(
     weight: Tensor,
     rows: RowArguments,
     loss: LossInputs,
-    tail_mass: float,
+    tail: Tail,
     chunk_rows: int,
     needs: list[bool],
     tiling: Tiling,
@@ -139,7 +139,7 @@ def _forward_with_extras(
     up: Tensor | None,  # of adapters, whose other factor is the last columns of hidden
 ) -> HeadPolicyExtras:
     given = _Arguments(
-        hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard, extras, up
+        hidden, weight, rows, loss, tail, chunk_rows, needs, tiling, shard, extras, up
     )
     asked = _Extras(extras, hidden) if extras else None
     table = hidden.new_empty(0, dtype=torch.float64) if asked is None else asked.table
@@ -148,10 +148,10 @@ def _forward_with_extras(
 
 def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
     """Forward and backward of all rows: the results up to the gradient of an adapter's B."""
-    hidden, weight, rows, loss, tail_mass, chunk_rows, needs, tiling, shard, _, up = given
+    hidden, weight, rows, loss, tail, chunk_rows, needs, tiling, shard, _, up = given
     hidden, weight = hidden.detach(), weight.detach()
-    found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail_mass)
-    head = Head(hidden, joined(weight, up), found, shard, tail_mass)
+    found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail)
+    head = Head(hidden, joined(weight, up), found, shard, tail)
     of_active, index = active(rows.rows(OP))
     values = _Values(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
@@ -166,16 +166,16 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
         )
         part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
-            f.support.measure(part, f.state, head.vocab, tail_mass, shard, found.dtype)
+            f.support.measure(part, f.state, head.vocab, tail, shard, found.dtype)
         if asked is not None:
             asked.take(ids, out, f.support)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)
-        served = Served.of(f, g, tail_mass)
+        served = Served.of(f, g, tail)
         work.backward(f, g, served)
         if f.support is not None:
             support_metrics = _support_metrics(f, g, served)
     loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
-    if tail_mass:
+    if tail.mass:
         found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
         metrics = torch.cat([metrics, found_metrics])
     gradients = work.gradients(rounded=bool(tiling.question))
@@ -183,13 +183,13 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
 
 
 def _planned(
-    tiling: Tiling, hidden: Tensor, weight: Tensor, chunk_rows: int, tail_mass: float
+    tiling: Tiling, hidden: Tensor, weight: Tensor, chunk_rows: int, tail: Tail
 ) -> tuple[Tiling, int]:
     """The tiling and the rows of a chunk to compute with. Where a graph of any length has come to a
     length for which one pass is not the plan, all rows are one chunk, and logits that are not kept
     are made again."""
     found = planned(tiling, hidden, weight)
-    if tail_mass:
+    if tail.mass:
         return found, hidden.shape[0]
     if tiling.question:
         chunk_rows = answer(tiling, hidden, weight).chunk_rows
@@ -290,7 +290,7 @@ class _Work:
         held = min(chunk_rows, n)
         self.kept = memory.buffer(tiling.stored(held), tiling.dtype, hidden)
         self.state = new_state(held, hidden)
-        self.support = TopKSupport.empty(held) if head.tail_mass else None
+        self.support = TopKSupport.empty(held, head.tail) if head.tail.mass else None
         self.dtypes = _gradient_dtypes(hidden, chunk_rows >= hidden.shape[0])
         of_hidden, _, of_bias = self.dtypes
         self.d_hidden = memory.buffer_like(hidden, of_hidden).zero_() if needs[0] else None
@@ -361,7 +361,7 @@ def _forward_fake(
     weight: Tensor,
     rows: RowArguments,
     loss: LossInputs,
-    tail_mass: float,
+    tail: Tail,
     chunk_rows: int,
     needs: list[bool],
     tiling: Tiling,
@@ -369,8 +369,8 @@ def _forward_fake(
 ) -> HeadPolicyLoss:
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     values = (hidden.new_empty(loss.mask.shape, dtype=wide) for _ in range(2))
-    scalars = loss_and_metrics_fake(metric_names(loss, tail_mass), hidden)
-    one_chunk = bool(tiling.question or tail_mass) or chunk_rows >= hidden.shape[0]
+    scalars = loss_and_metrics_fake(metric_names(loss, tail), hidden)
+    one_chunk = bool(tiling.question or tail.mass) or chunk_rows >= hidden.shape[0]
     dtypes = _gradient_dtypes(hidden, one_chunk)
     sizes = (hidden, weight, weight[:, 0])
     gradients = (

@@ -1,10 +1,11 @@
 """Backward from the largest entries of a row alone, for the rows that lose little by it.
 
 A row's distribution is often all but contained in a few entries. While the forward streams tiles,
-the `KEPT` largest of each row are kept (backends/row_kernels/topk.py). Then the mass of the other
-entries is known exactly, and a row whose kept entries hold all but `tail_mass` of it is served by a
-gather of so many rows of weight and a scatter into so many of its gradient, in place of three dense
-products.
+the largest of each row are kept (backends/row_kernels/topk.py): 64, or as many as were asked for.
+Then the mass of the other entries is known exactly, and a row whose kept entries hold all but
+`tail_mass` of it is served by a gather of so many rows of weight and a scatter into so many of its
+gradient, in place of three dense products. Of the entries it keeps as few, in steps of 64, as will
+do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from logitless.backends.base import TopKKernels
 from logitless.backends.row_kernels.rows import Rows
-from logitless.backends.row_kernels.topk import KEPT, TopK
+from logitless.backends.row_kernels.topk import TopK
+from logitless.inputs.options import ENTRY_STEP, Tail
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.topk import finalize
@@ -30,23 +32,22 @@ SLACK = 0.01
 LEAST_SLOPE = 2.0**-6
 
 
-def margin(tail_mass: float, vocab: int) -> float:
-    """Nats below a row's maximum that are kept: log max(vocab, KEPT / (SLACK * tail_mass)).
+def margin(tail: Tail, vocab: int) -> float:
+    """Nats below a row's maximum that are kept: log max(vocab, entries / (SLACK * tail.mass)).
 
-    The `KEPT` entries that could be kept of what lies lower hold no more than SLACK * tail_mass
-    together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to the
-    dense products that their largest entries could serve. A margin of log(vocab / tail_mass), below
-    which all entries together hold no more than tail_mass, makes the forward look into more blocks
+    The entries that could be kept of what lies lower hold no more than SLACK * tail.mass together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to the
+    dense products that their largest entries could serve. A margin of log(vocab / tail.mass), below
+    which all entries together hold no more than tail.mass, makes the forward look into more blocks
     for entries that are dropped in the end.
     """
-    return math.log(max(vocab, KEPT / (SLACK * tail_mass)))
+    return math.log(max(vocab, tail.entries / (SLACK * tail.mass)))
 
 
 class TopKSupport(NamedTuple):
     """What is kept of each of [n] rows, and what is not. Flat, so that an op can return it."""
 
-    values: Tensor  # [n, 2 KEPT] float64
-    ids: Tensor  # [n, 2 KEPT] int32
+    values: Tensor  # [n, 2 * entries] float64
+    ids: Tensor  # [n, 2 * entries] int32
     threshold: Tensor  # [n] float64
     # [n] int64, how many are kept; once measured, the target is among them, once
     counts: Tensor
@@ -56,8 +57,8 @@ class TopKSupport(NamedTuple):
     dropped_entropy: Tensor
 
     @classmethod
-    def empty(cls, n: int) -> TopKSupport:
-        kept = TopK.empty(n, KEPT)
+    def empty(cls, n: int, tail: Tail) -> TopKSupport:
+        kept = TopK.empty(n, tail.entries)
         wide = torch.float64
         dropped = (torch.empty(n, dtype=wide) for _ in range(2))
         return cls(kept.values, kept.ids, kept.threshold, kept.count, *dropped)
@@ -66,31 +67,32 @@ class TopKSupport(NamedTuple):
         """That of the first n rows, those of a forward."""
         return TopKSupport(*(x[:n] for x in self))
 
-    def topk(self, vocab: int, tail_mass: float) -> TopK:
-        return TopK(*self[:4], margin(tail_mass, vocab))
+    def topk(self, vocab: int, tail: Tail) -> TopK:
+        return TopK(*self[:4], margin(tail, vocab))
 
     def measure(
         self,
         rows: Rows,
         state: Tensor,
         vocab: int,  # of all shards
-        tail_mass: float,
+        tail: Tail,
         shard: Shard,
         dtype: torch.dtype,  # of the logits
     ) -> None:
         """After the last tile and `rows.finalize`, which checks targets. From here on the entries
         are those of the whole vocabulary, and have the same bits on every rank."""
-        kept = self.topk(vocab, tail_mass)
+        kept = self.topk(vocab, tail)
         finalize(rows, state, kept, shard, dtype)
         assert rows.backend.topk is not None
         rows.backend.topk.measure(
             rows, state, kept, dropped_mass=self.dropped_mass,
-            dropped_entropy=self.dropped_entropy, slack=SLACK * tail_mass,
+            dropped_entropy=self.dropped_entropy, step=ENTRY_STEP, enough=tail.mass,
+            slack=SLACK * tail.mass,
         )  # fmt: skip
 
-    def serves(self, rows: Rows, g: RowGradients, tail_mass: float) -> Tensor:
+    def serves(self, rows: Rows, g: RowGradients, tail: Tail) -> Tensor:
         """[n] bool: of the rows those whose gradients may come from kept entries alone."""
-        some = self.dropped_mass <= tail_mass
+        some = self.dropped_mass <= tail.mass
         if rows.softcap:
             some = some & self._steep(rows.softcap)
         if g.entropy is None:

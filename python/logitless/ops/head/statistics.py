@@ -71,14 +71,14 @@ def statistics(
         return with_nothing_dropped(stats, extras)
     if not (any(inputs.needs) or of_dropped):
         inputs = inputs.exact()
-    tail_mass = float(inputs.compute.tail_mass)
+    tail = inputs.compute.tail
     tiling = inputs.tiling(inputs.plan(one_pass=False) if plan is None else plan)
     out = linear_stats(
-        inputs.operand, inputs.weight, inputs.rows, bool(of_rows), tail_mass, tiling, inputs.shard,
+        inputs.operand, inputs.weight, inputs.rows, bool(of_rows), tail, tiling, inputs.shard,
         inputs.up,
     )  # fmt: skip
     stats = to_stats(out.outputs._asdict(), shape, of_rows)
-    if not tail_mass:
+    if not tail.mass:
         return with_nothing_dropped(stats, extras)
     both = {name: getattr(out, name).reshape(shape) for name in DROPPED}
     return stats._replace(extras={name: (both | stats.extras)[name] for name in extras})

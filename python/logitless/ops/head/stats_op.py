@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends import memory
-from logitless.inputs.options import DROPPED
+from logitless.inputs.options import DROPPED, Tail
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -74,7 +74,7 @@ class _Arguments(NamedTuple):
     weight: Tensor
     rows: RowArguments
     extras: bool
-    tail_mass: float
+    tail: Tail
     tiling: Tiling
     shard: Shard
     up: Tensor | None
@@ -87,7 +87,7 @@ class _Saved(NamedTuple):
     state: Tensor
     kept: Tensor
     support: TopKSupport
-    tail_mass: float
+    tail: Tail
     tiling: Tiling
     shard: Shard
     up: Tensor | None
@@ -98,23 +98,23 @@ def _forward(
     weight: Tensor,
     rows: RowArguments,
     extras: bool,
-    tail_mass: float,
+    tail: Tail,
     tiling: Tiling,
     shard: Shard,
     up: Tensor | None,  # of adapters, whose other factor is the last columns of hidden
 ) -> HeadStats:
     n = len(hidden)
-    head = _head(hidden, weight, tiling, shard, tail_mass, up)
+    head = _head(hidden, weight, tiling, shard, tail, up)
     of_active, index = active(rows.rows(OP))
-    support = TopKSupport.empty(n if tail_mass else 0)
+    support = TopKSupport.empty(n if tail.mass else 0, tail)
     kept = _logits_memory(head)
     state = new_state(n, hidden)
-    f = forward(head, of_active, index, kept, state, support if tail_mass else None, extras=extras)
+    f = forward(head, of_active, index, kept, state, support if tail.mass else None, extras=extras)
     out = empty_outputs(of_active.n, extras, hidden)
     of_active.finalize(f.state, head.vocab, row_ids=index, **requested(out, extras))
     dropped = torch.empty(0), torch.empty(0)
     if f.support is not None:
-        f.support.measure(of_active, f.state, head.vocab, tail_mass, shard, head.tiling.dtype)
+        f.support.measure(of_active, f.state, head.vocab, tail, shard, head.tiling.dtype)
         dropped = f.support.dropped_mass, f.support.dropped_entropy
     for name, value in zip(DROPPED, dropped, strict=True):
         out[name] = torch.empty(len(value), dtype=out["logp"].dtype).copy_(value)
@@ -128,11 +128,11 @@ def _head(
     weight: Tensor,
     tiling: Tiling,
     shard: Shard,
-    tail_mass: float,
+    tail: Tail,
     up: Tensor | None,
 ) -> Head:
     found = planned(tiling, hidden, weight)
-    return Head(hidden.detach(), joined(weight.detach(), up), found, shard, tail_mass)
+    return Head(hidden.detach(), joined(weight.detach(), up), found, shard, tail)
 
 
 def _logits_memory(head: Head) -> Tensor:
@@ -145,19 +145,19 @@ def _forward_fake(
     weight: Tensor,
     rows: RowArguments,
     extras: bool,
-    tail_mass: float,
+    tail: Tail,
     tiling: Tiling,
     shard: Shard,
     up: Tensor | None,
 ) -> HeadStats:
     n = hidden.shape[0]
     out = empty_outputs(n, extras, hidden)
-    mass, entropy = (out["logp"].new_empty(n if tail_mass else 0) for _ in DROPPED)
+    mass, entropy = (out["logp"].new_empty(n if tail.mass else 0) for _ in DROPPED)
     # How many logits are kept the plan will tell.
-    late = bool(tiling.question) and not tail_mass
+    late = bool(tiling.question) and not tail.mass
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.stored(n)
     kept = hidden.new_empty(held, dtype=tiling.dtype)
-    support = TopKSupport.empty(n if tail_mass else 0)
+    support = TopKSupport.empty(n if tail.mass else 0, tail)
     return HeadStats(RowOutputs(**out), mass, entropy, new_state(n, hidden), kept, support)
 
 
@@ -170,11 +170,11 @@ def _backward_kernel(
     support: TopKSupport,
     g: RowGradients,
     needs: list[bool],
-    tail_mass: float,
+    tail: Tail,
     tiling: Tiling,
     shard: Shard,
 ) -> HeadGradients:
-    head = _head(hidden, weight, tiling, shard, tail_mass, None)
+    head = _head(hidden, weight, tiling, shard, tail, None)
     return HeadGradients(*_gradients(head, rows, state, kept, support, g, needs)[:3])
 
 
@@ -187,12 +187,12 @@ def _adapter_backward_kernel(
     support: TopKSupport,
     g: RowGradients,
     needs: list[bool],
-    tail_mass: float,
+    tail: Tail,
     tiling: Tiling,
     shard: Shard,
     up: Tensor,
 ) -> AdapterGradients:
-    head = _head(hidden, weight, tiling, shard, tail_mass, up)
+    head = _head(hidden, weight, tiling, shard, tail, up)
     return AdapterGradients(*_gradients(head, rows, state, kept, support, g, needs))
 
 
@@ -210,10 +210,10 @@ def _gradients(
     n = of_active.n
     f = Forward(
         of_active, index, None, state[:n], LogitStore(kept, n, head.tiling),
-        support.first(n) if head.tail_mass else None,
+        support.first(n) if head.tail.mass else None,
     )  # fmt: skip
     g = g if index is None else g.at(index)
-    served = Served.of(f, g, head.tail_mass)
+    served = Served.of(f, g, head.tail)
     out = _memory(head, f, served, needs)
     if not served.none:
         backward(head, f, g, served, out)
@@ -266,7 +266,7 @@ _adapter_backward_op = register(
 
 def _save(given: _Arguments, out: HeadStats) -> _Saved:
     return _Saved(
-        given.hidden, given.weight, given.rows, out.state, out.kept, out.support, given.tail_mass,
+        given.hidden, given.weight, given.rows, out.state, out.kept, out.support, given.tail,
         given.tiling, given.shard, given.up,
     )  # fmt: skip
 
@@ -275,8 +275,8 @@ def _backward(saved: _Saved, upstream: HeadStats, needs: Needs) -> dict[str, Ten
     names = ("hidden", "weight", "rows.bias")
     needed = [needs(name) for name in names]
     g = RowGradients.of(*upstream.outputs[:3])
-    *inputs, tail_mass, tiling, shard, up = saved
-    given = (*inputs, g, needed, tail_mass, tiling, shard)
+    *inputs, tail, tiling, shard, up = saved
+    given = (*inputs, g, needed, tail, tiling, shard)
     gradients = _backward_op(*given) if up is None else _adapter_backward_op(*given, up)
     found = {
         name: gradient if need else None
@@ -290,5 +290,5 @@ linear_stats = register(
     _forward,
     _forward_fake,
     # A backward of kept logits writes over them; one of kept entries leaves all as it was.
-    autograd=Autograd(OP, DIFFERENTIATED, _save, _backward, lambda saved: not saved.tail_mass),
+    autograd=Autograd(OP, DIFFERENTIATED, _save, _backward, lambda saved: not saved.tail.mass),
 )

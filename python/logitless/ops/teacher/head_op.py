@@ -14,6 +14,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE
+from logitless.inputs.options import EXACT
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -208,7 +209,7 @@ def _backward_kernel(
         teacher_hidden, teacher_weight, teacher_tiling, teacher_kept, rows, index, filled=True
     )
     rows = rows.beside(tiles, sums[:n] if measure.mixed else None)
-    head = Head(hidden.detach(), weight.detach(), tiling, shard, 0.0)
+    head = Head(hidden.detach(), weight.detach(), tiling, shard, EXACT)
     f = Forward(rows, index, None, state[:n], LogitStore(kept, n, tiling), None)
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _ASKED = (
     "backend", "budget", "gradients", "backward", "one_pass", "split", "batch_invariant",
-    "tail_mass",
+    "tail_mass", "tail_entries",
 )  # fmt: skip
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.gpus import GPUS
 from logitless.backends.machine import Machine
-from logitless.backends.row_kernels.topk import KEPT
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
-from logitless.inputs.options import check_names, check_tail_mass
+from logitless.inputs.options import ENTRY_STEP, check_names, check_tail_entries, check_tail_mass
 from logitless.ops.head.planner import cost, strategies
 from logitless.ops.head.planner.cost import ITEMSIZE, Problem
 from logitless.ops.head.planner.sets import SetProblem
@@ -142,6 +141,7 @@ def plan(
     split: bool = True,
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
+    tail_entries: int = ENTRY_STEP,
     kept_entries: int = 0,
     sampled_ids: int = 0,
     adapter_rank: int = 0,
@@ -155,7 +155,8 @@ def plan(
     "hidden" and "weight" that are asked for; `backward=False`: none, not even of the bias.
     `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
-    only whether it is 0 matters. `kept_entries`: how many of a row's largest logits `linear_sample`
+    only whether it is 0 matters; `tail_entries`: of them, room for so many is counted.
+    `kept_entries`: how many of a row's largest logits `linear_sample`
     keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
     every token has a set. `adapter_rank`: the r of an adapter that is trained, of several the sum;
     without "weight" in `gradients` the weight beside it is frozen. `device`: that of the tensors,
@@ -169,7 +170,8 @@ def plan(
     asked: dict[str, Any] = {
         "logits_dtype": logits_dtype, "gradients": gradients, "backward": backward,
         "one_pass": one_pass, "split": split, "batch_invariant": batch_invariant,
-        "tail_mass": tail_mass, "kept_entries": kept_entries, "adapter_rank": adapter_rank,
+        "tail_mass": tail_mass, "tail_entries": tail_entries, "kept_entries": kept_entries,
+        "adapter_rank": adapter_rank,
     }  # fmt: skip
     sampled_ids = whole("sampled_ids", sampled_ids)
     found = plan_on(machine, tokens, hidden, vocab, dtype, None if sampled_ids else budget, **asked)
@@ -210,6 +212,7 @@ def plan_on(
     split: bool = True,
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
+    tail_entries: int = ENTRY_STEP,
     kept_entries: int = 0,
     adapter_rank: int = 0,
     heads: int = 1,
@@ -225,6 +228,7 @@ def plan_on(
     for label, value in {**flags, "batch_invariant": batch_invariant}.items():
         flag(label, value)
     check_tail_mass(tail_mass)
+    tail_entries = check_tail_entries(tail_entries)
     needed, rank = tuple(gradients) if backward else (), whole("adapter_rank", adapter_rank)
     problem = Problem(tokens, hidden, vocab, name, realised, needed, backward, rank)
     fixed = machine.fixed_rows if batch_invariant else 0
@@ -236,7 +240,8 @@ def plan_on(
     )
     support = cost.topk_bytes(tokens, kept_entries) if kept_entries else 0
     if tail_mass:
-        kept_entries, support = KEPT, cost.support_bytes(problem, at_once=one_pass)
+        kept_entries = tail_entries
+        support = cost.support_bytes(problem, tail_entries, at_once=one_pass)
     if budget is None:
         limit += support
     at_once = one_pass and backward and tokens > 0 and not tail_mass
