@@ -202,7 +202,8 @@ void register_topk(py::module_& m) {
   m.def(
       "measure",
       &measure,
-      "Of a finalized topk: leave the entries that are kept, the target among them, as few as leave "
+      "Of a finalized topk: leave the entries that are kept, the target among them, as few as "
+      "leave "
       "enough of mass, and measure the mass and the entropy of the dropped.",
       py::arg("rows"),
       py::arg("state"),

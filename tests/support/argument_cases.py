@@ -133,7 +133,8 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "plan": {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
-        "one_pass": True, "split": True, "batch_invariant": False, "tail_mass": 0.0, "tail_entries": 64,
+        "one_pass": True, "split": True, "batch_invariant": False,
+        "tail_mass": 0.0, "tail_entries": 64,
         "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {

@@ -57,9 +57,7 @@ class Prefix {
     const double mass = has_target ? mass_ : mass_ + std::exp(d_.log_p(target));
     const double surprise = has_target ? surprise_ : surprise_ + d_.surprise(target);
     const bool known = largest_dropped + d_.entropy <= 0;
-    return {
-        count_, has_target, mass < 1 ? 1 - mass : 0, known ? std::fabs(surprise) : INFINITY
-    };
+    return {count_, has_target, mass < 1 ? 1 - mass : 0, known ? std::fabs(surprise) : INFINITY};
   }
 
  private:

@@ -72,11 +72,11 @@ def linear_token_stats(
         of `hidden`: bfloat16 tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every
         other implementation; torch.float32 avoids that and pays for float32 products.
 
-    tail_mass: rows whose tail_entries largest entries and target hold all but so much of their probability
-        get their gradient from those alone, not from dense products; values stay exact. extras
-        "dropped_mass" and "dropped_entropy" say per row what that loses, and bound the error:
-        docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only. With vocab_group the entries
-        are the largest of all shards.
+    tail_mass: rows whose tail_entries largest entries and target hold all but so much of their
+        probability get their gradient from those alone, not from dense products; values stay
+        exact. extras "dropped_mass" and "dropped_entropy" say per row what that loses, and bound
+        the error: docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only. With
+        vocab_group the entries are the largest of all shards.
     tail_entries: a multiple of 64 up to 1024. A row keeps as few of its entries, in steps of 64, as
         tail_mass allows; more room serves broader rows and costs time and 12 KB per 512 entries of
         every row.

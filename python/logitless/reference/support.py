@@ -32,9 +32,7 @@ def _kept(
     first = found[:count]
     while count > 1 and p[first[count - 1 :]].sum() <= slack:
         count -= 1
-    return np.union1d(found[:count], target), (
-        log_p[found[count]] if count < len(found) else None
-    )
+    return np.union1d(found[:count], target), (log_p[found[count]] if count < len(found) else None)
 
 
 def support_backward(

@@ -35,10 +35,11 @@ LEAST_SLOPE = 2.0**-6
 def margin(tail: Tail, vocab: int) -> float:
     """Nats below a row's maximum that are kept: log max(vocab, entries / (SLACK * tail.mass)).
 
-    The entries that could be kept of what lies lower hold no more than SLACK * tail.mass together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to the
-    dense products that their largest entries could serve. A margin of log(vocab / tail.mass), below
-    which all entries together hold no more than tail.mass, makes the forward look into more blocks
-    for entries that are dropped in the end.
+    The entries that could be kept of what lies lower hold no more than SLACK * tail.mass
+    together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to
+    the dense products that their largest entries could serve. A margin of log(vocab /
+    tail.mass), below which all entries together hold no more than tail.mass, makes the forward
+    look into more blocks for entries that are dropped in the end.
     """
     return math.log(max(vocab, tail.entries / (SLACK * tail.mass)))
 

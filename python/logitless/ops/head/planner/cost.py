@@ -195,9 +195,9 @@ def topk_bytes(tokens: int, kept: int) -> int:
 
 
 def support_bytes(problem: Problem, entries: int, *, at_once: bool) -> int:
-    """With tail_mass > 0: so many of the largest entries of all rows and what they drop, the sparse gradient
-    and its transpose. `at_once`: the gradients are made in the forward, and of float16 not rounded
-    before that of the loss is known."""
+    """With tail_mass > 0: so many of the largest entries of all rows and what they drop, the
+    sparse gradient and its transpose. `at_once`: the gradients are made in the forward, and of
+    float16 not rounded before that of the loss is known."""
     total = topk_bytes(problem.tokens, entries) + problem.tokens * 2 * 8
     if not problem.backward:
         return total

@@ -1,0 +1,141 @@
+"""How many entries a trained model's rows need, and what keeping them costs and saves.
+
+python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--json PATH]
+
+Hidden states of tokens that a chat model sampled, in bfloat16; log-prob and entropy both have a
+gradient. Times are over three bare products, which write logits into memory that is there:
+2 N H V operations each. It needs what benchmarks.studies.real_states needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from benchmarks.harness.machine_info import machine
+from benchmarks.studies.real_states import TEMPERATURES, States, sampled
+
+TAILS = (1e-2, 1e-3)
+ENTRIES = (64, 128, 256, 512)
+Row = dict[str, Any]
+
+
+def step(x: States, **options: Any) -> tuple[ll.TokenStats, Tensor, Tensor]:
+    """Forward and backward, with gradients of hidden and weight."""
+    hidden, weight = (t.detach().requires_grad_() for t in (x.hidden, x.weight))
+    stats = ll.linear_token_stats(hidden, weight, x.targets, temperature=x.temperature, **options)
+    (stats.logp + 0.01 * stats.entropy).sum().backward()
+    assert hidden.grad is not None and weight.grad is not None
+    return stats, hidden.grad, weight.grad
+
+
+@torch.no_grad()
+def bare(x: States) -> Callable[[], None]:
+    logits = x.hidden @ x.weight.T
+    d_hidden, d_weight = torch.empty_like(x.hidden), torch.empty_like(x.weight)
+
+    @torch.no_grad()
+    def products() -> None:
+        torch.mm(x.hidden, x.weight.T, out=logits)
+        torch.mm(logits, x.weight, out=d_hidden)
+        torch.mm(logits.T, x.hidden, out=d_weight)
+
+    return products
+
+
+def settings() -> list[tuple[float, int]]:
+    return [(0.0, 64), *((tail, entries) for tail in TAILS for entries in ENTRIES)]
+
+
+def quotients(x: States, rounds: int) -> dict[tuple[float, int], list[float]]:
+    """Seconds over those of the bare products of the same round, one after the other."""
+    found: dict[tuple[float, int], list[float]] = {key: [] for key in settings()}
+    products = bare(x)
+    for _ in range(rounds + 1):
+        floor = seconds(products)
+        for tail, entries in settings():
+            taken = seconds(lambda: step(x, tail_mass=tail, tail_entries=entries))  # noqa: B023
+            found[tail, entries].append(taken / floor)
+    # the first round warms up
+    return {key: values[1:] for key, values in found.items()}
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def facts(x: States, tail: float, entries: int, exact: tuple[Tensor, Tensor]) -> Row:
+    """Shares of the rows, and errors relative to the exact gradients (Frobenius)."""
+    extras = ("dropped_mass", "dropped_entropy")
+    stats, *gradients = step(x, tail_mass=tail, tail_entries=entries, extras=extras)
+    mass, entropy = (stats.extras[name] for name in extras)
+    served = (mass <= tail) & entropy.isfinite()
+    errors = [
+        float((a - b).float().norm() / b.float().norm())
+        for a, b in zip(gradients, exact, strict=True)
+    ]
+    return {"served": float(served.float().mean()), "errors": errors}
+
+
+def study(x: States, rounds: int) -> list[Row]:
+    _, *exact = step(x)
+    times = quotients(x, rounds)
+    rows = []
+    for tail, entries in settings():
+        found: Row = {"served": 0.0, "errors": [0.0, 0.0]}
+        if tail:
+            found = facts(x, tail, entries, (exact[0], exact[1]))
+        values = times[tail, entries]
+        rows.append({
+            "temperature": x.temperature, "tail_mass": tail, "entries": entries, **found,
+            "over_bare": statistics.median(values), "spread": [min(values), max(values)],
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| T | tail_mass | tail_entries | rows served | error of d_hidden, d_weight | time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        errors = ", ".join(f"{x:.0e}" for x in row["errors"])
+        entries = row["entries"] if row["tail_mass"] else "-"
+        cells = (
+            row["temperature"], f"{row['tail_mass']:g}", entries, f"{row['served']:.0%}", errors,
+            f"{row['over_bare']:.2f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=96, help="sampled for each prompt, at most")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    rows = []
+    for temperature in TEMPERATURES:
+        x = sampled(temperature, chosen.tokens).rounded()
+        rows += study(x, chosen.rounds)
+    sys.stdout.write(table(rows) + "\n")
+    if chosen.json:
+        found = {"machine": machine("cpu", {}), "tokens": chosen.tokens, "rounds": chosen.rounds}
+        chosen.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The study of how many entries rows need: its rows, on states that no model made."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from benchmarks.studies import tail_entries as study  # noqa: E402
+from benchmarks.studies.real_states import States  # noqa: E402
+
+
+def states(spread: float) -> States:
+    g = torch.Generator().manual_seed(0)
+    hidden = spread * torch.randn(24, 16, generator=g)
+    weight = torch.randn(1500, 16, generator=g)
+    drawn = torch.multinomial((hidden @ weight.T).softmax(-1), 1, generator=g)[:, 0]
+    return States(hidden, weight, drawn, temperature=1.0)
+
+
+def test_more_entries_serve_more_rows_within_the_error_of_a_tail() -> None:
+    rows = study.study(states(1.5), rounds=1)
+    assert [(row["tail_mass"], row["entries"]) for row in rows] == study.settings()
+    by_tail = {
+        tail: [row for row in rows if row["tail_mass"] == tail] for tail in study.TAILS
+    }  # fmt: skip
+    for tail, found in by_tail.items():
+        served = [row["served"] for row in found]
+        assert served == sorted(served)
+        assert served[0] < served[-1]
+        assert all(max(row["errors"]) <= 20 * tail for row in found)
+    assert all(row["over_bare"] > 0 for row in rows)
+    assert len(study.table(rows).splitlines()) == 2 + len(rows)
