@@ -202,6 +202,7 @@ def test_bad_inputs_are_named_before_any_product(monkeypatch: pytest.MonkeyPatch
 
 def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
+    from logitless.inputs.options import Tail
     from logitless.ops.head.policy_op import head_policy_extras, head_policy_loss
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.losses.op import loss_inputs
@@ -219,7 +220,8 @@ def test_op_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
     for tail_mass in (0.0, 0.05):
         inputs = (
-            hidden.view(n, -1), weight, rows, arguments, tail_mass, 10, [True, True, False],
+            hidden.view(n, -1), weight, rows, arguments, Tail(tail_mass), 10,
+            [True, True, False],
             tiling, Shard(),
         )  # fmt: skip
         check_op(head_policy_loss, *inputs)
