@@ -136,6 +136,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=None, help="the run folder (runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="go on with the folder's run")
     parser.add_argument("--overwrite", action="store_true", help="delete the folder's run first")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the recipe with all its values and what would be run, and write nothing",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -143,10 +148,16 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     _wait_without_spinning()
+    out = options.out or Path("runs", Path(options.recipe).stem)
+    how = {"resume": options.resume, "overwrite": options.overwrite}
+    if options.dry_run:
+        from logitless.rl.demo.dry_run import dry_run
+
+        print("\n".join(dry_run(recipe, out, **how)))
+        return 0
     from logitless.rl.demo.job import run
 
-    out = options.out or Path("runs", Path(options.recipe).stem)
-    return run(recipe, out, resume=options.resume, overwrite=options.overwrite)
+    return run(recipe, out, **how)
 
 
 def _wait_without_spinning() -> None:

@@ -18,9 +18,10 @@ import torch
 import logitless as ll
 from logitless import cli
 from logitless.rl.demo.head_memory import measure_here
-from logitless.rl.demo.job import run, starting_policy
+from logitless.rl.demo.job import run, warmed_up
+from logitless.rl.demo.prepare import with_solutions
 from logitless.rl.engine import LocalEngine, make_optimizer
-from logitless.rl.policy import Policy
+from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import LossRecipe, Recipe, make_spec
 from logitless.rl.rollout import sample
 from logitless.rl.tasks import load_task
@@ -230,8 +231,9 @@ def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
     """A warmed-up tiny policy, a rollout of it, and unequal advantages: every token counts."""
     recipe = tiny_recipe(tmp_path)
     task = load_task(recipe.task.name, recipe.task.options)
+    policy = make_policy(recipe.model, recipe.seed)
     with StopRequest() as stop:
-        policy = starting_policy(recipe, task, tmp_path / "warmup", Progress(1), stop, False)
+        warmed_up(policy, recipe, task, tmp_path / "warmup", Progress(1), stop, False)
     rollout = sample(
         policy,
         policy.encode(["sum 8:", "sum 10:"]),
@@ -363,9 +365,7 @@ def test_specs_come_from_presets_with_changes() -> None:
     assert "ref_logp" in spec.needs
 
 
-def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
-    recipe = started[0]
-
+def test_warm_up_needs_solutions() -> None:
     class Mute:
         def prompts(self, rng: Any, n: int) -> list[Any]:
             return []
@@ -373,8 +373,8 @@ def test_warm_up_needs_solutions(started: Any, tmp_path: Path) -> None:
         def reward(self, prompt: Any, completion: str) -> float:
             return 0.0
 
-    with StopRequest() as stop, pytest.raises(ValueError, match=r"set warmup\.steps=0"):
-        starting_policy(recipe, Mute(), tmp_path / "mute", Progress(1), stop, False)
+    with pytest.raises(ValueError, match=r"set warmup\.steps=0"):
+        with_solutions(Mute())
 
 
 def test_tail_mass_of_a_recipe_serves_rows_and_says_so(

@@ -13,18 +13,18 @@ import torch
 
 import logitless as ll
 from logitless.rl.demo.compare import compare
-from logitless.rl.experience import task_of
-from logitless.rl.policy import Policy, make_policy, silence_bars
-from logitless.rl.recipe import WARMUP, Recipe, make_spec, recipe_of
+from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
+from logitless.rl.policy import Policy
+from logitless.rl.recipe import WARMUP, Recipe, recipe_of
 from logitless.rl.report import summary as numbers
 from logitless.rl.report import text
-from logitless.rl.tasks import Task, TaskWithSolutions
+from logitless.rl.tasks import Task
 from logitless.rl.tracking import checkpoint, completions, metrics, run_folder
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
-from logitless.rl.update import advantage_name, warm_up
+from logitless.rl.update import warm_up
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -34,36 +34,25 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
-    task = task_of(recipe)
-    longest = recipe.rollout.max_new_tokens
-    specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
-    for name in recipe.methods:
-        advantage_name(recipe, name)
-    kind = recipe.reference.kind
-    if kind != "frozen" and not any("ref_logp" in spec.needs for spec in specs.values()):
-        raise ValueError(
-            f"recipe key 'reference.kind' is {kind}, and no method compares with a reference: "
-            "methods.NAME.change={kl: {coefficient: 0.01}} does"
-        )
+    prepared = prepare(recipe, out, resume=resume, overwrite=overwrite)
     with run_folder.locked(out):
-        # the rates of the steps that are done would have been others with another last step
-        fixed = ["steps"] if recipe.update.falls_until_the_end else []
-        run_folder.claim(out, asdict(recipe), fixed, resume=resume, overwrite=overwrite)
-        return _run(recipe, task, specs, out, resume)
+        keys = fixed(recipe)
+        run_folder.claim(out, asdict(recipe), keys, resume=resume, overwrite=overwrite)
+        return _run(recipe, prepared, out, resume)
 
 
-def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: bool) -> int:
-    silence_bars()
+def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
+    task, policy = prepared.task, prepared.policy
     comparison: dict[str, Any] | None = None
     head_bytes: Mapping[str, int | None] = {}
     diverged = False
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
         try:
-            policy = starting_policy(recipe, task, out / WARMUP, progress, stop, resume)
+            warmed_up(policy, recipe, task, out / WARMUP, progress, stop, resume)
             start = {name: value.clone() for name, value in policy.model.state_dict().items()}
             if recipe.compare_repeats and not stop.requested:
                 progress.say("comparing one training step with full logits in plain torch")
-                comparison, head_bytes = compare(policy, task, recipe, specs)
+                comparison, head_bytes = compare(policy, task, recipe, prepared.specs)
             for name in recipe.methods:
                 if stop.requested:
                     break
@@ -82,24 +71,21 @@ def _run(recipe: Recipe, task: Task, specs: dict[str, Any], out: Path, resume: b
     return stop.status or int(diverged)
 
 
-def starting_policy(
-    recipe: Recipe, task: Task, folder: Path, progress: Progress, stop: StopRequest, resume: bool
-) -> Policy:
-    """The model that every method starts from: read or made, warmed up where the recipe says so,
-    and saved in `folder`.
-    """
-    policy = make_policy(recipe.model, recipe.seed)
+def warmed_up(
+    policy: Policy,
+    recipe: Recipe,
+    task: Task,
+    folder: Path,
+    progress: Progress,
+    stop: StopRequest,
+    resume: bool,
+) -> None:
+    """Makes of `policy` what every method starts from, and saves that in `folder`; where the recipe
+    has no warm-up it stays as it is."""
     steps = recipe.warmup.steps + recipe.warmup.full_steps
-    if steps == 0:
-        return policy
-    if resume and checkpoint.resume(folder, policy.load_weights, progress.say):
-        return policy
-
-    if not isinstance(task, TaskWithSolutions):
-        raise ValueError(
-            f"warmup needs a task with solution(rng, prompt); {task!r} has none: "
-            "set warmup.steps=0 and warmup.full_steps=0"
-        )
+    if not steps or (resume and checkpoint.resume(folder, policy.load_weights, progress.say)):
+        return
+    task = with_solutions(task)
     rng = random.Random(f"warm-up {recipe.seed}")
     prompts = task.prompts(rng, recipe.warmup.examples)
     answers = [task.solution(rng, prompt) for prompt in prompts]
@@ -111,7 +97,6 @@ def starting_policy(
 
     warm_up(policy, [prompt.text for prompt in prompts], answers, recipe, report_step)
     checkpoint.save(folder, steps, policy.save)
-    return policy
 
 
 def report(out: Path) -> list[str]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from logitless.rl.engine.local import LocalEngine, make_optimizer
+from logitless.rl.engine.local import LocalEngine, check_policy, make_optimizer, parts_trained
 
-__all__ = ["LocalEngine", "make_optimizer"]
+__all__ = ["LocalEngine", "check_policy", "make_optimizer", "parts_trained"]

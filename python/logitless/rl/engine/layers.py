@@ -16,6 +16,14 @@ def checkpoint_layers(model: Any) -> None:
     transformers' own switch does so in training mode alone, where dropout would make other
     log-probs than those of the rollout.
     """
+    for layer in layers_of(model):
+        # each method of a run has its engine, and all have one model
+        if not hasattr(layer.forward, "runs_again"):
+            layer.forward = running_again(layer.forward)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """ValueError where transformers names none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
@@ -24,10 +32,7 @@ def checkpoint_layers(model: Any) -> None:
             "recipe key 'update.gradient_checkpointing' must be false for "
             f"{type(model).__name__}: transformers names no layers of it that can run again"
         )
-    for layer in layers:
-        # each method of a run has its engine, and all have one model
-        if not hasattr(layer.forward, "runs_again"):
-            layer.forward = running_again(layer.forward)
+    return layers
 
 
 def running_again(forward: Callable[..., Any]) -> Callable[..., Any]:

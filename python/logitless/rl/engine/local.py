@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitless.rl.engine import optimizer_state
-from logitless.rl.engine.layers import checkpoint_layers
+from logitless.rl.engine.layers import checkpoint_layers, layers_of
 from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
@@ -87,20 +87,34 @@ class LocalEngine:
             self.reference.load(folder)
 
 
+def check_policy(policy: Policy, update: UpdateRecipe) -> None:
+    """ValueError for what no engine does with this policy."""
+    parts_trained(policy, update)
+    if update.gradient_checkpointing:
+        layers_of(policy.model)
+
+
 def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:
     """AdamW with a learning rate for body, head and embedding; rate 0 freezes."""
+    groups = parts_trained(policy, update)
+    policy.model.requires_grad_(False)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_()
+    return torch.optim.AdamW(
+        groups, betas=(update.beta1, update.beta2), weight_decay=update.weight_decay, fused=True
+    )
+
+
+def parts_trained(policy: Policy, update: UpdateRecipe) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer."""
     head, embedding = policy.head_parameter, policy.embedding
     apart = {id(head), id(embedding)}
     body = [p for p in policy.model.parameters() if id(p) not in apart]
     parts = [(body, update.body_lr), ([head], update.head_lr)]
     if not policy.tied:
         parts.append(([embedding], update.embedding_lr))
-    for parameters, lr in parts:
-        for parameter in parameters:
-            parameter.requires_grad_(lr > 0)
     groups = [{"params": parameters, "lr": lr} for parameters, lr in parts if lr > 0]
     if not groups:
         raise ValueError("update.body_lr, head_lr and embedding_lr are all 0: nothing to train")
-    return torch.optim.AdamW(
-        groups, betas=(update.beta1, update.beta2), weight_decay=update.weight_decay, fused=True
-    )
+    return groups

@@ -163,14 +163,19 @@ def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
 
 
 def load_policy(folder: str | Path, draw_padding: bool = False) -> Policy:
-    """A causal LM and its tokenizer in fp32 from a folder, a GGUF file or a hub name."""
+    """A causal LM and its tokenizer in fp32 from a folder, a GGUF file or a hub name.
+    FileNotFoundError where there is none."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = gguf_in(folder)
     if file is not None:
         return as_policy(*load_gguf(file), draw_padding)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
     return as_policy(model, tokenizer, draw_padding)
 
 

@@ -16,9 +16,10 @@ from logitless.rl.recipe.schema import (
     UpdateRecipe,
     WarmupRecipe,
 )
+from logitless.rl.recipe.yaml_text import as_yaml
 
 __all__ = [
     "WARMUP", "EvaluationRecipe", "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe",
-    "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "bundled", "load_recipe",
-    "make_spec", "recipe_of",
+    "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled",
+    "load_recipe", "make_spec", "recipe_of",
 ]  # fmt: skip

@@ -89,6 +89,10 @@ class WarmupRecipe:
     full_steps: int = 0
     full_lr: float = 3e-4
 
+    @property
+    def any_steps(self) -> bool:
+        return self.steps + self.full_steps > 0
+
     def __post_init__(self) -> None:
         for key, least in {"steps": 0, "full_steps": 0, "batch": 1, "examples": 1}.items():
             _at_least(f"warmup.{key}", getattr(self, key), least)

@@ -8,6 +8,7 @@ first.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -54,6 +55,14 @@ def _constructed(loader: Any, node: Any, name: str) -> Any:
     # A tag that its value contradicts, like !!int abc, raises whatever the loader met.
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} must be YAML, got a value that is none: {error}") from None
+
+
+def as_yaml(recipe: Any) -> str:
+    """A dataclass as text that `parse` reads."""
+    text: str = yaml.safe_dump(
+        asdict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=False, width=100
+    )
+    return text
 
 
 class _Sizes:

@@ -37,8 +37,32 @@ def claim(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Makes the folder this recipe's, inside of `locked`. recipe: as plain values; fixed: those of
-    MAY_CHANGE that may not, here.
+    """Makes the folder this recipe's, inside of `locked`; arguments and errors as `check`."""
+    check(folder, recipe, fixed, resume=resume, overwrite=overwrite)
+    if overwrite:
+        clear(folder, runs_in(folder))
+    record = {
+        "recipe": recipe,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {"logitless": __version__, "python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    part = folder / f"{RECIPE_FILE}.part"
+    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    part.replace(folder / RECIPE_FILE)
+
+
+def check(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    fixed: Sequence[str] = (),
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Whether a run may have the folder. recipe: as plain values; fixed: those of MAY_CHANGE that
+    may not, here.
 
     ValueError where it holds a run and neither `resume` nor `overwrite` is given, where there is
     nothing to resume, and where the run to resume had other values: each key is listed.
@@ -54,18 +78,6 @@ def claim(
             f"{folder} holds a run ({', '.join(held)}): pass --resume to go on with it, "
             "--overwrite to delete it, or another --out"
         )
-    if overwrite:
-        clear(folder, held)
-    record = {
-        "recipe": recipe,
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": {"logitless": __version__, "python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-    }
-    part = folder / f"{RECIPE_FILE}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    part.replace(folder / RECIPE_FILE)
 
 
 def recipe_in(folder: Path) -> dict[str, Any] | None:

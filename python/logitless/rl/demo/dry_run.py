@@ -1,0 +1,72 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from logitless.rl.demo.prepare import Prepared, prepare
+from logitless.rl.engine import parts_trained
+from logitless.rl.policy import Policy
+from logitless.rl.recipe import WARMUP, Recipe, UpdateRecipe, as_yaml
+from logitless.rl.tracking import checkpoint, run_folder
+
+
+def dry_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> list[str]:
+    """The recipe with all its values, and what `run` would make of it; nothing is written.
+
+    Whatever `run` refuses before its first step is refused here: the model is read, too.
+    """
+    prepared = prepare(recipe, out, resume=resume, overwrite=overwrite)
+    return [
+        *as_yaml(recipe).splitlines(),
+        "",
+        f"folder     {folder(out, resume)}",
+        f"model      {model(prepared.policy, recipe.update)}",
+        f"each step  {each_step(recipe)}",
+        *methods(recipe, prepared, out, resume),
+        "nothing was written",
+    ]
+
+
+def folder(out: Path, resume: bool) -> str:
+    held = ", ".join(run_folder.runs_in(out))
+    if not held:
+        return f"{out}, a new run"
+    return f"{out}, " + (
+        f"which goes on with {held}" if resume else f"of which {held} is deleted first"
+    )
+
+
+def model(policy: Policy, update: UpdateRecipe) -> str:
+    trained = sum(p.numel() for part in parts_trained(policy, update) for p in part["params"])
+    everything = sum(p.numel() for p in policy.model.parameters())
+    rows, width = policy.weight.shape
+    return (
+        f"{type(policy.model).__name__}, {everything:,} parameters, of which {trained:,} are "
+        f"trained; a head of {rows} x {width}"
+    )
+
+
+def each_step(recipe: Recipe) -> str:
+    rollout, update = recipe.rollout, recipe.update
+    answers = rollout.prompts * rollout.group
+    size = answers / update.minibatches
+    return (
+        f"{rollout.prompts} prompts x {rollout.group} answers = {answers} of up to "
+        f"{rollout.max_new_tokens} tokens; {update.epochs * update.minibatches} optimizer steps on "
+        f"{size:g} answers each, in micro-batches of {size / update.micro_batches:g}"
+    )
+
+
+def methods(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> Iterator[str]:
+    warmup = recipe.warmup
+    if warmup.any_steps:
+        done = resume and checkpoint.latest(out / WARMUP) is not None
+        steps = f"{warmup.steps} + {warmup.full_steps} supervised steps"
+        yield f"warm-up    {'done' if done else steps}"
+    for name, spec in prepared.specs.items():
+        saved = checkpoint.latest(out / name) if resume else None
+        start = 0 if saved is None else checkpoint.step_of(saved)
+        steps = "done" if start >= recipe.steps else f"steps {start + 1} to {recipe.steps}"
+        yield f"method     {name}: {steps}; advantage {prepared.advantages[name]}; {spec}"

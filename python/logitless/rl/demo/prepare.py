@@ -1,0 +1,61 @@
+"""What a run needs before its first step: made, and checked, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from logitless.rl.engine import check_policy
+from logitless.rl.experience import task_of
+from logitless.rl.policy import Policy, make_policy, silence_bars
+from logitless.rl.recipe import Recipe, make_spec
+from logitless.rl.tasks import Task, TaskWithSolutions
+from logitless.rl.tracking import run_folder
+from logitless.rl.update import advantage_name
+
+
+class Prepared(NamedTuple):
+    task: Task
+    # of each method
+    specs: dict[str, Any]
+    advantages: dict[str, str]
+    # as it was read or made, without a warm-up
+    policy: Policy
+
+
+def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prepared:
+    """All that a recipe, or the folder `out` of its run, can have wrong is an error here."""
+    task = task_of(recipe)
+    longest = recipe.rollout.max_new_tokens
+    specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
+    advantages = {name: advantage_name(recipe, name) for name in recipe.methods}
+    kind = recipe.reference.kind
+    if kind != "frozen" and not any("ref_logp" in spec.needs for spec in specs.values()):
+        raise ValueError(
+            f"recipe key 'reference.kind' is {kind}, and no method compares with a reference: "
+            "methods.NAME.change={kl: {coefficient: 0.01}} does"
+        )
+    if recipe.warmup.any_steps:
+        with_solutions(task)
+    run_folder.check(out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite)
+    silence_bars()
+    policy = make_policy(recipe.model, recipe.seed)
+    check_policy(policy, recipe.update)
+    return Prepared(task, specs, advantages, policy)
+
+
+def with_solutions(task: Task) -> TaskWithSolutions:
+    """The task, as a warm-up needs it."""
+    if isinstance(task, TaskWithSolutions):
+        return task
+    raise ValueError(
+        f"warmup needs a task with solution(rng, prompt); {task!r} has none: "
+        "set warmup.steps=0 and warmup.full_steps=0"
+    )
+
+
+def fixed(recipe: Recipe) -> list[str]:
+    """Keys that a resumed run may not change, though other recipes may."""
+    # the rates of the steps that are done would have been others with another last step
+    return ["steps"] if recipe.update.falls_until_the_end else []
