@@ -79,7 +79,7 @@ integrations.verl_plugin  what verl loads by itself
                 integrations.verl
 rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
-                public
+                public tables
 rl.tasks        where prompts come from, and the reward of an answer
 rl.tracking     what a run records and says: its folder, metrics, times, checkpoints, progress
                 _version

