@@ -97,7 +97,7 @@ RATES = ("update.body_lr=0", "update.head_lr=0")
         (("model.path=empty",), "no model can be read from empty: "),
         (("task.name=sum_two_n",), "did you mean 'sum_to_n'?"),
         (("update.advantage=best",), "'update.advantage' must be one of"),
-        (RATES, "are all 0: nothing to train"),
+        (RATES, "leave nothing to train: they are 0.0, 0.0"),
         (("task={prompts: p.jsonl, reward: 'r.py:score'}",), "needs a task with solution"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,12 @@ def full_logits_loss(
     bias: Tensor | None = None,  # [V]
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    adapter: Sequence[tuple[Tensor, Tensor, float]] = (),  # A [r, H], B [V, r], scale
 ) -> Tensor:
     """PPO's clipped loss the plain way (clip 0.2, token mean), with the entropy trainers log."""
     logits = hidden @ weight.T
+    for down, up, scale in adapter:
+        logits = logits + scale * (hidden @ down.T @ up.T)
     if bias is not None:
         logits = logits + bias
     if logit_scale != 1:

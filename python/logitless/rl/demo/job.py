@@ -49,14 +49,14 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
     with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
         try:
             warmed_up(policy, recipe, task, out / WARMUP, progress, stop, resume)
-            start = {name: value.clone() for name, value in policy.model.state_dict().items()}
+            start = policy.snapshot()
             if recipe.compare_repeats and not stop.requested:
                 progress.say("comparing one training step with full logits in plain torch")
                 comparison, head_bytes = compare(policy, task, recipe, prepared.specs)
             for name in recipe.methods:
                 if stop.requested:
                     break
-                policy.model.load_state_dict(start)
+                policy.restore(start)
                 try:
                     train(name, policy, task, recipe, out / name, progress, stop, resume)
                 except Diverged as error:

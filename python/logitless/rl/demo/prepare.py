@@ -40,7 +40,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
         with_solutions(task)
     run_folder.check(out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite)
     silence_bars()
-    policy = make_policy(recipe.model, recipe.seed)
+    policy = make_policy(recipe.model, recipe.seed, recipe.lora)
     check_policy(policy, recipe.update)
     return Prepared(task, specs, advantages, policy)
 

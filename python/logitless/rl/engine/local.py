@@ -108,13 +108,12 @@ def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimize
 
 def parts_trained(policy: Policy, update: UpdateRecipe) -> list[dict[str, Any]]:
     """Parameter groups of an optimizer."""
-    head, embedding = policy.head_parameter, policy.embedding
-    apart = {id(head), id(embedding)}
-    body = [p for p in policy.model.parameters() if id(p) not in apart]
-    parts = [(body, update.body_lr), ([head], update.head_lr)]
-    if not policy.tied:
-        parts.append(([embedding], update.embedding_lr))
-    groups = [{"params": parameters, "lr": lr} for parameters, lr in parts if lr > 0]
+    rates = (update.body_lr, update.head_lr, update.embedding_lr)
+    parts = zip(policy.parts, rates, strict=True)
+    groups = [{"params": parameters, "lr": lr} for parameters, lr in parts if parameters and lr > 0]
     if not groups:
-        raise ValueError("update.body_lr, head_lr and embedding_lr are all 0: nothing to train")
+        raise ValueError(
+            "recipe keys 'update.body_lr', 'head_lr' and 'embedding_lr' leave nothing to train: "
+            f"they are {rates[0]}, {rates[1]} and {rates[2]}"
+        )
     return groups

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from logitless.rl.policy.policy import Policy, as_policy, load_policy, make_policy, silence_bars
+from logitless.rl.policy.loading import as_policy, load_policy, make_policy
+from logitless.rl.policy.models import silence_bars
+from logitless.rl.policy.policy import Policy
 from logitless.rl.policy.tokenizers import make_tokenizer, text_of
 
 __all__ = [

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.integrations.transformers.gguf import gguf_in, load_gguf, smollm2
-from logitless.rl.policy.tokenizers import make_tokenizer, text_of
-from logitless.rl.recipe import ModelRecipe
-
-# Head rows of a model from scratch are padded to this, as models are.
-VOCAB_MULTIPLE = 128
-# model.path of the chat model that pip has, where no folder has that name.
-SMOLLM2_PATH = "smollm2"
+from logitless.rl.policy import lora as adapters
+from logitless.rl.policy.models import read_model
+from logitless.rl.policy.tokenizers import text_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,8 @@ class Policy:
     head: ll.Head
     # Added to the logits: -inf for tokens that are never drawn, 0 for the others; None: all are.
     padding: Tensor | None = None  # [V]
+    # peft's LoraConfig, where adapters are trained and nothing else is.
+    lora: Any = None
 
     @property
     def body(self) -> Any:
@@ -122,99 +118,42 @@ class Policy:
             **{_cache_argument(self.model): cache},
         )
 
+    @property
+    def parts(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """What can be trained of the body, of the head, and of an embedding that is not the
+        head's."""
+        if self.lora is not None:
+            of_head = {id(p) for p in self.model.get_output_embeddings().parameters()}
+            found = list(adapters.adapters(self.model).values())
+            head = [p for p in found if id(p) in of_head]
+            return [p for p in found if id(p) not in of_head], head, []
+        apart = {id(self.head_parameter), id(self.embedding)}
+        body = [p for p in self.model.parameters() if id(p) not in apart]
+        return body, [self.head_parameter], [] if self.tied else [self.embedding]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all that training can change, for `restore`."""
+        state = self.model.state_dict() if self.lora is None else adapters.adapters(self.model)
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights, strict=self.lora is None)
+
     def save(self, folder: Path) -> None:
-        """A folder that `AutoModelForCausalLM.from_pretrained` and `load_policy` read."""
-        self.model.save_pretrained(folder)
+        """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
+        of adapters alone, for `PeftModel.from_pretrained`."""
+        if self.lora is None:
+            self.model.save_pretrained(folder)
+        else:
+            adapters.save(self.model, self.lora, folder)
         self.tokenizer.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:
         """Copies the weights that `save` wrote, bit for bit."""
-        self.model.load_state_dict(load_policy(folder).model.state_dict())
-
-
-def make_policy(recipe: ModelRecipe, seed: int) -> Policy:
-    """The recipe's model: read from `path`, or made from scratch with `seed`."""
-    if recipe.path == SMOLLM2_PATH and not Path(SMOLLM2_PATH).exists():
-        return as_policy(*smollm2(), recipe.draw_padding)
-    if recipe.path is not None:
-        return load_policy(recipe.path, recipe.draw_padding)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer(recipe.tokenizer)
-    rows = recipe.vocab_size or -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if rows < len(tokenizer):
-        raise ValueError(
-            f"model.vocab_size must be at least the tokenizer's {len(tokenizer)}, got {rows}"
-        )
-    config = LlamaConfig(
-        vocab_size=rows,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        max_position_embeddings=recipe.max_positions,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(seed)
-    return as_policy(LlamaForCausalLM(config), tokenizer, recipe.draw_padding)
-
-
-def load_policy(folder: str | Path, draw_padding: bool = False) -> Policy:
-    """A causal LM and its tokenizer in fp32 from a folder, a GGUF file or a hub name.
-    FileNotFoundError where there is none."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file = gguf_in(folder)
-    if file is not None:
-        return as_policy(*load_gguf(file), draw_padding)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
-    return as_policy(model, tokenizer, draw_padding)
-
-
-def as_policy(model: Any, tokenizer: Any, draw_padding: bool = False) -> Policy:
-    """draw_padding: whether tokens can be drawn that the head has and the tokenizer has not."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer must have an end-of-sequence token, got none")
-    # Sampled and trained log-probs must come from the same function: no dropout, ever.
-    policy = Policy(model.eval(), tokenizer, ll.head_of(model))
-    return policy if draw_padding else without_padding(policy)
-
-
-def without_padding(policy: Policy) -> Policy:
-    """Tokens that the tokenizer does not have get probability 0, in rollouts and in training."""
-    head, ids = policy.head, list(policy.tokenizer.get_vocab().values())
-    known = torch.zeros(max(head.vocab, 1 + max(ids)))
-    known[ids] = 1
-    padding = known[: head.vocab].log()
-    if not padding.any():
-        return policy
-    if head.softcap is None:
-        return replace(policy, padding=padding)
-    # A softcap makes a finite logit of any bias: the rows go.
-    last = int(padding.isfinite().nonzero()[-1]) + 1
-    if padding[:last].any():
-        raise NotImplementedError(
-            "a head with a softcap has rows without a token in the midst of the others: "
-            "set model.draw_padding=true"
-        )
-    bias = None if head.bias is None else head.bias[:last]
-    cut = head._replace(weight=head.weight[:last], bias=bias, vocab=last)
-    return replace(policy, head=cut)
-
-
-def silence_bars() -> None:
-    """Ends transformers' bars for each file it reads or writes, which would tear the live line."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+        if self.lora is None:
+            self.model.load_state_dict(read_model(folder)[0].state_dict())
+        else:
+            adapters.load(self.model, folder)
 
 
 def _cache_argument(model: Any) -> str:

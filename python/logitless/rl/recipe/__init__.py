@@ -5,13 +5,13 @@ from __future__ import annotations
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
 from logitless.rl.recipe.load import bundled, load_recipe, recipe_of
 from logitless.rl.recipe.losses import make_spec
-from logitless.rl.recipe.model import ModelRecipe
+from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
 from logitless.rl.recipe.schema import WARMUP, Recipe
 from logitless.rl.recipe.training import LossRecipe, ReferenceRecipe, UpdateRecipe
 from logitless.rl.recipe.yaml_text import as_yaml
 
 __all__ = [
-    "WARMUP", "EvaluationRecipe", "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe",
-    "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled",
-    "load_recipe", "make_spec", "recipe_of",
+    "WARMUP", "EvaluationRecipe", "LoraRecipe", "LossRecipe", "ModelRecipe", "Recipe",
+    "ReferenceRecipe", "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "as_yaml",
+    "bundled", "load_recipe", "make_spec", "recipe_of",
 ]  # fmt: skip

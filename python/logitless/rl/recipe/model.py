@@ -1,10 +1,13 @@
-"""What is trained."""
+"""What is trained: a model, or adapters in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from logitless.rl.recipe.keys import at_least, check_ranges, key
+from logitless.rl.recipe.keys import Range, above, at_least, check_ranges, key
+
+# Of lora.targets: every linear layer but the head.
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,27 @@ class ModelRecipe:
                 f"recipe key 'model.hidden_size' must be a multiple of model.heads = {self.heads}, "
                 f"got {self.hidden_size}"
             )
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Adapters of peft, which are trained in the model's place: log-probs, gradients and the
+    optimizer's state are theirs alone, and so are checkpoints. It needs `model.path`."""
+
+    rank: int = key(0, "Rank of an adapter; 0: none, the model itself is trained.", at_least(0))
+    alpha: float = key(32.0, "An adapter's product counts alpha / rank times.", above(0))
+    dropout: float = key(
+        0.0,
+        "Sampled and trained log-probs come from one function, so there is none.",
+        Range("0", lambda x: x == 0),
+    )
+    targets: list[str] = key(
+        lambda: [ALL_LINEAR],
+        "Layers that get an adapter: `all-linear`, every linear layer of the body, and names or "
+        "ends of names, as `q_proj` and `lm_head`.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "lora")
+        if not self.targets:
+            raise ValueError("recipe key 'lora.targets' must name at least one layer, got []")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
 from logitless.rl.recipe.keys import REQUIRED, at_least, check_ranges, key
-from logitless.rl.recipe.model import ModelRecipe
+from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
 from logitless.rl.recipe.training import LossRecipe, ReferenceRecipe, UpdateRecipe
 
 # The folder of the warm-up's checkpoint, beside those of the methods.
@@ -46,6 +46,7 @@ class Recipe:
         list, "Sentences for the report, which a reader of this recipe's numbers must know."
     )
     model: ModelRecipe = field(default_factory=ModelRecipe)
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
     task: TaskRecipe = field(default_factory=TaskRecipe)
     warmup: WarmupRecipe = field(default_factory=WarmupRecipe)
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
@@ -78,6 +79,7 @@ class Recipe:
                 f"recipe key 'update.tail_mass' must be 0 with {names}: a row's gradient is that "
                 f"of the tokens it was drawn from; got {self.update.tail_mass}"
             )
+        self._check_lora()
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")
         for name in self.methods:
@@ -90,4 +92,25 @@ class Recipe:
                 raise ValueError(
                     f"recipe key 'methods.{name}': a method is also a folder's name; use "
                     f"letters, digits, - and _"
+                )
+
+    def _check_lora(self) -> None:
+        if not self.lora.rank:
+            if self.lora != LoraRecipe():
+                raise ValueError("recipe key 'lora.rank' must be above 0 with other keys of lora")
+            return
+        if self.model.path is None:
+            raise ValueError(
+                "recipe key 'lora.rank' needs model.path, a trained model: one from scratch has "
+                f"nothing to adapt; got {self.lora.rank}"
+            )
+        for name, value in {
+            "warmup.steps": self.warmup.steps,
+            "warmup.full_steps": self.warmup.full_steps,
+            "update.embedding_lr": self.update.embedding_lr,
+        }.items():
+            if value:
+                raise ValueError(
+                    f"recipe key '{name}' must be 0 with lora.rank = {self.lora.rank}: adapters "
+                    f"alone are trained; got {value}"
                 )

@@ -1,0 +1,69 @@
+"""Models and their tokenizers: read, or made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logitless.integrations.transformers.gguf import gguf_in, load_gguf, smollm2
+from logitless.rl.policy.tokenizers import make_tokenizer
+from logitless.rl.recipe import ModelRecipe
+
+# Head rows of a model from scratch are padded to this, as models are.
+VOCAB_MULTIPLE = 128
+# model.path of the chat model that pip has, where no folder has that name.
+SMOLLM2_PATH = "smollm2"
+
+
+def read_model(folder: str | Path) -> tuple[Any, Any]:
+    """(model, tokenizer) in fp32 from a folder, a GGUF file or a hub name. FileNotFoundError where
+    there is none."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if folder == SMOLLM2_PATH and not Path(SMOLLM2_PATH).exists():
+        return smollm2()
+    file = gguf_in(folder)
+    if file is not None:
+        return load_gguf(file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
+    return model, tokenizer
+
+
+def model_from_scratch(recipe: ModelRecipe, seed: int) -> tuple[Any, Any]:
+    """(model, tokenizer): a small Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(recipe.tokenizer)
+    rows = recipe.vocab_size or -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if rows < len(tokenizer):
+        raise ValueError(
+            f"model.vocab_size must be at least the tokenizer's {len(tokenizer)}, got {rows}"
+        )
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config), tokenizer
+
+
+def silence_bars() -> None:
+    """Ends transformers' bars for each file it reads or writes, which would tear the live line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
