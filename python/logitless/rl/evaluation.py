@@ -114,4 +114,5 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
     for name, path in saved.items():
         if path is not None:
             row = {"step": checkpoint.step_of(path)}
-            yield name, row | evaluate(load_policy(path, recipe.model.draw_padding), task, recipe)
+            policy = load_policy(path, recipe.model.draw_padding).in_dtype(recipe.model.body_dtype)
+            yield name, row | evaluate(policy, task, recipe)

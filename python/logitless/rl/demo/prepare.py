@@ -14,6 +14,10 @@ from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tracking import run_folder
 from logitless.rl.update import advantage_name
 
+# Of the difference of a token's log-probs in a rollout and in training, where the body computes in
+# bfloat16: up to 0.009 in 30 layers of width 576.
+ROUNDING = 0.01
+
 
 class Prepared(NamedTuple):
     task: Task
@@ -36,6 +40,8 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
             f"recipe key 'reference.kind' is {kind}, and no method compares with a reference: "
             "methods.NAME.change={kl: {coefficient: 0.01}} does"
         )
+    if recipe.model.body_dtype == "bfloat16":
+        check_clips(specs)
     if recipe.warmup.any_steps:
         with_solutions(task)
     run_folder.check(out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite)
@@ -43,6 +49,19 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     policy = make_policy(recipe.model, recipe.seed, recipe.lora)
     check_policy(policy, recipe.update)
     return Prepared(task, specs, advantages, policy)
+
+
+def check_clips(specs: dict[str, Any]) -> None:
+    """ValueError for a loss that would clip by rounding."""
+    for name, spec in specs.items():
+        bounds = [getattr(spec.surrogate, side, None) for side in ("low", "high")]
+        finest = min((bound for bound in bounds if bound is not None), default=ROUNDING)
+        if finest < ROUNDING:
+            raise ValueError(
+                f"recipe key 'model.body_dtype' must be float32 with methods.{name}: its clip of "
+                f"{finest:g} is finer than what bfloat16 makes of a log-prob, {ROUNDING}; got "
+                "bfloat16"
+            )
 
 
 def with_solutions(task: Task) -> TaskWithSolutions:

@@ -1,4 +1,4 @@
-"""The engine of one process on the CPU, in fp32."""
+"""The engine of one process on the CPU, with weights in fp32."""
 
 from __future__ import annotations
 

@@ -18,6 +18,10 @@ from logitless.rl.recipe import LoraRecipe, ModelRecipe
 def make_policy(recipe: ModelRecipe, seed: int, lora: LoraRecipe | None = None) -> Policy:
     """The recipe's model: read from `path`, or made from scratch with `seed`; with new adapters
     where `lora` has a rank."""
+    return _policy_of(recipe, seed, lora or LoraRecipe()).in_dtype(recipe.body_dtype)
+
+
+def _policy_of(recipe: ModelRecipe, seed: int, lora: LoraRecipe) -> Policy:
     if recipe.path is None:
         return as_policy(*model_from_scratch(recipe, seed), recipe.draw_padding)
     if adapters.in_folder(recipe.path):
@@ -26,7 +30,7 @@ def make_policy(recipe: ModelRecipe, seed: int, lora: LoraRecipe | None = None) 
             "adapters: merge them into their model"
         )
     model, tokenizer = read_model(recipe.path)
-    if lora is None or not lora.rank:
+    if not lora.rank:
         return as_policy(model, tokenizer, recipe.draw_padding)
     config = adapters.config_of(model, lora, recipe.path)
     return adapted(model, tokenizer, config, recipe.draw_padding, seed)

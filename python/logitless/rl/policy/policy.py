@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import logitless as ll
@@ -27,6 +29,12 @@ class Policy:
     padding: Tensor | None = None  # [V]
     # peft's LoraConfig, where adapters are trained and nothing else is.
     lora: Any = None
+    # What the body computes in; the head reads float32.
+    body_dtype: torch.dtype = torch.float32
+
+    def in_dtype(self, name: str) -> Policy:
+        """The same policy, whose body computes in that dtype."""
+        return replace(self, body_dtype=getattr(torch, name))
 
     @property
     def body(self) -> Any:
@@ -109,14 +117,17 @@ class Policy:
     ) -> Tensor:  # [B, t, H]
         """The states that the head reads; `cache`, a Hugging Face cache, has the earlier tokens."""
         positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        return self.head.hidden(
-            self.model,
-            input_ids=ids,
-            attention_mask=attention.long(),
-            position_ids=positions,
-            use_cache=cache is not None,
-            **{_cache_argument(self.model): cache},
-        )
+        kind, cast = ids.device.type, self.body_dtype != torch.float32
+        with torch.autocast(kind, self.body_dtype) if cast else nullcontext():
+            states = self.head.hidden(
+                self.model,
+                input_ids=ids,
+                attention_mask=attention.long(),
+                position_ids=positions,
+                use_cache=cache is not None,
+                **{_cache_argument(self.model): cache},
+            )
+        return states.float() if cast else states
 
     @property
     def parts(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

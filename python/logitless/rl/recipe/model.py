@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from logitless.rl.recipe.keys import Range, above, at_least, check_ranges, key
 
@@ -42,6 +43,13 @@ class ModelRecipe:
         False,
         "Whether a rollout can draw ids that the head has and the tokenizer has not, as rows of a "
         "padded head are. Without them their probability is 0, in training as well.",
+    )
+
+    body_dtype: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "What the body computes in, by autocast, in rollouts and in training. Weights, their "
+        "gradients and the optimizer's state are float32 in either case, and so are the head, "
+        "log-probs and all sums of a loss.",
     )
 
     def __post_init__(self) -> None:

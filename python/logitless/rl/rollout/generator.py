@@ -17,6 +17,9 @@ from logitless.rl.rollout.rollout import Rollout
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
+# A body that casts its weights does so once for all tokens: what an inner autocast has cast is kept
+# until the outermost ends.
+@torch.autocast("cpu", enabled=False)
 @torch.no_grad()
 def sample(
     policy: Policy,
