@@ -54,7 +54,7 @@ def kind_of(hint: Any) -> str:
         return "mapping"
     if origin is Literal:
         return "text"
-    return {str: "text", type(None): "null"}.get(hint, hint.__name__)
+    return {str: "text", type(None): "null"}.get(hint) or str(hint.__name__)
 
 
 def default_of(known: Field[Any]) -> str:

@@ -19,7 +19,7 @@ from logitless.rl.tracking.stopwatch import Stopwatch
 
 # A body that casts its weights does so once for all tokens: what an inner autocast has cast is kept
 # until the outermost ends.
-@torch.autocast("cpu", enabled=False)
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def sample(
     policy: Policy,
