@@ -10,6 +10,7 @@ from logitless.rl.recipe.keys import (
     REQUIRED,
     SHARE,
     SHARE_BELOW_1,
+    Range,
     above,
     at_least,
     check_ranges,
@@ -17,6 +18,9 @@ from logitless.rl.recipe.keys import (
 )
 
 ADVANTAGE_NAMES = "group_std, group_mean, leave_one_out, gpg, max_rl, qae"
+
+
+ENTRIES = Range("a multiple of 64 up to 1024", lambda x: x % 64 == 0 and 0 < x <= 1024)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,14 @@ class UpdateRecipe:
     )
     tail_mass: float = key(
         0.0,
-        "A row gets its gradient from its 64 largest entries where they hold all but this much of "
+        "A row gets its gradient from its largest entries where they hold all but this much of "
         "its probability; 0: every gradient is exact.",
         "0, or in [1e-5, 1)",
+    )
+    tail_entries: int = key(
+        64,
+        "How many of its largest entries a row may use, with `tail_mass`.",
+        ENTRIES,
     )
     body_lr: float = key(3e-5, "Learning rate of the body; 0 freezes it.", at_least(0))
     head_lr: float = key(3e-5, "Learning rate of the head; 0 freezes it.", at_least(0))
@@ -99,7 +108,10 @@ class UpdateRecipe:
                     f"got {getattr(self, name)} with constant"
                 )
         try:
-            ll.plan(1, 1, 1, budget=self.memory_budget, tail_mass=self.tail_mass)
+            ll.plan(
+                1, 1, 1, budget=self.memory_budget, tail_mass=self.tail_mass,
+                tail_entries=self.tail_entries,
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"recipe key 'update': {str(error).removeprefix('plan: ')}") from None
 

@@ -126,6 +126,7 @@ def loss_backward(
             sampling_mask=packed.sequences.kept,
             memory_budget=recipe.update.memory_budget,
             tail_mass=recipe.update.tail_mass,
+            tail_entries=recipe.update.tail_entries,
             **old_policy(packed, spec),
             **shared,
             **engine.policy.head_options,
