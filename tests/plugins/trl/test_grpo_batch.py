@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.integrations.trl.optimizer_batch import optimizer_batch
 from tests.plugins.trl.setting import (
     LENGTH,
     PROMPT,
@@ -180,3 +181,21 @@ def test_a_loss_of_another_kind(folder: Path) -> None:
         grpo("loss", folder, trainer_options={"loss": 3})
     with pytest.raises(KeyError, match="clip_cov"):
         grpo("loss", folder, trainer_options={"loss": "clip_cof"})
+
+
+def test_as_many_completions_as_each_has_tokens() -> None:
+    """Nothing takes one for the other: tokens are numbered alike in one micro-batch and in three."""
+    g = torch.Generator().manual_seed(0)
+    made = [
+        {"completion_mask": torch.ones(rows, 6), "advantages": torch.randn(rows, generator=g)}
+        for rows in (6, 2, 2, 2)
+    ]
+    whole, parts = (
+        optimizer_batch(
+            batches, ll.presets["ppo"], lambda _: pytest.fail("scored"), old_is_current=True,
+            rank=0, data_group=None, seed=0, step=0,
+        )  # fmt: skip
+        for batches in (made[:1], made[1:])
+    )
+    assert torch.equal(whole.token_ids[0], torch.cat(parts.token_ids))
+    assert whole.token_ids[0].unique().numel() == 36

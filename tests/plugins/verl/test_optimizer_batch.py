@@ -139,3 +139,18 @@ def test_a_field_that_the_batch_has_not(trio: Any) -> None:
     td.pop("rollout_log_probs")
     with pytest.raises(ValueError, match="rollout_logp"):
         step(mine, td, actor_config("logitless/prime_rl"))
+
+
+def test_as_many_sequences_as_a_response_has_tokens(trio: Any) -> None:
+    """Nothing takes one for the other."""
+    theirs, mine, _ = trio
+    td = data(rows=18)
+    assert len(td["responses"]) == 2 * td["responses"].shape[1]
+    td = off_policy(td, scored(theirs, td)["log_probs"])
+    ours.register("loose", LOOSE["clip_cov"])
+    found = []
+    for micro_batches in (1, 2):
+        # which tokens are drawn depends on it
+        mine._steps = 0
+        found.append(step(mine, td, actor_config("logitless/loose"), micro_batches))
+    assert distance(*found) <= 1e-5

@@ -89,7 +89,7 @@ def _token_ids(masks: Sequence[Tensor], rank: int) -> list[Tensor]:
     for mask in masks:
         rows = torch.arange(first, first + len(mask), device=mask.device)
         positions = torch.arange(mask.shape[1], device=mask.device)
-        ids.append(ll.token_ids(rows, positions, LONGEST))
+        ids.append(ll.token_ids(rows[:, None], positions, LONGEST))
         first += len(mask)
     return ids
 

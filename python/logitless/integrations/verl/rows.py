@@ -74,7 +74,7 @@ class Responses:
 
     def token_ids(self, data: Any) -> Tensor:  # [B, width] int64
         positions = torch.arange(self.width, device=self.offsets.device)
-        ids: Tensor = ll.token_ids(data[NUMBERS].to(positions.device), positions, LONGEST)
+        ids: Tensor = ll.token_ids(data[NUMBERS].to(positions.device)[:, None], positions, LONGEST)
         return ids
 
 
