@@ -326,6 +326,8 @@ cases      what is timed, of ours and of others
            harness
 studies    programs that answer one question each
            harness cases
+trainers   ./dev bench trainers: TRL's and verl's, as they are and with this library
+           harness
 gpu        ./dev gpu: builds, tests and measures on a GPU
            harness cases
 compiled   registers and spills of compiled kernels

@@ -184,17 +184,17 @@ def test_a_loss_of_another_kind(folder: Path) -> None:
 
 
 def test_as_many_completions_as_each_has_tokens() -> None:
-    """Nothing takes one for the other: tokens are numbered alike in one micro-batch and in three."""
+    """Nothing takes one for the other: one micro-batch numbers its tokens as three do."""
     g = torch.Generator().manual_seed(0)
     made = [
         {"completion_mask": torch.ones(rows, 6), "advantages": torch.randn(rows, generator=g)}
         for rows in (6, 2, 2, 2)
     ]
+    fixed: dict[str, Any] = {
+        "old_is_current": True, "rank": 0, "data_group": None, "seed": 0, "step": 0
+    }  # fmt: skip
     whole, parts = (
-        optimizer_batch(
-            batches, ll.presets["ppo"], lambda _: pytest.fail("scored"), old_is_current=True,
-            rank=0, data_group=None, seed=0, step=0,
-        )  # fmt: skip
+        optimizer_batch(batches, ll.presets["ppo"], lambda _: pytest.fail("scored"), **fixed)
         for batches in (made[:1], made[1:])
     )
     assert torch.equal(whole.token_ids[0], torch.cat(parts.token_ids))

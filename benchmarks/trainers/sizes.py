@@ -1,0 +1,50 @@
+"""The sizes of a micro-batch, and the least that any implementation must do for its head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.harness.case import Call
+
+
+class Sizes(NamedTuple):
+    vocab: int
+    hidden: int
+    tokens: int  # of all completions
+    rows: int = 8
+    prompt: int = 16
+
+    @property
+    def length(self) -> int:
+        return self.tokens // self.rows
+
+
+def flops(sizes: Sizes) -> float:
+    """Of the head: logits, gradient of the states, gradient of the weight."""
+    return 6.0 * sizes.tokens * sizes.hidden * sizes.vocab
+
+
+def moved(sizes: Sizes) -> dict[str, int]:
+    """Bytes of the head in float32, term by term."""
+    weight, states = 4 * sizes.vocab * sizes.hidden, 4 * sizes.tokens * sizes.hidden
+    return {
+        "weight, forward and backward": 2 * weight,
+        "gradient of the weight": weight,
+        "states and their gradient": 3 * states,
+    }
+
+
+def products(sizes: Sizes) -> Call:
+    """The three products of the head and nothing else, with logits that are there."""
+    g = torch.Generator().manual_seed(0)
+    states = torch.randn(sizes.tokens, sizes.hidden, generator=g)
+    weight = torch.randn(sizes.vocab, sizes.hidden, generator=g)
+
+    def run(_: None) -> float:
+        logits = states @ weight.T
+        back, gradient = logits @ weight, logits.T @ states
+        return float(back[0, 0] + gradient[0, 0])
+
+    return Call(run)
