@@ -11,6 +11,7 @@ threads, is what a machine with other users changes less.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import subprocess
@@ -76,17 +77,23 @@ def peak_of(name: str, way: str, sizes: Sizes) -> int:
     return int(found.stdout.split()[-1])
 
 
-def measure(name: str, sizes: Sizes, repeats: int, *, peaks: bool = True) -> list[Line]:
+def timed(name: str, sizes: Sizes, repeats: int) -> dict[str, Times]:
     made_by = setting(name)
-    own = next(iter(made_by.WAYS))
     with tempfile.TemporaryDirectory() as folder:
         calls = {way: made_by.micro_batch(way, sizes, folder) for way in made_by.WAYS}
         losses = {way: call.run(call.prepare()) for way, call in calls.items()}
         if max(losses.values()) - min(losses.values()) > APART:
             raise RuntimeError(f"not timed, for these are not one loss: {losses}")
         calls[FLOOR] = products(sizes)
-        times = interleave(calls, repeats, CpuTimer("cpu"), enough=float("inf"))
+        return interleave(calls, repeats, CpuTimer("cpu"), enough=float("inf"))
+
+
+def measure(name: str, sizes: Sizes, repeats: int, *, peaks: bool = True) -> list[Line]:
+    times = timed(name, sizes, repeats)
+    # The models of all ways are gone before others are made.
+    gc.collect()
     cpu = {way: replace(found, runs=found.cpu) for way, found in times.items()}
+    own = next(iter(times))
     return [
         Line(
             way,

@@ -8,7 +8,6 @@ import torch
 
 from benchmarks.harness.case import Call
 
-
 # Columns of logits at once: 2 MiB of them for 512 tokens.
 TILE = 1024
 
