@@ -113,30 +113,36 @@ def measure(
 
 
 def table(work: Workload, lines: dict[str, Line]) -> str:
+    """What was asked, what it takes, and who took how much; then where the seconds went."""
     first = next(iter(lines.values()))
     shape = first.rounds[-1].shape
     needs, bytes_ = flops(shape, work), moved(shape, work)
-    terms = ", ".join(f"{name} {x / 1e9:.0f}" for name, x in needs.items())
     numbers = ", ".join(f"{name} {number}" for name, number in shape._asdict().items())
+    products = ", ".join(f"{name} {x / 1e9:.0f}" for name, x in needs.items())
+    traffic = ", ".join(f"{name} {x / 2**20:.0f}" for name, x in bytes_.items())
     rows = [
         f"{work.model}: {work.prompts} prompts, {work.group} answers each of {work.length} tokens, "
         f"{work.minibatches} minibatches; {numbers}",
-        f"must compute {sum(needs.values()) / 1e9:.0f} GFLOP ({terms}), and move "
-        + ", ".join(f"{x / 2**20:.0f} MiB ({name})" for name, x in bytes_.items()),
-        "| | tokens | seconds | of TRL's | CPU s | of TRL's | MiB, peak | of TRL's "
-        f"| beyond weights, gradients, AdamW | GFLOP/s | head's share | {' | '.join(NAMES)} |",
-        "|---" * (11 + len(NAMES)) + "|",
+        f"must compute {sum(needs.values()) / 1e9:.0f} GFLOP ({products})",
+        f"must move {sum(bytes_.values()) / 2**20:.0f} MiB of weights ({traffic}); holds "
+        f"{resident(shape) / 2**20:.0f} MiB of weights, gradients and AdamW's state\n",
+        "| | tokens | seconds | of TRL's | CPU s | of TRL's | GFLOP/s | peak, MiB | of TRL's "
+        "| head's share |",
+        "|---" * 10 + "|",
     ]
     for way, line in lines.items():
         seconds, peak = line.seconds.median, line.median("peak_bytes")
-        parts = " | ".join(f"{x:.2f}" for x in line.parts.values())
         rows.append(
             f"| {WAYS[way]} | {line.rounds[-1].shape.tokens} | {seconds:.2f} "
             f"| {line.seconds.over(first.seconds):.2f} | {line.cpu.median:.2f} "
-            f"| {line.cpu.over(first.cpu):.2f} | {peak / 2**20:.0f} "
-            f"| {peak / first.median('peak_bytes'):.2f} | {(peak - resident(shape)) / 2**20:.0f} "
-            f"| {sum(needs.values()) / seconds / 1e9:.0f} | {line.head_share:.0%} | {parts} |"
+            f"| {line.cpu.over(first.cpu):.2f} | {sum(needs.values()) / seconds / 1e9:.0f} "
+            f"| {peak / 2**20:.0f} | {peak / first.median('peak_bytes'):.2f} "
+            f"| {line.head_share:.0%} |"
         )
+    rows += [f"\n| seconds | {' | '.join(NAMES)} |", "|---" * (1 + len(NAMES)) + "|"]
+    for way, line in lines.items():
+        parts = " | ".join(f"{x:.2f}" for x in line.parts.values())
+        rows.append(f"| {WAYS[way]} | {parts} |")
     return "\n".join(rows)
 
 

@@ -230,8 +230,8 @@ def test_rounds_give_quotients_of_the_same_moment() -> None:
     assert found["trl"]["head_share"] == pytest.approx(0.2)
     assert len(found["trl"]["rounds"]) == 4
     printed = whole_step.table(SMALL, lines)
-    assert "| TRL | 40 | 6.00 | 1.00 | 12.00 | 1.00 | 7 | 1.00 |" in printed
-    assert "| 20% |" in printed
+    assert "| TRL | 40 | 6.00 | 1.00 | 12.00 | 1.00 | 0 | 7 | 1.00 | 20% |" in printed
+    assert "| TRL | 0.00 | 0.00 | 0.00 | 0.00 | 4.80 | 1.20 | 0.00 | 0.00 |" in printed
 
 
 def test_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
