@@ -65,7 +65,7 @@ def watch(trainer: Any, work: Workload, meter: Meter) -> None:
         with spans.of(None if torch.is_grad_enabled() else SCORING):
             return score(*args, **options)
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if state.global_step % work.minibatches == 0:
                 meter.begin()

@@ -69,11 +69,12 @@ def make_engine(path: Path, head: str | None) -> Any:
     # its engine on a CPU is made there, and nowhere else
     from tests.plugins.verl.engines import engine
 
-    own = Qwen2ForCausalLM.forward
+    kind: Any = Qwen2ForCausalLM
+    own = kind.forward
     made = engine(path, head)
-    if Qwen2ForCausalLM.forward is not own:
-        made.module.forward = types.MethodType(Qwen2ForCausalLM.forward, made.module)
-        Qwen2ForCausalLM.forward = own
+    if kind.forward is not own:
+        made.module.forward = types.MethodType(kind.forward, made.module)
+        kind.forward = own
     return made
 
 

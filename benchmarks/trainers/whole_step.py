@@ -42,7 +42,7 @@ class Round(NamedTuple):
     shape: Shape
 
     def median(self, name: str) -> float:
-        return statistics.median(getattr(step, name) for step in self.steps)
+        return float(statistics.median(getattr(step, name) for step in self.steps))
 
     def part(self, name: str) -> float:
         return statistics.median(step.parts[name] for step in self.steps)
