@@ -14,6 +14,7 @@ import argparse
 import gc
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         lines = measure(name, sizes, given.repeats)
         print(table(name, sizes, lines) + "\n", flush=True)
         found.append(as_json(sizes, lines))
+    facts["load_after"] = os.getloadavg()
     if given.json:
         report = {"machine": facts, "rounds": given.repeats, "micro_batches": found}
         given.json.write_text(json.dumps(report, indent=1) + "\n")
