@@ -89,8 +89,10 @@ def test_an_error_leaves_no_phase_behind() -> None:
 def test_the_body_is_told_from_the_head_in_both_directions() -> None:
     """A body and a head that move the clock, forward and backward."""
     clock = Clock()
+    function: Any = torch.autograd.Function
+    module: Any = torch.nn.Module
 
-    class Slow(torch.autograd.Function):
+    class Slow(function):
         @staticmethod
         def forward(ctx: Any, x: Any, forth: float, back: float) -> Any:
             clock.wait(forth)
@@ -102,7 +104,7 @@ def test_the_body_is_told_from_the_head_in_both_directions() -> None:
             clock.wait(ctx.back)
             return grad, None, None
 
-    class Body(torch.nn.Module):
+    class Body(module):
         def forward(self, x: Any) -> Any:
             return (Slow.apply(x, 1.0, 2.0),)
 
