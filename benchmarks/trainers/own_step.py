@@ -23,7 +23,7 @@ from benchmarks.trainers.spans import (
 from benchmarks.trainers.workload import Shape, Workload, shape_of
 from logitless.rl.engine import LocalEngine
 from logitless.rl.experience import collect, describe
-from logitless.rl.policy.policy import as_policy
+from logitless.rl.policy import as_policy
 from logitless.rl.recipe import Recipe, make_spec, recipe_of
 from logitless.rl.tasks import Prompt
 from logitless.rl.tracking.stopwatch import Stopwatch
