@@ -126,6 +126,7 @@ def test_compiles_without_a_break(device: Device) -> None:
 
 def test_op_registration(device: Device) -> None:
     """Schema, fake kernel and autograd registration agree, by torch's own checker."""
+    from logitless.inputs.options import EXACT
     from logitless.ops.head.stats_op import linear_stats
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.rows.arguments import RowArguments
@@ -140,7 +141,7 @@ def test_op_registration(device: Device) -> None:
     check_op(row_stats, z, rows, True, False, Shard())
     h.requires_grad_()
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, 0.0, tiling, Shard(), None)
+    check_op(linear_stats, h, w, rows, True, EXACT, tiling, Shard(), None)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from logitless.backends import registry
 from logitless.backends.row_kernels.rows import Rows
+from logitless.inputs.options import EXACT
 from logitless.ops.head.backward import Gradients, Head, Served, backward, forward, new_state
 from logitless.ops.head.gemm import FEW_ROWS
 from logitless.ops.head.planner.plan import plan_on
@@ -89,7 +90,7 @@ def test_a_head_takes_what_was_planned(
         if plan.rows <= FEW_ROWS:
             continue
         tiling = Tiling.of(plan, V, dtype, logits_dtype)
-        head = Head(h, w, tiling, Shard(), 0.0)
+        head = Head(h, w, tiling, Shard(), EXACT)
         rows = Rows(registry.get("triton"), N, torch.zeros(N, dtype=torch.int64))
         kept, state = torch.empty(tiling.stored(N), dtype=logits_dtype), new_state(N, h)
         out = Gradients(torch.empty_like(h), torch.empty_like(w), None)

@@ -408,6 +408,7 @@ def compiled() -> None:
 
 
 def registered() -> None:
+    from logitless.inputs.options import EXACT
     from logitless.ops.head.stats_op import linear_stats
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.rows.arguments import RowArguments
@@ -421,7 +422,7 @@ def registered() -> None:
     shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
     rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, 0.0, tiling, shard, None)
+    check_op(linear_stats, h, w, rows, True, EXACT, tiling, shard, None)
     logits = (h @ w.t()).detach().requires_grad_()
     check_op(row_stats, logits, rows, True, False, shard)
 

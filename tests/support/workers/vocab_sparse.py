@@ -280,6 +280,7 @@ def errors() -> None:
 
 
 def compiled() -> None:
+    from logitless.inputs.options import Tail
     from logitless.ops.head.stats_op import linear_stats
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.rows.arguments import RowArguments
@@ -308,7 +309,7 @@ def compiled() -> None:
     shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
     rows = RowArguments(t.contiguous(), None, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, 1e-2, tiling, shard, None)
+    check_op(linear_stats, h, w, rows, True, Tail(1e-2), tiling, shard, None)
 
 
 if __name__ == "__main__":
