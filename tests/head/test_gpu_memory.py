@@ -97,7 +97,7 @@ def test_a_head_takes_what_was_planned(
         coefficients = RowGradients.of(g, None, None)
         with Live() as live:
             f = forward(head, rows, None, kept, state, None, extras=False)
-            served = Served.of(f, coefficients, 0.0)
+            served = Served.of(f, coefficients, EXACT)
             backward(head, f, coefficients, served, out)
         assert kept.nbytes == plan.kept_bytes
         assert live.peak <= plan.total_bytes - plan.kept_bytes + ROW_BYTES * N, plan
