@@ -63,7 +63,8 @@ struct KlParams {
 
 struct TokenLossParams {
   Surrogate surrogate = Surrogate::clip;
-  // Of the surrogate, in the order of its `term`.
+  // Of the surrogate, in the order of its `term`, which names each: an index that is computed would
+  // keep all of a device's numbers in memory.
   double constants[4] = {0, 0, 0, 0};
   // The ratio counts as clipped beyond [ratio_low, ratio_high]; -inf and inf clip nothing. The
   // tests compare log ratios, which every machine subtracts to the same bits, against logs taken
@@ -185,9 +186,9 @@ LOGITLESS_HD inline Term dro_term(const PolicyToken& t, const TokenLossParams& p
 
 // constants: k and lambda where A >= 0, k and lambda where A < 0.
 LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams& p) {
-  const int side = t.advantage < 0 ? 2 : 0;
-  const double k = p.constants[side];
-  const double lambda = p.constants[side + 1];
+  const bool down = t.advantage < 0;
+  const double k = down ? p.constants[2] : p.constants[0];
+  const double lambda = down ? p.constants[3] : p.constants[1];
   return score_term(t, std::exp(lambda + k * t.log_ratio - lambda * t.ratio));
 }
 
@@ -196,7 +197,7 @@ LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams&
 LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParams& p) {
   Term term = clip_term(t, p);
   if (ratio_clipped(t.log_ratio, t.advantage, p.log_low, p.log_high)) {
-    term.loss *= p.constants[t.advantage > 0];
+    term.loss *= t.advantage > 0 ? p.constants[1] : p.constants[0];
     term.slope = term.loss;
   }
   return term;
@@ -207,7 +208,7 @@ LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParam
 LOGITLESS_HD inline Term dcpo_term(const PolicyToken& t, const TokenLossParams& p) {
   // above 0, so that a bound of width 0 stays one
   const double old_p = std::fmax(std::exp(t.logp - t.log_ratio), 1e-300);
-  const double below = std::fmax(1 - 4 * p.constants[0] / old_p, 0);
+  const double below = std::fmax(1 - 4 * p.constants[0] / old_p, 0.0);
   const double low = 0.5 + 0.5 * std::sqrt(below);
   const double high =
       std::fmin(0.5 + 0.5 * std::sqrt(1 + 4 * p.constants[1] / old_p), p.constants[2]);
@@ -317,7 +318,7 @@ LOGITLESS_HD inline Term controlled(
 LOGITLESS_HD inline Term entropy_term(double entropy, const TokenLossParams& params) {
   const double coefficient = params.entropy_coefficient;
   if (params.entropy_target == 0) return {-coefficient * entropy, -coefficient};
-  const double gap = std::fmax(params.entropy_target - entropy, 0);
+  const double gap = std::fmax(params.entropy_target - entropy, 0.0);
   const double slope = -coefficient * gap / params.entropy_target;
   return {-0.5 * slope * gap, slope};
 }

@@ -1,13 +1,11 @@
 // Included once per instruction set; see token_steps.h. Plain loops that the compiler vectorises,
 // no templates of the standard library.
+#include "../../core/exp.h"
 #include "token_steps.h"
 
 namespace logitless::cpu {
 namespace LOGITLESS_ISA {
 namespace {
-
-// Where 2^k below is a normal number.
-constexpr double kExpLimit = 700;
 
 template <typename To, typename From>
 inline To bits_as(const From& from) {
@@ -17,29 +15,11 @@ inline To bits_as(const From& from) {
   return to;
 }
 
-// out[i] = exp(x[i]), to 1 ulp. Beyond +-kExpLimit the library's, which rounds to 0 and infinity.
+// out[i] = exp_of(x[i])
 void exp_all(const double* __restrict x, double* __restrict out, int n) {
-  // 1.5 * 2^52 rounds what it is added to; with the exponent's bias on top, the sum's low bits are
-  // the biased exponent of 2^k.
-  constexpr double round = 0x1.8p52 + 1023;
-  // log(2) in two parts, the first with 17 zero bits so that k times it is exact
-  constexpr double ln2_high = 0x1.62e42fefa0000p-1;
-  constexpr double ln2_low = 0x1.cf79abc9e3b3ap-40;
   int64_t far = 0;
   for (int i = 0; i < n; ++i) {
-    const double shifted = x[i] * 1.4426950408889634074 + round;
-    const double k = shifted - round;
-    const double f = x[i] - k * ln2_high - k * ln2_low;
-    // Taylor's series of (e^f - 1 - f) / f^2: |f| < 0.35, so the next term is below 1e-17. By
-    // pairs, then pairs of pairs: one after the other, 24 dependent operations took twice the time.
-    const double f2 = f * f;
-    const double f4 = f2 * f2;
-    const double q0 = (0.5 + f * (1.0 / 6)) + f2 * (1.0 / 24 + f * (1.0 / 120));
-    const double q4 = (1.0 / 720 + f * (1.0 / 5040)) + f2 * (1.0 / 40320 + f * (1.0 / 362880));
-    const double q8 =
-        (1.0 / 3628800 + f * (1.0 / 39916800)) + f2 * (1.0 / 479001600 + f * (1.0 / 6227020800));
-    const double q = q0 + f4 * (q4 + f4 * q8);
-    out[i] = (f2 * q + f + 1) * bits_as<double>(bits_as<uint64_t>(shifted) << 52);
+    out[i] = exp_inside(x[i]);
     far |= static_cast<int64_t>(!(__builtin_fabs(x[i]) < kExpLimit));
   }
   if (far == 0) return;
