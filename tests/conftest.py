@@ -44,6 +44,17 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     return prepare(request.param, monkeypatch)
 
 
+@pytest.fixture
+def kernels(device: Any) -> Any:
+    """The token kernels of the device."""
+    from logitless.backends import registry
+
+    make = registry.get(device.backend).tokens
+    if make is None:
+        pytest.skip(f"{device.backend} has no token kernels")
+    return make(device.name)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu need a device; those of the fixture `device` say so themselves."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

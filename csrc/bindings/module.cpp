@@ -10,7 +10,9 @@ void register_topk(pybind11::module_& m);
 void register_sets(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_divergence(pybind11::module_& m);
+void register_loss_params(pybind11::module_& m);
 void register_tokens(pybind11::module_& m);
+void register_cuda_tokens(pybind11::module_& m);
 void register_selection(pybind11::module_& m);
 }  // namespace logitless::bindings
 
@@ -34,6 +36,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_sets(sets);
   register_sampling(sampling);
   register_divergence(divergence);
+  register_loss_params(tokens);
   register_tokens(tokens);
+  register_cuda_tokens(tokens);
   register_selection(tokens);
 }

@@ -1,7 +1,8 @@
-// The symbols of the CUDA row kernels in a build without them.
+// The symbols of the CUDA kernels in a build without them.
 #include <stdexcept>
 
 #include "rows/rows.h"
+#include "tokens/tokens.h"
 
 namespace logitless::cuda {
 namespace {
@@ -46,5 +47,32 @@ void rows_gradient(
 ) {
   fail();
 }
+
+template <typename T>
+void value_sums(const SumsArgs<T>&, Stream) {
+  fail();
+}
+template <typename T>
+void covariance_scores(const ScoresArgs<T>&, Stream) {
+  fail();
+}
+template <typename T>
+void token_loss(const LossArgs<T>&, Stream) {
+  fail();
+}
+template void value_sums(const SumsArgs<float>&, Stream);
+template void value_sums(const SumsArgs<double>&, Stream);
+template void covariance_scores(const ScoresArgs<float>&, Stream);
+template void covariance_scores(const ScoresArgs<double>&, Stream);
+template void token_loss(const LossArgs<float>&, Stream);
+template void token_loss(const LossArgs<double>&, Stream);
+void sum_means(const MeansArgs&, Stream) { fail(); }
+void ordered_scores(const OrderedArgs&, Stream) { fail(); }
+void random_scores(const RandomArgs&, Stream) { fail(); }
+void radix_levels(const RadixArgs&, int, int, Stream) { fail(); }
+void radix_take(const TakeArgs&, Stream) { fail(); }
+void members(const MembersArgs&, Stream) { fail(); }
+void fold_sequences(const FoldArgs&, Stream) { fail(); }
+void exp_values(const ExpArgs&, Stream) { fail(); }
 
 }  // namespace logitless::cuda

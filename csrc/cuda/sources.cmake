@@ -53,6 +53,12 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 # Static: the module asks neither for CUDA's libraries nor for a driver until a kernel runs.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+# As on the CPU: the same tokens give the same bits.
+foreach(source ${_kernels})
+  if(source MATCHES "csrc/cuda/tokens/[^/]*$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-fmad=false")
+  endif()
+endforeach()
 set(LOGITLESS_CUDA_SOURCES ${_kernels} csrc/cuda/runtime/runtime.cu)
 set(LOGITLESS_CUDA_INCLUDE csrc)
 string(REGEX MATCH "^[0-9]+\\.[0-9]+" _toolkit "${CMAKE_CUDA_COMPILER_VERSION}")

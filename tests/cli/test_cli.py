@@ -220,12 +220,14 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
     assert lines["linear_sample"] == ["cpu", "nothing"]
     assert lines["tail_mass"] == ["cpu", "nothing"]
-    assert lines["policy_loss, batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
+    assert lines["policy_loss"] == ["cpu", "cuda"]
+    assert lines["batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
     assert lines["float64"] == ["torch"]
     refusing = cuda.backend(lambda: build, lambda index: "no code for sm_75")
     monkeypatch.setitem(registry.BACKENDS, "cuda", refusing)
     lines = reported(gpus)
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
+    assert lines["policy_loss"] == ["cpu", "cpu, on copies of its inputs"]
     assert "no code for sm_75" in lines["not cuda"]
 
 

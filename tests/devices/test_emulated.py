@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,18 +14,18 @@ import pytest
 from tests.support.paths import ROOT, TESTS
 from tests.support.versions import why_no_interpreter
 
-FILES = tuple(
-    f"tests/devices/test_{name}.py"
-    for name in ("rows", "linear", "scaling", "wiring", "divergence")
-)
+NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
+# The tests of the kernel groups that not every backend has.
+MORE = {"triton": (), "cuda": ("tokens", "token_selection")}
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 
 
 def run_tests(backend: str, **environment: str) -> None:
     """The tests of the fixture `device` in a process of their own, on this backend's stand-in."""
+    files = [f"tests/devices/test_{name}.py" for name in (*NAMES, *MORE[backend])]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *FILES],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
         env={**os.environ, "LOGITLESS_TEST_DEVICE": backend, **environment},
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -48,3 +49,12 @@ def test_cuda_kernels_in_the_emulator(tmp_path: Path) -> None:
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run_tests("cuda", PYTHONPATH=str(tmp_path))
+    # and seeded calls of the bindings, most of them spoilt
+    fuzz = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--cases", "600"]
+    done = subprocess.run(
+        [*fuzz, "--only", "CudaTokens"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["returned"] > 100

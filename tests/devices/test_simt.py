@@ -178,6 +178,25 @@ BUGS = {
         "for (int k = 0; k < P::kVectors; ++k) {", "extras",
         ("AssertionError",),
     ),
+    "bins_cleared_too_late": Bug(
+        "cuda/tokens/radix.cuh", "  counts[thread] = 0;\n  sync_block();\n",
+        "  counts[thread] = 0;\n", "token_selection",
+        ("race on shared counts[", "before anyone wrote it"),
+    ),
+    "masked_lane_leaves": Bug(
+        "cuda/tokens/sums.cuh", "  first.value = sum_of_warp(first.value);",
+        "  if (count == 0) return;\n  first.value = sum_of_warp(first.value);", "token_sums",
+        ("which does not take part",),
+    ),
+    "loss_past_the_tokens": Bug(
+        "cuda/tokens/loss.cuh", "if (i >= args.n) break;", "if (i > args.n) break;", "token_loss",
+        ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "warp_left_out": Bug(
+        "cuda/tokens/sequences.cuh", "for (int i = 1; i < kTokenWarps; ++i)",
+        "for (int i = 2; i < kTokenWarps; ++i)", "token_sequences",
+        ("AssertionError",),
+    ),
 }  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz import divergence, rows, sets, sparse, tokens
+from tests.fuzz import cuda_tokens, divergence, rows, sets, sparse, tokens
 from tests.fuzz.case import Case, call
 from tests.fuzz.memory import Exporter, Memory
 from tests.fuzz.spoil import spoil
 
 MAKERS = {
-    **divergence.MAKERS, **rows.MAKERS, **sets.MAKERS, **sparse.MAKERS, **tokens.MAKERS,
+    **cuda_tokens.MAKERS, **divergence.MAKERS, **rows.MAKERS, **sets.MAKERS, **sparse.MAKERS,
+    **tokens.MAKERS,
 }  # fmt: skip
 ALLOWED = (ValueError, TypeError, OverflowError, BufferError, RuntimeError, MemoryError)
 # How many arguments of a case are spoilt: a fifth of the calls stay valid.
@@ -45,7 +46,7 @@ def without_cuda(core: Any) -> set[str]:
     """What refuses arrays on the CPU, or to be made: everything of CUDA but its emulation."""
     if core.runtime.build_info()["cuda"]["emulated"]:
         return set()
-    return {name for name in MAKERS if ".CudaRows." in name and "workspace" not in name}
+    return {name for name in MAKERS if ".Cuda" in name and "workspace" not in name}
 
 
 def place(case: Case, memory: Memory) -> None:

@@ -2,9 +2,9 @@
 
     python tests/simt/build.py OUT
 
-puts an importable `logitless` into OUT: the Python files as links and a `_core` whose CudaRows are
-emulated. `PYTHONPATH=OUT python ...` then uses it, whatever else is installed. `rows_module` builds
-the kernels and their binding alone, from any source tree, in seconds: for the tests of the kernels.
+puts an importable `logitless` into OUT: the Python files as links and a `_core` whose CUDA kernels
+are emulated. `PYTHONPATH=OUT python ...` then uses it, whatever else is installed. `rows_module`
+builds the kernels and their bindings alone, from any source tree: for the tests of the kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
-# What the binding of CudaRows takes of bindings/arrays.
+# What the bindings of the kernels take of bindings/arrays.
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -80,15 +80,16 @@ def link_package(core: Path, out: Path) -> None:
 
 
 def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
-    """Module `simt_rows` with CudaRows alone, under ASan and UBSan, into `out`.
+    """Module `simt_rows` with CudaRows and CudaTokens alone, under ASan and UBSan, into `out`.
 
-    The kernels are those of tree/csrc/cuda/rows. Objects are kept by what the preprocessor made of
+    The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of
     them, so a changed line costs its own files.
     """
     bindings = ROOT / "csrc" / "bindings"
     sources = [
         *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
-        bindings / "cuda_rows.cpp",
+        *(tree / "csrc" / "cuda" / "tokens").glob("*.cu"),
+        *(bindings / f"{name}.cpp" for name in ("cuda_rows", "cuda_tokens", "loss_params")),
         *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.simt import problem as rows
+from tests.simt import token_checks
 from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -348,7 +349,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     for check in (
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
-}  # fmt: skip
+} | token_checks.CHECKS  # fmt: skip
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class Launch {
   void yield() { leave(false); }
   uint64_t meet(const Arrival& arrival);
   SharedStorage& shared(const char* name, size_t n, size_t element_bytes, Where where);
-  void touch(SharedStorage& storage, int64_t i, bool write, Where where);
+  void touch(SharedStorage& storage, int64_t i, Access access, Where where);
   std::string place(const Thread& thread) const;
 
   const std::string kernel;
@@ -313,7 +313,7 @@ bool Launch::ordered(const Touch& before) const {
   return warp == self->warp() && before.warp_syncs < warp_syncs_[static_cast<size_t>(warp)];
 }
 
-void Launch::touch(SharedStorage& storage, int64_t i, bool write, Where where) {
+void Launch::touch(SharedStorage& storage, int64_t i, Access access, Where where) {
   const auto n = static_cast<int64_t>(storage.shadow.size());
   const std::string element = storage.name + "[" + std::to_string(i) + "]";
   if (i < 0 || i >= n) {
@@ -323,9 +323,10 @@ void Launch::touch(SharedStorage& storage, int64_t i, bool write, Where where) {
     );
   }
   SharedStorage::Shadow& shadow = storage.shadow[static_cast<size_t>(i)];
+  const bool write = access != Access::read, atomic = access == Access::change;
   const auto race = [&](const std::vector<Touch>& others, const char* what) {
     for (const Touch& other : others) {
-      if (ordered(other)) continue;
+      if (ordered(other) || (atomic && other.atomic)) continue;
       fail(
           std::string("race on shared ") + element + ": " + (write ? "written" : "read") + " at " +
           text(where) + ", " + what + " by thread " + std::to_string(other.thread) + " at " +
@@ -335,10 +336,12 @@ void Launch::touch(SharedStorage& storage, int64_t i, bool write, Where where) {
   };
   race(shadow.writes, "written");
   if (write) race(shadow.reads, "read");
-  if (!write && !shadow.written) {
+  if (access != Access::write && !shadow.written) {
     fail("shared " + element + " is read at " + text(where) + " before anyone wrote it");
   }
-  const Touch touch{self->id, block_syncs_, warp_syncs_[static_cast<size_t>(self->warp())], where};
+  const Touch touch{
+      self->id, block_syncs_, warp_syncs_[static_cast<size_t>(self->warp())], where, atomic
+  };
   // Accesses before the last barrier cannot conflict any more.
   std::vector<Touch>& list = write ? shadow.writes : shadow.reads;
   if (!list.empty() && list.front().block_syncs < block_syncs_) list.clear();
@@ -346,7 +349,9 @@ void Launch::touch(SharedStorage& storage, int64_t i, bool write, Where where) {
     return t.thread == touch.thread;
   });
   if (mine != list.end()) {
+    const bool plain = !mine->atomic && mine->block_syncs == block_syncs_;
     *mine = touch;
+    mine->atomic &= !plain;
   } else {
     list.push_back(touch);
   }
@@ -386,9 +391,9 @@ SharedStorage& shared_storage(const char* name, size_t n, size_t element_bytes, 
   return running().shared(name, n, element_bytes, where);
 }
 
-void touch_shared(SharedStorage& storage, int64_t i, bool write, Where where) {
+void touch_shared(SharedStorage& storage, int64_t i, Access access, Where where) {
   yield();
-  running().touch(storage, i, write, where);
+  running().touch(storage, i, access, where);
 }
 
 }  // namespace simt

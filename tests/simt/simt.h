@@ -79,6 +79,7 @@ struct Touch {
   int thread;
   int64_t block_syncs, warp_syncs;
   Where where;
+  bool atomic = false;
 };
 
 // One __shared__ array of a block, with what happened to each element since the last barrier.
@@ -94,8 +95,10 @@ struct SharedStorage {
 
 // The block's array declared at that place, the same for all its threads.
 SharedStorage& shared_storage(const char* name, size_t n, size_t element_bytes, Where where);
+// What a thread does to an element. Atomic changes of one element never race with each other.
+enum class Access : uint8_t { read, write, change };
 // Lets others go first, then checks bounds, races and reads before the first write.
-void touch_shared(SharedStorage& storage, int64_t i, bool write, Where where);
+void touch_shared(SharedStorage& storage, int64_t i, Access access, Where where);
 
 // array[i]: reads where it turns into a T, writes where it is assigned to.
 template <typename T>
@@ -104,17 +107,21 @@ class SharedElement {
   SharedElement(SharedStorage& storage, int64_t i, Where where)
       : storage_(storage), i_(i), where_(where) {}
   operator T() const {
-    touch_shared(storage_, i_, false, where_);
+    touch_shared(storage_, i_, Access::read, where_);
     return *data();
   }
   SharedElement& operator=(const T& value) {
-    touch_shared(storage_, i_, true, where_);
+    touch_shared(storage_, i_, Access::write, where_);
     *data() = value;
     return *this;
   }
   SharedElement& operator=(const SharedElement& other) { return *this = static_cast<T>(other); }
   SharedElement(const SharedElement&) = default;
   SharedElement& operator+=(const T& value) { return *this = static_cast<T>(*this) + value; }
+  void add_atomically(const T& value) const {
+    touch_shared(storage_, i_, Access::change, where_);
+    *data() += value;
+  }
 
  private:
   T* data() const { return reinterpret_cast<T*>(storage_.bytes.data()) + i_; }

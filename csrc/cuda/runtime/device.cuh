@@ -13,6 +13,7 @@ namespace logitless::cuda {
 #define LOGITLESS_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 // One value of a block, or an array of them.
 #define LOGITLESS_SHARED(type, name) __shared__ type name
+#define LOGITLESS_SHARED_ARRAY(type, name, n) __shared__ type name[n]
 
 constexpr int kWarp = 32;
 
@@ -75,6 +76,12 @@ LOGITLESS_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 LOGITLESS_DEVICE void atomic_lower(int64_t* address, int64_t value) {
   atomicMin(reinterpret_cast<long long*>(address), static_cast<long long>(value));
 }
+
+// Add to what other threads add to as well; the second is of an element of shared memory.
+LOGITLESS_DEVICE void atomic_add(int64_t* address, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+LOGITLESS_DEVICE void atomic_add(int32_t& element, int32_t value) { atomicAdd(&element, value); }
 
 // Storage types by the 32-bit word: how many a word holds, and what is done with it. The larger of
 // two words is that of each half, by number, where NaN counts only if both are.

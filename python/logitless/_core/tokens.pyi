@@ -120,3 +120,112 @@ def radix_histogram(
 def repeated_id(ids: Array, mask: Array, threads: int = 0) -> int | None: ...
 def members(ids: Array, sorted: Array, out: Array, threads: int = 0) -> None: ...
 def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
+
+LOSS_TOKENS: int
+CUDA_SUM_WORDS: int
+
+class CudaTokens:
+    def __init__(self, device: int = 0) -> None: ...
+    def value_sums(
+        self,
+        first: Array,
+        second: Array,
+        mask: Array,
+        words: Array,
+        flag: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def sum_means(self, words: Array, means: Array, stream: int = 0) -> None: ...
+    def covariance_scores(
+        self,
+        logp: Array,
+        advantages: Array,
+        mask: Array,
+        old_logp: Array | None,
+        ids: Array,
+        band: dict[str, Any],
+        scores: Array,
+        out_ids: Array,
+        flag: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def ordered_scores(
+        self,
+        values: Array,
+        which: Array,
+        ids: Array,
+        scores: Array,
+        out_ids: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def random_scores(
+        self, ids: Array, seed: int, step: int, scores: Array, stream: int = 0
+    ) -> None: ...
+    def radix_levels(
+        self,
+        scores: Array,
+        ids: Array,
+        k: Array | int,
+        bins: Array,
+        states: Array,
+        first: int,
+        last: int,
+        exact: bool,
+        stream: int = 0,
+    ) -> None: ...
+    def radix_take(
+        self,
+        scores: Array,
+        ids: Array,
+        k: Array | int,
+        bins: Array,
+        states: Array,
+        taken: Array,
+        flag: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def members(self, ids: Array, sorted: Array, out: Array, stream: int = 0) -> None: ...
+    def fold_sequences(
+        self,
+        ends: Array,
+        mask: Array,
+        values: Array,
+        largest: bool,
+        out: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def exp(self, x: Array, out: Array, stream: int = 0) -> None: ...
+    def token_loss(
+        self,
+        *,
+        logp: Array,
+        old_logp: Array | None,
+        advantages: Array,
+        weights: Array | None,
+        entropy: Array | None,
+        kl_logp: Array | None,
+        selected: Array | None,
+        g_logp: Array,
+        g_entropy: Array | None,
+        mean_advantage: Array | float,
+        mean_logp: Array | float,
+        grad_scale: float,
+        entropy_coefficient: float,
+        kl_coefficient: float,
+        penalty_coefficient: float,
+        params: LossParams,
+        sums: Array,
+        mask: Array | None,
+        weight: Array | float,
+        penalty_logp: Array | None,
+        log_ratio: Array | None,
+        factor: Array | None,
+        precomputed_loss: Array | None,
+        precomputed_slope: Array | None,
+        g_policy: Array | None,
+        log_low: Array | float | None,
+        log_high: Array | float | None,
+        blocks: Array,
+        flag: Array,
+        stream: int = 0,
+    ) -> None: ...

@@ -151,8 +151,8 @@ class Products(Protocol):
         """Of the object: what is found out about its products is remembered."""
 
 
-# The ops over the [N] vectors of a loss.
-TOKENS = "policy_loss, batch_stats, covariance"
+# The op over the [N] vectors of a loss.
+TOKENS = "policy_loss"
 # What an op cannot do without: one of these groups is enough.
 REQUIRES: dict[str, tuple[str, ...]] = {
     "token_stats": ("rows", "statistics"),
@@ -186,7 +186,8 @@ class Backend:
     topk: TopKKernels | None = None
     sets: SetKernels | None = None
     sampling: SamplingKernels | None = None
-    tokens: TokenKernels | None = None
+    # makes the token kernels of a device
+    tokens: Callable[[str], TokenKernels] | None = None
     divergence: DivergenceKernels | None = None
     # of full logits of both, differentiable by autograd: as `statistics`
     full_divergence: Callable[..., dict[str, Any]] | None = None

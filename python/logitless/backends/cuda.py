@@ -19,6 +19,7 @@ from logitless.backends.row_kernels.device import (
 
 if TYPE_CHECKING:
     from logitless.backends.row_kernels.rows import Rows
+    from logitless.backends.token_kernels.protocol import TokenKernels
 
 
 class CudaCore:
@@ -54,6 +55,12 @@ class CudaCore:
     def gradient(self, tile: Any, state: Any, gradient: Any, **options: Any) -> None:
         with current(self.device):
             self.rows.gradient(tile, state, gradient, **options, stream=self.stream)
+
+
+def _tokens(device: str) -> TokenKernels:
+    from logitless.backends.token_kernels.cuda import cuda_tokens
+
+    return cuda_tokens(device)
 
 
 @functools.cache
@@ -102,8 +109,9 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         why_not=why_not,
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+        tokens=_tokens,
         divergence=DeviceDivergence(),
-        absent=ABSENT,
+        absent={group: why for group, why in ABSENT.items() if group != "tokens"},
         asynchronous=True,
         described=described,
     )

@@ -90,9 +90,9 @@ def choose_with(need: str, device: str, dtype: str) -> str:
 def token_kernels(device: str) -> TokenKernels:
     """Those that work on the arrays of a device. Where no backend of it has any they are the CPU's,
     which works on copies: `absent["tokens"]` says so."""
-    kernels = (first_with(TOKENS, device) or get("cpu")).tokens
-    assert kernels is not None
-    return kernels
+    make = (first_with(TOKENS, device) or get("cpu")).tokens
+    assert make is not None
+    return make(device)
 
 
 def check_numpy_backend(op: str, backend: str) -> None:

@@ -10,9 +10,11 @@ from logitless.backends import registry
 from logitless.backends.base import TOKENS, Backend
 from logitless.backends.cuda import cuda_build
 
+# What gives numbers to the host, and works on copies of the vectors there.
+BATCH = "batch_stats, covariance"
 _OPS = (
     "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
-    TOKENS, "tail_mass", "vocab_group",
+    TOKENS, BATCH, "tail_mass", "vocab_group",
 )  # fmt: skip
 
 
@@ -37,12 +39,14 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
     reasons = {backend.name: backend.why_not(device, "float32") for backend in backends}
     able = [backend for backend in backends if not reasons[backend.name]]
     for op in _OPS:
-        served = [backend.name for backend in able if backend.has(op).ok]
+        served = [backend.name for backend in able if op != BATCH and backend.has(op).ok]
+        if op == BATCH and device == "cpu":
+            served = ["cpu"]
         if not served:
             # the vectors come to the CPU from anywhere
-            served = ["cpu, on copies of its inputs" if op == TOKENS else "nothing"]
+            served = ["cpu, on copies of its inputs" if op in (TOKENS, BATCH) else "nothing"]
         yield f"  {op}", ", ".join(served)
-        if op != TOKENS:
+        if op not in (TOKENS, BATCH):
             yield from _absent(op, able)
     for name, reason in reasons.items():
         if reason and not (name == "cpu" and device != "cpu"):

@@ -22,6 +22,9 @@ from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels import errors as row_errors
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows
+from logitless.backends.token_kernels.protocol import TokenKernels
+from logitless.loss.spec import CustomControl, CustomSurrogate, PolicyLossSpec
+from logitless.ops.losses import op
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
@@ -69,7 +72,23 @@ def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
         register(monkeypatch, FakeRows)
         monkeypatch.setattr(torch.Tensor, "cpu", to_host)
+    elif device.name == "cpu":
+        losses_there(device, monkeypatch)
     return device
+
+
+def losses_there(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of the emulator's tensors are its own token kernels', as a device's are."""
+    make, of_device = backends.get(device.backend).tokens, op._kernels
+    if make is None:
+        return
+
+    def kernels(like: torch.Tensor, spec: PolicyLossSpec) -> TokenKernels:
+        custom = isinstance(spec.surrogate, CustomSurrogate)
+        custom = custom or isinstance(spec.control, CustomControl)
+        return of_device(like, spec) if custom else make(device.name)
+
+    monkeypatch.setattr(op, "_kernels", kernels)
 
 
 def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:

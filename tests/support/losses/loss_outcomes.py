@@ -73,7 +73,7 @@ def coefficients(
     assert not more
     inputs = call_inputs(logp, entropy, data, kernels)
     found, g_logp, g_entropy = evaluate(inputs)
-    sums = np.asarray(found)
+    sums = np.asarray(found.cpu() if hasattr(found, "cpu") else found)
     table = metrics_of(data, entropy=entropy is not None)
     values = metric_values(table, sums, data.total_tokens).tolist()
     metrics = dict(zip(table.names, values, strict=True))

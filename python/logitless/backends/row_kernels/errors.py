@@ -34,7 +34,11 @@ KINDS = (
     "its target is outside [0, {vocab})",
     "its logits times logit_scale / temperature overflow float32",
     "its teacher's logits hold a +inf, a NaN, or no finite one",
+    "a value of its token is not finite, or its token id is negative or that of another, or its "
+    "loss or a coefficient is not finite in the dtype of logp",
 )
+# Of a token in place of a row.
+BAD_TOKEN = 7
 # Copies under way at a time. Where all are, a call queues none, and a later one brings its flag.
 _SLOTS = 32
 
@@ -122,6 +126,17 @@ _watches: dict[torch.device, _Watch] = {}
 @contextmanager
 def watched(op: str, device: torch.device, vocab: int) -> Iterator[Tensor]:
     """The flag that a call's finish is to lower; afterwards, what `after` says."""
+    watch = _watch(op, device)
+    yield watch.flag
+    watch.after(op, vocab)
+
+
+def flag_of(op: str, device: torch.device) -> Tensor:
+    """The same of a kernel in a call whose finish is still to come."""
+    return _watch(op, device).flag
+
+
+def _watch(op: str, device: torch.device) -> _Watch:
     watch = _watches.get(device)
     if watch is None:
         if _capturing(device):
@@ -131,8 +146,7 @@ def watched(op: str, device: torch.device, vocab: int) -> Iterator[Tensor]:
                 "is such a call for all of them"
             )
         watch = _watches.setdefault(device, _Watch(device))
-    yield watch.flag
-    watch.after(op, vocab)
+    return watch
 
 
 def raise_found(device: torch.device) -> None:

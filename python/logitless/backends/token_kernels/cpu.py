@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,15 @@ class CpuTokens:
         if not number:
             return 0.0, 0.0
         return self.kth_largest(running, number, reduce), self.kth_largest(running, 1, reduce)
+
+    def drawn(self, candidates: Candidates, permute: Callable[[int], Int64s], k: int) -> Int64s:
+        return candidates.ids[permute(len(candidates.ids))[:k]]
+
+    def chosen(self, tokens: Tokens, candidates: Candidates, k: int | None) -> Bools:
+        ids = candidates.ids
+        if k is not None:
+            ids = self.take_largest(candidates, k, lambda values: values)
+        return self.members(tokens, np.sort(ids))
 
     def members(self, tokens: Tokens, ids: Int64s) -> Bools:
         out = np.empty(tokens.ids.size, np.bool_)

@@ -145,8 +145,14 @@ class TokenKernels(Protocol):
     def shuffled(self, candidates: Candidates, seed: int, step: int) -> Candidates:
         """The same in an order drawn from (seed, step, id); the scores are written over."""
 
-    def take_largest(self, candidates: Candidates, k: int, reduce: Reduce) -> Int64s:
+    def drawn(self, candidates: Candidates, permute: Callable[[int], Int64s], k: Any) -> Int64s:
+        """The ids of the first k in an order that the host draws."""
+
+    def take_largest(self, candidates: Candidates, k: Any, reduce: Reduce) -> Int64s:
         """Unordered: the ids on this rank of the k largest keys of all ranks, or all if fewer."""
+
+    def chosen(self, tokens: Tokens, candidates: Candidates, k: Any) -> Bools:
+        """Which tokens have the k largest keys of this call, or are candidates (None)."""
 
     def kth_largest(self, candidates: Candidates, k: int, reduce: Reduce) -> float:
         """The number behind the k-th largest score of all ranks, 1 <= k <= their number."""

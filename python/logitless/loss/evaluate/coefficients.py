@@ -16,7 +16,7 @@ from logitless.loss.evaluate.aggregation import mean_scales, part_weights
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.make_tokens import make_tokens, name_bad_rows
 from logitless.loss.evaluate.metrics import Given, MetricTable, metric_table
-from logitless.loss.evaluate.selection import check_ids, select, select_in_call
+from logitless.loss.evaluate.selection import check_ids, select_in_call, selected_of_call
 from logitless.loss.evaluate.sequences import check_whole, kernels_of
 from logitless.loss.evaluate.surveys import spec_means, surveyed
 from logitless.loss.evaluate.token_loss import TokenInputs
@@ -187,8 +187,7 @@ def _known_selection(tokens: Tokens, data: LossData) -> tuple[Means | None, Bool
         return means, None
     if tokens.given_ids is not None:
         check_ids(tokens)
-    selected = select(tokens, spec, means, seed=0, step=0)
-    return means, kernels_of(tokens).members(tokens, selected)
+    return means, selected_of_call(tokens, spec, means)
 
 
 def _check_known(data: LossData) -> None:

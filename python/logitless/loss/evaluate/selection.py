@@ -70,12 +70,25 @@ def select(
     reduce: Reduce = one_rank,
 ) -> Int64s:
     """The sorted ids of this rank's tokens among the selected ones of all ranks."""
-    running, kernels = candidates(tokens, spec, means, reduce), kernels_of(tokens)
-    if isinstance(spec.control, ClipCov):
-        running = kernels.shuffled(running, seed, step)
-    k = most_selected(spec, means.tokens)
-    ids = running.ids if k is None else kernels.take_largest(running, k, reduce)
+    running, k = _running(tokens, spec, means, seed, step, reduce)
+    ids = running.ids if k is None else kernels_of(tokens).take_largest(running, k, reduce)
     return tokens.xp.sort(ids)
+
+
+def selected_of_call(tokens: Tokens, spec: PolicyLossSpec, means: Means) -> Bools:
+    """Which tokens are, where the call is the whole batch."""
+    running, k = _running(tokens, spec, means, 0, 0, one_rank)
+    return kernels_of(tokens).chosen(tokens, running, k)
+
+
+def _running(
+    tokens: Tokens, spec: PolicyLossSpec, means: Means, seed: int, step: int, reduce: Reduce
+) -> tuple[Candidates, Any]:
+    """The candidates in their final order, and how many of them are selected."""
+    running = candidates(tokens, spec, means, reduce)
+    if isinstance(spec.control, ClipCov):
+        running = kernels_of(tokens).shuffled(running, seed, step)
+    return running, most_selected(spec, means.tokens)
 
 
 def select_in_call(
@@ -86,10 +99,8 @@ def select_in_call(
     running, k = candidates(place, spec, means), most_selected(spec, means.tokens)
     assert k is not None
     if isinstance(spec.control, ClipCov):
-        chosen = running.ids[permute(len(running.ids))[:k]]
-    else:
-        chosen = kernels.take_largest(running, k, one_rank)
-    return kernels.members(place, tokens.xp.sort(chosen))
+        return kernels.members(place, tokens.xp.sort(kernels.drawn(running, permute, k)))
+    return kernels.chosen(place, running, k)
 
 
 def most_selected(spec: PolicyLossSpec, tokens: Any) -> Any:

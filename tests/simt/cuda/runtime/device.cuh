@@ -16,6 +16,7 @@ namespace logitless::cuda {
 #define LOGITLESS_KERNEL(threads, blocks) void
 // One value of a block.
 #define LOGITLESS_SHARED(type, name) ::simt::SharedValue<type> name(#name)
+#define LOGITLESS_SHARED_ARRAY(type, name, n) ::simt::SharedArray<type> name(#name, n)
 
 constexpr int kWarp = simt::kWarp;
 
@@ -69,6 +70,11 @@ LOGITLESS_DEVICE float exp2_fast(float t) {
 LOGITLESS_DEVICE float product(float a, float b) { return a * b; }
 
 LOGITLESS_DEVICE void atomic_lower(int64_t* address, int64_t value) { atomicMin(address, value); }
+LOGITLESS_DEVICE void atomic_add(int64_t* address, int64_t value) { atomicAdd(address, value); }
+template <typename T>
+void atomic_add(const simt::SharedElement<T>& element, T value) {
+  element.add_atomically(value);
+}
 
 // float -> 16 bits with round to nearest even, for `digits` binary digits of which one is implied
 // and a smallest normal number of 2^lowest.

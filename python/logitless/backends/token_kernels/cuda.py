@@ -1,0 +1,269 @@
+"""The token kernels of a CUDA device, on its tensors: what they find out stays there."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitless import _core
+from logitless.backends.row_kernels.device import current
+from logitless.backends.row_kernels.errors import BAD_TOKEN, CLEAR, flag_of, watched
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.protocol import (
+    SUMS,
+    Band,
+    Candidates,
+    ExactMeans,
+    LossTerms,
+    LossValues,
+    Reduce,
+)
+from logitless.backends.token_kernels.radix_select import BINS, LEVELS
+from logitless.backends.token_kernels.torch_arrays import TorchArrays
+from logitless.inputs.tokens import Tokens
+
+# Whose wrong tokens these are.
+OP = "policy_loss"
+# int64 words of a RadixState of csrc/cuda/tokens/tokens.h.
+_STATE = 4
+
+
+class DeviceArrays(TorchArrays):
+    """What a caller gives comes to the device of the kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    # of the class there it is a function
+    def array(self, name: str, x: Tensor) -> Tensor:  # type: ignore[override]
+        return TorchArrays.array(name, x).to(self.device)
+
+
+class CudaTokens:
+    """`TokenKernels` of a device. Candidates are all tokens of a call: where the id is -1, a token
+    is none. Float64 values beyond 2^256, or all below 2^-256, are not scaled as on the CPU."""
+
+    on_host = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.xp = device, DeviceArrays(device)
+        self.kernels = _core.tokens.CudaTokens(device.index or 0)
+        self.params = CPU_TOKENS.params
+
+    def run(self, name: str, *arguments: Any, **named: Any) -> None:
+        """A kernel on torch's current stream, with arrays of the current device."""
+        on_gpu = self.device.type == "cuda"
+        with current(self.device):
+            stream = torch.cuda.current_stream(self.device).cuda_stream if on_gpu else 0
+            getattr(self.kernels, name)(*arguments, **named, stream=stream)
+
+    def flag(self) -> Tensor:
+        return flag_of(OP, self.device)
+
+    def empty(self, n: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(n, dtype=dtype, device=self.device)
+
+    def exp(self, tokens: Tokens, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        self.run("exp", x, out)
+        return out
+
+    def _fold(self, tokens: Tokens, values: Tensor, *, largest: bool = False) -> Tensor:
+        sequences = tokens.require_sequences()
+        out = self.empty(sequences.number, torch.float64)
+        ends = sequences.lengths.cumsum(0)
+        self.run("fold_sequences", ends, tokens.mask, values.contiguous(), largest, out)
+        return out
+
+    def lengths(self, tokens: Tokens) -> Tensor:
+        return self._fold(tokens, tokens.mask.double()).long()
+
+    def sums(self, tokens: Tokens, values: Tensor) -> Tensor:
+        return self._fold(tokens, values)
+
+    def largest(self, tokens: Tokens, values: Tensor) -> Tensor:
+        return self._fold(tokens, values, largest=True)
+
+    def ranked(self, tokens: Tokens, values: Tensor, quantile: float) -> Tensor:
+        sequences, lengths = tokens.require_sequences(), self.lengths(tokens)
+        group = torch.where(tokens.mask, sequences.of_token, sequences.number)
+        order = values.argsort()
+        order = order[group[order].argsort(stable=True)]
+        # torch multiplies an integer in float32
+        places = lengths.cumsum(0) - lengths + (quantile * (lengths - 1).double()).long()
+        sorted_values = torch.cat([values[order], values.new_zeros(1)])
+        found = sorted_values[places.clamp(0, len(values))]
+        return torch.where(lengths > 0, found, 0.0)
+
+    def first_ids(self, tokens: Tokens) -> Tensor:
+        sequences = tokens.require_sequences()
+        none = torch.full((sequences.number,), CLEAR, dtype=torch.int64, device=self.device)
+        ids = torch.where(tokens.mask, tokens.ids, CLEAR)
+        return none.scatter_reduce(0, sequences.of_token, ids, "amin")
+
+    def total(self, tokens: Tokens, values: Tensor) -> Tensor:
+        return torch.where(tokens.mask, values, 0.0).sum()
+
+    def count(self, tokens: Tokens, which: Tensor | None) -> Tensor:
+        found: Tensor = (tokens.mask if which is None else which & tokens.mask).sum()
+        return found
+
+    def exact_means(
+        self, tokens: Tokens, first: Tensor, second: Tensor, reduce: Reduce
+    ) -> ExactMeans:
+        words = torch.zeros(_core.tokens.CUDA_SUM_WORDS, dtype=torch.int64, device=self.device)
+        self.run("value_sums", first, second, tokens.mask, words, self.flag())
+        words = reduce(words)
+        means = self.empty(2, torch.float64)
+        self.run("sum_means", words, means)
+        numbers: tuple[Any, Any, Any] = (means[0], means[1], words[-1])
+        return ExactMeans(*numbers, (0, 0), -1)
+
+    def repeated_id(self, tokens: Tokens) -> None:
+        """One is flagged."""
+        ids, places = tokens.ids, torch.arange(len(tokens.ids), device=self.device)
+        if not len(ids):
+            return
+        sorted_ids, order = torch.where(tokens.mask, ids, -1).sort(stable=True)
+        twice = (sorted_ids[1:] == sorted_ids[:-1]) & (sorted_ids[1:] >= 0)
+        wrong = torch.cat([
+            torch.where(tokens.mask & (ids < 0), places, CLEAR // 8),
+            torch.where(twice, order[1:], CLEAR // 8),
+        ]).amin()  # fmt: skip
+        kind = torch.where(wrong < CLEAR // 8, wrong * 8 + BAD_TOKEN, CLEAR)
+        flag = self.flag()
+        torch.minimum(flag, kind, out=flag)
+
+    def covariances(
+        self, tokens: Tokens, band: Band, old_logp: Tensor | None, most: Any
+    ) -> tuple[Candidates, int]:
+        found = self._candidates(tokens)
+        self.run(
+            "covariance_scores", tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids,
+            band._asdict(), found.scores, found.ids, self.flag(),
+        )  # fmt: skip
+        return found, -1
+
+    def ordered(self, tokens: Tokens, which: Tensor, values: Tensor) -> Candidates:
+        found = self._candidates(tokens)
+        self.run("ordered_scores", values, which, tokens.ids, found.scores, found.ids)
+        return found
+
+    def _candidates(self, tokens: Tokens) -> Candidates:
+        n = len(tokens.logp)
+        return Candidates(self.empty(n, torch.int64), self.empty(n, torch.int64))
+
+    def shuffled(self, candidates: Candidates, seed: int, step: int) -> Candidates:
+        self.run("random_scores", candidates.ids, seed, step, candidates.scores)
+        return candidates
+
+    def drawn(self, candidates: Candidates, permute: Any, k: Any) -> Tensor:
+        """Waits: the host draws a permutation of the candidates, whose number it has to know."""
+        ids: Tensor = candidates.ids[candidates.ids >= 0]
+        return ids[torch.from_numpy(permute(len(ids))[: int(k)]).to(self.device)]
+
+    def take_largest(self, candidates: Candidates, k: Any, reduce: Reduce) -> Tensor:
+        """As many as candidates, -1 in place of each that is not taken."""
+        return torch.where(self._taken(candidates, k, reduce), candidates.ids, -1)
+
+    def chosen(self, tokens: Tokens, candidates: Candidates, k: Any) -> Tensor:
+        if k is None:
+            return torch.as_tensor(candidates.ids >= 0)
+        return self._taken(candidates, k, lambda values: values)
+
+    def _search(
+        self, candidates: Candidates, k: Any, reduce: Reduce, levels: int, *, exact: bool = False
+    ) -> tuple[Any, ...]:
+        """What `radix_take` goes on from."""
+        bins = torch.zeros(LEVELS, BINS, dtype=torch.int64, device=self.device)
+        states = self.empty(_STATE * (LEVELS + 1), torch.int64)
+        arrays = (candidates.scores, candidates.ids, k, bins, states)
+        for level, counts in enumerate(bins[:levels]):
+            self.run("radix_levels", *arrays, level, level + 1, exact)
+            if (added := reduce(counts)) is not counts:
+                counts.copy_(added)
+        return arrays
+
+    def _taken(self, candidates: Candidates, k: Any, reduce: Reduce) -> Tensor:
+        arrays = self._search(candidates, k, reduce, LEVELS)
+        taken = self.empty(len(candidates.ids), torch.bool)
+        self.run("radix_take", *arrays, taken, self.flag())
+        return taken
+
+    def kth_largest(self, candidates: Candidates, k: Any, reduce: Reduce) -> Any:
+        """An array without dimensions."""
+        half = LEVELS // 2
+        arrays = self._search(candidates, k, reduce, half, exact=True)
+        # the level after the last one finds where that has led to
+        self.run("radix_levels", *arrays, half, half + 1, True)
+        score = arrays[-1].view(-1, _STATE)[half, 0]
+        bits = torch.where(score < 0, score ^ -(2**63), ~score)
+        return bits.view(torch.float64)
+
+    def extremes(
+        self, tokens: Tokens, which: Tensor, values: Tensor, reduce: Reduce
+    ) -> tuple[Any, Any]:
+        """Arrays without dimensions."""
+        running = self.ordered(tokens, which, values)
+        number = reduce((running.ids >= 0).sum()[None])
+        least, most = (self.kth_largest(running, k, reduce) for k in (number, 1))
+        return least.where(number[0] > 0, 0.0), most.where(number[0] > 0, 0.0)
+
+    def members(self, tokens: Tokens, ids: Tensor) -> Tensor:
+        out = self.empty(len(tokens.ids), torch.bool)
+        self.run("members", tokens.ids, ids.contiguous(), out)
+        return out
+
+    def loss(
+        self, tokens: Tokens, params: Any, terms: LossTerms, *, entropy: bool, policy: bool
+    ) -> LossValues:
+        t, logp = terms, tokens.logp
+        one = isinstance(t.weights, float) or t.weights.ndim == 0
+        g_logp = torch.empty_like(logp)
+        g_entropy = torch.empty_like(logp) if entropy else None
+        g_policy = self.empty(len(logp), torch.float64) if policy else None
+        sums = self.empty(len(SUMS), torch.float64)
+        blocks = -(-len(logp) // _core.tokens.LOSS_TOKENS)
+        with watched(OP, self.device, 0) as flag:
+            self.run(
+                "token_loss",
+                logp=logp,
+                old_logp=t.old_logp,
+                advantages=tokens.advantages,
+                weights=None if one else t.weights,
+                mask=tokens.mask if one else None,
+                weight=t.weights if one else 0.0,
+                entropy=tokens.entropy,
+                kl_logp=t.kl_logp,
+                penalty_logp=t.penalty_logp,
+                selected=t.selected,
+                log_ratio=t.log_ratio,
+                factor=t.factor,
+                precomputed_loss=t.precomputed_loss,
+                precomputed_slope=t.precomputed_slope,
+                g_logp=g_logp,
+                g_entropy=g_entropy,
+                g_policy=g_policy,
+                sums=sums,
+                mean_advantage=t.mean_advantage,
+                mean_logp=t.mean_logp,
+                grad_scale=t.grad_scale,
+                entropy_coefficient=t.entropy_coefficient,
+                kl_coefficient=t.kl_coefficient,
+                penalty_coefficient=t.penalty_coefficient,
+                log_low=t.log_low,
+                log_high=t.log_high,
+                params=params,
+                blocks=self.empty(blocks * len(SUMS), torch.float64),
+                flag=flag,
+            )
+        return LossValues(sums, g_logp, g_entropy, g_policy)
+
+
+@functools.cache
+def cuda_tokens(device: str) -> CudaTokens:
+    """Those of a device."""
+    return CudaTokens(torch.device(device))

@@ -1,0 +1,184 @@
+"""What a device's token kernels find among many tokens, over several blocks: the CPU's bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from logitless.backends.row_kernels import errors
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.protocol import Candidates
+from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.selection import select
+from logitless.loss.evaluate.surveys import spec_means
+from tests.support.device.devices import Device
+from tests.support.losses.loss_specs import SELECTING, make_batch
+from tests.support.losses.tensor_tokens import NothingIsRead
+
+# Two blocks of the kernels with the largest ones, and some of a third.
+N = 2 * 4096 + 77
+
+
+def one_rank(values: Any) -> Any:
+    return values
+
+
+def there(device: Device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(x).to(device.name) for x in arrays]
+
+
+def candidates(device: Device, values: np.ndarray, ids: np.ndarray, out: Any) -> tuple[Any, Any]:
+    """The CPU's, and the device's with tokens among them that are none."""
+    scores = CPU_TOKENS.ordered(tokens_of(values), ~out, values).scores
+    everywhere = np.zeros(values.size, np.int64)
+    everywhere[~out] = scores
+    return (
+        Candidates(scores, ids[~out]),
+        Candidates(*there(device, everywhere, np.where(out, -1, ids))),
+    )
+
+
+def tokens_of(values: np.ndarray, kernels: Any = CPU_TOKENS, **more: Any) -> Any:
+    mask = np.ones(values.size, np.bool_)
+    arrays = {"logp": values, "advantages": values, "mask": mask, **more}
+    if kernels is not CPU_TOKENS:
+        arrays = {k: torch.from_numpy(x).to(kernels.device) for k, x in arrays.items()}
+    return make_tokens(**arrays, kernels=kernels)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_selection(device: Device, kernels: Any, name: str) -> None:
+    """Of float32 values, many of which are equal."""
+    spec, batch = SELECTING[name], make_batch(3, (56, 150), np.float32)
+    assert batch.mask.size > N
+    names = ("logp", "advantages", "mask", "old_logp", "entropy", "rollout_logp",
+             "entropy_change", "token_ids")  # fmt: skip
+    given = {name: getattr(batch, name) for name in names}
+    for coarse in ("logp", "entropy", "entropy_change"):
+        given[coarse] = (given[coarse] * 8).round() / 8
+    tokens = make_tokens(**given)
+    means = spec_means(tokens, spec)
+    expected = select(tokens, spec, means, seed=1, step=2)
+    moved = dict(zip(given, there(device, *map(np.ascontiguousarray, given.values())), strict=True))
+    with NothingIsRead():
+        ours = make_tokens(**moved, kernels=kernels)
+        found_means: Any = spec_means(ours, spec)
+        found = select(ours, spec, found_means, seed=1, step=2)
+    assert (found_means.advantage.item(), found_means.logp.item()) == means[:2]
+    assert int(found_means.tokens) == means.tokens
+    np.testing.assert_array_equal(found[found >= 0].cpu(), expected)
+    errors.raise_now(found.device)
+
+
+@pytest.mark.parametrize("exponents", [(0, 0), (-40, 40), (-300, -250), (60, 200)])
+def test_means_are_exact(
+    device: Device, kernels: Any, rng: np.random.Generator, exponents: tuple[int, int]
+) -> None:
+    """Of any magnitudes that the CPU does not scale, cancelling or not."""
+    low, high = exponents
+    first = rng.normal(size=N) * 2.0 ** rng.integers(low, high + 1, N)
+    first[N // 2 : N // 2 * 2] = -first[: N // 2] * (1 + 2.0**-50 * rng.integers(0, 3, N // 2))
+    second = np.where(rng.random(N) < 0.9, 0.0, 5e-324 * rng.integers(-3, 4, N))
+    mask = rng.random(N) < 0.7
+    own, other = tokens_of(first, mask=mask), tokens_of(first, kernels, mask=mask)
+    for a, b in ((first, second), (second, first), (first, first * 0 - 0.0)):
+        expected = CPU_TOKENS.exact_means(own, a, b, one_rank)
+        found = kernels.exact_means(other, *there(device, a, b), one_rank)
+        assert (found.first.item(), found.second.item()) == (expected.first, expected.second)
+        assert found.number.item() == expected.number == mask.sum()
+
+
+@pytest.mark.parametrize("k", [1, 2, 77, 4096, N // 2, N - 900, N, N + 5])
+def test_the_largest(device: Device, kernels: Any, rng: np.random.Generator, k: int) -> None:
+    """With ties, which the ids break; and the value of the k-th."""
+    values = rng.integers(-40, 40, N) / 8.0
+    ids, out = rng.permutation(3 * N)[:N], rng.random(N) < 0.1
+    ids[:3] = 2**62 + np.arange(3)
+    cpu, ours = candidates(device, values, ids, out)
+    k_there = torch.tensor(k, device=device.name)
+    with NothingIsRead():
+        taken = [kernels.take_largest(ours, number, one_rank) for number in (k, k_there)]
+        value = kernels.kth_largest(ours, k_there, one_rank)
+    expected = np.sort(CPU_TOKENS.take_largest(cpu, k, one_rank))
+    for found in taken:
+        np.testing.assert_array_equal(np.sort(found[found >= 0].cpu()), expected)
+    if k <= cpu.ids.size:
+        assert value.item() == CPU_TOKENS.kth_largest(cpu, k, one_rank)
+    errors.raise_now(value.device)
+
+
+def test_the_largest_over_ranks(device: Device, kernels: Any, rng: np.random.Generator) -> None:
+    """Three ranks in lockstep: each histogram is the sum of theirs."""
+    values, ids = rng.integers(0, 9, size=500) / 4.0, rng.permutation(10_000)[:500]
+    _, whole = candidates(device, values, ids, np.zeros(500, np.bool_))
+    seen: list[torch.Tensor] = []
+
+    def record(bins: torch.Tensor) -> torch.Tensor:
+        seen.append(bins.clone())
+        return bins
+
+    expected = kernels.take_largest(whole, 123, record)
+    taken: list[int] = []
+    for part in np.array_split(np.arange(500), 3):
+        summed = iter(seen)
+        rank = Candidates(whole.scores[part[0] : part[-1] + 1], whole.ids[part[0] : part[-1] + 1])
+        found = kernels.take_largest(rank, 123, lambda _, summed=summed: next(summed))
+        taken += found[found >= 0].tolist()
+    assert len(taken) == 123
+    assert set(taken) == set(expected[expected >= 0].tolist())
+
+
+def test_extremes(device: Device, kernels: Any, rng: np.random.Generator) -> None:
+    values = rng.normal(size=N)
+    own, other = tokens_of(values), tokens_of(values, kernels)
+    for which in (rng.random(N) < 0.3, np.arange(N) == 4321, np.zeros(N, np.bool_)):
+        with NothingIsRead():
+            found = kernels.extremes(other, *there(device, which, values), one_rank)
+        assert tuple(x.item() for x in found) == CPU_TOKENS.extremes(own, which, values, one_rank)
+
+
+def test_sequences(device: Device, kernels: Any, rng: np.random.Generator) -> None:
+    """Short, long, empty and masked ones."""
+    lengths = np.array([0, 1, 31, 300, 0, 5000, 7])
+    n, cu_seqlens = int(lengths.sum()), np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    values, mask = rng.normal(size=n), rng.random(n) < 0.5
+    mask[-7:] = False
+    values[~mask] = np.nan
+    more = {"mask": mask, "cu_seqlens": cu_seqlens, "token_ids": rng.permutation(n)}
+    own, other = tokens_of(values, **more), tokens_of(values, kernels, **more)
+    (moved,) = there(device, values)
+    with NothingIsRead():
+        found = [kernels.lengths(other), kernels.first_ids(other), kernels.largest(other, moved)]
+        sums = kernels.sums(other, moved)
+    expected = [CPU_TOKENS.lengths(own), CPU_TOKENS.first_ids(own), CPU_TOKENS.largest(own, values)]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.cpu(), theirs)
+    np.testing.assert_allclose(sums.cpu(), CPU_TOKENS.sums(own, values), rtol=1e-13, atol=1e-13)
+
+
+def test_exp_has_the_bits_of_the_cpu(
+    device: Device, kernels: Any, rng: np.random.Generator
+) -> None:
+    x = np.concatenate([rng.normal(0, 300, N - 4), [0.0, -0.0, 699.9, -699.9]])
+    x = x[abs(x) < 700]
+    own = tokens_of(x)
+    (moved,) = there(device, x)
+    np.testing.assert_array_equal(
+        kernels.exp(tokens_of(x, kernels), moved).cpu(), CPU_TOKENS.exp(own, x)
+    )
+
+
+def test_the_same_random_order(device: Device, kernels: Any, rng: np.random.Generator) -> None:
+    ids = rng.permutation(2**40 + np.arange(N))
+    cpu = CPU_TOKENS.shuffled(Candidates(np.zeros(N, np.int64), ids.copy()), 2**63 + 5, 7)
+    empty = Candidates(*there(device, np.zeros(N, np.int64), ids))
+    ours = kernels.shuffled(empty, 2**63 + 5, 7)
+    np.testing.assert_array_equal(ours.scores.cpu(), cpu.scores)

@@ -1,0 +1,164 @@
+"""The token kernels of a device against the CPU's: the same tokens are selected, bit for bit, and
+each coefficient is within a few units in the last place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from logitless.backends.row_kernels import errors
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.loss.evaluate.coefficients import call_inputs
+from logitless.loss.evaluate.inputs import loss_data
+from logitless.loss.spec import ClipCov, ClipV, PolicyLossSpec
+from logitless.ops.batch_stats import batch_stats
+from logitless.ops.losses import op
+from tests.support.device.devices import Device
+from tests.support.losses.loss_calls import ours as policy_loss_of
+from tests.support.losses.loss_calls import tensors, with_grad
+from tests.support.losses.loss_outcomes import coefficients
+from tests.support.losses.loss_specs import SPECS, Batch, make_batch
+from tests.support.losses.tensor_tokens import NothingIsRead
+
+# of float32 and of float64 alike: a token's own numbers are the CPU's, sums over a sequence have
+# another order of additions
+ULPS = 4
+
+
+def there(x: Any, device: Device) -> Any:
+    if isinstance(x, dict):
+        return {name: there(value, device) for name, value in x.items()}
+    return torch.from_numpy(np.ascontiguousarray(x)).to(device.name)
+
+
+def here(x: Any) -> Any:
+    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def sized(spec: PolicyLossSpec, batch: Batch) -> PolicyLossSpec:
+    if spec.aggregation == "seq-mean-token-sum-norm" and spec.max_length is None:
+        return replace(spec, max_length=batch.mask.shape[1])
+    return spec
+
+
+def stats_of(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> Any:
+    return batch_stats(
+        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
+        entropy=batch.entropy, entropy_change=batch.entropy_change,
+        rollout_logp=batch.rollout_logp, token_ids=batch.token_ids, seed=1, step=2, **packing,
+    )  # fmt: skip
+
+
+def assert_near(ours: Any, truth: Any) -> None:
+    """Within so many units in the last place of the truth, and 0 where that is."""
+    ours, truth = here(ours), here(truth)
+    assert ours.dtype == truth.dtype
+    np.testing.assert_array_equal(ours == 0, truth == 0)
+    far = abs(ours.astype(np.float64) - truth) / np.spacing(np.maximum(abs(truth), 1e-300))
+    assert far.max(initial=0) <= ULPS, (far.argmax(), ours[far.argmax()], truth[far.argmax()])
+
+
+def inputs_of(kernels: Any, data: Any, options: Any, spec: PolicyLossSpec, stats: Any) -> Any:
+    logp, old_logp, advantages, mask = data
+    given = loss_data(
+        old_logp, advantages, mask, options["ref_logp"], options["rollout_logp"],
+        options.get("cu_seqlens"), options["token_ids"], spec, stats, None, 1.0,
+        old_entropy=options["old_entropy"],
+    )  # fmt: skip
+    return call_inputs(logp, options["entropy"], given, kernels)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded64", "packed32"])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_same_as_on_the_cpu(device: Device, kernels: Any, name: str, packed: bool) -> None:
+    """With a batch and where the call is the batch, and nothing is read by the host."""
+    padded = make_batch(50, dtype=np.float32 if packed else np.float64)
+    spec = sized(SPECS[name], padded)
+    batch, cu_seqlens = padded.packed() if packed else (padded, None)
+    packing = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+    options: dict[str, Any] = {**batch.optional, **packing}
+    arrays, more = [there(x, device) for x in batch.inputs], there(options, device)
+    known: list[Any] = [] if isinstance(spec.control, ClipV) else [None]
+    known.append(stats_of(batch, spec, **packing))
+    for stats in known:
+        moved = stats and stats._replace(
+            selected=there(stats.selected, device), sequences=there(stats.sequences, device)
+        )
+        torch.manual_seed(3)
+        chosen = inputs_of(CPU_TOKENS, batch.inputs, options, spec, stats).selected
+        _, expected = coefficients(*batch.inputs, spec, batch=stats, **options)
+        torch.manual_seed(3)
+        # verl's Clip-Cov draws a permutation on the host
+        draws = spec.selects_in_call and isinstance(spec.control, ClipCov)
+        with NothingIsRead() if not draws else torch.no_grad():
+            selected = inputs_of(kernels, arrays, more, spec, moved).selected
+            tokens, out = coefficients(*arrays, spec, batch=moved, kernels=kernels, **more)
+        assert (selected is None) == (chosen is None)
+        if chosen is not None:
+            valid = batch.mask.ravel()
+            np.testing.assert_array_equal(here(selected)[valid], chosen[valid])
+        assert tokens.logp.device == arrays[0].device
+        assert out.loss == pytest.approx(expected.loss, rel=1e-12, abs=1e-15)
+        assert out.metrics == pytest.approx(expected.metrics, rel=1e-11, abs=1e-14)
+        assert_near(out.g_logp, expected.g_logp)
+        assert (out.g_entropy is None) == (expected.g_entropy is None)
+        if out.g_entropy is not None:
+            assert_near(out.g_entropy, expected.g_entropy)
+    errors.raise_now(arrays[0].device)
+
+
+@pytest.mark.parametrize("name", ["dapo", "clip_cov", "kl_cov", "gspo", "m2po", "own_kl"])
+def test_policy_loss(
+    device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The public function, and its gradients."""
+    assert op._kernels(torch.zeros(1, device=device.name), SPECS[name]) is kernels
+    batch = make_batch(7, (9, 150), np.float32)
+    spec, t = SPECS[name], tensors(batch)
+    both = []
+    for name_of in (device.name, "cpu"):
+        leaves = with_grad({k: x.to(name_of) for k, x in t.items()})
+        loss, metrics = policy_loss_of(leaves, spec)
+        loss.backward()
+        both.append((loss, metrics, leaves["logp"].grad))
+        # the CPU's
+        monkeypatch.undo()
+    (loss, metrics, g), (expected, numbers, truth) = both
+    assert loss.device.type == torch.device(device.name).type
+    assert loss.item() == pytest.approx(expected.item(), rel=2**-22)
+    assert metrics.keys() == numbers.keys()
+    for key, x in metrics.items():
+        assert x.item() == pytest.approx(numbers[key].item(), rel=1e-6, abs=1e-9), key
+    assert_near(g, truth)
+
+
+@pytest.mark.parametrize(
+    "what, spec",
+    [("logp", "ppo"), ("advantages", "ppo"), ("entropy", "many_top_entropy"), ("far", "ppo"),
+     ("twice", "many_kl_cov"), ("negative", "many_kl_cov")],
+)  # fmt: skip
+def test_a_wrong_token_is_flagged(
+    device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, what: str, spec: str
+) -> None:
+    """With its place, at the next call; with LOGITLESS_CHECK in the call itself."""
+    batch = make_batch(7, (9, 150), np.float32)
+    t = {k: x.to(device.name) for k, x in tensors(batch).items()}
+    place, other = np.flatnonzero(batch.mask)[[170, 90]]
+    if what in ("twice", "negative"):
+        ids = t["token_ids"].view(-1)
+        ids[int(place)] = ids[int(other)] if what == "twice" else -3
+    elif what == "far":
+        t["old_logp"].view(-1)[int(place)] = -800.0
+        t["advantages"] = t["advantages"] * 0 - 1
+    else:
+        t[what].view(-1)[int(place)] = float("nan")
+    policy_loss_of(t, SPECS[spec])
+    with pytest.raises(RuntimeError, match=f"row {place}: a value of its token"):
+        errors.raise_now(t["logp"].device)
+    monkeypatch.setenv("LOGITLESS_CHECK", "1")
+    with pytest.raises(ValueError, match=f"row {place}: a value of its token"):
+        policy_loss_of(t, SPECS[spec])
