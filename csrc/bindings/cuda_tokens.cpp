@@ -284,7 +284,7 @@ class CudaTokens {
       py::handle mean_advantage_object,
       py::handle mean_logp_object,
       double grad_scale,
-      double entropy_coefficient,
+      py::handle entropy_coefficient_object,
       double kl_coefficient,
       double penalty_coefficient,
       const TokenLossParams& params,
@@ -329,6 +329,7 @@ class CudaTokens {
     const auto weight = number(weight_object, "weight");
     const auto mean_advantage = number(mean_advantage_object, "mean_advantage");
     const auto mean_logp = number(mean_logp_object, "mean_logp");
+    const auto entropy_coefficient = number(entropy_coefficient_object, "entropy_coefficient");
     // of None the bounds of params count
     const auto bound = [&](py::handle object, const char* name, double known) {
       const py::float_ otherwise(known);
@@ -363,7 +364,8 @@ class CudaTokens {
       args.means = {mean_advantage.get(), mean_logp.get()};
       args.grad_scale = grad_scale;
       args.params = params;
-      args.params.entropy_coefficient = entropy_coefficient;
+      args.params.entropy_coefficient = entropy_coefficient.get().value;
+      args.entropy_coefficient = entropy_coefficient.get().at;
       args.params.kl.coefficient = kl_coefficient;
       args.log_low = low.get().at;
       args.log_high = high.get().at;
@@ -396,6 +398,7 @@ class CudaTokens {
           weight,
           mean_advantage,
           mean_logp,
+          entropy_coefficient,
           low,
           high,
           g_logp,

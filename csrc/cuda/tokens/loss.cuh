@@ -47,7 +47,7 @@ LOGITLESS_DEVICE Term policy_of(const PolicyToken& t, const TokenLossParams& p) 
   return {0, 0};
 }
 
-// The clip bounds may be numbers that an earlier kernel has found.
+// The clip bounds and the weight of the entropy may be numbers that an earlier kernel has found.
 template <typename T>
 LOGITLESS_DEVICE TokenLossParams params_of(const LossArgs<T>& args) {
   TokenLossParams params = args.params;
@@ -58,6 +58,9 @@ LOGITLESS_DEVICE TokenLossParams params_of(const LossArgs<T>& args) {
   if (args.log_high != nullptr) {
     params.log_high = *args.log_high;
     params.ratio_high = exp_of(params.log_high);
+  }
+  if (args.entropy_coefficient != nullptr) {
+    params.entropy_coefficient = *args.entropy_coefficient;
   }
   return params;
 }

@@ -166,7 +166,7 @@ struct LossArgs {
   double grad_scale;
   TokenLossParams params;
   // where an earlier kernel writes those of params; may be null
-  const double *log_low, *log_high;
+  const double *log_low, *log_high, *entropy_coefficient;
   double* blocks;  // [ceil(n / kLossTokens), kLossSums]
   double* sums;    // [kLossSums]
   int64_t* flag;

@@ -210,7 +210,7 @@ class CudaTokens:
         mean_advantage: Array | float,
         mean_logp: Array | float,
         grad_scale: float,
-        entropy_coefficient: float,
+        entropy_coefficient: Array | float,
         kl_coefficient: float,
         penalty_coefficient: float,
         params: LossParams,
