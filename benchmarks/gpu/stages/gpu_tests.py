@@ -13,7 +13,16 @@ from benchmarks.gpu.store import DONE, FAILED, Store
 from benchmarks.harness.comparison import is_lost
 
 # The files that have tests marked gpu: the others may import what a machine with a GPU lacks.
-NAMES = ("rows", "scaling", "divergence", "linear", "wiring", "hardware")
+NAMES = (
+    "rows",
+    "scaling",
+    "divergence",
+    "tokens",
+    "token_selection",
+    "linear",
+    "wiring",
+    "hardware",
+)
 FILES = tuple(ROOT / "tests" / "devices" / f"test_{name}.py" for name in NAMES)
 # A new version of torch or of Triton may warn of something: no failure of ours. And a file that
 # cannot be imported takes no other with it.
