@@ -359,7 +359,9 @@ def test_specs_come_from_presets_with_changes() -> None:
     with pytest.raises(ValueError, match=r"'methods.mine.change.control' is None"):
         make_spec("mine", LossRecipe("grpo", {"control": {"fraction": 0.25}}))
     bonus = make_spec("mine", LossRecipe("grpo", {"entropy": {"coefficient": 0.01}})).entropy
-    assert bonus.coefficient == 0.01
+    assert bonus == ll.EntropyBonus(0.01)
+    held = make_spec("mine", LossRecipe("grpo", {"entropy": {"quantile": 0.5}})).entropy
+    assert held == ll.Siren(quantile=0.5)
     spec = make_spec("mine", LossRecipe("grpo", {"kl": {"coefficient": 0.01}}))
     assert spec.kl.coefficient == 0.01
     assert "ref_logp" in spec.needs

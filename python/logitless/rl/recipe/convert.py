@@ -31,10 +31,17 @@ def build(kind: type[Any], tree: Mapping[str, Any], path: str = "", base: Any = 
     }
     if base is not None:
         return replace(base, **values)
-    for key, field in known.items():
-        if field.default is MISSING and field.default_factory is MISSING and key not in tree:
+    for key in _required(kind):
+        if key not in tree:
             raise ValueError(f"recipe key '{_join(path, key)}' is missing")
     return kind(**values)
+
+
+def _required(kind: Any) -> Iterable[str]:
+    """The names of fields without a default."""
+    for field in fields(kind):
+        if field.default is MISSING and field.default_factory is MISSING:
+            yield field.name
 
 
 def convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
@@ -70,7 +77,8 @@ def convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
 
 
 def _of_union(hints: tuple[Any, ...], value: Any, path: str, base: Any) -> Any:
-    """None, or the one other type; of several dataclasses the only one that has the given keys."""
+    """None, or the one other type; of several dataclasses the only one that has the given keys, or
+    the only one of them that must be given one."""
     if value is None and type(None) in hints:
         return None
     hints = tuple(hint for hint in hints if hint is not type(None))
@@ -79,6 +87,8 @@ def _of_union(hints: tuple[Any, ...], value: Any, path: str, base: Any) -> Any:
             raise _mismatch(path, "a mapping", value)
         kinds = filter(is_dataclass, hints)
         hints = tuple(k for k in kinds if set(value) <= {field.name for field in fields(k)})
+        if len(hints) > 1:
+            hints = tuple(k for k in hints if set(value) & set(_required(k)))
     if len(hints) != 1:
         raise ValueError(f"recipe key '{path}' is {base!r} in this preset: no parts to change")
     return convert(hints[0], value, path)
