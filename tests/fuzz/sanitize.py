@@ -18,7 +18,8 @@ from tests.simt import build
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "sanitize"
-TESTS = tuple(f"tests/losses/test_{name}.py" for name in ("loss", "selection", "controllers"))
+NAMES = ("test_loss", "test_selection", "controls/test_controllers")
+TESTS = tuple(f"tests/losses/{name}.py" for name in NAMES)
 # The sanitizer would watch all of torch, and the tests of `TESTS` do without.
 NO_TORCH = 'raise ModuleNotFoundError("torch is left out under the sanitizers", name="torch")\n'
 

@@ -155,7 +155,7 @@ def plan(
     "hidden" and "weight" that are asked for; `backward=False`: none, not even of the bias.
     `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
-    only whether it is 0 matters; `tail_entries`: of them, room for so many is counted.
+    only whether it is 0 matters. `tail_entries`: as there; memory for so many is counted.
     `kept_entries`: how many of a row's largest logits `linear_sample`
     keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
     every token has a set. `adapter_rank`: the r of an adapter that is trained, of several the sum;

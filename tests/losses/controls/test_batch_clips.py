@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,9 @@ from logitless.ops.policy_loss import policy_loss
 from logitless.reference.ratio import batch_bounds, steered
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, make_batch
+from tests.support.paths import TESTS
 
-GOLDEN = json.loads((pathlib.Path(__file__).parent.parent / "golden/batch_clips.json").read_text())
+GOLDEN = json.loads((TESTS / "golden/batch_clips.json").read_text())
 ARRAYS = ("logp", "old_logp", "advantages", "mask")
 NAMES = [name for name, spec in SPECS.items() if isinstance(spec.surrogate, (M2po, Bapo))]
 
