@@ -18,7 +18,6 @@ from logitless.backends.token_kernels.protocol import (
     LossTerms,
     LossValues,
     Reduce,
-    loss_arguments,
 )
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 
@@ -159,15 +158,43 @@ class CpuTokens:
     def loss(
         self, tokens: Tokens, params: Any, terms: LossTerms, *, entropy: bool, policy: bool
     ) -> LossValues:
-        logp = tokens.logp
+        t, logp = terms, tokens.logp
+        each, weight = (None, t.weights) if isinstance(t.weights, float) else (t.weights, 0.0)
         g_logp = np.empty_like(logp)
         g_entropy = np.empty_like(logp) if entropy else None
         g_policy = np.empty(logp.size) if policy else None
         sums = np.empty(len(SUMS))
-        out = LossValues(sums, g_logp, g_entropy, g_policy)
-        given = loss_arguments(tokens, terms, out, one_weight=isinstance(terms.weights, float))
-        _core.tokens.token_loss(**given, params=params, threads=tokens.threads)
-        return out
+        _core.tokens.token_loss(
+            logp=logp,
+            old_logp=t.old_logp,
+            advantages=tokens.advantages,
+            weights=each,
+            mask=tokens.mask if each is None else None,
+            weight=weight,
+            entropy=tokens.entropy,
+            kl_logp=t.kl_logp,
+            penalty_logp=t.penalty_logp,
+            selected=t.selected,
+            log_ratio=t.log_ratio,
+            factor=t.factor,
+            precomputed_loss=t.precomputed_loss,
+            precomputed_slope=t.precomputed_slope,
+            g_logp=g_logp,
+            g_entropy=g_entropy,
+            g_policy=g_policy,
+            sums=sums,
+            mean_advantage=t.mean_advantage,
+            mean_logp=t.mean_logp,
+            grad_scale=t.grad_scale,
+            entropy_coefficient=t.entropy_coefficient,
+            kl_coefficient=t.kl_coefficient,
+            penalty_coefficient=t.penalty_coefficient,
+            log_low=t.log_low,
+            log_high=t.log_high,
+            params=params,
+            threads=tokens.threads,
+        )
+        return LossValues(sums, g_logp, g_entropy, g_policy)
 
 
 _CHOICES = {

@@ -20,7 +20,6 @@ from logitless.backends.token_kernels.protocol import (
     LossTerms,
     LossValues,
     Reduce,
-    loss_arguments,
 )
 from logitless.backends.token_kernels.radix_select import BINS, LEVELS
 from logitless.backends.token_kernels.torch_arrays import TorchArrays
@@ -221,23 +220,47 @@ class CudaTokens:
     def loss(
         self, tokens: Tokens, params: Any, terms: LossTerms, *, entropy: bool, policy: bool
     ) -> LossValues:
-        logp = tokens.logp
-        one = isinstance(terms.weights, float) or terms.weights.ndim == 0
+        t, logp = terms, tokens.logp
+        one = isinstance(t.weights, float) or t.weights.ndim == 0
         g_logp = torch.empty_like(logp)
         g_entropy = torch.empty_like(logp) if entropy else None
         g_policy = self.empty(len(logp), torch.float64) if policy else None
         sums = self.empty(len(SUMS), torch.float64)
         blocks = -(-len(logp) // _core.tokens.LOSS_TOKENS)
-        out = LossValues(sums, g_logp, g_entropy, g_policy)
         with watched(OP, self.device, 0) as flag:
             self.run(
                 "token_loss",
-                **loss_arguments(tokens, terms, out, one_weight=one),
+                logp=logp,
+                old_logp=t.old_logp,
+                advantages=tokens.advantages,
+                weights=None if one else t.weights,
+                mask=tokens.mask if one else None,
+                weight=t.weights if one else 0.0,
+                entropy=tokens.entropy,
+                kl_logp=t.kl_logp,
+                penalty_logp=t.penalty_logp,
+                selected=t.selected,
+                log_ratio=t.log_ratio,
+                factor=t.factor,
+                precomputed_loss=t.precomputed_loss,
+                precomputed_slope=t.precomputed_slope,
+                g_logp=g_logp,
+                g_entropy=g_entropy,
+                g_policy=g_policy,
+                sums=sums,
+                mean_advantage=t.mean_advantage,
+                mean_logp=t.mean_logp,
+                grad_scale=t.grad_scale,
+                entropy_coefficient=t.entropy_coefficient,
+                kl_coefficient=t.kl_coefficient,
+                penalty_coefficient=t.penalty_coefficient,
+                log_low=t.log_low,
+                log_high=t.log_high,
                 params=params,
                 blocks=self.empty(blocks * len(SUMS), torch.float64),
                 flag=flag,
             )
-        return out
+        return LossValues(sums, g_logp, g_entropy, g_policy)
 
 
 @functools.cache

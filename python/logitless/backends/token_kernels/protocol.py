@@ -90,23 +90,6 @@ class LossValues(NamedTuple):
     g_policy: Float64s | None
 
 
-def loss_arguments(
-    tokens: Tokens, terms: LossTerms, out: LossValues, *, one_weight: bool
-) -> dict[str, Any]:
-    """What the core's kernels of a loss take. `one_weight`: every valid token has the same."""
-    weights = terms.weights
-    return {
-        **terms._asdict(),
-        **out._asdict(),
-        "logp": tokens.logp,
-        "advantages": tokens.advantages,
-        "entropy": tokens.entropy,
-        "weights": None if one_weight else weights,
-        "mask": tokens.mask if one_weight else None,
-        "weight": weights if one_weight else 0.0,
-    }
-
-
 class TokenKernels(Protocol):
     """Every array is where the backend computes. What has no size known to the host is one array
     without dimensions there."""
