@@ -38,6 +38,20 @@ ENGINE_METHODS = {
     "forward_backward_batch": ("self", "data", "loss_function", "forward_only"),
 }  # fmt: skip
 
+# Under Megatron: the method that turns fused kernels on, and the modules that call the fused head.
+MEGATRON_ENGINES = "verl.workers.engine.megatron.transformer_impl"
+MEGATRON_ENGINE = "MegatronEngine"
+MEGATRON_METHOD = "_maybe_enable_fused_kernels"
+FUSED_FORWARDS = (
+    "verl.models.mcore.model_forward_fused", "verl.models.mcore.model_forward_1f1b_overlap",
+)  # fmt: skip
+# the GPTModel in wrappers, or None
+PATCHED_MODEL = "_get_patching_model"
+CROSS_ENTROPY = "linear_cross_entropy"
+CROSS_ENTROPY_PARAMETERS = (
+    "ctx", "hidden", "weight", "labels", "temperature", "reduction", "dist_process_group",
+)  # fmt: skip
+
 
 def verl_version() -> str:
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logitless.integrations.verl import hooks
+from logitless.integrations.verl import hooks, megatron
 from logitless.integrations.verl.engine import replace_engine
 from logitless.integrations.verl.head import replace_patch
 from logitless.integrations.verl.losses import register_presets
@@ -23,3 +23,6 @@ def install() -> None:
     register_presets()
     hooks.when_imported(hooks.PATCHES, replace_patch)
     hooks.when_imported(hooks.ENGINES, replace_engine)
+    hooks.when_imported(hooks.MEGATRON_ENGINES, megatron.replace_engine)
+    for name in hooks.FUSED_FORWARDS:
+        hooks.when_imported(name, megatron.replace_cross_entropy)
