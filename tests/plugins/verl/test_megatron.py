@@ -91,5 +91,5 @@ def test_what_megatrons_head_is_not_given_is_refused() -> None:
 
 
 def test_an_unknown_cross_entropy_is_named() -> None:
-    with pytest.raises(ImportError, match="looked for theirs.linear_cross_entropy.*found"):
+    with pytest.raises(ImportError, match=r"looked for theirs\.linear_cross_entropy.*found"):
         replaced(lambda hidden, weight: None)
