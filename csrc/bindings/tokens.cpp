@@ -3,13 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cmath>
-#include <optional>
 
 #include "../cpu/tokens/selection.h"
 #include "../cpu/tokens/token_loss.h"
 #include "arrays/overlap.h"
 #include "arrays/scalars.h"
+#include "loss_arguments.h"
 
 namespace py = pybind11;
 
@@ -37,122 +36,19 @@ void write(const cpu::TokenLossSums& sums, double* out) {
   std::copy(values, values + kLossSums, out);
 }
 
-void token_loss(
-    py::handle logp_object,
-    py::handle old_logp_object,
-    py::handle advantages_object,
-    py::handle weights_object,
-    py::handle entropy_object,
-    py::handle kl_logp_object,
-    py::handle selected_object,
-    py::handle g_logp_object,
-    py::handle g_entropy_object,
-    double mean_advantage,
-    double mean_logp,
-    double grad_scale,
-    double entropy_coefficient,
-    double kl_coefficient,
-    double penalty_coefficient,
-    const TokenLossParams& params,
-    py::handle sums_object,
-    py::handle mask_object,
-    double weight,
-    py::handle penalty_logp_object,
-    py::handle log_ratio_object,
-    py::handle factor_object,
-    py::handle precomputed_loss_object,
-    py::handle precomputed_slope_object,
-    py::handle g_policy_object,
-    std::optional<double> log_low,
-    std::optional<double> log_high,
-    int threads
-) {
-  const Array logp(logp_object, "logp", Access::read);
-  const auto old_logp = optional_array(old_logp_object, "old_logp", Access::read);
-  const Array advantages(advantages_object, "advantages", Access::read);
-  const auto weights = optional_array(weights_object, "weights", Access::read);
-  const auto mask = optional_array(mask_object, "mask", Access::read);
-  const auto entropy = optional_array(entropy_object, "entropy", Access::read);
-  const auto kl_logp = optional_array(kl_logp_object, "kl_logp", Access::read);
-  const auto penalty_logp = optional_array(penalty_logp_object, "penalty_logp", Access::read);
-  const auto selected = optional_array(selected_object, "selected", Access::read);
-  const auto log_ratio = optional_array(log_ratio_object, "log_ratio", Access::read);
-  const auto factor = optional_array(factor_object, "factor", Access::read);
-  const auto precomputed_loss =
-      optional_array(precomputed_loss_object, "precomputed_loss", Access::read);
-  const auto precomputed_slope =
-      optional_array(precomputed_slope_object, "precomputed_slope", Access::read);
-  const Array g_logp(g_logp_object, "g_logp", Access::write);
-  const auto g_entropy = optional_array(g_entropy_object, "g_entropy", Access::write);
-  const auto g_policy = optional_array(g_policy_object, "g_policy", Access::write);
-  const Array sums_array(sums_object, "sums", Access::write);
-  auto* out = data_of<double>(sums_array, Dtype::f64, kLossSums);
-  check(weights.has_value() != mask.has_value(), "either weights or mask must be given");
-  const int64_t n = logp->size();
-  visit_real(logp, [&](auto tag, Dtype dtype) {
+void token_loss(const py::kwargs& keywords) {
+  Keywords names(keywords, {});
+  const LossArguments<HostNumber> given(names);
+  const int threads = threads_of(names.value<int>(LOGITLESS_NAME("threads"), 0));
+  names.check_all_asked_for();
+  auto* out = data_of<double>(given.sums, Dtype::f64, kLossSums);
+  visit_real(given.logp, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;
     cpu::TokenLossArgs<T> args;
-    args.tokens = n;
-    args.logp = data_of<const T>(logp, dtype, n);
-    args.old_logp = data_of<const T>(old_logp, dtype, n);
-    args.advantages = data_of<const T>(advantages, dtype, n);
-    args.weights = data_of<const double>(weights, Dtype::f64, n);
-    args.mask = data_of<const uint8_t>(mask, Dtype::boolean, n);
-    args.weight = weight;
-    args.entropy = data_of<const T>(entropy, dtype, n);
-    args.kl_logp = data_of<const T>(kl_logp, dtype, n);
-    args.penalty_logp = data_of<const T>(penalty_logp, dtype, n);
-    args.selected = data_of<const uint8_t>(selected, Dtype::boolean, n);
-    args.log_ratio = data_of<const double>(log_ratio, Dtype::f64, n);
-    args.factor = data_of<const double>(factor, Dtype::f64, n);
-    args.precomputed_loss = data_of<const double>(precomputed_loss, Dtype::f64, n);
-    args.precomputed_slope = data_of<const double>(precomputed_slope, Dtype::f64, n);
-    args.g_logp = data_of<T>(g_logp, dtype, n);
-    args.g_entropy = data_of<T>(g_entropy, dtype, n);
-    args.g_policy = data_of<double>(g_policy, Dtype::f64, n);
-    args.means = {mean_advantage, mean_logp};
-    args.grad_scale = grad_scale;
-    args.params = params;
-    args.params.entropy_coefficient = entropy_coefficient;
-    args.params.kl.coefficient = kl_coefficient;
-    args.params.penalty.coefficient = penalty_coefficient;
-    if (log_low.has_value()) {
-      args.params.log_low = *log_low;
-      args.params.ratio_low = std::exp(*log_low);
-    }
-    if (log_high.has_value()) {
-      args.params.log_high = *log_high;
-      args.params.ratio_high = std::exp(*log_high);
-    }
-    args.threads = threads_of(threads);
-    check_apart(
-        logp,
-        old_logp,
-        advantages,
-        weights,
-        mask,
-        entropy,
-        kl_logp,
-        penalty_logp,
-        selected,
-        log_ratio,
-        factor,
-        precomputed_loss,
-        precomputed_slope,
-        g_logp,
-        g_entropy,
-        g_policy,
-        sums_array
-    );
-    check(
-        args.params.surrogate != Surrogate::precomputed ||
-            (args.precomputed_loss != nullptr && args.precomputed_slope != nullptr),
-        "precomputed_loss and precomputed_slope must be given with Surrogate.precomputed"
-    );
-    check(
-        args.params.control != Control::penalise_selected || args.penalty_logp != nullptr,
-        "penalty_logp must be given with Control.penalise_selected"
-    );
+    args.tokens = given.tokens();
+    args.threads = threads;
+    given.fill(args, dtype);
+    check_apart(given);
     cpu::TokenLossSums sums;
     {
       py::gil_scoped_release release;
@@ -181,35 +77,6 @@ void register_tokens(py::module_& m) {
   m.def(
       "token_loss",
       &token_loss,
-      py::kw_only(),
-      py::arg("logp"),
-      py::arg("old_logp"),
-      py::arg("advantages"),
-      py::arg("weights"),
-      py::arg("entropy"),
-      py::arg("kl_logp"),
-      py::arg("selected"),
-      py::arg("g_logp"),
-      py::arg("g_entropy"),
-      py::arg("mean_advantage"),
-      py::arg("mean_logp"),
-      py::arg("grad_scale"),
-      py::arg("entropy_coefficient"),
-      py::arg("kl_coefficient"),
-      py::arg("penalty_coefficient"),
-      py::arg("params"),
-      py::arg("sums"),
-      py::arg("mask") = py::none(),
-      py::arg("weight") = 0.0,
-      py::arg("penalty_logp") = py::none(),
-      py::arg("log_ratio") = py::none(),
-      py::arg("factor") = py::none(),
-      py::arg("precomputed_loss") = py::none(),
-      py::arg("precomputed_slope") = py::none(),
-      py::arg("g_policy") = py::none(),
-      py::arg("log_low") = py::none(),
-      py::arg("log_high") = py::none(),
-      py::arg("threads") = 0,
       "Writes the coefficients, and the numerators of the loss and of the metrics into sums."
   );
   m.def(

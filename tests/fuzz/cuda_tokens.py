@@ -113,7 +113,7 @@ def token_loss(core: Any, rng: Rng) -> Case:
             given.arguments[name] = number(rng, given.arguments[name], "f8")
     blocks = np.zeros(-(-n // core.tokens.LOSS_TOKENS) * core.tokens.LOSS_SUMS)
     written = (*given.written, "blocks", "flag")
-    return case("token_loss", written, **given.arguments, blocks=blocks, flag=flag())
+    return case("token_loss", written, **given.arguments, blocks=blocks, flag=flag(), stream=0)
 
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {

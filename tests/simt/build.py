@@ -30,6 +30,7 @@ CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
 # What the bindings of the kernels take of bindings/arrays.
+BINDINGS = ("cuda_rows", "cuda_tokens", "cuda_selection", "loss_params")
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -89,7 +90,7 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     sources = [
         *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
         *(tree / "csrc" / "cuda" / "tokens").glob("*.cu"),
-        *(bindings / f"{name}.cpp" for name in ("cuda_rows", "cuda_tokens", "loss_params")),
+        *(bindings / f"{name}.cpp" for name in BINDINGS),
         *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),

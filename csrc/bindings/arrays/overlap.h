@@ -11,8 +11,9 @@ namespace logitless::bindings {
 class Spans {
  public:
   void take(const Array& array) { spans_.at(static_cast<size_t>(count_++)) = &array; }
-  void take(const std::optional<Array>& array) {
-    if (array) take(*array);
+  template <typename Part>
+  void take(const std::optional<Part>& part) {
+    if (part) take(*part);
   }
   // A class that holds arrays, or none.
   template <typename Group>
