@@ -162,7 +162,8 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 def package_of(path: Path) -> str:
     """The dotted package a file lies in, which is what its relative imports start from."""
-    folder = path.relative_to(PACKAGE).parent.parts if path.is_relative_to(PACKAGE) else ["kernels"]
+    of_package = path.is_relative_to(PACKAGE)
+    folder = path.relative_to(PACKAGE if of_package else ROOT).parent.parts
     return ".".join(("logitless", *folder))
 
 
@@ -188,7 +189,7 @@ def imported_layer(module: str) -> str:
 
 
 SOURCES = sorted(
-    [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), *(ROOT / "kernels").glob("*.py")]
+    [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), *(ROOT / "kernels").rglob("*.py")]
 )
 ids = [str(path.relative_to(ROOT)) for path in SOURCES]
 

@@ -80,7 +80,7 @@ def compiling(
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    rows = import_module(f"{package}.rows")
+    arrays = import_module(f"{package}.arrays")
     launched: list[tuple[str, Any]] = []
     run = JITFunction.run
 
@@ -92,7 +92,7 @@ def compiling(
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(rows, "runs_on", return_value=True),
+        mock.patch.object(arrays, "runs_on", return_value=True),
     ):
         yield launched
 
@@ -139,6 +139,52 @@ def call(
     rows.gradient(logits, state, logits, start=start, **upstream)
 
 
+def call_pair(
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+    start: int = 0,
+    kinds: tuple[str, ...] = ("reverse_kl", "forward_kl", "jsd"),
+) -> None:
+    """The same beside a teacher's float32 logits: a mix, and a backward of each kind."""
+    TritonPair = import_module(f"{package}.divergence.pair").TritonPair
+    width = vocab + 3 if "odd" in options else vocab
+    shape = (2, n // 2, width) if "batched" in options else (n, width)
+    logits, other = (
+        torch.empty(2, *shape, dtype=of)[:, 0]
+        if "batched" in options
+        else torch.empty(shape, dtype=of)
+        for of in (dtype, torch.float32)
+    )
+    side: dict[str, Any] = {"n": n}
+    if "chain" in options:
+        side |= {"bias": torch.zeros(start + width), "softcap": 15.0, "pre": 0.5}
+        side["row_scale"] = torch.ones(n, dtype=torch.float64)
+    mask = {"mask": torch.ones(n, dtype=torch.bool)} if "mask" in options else {}
+    pair = TritonPair({**side, **mask}, side, logits.device)
+    state, sums = torch.empty(n, 8, dtype=torch.float64), torch.empty(n, 2, dtype=torch.float64)
+    where = {"start": start, "first": "later" not in options}
+    pair.forward(logits, other, state, **where)
+    pair.mix(logits, other, state, sums, beta=0.3, **where)
+    names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
+    row_ids = torch.arange(n) if "mask" in options else None
+    outputs = {name: torch.empty(n) for name in names}
+    pair.finalize(state, error=torch.tensor([2**63 - 1]), row_ids=row_ids, **outputs)
+    for kind in kinds:
+        pair.gradient(
+            logits, other, state, logits, kind=kind, beta=0.3 if kind == "jsd" else 0.5,
+            sums=sums if kind == "jsd" else None, g_divergence=torch.ones(n),
+            g_entropy=torch.ones(n, dtype=torch.float64), start=start,
+        )  # fmt: skip
+
+
+# The others see no logits.
+BY_DTYPE = ("pieces", "fold", "backward", "moments", "mix", "gradient")
+
+
 def builds(target: str) -> list[Build]:
     """Every kernel and configuration, each code once, named after its first use."""
     found: dict[str, Build] = {}
@@ -146,10 +192,11 @@ def builds(target: str) -> list[Build]:
         for configuration, options in CONFIGURATIONS.items():
             with compiling(target) as launched:
                 call(4, 8192, DTYPES[dtype], options)
+                # statistics beside the logp are of one side alone
+                if "extras" not in options or "chain" in options:
+                    call_pair(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:
-                # The others see no logits.
-                by_dtype = kernel in ("pieces", "fold", "backward")
-                name = f"{dtype}, {configuration}" if by_dtype else configuration
+                name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))
     return sorted(found.values(), key=lambda build: build.kernel)
 

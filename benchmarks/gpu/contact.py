@@ -48,6 +48,7 @@ STEPS = (
     Step("T2", 45, "correctness of every backend, against float64"),
     Step("T4", 115, "heads: bare products, ours, others"),
     Step("T3", 45, "rows of given logits"),
+    Step("T10", 40, "a student beside a teacher: given logits, two heads"),
     Step("T5", 60, "heads by the size of their tiles"),
     Step("T6", 30, "losses of a million tokens"),
     Step("T8", 100, "the tests marked gpu"),

@@ -134,6 +134,11 @@ def keep(m: Machine, s: Shape) -> float:
     return 3 * product(m, s) / TAILS + 3 * one_pass(m, s) + PAIR + BACKWARD_TILE
 
 
+def two_heads(m: Machine, s: Shape) -> float:
+    """One tile of either: two reads forward, two and a write backward, no sums."""
+    return 4 * product(m, s) / TAILS + 5 * one_pass(m, s) + 2 * PAIR + BACKWARD_TILE
+
+
 def sums(m: Machine, s: Shape, count: int) -> float:
     """Each tile reads and writes the float32 sum of d_hidden."""
     return count * (BACKWARD_TILE + 2 * s.sum_bytes / m.memory)
@@ -191,6 +196,11 @@ OPS: dict[str, tuple[Formula, Formula]] = {
     "forward + backward, tail_mass 1e-3": (sparse, times(product, 1 + 3 * DENSE)),
     "rows forward": (one_pass, one_pass),
     "rows backward in place": (times(one_pass, 2), times(one_pass, 2)),
+    # beside a teacher's logits; those of a mix are read twice
+    "two rows forward": (times(one_pass, 2), times(one_pass, 2)),
+    "two rows forward, jsd": (times(one_pass, 4), times(one_pass, 4)),
+    "two rows backward": (times(one_pass, 3), times(one_pass, 3)),
+    "two heads, all kept": (two_heads, times(product, 4)),
 }
 
 

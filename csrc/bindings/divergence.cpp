@@ -3,8 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <string>
-
+#include "arrays/pair_arrays.h"
 #include "cpu_rows.h"
 
 namespace py = pybind11;
@@ -12,49 +11,7 @@ namespace py = pybind11;
 namespace logitless::bindings {
 namespace {
 
-using cpu::PairRows;
-using cpu::PairTile;
-
-Divergence kind_of(const std::string& kind) {
-  if (kind == "reverse_kl") return Divergence::reverse_kl;
-  if (kind == "forward_kl") return Divergence::forward_kl;
-  check(kind == "jsd", "kind must be reverse_kl, forward_kl or jsd, got ", kind);
-  return Divergence::jsd;
-}
-
-double beta_of(double beta) {
-  check(0 < beta && beta < 1, "beta must be above 0 and below 1, got ", beta);
-  return beta;
-}
-
-void check_rows(const CpuRows& rows, const CpuRows& teacher) {
-  check(teacher.n() == rows.n(), "teacher must have ", rows.n(), " rows, got ", teacher.n());
-}
-
-// A tile of each, and the rows with the biases at their first column.
-struct PairArrays {
-  Array logits, teacher_logits;
-  PairRows rows;
-  PairTile tile;
-
-  PairArrays(
-      const CpuRows& student,
-      const CpuRows& teacher,
-      py::handle logits_,
-      py::handle teacher_logits_,
-      int64_t start
-  )
-      : logits(logits_, "logits", Access::read),
-        teacher_logits(teacher_logits_, "teacher_logits", Access::read) {
-    check_rows(student, teacher);
-    rows = {student.of_tile(logits, start), teacher.of_tile(teacher_logits, start)};
-    tile = {logits.view(), teacher_logits.view(), start};
-  }
-  void collect(Spans& spans) const {
-    spans.take(logits);
-    spans.take(teacher_logits);
-  }
-};
+using Pair = PairArrays<CpuRows>;
 
 void forward(
     const CpuRows& rows,
@@ -65,7 +22,7 @@ void forward(
     int64_t start,
     bool first
 ) {
-  const PairArrays pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start);
   const Array states(state, "state", Access::write);
   auto* data = rows.arrays().states_of<PairState>(states);
   check_apart(rows, teacher, pair, states);
@@ -76,7 +33,7 @@ void forward(
 void merge(const CpuRows& rows, const CpuRows& teacher, py::handle parts, py::handle state) {
   const Array all(parts, "parts", Access::read);
   const Array states(state, "state", Access::write);
-  check_rows(rows, teacher);
+  check_same_rows(rows, teacher);
   const int64_t n = rows.n();
   check(
       all->ndim == 3 && all->shape[1] == n && all->shape[2] == 8,
@@ -104,7 +61,7 @@ void mix(
     int64_t start,
     bool first
 ) {
-  const PairArrays pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start);
   const Array states(state, "state", Access::read);
   const Array totals(sums, "sums", Access::write);
   const auto* data = rows.arrays().states_of<const PairState>(states);
@@ -125,7 +82,7 @@ void finalize(
     py::handle forward_kl,
     py::handle row_ids
 ) {
-  check_rows(rows, teacher);
+  check_same_rows(rows, teacher);
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read);
   const Array own(entropy, "entropy", Access::write);
@@ -142,7 +99,7 @@ void finalize(
   const auto* data = rows.arrays().states_of<const PairState>(states);
   check_apart(rows, teacher, states, own, others, reverse, forwards, ids);
   const PairRows both{rows.rows(), teacher.rows()};
-  const cpu::PairOutputs out{own.view(), others.view(), reverse.view(), forwards.view()};
+  const PairOutputs out{own.view(), others.view(), reverse.view(), forwards.view()};
   const py::gil_scoped_release release;
   cpu::pair_finalize(both, data, names, out);
 }
@@ -161,7 +118,7 @@ void gradient(
     py::handle g_entropy,
     int64_t start
 ) {
-  const PairArrays pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start);
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read);
   const Array out(gradient, "gradient", Access::write);

@@ -9,9 +9,42 @@
 
 #include <cmath>
 
-#include "config.h"
+#include "rows.h"
 
 namespace logitless {
+
+constexpr double kBitsPerNat = 1.4426950408889634074, kNatsPerBit = 0.69314718055994530942;
+
+// The rows of a call as the student sees them and as the teacher does. Mask and threads are the
+// student's.
+struct PairRows {
+  Rows student, teacher;
+};
+
+// A tile of logits of each, the same columns of the same rows, from vocabulary id `start` on.
+struct PairTile {
+  TensorView student, teacher;
+  int64_t start;
+
+  int64_t columns() const { return student.shape[student.ndim - 1]; }
+};
+
+// Of tiles that check_tile has seen.
+inline void check_same_columns(const PairTile& tile) {
+  const int64_t got = tile.teacher.shape[tile.teacher.ndim - 1];
+  check(
+      got == tile.columns(),
+      "teacher_logits must have the columns of logits, ",
+      tile.columns(),
+      ", got ",
+      got
+  );
+}
+
+// [n] each, or data == null
+struct PairOutputs {
+  TensorView entropy, teacher_entropy, reverse_kl, forward_kl;
+};
 
 struct PairSide {
   double m = -INFINITY;
@@ -56,6 +89,14 @@ LOGITLESS_HD inline PairState merged(
   add_part(r, a, student_scale, teacher_scale);
   add_part(r, b, student_scale, teacher_scale);
   return r;
+}
+
+// What is wrong with a row as one side sees it.
+LOGITLESS_HD inline RowError side_error(const PairSide& side) {
+  Moments moments;
+  moments.m = side.m;
+  moments.s0 = side.s0;
+  return row_error(moments, 0, 1);
 }
 
 // In nats. A sum of rounded terms may fall below 0, which no divergence does.
@@ -117,6 +158,55 @@ LOGITLESS_HD inline PairGradient pair_gradient(
     g.c = g_divergence * (1 - beta);
   }
   return g;
+}
+
+// What is known of a row once all its columns were seen: maxima, and log2 of the sums beside them.
+struct PairNormals {
+  double m, teacher_m;
+  double log2_s0, teacher_log2_s0;
+};
+
+LOGITLESS_HD inline PairNormals pair_normals(const PairState& a) {
+  return {a.student.m, a.teacher.m, log2(a.student.s0), log2(a.teacher.s0)};
+}
+
+// What is below serves columns, so every instruction set has its own: static.
+
+// What makes log2 of (1 - beta) p over beta q of x - u in bits.
+LOGITLESS_HD static inline double pair_odds(const PairNormals& of, double beta) {
+  return of.teacher_log2_s0 - of.log2_s0 + (log1p(-beta) - log(beta)) * kBitsPerNat;
+}
+
+// What makes log2(p / mix) of log2 of (1 - beta) p over mix; and likewise of q and beta.
+LOGITLESS_HD static inline double mix_offset(double beta) { return -log1p(-beta) * kBitsPerNat; }
+LOGITLESS_HD static inline double teacher_mix_offset(double beta) {
+  return -log(beta) * kBitsPerNat;
+}
+
+// Coefficients of e^x, x e^x, w e^x and e^u in d(y), with x, u and w in bits and w without what is
+// the same in all columns: x - u, or log2 of (1 - beta) p over mix.
+struct PairCoefficients {
+  double constant, linear, gap, other;
+};
+
+LOGITLESS_HD static inline PairCoefficients pair_coefficients(
+    double scale, const PairNormals& of, const PairGradient& g, Divergence kind, double beta
+) {
+  const double s = scale * exp2(-of.log2_s0), t = scale * exp2(-of.teacher_log2_s0);
+  const double shift = kind == Divergence::jsd ? mix_offset(beta) : of.teacher_log2_s0 - of.log2_s0;
+  const double constant = g.a + kNatsPerBit * ((g.c != 0 ? g.c * shift : 0) - g.b * of.log2_s0);
+  return {s * constant, s * g.b * kNatsPerBit, s * g.c * kNatsPerBit, t * g.t};
+}
+
+// log2(1 + e) of e in [0, 1]: 2 atanh(e / (2 + e)), a series in at most 1/9. V is T or a vector.
+template <typename T, typename V>
+LOGITLESS_HD static inline V log2_1p(V e) {
+  constexpr int kTerms = sizeof(T) == 4 ? 7 : 17;
+  const V s = e / (e + T(2));
+  const V square = s * s;
+  V series = V{} + T(1.0 / (2 * kTerms - 1));
+  for (int k = kTerms - 2; k >= 0; --k) series = series * square + T(1.0 / (2 * k + 1));
+  return s * series * T(2 * kBitsPerNat);
 }
 
 }  // namespace logitless

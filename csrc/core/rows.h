@@ -102,7 +102,7 @@ inline void check_gradient(const TensorView& logits, const TensorView& gradient)
 }
 
 // What is wrong with a row. On a device a bad row is reported as row_id * 8 + one of these.
-enum class RowError : int64_t { none, infinite, nan, empty, target, overflow };
+enum class RowError : int64_t { none, infinite, nan, empty, target, overflow, teacher };
 
 LOGITLESS_HD inline RowError row_error(const Moments& a, int64_t target, int64_t vocab) {
   if (a.m == INFINITY) return RowError::infinite;

@@ -1,6 +1,7 @@
 // The symbols of the CUDA kernels in a build without them.
 #include <stdexcept>
 
+#include "divergence/divergence.h"
 #include "rows/rows.h"
 #include "tokens/tokens.h"
 
@@ -43,6 +44,45 @@ void rows_gradient(
     const Upstream&,
     const Upstream&,
     const TensorView&,
+    Stream
+) {
+  fail();
+}
+
+void pair_forward(const PairRows&, const PairTile&, bool, PairState*, const Workspace&, Stream) {
+  fail();
+}
+
+void pair_mix(
+    const PairRows&,
+    const PairTile&,
+    bool,
+    const PairState*,
+    double,
+    MixSums*,
+    const Workspace&,
+    Stream
+) {
+  fail();
+}
+
+void pair_finalize(
+    const PairRows&, const PairState*, const int64_t*, const PairOutputs&, int64_t*, Stream
+) {
+  fail();
+}
+
+void pair_gradient(
+    const PairRows&,
+    const PairTile&,
+    const PairState*,
+    const MixSums*,
+    Divergence,
+    double,
+    const Upstream&,
+    const Upstream&,
+    const TensorView&,
+    const Workspace&,
     Stream
 ) {
   fail();

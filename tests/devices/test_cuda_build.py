@@ -62,6 +62,20 @@ def test_workspace_is_what_the_pieces_need() -> None:
             size(*arguments)
 
 
+def test_workspace_of_a_pair() -> None:
+    size = _core.divergence.CudaPair.workspace_bytes
+    # 48 bytes a row, and 32 a split of 1024 columns
+    assert size(8192, 151936) == 8192 * (48 + 149 * 32)
+    assert size(0, 151936) == 0 and size(5, 0) == 5 * 48
+    for arguments, words in (
+        ((-1, 1), "n must be from 0 to"),
+        ((1, -1), "columns must be from 0 to"),
+        ((2**40, 2**40), "is larger than any memory"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            size(*arguments)
+
+
 # ---- what is refused before a kernel starts
 
 

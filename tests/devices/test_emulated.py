@@ -50,9 +50,9 @@ def test_cuda_kernels_in_the_emulator(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run_tests("cuda", PYTHONPATH=str(tmp_path))
     # and seeded calls of the bindings, most of them spoilt
-    fuzz = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--cases", "600"]
+    fuzz = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--cases", "900"]
     done = subprocess.run(
-        [*fuzz, "--only", "CudaTokens"],
+        [*fuzz, "--only", "Cuda"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

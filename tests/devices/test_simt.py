@@ -141,7 +141,7 @@ BUGS = {
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "dropped_shuffle_step": Bug(
-        "cuda/rows/partials.cuh", "for (int bits = kWarp / 2; bits > 0; bits /= 2) value +=",
+        "cuda/runtime/warp.cuh", "for (int bits = kWarp / 2; bits > 0; bits /= 2) value +=",
         "for (int bits = kWarp / 2; bits > 1; bits /= 2) value +=", "shapes",
         ("beyond tolerance",),
     ),
@@ -177,6 +177,34 @@ BUGS = {
         "cuda/rows/partials.cuh", "for (int k = P::kVectors - 1; k >= 0; --k) {",
         "for (int k = 0; k < P::kVectors; ++k) {", "extras",
         ("AssertionError",),
+    ),
+    "gap_by_product": Bug(
+        "cuda/divergence/moments.cuh", "p > 0.0f ? apart * p : 0.0f", "apart * p", "pair_nowhere",
+        ("beyond tolerance",),
+    ),
+    "lane_leaves_a_pair": Bug(
+        "cuda/divergence/moments.cuh", "  SideSums own, other;",
+        "  if (lane == 31) return;\n  SideSums own, other;", "pair_shapes",
+        ("which does not take part",),
+    ),
+    "assumed_quads": Bug(
+        "cuda/divergence/quads.cuh", "at.stride == 1 && quad_aligned(source);", "at.stride == 1;",
+        "pair_layout", ("at a misaligned address",),
+    ),
+    "quads_past_the_row": Bug(
+        "cuda/divergence/quads.cuh", "if (i * at.stride < at.left_of(k)) {",
+        "if (i * at.stride <= at.left_of(k)) {", "pair_shapes",
+        ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "split_left_out": Bug(
+        "cuda/divergence/combine.cuh",
+        "for (int64_t i = lane; i < args.splits; i += kWarp) {\n    add_part",
+        "for (int64_t i = lane; i + 1 < args.splits; i += kWarp) {\n    add_part", "pair_shapes",
+        ("beyond tolerance",),
+    ),
+    "reads_idle_pairs": Bug(
+        "cuda/divergence/gradient.cuh", "if (terms.active != 0.0f) {", "{", "pair_masks",
+        ("AddressSanitizer: SEGV",),
     ),
     "bins_cleared_too_late": Bug(
         "cuda/tokens/radix.cuh", "  counts[thread] = 0;\n  sync_block();\n",

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
-from benchmarks.compiled.triton_builds import TARGETS, call, compiling
+from benchmarks.compiled.triton_builds import TARGETS, call, call_pair, compiling
 
 KERNELS = ROOT / "kernels"
 
@@ -49,7 +49,7 @@ def builds(request: pytest.FixtureRequest) -> list[triton_builds.Build]:
 
 def test_every_kernel_is_built_in_every_configuration(builds: list[triton_builds.Build]) -> None:
     assert {build.kernel for build in builds} == {
-        path.stem for path in KERNELS.glob("*.py") if "_kernel(" in path.read_text()
+        path.stem for path in KERNELS.rglob("*.py") if "_kernel(" in path.read_text()
     }
     pieces = {build.configuration for build in builds if build.kernel == "pieces"}
     assert len(pieces) == len(triton_builds.DTYPES) * len(triton_builds.CONFIGURATIONS)
@@ -78,7 +78,8 @@ def test_aligned_rows_are_read_and_written_as_wide_as_the_hardware_can(
 ) -> None:
     wide = {"sm_100": r"\.v[48]\.b(?:32|64)"}.get(builds[0].target, r"\.v4\.b32|dwordx4")
     for build in builds:
-        if build.kernel in ("pieces", "backward") and "odd" not in build.configuration:
+        wide_ones = ("pieces", "backward", "moments", "mix", "gradient")
+        if build.kernel in wide_ones and "odd" not in build.configuration:
             asm = build.code.asm.get("ptx") or build.code.asm["amdgcn"]
             accesses = [
                 line
@@ -97,8 +98,8 @@ def test_offsets_are_64_bits_wide(builds: list[triton_builds.Build]) -> None:
 
 
 CASTS = [
-    (path.stem, i)
-    for path in sorted(KERNELS.glob("*.py"))
+    (path.relative_to(KERNELS).with_suffix("").as_posix(), i)
+    for path in sorted(KERNELS.rglob("*.py"))
     for i, line in enumerate(path.read_text().splitlines())
     if ".to(tl.int64)" in line and "store" not in line
 ]
@@ -110,27 +111,29 @@ def test_a_missing_cast_to_64_bits_is_seen(
     module: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of the kernels without one of the casts fails the check above."""
-    package = f"without_{module}_{line}"
-    copy = tmp_path / package
-    copy.mkdir()
-    for path in KERNELS.glob("*.py"):
+    package = f"without_{module.replace('/', '_')}_{line}"
+    for path in KERNELS.rglob("*.py"):
         lines = path.read_text().replace("logitless.kernels", package).splitlines()
-        if path.stem == module:
+        if path == KERNELS / f"{module}.py":
             lines[line] = lines[line].replace(".to(tl.int64)", "")
-        (copy / path.name).write_text("\n".join(lines))
+        copy = tmp_path / package / path.relative_to(KERNELS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
-    with compiling("sm_90", package, only=USERS.get(module, (module,))) as launched:
+    room, _, kernel = module.rpartition("/")
+    with compiling("sm_90", package, only=USERS.get(kernel, (kernel,))) as launched:
         for name in ("plain", "all") if module == "jit" else ("all",):
             options = triton_builds.CONFIGURATIONS[name]
-            call(4, 8192, torch.bfloat16, options, package=package)
+            run = call_pair if room == "divergence" else call
+            run(4, 8192, torch.bfloat16, options, package=package)
     assert any(narrow_offsets(code.asm["ttir"]) for _, code in launched)
 
 
-def variants(*calls: dict[str, Any]) -> dict[str, int]:
+def variants(*calls: dict[str, Any], run: Any = call) -> dict[str, int]:
     """How often each kernel is compiled for these calls."""
     with compiling("sm_90") as launched:
         for options in calls:
-            call(**{"n": 4, "vocab": 8192, "dtype": torch.bfloat16, **options})
+            run(**{"n": 4, "vocab": 8192, "dtype": torch.bfloat16, **options})
     found: dict[str, set[str]] = {}
     for kernel, code in launched:
         found.setdefault(kernel, set()).add(code.hash)
@@ -154,6 +157,20 @@ def test_only_alignment_recompiles() -> None:
     """Rows that do not divide by 16 get narrow loads: one more variant, whatever the widths."""
     widths = [{"vocab": width} for width in (4096, 8192, 8191, 4097, 151937, 3)]
     assert variants(*widths) == {**ONCE, "pieces": 2, "backward": 2}
+
+
+def test_neither_do_those_of_a_pair() -> None:
+    names = ("moments", "combine", "terms", "mix", "mix_sums", "values", "gradient")
+    once = dict.fromkeys(names, 1)
+    # a mix has terms of its own, without gradients
+    once["terms"] = 2
+    few: dict[str, Any] = {"kinds": ("jsd",)}
+    widths = [{**few, "vocab": width} for width in (16, 4096, 151936)]
+    counts = [{**few, "n": n} for n in (1, 2, 64)]
+    assert variants(*widths, *counts, run=call_pair) == once
+    odd = [{**few, "vocab": width} for width in (4096, 8191, 4097, 3)]
+    narrow = {**once, "moments": 2, "mix": 2, "gradient": 2}
+    assert variants(*odd, run=call_pair) == narrow
 
 
 def test_a_stale_table_is_told_from_one_of_another_compiler() -> None:

@@ -37,14 +37,19 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
 
     mine = {key: value for key, value in arguments.items() if "." not in key}
     own, kept, teacher = under("own"), under("kept"), under("teacher")
+    module, target, *method = case.name.split(".")
+    function, rows = getattr(getattr(core, module), target), core.rows.Rows
+    if target == "CudaPair" and own:
+        rows = core.rows.CudaRows
+        pair = {"rows": rows(**own), "teacher": rows(**teacher)}
+        own, teacher = (pair, {}) if method != ["__init__"] else ({}, {})
+        mine |= {} if own else pair
     if teacher:
-        mine["teacher"] = core.rows.Rows(**teacher)
+        mine["teacher"] = rows(**teacher)
     if kept:
         mine["topk"] = core.topk.TopK(**kept)
-    module, target, *method = case.name.split(".")
-    function = getattr(getattr(core, module), target)
     if method and method != ["__init__"]:
         function = getattr(function(**own) if own else function, *method)
     elif own:
-        mine["rows"] = core.rows.Rows(**own)
+        mine["rows"] = rows(**own)
     return function(**mine)

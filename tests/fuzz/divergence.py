@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ from tests.fuzz.rows import STATE, Problem, maybe
 class Pair(Problem):
     """A tile of each, of float or of double, and the teacher's rows."""
 
-    def __init__(self, core: Any, rng: Rng) -> None:
-        super().__init__(core, rng)
+    def __init__(self, core: Any, rng: Rng, *, cuda: bool = False) -> None:
+        super().__init__(core, rng, cuda=cuda)
         wide = self.logits.dtype == np.float64
         logits = rng.normal(0, 4, (self.n, self.width))
         logits[rng.random(logits.shape) < 0.05] = -np.inf
@@ -27,13 +28,19 @@ class Pair(Problem):
         bias = rng.normal(size=vocab).astype("f8" if wide else "f4")
         self.teacher: dict[str, Any] = {
             "n": self.n, "scale": float(rng.uniform(0.2, 3)), "bias": maybe(rng, bias),
-            "row_scale": maybe(rng, rng.uniform(0.2, 3, self.n)), "threads": 1,
+            "row_scale": maybe(rng, rng.uniform(0.2, 3, self.n)),
+            **({"device": 0} if cuda else {"threads": 1}),
             "softcap": float(rng.choice([0, 5])), "pre": 1.0,
         }  # fmt: skip
 
     @property
     def both(self) -> tuple[Any, Any]:
-        return self.rows(), self.core.rows.Rows(**self.teacher)
+        """On the CPU: what CUDA's kernels leave differs by rounding only."""
+        own, teacher = (
+            self.core.rows.Rows(**{key: x for key, x in side.items() if key != "device"})
+            for side in (self.own, self.teacher)
+        )
+        return own, teacher
 
     @property
     def tiles(self) -> tuple[Any, Any]:
@@ -53,14 +60,20 @@ class Pair(Problem):
         own = {f"own.{key}": value for key, value in self.own.items()}
         teacher = {f"teacher.{key}": value for key, value in self.teacher.items()}
         bfloat = tuple(x for x in ("logits", "gradient") if self.bfloat and x in {**given, **more})
-        return Case(f"divergence.{name}", {**own, **teacher, **given, **more}, written,
-                    bfloat=bfloat)  # fmt: skip
+        name = f"divergence.{'CudaPair.' * self.cuda}{name}"
+        return Case(name, {**own, **teacher, **given, **more}, written, bfloat=bfloat)
+
+    def lent(self) -> dict[str, Any]:
+        size = self.core.divergence.CudaPair.workspace_bytes(self.n, self.width)
+        return {"workspace": np.zeros(max(size, 1), np.uint8)}
 
 
-def forward(core: Any, rng: Rng) -> Case:
-    pair = Pair(core, rng)
-    first = bool(rng.random() < 0.5)
-    return pair.pair_case("forward", ("state",), state=pair.pair_state(), first=first)
+def forward(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    pair = Pair(core, rng, cuda=cuda)
+    more = {"state": pair.pair_state(), "first": bool(rng.random() < 0.5)}
+    return pair.pair_case(
+        "forward", ("state", *LENT[cuda]), **more, **(pair.lent() if cuda else {})
+    )
 
 
 def merge(core: Any, rng: Rng) -> Case:
@@ -70,38 +83,55 @@ def merge(core: Any, rng: Rng) -> Case:
     return pair.pair_case("merge", ("state",), tiles=False, parts=parts, state=state)
 
 
-def mix(core: Any, rng: Rng) -> Case:
-    pair = Pair(core, rng)
+def mix(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    pair = Pair(core, rng, cuda=cuda)
     more = {"sums": np.zeros((pair.n, 2)), "beta": float(rng.uniform(0.1, 0.9))}
-    return pair.pair_case("mix", ("sums",), state=pair.pair_state(), **more)
+    more |= pair.lent() if cuda else {}
+    return pair.pair_case("mix", ("sums", *LENT[cuda]), state=pair.pair_state(), **more)
 
 
-def finalize(core: Any, rng: Rng) -> Case:
-    pair = Pair(core, rng)
+def finalize(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    pair = Pair(core, rng, cuda=cuda)
     names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
-    kind = str(rng.choice(["f4", "f8"]))
+    kind = "f4" if cuda else str(rng.choice(["f4", "f8"]))
     outputs = {name: np.zeros(pair.n, kind) for name in names}
+    outputs |= {"error": np.full(1, 2**62)} if cuda else {}
     row_ids = maybe(rng, rng.integers(0, 1000, pair.n))
     return pair.pair_case(
-        "finalize", names, tiles=False, state=pair.pair_state(), row_ids=row_ids, **outputs
+        "finalize", tuple(outputs), tiles=False, state=pair.pair_state(), row_ids=row_ids, **outputs
     )
 
 
-def gradient(core: Any, rng: Rng) -> Case:
-    pair = Pair(core, rng)
+def gradient(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    pair = Pair(core, rng, cuda=cuda)
     kind = str(rng.choice(["reverse_kl", "forward_kl", "jsd"]))
     more = {
         "kind": kind,
         "beta": float(rng.uniform(0.1, 0.9)),
         "sums": np.abs(rng.normal(size=(pair.n, 2))) if kind == "jsd" else None,
         **{name: maybe(rng, rng.normal(size=pair.n)) for name in ("g_divergence", "g_entropy")},
+        **(pair.lent() if cuda else {}),
     }
     case = pair.pair_case(
-        "gradient", ("gradient",), state=pair.pair_state(),
+        "gradient", ("gradient", *LENT[cuda]), state=pair.pair_state(),
         gradient=np.zeros_like(pair.logits), **more,
     )  # fmt: skip
     case.may_share = ("gradient", "logits")
     return case
+
+
+# ---- on a device, or its emulation
+
+LENT = {False: (), True: ("workspace",)}
+
+
+def cuda_init(core: Any, rng: Rng) -> Case:
+    return Pair(core, rng, cuda=True).pair_case("__init__", (), tiles=False)
+
+
+def cuda_workspace(core: Any, rng: Rng) -> Case:
+    sizes = {"n": int(rng.integers(9)), "columns": int(rng.integers(5000))}
+    return Case("divergence.CudaPair.workspace_bytes", sizes)
 
 
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
@@ -110,4 +140,10 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "divergence.mix": mix,
     "divergence.finalize": finalize,
     "divergence.gradient": gradient,
+    "divergence.CudaPair.__init__": cuda_init,
+    "divergence.CudaPair.workspace_bytes": cuda_workspace,
+    **{
+        f"divergence.CudaPair.{maker.__name__}": functools.partial(maker, cuda=True)
+        for maker in (forward, mix, finalize, gradient)
+    },
 }

@@ -51,7 +51,7 @@ def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) ->
     package, kernels = ROOT / "python" / "logitless", ROOT / "kernels"
     data = [p for p in package.rglob("*") if p.suffix in (".py", ".pyi", ".typed", ".yaml", ".j2")]
     expected = {f"logitless/{p.relative_to(package)}" for p in data}
-    expected |= {f"logitless/kernels/{p.name}" for p in kernels.glob("*.py")}
+    expected |= {f"logitless/kernels/{p.relative_to(kernels)}" for p in kernels.rglob("*.py")}
     assert expected - wheel_files == set()
     stub = "logitless/_core/__init__.pyi"
     for needed in ("logitless/py.typed", stub, "logitless/kernels/rows.py"):

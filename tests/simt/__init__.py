@@ -9,5 +9,7 @@ selftest.cpp         right and wrong kernels for the machine itself
 module.cpp           CudaRows alone, for the tests of the kernels under sanitizers
 build.py             builds that module, and a whole logitless with emulated kernels
 problem.py           row problems as NumPy arrays that end where their memory ends
-checks.py            the kernels against the oracle
+pair_problem.py      the same of a student beside a teacher
+oracle.py            the oracle and the tolerances, without the package around them
+checks.py            the kernels against the oracle; token_checks.py, pair_checks.py the others
 """

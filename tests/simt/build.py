@@ -29,8 +29,9 @@ ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
-# What the bindings of the kernels take of bindings/arrays.
-BINDINGS = ("cuda_rows", "cuda_tokens", "cuda_selection", "loss_params")
+# Of csrc/cuda, and of csrc/bindings; and what the bindings of the kernels take of its arrays.
+ROOMS = ("rows", "divergence", "tokens")
+BINDINGS = ("cuda_rows", "cuda_divergence", "cuda_tokens", "cuda_selection", "loss_params")
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -81,15 +82,14 @@ def link_package(core: Path, out: Path) -> None:
 
 
 def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
-    """Module `simt_rows` with CudaRows and CudaTokens alone, under ASan and UBSan, into `out`.
+    """Module `simt_rows` with CudaRows, CudaPair and CudaTokens, under ASan and UBSan, into `out`.
 
     The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of
     them, so a changed line costs its own files.
     """
     bindings = ROOT / "csrc" / "bindings"
     sources = [
-        *(tree / "csrc" / "cuda" / "rows").glob("*.cu"),
-        *(tree / "csrc" / "cuda" / "tokens").glob("*.cu"),
+        *(file for room in ROOMS for file in (tree / "csrc" / "cuda" / room).glob("*.cu")),
         *(bindings / f"{name}.cpp" for name in BINDINGS),
         *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),

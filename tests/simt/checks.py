@@ -7,36 +7,21 @@ sanitizer must be there before anything else. The order of threads is LOGITLESS_
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.simt import pair_checks, token_checks
 from tests.simt import problem as rows
-from tests.simt import token_checks
+from tests.simt.oracle import reference, tolerances
 from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
-TESTS = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
 # A piece is 2048 float32 or 4096 16-bit columns.
 PIECE = 4096
-
-
-def load(name: str, path: Path) -> Any:
-    """One file of Python by itself: the package around it needs a compiled core."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load("reference", TESTS.parent / "python" / "logitless" / "reference" / "rows.py")
-tolerances = load("tolerances", TESTS / "support" / "tolerances.py")
 
 
 def assert_stats(p: Problem, result: Result) -> None:
@@ -349,7 +334,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     for check in (
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
-} | token_checks.CHECKS  # fmt: skip
+} | token_checks.CHECKS | pair_checks.CHECKS  # fmt: skip
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-// CudaRows and CudaTokens on the SIMT machine and nothing else of the core: a small module for the
-// kernels' tests.
+// CudaRows, CudaPair and CudaTokens on the SIMT machine and nothing else of the core: a small
+// module for the kernels' tests.
 #include <pybind11/pybind11.h>
 
 namespace logitless::bindings {
 void register_topk_class(pybind11::module_& m);
 void register_cuda_rows(pybind11::module_& m);
+void register_cuda_divergence(pybind11::module_& m);
 void register_loss_params(pybind11::module_& m);
 void register_cuda_tokens(pybind11::module_& m);
 }  // namespace logitless::bindings
@@ -13,6 +14,7 @@ PYBIND11_MODULE(simt_rows, m) {
   // what comes first is what the next names in its signatures
   logitless::bindings::register_topk_class(m);
   logitless::bindings::register_cuda_rows(m);
+  logitless::bindings::register_cuda_divergence(m);
   logitless::bindings::register_loss_params(m);
   logitless::bindings::register_cuda_tokens(m);
 }

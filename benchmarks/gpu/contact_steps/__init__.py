@@ -16,9 +16,11 @@ from benchmarks.gpu.contact_steps.losses import losses
 from benchmarks.gpu.contact_steps.programs import limits, tests
 from benchmarks.gpu.contact_steps.rows import rows
 from benchmarks.gpu.contact_steps.streams import streams
+from benchmarks.gpu.contact_steps.teacher import teacher
 from benchmarks.gpu.contact_worker import Cases, Place
 
 STEPS: dict[str, Callable[[Place], Cases]] = {
     "T1": ceilings, "T2": correctness, "T3": rows, "T4": heads, "T5": tuning, "T6": losses,
     "T7": streams, "T8": tests, "T9": limits,
+    "T10": teacher,
 }  # fmt: skip

@@ -33,8 +33,12 @@ METRICS = (
     "sm__warps_active.avg.pct_of_peak_sustained_active", "launch__registers_per_thread",
 )  # fmt: skip
 # Ours by name; torch's fill and copy kernels are not.
-OUR_KERNELS = "regex:partials|combine|finalize|pieces|fold|finish|coefficients|backward"
-LAUNCHES = 8
+OUR_KERNELS = (
+    "regex:partials|combine|finalize|pieces|fold|finish|coefficients|backward|moments|mix|terms|"
+    "values|gradient"
+)
+# Those of a row, and beside a teacher.
+LAUNCHES = 24
 
 
 def by_kernel(op: str, backend: str) -> dict[str, Any]:

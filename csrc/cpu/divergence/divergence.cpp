@@ -14,9 +14,7 @@ namespace {
 void check_tile(const PairRows& rows, const PairTile& tile) {
   cpu::check_tile(rows.student, tile.student, "logits", tile.start);
   cpu::check_tile(rows.teacher, tile.teacher, "teacher_logits", tile.start);
-  const int64_t columns = tile.student.shape[tile.student.ndim - 1];
-  const int64_t got = tile.teacher.shape[tile.teacher.ndim - 1];
-  check(got == columns, "teacher_logits must have the columns of logits, ", columns, ", got ", got);
+  check_same_columns(tile);
   check(
       (tile.student.dtype == Dtype::f64) == (tile.teacher.dtype == Dtype::f64),
       "teacher_logits must be float64 where logits are, and not otherwise: got ",
@@ -26,20 +24,12 @@ void check_tile(const PairRows& rows, const PairTile& tile) {
   );
 }
 
-int64_t blocks_of(const PairTile& tile) {
-  return (tile.student.shape[tile.student.ndim - 1] + kBlock - 1) / kBlock;
-}
+int64_t blocks_of(const PairTile& tile) { return (tile.columns() + kBlock - 1) / kBlock; }
 
 PairBlock block_of(const PairRows& rows, const PairTile& tile, int64_t row, int64_t index) {
   const TileRow own = tile_row(rows.student, tile.student, row);
   const TileRow other = tile_row(rows.teacher, tile.teacher, row);
   return {own.dtype, other.dtype, own.block(index), other.block(index)};
-}
-
-PairNormals normals_of(const PairState& state) {
-  return {
-      state.student.m, state.teacher.m, std::log2(state.student.s0), std::log2(state.teacher.s0)
-  };
 }
 
 // Calls make(row, index, block) for every block of the active rows, and take(row, block) in the
@@ -67,10 +57,7 @@ void fold_blocks(const Rows& rows, int64_t blocks, Make&& make, Take&& take) {
 }
 
 void check_side(const PairSide& side, const Rows& rows, int64_t name, bool teacher) {
-  Moments moments;
-  moments.m = side.m;
-  moments.s0 = side.s0;
-  check_row(row_error(moments, 0, 1), name, 0, 1, rows.transform.bias != nullptr, teacher);
+  check_row(side_error(side), name, 0, 1, rows.transform.bias != nullptr, teacher);
 }
 
 }  // namespace
@@ -119,7 +106,7 @@ void pair_mix(
       rows.student,
       blocks_of(tile),
       [&](int64_t row, int64_t index, MixSums* block) {
-        kernels.mix(block_of(rows, tile, row, index), normals_of(state[row]), beta, block);
+        kernels.mix(block_of(rows, tile, row, index), pair_normals(state[row]), beta, block);
       },
       [&](int64_t row, const MixSums& block) {
         sums[row].student += block.student;
@@ -177,7 +164,7 @@ void pair_gradient(
     const MixSums of_row = sums != nullptr ? sums[row] : MixSums{};
     const PairGradient g =
         logitless::pair_gradient(pair_values(state[row]), of_row, kind, beta, gd, ge);
-    kernels.gradient(block, normals_of(state[row]), g, kind, beta, out);
+    kernels.gradient(block, pair_normals(state[row]), g, kind, beta, out);
   });
 }
 

@@ -12,12 +12,6 @@ struct PairBlock {
   BlockInput student, teacher;
 };
 
-// What is known of a row once all its columns were seen: maxima, and log2 of the sums beside them.
-struct PairNormals {
-  double m, teacher_m;
-  double log2_s0, teacher_log2_s0;
-};
-
 struct PairKernels {
   void (*moments)(const PairBlock&, PairState* out);
   // Sums of p (log p - log mix) and q (log q - log mix).
@@ -31,20 +25,8 @@ struct PairKernels {
 // Those of the instruction set that row_kernels() has.
 const PairKernels& pair_kernels();
 
-// The rows of a call as the student sees them and as the teacher does. Mask and threads are the
-// student's.
-struct PairRows {
-  Rows student, teacher;
-};
-
-// A tile of logits of each, the same columns of the same rows, from vocabulary id `start` on, a
-// multiple of kBlock.
-struct PairTile {
-  TensorView student, teacher;
-  int64_t start;
-};
-
-// Folds a tile into the state; with `first` the state is started afresh.
+// Folds a tile into the state; with `first` the state is started afresh. Tiles start at multiples
+// of kBlock.
 void pair_forward(const PairRows& rows, const PairTile& tile, bool first, PairState* state);
 
 // Merges the states of the same rows over `count` consecutive parts of the vocabulary, [count, n].
@@ -59,11 +41,6 @@ void pair_mix(
     double beta,
     MixSums* sums
 );
-
-// [n] each, or data == null
-struct PairOutputs {
-  TensorView entropy, teacher_entropy, reverse_kl, forward_kl;
-};
 
 // Turns states into outputs (masked rows: 0) and throws at the first bad row of either: a NaN, a
 // +inf, or no finite logit. `row_ids` names rows in messages (null: their index).

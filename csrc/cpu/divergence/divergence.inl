@@ -97,31 +97,14 @@ void moments_of(const PairBlock& in, PairState* out) {
   out->teacher = {m_other, lane_sum<T>(t0), lane_sum<T>(t1) * kLn2, lane_sum<T>(back) * kLn2};
 }
 
-// log2(1 + e) of e in [0, 1]: 2 atanh(e / (2 + e)), a series in at most 1/9.
-template <typename T>
-LOGITLESS_INLINE typename Simd<T>::Vec vector_log2_1p(typename Simd<T>::Vec e) {
-  using Vec = typename Simd<T>::Vec;
-  constexpr int kTerms = sizeof(T) == 4 ? 7 : 17;
-  const Vec s = e / (e + T(2));
-  const Vec square = s * s;
-  Vec series = Vec{} + T(1.0 / (2 * kTerms - 1));
-  for (int k = kTerms - 2; k >= 0; --k) series = series * square + T(1.0 / (2 * k + 1));
-  return s * series * T(2 * kLog2E);
-}
-
 // With d = log2 of (1 - beta) p over beta q: log2 of (1 - beta) p over mix. Where q has no mass d
 // is +inf, and this 0.
 template <typename T>
 LOGITLESS_INLINE typename Simd<T>::Vec share_of(typename Simd<T>::Vec d) {
   using Vec = typename Simd<T>::Vec;
   const Vec lowest = Vec{} + Simd<T>::kLowest, apart = d > T(0) ? -d : d;
-  const Vec log_sum = vector_log2_1p<T>(vector_exp2<T>(larger(lowest, apart)));
+  const Vec log_sum = log2_1p<T>(vector_exp2<T>(larger(lowest, apart)));
   return (d > T(0) ? Vec{} : d) - log_sum;
-}
-
-// log2((1 - beta) / beta) and the difference of the normalisers: what turns x - z into the d above.
-inline double odds(const PairNormals& of, double beta) {
-  return of.teacher_log2_s0 - of.log2_s0 + (__builtin_log1p(-beta) - __builtin_log(beta)) * kLog2E;
 }
 
 template <typename T>
@@ -131,10 +114,9 @@ void mix_of(const PairBlock& in, const PairNormals& of, double beta, MixSums* ou
   alignas(64) T y[kBlock], other[kBlock];
   stage<T>(in.dtype, in.student, y, nullptr);
   stage<T>(in.teacher_dtype, in.teacher, other, nullptr);
-  const T m = T(of.m), m_other = T(of.teacher_m), offset = T(odds(of, beta));
+  const T m = T(of.m), m_other = T(of.teacher_m), offset = T(pair_odds(of, beta));
   const T scale = bits_scale<T>(in.student), scale_other = bits_scale<T>(in.teacher);
-  // log2(p / mix) = share - log2(1 - beta), and of q and beta alike
-  const T own = T(-__builtin_log1p(-beta) * kLog2E), others = T(-__builtin_log(beta) * kLog2E);
+  const T own = T(mix_offset(beta)), others = T(teacher_mix_offset(beta));
   const Vec lowest = Vec{} + Simd<T>::kLowest;
   Vec student[kSums<T>] = {}, teacher[kSums<T>] = {};
   for (int64_t i = 0; i < padded_columns(in.student.n); i += kLanes) {
@@ -154,24 +136,6 @@ void mix_of(const PairBlock& in, const PairNormals& of, double beta, MixSums* ou
   out->teacher = lane_sum<T>(teacher) * kLn2 * __builtin_exp2(-of.teacher_log2_s0);
 }
 
-// Coefficients of e^x, x e^x, w e^x and e^u with x, w and u in bits.
-struct BitCoefficients {
-  double constant, linear, gap, other;
-};
-
-inline BitCoefficients coefficients(
-    const BlockInput& in, const PairNormals& of, const PairGradient& g, Divergence kind, double beta
-) {
-  const double factor = in.scale * (in.transform.softcap != 0 ? in.transform.pre_scale : 1);
-  const double s = factor * __builtin_exp2(-of.log2_s0);
-  const double t = factor * __builtin_exp2(-of.teacher_log2_s0);
-  // what w is off by: log p = x - log s0, and likewise of the others
-  const double shift =
-      kind == Divergence::jsd ? -__builtin_log1p(-beta) * kLog2E : of.teacher_log2_s0 - of.log2_s0;
-  const double constant = g.a + kLn2 * ((g.c != 0 ? g.c * shift : 0) - g.b * of.log2_s0);
-  return {s * constant, s * g.b * kLn2, s * g.c * kLn2, t * g.t};
-}
-
 enum class Term { none, gap, mix, other };
 
 // y becomes d(raw) without its slope.
@@ -181,12 +145,12 @@ void differentiate(
     const T* other,
     const PairBlock& in,
     const PairNormals& of,
-    const BitCoefficients& g,
+    const PairCoefficients& g,
     double beta
 ) {
   using Vec = typename Simd<T>::Vec;
   constexpr int kW = kWidth<T>;
-  const T m = T(of.m), m_other = T(of.teacher_m), offset = T(odds(of, beta));
+  const T m = T(of.m), m_other = T(of.teacher_m), offset = T(pair_odds(of, beta));
   const T scale = bits_scale<T>(in.student), scale_other = bits_scale<T>(in.teacher);
   const double size = __builtin_fmax(
       __builtin_fmax(__builtin_fabs(g.constant), __builtin_fabs(g.linear)), __builtin_fabs(g.gap)
@@ -227,9 +191,11 @@ void gradient_of(
   using Vec = typename Simd<T>::Vec;
   constexpr int kW = kWidth<T>;
   alignas(64) T y[kBlock], other[kBlock], slope[kBlock];
-  const bool sloped = in.student.transform.changes_logits();
   stage<T>(in.dtype, in.student, y, slope);
-  const BitCoefficients bits = coefficients(in.student, of, g, kind, beta);
+  const LogitTransform& transform = in.student.transform;
+  const bool sloped = transform.changes_logits();
+  const double scale = in.student.scale * (transform.softcap != 0 ? transform.pre_scale : 1);
+  const PairCoefficients bits = pair_coefficients(scale, of, g, kind, beta);
   const bool alone = g.c == 0 && g.t == 0;
   if (!alone) stage<T>(in.teacher_dtype, in.teacher, other, nullptr);
   if (alone) {

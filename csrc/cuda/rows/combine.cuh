@@ -3,18 +3,13 @@
 
 #include <cuda/runtime/device.cuh>
 #include <cuda/runtime/launch.cuh>
+#include <cuda/runtime/warp.cuh>
 
 #include "kernels.h"
 
 namespace logitless::cuda {
 
 constexpr int kCombineThreads = 128;
-
-LOGITLESS_DEVICE double warp_sum(double value) {
-#pragma unroll
-  for (int bits = kWarp / 2; bits > 0; bits /= 2) value += exchange(value, bits);
-  return value;
-}
 
 // A partial in natural-log units.
 LOGITLESS_DEVICE Moments moments_of(const Partial& partial) {
@@ -40,8 +35,7 @@ LOGITLESS_KERNEL(kCombineThreads, 8) combine_kernel(const CombineArgs args) {
   const Partial* partials = args.partials + row * args.splits;
   float m = -INFINITY;
   for (int64_t i = lane; i < args.splits; i += kWarp) m = larger(m, partials[i].m);
-#pragma unroll
-  for (int bits = kWarp / 2; bits > 0; bits /= 2) m = larger(m, exchange(m, bits));
+  m = warp_max(m);
 
   // All splits are shifted to the row's maximum at once: one exp each, and then plain sums.
   const double scale = args.rows.scale_of(row);

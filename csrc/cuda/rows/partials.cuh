@@ -4,6 +4,7 @@
 
 #include <cuda/runtime/device.cuh>
 #include <cuda/runtime/launch.cuh>
+#include <cuda/runtime/warp.cuh>
 #include <type_traits>
 
 #include "kernels.h"
@@ -84,12 +85,6 @@ LOGITLESS_DEVICE void load_split(
   }
 }
 
-LOGITLESS_DEVICE float warp_sum(float value) {
-#pragma unroll
-  for (int bits = kWarp / 2; bits > 0; bits /= 2) value += exchange(value, bits);
-  return value;
-}
-
 LOGITLESS_DEVICE int warp_min(int value) {
 #pragma unroll
   for (int bits = kWarp / 2; bits > 0; bits /= 2) {
@@ -122,9 +117,7 @@ LOGITLESS_DEVICE float warp_peak(const uint32_t (&registers)[P::kWords]) {
   float m = -INFINITY;
 #pragma unroll
   for (float value : values) m = larger(m, value);
-#pragma unroll
-  for (int bits = kWarp / 2; bits > 0; bits /= 2) m = larger(m, exchange(m, bits));
-  return m;
+  return warp_max(m);
 }
 
 template <typename P, bool kExtras>

@@ -17,14 +17,13 @@ LOGITLESS_DEVICE bool aligned16(const void* address) {
 
 constexpr int kLineBytes = 128;
 
-// A vector of columns `stride` apart, element by element; those from `left` on read as -inf.
-template <typename S>
+// Words of columns `stride` apart, element by element; those from `left` on read as -inf.
+template <typename S, int kWords = 4>
 LOGITLESS_DEVICE Words4 load_elements(const S* source, int left, int stride) {
   constexpr int kPerWord = Packed<S>::kPerWord;
-  Words4 v;
+  Words4 v = {};
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    v.word[w] = 0;
+  for (int w = 0; w < kWords; ++w) {
 #pragma unroll
     for (int h = 0; h < kPerWord; ++h) {
       const int c = (w * kPerWord + h) * stride;

@@ -28,9 +28,12 @@ LOGITLESS_DEVICE T exchange(T value, int bits) {
 LOGITLESS_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 LOGITLESS_DEVICE uint32_t as_bits(float value) { return __float_as_uint(value); }
 
-// 16 bytes as one access.
+// 16 and 8 bytes as one access.
 struct alignas(16) Words4 {
   uint32_t word[4];
+};
+struct alignas(8) Words2 {
+  uint32_t word[2];
 };
 
 // Read past L1: nobody reads them twice there. Not the read-only path, since a kernel may write
@@ -47,6 +50,22 @@ LOGITLESS_DEVICE void store16(void* target, const Words4& v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :
                : "l"(target), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// The same of 8 bytes.
+LOGITLESS_DEVICE Words2 load8(const void* source) {
+  Words2 v;
+  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v.word[0]), "=r"(v.word[1])
+               : "l"(source)
+               : "memory");
+  return v;
+}
+LOGITLESS_DEVICE void store8(void* target, const Words2& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+               :
+               : "l"(target), "r"(v.word[0]), "r"(v.word[1])
                : "memory");
 }
 

@@ -110,29 +110,47 @@ class SamplingKernels(Protocol):
 
 
 class DivergenceKernels(Protocol):
-    """Rows of logits beside a teacher's. `state` is [n, STATE] float64, see csrc/core/divergence.h.
+    """Rows of logits beside a teacher's; an object is bound to the rows of one call, of both.
 
-    `tiles`: the student's tile and the teacher's, of the same columns.
+    `tile`, `other`: the student's logits and the teacher's, of the same columns. `state` is
+    [n, STATE] float64, see csrc/core/divergence.h.
     """
 
-    def forward(
-        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, start: int, first: bool
-    ) -> None:
+    def forward(self, tile: Any, other: Any, state: Any, *, start: int, first: bool) -> None:
         """Combine a tile with the state."""
 
-    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
+    def merge(self, parts: Any, state: Any) -> None:
         """Write the state over all columns from [ranges, n, STATE] of consecutive ranges."""
 
     def mix(
-        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, sums: Any, **how: Any
+        self,
+        tile: Any,
+        other: Any,
+        state: Any,
+        sums: Any,
+        *,
+        beta: float,
+        start: int,
+        first: bool,
     ) -> None:
         """Add a tile to `sums` [n, 2]: what each diverges from the mix of `beta`."""
 
-    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
+    def finalize(self, state: Any, *, row_ids: Any = None, **outputs: Any) -> None:
         """Write entropies and both KL. A bad row raises, or is flagged on a device."""
 
     def gradient(
-        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, out: Any, start: int, **how: Any
+        self,
+        tile: Any,
+        other: Any,
+        state: Any,
+        out: Any,
+        *,
+        start: int,
+        kind: str,
+        beta: float,
+        sums: Any,
+        g_divergence: Any,
+        g_entropy: Any,
     ) -> None:
         """Write d(logits) of the student's tile to `out`, which may be the tile."""
 
@@ -188,7 +206,8 @@ class Backend:
     sampling: SamplingKernels | None = None
     # makes the token kernels of a device
     tokens: Callable[[str], TokenKernels] | None = None
-    divergence: DivergenceKernels | None = None
+    # makes the kernels of a student's rows beside their teacher's
+    divergence: Callable[[Rows, Rows], DivergenceKernels] | None = None
     # of full logits of both, differentiable by autograd: as `statistics`
     full_divergence: Callable[..., dict[str, Any]] | None = None
     # dense products; None: torch's

@@ -74,27 +74,23 @@ class CpuSampling:
 class CpuDivergence:
     """A student's rows beside a teacher's, by `_core.divergence`."""
 
-    def forward(self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, **options: Any) -> None:
-        own, other = tiles
-        _core.divergence.forward(_core_of(rows), _core_of(teacher), own, other, state, **options)
+    def __init__(self, rows: Rows, teacher: Rows) -> None:
+        self.both = tuple(_core.rows.Rows(**x.shared, threads=x.threads) for x in (rows, teacher))
 
-    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
-        _core.divergence.merge(_core_of(rows), _core_of(teacher), parts, state)
+    def forward(self, *arrays: Any, **options: Any) -> None:
+        _core.divergence.forward(*self.both, *arrays, **options)
 
-    def mix(
-        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, sums: Any, **how: Any
-    ) -> None:
-        own, other = tiles
-        _core.divergence.mix(_core_of(rows), _core_of(teacher), own, other, state, sums, **how)
+    def merge(self, parts: Any, state: Any) -> None:
+        _core.divergence.merge(*self.both, parts, state)
 
-    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
-        _core.divergence.finalize(_core_of(rows), _core_of(teacher), state, **outputs)
+    def mix(self, *arrays: Any, **options: Any) -> None:
+        _core.divergence.mix(*self.both, *arrays, **options)
 
-    def gradient(
-        self, rows: Rows, teacher: Rows, *tiles: Any, state: Any, out: Any, **how: Any
-    ) -> None:
-        own, other = tiles
-        _core.divergence.gradient(_core_of(rows), _core_of(teacher), own, other, state, out, **how)
+    def finalize(self, state: Any, **outputs: Any) -> None:
+        _core.divergence.finalize(*self.both, state, **outputs)
+
+    def gradient(self, *arrays: Any, **options: Any) -> None:
+        _core.divergence.gradient(*self.both, *arrays, **options)
 
 
 def _core_of(rows: Rows) -> _core.rows.Rows:
@@ -120,7 +116,7 @@ BACKEND = Backend(
     sets=CpuSets(),
     sampling=CpuSampling(),
     tokens=lambda device: CPU_TOKENS,
-    divergence=CpuDivergence(),
+    divergence=CpuDivergence,
     transpose=_core.rows.transpose,
     prefers_transposed=_prefers_transposed,
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
@@ -18,6 +19,9 @@ from logitless.backends.row_kernels.device import (
 )
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from logitless.backends.row_kernels.rows import Rows
     from logitless.backends.token_kernels.protocol import TokenKernels
 
@@ -31,11 +35,8 @@ class CudaCore:
     """
 
     def __init__(self, rows: Rows, kernels: Any = _core.rows.CudaRows) -> None:
-        import torch
-
         device = self.device = rows.targets.device
-        # The emulator's arrays are on the CPU, where there is no stream.
-        self.stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        self.stream = _stream(device)
         with current(device):
             self.rows = kernels(**rows.shared, device=device.index or 0)
         self.n = rows.n
@@ -55,6 +56,51 @@ class CudaCore:
     def gradient(self, tile: Any, state: Any, gradient: Any, **options: Any) -> None:
         with current(self.device):
             self.rows.gradient(tile, state, gradient, **options, stream=self.stream)
+
+
+class CudaPair:
+    """_core.divergence.CudaPair in the same way."""
+
+    def __init__(self, rows: Rows, teacher: Rows, device: torch.device) -> None:
+        self.device, self.stream, self.n = device, _stream(device), rows.n
+        with current(device):
+            both = (
+                _core.rows.CudaRows(**x.shared, device=device.index or 0) for x in (rows, teacher)
+            )
+            self.kernels = _core.divergence.CudaPair(*both)
+
+    def forward(self, tile: Any, other: Any, state: Any, **options: Any) -> None:
+        with self._lent(tile) as lent:
+            self.kernels.forward(tile, other, state, lent, **options, stream=self.stream)
+
+    def mix(self, tile: Any, other: Any, state: Any, sums: Any, **options: Any) -> None:
+        with self._lent(tile) as lent:
+            self.kernels.mix(tile, other, state, sums, lent, **options, stream=self.stream)
+
+    def finalize(self, state: Any, **outputs: Any) -> None:
+        with current(self.device):
+            self.kernels.finalize(state, **outputs, stream=self.stream)
+
+    def gradient(self, tile: Any, other: Any, state: Any, out: Any, **options: Any) -> None:
+        with self._lent(tile) as lent:
+            self.kernels.gradient(tile, other, state, out, lent, **options, stream=self.stream)
+
+    @contextmanager
+    def _lent(self, tile: Any) -> Iterator[Tensor]:
+        """Workspace for a call on a tile, with the device current."""
+        import torch
+
+        size = self.kernels.workspace_bytes(self.n, tile.shape[-1])
+        workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+        with current(self.device):
+            yield workspace
+
+
+def _stream(device: torch.device) -> int:
+    """The current one. The emulator's arrays are on the CPU, where there is none."""
+    import torch
+
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _tokens(device: str) -> TokenKernels:
@@ -110,7 +156,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
         tokens=_tokens,
-        divergence=DeviceDivergence(),
+        divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
         absent={group: why for group, why in ABSENT.items() if group != "tokens"},
         asynchronous=True,
         described=described,

@@ -12,13 +12,22 @@ from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
 
 if TYPE_CHECKING:
+    import torch
+
     from logitless.backends.row_kernels.rows import Rows
+    from logitless.kernels.divergence.pair import TritonPair
 
 
 def _rows(rows: Rows) -> DeviceRows:
     from logitless.kernels.rows import TritonRows
 
     return DeviceRows(rows, TritonRows(**rows.shared))
+
+
+def _pair(rows: Rows, teacher: Rows, device: torch.device) -> TritonPair:
+    from logitless.kernels.divergence.pair import TritonPair
+
+    return TritonPair(rows.shared, teacher.shared, device)
 
 
 def _why_not(device: str, dtype: str) -> str:
@@ -38,7 +47,7 @@ BACKEND = Backend(
     why_not=_why_not,
     machine=machine_of,
     rows=_rows,
-    divergence=DeviceDivergence(),
+    divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, _pair),
     absent=ABSENT,
     asynchronous=True,
 )

@@ -61,7 +61,8 @@ def divergence(
 
     mask, the chain of each (temperature, softcap, logit_scale, bias), vocab_group, vocab_start,
     backend, dtypes and errors as in `token_stats`; logits may differ in dtype, but for float64. The
-    kernels run on the CPU; backend="torch" is plain torch anywhere. NumPy inputs: forward only.
+    kernels run on the CPU and on CUDA devices; backend="torch" is plain torch anywhere. NumPy
+    inputs: forward only.
     """
     op = "divergence"
 

@@ -21,7 +21,7 @@ from logitless.backends import registry as backends
 from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels import errors as row_errors
-from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows
+from logitless.backends.row_kernels.device import ABSENT, DeviceRows
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.loss.spec import CustomControl, CustomSurrogate, PolicyLossSpec
 from logitless.ops.losses import op
@@ -98,8 +98,7 @@ def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
         why_not=lambda device, dtype: "",
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
-        divergence=DeviceDivergence(),
-        absent=ABSENT,
+        absent={**ABSENT, "divergence": "there is no fake of its kernels"},
         asynchronous=True,
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", fake)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,31 +23,6 @@ ABSENT = {
     "scored by linear_token_stats",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
-
-
-class DeviceDivergence:
-    """A student's rows beside a teacher's, in torch's operations on the current stream."""
-
-    @cached_property
-    def kernels(self) -> Any:
-        from logitless.backends.row_kernels import tensor_divergence
-
-        return tensor_divergence
-
-    def forward(self, rows: Rows, teacher: Rows, *tiles: Any, **options: Any) -> None:
-        self.kernels.forward(rows, teacher, *tiles, **options)
-
-    def merge(self, rows: Rows, teacher: Rows, parts: Any, state: Any) -> None:
-        self.kernels.merge(rows, teacher, parts, state)
-
-    def mix(self, rows: Rows, teacher: Rows, *tiles: Any, **how: Any) -> None:
-        self.kernels.mix(rows, teacher, *tiles, **how)
-
-    def finalize(self, rows: Rows, teacher: Rows, state: Any, **outputs: Any) -> None:
-        self.kernels.finalize(rows, teacher, state, **outputs)
-
-    def gradient(self, rows: Rows, teacher: Rows, *tiles: Any, **how: Any) -> None:
-        self.kernels.gradient(rows, teacher, *tiles, **how)
 
 
 class DeviceRows:
@@ -72,6 +47,48 @@ class DeviceRows:
             if rows.row_scale is not None:
                 flag_temperatures(flag, rows.row_scale, rows.mask, row_ids)
             self.core.finalize(state, vocab, error=flag, row_ids=row_ids, **outputs)
+
+
+class DeviceDivergence:
+    """The same of a student's rows beside a teacher's. `make` gives the kernels of a backend, for
+    the device that the states are on: rows may have no array."""
+
+    def __init__(self, rows: Rows, teacher: Rows, make: Callable[[Rows, Rows, Any], Any]) -> None:
+        self.rows, self.teacher, self.make = rows, teacher, make
+        self.made: Any = None
+
+    def _core(self, state: Any) -> Any:
+        if self.made is None:
+            self.made = self.make(self.rows, self.teacher, state.device)
+        return self.made
+
+    def forward(self, tile: Any, other: Any, state: Any, **options: Any) -> None:
+        self._core(state).forward(tile, other, state, **options)
+
+    def merge(self, parts: Any, state: Any) -> None:
+        from logitless.backends.row_kernels.pair_states import merge_pair_states
+
+        own, other = (x.scale if x.row_scale is None else x.row_scale for x in self._both)
+        state.copy_(merge_pair_states(parts, own, other))
+
+    def mix(self, tile: Any, other: Any, state: Any, sums: Any, **options: Any) -> None:
+        self._core(state).mix(tile, other, state, sums, **options)
+
+    def finalize(self, state: Any, *, row_ids: Any = None, **outputs: Any) -> None:
+        from logitless.backends.row_kernels.errors import flag_temperatures, watched
+
+        with watched(self.rows.op, state.device, 0) as flag:
+            for side in self._both:
+                if side.row_scale is not None:
+                    flag_temperatures(flag, side.row_scale, self.rows.mask, row_ids)
+            self._core(state).finalize(state, error=flag, row_ids=row_ids, **outputs)
+
+    def gradient(self, tile: Any, other: Any, state: Any, out: Any, **options: Any) -> None:
+        self._core(state).gradient(tile, other, state, out, **options)
+
+    @property
+    def _both(self) -> tuple[Rows, Rows]:
+        return self.rows, self.teacher
 
 
 def wrong_dtype(dtype: str) -> str:

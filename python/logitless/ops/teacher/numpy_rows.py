@@ -88,24 +88,23 @@ def _results(
     beta: float,
     index: Any = None,
 ) -> dict[str, Any]:
-    kernels, state = rows.backend.divergence, np.empty((rows.n, STATE))
-    assert kernels is not None
+    assert rows.backend.divergence is not None
+    kernels, state = rows.backend.divergence(rows, teacher), np.empty((rows.n, STATE))
 
     def fold(start: int, *both: Any) -> None:
-        kernels.forward(rows, teacher, *both, state=state, start=start, first=start == 0)
+        kernels.forward(*both, state, start=start, first=start == 0)
 
     tiles(fold)
     wide = np.float64 if dtype == np.float64 else np.float32
     names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
     found: dict[str, Any] = {name: np.empty(rows.n, wide) for name in names}
-    kernels.finalize(rows, teacher, state, row_ids=index, **found)
+    kernels.finalize(state, row_ids=index, **found)
     if kind != "jsd":
         return {"divergence": found[kind].copy(), **found}
     sums = np.zeros((rows.n, 2))
 
     def mix(start: int, *both: Any) -> None:
-        how = {"beta": beta, "start": start, "first": start == 0}
-        kernels.mix(rows, teacher, *both, state=state, sums=sums, **how)
+        kernels.mix(*both, state, sums, beta=beta, start=start, first=start == 0)
 
     tiles(mix)
     mixture = np.maximum((1 - beta) * sums[:, 0] + beta * sums[:, 1], 0).astype(wide)

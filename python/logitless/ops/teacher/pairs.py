@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -77,10 +78,10 @@ class PairedRows(Rows):
     beta: float = 0.5
     sums: Any = None  # [n, 2] float64 of a mix
 
-    @property
+    @cached_property
     def pair(self) -> DivergenceKernels:
         assert self.backend.divergence is not None
-        return self.backend.divergence
+        return self.backend.divergence(self, self.teacher)
 
     def beside(self, tiles: HeadTiles | Given, sums: Any) -> PairedRows:
         """With the teacher's tiles, and memory for the sums of a mix."""
@@ -116,16 +117,12 @@ class PairedRows(Rows):
     def forward(
         self, tile: Any, state: Any, *, start: int = 0, first: bool = True, **_: Any
     ) -> None:
-        both = self._both(tile, start)
-        self.pair.forward(self, self.teacher, *both, state=state, start=start, first=first)
+        self.pair.forward(*self._both(tile, start), state, start=start, first=first)
 
     def mix(self, tile: Any, state: Any, *, start: int = 0, first: bool = True) -> None:
         """Add a tile to the sums, once the state of all columns is known."""
         both, beta = self._both(tile, start), self.beta
-        self.pair.mix(
-            self, self.teacher, *both, state=state, sums=self.sums, beta=beta, start=start,
-            first=first,
-        )  # fmt: skip
+        self.pair.mix(*both, state, self.sums, beta=beta, start=start, first=first)
 
     def gradient(
         self,
@@ -138,16 +135,15 @@ class PairedRows(Rows):
         g_entropy: Any = None,
         g_lse: Any = None,
     ) -> None:
-        both, sums = self._both(tile, start), self.sums
         self.pair.gradient(
-            self, self.teacher, *both, state=state, out=out, start=start, kind=self.kind,
-            beta=self.beta, sums=sums, g_divergence=g_logp, g_entropy=g_entropy,
+            *self._both(tile, start), state, out, start=start, kind=self.kind, beta=self.beta,
+            sums=self.sums, g_divergence=g_logp, g_entropy=g_entropy,
         )  # fmt: skip
 
     def merge_over(self, shard: Shard, state: Tensor) -> None:
         """The states of this rank's columns become those of all."""
         if shard.group and len(state):
-            self.pair.merge(self, self.teacher, shard.gather(state)[shard.order], state)
+            self.pair.merge(shard.gather(state)[shard.order], state)
 
     def add_over(self, shard: Shard) -> None:
         """The sums over this rank's columns become those over all, the same bits on every rank."""
@@ -165,7 +161,7 @@ class PairedRows(Rows):
         named = PairOutputs(divergence, *others)
         values = named._asdict()
         del values["divergence"]
-        self.pair.finalize(self, self.teacher, state, row_ids=row_ids, **values)
+        self.pair.finalize(state, row_ids=row_ids, **values)
         divergence.copy_(self.mixture() if self.kind == "jsd" else values[self.kind])
         return named
 

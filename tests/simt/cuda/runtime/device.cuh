@@ -41,6 +41,9 @@ LOGITLESS_DEVICE uint32_t as_bits(float value) {
 struct alignas(16) Words4 {
   uint32_t word[4];
 };
+struct alignas(8) Words2 {
+  uint32_t word[2];
+};
 
 LOGITLESS_DEVICE Words4 load16(const void* source, simt::Where where = simt::Where::here()) {
   simt::check_aligned(source, 16, "a load", where);
@@ -51,6 +54,17 @@ LOGITLESS_DEVICE void store16(
 ) {
   simt::check_aligned(target, 16, "a store", where);
   *static_cast<Words4*>(target) = v;
+}
+
+LOGITLESS_DEVICE Words2 load8(const void* source, simt::Where where = simt::Where::here()) {
+  simt::check_aligned(source, 8, "a load", where);
+  return *static_cast<const Words2*>(source);
+}
+LOGITLESS_DEVICE void store8(
+    void* target, const Words2& v, simt::Where where = simt::Where::here()
+) {
+  simt::check_aligned(target, 8, "a store", where);
+  *static_cast<Words2*>(target) = v;
 }
 
 // The device ignores an address that is nobody's; here it is an error.

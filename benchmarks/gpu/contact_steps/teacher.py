@@ -1,0 +1,200 @@
+"""T10: a student beside a teacher, of given logits and of two heads."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.contact_steps.checks import CHECKED, Truth, few_rows, head_inputs, worst
+from benchmarks.gpu.contact_steps.clock import (
+    BF16,
+    F16,
+    F32,
+    HEADS,
+    ROWS,
+    TINY_HEADS,
+    TINY_ROWS,
+    backends_here,
+    bare,
+    clock,
+    empty_caches,
+    flops_of,
+    peak,
+    predicted,
+)
+from benchmarks.gpu.contact_steps.tiling import AMPLE
+from benchmarks.gpu.contact_worker import Cases, Fields, Place
+
+KINDS = ("reverse_kl", "forward_kl", "jsd")
+BETA = 0.3
+# Sizes around the pieces of both kernels, and every way for two storage types to differ.
+SHAPES = ((1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001), (16, 50_257), (2, 151_936))
+DTYPES = ((BF16, BF16), (BF16, F32), (F32, F16), (F32, F32))
+
+
+@dataclass(frozen=True)
+class Pair:
+    z: Tensor  # [N, V]
+    teacher: Tensor  # [N, V]
+    upstream: Tensor  # [2, N]: of the divergence, and of the entropy
+
+    @classmethod
+    def of(cls, n: int, v: int, dtypes: Any, device: str, seed: int = 0) -> Pair:
+        """The teacher's logits are the student's and noise."""
+        g = torch.Generator(device).manual_seed(seed)
+        z = torch.empty(n, v, dtype=dtypes[0], device=device).normal_(0, 3, generator=g)
+        teacher = torch.empty(n, v, dtype=dtypes[1], device=device).normal_(0, 1, generator=g)
+        return cls(z, teacher.add_(z), torch.randn(2, n, generator=g, device=device))
+
+
+def beta_of(kind: str) -> float:
+    return BETA if kind == "jsd" else 0.5
+
+
+def truth(x: Pair, few: Tensor, kind: str) -> Truth:
+    """Of a few rows in float64: the formula itself, and its gradient by autograd."""
+    z, beta = x.z[few].double().requires_grad_(), beta_of(kind)
+    log_p, log_q = z.log_softmax(-1), x.teacher[few].double().log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    log_m = torch.log((1 - beta) * p + beta * q)
+    value = {
+        "reverse_kl": lambda: (p * (log_p - log_q)).sum(-1),
+        "forward_kl": lambda: (q * (log_q - log_p)).sum(-1),
+        "jsd": lambda: (
+            (1 - beta) * (p * (log_p - log_m)).sum(-1) + beta * (q * (log_q - log_m)).sum(-1)
+        ),
+    }[kind]()
+    entropy = -(p * log_p).sum(-1)
+    up = x.upstream[:, few].double()
+    (dz,) = torch.autograd.grad((up[0] * value + up[1] * entropy).sum(), z)
+    return {"divergence": value.detach(), "entropy": entropy.detach(), "dlogits": dz}
+
+
+def teacher(place: Place) -> Cases:
+    names, shapes = backends_here(place), SHAPES[:4] if place.tiny else SHAPES
+    for backend in names:
+        for kind in KINDS:
+            yield f"right {backend} {kind}", functools.partial(right, place, backend, kind, shapes)
+    x = Pair.of(*(TINY_ROWS if place.tiny else ROWS), (BF16, BF16), place.device)
+    for kind in ("reverse_kl", "jsd"):
+        for backend in names:
+            for run in (forward, backward):
+                key = f"{run.__name__} {kind} {backend}"
+                yield key, functools.partial(run, place, backend, kind, x)
+    del x
+    empty_caches(place)
+    for kind in ("reverse_kl", "jsd"):
+        yield f"two heads {kind}", functools.partial(two_heads, place, names[0], kind)
+
+
+def call(x: Pair, z: Tensor, kind: str, backend: str) -> Any:
+    import logitless as ll
+
+    return ll.divergence(z, x.teacher, kind=kind, beta=beta_of(kind), backend=backend)
+
+
+def right(place: Place, backend: str, kind: str, shapes: Any) -> Fields:
+    errors: list[float] = []
+    for i, (n, v) in enumerate(shapes):
+        for dtypes in DTYPES:
+            if place.left < 1 and errors:
+                break
+            x = Pair.of(n, v, dtypes, place.device, seed=i)
+            leaf, everywhere = x.z.detach().requires_grad_(), torch.arange(n, device=place.device)
+            out = call(x, leaf, kind, backend)
+            (dz,) = torch.autograd.grad((out.divergence, out.entropy), leaf, list(x.upstream))
+            found = {"divergence": out.divergence, "entropy": out.entropy, "dlogits": dz}
+            errors.append(compared(found, truth(x, everywhere, kind), x.z.dtype))
+    return {"error": max(errors), "shapes": len(errors)}
+
+
+def compared(found: Truth, right: Truth, dtype: torch.dtype) -> float:
+    """As `worst`, which knows values by the name of an entropy."""
+    share = worst({"dlogits": found["dlogits"]}, right, dtype) if "dlogits" in found else 0.0
+    values = (name for name in ("divergence", "entropy") if name in found)
+    return max(share, *(worst({"entropy": found[x]}, {"entropy": right[x]}, dtype) for x in values))
+
+
+def noted(place: Place, op: str, x: Pair, found: Fields, passes: int) -> Fields:
+    n, v = x.z.shape
+    rate = passes * x.z.numel() * x.z.itemsize / found["ms"] / 1e6
+    return {**found, "gb_s": rate, **predicted(place, op, n, 1, v, x.z.dtype)}
+
+
+def forward(place: Place, backend: str, kind: str, x: Pair) -> Fields:
+    few = few_rows(len(x.z), CHECKED).to(place.device)
+
+    @torch.no_grad()
+    def run() -> Any:
+        return call(x, x.z, kind, backend)
+
+    out, held = peak(place, run)
+    values = {"divergence": out.divergence[few], "entropy": out.entropy[few]}
+    error, mixed = compared(values, truth(x, few, kind), x.z.dtype), kind == "jsd"
+    del out
+    op = "two rows forward, jsd" if mixed else "two rows forward"
+    found = noted(place, op, x, bare(place, run), 4 if mixed else 2)
+    return {**found, "error": error, "peak_bytes": held}
+
+
+def backward(place: Place, backend: str, kind: str, x: Pair) -> Fields:
+    few = few_rows(len(x.z), CHECKED).to(place.device)
+    leaf = x.z.detach().requires_grad_()
+
+    def prepare() -> Any:
+        return call(x, leaf, kind, backend)
+
+    def run(out: Any) -> Tensor:
+        up = [g.to(out.entropy.dtype) for g in x.upstream]
+        found: Tensor = torch.autograd.grad((out.divergence, out.entropy), leaf, up)[0]
+        return found
+
+    error = compared({"dlogits": run(prepare())[few]}, truth(x, few, kind), x.z.dtype)
+    return {**noted(place, "two rows backward", x, clock(place, run, prepare), 3), "error": error}
+
+
+def two_heads(place: Place, backend: str, kind: str) -> Fields:
+    """Forward and backward as planned, of a teacher of the student's size."""
+    import logitless as ll
+
+    n, h, v = TINY_HEADS[0] if place.tiny else HEADS[1]
+    x = head_inputs(n, h, v, BF16, place.device)
+    noise = torch.Generator(place.device).manual_seed(2)
+    others = [
+        y + 0.1 * y.std() * torch.randn(y.shape, generator=noise, device=y.device).to(y.dtype)
+        for y in (x.hidden, x.weight)
+    ]
+
+    def run() -> tuple[Any, Tensor]:
+        hidden = x.hidden.detach().requires_grad_()
+        weight = x.weight.detach().requires_grad_()
+        out = ll.linear_divergence(
+            hidden, weight, *others, kind=kind, beta=beta_of(kind), memory_budget=AMPLE,
+            backend=backend,
+        )  # fmt: skip
+        return out, torch.autograd.grad(out.divergence, (hidden, weight), x.upstream)[0]
+
+    (out, d_hidden), held = peak(place, run)
+    few = few_rows(n, CHECKED).to(place.device)
+    # The products round in 16 bits, in plain code as here.
+    logits = (x.hidden[few] @ x.weight.t(), others[0][few] @ others[1].t())
+    up = torch.stack([x.upstream[few], torch.zeros_like(x.upstream[few])])
+    right = truth(Pair(*logits, up), torch.arange(len(few), device=place.device), kind)
+    allowed = {"divergence": 2e-2, "d_hidden": 5e-2}
+    want = {"divergence": right["divergence"], "d_hidden": right["dlogits"] @ x.weight.double()}
+    got = {"divergence": out.divergence[few], "d_hidden": d_hidden[few]}
+    errors = {
+        name: float((got[name].double() - y).abs().max() / y.abs().max().clamp_min(1e-30))
+        for name, y in want.items()
+    }
+    for name, error in errors.items():
+        if not error <= allowed[name]:
+            raise AssertionError(f"{name} is off by {error:.2e}, allowed {allowed[name]:.2e}")
+    del out, d_hidden
+    found = flops_of(bare(place, run), 8.0 * n * h * v)
+    note = predicted(place, "two heads, all kept", n, h, v) if kind != "jsd" else {}
+    return {**found, "errors": errors, "peak_bytes": held, **note}

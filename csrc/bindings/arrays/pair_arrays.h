@@ -1,0 +1,54 @@
+// What the bindings of two softmaxes ask of their arguments, on every device.
+#pragma once
+
+#include <string>
+
+#include "../../core/divergence.h"
+#include "overlap.h"
+
+namespace logitless::bindings {
+
+inline Divergence kind_of(const std::string& kind) {
+  if (kind == "reverse_kl") return Divergence::reverse_kl;
+  if (kind == "forward_kl") return Divergence::forward_kl;
+  check(kind == "jsd", "kind must be reverse_kl, forward_kl or jsd, got ", kind);
+  return Divergence::jsd;
+}
+
+inline double beta_of(double beta) {
+  check(0 < beta && beta < 1, "beta must be above 0 and below 1, got ", beta);
+  return beta;
+}
+
+template <typename Rows>
+void check_same_rows(const Rows& rows, const Rows& teacher) {
+  check(teacher.n() == rows.n(), "teacher must have ", rows.n(), " rows, got ", teacher.n());
+}
+
+// A tile of each, and the rows with the biases at their first column. Rows is a BoundRows.
+template <typename Rows>
+struct PairArrays {
+  Array logits, teacher_logits;
+  PairRows rows;
+  PairTile tile;
+
+  PairArrays(
+      const Rows& student,
+      const Rows& teacher,
+      pybind11::handle logits_,
+      pybind11::handle teacher_logits_,
+      int64_t start
+  )
+      : logits(logits_, "logits", Access::read, student.device().place()),
+        teacher_logits(teacher_logits_, "teacher_logits", Access::read, student.device().place()) {
+    check_same_rows(student, teacher);
+    rows = {student.of_tile(logits, start), teacher.of_tile(teacher_logits, start)};
+    tile = {logits.view(), teacher_logits.view(), start};
+  }
+  void collect(Spans& spans) const {
+    spans.take(logits);
+    spans.take(teacher_logits);
+  }
+};
+
+}  // namespace logitless::bindings

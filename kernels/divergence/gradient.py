@@ -1,0 +1,164 @@
+"""d(logits) of a student's tile, into memory of its own or over the logits themselves.
+
+Replaces, with the terms of `terms.py` and x and u of both sides in bits,
+
+    d = exp2(x) * (constant + linear * x + gap * w) + other * exp2(u)
+    gradient = d * tanh'(slope * (logits + bias))          # with a softcap
+
+A row without a gradient (masked, or all its upstream gradients zero) is not read and gets zeros.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from logitless.kernels.arrays import RowArrays
+from logitless.kernels.divergence.columns import (
+    COLUMNS,
+    capped,
+    capped_slope,
+    mix_share,
+    raw_columns,
+    with_mass,
+)
+from logitless.kernels.divergence.terms import KINDS, TERMS
+from logitless.kernels.jit import row_offset
+from logitless.kernels.launch import OPTIONS, Strides, device_of
+
+NUM_WARPS = 4
+
+
+@triton.jit(
+    do_not_specialize=[
+        "gradient_rows_per_batch",
+        "rows_per_batch",
+        "other_rows_per_batch",
+        "blocks",
+    ]
+)
+def gradient_kernel(
+    gradient_ptr,  # rows of `width` columns, out; may be logits_ptr
+    logits_ptr,  # rows of `width` columns, and so the next
+    other_ptr,
+    terms_ptr,  # [n, TERMS] float32
+    bias_ptr,  # [width] float32 or None
+    other_bias_ptr,
+    gradient_stride_batch,
+    gradient_stride_row,
+    gradient_rows_per_batch,
+    stride_batch,
+    stride_row,
+    rows_per_batch,
+    other_stride_batch,
+    other_stride_row,
+    other_rows_per_batch,
+    width,
+    blocks,
+    slope,
+    softcap,
+    other_slope,
+    other_softcap,
+    GRADIENT_BATCHED: tl.constexpr,
+    BATCHED: tl.constexpr,
+    OTHER_BATCHED: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    OTHER_HAS_SOFTCAP: tl.constexpr,
+    KIND: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    row32 = program // blocks
+    # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
+    first = (program % blocks).to(tl.int64) * COLUMNS
+    o = tl.arange(0, COLUMNS)
+    inside = o < width - first.to(tl.int32)
+    out_ptr = gradient_ptr + first
+    out_ptr += row_offset(
+        row32, gradient_stride_batch, gradient_stride_row, gradient_rows_per_batch,
+        GRADIENT_BATCHED,
+    )  # fmt: skip
+    t_ptr = terms_ptr + row32.to(tl.int64) * TERMS
+    if tl.load(t_ptr) == 0:
+        zeros = tl.full((COLUMNS,), 0.0, gradient_ptr.dtype.element_ty)
+        tl.store(out_ptr + o, zeros, mask=inside)
+    else:
+        raw = raw_columns(
+            logits_ptr, bias_ptr, row32, first, o, inside, stride_batch, stride_row,
+            rows_per_batch, BATCHED,
+        )  # fmt: skip
+        z = raw_columns(
+            other_ptr, other_bias_ptr, row32, first, o, inside, other_stride_batch,
+            other_stride_row, other_rows_per_batch, OTHER_BATCHED,
+        )  # fmt: skip
+        y = capped(raw, inside, slope, softcap, HAS_SOFTCAP)
+        z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
+        u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
+        low = with_mass(x)
+        p = tl.exp2(low)
+        factor = tl.load(t_ptr + 6) + tl.load(t_ptr + 7) * low
+        gap = tl.load(t_ptr + 8)
+        if KIND == 0:
+            # Only where the row's divergence has a gradient: a gap may be infinite.
+            factor += tl.where(gap != 0, gap * (x - u), 0.0)
+        if KIND == 2:
+            factor += gap * mix_share((x - u) + tl.load(t_ptr + 5))
+        # By choice: a gap may be anything where p has no mass.
+        d = tl.where(p > 0, factor * p, 0.0)
+        if KIND == 1:
+            d += tl.load(t_ptr + 9) * tl.exp2(with_mass(u))
+        if HAS_SOFTCAP:
+            d *= capped_slope(raw, slope)
+        tl.store(out_ptr + o, d.to(gradient_ptr.dtype.element_ty), mask=inside)
+
+
+def gradient(
+    logits: Tensor,  # [n, width] or [b, t, width]
+    other: Tensor,
+    out: Tensor,  # like logits; may be logits
+    strides: Strides,
+    other_strides: Strides,
+    out_strides: Strides,
+    per_row: Tensor,  # [n, TERMS]
+    student: RowArrays,
+    teacher: RowArrays,
+    *,
+    kind: str,
+    start: int,
+) -> None:
+    """Write the gradient of a tile whose first column is `start`."""
+    width = logits.shape[-1]
+    blocks = triton.cdiv(width, COLUMNS)
+    with device_of(logits):
+        gradient_kernel[(student.n * blocks,)](
+            out,
+            logits,
+            other,
+            per_row,
+            student.bias_of(width, start),
+            teacher.bias_of(width, start),
+            out_strides.batch,
+            out_strides.row,
+            out_strides.rows_per_batch,
+            strides.batch,
+            strides.row,
+            strides.rows_per_batch,
+            other_strides.batch,
+            other_strides.row,
+            other_strides.rows_per_batch,
+            width,
+            blocks,
+            student.chain.slope,
+            student.chain.softcap,
+            teacher.chain.slope,
+            teacher.chain.softcap,
+            GRADIENT_BATCHED=out_strides.batched,
+            BATCHED=strides.batched,
+            OTHER_BATCHED=other_strides.batched,
+            HAS_SOFTCAP=student.chain.softcap != 0,
+            OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
+            KIND=KINDS[kind],
+            COLUMNS=COLUMNS,
+            num_warps=NUM_WARPS,
+            **OPTIONS,
+        )

@@ -1,0 +1,139 @@
+"""What each side diverges from the mix of both, over every piece of every row.
+
+d = (x - u) + odds                     # log2 of (1 - beta) p over beta q
+share = min(d, 0) - log2(1 + exp2(-|d|))
+(exp2(x) * (share + offset)).sum(-1), (exp2(u) * (share - d + other_offset)).sum(-1)
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from logitless.kernels.arrays import RowArrays
+from logitless.kernels.divergence.columns import (
+    COLUMNS,
+    NUM_WARPS,
+    capped,
+    mix_share,
+    raw_columns,
+    with_mass,
+)
+from logitless.kernels.divergence.terms import TERMS
+from logitless.kernels.jit import INF, LOG2E, is_active
+from logitless.kernels.launch import OPTIONS, Strides, device_of
+
+
+@triton.jit(do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces"])
+def mix_kernel(
+    records_ptr,  # [n, pieces, 2] float32, out
+    logits_ptr,  # rows of `width` columns, and so the next
+    other_ptr,
+    terms_ptr,  # [n, TERMS] float32
+    mask_ptr,  # [n] bool or None
+    bias_ptr,  # [width] float32 or None
+    other_bias_ptr,
+    stride_batch,
+    stride_row,
+    rows_per_batch,
+    other_stride_batch,
+    other_stride_row,
+    other_rows_per_batch,
+    width,
+    pieces,
+    offset,
+    other_offset,
+    slope,
+    softcap,
+    other_slope,
+    other_softcap,
+    BATCHED: tl.constexpr,
+    OTHER_BATCHED: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    OTHER_HAS_SOFTCAP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    row32 = program // pieces
+    row = row32.to(tl.int64)
+    if is_active(mask_ptr, row):
+        # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
+        first = (program % pieces).to(tl.int64) * COLUMNS
+        o = tl.arange(0, COLUMNS)
+        inside = o < width - first.to(tl.int32)
+        y = raw_columns(
+            logits_ptr, bias_ptr, row32, first, o, inside, stride_batch, stride_row,
+            rows_per_batch, BATCHED,
+        )  # fmt: skip
+        z = raw_columns(
+            other_ptr, other_bias_ptr, row32, first, o, inside, other_stride_batch,
+            other_stride_row, other_rows_per_batch, OTHER_BATCHED,
+        )  # fmt: skip
+        y = capped(y, inside, slope, softcap, HAS_SOFTCAP)
+        z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        t_ptr = terms_ptr + row * TERMS
+        x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
+        u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
+        d = (x - u) + tl.load(t_ptr + 5)
+        share = mix_share(d)
+        # Where p has no mass both of these are -inf, and it is 0.
+        rest = tl.where(d > -INF, share - d, 0.0)
+        p = tl.exp2(with_mass(x))
+        q = tl.exp2(with_mass(u))
+        record_ptr = records_ptr + program.to(tl.int64) * 2
+        tl.store(record_ptr, tl.sum(tl.where(p > 0, (share + offset) * p, 0.0), 0))
+        tl.store(record_ptr + 1, tl.sum(tl.where(q > 0, (rest + other_offset) * q, 0.0), 0))
+
+
+def mix(
+    logits: Tensor,  # [n, width] or [b, t, width]
+    other: Tensor,
+    strides: Strides,
+    other_strides: Strides,
+    per_row: Tensor,  # [n, TERMS]
+    student: RowArrays,
+    teacher: RowArrays,
+    *,
+    beta: float,
+    start: int,
+) -> Tensor:
+    """[n, pieces, 2]. Those of masked rows are left as they come."""
+    n, width = student.n, logits.shape[-1]
+    count = triton.cdiv(width, COLUMNS)
+    records = torch.empty(n, count, 2, dtype=torch.float32, device=logits.device)
+    if count == 0:
+        return records
+    with device_of(logits):
+        mix_kernel[(n * count,)](
+            records,
+            logits,
+            other,
+            per_row,
+            student.mask,
+            student.bias_of(width, start),
+            teacher.bias_of(width, start),
+            strides.batch,
+            strides.row,
+            strides.rows_per_batch,
+            other_strides.batch,
+            other_strides.row,
+            other_strides.rows_per_batch,
+            width,
+            count,
+            -math.log1p(-beta) * LOG2E.value,
+            -math.log(beta) * LOG2E.value,
+            student.chain.slope,
+            student.chain.softcap,
+            teacher.chain.slope,
+            teacher.chain.softcap,
+            BATCHED=strides.batched,
+            OTHER_BATCHED=other_strides.batched,
+            HAS_SOFTCAP=student.chain.softcap != 0,
+            OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
+            COLUMNS=COLUMNS,
+            num_warps=NUM_WARPS,
+            **OPTIONS,
+        )
+    return records
