@@ -51,6 +51,7 @@ STEPS = (
     Step("T10", 40, "a student beside a teacher: given logits, two heads"),
     Step("T5", 60, "heads by the size of their tiles"),
     Step("T6", 30, "losses of a million tokens"),
+    Step("T10", 20, "draws of a token a row"),
     Step("T8", 100, "the tests marked gpu"),
     Step("T7", 30, "a second stream, CUDA graphs"),
     Step("T9", 30, "what limits the kernels"),

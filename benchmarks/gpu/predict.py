@@ -39,6 +39,10 @@ COMPACTING = 0.11e-3
 # Largest entries a row keeps on average, and seconds to sort them by token.
 ENTRIES, SORTING = 32, 0.15e-3
 BUDGET = 1 << 30
+# Passes over the logits of a draw: they are scored, and the blocks of the vocabulary summed; more
+# of whole rows, which are put together first. Passes of the one processor that sorts the top of a
+# row, and in the same unit the sorting.
+DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,24 @@ def sparse(m: Machine, s: Shape) -> float:
     return forward(m, s) + capture + gathered + scattered + SORTING + dense
 
 
+def weight_or_product(m: Machine, s: Shape) -> float:
+    """Few rows wait for the weight."""
+    return max(product(m, s), s.vocab * s.width * s.item / m.memory)
+
+
+def draw(m: Machine, s: Shape) -> float:
+    passes = DRAW_PASSES * one_pass(m, s)
+    return weight_or_product(m, s) / TAILS + passes + PAIR * tiles(m, s, s.item, s.rows)
+
+
+def draw_from_top(m: Machine, s: Shape) -> float:
+    """A block of threads a row, each with a processor's share of the cache's rate."""
+    waves = math.ceil(s.rows / m.processors)
+    slab_pass = s.vocab * s.item / (m.cache / m.processors)
+    more = (WHOLE_PASSES - DRAW_PASSES) * one_pass(m, s)
+    return draw(m, s) + more + SLAB_PASSES * waves * slab_pass
+
+
 Formula = Callable[[Machine, Shape], float]
 
 
@@ -194,6 +216,8 @@ OPS: dict[str, tuple[Formula, Formula]] = {
     "forward + backward in 1 GiB": (mixed, times(product, 3)),
     "forward + backward, 20% of rows": (active_rows, times(product, 1 + 2 * ACTIVE)),
     "forward + backward, tail_mass 1e-3": (sparse, times(product, 1 + 3 * DENSE)),
+    "draw": (draw, weight_or_product),
+    "draw from the top": (draw_from_top, weight_or_product),
     "rows forward": (one_pass, one_pass),
     "rows backward in place": (times(one_pass, 2), times(one_pass, 2)),
     # beside a teacher's logits; those of a mix are read twice

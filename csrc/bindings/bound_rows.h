@@ -28,6 +28,12 @@ struct UpstreamArrays {
   }
 };
 
+// Of a tile that of_tile has checked.
+inline void check_ids(const Array& tile, int64_t start, int64_t limit, const char* what) {
+  const int64_t stop = start + (tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0);
+  check(stop <= limit, what, " needs ids below ", limit, ", got a tile up to ", stop);
+}
+
 // A Device has
 //   kWhere          what its constructor takes: the name of a number
 //   kWideOutputs    whether outputs may be float64
@@ -53,6 +59,7 @@ class BoundRows {
         arrays_(n, targets, mask, row_scale, scale, bias, pre, softcap, device_.place()) {}
 
   int64_t n() const { return arrays_.rows().n; }
+  const Device& device() const { return device_; }
   const RowArrays& arrays() const { return arrays_; }
   const Device& device() const { return device_; }
   void collect(Spans& spans) const { arrays_.collect(spans); }

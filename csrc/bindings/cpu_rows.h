@@ -67,12 +67,6 @@ class CpuDevice {
     cpu::rows_gradient(rows, tile, start, state, of(g.logp), of(g.entropy), of(g.lse), out);
   }
 
-  // Of a tile that of_tile has checked.
-  static void check_ids(const Array& tile, int64_t start, int64_t limit, const char* what) {
-    const int64_t stop = start + (tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0);
-    check(stop <= limit, what, " needs ids below ", limit, ", got a tile up to ", stop);
-  }
-
  private:
   static void refuse(bool absent, int64_t stream, const char* name) {
     check(absent, name, " must be None on the CPU");

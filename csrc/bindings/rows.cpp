@@ -60,7 +60,7 @@ void transpose(py::handle tile, py::handle out, int threads) {
 }  // namespace
 
 void register_rows(py::module_& m) {
-  m.attr("BLOCK") = cpu::kBlock;
+  m.attr("BLOCK") = kBlock;
   bind_rows<CpuDevice>(m, "Rows", "What the tiles of one call share; a method per row kernel.")
       .def(
           "merge",

@@ -4,16 +4,12 @@
 #include "../cpu/sampling/sample.h"
 #include "../cpu/sampling/truncated.h"
 #include "cpu_rows.h"
+#include "sampling_arguments.h"
 
 namespace py = pybind11;
 
 namespace logitless::bindings {
 namespace {
-
-cpu::SampleKey key_of(const Array& row_ids, int64_t n, uint64_t seed, uint64_t step) {
-  check(step < uint64_t{1} << 43, "step must be below 2^43, got ", step);
-  return {seed, step, data_of<const int64_t>(row_ids, Dtype::i64, n)};
-}
 
 void sample(
     const CpuRows& rows,
@@ -31,11 +27,11 @@ void sample(
   const Array bests(best, "best", Access::write);
   const Array ids(row_ids, "row_ids", Access::read);
   const int64_t n = rows.n();
-  const cpu::SampleKey key = key_of(ids, n, seed, step);
+  const SampleKey key = key_of(ids, n, seed, step);
   const logitless::Rows of_tile = rows.of_tile(tile, start);
-  CpuDevice::check_ids(tile, start, cpu::kMostSampled, "sampling");
+  check_ids(tile, start, kMostSampled, "sampling");
   auto* data = rows.arrays().states_of<RowState>(states);
-  auto* best_data = reinterpret_cast<cpu::SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n));
+  auto* best_data = reinterpret_cast<SampleState*>(data_of<double>(bests, Dtype::f64, 2 * n));
   check_apart(rows, tile, states, bests, ids);
   const py::gil_scoped_release release;
   cpu::rows_sample(of_tile, tile.view(), start, first, key, data, best_data);
@@ -64,13 +60,10 @@ void draw_truncated(
   const Array ids(row_ids, "row_ids", Access::read);
   const auto whole = optional_array(logits, "logits", Access::read);
   const int64_t n = rows.n();
-  const cpu::SampleKey key = key_of(ids, n, seed, step);
-  check(top_k >= 0, "top_k must not be negative, got ", top_k);
-  check(0 < top_p && top_p <= 1, "top_p must be above 0 and at most 1, got ", top_p);
-  check(0 <= min_p && min_p <= 1, "min_p must be from 0 to 1, got ", min_p);
+  const SampleKey key = key_of(ids, n, seed, step);
+  const Truncation truncation = truncation_of(top_k, top_p, min_p);
   check(whole.has_value() != (topk != nullptr), "either topk or logits must be given");
   check(!sets || whole, "set_ids goes with logits: a topk has its own");
-  const cpu::Truncation truncation{top_k, top_p, min_p};
   auto* data = rows.arrays().states_of<RowState>(states);
   cpu::TruncatedDraw drawn{data_of<int64_t>(tokens, Dtype::i64, n)};
   drawn.kept = data_of<int64_t>(counts, Dtype::i64, n);

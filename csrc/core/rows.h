@@ -7,6 +7,12 @@
 
 namespace logitless {
 
+// The CPU works through a row in blocks of this many columns, numbered by global vocabulary id: two
+// passes over a block stay in L1 (8 KiB of floats). Sums are in the compute type inside a block and
+// in double across blocks, so any tiling of the vocabulary in multiples of the block gives the same
+// bits. Sampling draws a block first, everywhere.
+constexpr int64_t kBlock = 2048;
+
 // y = softcap(pre_scale * (raw + bias)); z = scale * y. Without a softcap pre_scale is 1, and scale
 // holds logit_scale.
 struct LogitTransform {

@@ -3,6 +3,7 @@
 
 #include "divergence/divergence.h"
 #include "rows/rows.h"
+#include "sampling/sampling.h"
 #include "tokens/tokens.h"
 
 namespace logitless::cuda {
@@ -83,6 +84,33 @@ void pair_gradient(
     const Upstream&,
     const TensorView&,
     const Workspace&,
+    Stream
+) {
+  fail();
+}
+
+void rows_sample(
+    const Rows&,
+    const TensorView&,
+    int64_t,
+    bool,
+    const SampleKey&,
+    RowState*,
+    SampleState*,
+    const SamplingWorkspace&,
+    Stream
+) {
+  fail();
+}
+
+void draw_from_rows(
+    const Rows&,
+    const TensorView&,
+    const Truncation&,
+    const SampleKey&,
+    RowState*,
+    const TruncatedDraw&,
+    const SamplingWorkspace&,
     Stream
 ) {
   fail();

@@ -209,6 +209,7 @@ def test_absent_has_the_symbols_of_the_kernels(tmp_path: Path) -> None:
     absent = symbols(cuda / "absent.cpp", '-DLOGITLESS_CUDA_REASON="none"')
     flags = ("-arch=sm_90", '-DLOGITLESS_CUDA_ARCHITECTURES="90"', '-DLOGITLESS_CUDA_TOOLKIT="0"')
     files = ("rows/rows.cu", "runtime/runtime.cu", "tokens/tokens.cu", "tokens/loss.cu")
+    files = (*files, "sampling/sampling.cu")
     present = set().union(*(symbols(cuda / file, *flags, compiler="nvcc") for file in files))
     assert {name for name in absent if "rows_forward" in name}
     assert {name for name in absent if "token_loss" in name}

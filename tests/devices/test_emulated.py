@@ -16,7 +16,7 @@ from tests.support.versions import why_no_interpreter
 
 NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
-MORE = {"triton": (), "cuda": ("tokens", "token_selection")}
+MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling")}
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 

@@ -168,8 +168,34 @@ def test_more_than_two_to_the_31_logits(backend: str) -> None:
     assert large[-1][:: n // 8].float().sum(-1).abs().max() < 0.05
 
 
-def test_sampling_says_where_it_works() -> None:
-    h, w = torch.randn(2, 8, device="cuda"), torch.randn(50, 8, device="cuda")
-    ids = torch.arange(2, device="cuda")
-    with pytest.raises(NotImplementedError, match=r"on the CPU only, got hidden on cuda:0"):
-        ll.linear_sample(h, w, seed=0, step=0, row_ids=ids)
+@pytest.mark.skipif(bool(backends.why_not("cuda", "cuda:0")), reason="no compiled CUDA kernels")
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9, "top_k": 40}], ids=str)
+def test_a_draw_waits_for_nothing_and_can_be_captured(truncation: dict[str, float]) -> None:
+    h, w = torch.randn(9, 64, device="cuda"), torch.randn(5000, 64, device="cuda")
+    ids = torch.arange(9, device="cuda")
+
+    def call() -> tuple[torch.Tensor, ...]:
+        found = ll.linear_sample(h, w, seed=1, step=2, row_ids=ids, **truncation)
+        return (*found, found.kept_logp)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(40):
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for shift in (100, 200):
+        # Another step of the same sequences.
+        ids.add_(shift)
+        h.mul_(0.9)
+        graph.replay()
+        for one, other in zip(captured, call(), strict=True):
+            assert_bitwise_equal(one, other)

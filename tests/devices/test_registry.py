@@ -78,13 +78,18 @@ def test_a_named_backend_that_cannot_serve_says_why(
     assert "backend='torch'" in str(error.value)
 
 
-def test_what_no_backend_of_a_device_has_is_refused_by_its_sentence(build: dict[str, Any]) -> None:
+def test_what_no_backend_of_a_device_has_is_refused_by_its_sentence(
+    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert backends.choose_with("linear_sample", "cpu", "float32") == "cpu"
-    assert backends.choose_with("token_stats", "cuda:0", "bfloat16") == "cuda"
+    for op in ("token_stats", "linear_sample"):
+        assert backends.choose_with(op, "cuda:0", "bfloat16") == "cuda"
+    refusing = cuda.backend(lambda: build, lambda index: f"no code for device {index}")
+    monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
     with pytest.raises(NotImplementedError) as error:
         backends.choose_with("linear_sample", "cuda:0", "float32")
-    start = "linear_sample of float32 tensors on cuda:0 is not built (cuda: "
-    assert str(error.value).startswith(start + backends.get("cuda").absent["sampling"])
+    start = "linear_sample of float32 tensors on cuda:0 is not built (triton: "
+    assert str(error.value).startswith(start + backends.get("triton").absent["sampling"])
 
 
 def test_the_environment_names_a_backend(

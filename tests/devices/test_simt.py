@@ -225,6 +225,40 @@ BUGS = {
         "for (int i = 2; i < kTokenWarps; ++i)", "token_sequences",
         ("AssertionError",),
     ),
+    "columns_past_the_tile": Bug(
+        "cuda/sampling/blocks.cuh", "y[i] = i * stride < left ? value_of",
+        "y[i] = i * stride <= left ? value_of", "draws",
+        ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "lane_finds_alone": Bug(
+        "cuda/sampling/draw.cuh", "  found = least_of_warp(found);",
+        "  if (found == kNone) return last;\n  found = least_of_warp(found);", "draws",
+        ("which does not take part", "divergent"),
+    ),
+    "lanes_without_those_before": Bug(
+        "cuda/sampling/draw.cuh", "before += (lane & bits) != 0 ? other : 0;",
+        "before += (lane & bits) == 0 ? other : 0;", "draws",
+        ("AssertionError",),
+    ),
+    "sorted_without_barrier": Bug(
+        "cuda/sampling/slabs.cuh", "        }\n      }\n      sync_block();\n",
+        "        }\n      }\n", "truncated_draws",
+        ("race on shared keys[",),
+    ),
+    "sums_left_behind": Bug(
+        "cuda/sampling/slabs.cuh",
+        "  // nobody reads what the last call has left\n  sync_block();\n", "", "truncated_draws",
+        ("race on shared warps[",),
+    ),
+    "set_past_the_row": Bug(
+        "cuda/sampling/slabs.cuh", "i < 8 && byte * 8 + i < columns_", "i < 8", "truncated_draws",
+        ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "slab_of_one_too_many": Bug(
+        "cuda/sampling/slabs.cuh", "counting && through <= kSlab;",
+        "counting && through <= kSlab + 1;", "truncated_draws",
+        ("AssertionError", "shared keys[1024] is out of bounds"),
+    ),
 }  # fmt: skip
 
 

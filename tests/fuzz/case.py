@@ -51,5 +51,5 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     if method and method != ["__init__"]:
         function = getattr(function(**own) if own else function, *method)
     elif own:
-        mine["rows"] = rows(**own)
+        mine["rows"] = (core.rows.CudaRows if "device" in own else rows)(**own)
     return function(**mine)

@@ -272,6 +272,43 @@ def cuda_gradient(core: Any, rng: Rng) -> Case:
     return case
 
 
+def sampling_workspace(core: Any, rng: Rng) -> Case:
+    sizes = {"n": int(rng.integers(9)), "columns": width(rng)}
+    return Case("sampling.cuda_workspace_bytes", sizes)
+
+
+def _draw(core: Any, p: Problem) -> dict[str, Any]:
+    """What every draw on a device takes."""
+    size = core.sampling.cuda_workspace_bytes(p.n, p.width)
+    return {
+        "logits": p.logits, "state": p.state(), "workspace": np.zeros(max(size, 1), np.uint8),
+        "row_ids": p.rng.integers(0, 99, p.n), "seed": int(p.rng.integers(2**62)),
+        "step": int(p.rng.integers(2**43)),
+    }  # fmt: skip
+
+
+def cuda_sample(core: Any, rng: Rng) -> Case:
+    p = Problem(core, rng, cuda=True)
+    return p.case(
+        "sampling.cuda_sample", written=("state", "best", "workspace"), best=np.zeros((p.n, 2)),
+        start=p.start, first=bool(rng.integers(2)), **_draw(core, p),
+    )  # fmt: skip
+
+
+def cuda_draw_truncated(core: Any, rng: Rng) -> Case:
+    p = Problem(core, rng, cuda=True)
+    p.start = 0
+    p.own["bias"] = None
+    written = ("state", "token", "workspace", "set_sizes", "set_bits", "kept_logp")
+    return p.case(
+        "sampling.cuda_draw_truncated", written=written, token=np.zeros(p.n, np.int64),
+        top_k=int(rng.choice([0, 1, 3, 100])), top_p=float(rng.choice([1, 0.9, 1e-3])),
+        min_p=float(rng.choice([0, 0.1, 1])), set_sizes=np.zeros(p.n, np.int64),
+        set_bits=maybe(rng, np.zeros((p.n, -(-p.width // 8)), np.uint8)),
+        kept_logp=np.zeros(p.n, np.float32), **_draw(core, p),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "rows.Rows.__init__": rows_init,
     "rows.Rows.forward": forward,
@@ -289,4 +326,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "rows.CudaRows.forward": cuda_forward,
     "rows.CudaRows.finalize": cuda_finalize,
     "rows.CudaRows.gradient": cuda_gradient,
+    "sampling.cuda_workspace_bytes": sampling_workspace,
+    "sampling.cuda_sample": cuda_sample,
+    "sampling.cuda_draw_truncated": cuda_draw_truncated,
 }

@@ -30,8 +30,10 @@ CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
 # Of csrc/cuda, and of csrc/bindings; and what the bindings of the kernels take of its arrays.
-ROOMS = ("rows", "divergence", "tokens")
-BINDINGS = ("cuda_rows", "cuda_divergence", "cuda_tokens", "cuda_selection", "loss_params")
+ROOMS = ("rows", "sampling", "divergence", "tokens")
+BINDINGS = (
+    "cuda_rows", "cuda_sampling", "cuda_divergence", "cuda_tokens", "cuda_selection", "loss_params",
+)  # fmt: skip
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -82,7 +84,7 @@ def link_package(core: Path, out: Path) -> None:
 
 
 def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
-    """Module `simt_rows` with CudaRows, CudaPair and CudaTokens, under ASan and UBSan, into `out`.
+    """Module `simt_rows` of the kernels and their bindings alone, under ASan and UBSan, into `out`.
 
     The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of
     them, so a changed line costs its own files.

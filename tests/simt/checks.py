@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.simt import pair_checks, token_checks
+from tests.simt import pair_checks, sampling_checks, token_checks
 from tests.simt import problem as rows
-from tests.simt.oracle import reference, tolerances
+from tests.simt.oracle import oracle, tolerances
 from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
 
 DTYPES = ("float32", "bfloat16", "float16")
 # A piece is 2048 float32 or 4096 16-bit columns.
 PIECE = 4096
+reference = oracle("rows")
 
 
 def assert_stats(p: Problem, result: Result) -> None:
@@ -334,7 +335,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     for check in (
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
-} | token_checks.CHECKS | pair_checks.CHECKS  # fmt: skip
+} | token_checks.CHECKS | pair_checks.CHECKS | sampling_checks.CHECKS  # fmt: skip
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,18 +12,23 @@ TESTS = Path(__file__).resolve().parents[1]
 REFERENCE = TESTS.parent / "python" / "logitless" / "reference"
 
 
-def load(name: str, path: Path) -> Any:
+@functools.cache
+def _load(name: str, path: Path) -> Any:
     """One file of Python by itself."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # where those that import it look first
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-reference = load("reference", REFERENCE / "rows.py")
-# what the next one imports
-sys.modules["logitless.reference.rows"] = reference
-pairs = load("pairs", REFERENCE / "divergence.py")
-del sys.modules["logitless.reference.rows"]
-tolerances = load("tolerances", TESTS / "support" / "tolerances.py")
+def oracle(name: str) -> Any:
+    """A file of logitless.reference, of which some import that of the rows."""
+    if name != "rows":
+        oracle("rows")
+    return _load(f"logitless.reference.{name}", REFERENCE / f"{name}.py")
+
+
+tolerances = _load("tolerances", TESTS / "support" / "tolerances.py")

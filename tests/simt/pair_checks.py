@@ -10,11 +10,11 @@ import numpy as np
 
 from tests.simt import pair_problem as pairs
 from tests.simt import problem as rows
-from tests.simt.oracle import pairs as oracle
-from tests.simt.oracle import tolerances
+from tests.simt.oracle import oracle, tolerances
 from tests.simt.pair_problem import BETA, KINDS, OUTPUTS, Pair, PairResult
 from tests.simt.problem import CHAINS, Array, Forbidden, Problem
 
+reference = oracle("divergence")
 # A split has 1024 columns, a block of the backward 4096.
 SPLIT, BLOCK = 1024, 4096
 DTYPES = (
@@ -31,7 +31,7 @@ def plain(p: Pair) -> dict[str, Array]:
     """KL, entropies and the divergences from the mix as float32 has them, of unmasked rows."""
     logs = []
     for side in (p.student, p.teacher):
-        z = oracle.logits_chain(side.values, **side.options).astype(np.float32)
+        z = reference.logits_chain(side.values, **side.options).astype(np.float32)
         x = z - z.max(1, keepdims=True)
         logs.append(x - np.log(np.exp(x).sum(1, keepdims=True)))
     log_p, log_q = logs
@@ -55,12 +55,12 @@ def plain(p: Pair) -> dict[str, Array]:
 def assert_stats(p: Pair, result: PairResult) -> None:
     active = np.full(p.n, True) if p.student.mask is None else p.student.mask
     other = plain(p)
-    truth = oracle.divergence(p.student.values, p.teacher.values, **known(p))
+    truth = reference.divergence(p.student.values, p.teacher.values, **known(p))
     for name in OUTPUTS:
         slack = np.where(active, other[name], 0)
         tolerances.assert_values(result.outputs[name], truth[name], "float32", plain=slack)
     options = {"kind": "jsd", "beta": BETA}
-    truth = oracle.divergence(p.student.values, p.teacher.values, **options, **known(p))
+    truth = reference.divergence(p.student.values, p.teacher.values, **options, **known(p))
     mixed = (1 - BETA) * result.sums[:, 0] + BETA * result.sums[:, 1]
     slack = np.where(active, other["jsd"], 0)
     ours = np.maximum(mixed, 0)
@@ -71,7 +71,7 @@ def assert_stats(p: Pair, result: PairResult) -> None:
 def assert_gradient(p: Pair, ours: Array, kind: str, upstream: dict[str, Array]) -> None:
     g = {name: values.astype(np.float64) for name, values in upstream.items()}
     options = {"kind": kind, "beta": BETA, **g, **known(p)}
-    truth, _ = oracle.divergence_backward(p.student.values, p.teacher.values, **options)
+    truth, _ = reference.divergence_backward(p.student.values, p.teacher.values, **options)
     mine = rows.exact(ours, p.student.dtype).reshape(truth.shape)
     finite = np.isfinite(truth).all(1)
     assert (np.isfinite(mine).all(1) == finite).all()

@@ -118,9 +118,12 @@ class SharedElement {
   SharedElement& operator=(const SharedElement& other) { return *this = static_cast<T>(other); }
   SharedElement(const SharedElement&) = default;
   SharedElement& operator+=(const T& value) { return *this = static_cast<T>(*this) + value; }
-  void add_atomically(const T& value) const {
+  // What was there before.
+  T add_atomically(const T& value) const {
     touch_shared(storage_, i_, Access::change, where_);
-    *data() += value;
+    const T before = *data();
+    *data() = before + value;
+    return before;
   }
 
  private:

@@ -19,6 +19,7 @@ NAMES = (
     "divergence",
     "tokens",
     "token_selection",
+    "sampling",
     "linear",
     "wiring",
     "hardware",

@@ -10,11 +10,13 @@ import sys
 import torch
 
 import logitless as ll
+from logitless.backends import registry
 from logitless.inputs.options import ROW_EXTRAS
 
 # One column, less than a warp, a ragged second piece, whole pieces, an odd row length.
 SMALL = ((1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001))
 DTYPES = (torch.float32, torch.bfloat16)
+TRUNCATIONS: tuple[dict[str, float], ...] = ({}, {"top_p": 0.9}, {"min_p": 0.01})
 
 
 def one(rows: int, vocab: int, dtype: torch.dtype, backend: str, in_place: bool) -> None:
@@ -41,6 +43,15 @@ def beside_a_teacher(rows: int, vocab: int, dtype: torch.dtype, backend: str) ->
     torch.cuda.synchronize()
 
 
+def draw(rows: int, vocab: int, dtype: torch.dtype) -> None:
+    """A token a row, of all of the vocabulary and of its top."""
+    hidden, weight = (torch.randn(n, 16, device="cuda").to(dtype) for n in (rows, vocab))
+    key = {"seed": 1, "step": 2, "row_ids": torch.arange(rows, device="cuda")}
+    for options in TRUNCATIONS:
+        ll.linear_sample(hidden, weight, **key, **options)
+    torch.cuda.synchronize()
+
+
 def main(backend: str, sizes: str) -> None:
     if sizes == "small":
         for rows, vocab in SMALL:
@@ -48,6 +59,8 @@ def main(backend: str, sizes: str) -> None:
                 for in_place in (False, True):
                     one(rows, vocab, dtype, backend, in_place)
                 beside_a_teacher(rows, vocab, dtype, backend)
+                if registry.get(backend).sampling is not None:
+                    draw(rows, vocab, dtype)
     else:
         rows, vocab = map(int, sizes.split("x"))
         one(rows, vocab, torch.bfloat16, backend, in_place=True)

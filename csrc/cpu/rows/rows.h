@@ -2,15 +2,10 @@
 // them.
 #pragma once
 
+#include "../../core/exp2.h"
 #include "../../core/rows.h"
 
 namespace logitless::cpu {
-
-// A row is worked through in blocks of this many columns, numbered by global vocabulary id: two
-// passes over a block stay in L1 (8 KiB of floats). Sums are in the compute type inside a block and
-// in double across blocks, so any tiling of the vocabulary in multiples of the block gives the same
-// bits.
-constexpr int64_t kBlock = 2048;
 
 // Float storage computes in float, double in double.
 struct BlockInput {

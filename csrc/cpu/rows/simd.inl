@@ -15,37 +15,18 @@ typedef uint64_t BitsD __attribute__((vector_size(kBytes)));
 template <typename T>
 struct Simd;
 
-// 2^f = 1 + f Q(f) on |f| <= 1/2, Q interpolated at Chebyshev nodes in 40 digits: relative error
-// 5e-9 for float, 8e-18 for double. What stands here is 2 Q, see vector_exp2.
+// Of float in core/exp2.h, with what the terms are; of double with a relative error of 8e-18.
 template <>
 struct Simd<float> {
   using Vec = VecF;
   using Bits = BitsF;
   static constexpr int kExponentBits = 23;
-  // 1.5 * 2^23 rounds what it is added to; with the exponent's bias less 1 on top, the sum's low
-  // bits are the biased exponent of 2^(k-1).
-  static constexpr float kRound = 12582912.0f + 126.0f;
-  // Here the biased exponent is 0, so that 2^(k-1) comes out as exactly 0.
-  static constexpr float kLowest = -126.0f;
+  static constexpr float kRound = kExp2Round;
+  static constexpr float kLowest = kExp2Lowest;
   // Too small to be seen beside 1, and far from what is not normal.
   static constexpr float kSpeck = 0x1p-100f;
-  static constexpr float kQ[] = {
-      2 * 0.69314718802622878106f,
-      2 * 0.24022650760568126945f,
-      2 * 0.055503571142190778186f,
-      2 * 0.0096180825572778514913f,
-      2 * 0.0013390863364671234381f,
-      2 * 0.00015453162945120690177f
-  };
-  // For sums of many terms: relative error 2e-7 of alternating sign, and one product less, which is
-  // 6% of the forward pass.
-  static constexpr float kSumQ[] = {
-      2 * 0.69314718055994530942f,
-      2 * 0.24022349038020361372f,
-      2 * 0.055503810137964574299f,
-      2 * 0.009666368515385448309f,
-      2 * 0.001338130253732079618f
-  };
+  static constexpr float kQ[] = {LOGITLESS_EXP2_TERMS};
+  static constexpr float kSumQ[] = {LOGITLESS_EXP2_SUM_TERMS};
 };
 
 template <>

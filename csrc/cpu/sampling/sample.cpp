@@ -2,7 +2,6 @@
 
 #include "../rows/tiles.h"
 #include "../runtime/parallel.h"
-#include "noise.h"
 
 namespace logitless::cpu {
 namespace {
@@ -51,8 +50,7 @@ void rows_sample(
       combine(state[row], found, scale);
       if (!(found.moments.s0 > 0)) continue;
       const PhiloxWords noise = block_noise(key, row, start / kBlock + block);
-      const double gumbel = -std::log(-std::log(uniform(noise.word[0], noise.word[1])));
-      const double score = found.moments.m * scale + std::log(found.moments.s0) + gumbel;
+      const double score = block_score(found.moments.m, found.moments.s0, scale, noise);
       if (score > best[row].score) {
         best[row].score = score;
         winner = block;
@@ -65,7 +63,7 @@ void rows_sample(
     const BlockInput input = tile.block(winner);
     kernels.weights(tile.dtype, input, winner_max, weights, y);
     const PhiloxWords noise = block_noise(key, row, start / kBlock + winner);
-    const int64_t column = inverse_cdf(weights, input.n, uniform(noise.word[2], noise.word[3]));
+    const int64_t column = inverse_cdf(weights, input.n, number_in_block(noise));
     best[row].token = static_cast<double>(start + winner * kBlock + column);
     state[row].target = y[column];
   });

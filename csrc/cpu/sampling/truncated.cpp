@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "../../core/exp.h"
 #include "../rows/tiles.h"
 #include "../runtime/parallel.h"
 #include "../topk/kernels.h"
-#include "noise.h"
 
 namespace logitless::cpu {
 namespace {
@@ -22,7 +22,7 @@ struct Sorted {
   Moments moments;
   double scale;
 
-  double weight(int64_t i) const { return std::exp((y[i] - moments.m) * scale); }
+  double weight(int64_t i) const { return exp_of((y[i] - moments.m) * scale); }
 };
 
 struct Choice {
@@ -72,11 +72,6 @@ Choice draw(const Sorted& top, const Truncation& truncation, double u) {
 // A row without a meaning draws nothing: rows_finalize names it.
 bool is_bad(const Moments& moments) { return row_error(moments, 0, 1) != RowError::none; }
 
-double number(const SampleKey& key, int64_t row) {
-  const PhiloxWords noise = block_noise(key, row, kTruncatedDraw);
-  return uniform(noise.word[0], noise.word[1]);
-}
-
 struct Entry {
   double y;
   int64_t id;
@@ -122,7 +117,7 @@ void draw_from_topk(
     const int64_t n = topk.count[row];
     const bool everything = n < topk.keep() && topk.margin == INFINITY;
     const Sorted top{y, n, everything, state[row].moments, rows.scale_of(row)};
-    const auto [i, kept] = draw(top, truncation, number(key, row));
+    const auto [i, kept] = draw(top, truncation, truncated_number(key, row));
     check(i < n, "row ", row, ": it has nothing to draw from");
     out.token[row] = i < 0 ? -1 : topk.ids[row * topk.capacity + i];
     if (out.kept != nullptr) out.kept[row] = kept;
@@ -155,7 +150,7 @@ void draw_from_rows(
       for (int64_t i = done; i < limit; ++i) y.push_back(entries[i].y);
       const Moments& moments = state[row].moments;
       const Sorted top{y.data(), limit, limit == size, moments, rows.scale_of(row)};
-      drawn = draw(top, truncation, number(key, row));
+      drawn = draw(top, truncation, truncated_number(key, row));
     }
     out.token[row] = entries[drawn.entry].id;
     state[row].target = entries[drawn.entry].y;

@@ -8,12 +8,6 @@
 
 namespace logitless::cpu {
 
-struct Truncation {
-  int64_t top_k = 0;  // 0: no limit
-  double top_p = 1;   // (0, 1]; 1: no limit
-  double min_p = 0;   // [0, 1]; 0: no limit
-};
-
 // What is drawn of each row.
 struct TruncatedDraw {
   int64_t* token;           // [n]

@@ -2,25 +2,9 @@
 #include "combine.cuh"
 #include "finalize.cuh"
 #include "rows.h"
+#include "visit.h"
 
 namespace logitless::cuda {
-namespace {
-
-// Calls fn(type_tag<S>{}) for the storage types that the kernels know.
-template <typename Fn>
-void visit_storage(Dtype dtype, const char* name, Fn&& fn) {
-  switch (dtype) {
-    case Dtype::f32: return fn(type_tag<float>{});
-    case Dtype::bf16: return fn(type_tag<bf16>{});
-    case Dtype::f16: return fn(type_tag<f16>{});
-    default: break;
-  }
-  check(false, name, " must be float32, bfloat16 or float16 on CUDA, got ", dtype_name(dtype));
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
 
 void rows_forward(
     const Rows& rows,

@@ -96,11 +96,14 @@ LOGITLESS_DEVICE void atomic_lower(int64_t* address, int64_t value) {
   atomicMin(reinterpret_cast<long long*>(address), static_cast<long long>(value));
 }
 
-// Add to what other threads add to as well; the second is of an element of shared memory.
+// Add to what other threads add to as well; the second is of an element of shared memory, and gives
+// back what was there before.
 LOGITLESS_DEVICE void atomic_add(int64_t* address, int64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
 }
-LOGITLESS_DEVICE void atomic_add(int32_t& element, int32_t value) { atomicAdd(&element, value); }
+LOGITLESS_DEVICE int32_t atomic_add(int32_t& element, int32_t value) {
+  return atomicAdd(&element, value);
+}
 
 // Storage types by the 32-bit word: how many a word holds, and what is done with it. The larger of
 // two words is that of each half, by number, where NaN counts only if both are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from logitless._core import Array
-from logitless._core.rows import Rows
+from logitless._core.rows import CudaRows, Rows
 from logitless._core.topk import TopK
 
 def sample(
@@ -33,4 +33,37 @@ def draw_truncated(
     row_ids: Array,
     seed: int,
     step: int,
+) -> None: ...
+def cuda_workspace_bytes(n: int, columns: int) -> int: ...
+def cuda_sample(
+    rows: CudaRows,
+    logits: Array,
+    state: Array,
+    best: Array,
+    *,
+    workspace: Array,
+    row_ids: Array,
+    seed: int,
+    step: int,
+    start: int = 0,
+    first: bool = True,
+    stream: int = 0,
+) -> None: ...
+def cuda_draw_truncated(
+    rows: CudaRows,
+    logits: Array,
+    state: Array,
+    token: Array,
+    *,
+    workspace: Array,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    set_sizes: Array,
+    set_bits: Array | None = None,
+    kept_logp: Array,
+    row_ids: Array,
+    seed: int,
+    step: int,
+    stream: int = 0,
 ) -> None: ...

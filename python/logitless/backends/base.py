@@ -102,11 +102,15 @@ class SetKernels(Protocol):
 class SamplingKernels(Protocol):
     """Tokens drawn from rows of logits."""
 
+    # Whether a truncated draw takes the largest logits, kept while tiles stream by, and whole rows
+    # only where these do not do; else it takes whole rows, and nothing waits for what it finds.
+    keeps_largest: bool
+
     def sample(self, rows: Rows, tile: Any, state: Any, best: Any, **noise: Any) -> None:
         """Combine a tile with the state, and draw a token on the way: csrc/cpu's sample.h."""
 
     def draw_truncated(self, rows: Rows, state: Any, drawn: Any, **options: Any) -> None:
-        """Draw from the top_k and top_p of each row."""
+        """Draw from the top_k, top_p and min_p of each row, of `topk` or of whole `logits`."""
 
 
 class DivergenceKernels(Protocol):

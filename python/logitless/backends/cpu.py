@@ -61,6 +61,8 @@ class CpuSets:
 class CpuSampling:
     """Draws by `_core.sampling`."""
 
+    keeps_largest = True
+
     def sample(self, rows: Rows, tile: Any, state: Any, best: Any, **noise: Any) -> None:
         _core.sampling.sample(_core_of(rows), tile, state, best, **noise)
 

@@ -57,6 +57,41 @@ class CudaCore:
         with current(self.device):
             self.rows.gradient(tile, state, gradient, **options, stream=self.stream)
 
+    def draw(self, kernel: Callable[..., None], tile: Any, *arrays: Any, **options: Any) -> None:
+        """One of `_core.sampling` for these rows."""
+        import torch
+
+        size = _core.sampling.cuda_workspace_bytes(self.n, tile.shape[-1])
+        workspace = torch.empty(size, dtype=torch.uint8, device=tile.device)
+        with current(self.device):
+            kernel(self.rows, tile, *arrays, **options, workspace=workspace, stream=self.stream)
+
+
+class CudaSampling:
+    """Draws by `_core.sampling`. The state is that of `forward`, so that a draw is scored as
+    linear_token_stats scores it."""
+
+    keeps_largest = False
+
+    def sample(
+        self, rows: Rows, tile: Any, state: Any, best: Any, *, start: int, first: bool, **noise: Any
+    ) -> None:
+        rows.forward(tile, state, start=start, first=first)
+        _core_of(rows).draw(
+            _core.sampling.cuda_sample, tile, state, best, start=start, first=first, **noise
+        )
+
+    def draw_truncated(
+        self, rows: Rows, state: Any, drawn: Any, *, logits: Any, **options: Any
+    ) -> None:
+        _core_of(rows).draw(_core.sampling.cuda_draw_truncated, logits, state, drawn, **options)
+
+
+def _core_of(rows: Rows) -> CudaCore:
+    kernels: Any = rows.kernels
+    core: CudaCore = kernels.core
+    return core
+
 
 class CudaPair:
     """_core.divergence.CudaPair in the same way."""
@@ -155,9 +190,10 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         why_not=why_not,
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+        sampling=CudaSampling(),
         tokens=_tokens,
         divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
-        absent={group: why for group, why in ABSENT.items() if group != "tokens"},
+        absent={group: why for group, why in ABSENT.items() if group not in ("sampling", "tokens")},
         asynchronous=True,
         described=described,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from logitless.backends.row_kernels.rows import BLOCK
@@ -56,6 +58,16 @@ class Machine:
     # (problem, whether it may be one-pass) -> the strategies to choose from, or None for the
     # planner's own: forces one, in a test or a study
     strategies: Callable[[Any, bool], list[Any] | None] | None = None
+
+
+# One object for each machine.
+@functools.cache
+def in_blocks(machine: Machine) -> Machine:
+    """The same with tiles of whole blocks of the vocabulary."""
+    quantum = math.lcm(machine.column_quantum, BLOCK)
+    return (
+        machine if quantum == machine.column_quantum else replace(machine, column_quantum=quantum)
+    )
 
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of

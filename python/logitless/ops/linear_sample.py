@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from logitless.ops.head.adapter import LowRank
     from logitless.ops.rows.arguments import Transform
     from logitless.ops.sampling.draw import Noise
+    from logitless.ops.sampling.kept_bits import KeptBits
     from logitless.ops.sharding.shard import Shard
 
 
@@ -40,7 +41,7 @@ class Sample(_Drawn):
     attributes what it was drawn from."""
 
     # None: all of the vocabulary
-    _sets: KeptSets | None = None
+    _sets: KeptSets | KeptBits | None = None
     _kept_logp: Any = None
 
     @property
@@ -48,7 +49,7 @@ class Sample(_Drawn):
         """The tokens that each row could be drawn as, ascending; none of a row: all."""
         if self._sets is None:
             return SamplingMask.from_lists([()] * len(self.token))
-        return SamplingMask(*self._sets)
+        return SamplingMask(*self._sets.csr)
 
     @property
     def kept_logp(self) -> Any:
@@ -128,8 +129,12 @@ def linear_sample(
         with the whole vocabulary would draw, up to the rounding of products of other shapes. Of
         rows that need another product for top_k or top_p all logits are sent.
 
-    torch tensors on the CPU; never differentiable. Raises ValueError or TypeError naming the
-    argument, and ValueError naming the first row with a NaN, a +inf or no finite logit.
+    torch tensors on the CPU, or on a GPU with the compiled CUDA core: there of the same logits the
+    same token, and nothing waits but `.sampling_mask`, once it is asked for. Whole rows are held
+    for top_k, top_p and min_p there, as many at a time as the budget has room for, and no row gets
+    another product; `.kept_logp` is that of the draw itself. Never differentiable. Raises
+    ValueError or TypeError naming the argument, and ValueError naming the first row with a NaN, a
+    +inf or no finite logit; on a GPU as `token_stats` does.
     """
     import torch
 
@@ -191,8 +196,11 @@ def linear_sample(
         if not torch.compiler.is_compiling():
             *found, sets = draw(*arguments)
             drawn = Sample(*found)
-            if sets is not None:
-                _score(drawn, sets, *arguments)
+            drawn._sets = sets
+            if isinstance(sets, KeptSets):
+                drawn._kept_logp = _score(drawn.token, sets, *arguments)
+            elif sets is not None:
+                drawn._kept_logp = sets.logp
             return drawn
         from logitless.ops.sampling.op import sample
 
@@ -201,7 +209,7 @@ def linear_sample(
 
 
 def _score(
-    drawn: Sample,
+    token: Any,
     sets: KeptSets,
     backend: str,
     hidden: Any,
@@ -212,19 +220,18 @@ def _score(
     __: Noise,
     shard: Shard,
     low: LowRank | None,
-) -> None:
-    """The set of each row, and the log-prob within it by the way that training takes."""
+) -> Any:
+    """The log-prob within each row's set, by the way that training takes."""
     from logitless.ops.head.inputs import HeadInputs, logits_dtype
     from logitless.ops.head.masked import set_statistics
     from logitless.ops.rows.arguments import RowArguments
 
-    rows = RowArguments(drawn.token, None, *chain, backend)
+    rows = RowArguments(token, None, *chain, backend)
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     # what was drawn has been paid for already
     compute = changed(compute, memory_budget=None)
     inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard, low)
-    drawn._sets = sets
-    drawn._kept_logp = set_statistics(inputs, sets.on(shard, len(weight))).logp
+    return set_statistics(inputs, sets.on(shard, len(weight))).logp
 
 
 def _check(

@@ -18,9 +18,9 @@ ABSENT = {
     "topk": "the kernels of kept entries run on the CPU only; tail_mass=0 is exact and everywhere",
     "sets": "the kernels of rows over sets of tokens run on the CPU only; backend='torch' "
     "renormalises full logits",
-    "sampling": "the kernels that draw tokens run on the CPU only: pass hidden.cpu() and "
-    "weight.cpu(), or draw from logits by torch.multinomial((hidden @ weight.T).softmax(-1), 1), "
-    "scored by linear_token_stats",
+    "sampling": "the kernels that draw tokens are the compiled core's, for CUDA and the CPU: pass "
+    "hidden.cpu() and weight.cpu(), or draw from logits by "
+    "torch.multinomial((hidden @ weight.T).softmax(-1), 1), scored by linear_token_stats",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
 

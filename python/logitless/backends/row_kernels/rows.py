@@ -25,7 +25,7 @@ class Rows:
 
     backend: Backend
     n: int
-    targets: Any = None  # [n] int64; None while sampling, and beside a teacher
+    targets: Any = None  # [n] int64; -1 while sampling, None beside a teacher
     mask: Any = None  # [n] bool or None
     row_scale: Any = None  # [n] float64 or None
     scale: float = 1.0

@@ -101,8 +101,9 @@ def all_logits(
     tiling: Tiling,
     backend: Backend,
 ) -> Tensor:
-    """[n, V], for few rows or few columns."""
-    out = h.new_empty(n, weight.shape[0], dtype=tiling.dtype)
+    """[n, V], for few rows or few columns; rows lie apart as those of a tile do."""
+    vocab = weight.shape[0]
+    out = h.new_empty(n, tiling.row_columns(vocab), dtype=tiling.dtype)[:, :vocab]
     for first, chunk, tile in logit_tiles(h, weight, n, tiling, backend):
         out[chunk, first : first + tile.shape[1]] = tile
     return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends import registry
-from logitless.backends.base import SamplingKernels
+from logitless.backends.base import Backend, SamplingKernels
 from logitless.backends.forked import refuse_lost_threads
 from logitless.backends.row_kernels.rows import SAMPLE_STATE, Rows
 from logitless.inputs.options import ComputeOptions, LogitTransform
@@ -20,10 +20,12 @@ from logitless.ops.head.inputs import logits_dtype
 from logitless.ops.head.joined import Matrix, joined
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
-from logitless.ops.rows.arguments import Transform, transform
+from logitless.ops.rows.arguments import Transform, kernel_rows, transform
 from logitless.ops.rows.outputs import differentiable_outputs
+from logitless.ops.sampling.kept_bits import KeptBits
 from logitless.ops.sampling.sharded import sample_shard
-from logitless.ops.sampling.truncated import KeptSets, Truncation, draw_truncated
+from logitless.ops.sampling.truncated import KeptSets, Truncation, draw_from_largest
+from logitless.ops.sampling.whole_rows import draw_from_whole_rows
 from logitless.ops.sharding.shard import Shard
 
 
@@ -56,31 +58,33 @@ def draw(
     noise: Noise,
     shard: Shard,
     adapter: LowRank | None = None,
-) -> tuple[Tensor, Tensor, Tensor, KeptSets | None]:
+) -> tuple[Tensor, Tensor, Tensor, KeptSets | KeptBits | None]:
     """(token, logp, entropy), [N] each, and what was drawn from where that is not everything."""
     refuse_lost_threads()
     served_by = registry.get(backend)
     n, vocab = len(hidden), shard.vocab(len(weight))
     dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
     machine = served_by.machine(hidden.device)
+    limited = truncation.limits(vocab)
+    keeps = limited and kernels_of(served_by).keeps_largest
     plan = cached_plan(
         machine, n, hidden.shape[1], shard.widest(len(weight)), hidden.dtype,
-        compute.memory_budget, logits_dtype=dtype, backward=False,
+        compute.memory_budget, logits_dtype=dtype, backward=False, whole_blocks=True,
         batch_invariant=compute.batch_invariant,
-        kept_entries=truncation.kept(vocab, machine) if truncation.limits(vocab) else 0,
+        kept_entries=truncation.kept(vocab, machine) if keeps else 0,
         adapter_rank=0 if adapter is None else adapter.rank,
     )  # fmt: skip
     tiling = Tiling.of(plan, len(weight), hidden.dtype, dtype)
-    bias = None if chain.bias is None else chain.bias.detach()
-    rows = Rows(
-        served_by, n, None, None, chain.row_scale, chain.scale, bias, chain.pre, chain.softcap,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    state, sets = new_state(n, hidden), None
+    # The tokens to score are still to be found.
+    nobody = hidden.new_full((n,), -1, dtype=torch.int64)
+    rows = kernel_rows("linear_sample", n, nobody, None, chain, backend)
+    state: Tensor = new_state(n, hidden)
+    sets: KeptSets | KeptBits | None = None
     matrix = joined(weight, None if adapter is None else adapter.up)
     h = hidden if adapter is None else adapter.joins(hidden)
-    if truncation.limits(vocab):
-        token, sets = draw_truncated(h, matrix, rows, tiling, plan, truncation, noise, shard, state)
+    if limited:
+        of_top = draw_from_largest if keeps else draw_from_whole_rows
+        token, sets = of_top(h, matrix, rows, tiling, plan, truncation, noise, shard, state)
     else:
         token = _draw_whole(tiling.operand(h, None), matrix, rows, tiling, noise, shard, state)
     out = differentiable_outputs(n, hidden)
@@ -99,7 +103,7 @@ def _draw_whole(
 ) -> Tensor:  # [N] int64
     """Drawn from all of softmax(z); `state` is then as if the tokens had been the targets."""
     best = h.new_empty(rows.n, SAMPLE_STATE, dtype=torch.float64)
-    kernels = kernels_of(rows)
+    kernels = kernels_of(rows.backend)
 
     def sample(start: int, chunk: slice, tile: Tensor) -> None:
         first = start == 0 and not shard.group
@@ -118,6 +122,6 @@ def _draw_whole(
     return best[:, 1].to(torch.int64)
 
 
-def kernels_of(rows: Rows) -> SamplingKernels:
-    assert rows.backend.sampling is not None
-    return rows.backend.sampling
+def kernels_of(backend: Backend) -> SamplingKernels:
+    assert backend.sampling is not None
+    return backend.sampling

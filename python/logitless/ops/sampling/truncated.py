@@ -1,6 +1,6 @@
 """Draws from the top_k, top_p and min_p of each row: from its largest logits, kept while tiles
 stream by, and where those cannot prove that they hold the whole set, from another product of those
-rows alone.
+rows alone. whole_rows.py has the other way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.checks import plain_fields, require, whole
-from logitless.inputs.records import changed
 from logitless.inputs.sampling_mask import Sets
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from logitless.ops.head.planner.plan import Plan
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.rows.sets import RowSets
+    from logitless.ops.sampling.draw import Noise
     from logitless.ops.sharding.shard import Shard
 
 
@@ -88,6 +88,10 @@ class KeptSets(NamedTuple):
         first = row * vocab
         return cls(((found + first).sort().values - first).int(), offsets)
 
+    @property
+    def csr(self) -> tuple[Tensor, Tensor]:
+        return self.ids, self.offsets
+
     def on(self, shard: Shard, width: int) -> RowSets:
         """Those of this rank's columns, as the head takes them."""
         import torch
@@ -101,14 +105,14 @@ class KeptSets(NamedTuple):
         return RowSets(*map(torch.from_numpy, sets.within(shard.start, shard.start + width)))
 
 
-def draw_truncated(
+def draw_from_largest(
     h: Tensor,  # [n, H], not padded
     weight: Matrix,  # [V of this rank, H]
     rows: Rows,
     tiling: Tiling,
     plan: Plan,
     truncation: Truncation,
-    noise: Any,  # linear_sample.Noise
+    noise: Noise,
     shard: Shard,
     state: Tensor,  # [n, STATE], written
 ) -> tuple[Tensor, KeptSets]:  # [n] int64
@@ -125,17 +129,15 @@ def draw_truncated(
     from logitless.ops.sharding.topk import finalize
 
     n, vocab = len(h), shard.vocab(len(weight))
-    token = h.new_zeros(n, dtype=torch.int64)
-    # The forward asks for targets; what it finds of these is overwritten by the draw.
-    rows = changed(rows, targets=token)
+    kernels = kernels_of(rows.backend)
     topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine(h.device)))
     store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)
     finalize(rows, state, topk, shard, tiling.dtype)
-    drawn, sizes = torch.empty_like(token), torch.empty_like(token)
+    drawn, sizes = (h.new_empty(n, dtype=torch.int64) for _ in range(2))
     arguments = {**truncation.arguments, **noise.of(slice(0, n))}
-    kernels_of(rows).draw_truncated(rows, state, drawn, topk=topk, set_sizes=sizes, **arguments)
+    kernels.draw_truncated(rows, state, drawn, topk=topk, set_sizes=sizes, **arguments)
     left = (drawn < 0).nonzero().squeeze(1)
     others: list[Tensor] = []
     if not len(left):
@@ -161,7 +163,7 @@ def _draw_again(
     rows: Rows,  # with the whole vocabulary's bias
     tiling: Tiling,
     truncation: Truncation,
-    noise: Any,
+    noise: Noise,
     shard: Shard,
     state: Tensor,  # [r, STATE], written
 ) -> tuple[Tensor, list[Tensor]]:  # [r]
@@ -169,16 +171,16 @@ def _draw_again(
     product of fewer rows may round otherwise."""
     import torch
 
-    from logitless.ops.head.gemm import all_logits
     from logitless.ops.sampling.draw import kernels_of
+    from logitless.ops.sampling.whole_rows import logits_of
 
     r = len(h)
-    logits = shard.whole(all_logits(tiling.operand(h, None), weight, r, tiling, rows.backend))
+    logits = logits_of(h, weight, rows, tiling, shard)
     rows.forward(logits, state)
     drawn, sizes = (h.new_empty(r, dtype=torch.int64) for _ in range(2))
     ids = h.new_empty(logits.shape, dtype=torch.int32)
     arguments = {**truncation.arguments, **noise.of(slice(0, r))}
-    kernels_of(rows).draw_truncated(
+    kernels_of(rows.backend).draw_truncated(
         rows, state, drawn, logits=logits, set_sizes=sizes, set_ids=ids, **arguments
     )
     # copies, so that what was held goes

@@ -86,8 +86,8 @@ LOGITLESS_DEVICE float product(float a, float b) { return a * b; }
 LOGITLESS_DEVICE void atomic_lower(int64_t* address, int64_t value) { atomicMin(address, value); }
 LOGITLESS_DEVICE void atomic_add(int64_t* address, int64_t value) { atomicAdd(address, value); }
 template <typename T>
-void atomic_add(const simt::SharedElement<T>& element, T value) {
-  element.add_atomically(value);
+T atomic_add(const simt::SharedElement<T>& element, T value) {
+  return element.add_atomically(value);
 }
 
 // float -> 16 bits with round to nearest even, for `digits` binary digits of which one is implied

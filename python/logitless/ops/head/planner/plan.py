@@ -11,7 +11,7 @@ import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.gpus import GPUS
-from logitless.backends.machine import Machine
+from logitless.backends.machine import Machine, in_blocks
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import ENTRY_STEP, check_names, check_tail_entries, check_tail_mass
@@ -216,9 +216,14 @@ def plan_on(
     kept_entries: int = 0,
     adapter_rank: int = 0,
     heads: int = 1,
+    whole_blocks: bool = False,
 ) -> Plan:
     """`plan` for a machine of these numbers. `heads`: how many of these sizes, at most, share the
-    budget; the plan is that of one of them."""
+    budget; the plan is that of one of them. `whole_blocks`: tiles are of whole blocks, for which
+    `linear_sample` draws random numbers; with `batch_invariant` always, so that a draw and what
+    scores it are tiled alike."""
+    if whole_blocks or batch_invariant:
+        machine = in_blocks(machine)
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
     tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
