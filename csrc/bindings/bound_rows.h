@@ -35,6 +35,7 @@ inline void check_ids(const Array& tile, int64_t start, int64_t limit, const cha
 }
 
 // A Device has
+//   TopKOf          the class of what keeps the largest logits
 //   kWhere          what its constructor takes: the name of a number
 //   kWideOutputs    whether outputs may be float64
 //   place()         where arrays are
@@ -82,7 +83,7 @@ class BoundRows {
       int64_t start,
       bool first,
       bool extras,
-      const TopKArrays* topk,
+      const typename Device::TopKOf* topk,
       pybind11::handle workspace,
       int64_t stream
   ) const {

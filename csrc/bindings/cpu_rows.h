@@ -1,13 +1,14 @@
 // Rows on the CPU: what bound_rows.h needs of the device.
 #pragma once
 
-#include "../cpu/rows/rows.h"
+#include "../cpu/topk/topk.h"
 #include "bound_rows.h"
 
 namespace logitless::bindings {
 
 class CpuDevice {
  public:
+  using TopKOf = CpuTopK;
   static constexpr const char* kWhere = "threads";
   static constexpr bool kWideOutputs = true;
 
@@ -23,7 +24,7 @@ class CpuDevice {
       bool extras,
       bool first,
       RowState* state,
-      const TopKArrays* topk,
+      const CpuTopK* topk,
       const std::optional<Array>& workspace,
       int64_t stream
   ) const {

@@ -26,7 +26,7 @@ class CudaPair {
  public:
   CudaPair(const CudaRows& rows, const CudaRows& teacher) : rows_(rows), teacher_(teacher) {
     check_same_rows(rows, teacher);
-    const int own = device().device(), other = teacher.device().device();
+    const int own = device().number(), other = teacher.device().number();
     check(own == other, "teacher must be on device ", own, ", got ", other);
   }
 

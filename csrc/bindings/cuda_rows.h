@@ -1,22 +1,16 @@
-// Rows on a CUDA device: what bound_rows.h needs of it.
+// Rows on a CUDA device: what bound_rows.h needs of the device.
 #pragma once
 
-#include "../cuda/rows/rows.h"
+#include "../cuda/topk/topk.h"
+#include "arrays/cuda_place.h"
 #include "bound_rows.h"
 
 namespace logitless::bindings {
 
 // cuda::workspace_bytes, of any sizes.
-inline int64_t workspace_of(int64_t n, int64_t columns) {
-  int64_t bytes = 0;
-  const int64_t splits = columns / cuda::kSmallestSplit + 1;
-  const bool wraps = __builtin_mul_overflow(n, splits, &bytes) ||
-                     __builtin_mul_overflow(bytes, int64_t{sizeof(cuda::Partial)}, &bytes);
-  check(!wraps, "a tile of ", n, " rows and ", columns, " columns is larger than any memory");
-  return cuda::workspace_bytes(n, columns);
-}
+int64_t cuda_workspace_bytes(int64_t n, int64_t columns);
 
-// A gradient of rows, of float32 or float64.
+// A gradient of an output, float32 or float64, of n rows.
 inline cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n) {
   if (!array) return {};
   return visit_real(*array, [&](auto, Dtype dtype) -> cuda::Upstream {
@@ -26,19 +20,22 @@ inline cuda::Upstream upstream_of(const std::optional<Array>& array, int64_t n) 
 
 class CudaDevice {
  public:
+  using TopKOf = CudaTopK;
   static constexpr const char* kWhere = "device";
   static constexpr bool kWideOutputs = false;
 
-  explicit CudaDevice(int device) : device_(device) {
-    if (!cuda::build_info().compiled) throw std::runtime_error(cuda::device_reason(device));
-  }
-  int device() const { return device_; }
-  cuda::Stream queue(int64_t stream) const { return {device_, reinterpret_cast<void*>(stream)}; }
-  // The caller works on the stream that a call names, so no array waits for another stream. The
-  // emulator's device arrays are those of the CPU.
-  Place place() const { return cuda::build_info().emulated ? Place{} : Place{device_, -1}; }
+  explicit CudaDevice(int device) : device_(device), place_(cuda_place(device)) {}
+  Place place() const { return place_; }
+  int number() const { return device_; }
   int threads() const { return 1; }
   Dtype compute(Dtype) const { return Dtype::f32; }
+  cuda::Stream queue(int64_t stream) const { return cuda_queue(device_, stream); }
+
+  // Of a TopK that a call takes beside rows of this device.
+  const TopK& kept(const CudaTopK& topk, int64_t n) const {
+    check(topk.device() == device_, "topk must be on device ", device_, ", got ", topk.device());
+    return topk.of_rows(n);
+  }
 
   void forward(
       const logitless::Rows& rows,
@@ -47,18 +44,23 @@ class CudaDevice {
       bool extras,
       bool first,
       RowState* state,
-      const TopKArrays* topk,
+      const CudaTopK* topk,
       const std::optional<Array>& workspace,
       int64_t stream
   ) const {
-    check(topk == nullptr, "topk must be None on CUDA, where no kernel keeps the largest logits");
     check(workspace.has_value(), "workspace must be given on CUDA");
     const Array& memory = *workspace;
     check(memory->contiguous(), "workspace must be contiguous");
-    if (tile->ndim > 0) workspace_of(rows.n, tile->shape[tile->ndim - 1]);
+    if (tile->ndim > 0) cuda_workspace_bytes(rows.n, tile->shape[tile->ndim - 1]);
     const int64_t bytes = memory->size() * dtype_bytes(memory->dtype);
+    const TopK* kept_here = topk == nullptr ? nullptr : &kept(*topk, rows.n);
+    if (kept_here != nullptr) check_ids(tile, start, INT32_MAX, "topk");
     cuda::rows_forward(
         rows, tile.view(), start, extras, first, state, memory->data, bytes, queue(stream)
+    );
+    if (kept_here == nullptr) return;
+    cuda::topk_capture(
+        rows, tile.view(), start, first, state, memory->data, *kept_here, queue(stream)
     );
   }
 
@@ -85,7 +87,7 @@ class CudaDevice {
       const TensorView& out,
       int64_t stream
   ) const {
-    const auto of = [&](const std::optional<Array>& array) { return upstream_of(array, rows.n); };
+    const auto of = [&](const auto& array) { return upstream_of(array, rows.n); };
     cuda::rows_gradient(
         rows, tile, start, state, of(g.logp), of(g.entropy), of(g.lse), out, queue(stream)
     );
@@ -93,6 +95,7 @@ class CudaDevice {
 
  private:
   int device_;
+  Place place_;
 };
 
 using CudaRows = BoundRows<CudaDevice>;

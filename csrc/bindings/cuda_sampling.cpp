@@ -13,7 +13,7 @@ namespace {
 
 int64_t workspace_bytes(int64_t n, int64_t columns) {
   // larger, and refused where it is larger than any memory
-  workspace_of(count_of(n, kMostRows, "n"), count_of(columns, kMostColumns, "columns"));
+  cuda_workspace_bytes(count_of(n, kMostRows, "n"), count_of(columns, kMostColumns, "columns"));
   return cuda::sampling_workspace_bytes(n, columns);
 }
 
@@ -91,8 +91,7 @@ void draw_truncated(
   cuda::TruncatedDraw drawn{
       data_of<int64_t>(tokens, Dtype::i64, n),
       data_of<int64_t>(sizes, Dtype::i64, n),
-      data_of<float>(logps, Dtype::f32, n)
-  };
+      data_of<float>(logps, Dtype::f32, n)};
   if (sets) {
     const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
     drawn.bits = data_of<uint8_t>(sets, Dtype::u8, n * ((columns + 7) / 8));

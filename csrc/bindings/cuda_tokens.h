@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "../cuda/tokens/tokens.h"
+#include "arrays/cuda_place.h"
 #include "arrays/overlap.h"
 
 namespace py = pybind11;
@@ -40,10 +41,7 @@ struct DeviceNumber : ScalarArray<double> {
 
 class CudaTokens {
  public:
-  explicit CudaTokens(int device) : device_(device) {
-    if (!cuda::build_info().compiled) throw std::runtime_error(cuda::device_reason(device));
-    if (!cuda::build_info().emulated) place_ = {device, -1};
-  }
+  explicit CudaTokens(int device) : device_(device), place_(cuda_place(device)) {}
 
   void value_sums(
       py::handle first_object,
@@ -122,7 +120,7 @@ class CudaTokens {
   Array writes(py::handle object, const char* name) const {
     return Array(object, name, Access::write, place_);
   }
-  cuda::Stream queue(int64_t stream) const { return {device_, reinterpret_cast<void*>(stream)}; }
+  cuda::Stream queue(int64_t stream) const { return cuda_queue(device_, stream); }
 
   int device_;
   Place place_;

@@ -7,6 +7,7 @@ void register_topk_class(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_cuda_rows(pybind11::module_& m);
 void register_topk(pybind11::module_& m);
+void register_cuda_topk(pybind11::module_& m);
 void register_sets(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_cuda_sampling(pybind11::module_& m);
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_rows(rows);
   register_cuda_rows(rows);
   register_topk(topk);
+  register_cuda_topk(topk);
   register_sets(sets);
   register_sampling(sampling);
   register_cuda_sampling(sampling);

@@ -42,7 +42,7 @@ void draw_truncated(
     const CpuRows& rows,
     py::handle state,
     py::handle token,
-    const TopKArrays* topk,
+    const CpuTopK* topk,
     py::handle logits,
     int64_t top_k,
     double top_p,
@@ -79,7 +79,7 @@ void draw_truncated(
     cpu::draw_from_rows(of_tile, whole->view(), truncation, key, data, drawn);
     return;
   }
-  const cpu::TopK& kept = topk->finalized(n);
+  const TopK& kept = topk->finalized(n);
   const py::gil_scoped_release release;
   cpu::draw_from_topk(rows.rows(), kept, truncation, key, data, drawn);
 }

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "arrays/sparse_array.h"
+#include "arrays/sparse_checks.h"
 #include "cpu_rows.h"
 
 namespace py = pybind11;
@@ -9,10 +10,10 @@ namespace py = pybind11;
 namespace logitless::bindings {
 namespace {
 
-void finalize(const CpuRows& rows, py::handle state, const TopKArrays& topk) {
+void finalize(const CpuRows& rows, py::handle state, const CpuTopK& topk) {
   const Array states(state, "state", Access::read);
   const auto* data = rows.arrays().states_of<const RowState>(states);
-  const cpu::TopK& kept = topk.filled(rows.n(), topk.capacity());
+  const TopK& kept = topk.filled(rows.n(), topk.capacity());
   check_apart(rows, states, topk);
   const py::gil_scoped_release release;
   cpu::finalize_topk(rows.rows(), data, kept);
@@ -21,7 +22,7 @@ void finalize(const CpuRows& rows, py::handle state, const TopKArrays& topk) {
 void measure(
     const CpuRows& rows,
     py::handle state,
-    const TopKArrays& topk,
+    const CpuTopK& topk,
     py::handle dropped_mass,
     py::handle dropped_entropy,
     int64_t step,
@@ -32,13 +33,11 @@ void measure(
   const Array masses(dropped_mass, "dropped_mass", Access::write);
   const Array entropies(dropped_entropy, "dropped_entropy", Access::write);
   rows.arrays().check_targets();
-  check(step > 0, "step must be positive, got ", step);
-  check(enough >= 0, "enough must not be negative, got ", enough);
-  check(slack >= 0, "slack must not be negative, got ", slack);
+  const Economy economy = economy_of(step, enough, slack);
   const int64_t n = rows.n();
   const auto* data = rows.arrays().states_of<const RowState>(states);
-  const cpu::TopK& kept = topk.finalized(n);
-  const cpu::Dropped dropped{
+  const TopK& kept = topk.finalized(n);
+  const Dropped dropped{
       data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)
   };
   const logitless::Rows here = rows.rows();
@@ -47,13 +46,13 @@ void measure(
   }
   check_apart(rows, states, topk, masses, entropies);
   const py::gil_scoped_release release;
-  cpu::measure_topk(here, data, kept, {step, enough, slack}, dropped);
+  cpu::measure_topk(here, data, kept, economy, dropped);
 }
 
 void sparse_gradient(
     const CpuRows& rows,
     py::handle state,
-    const TopKArrays& topk,
+    const CpuTopK& topk,
     py::handle index,
     py::handle offsets,
     py::handle columns,
@@ -73,7 +72,7 @@ void sparse_gradient(
   };
   const double *gl = of(upstream.logp), *ge = of(upstream.entropy), *gz = of(upstream.lse);
   const auto* data = rows.arrays().states_of<const RowState>(states);
-  const cpu::TopK& kept = topk.filled(n, topk.capacity());
+  const TopK& kept = topk.filled(n, topk.capacity());
   const auto* row_of = data_of<const int64_t>(which, Dtype::i64, out->n);
   for (int64_t i = 0; i < out->n; ++i) {
     check(0 <= row_of[i] && row_of[i] < n, "index must be in [0, ", n, "), got ", row_of[i]);
@@ -137,22 +136,10 @@ void multiply(
   const Array matrix(dense, "dense", Access::read);
   const Array result(out, "out", Access::write);
   for (const Array* array : {&matrix, &result}) {
-    const TensorView& view = array->view();
-    visit_float(view.dtype, array->name(), [](auto) {});
-    check(view.ndim == 2, array->name(), " must be [n, H], got ", view.ndim, " dimensions");
-    check(
-        view.size() == 0 || view.shape[1] == 1 || view.strides[1] == 1,
-        array->name(),
-        " must have contiguous rows (last stride 1)"
-    );
+    visit_float((*array)->dtype, array->name(), [](auto) {});
+    check_rows_of_matrix(*array);
   }
-  check(
-      matrix->shape[1] == result->shape[1],
-      "out must have as many columns as dense, ",
-      matrix->shape[1],
-      ", got ",
-      result->shape[1]
-  );
+  check_same_width(matrix, result);
   check(
       (matrix->dtype == Dtype::f64) == sparse->wide &&
           (result->dtype == Dtype::f64) == sparse->wide,

@@ -5,6 +5,7 @@
 #include "rows/rows.h"
 #include "sampling/sampling.h"
 #include "tokens/tokens.h"
+#include "topk/topk.h"
 
 namespace logitless::cuda {
 namespace {
@@ -49,6 +50,43 @@ void rows_gradient(
 ) {
   fail();
 }
+
+void topk_capture(
+    const Rows&, const TensorView&, int64_t, bool, const RowState*, const void*, const TopK&, Stream
+) {
+  fail();
+}
+void topk_finalize(const Rows&, const RowState*, const TopK&, Stream) { fail(); }
+void topk_measure(
+    const Rows&, const RowState*, const TopK&, const Economy&, const Dropped&, Stream
+) {
+  fail();
+}
+void sparse_gradient(
+    const Rows&,
+    const RowState*,
+    const TopK&,
+    const int64_t*,
+    const Upstream&,
+    const Upstream&,
+    const Upstream&,
+    const SparseRows&,
+    Stream
+) {
+  fail();
+}
+void sparse_multiply(
+    const SparseRows&,
+    const int32_t*,
+    const TensorView&,
+    bool,
+    const Chains&,
+    const TensorView&,
+    Stream
+) {
+  fail();
+}
+void sparse_add_row_sums(const SparseRows&, const int32_t*, float*, int64_t, Stream) { fail(); }
 
 void pair_forward(const PairRows&, const PairTile&, bool, PairState*, const Workspace&, Stream) {
   fail();

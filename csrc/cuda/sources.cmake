@@ -53,9 +53,9 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 # Static: the module asks neither for CUDA's libraries nor for a driver until a kernel runs.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
-# As on the CPU: the same tokens give the same bits, and the same logits the same draws.
+# As on the CPU: the same tokens, entries and logits give the same bits, and the same draws.
 foreach(source ${_kernels})
-  if(source MATCHES "csrc/cuda/(tokens|sampling)/[^/]*$")
+  if(source MATCHES "csrc/cuda/(tokens/[^/]*|sampling/[^/]*|topk/entries\\.cu)$")
     set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-fmad=false")
   endif()
 endforeach()

@@ -16,7 +16,7 @@ from tests.support.versions import why_no_interpreter
 
 NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
-MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling")}
+MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling", "sparse")}
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 
@@ -52,7 +52,7 @@ def test_cuda_kernels_in_the_emulator(tmp_path: Path) -> None:
     # and seeded calls of the bindings, most of them spoilt
     fuzz = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--cases", "900"]
     done = subprocess.run(
-        [*fuzz, "--only", "Cuda"],
+        [*fuzz, "--only", "uda"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -220,6 +220,40 @@ BUGS = {
         "cuda/tokens/loss.cuh", "if (i >= args.n) break;", "if (i > args.n) break;", "token_loss",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
+    "keys_sorted_too_early": Bug(
+        "cuda/topk/keys.cuh", "keys[i] = 0;\n  sync_block();\n", "keys[i] = 0;\n", "topk_entries",
+        ("race on shared keys[", "before anyone wrote it"),
+    ),
+    "totals_written_too_early": Bug(
+        "cuda/topk/capture.cuh", "turn = 1 - turn;", "turn = 0;", "topk_entries",
+        ("race on shared totals[",),
+    ),
+    "no_room_looked_for": Bug(
+        "cuda/topk/capture.cuh", "again = found.count + all > kRoom;", "again = false;",
+        "topk_entries", ("shared keys[2048] is out of bounds",),
+    ),
+    "tie_by_the_larger_id": Bug(
+        "cuda/topk/keys.cuh", "static_cast<uint32_t>(~id);", "static_cast<uint32_t>(id);",
+        "topk_entries", ("AssertionError",),
+    ),
+    "splits_by_the_limit_alone": Bug(
+        "cuda/topk/capture.cuh", "if (h < left && key_of(y[h], id + h) > found.floor) keys",
+        "if (key_of(y[h], id + h) > found.floor) keys", "topk_entries",
+        ("AssertionError", "out of bounds", "race on shared keys["),
+    ),
+    "sparse_row_past_its_end": Bug(
+        "cuda/topk/multiply.cuh", "i + u < stop ?", "i + u <= stop ?", "sparse_products",
+        ("AssertionError", "AddressSanitizer: heap-buffer-overflow"),
+    ),
+    "columns_past_the_row": Bug(
+        "cuda/topk/multiply.cuh", "if (h >= columns.left) continue;", "", "sparse_products",
+        ("AddressSanitizer: heap-buffer-overflow", "AssertionError"),
+    ),
+    "a_chain_left_out": Bug(
+        "cuda/topk/multiply.cuh", "for (int64_t part = parts.start; part < parts.stop; ++part)",
+        "for (int64_t part = parts.start; part + 1 < parts.stop; ++part)", "sparse_products",
+        ("AssertionError",),
+    ),
     "warp_left_out": Bug(
         "cuda/tokens/sequences.cuh", "for (int i = 1; i < kTokenWarps; ++i)",
         "for (int i = 2; i < kTokenWarps; ++i)", "token_sequences",

@@ -47,7 +47,8 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     if teacher:
         mine["teacher"] = rows(**teacher)
     if kept:
-        mine["topk"] = core.topk.TopK(**kept)
+        on_device = "cuda" in case.name.lower()
+        mine["topk"] = (core.topk.CudaTopK if on_device else core.topk.TopK)(**kept)
     if method and method != ["__init__"]:
         function = getattr(function(**own) if own else function, *method)
     elif own:

@@ -46,8 +46,7 @@ def without_cuda(core: Any) -> set[str]:
     """What refuses arrays on the CPU, or to be made: everything of CUDA but its emulation."""
     if core.runtime.build_info()["cuda"]["emulated"]:
         return set()
-    of_cuda = {name for name in MAKERS if ".Cuda" in name or ".cuda_" in name}
-    return {name for name in of_cuda if "workspace" not in name}
+    return {name for name in MAKERS if "cuda" in name.lower() and "workspace" not in name}
 
 
 def place(case: Case, memory: Memory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,14 +69,14 @@ class Problem:
         return Exporter(logits, bfloat=True) if self.bfloat else logits
 
     def rows(self) -> Any:
-        return self.core.rows.Rows(**self.own)
+        """The CPU's; what they find differs from CUDA's by rounding only."""
+        own = {key: value for key, value in self.own.items() if key != "device"}
+        return self.core.rows.Rows(**own)
 
     def state(self) -> Any:
-        """Of the tile, as a forward leaves it; CUDA's differs by rounding only."""
+        """Of the tile, as a forward leaves it."""
         state = np.zeros((self.n, STATE))
-        own = {key: value for key, value in self.own.items() if key != "device"}
-        rows = self.core.rows.Rows(**own)
-        rows.forward(self.given(self.logits), state, start=self.start, extras=True)
+        self.rows().forward(self.given(self.logits), state, start=self.start, extras=True)
         return state
 
     def topk(self) -> dict[str, Any]:
@@ -164,27 +165,29 @@ def finalize(core: Any, rng: Rng) -> Case:
     )  # fmt: skip
 
 
-def measure(core: Any, rng: Rng) -> Case:
-    p = Problem(core, rng)
+def measure(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    p = Problem(core, rng, cuda=cuda)
     state, kept = p.finalized()
     return p.case(
-        "topk.measure", written=("dropped_mass", "dropped_entropy"), kept=kept, state=state,
+        "topk.cuda_measure" if cuda else "topk.measure",
+        written=("dropped_mass", "dropped_entropy"), kept=kept, state=state,
         dropped_mass=np.zeros(p.n), dropped_entropy=np.zeros(p.n),
         step=int(rng.integers(1, 5)), enough=float(rng.choice([0, 1e-2, 1])),
         slack=float(rng.choice([0, 1e-3, 0.5])),
     )  # fmt: skip
 
 
-def sparse_gradient(core: Any, rng: Rng) -> Case:
-    p = Problem(core, rng)
+def sparse_gradient(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    p = Problem(core, rng, cuda=cuda)
     state, kept = p.finalized()
     index = rng.integers(0, p.n, int(rng.integers(0, 9))) if p.n else np.zeros(0, np.int64)
     offsets = np.concatenate(([0], np.cumsum(kept["count"][index])))
     entries = int(offsets[-1])
     return p.case(
-        "topk.sparse_gradient", written=("columns", "values"), kept=kept, state=state, index=index,
+        "topk.cuda_sparse_gradient" if cuda else "topk.sparse_gradient",
+        written=("columns", "values"), kept=kept, state=state, index=index,
         offsets=offsets, columns=np.zeros(entries, np.int32),
-        values=np.zeros(entries, rng.choice(["f4", "f8"])), **p.upstream(),
+        values=np.zeros(entries, "f4" if cuda else rng.choice(["f4", "f8"])), **p.upstream(),
     )  # fmt: skip
 
 
@@ -245,10 +248,17 @@ def cuda_forward(core: Any, rng: Rng) -> Case:
     p = Problem(core, rng, cuda=True)
     size = core.rows.CudaRows.workspace_bytes(p.n, p.width, 2)
     return p.case(
-        "rows.CudaRows.forward", written=("state", "workspace"), logits=p.logits, state=p.state(),
+        "rows.CudaRows.forward", written=("state", "workspace"), kept=maybe(rng, p.topk()),
+        logits=p.logits, state=p.state(),
         workspace=np.zeros(max(size, 1), np.uint8), start=p.start, first=bool(rng.integers(2)),
         extras=bool(rng.integers(2)),
     )  # fmt: skip
+
+
+def cuda_topk_finalize(core: Any, rng: Rng) -> Case:
+    p = Problem(core, rng, cuda=True)
+    state, kept = p.finalized()
+    return p.case("topk.cuda_finalize", written=(), kept=kept, state=state)
 
 
 def cuda_finalize(core: Any, rng: Rng) -> Case:
@@ -329,4 +339,10 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "sampling.cuda_workspace_bytes": sampling_workspace,
     "sampling.cuda_sample": cuda_sample,
     "sampling.cuda_draw_truncated": cuda_draw_truncated,
+    "topk.CudaTopK.__init__": lambda core, rng: Case(
+        "topk.CudaTopK.__init__", Problem(core, rng).topk()
+    ),
+    "topk.cuda_finalize": cuda_topk_finalize,
+    "topk.cuda_measure": functools.partial(measure, cuda=True),
+    "topk.cuda_sparse_gradient": functools.partial(sparse_gradient, cuda=True),
 }

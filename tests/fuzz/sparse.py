@@ -65,8 +65,33 @@ def add_row_sums(core: Any, rng: Rng) -> Case:
     return Case("topk.sparse_add_row_sums", {**matrix, **more}, ("out",))
 
 
+# ---- on a device, or its emulation
+
+
+def cuda_multiply(core: Any, rng: Rng) -> Case:
+    case = multiply(core, rng)
+    given = case.arguments
+    del given["threads"]
+    rows, entries = len(given["names"]), given["values"].size
+    for name in ("values", "dense", "out"):
+        given[name] = given[name].astype("f4" if name == "values" else rng.choice(["f4", "f2"]))
+    slots = 2 * entries // core.topk.CHAIN
+    chained = bool(rng.integers(2))
+    given["chains"] = np.zeros(rows, np.int64) if chained else None
+    given["sums"] = np.zeros((slots, given["dense"].shape[1]), np.float32) if chained else None
+    return Case("topk.cuda_sparse_multiply", given, ("out", "sums"))
+
+
+def cuda_add_row_sums(core: Any, rng: Rng) -> Case:
+    given = add_row_sums(core, rng).arguments
+    given.update({name: given[name].astype(np.float32) for name in ("values", "out")})
+    return Case("topk.cuda_sparse_add_row_sums", given, ("out",))
+
+
 MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "topk.sparse_transpose": transpose,
     "topk.sparse_multiply": multiply,
     "topk.sparse_add_row_sums": add_row_sums,
+    "topk.cuda_sparse_multiply": cuda_multiply,
+    "topk.cuda_sparse_add_row_sums": cuda_add_row_sums,
 }

@@ -30,9 +30,10 @@ CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
 # Of csrc/cuda, and of csrc/bindings; and what the bindings of the kernels take of its arrays.
-ROOMS = ("rows", "sampling", "divergence", "tokens")
+ROOMS = ("rows", "topk", "sampling", "divergence", "tokens")
 BINDINGS = (
-    "cuda_rows", "cuda_sampling", "cuda_divergence", "cuda_tokens", "cuda_selection", "loss_params",
+    "cuda_rows", "cuda_topk", "cuda_sampling", "cuda_divergence", "cuda_tokens", "cuda_selection",
+    "loss_params",
 )  # fmt: skip
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.simt import pair_checks, sampling_checks, token_checks
+from tests.simt import pair_checks, sampling_checks, token_checks, topk_checks
 from tests.simt import problem as rows
 from tests.simt.oracle import oracle, tolerances
 from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
@@ -335,7 +335,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     for check in (
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
-} | token_checks.CHECKS | pair_checks.CHECKS | sampling_checks.CHECKS  # fmt: skip
+} | token_checks.CHECKS | topk_checks.CHECKS | pair_checks.CHECKS | sampling_checks.CHECKS  # fmt: skip
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from benchmarks.gpu.contact_steps.clock import (
     predicted,
     traffic,
 )
+from benchmarks.gpu.contact_steps.sparse import peaked_heads
 from benchmarks.gpu.contact_steps.tiling import (
     AMPLE,
     Run,
@@ -41,7 +42,8 @@ from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
 
 
 def heads(place: Place) -> Cases:
-    for n, h, v in TINY_HEADS if place.tiny else HEADS:
+    sizes = TINY_HEADS if place.tiny else HEADS
+    for n, h, v in sizes:
         inputs = functools.lru_cache(maxsize=1)(
             lambda n=n, h=h, v=v: head_inputs(n, h, v, BF16, place.device)
         )
@@ -50,6 +52,9 @@ def heads(place: Place) -> Cases:
             yield f"{key} {name}", run
         inputs.cache_clear()
         empty_caches(place)
+        if (n, h, v) == sizes[0]:
+            for name, run in peaked_heads(place, n, h, v, bare_products):
+                yield f"{key} {name}", run
     yield "compiled", lambda: compiled_head(place)
 
 

@@ -21,6 +21,7 @@ NAMES = (
     "token_selection",
     "sampling",
     "linear",
+    "sparse",
     "wiring",
     "hardware",
 )

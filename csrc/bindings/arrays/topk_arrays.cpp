@@ -1,22 +1,29 @@
 #include "topk_arrays.h"
 
+#include "cuda_place.h"
+
 namespace py = pybind11;
 
 namespace logitless::bindings {
 
 TopKArrays::TopKArrays(
-    py::handle values, py::handle ids, py::handle threshold, py::handle count, double margin
+    py::handle values,
+    py::handle ids,
+    py::handle threshold,
+    py::handle count,
+    double margin,
+    const Place& place
 )
-    : values_(values, "values", Access::write),
-      ids_(ids, "ids", Access::write),
-      threshold_(threshold, "threshold", Access::write),
-      count_(count, "count", Access::write) {
+    : values_(values, "values", Access::write, place),
+      ids_(ids, "ids", Access::write, place),
+      threshold_(threshold, "threshold", Access::write, place),
+      count_(count, "count", Access::write, place) {
   check(values_->ndim == 2, "values must be [n, capacity], got ", values_->ndim, " dimensions");
   const int64_t n = rows(), capacity = values_->shape[1];
   check(
-      capacity % 2 == 0 && 2 <= capacity && capacity <= cpu::kMostCapacity,
+      capacity % 2 == 0 && 2 <= capacity && capacity <= kMostCapacity,
       "capacity must be even and from 2 to ",
-      cpu::kMostCapacity,
+      kMostCapacity,
       ", got ",
       capacity
   );
@@ -34,22 +41,32 @@ void TopKArrays::collect(Spans& spans) const {
   for (const Array* array : {&values_, &ids_, &threshold_, &count_}) spans.take(*array);
 }
 
-const cpu::TopK& TopKArrays::of_rows(int64_t n) const {
+const TopK& TopKArrays::of_rows(int64_t n) const {
   check(n == rows(), "topk must have ", n, " rows, got ", rows());
   return view_;
 }
 
-const cpu::TopK& TopKArrays::filled(int64_t n, int64_t most) const {
-  of_rows(n);
+const TopK& CpuTopK::filled(int64_t n, int64_t most) const {
+  const TopK& kept = of_rows(n);
   for (int64_t row = 0; row < n; ++row) {
-    const int64_t count = view_.count[row];
+    const int64_t count = kept.count[row];
     check(0 <= count && count <= most, "count must be from 0 to ", most, " here, got ", count);
   }
-  return view_;
+  return kept;
 }
 
+CudaTopK::CudaTopK(
+    py::handle values,
+    py::handle ids,
+    py::handle threshold,
+    py::handle count,
+    double margin,
+    int device
+)
+    : TopKArrays(values, ids, threshold, count, margin, cuda_place(device)), device_(device) {}
+
 void register_topk_class(py::module_& m) {
-  py::class_<TopKArrays>(m, "TopK", "The largest logits of each row; see csrc/cpu/topk/topk.h.")
+  py::class_<CpuTopK>(m, "TopK", "The largest logits of each row; see csrc/core/topk.h.")
       .def(
           py::init<py::handle, py::handle, py::handle, py::handle, double>(),
           py::kw_only(),
@@ -58,6 +75,17 @@ void register_topk_class(py::module_& m) {
           py::arg("threshold"),
           py::arg("count"),
           py::arg("margin")
+      );
+  py::class_<CudaTopK>(m, "CudaTopK", "TopK on a CUDA device.")
+      .def(
+          py::init<py::handle, py::handle, py::handle, py::handle, double, int>(),
+          py::kw_only(),
+          py::arg("values"),
+          py::arg("ids"),
+          py::arg("threshold"),
+          py::arg("count"),
+          py::arg("margin"),
+          py::arg("device") = 0
       );
 }
 

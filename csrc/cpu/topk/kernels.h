@@ -1,6 +1,7 @@
 // What one instruction set provides for the largest logits of a row and for sparse rows.
 #pragma once
 
+#include "../../core/topk.h"
 #include "../rows/rows.h"
 
 namespace logitless::cpu {

@@ -1,135 +1,10 @@
 #include "sparse.h"
 
-#include <algorithm>
-
 #include "../runtime/parallel.h"
 #include "kernels.h"
 
 namespace logitless::cpu {
 namespace {
-
-// log p and p log p + p H of an entry; a p of 0 contributes nothing, whatever its log.
-struct Distribution {
-  double m, scale, log_s0, entropy;
-
-  Distribution(const Moments& a, double scale)
-      : m(a.m), scale(scale), log_s0(std::log(a.s0)), entropy(log_s0 - a.s1 / a.s0) {}
-
-  double log_p(double y) const { return (y - m) * scale - log_s0; }
-  double surprise(double y) const {
-    const double l = log_p(y), p = std::exp(l);
-    return p == 0 ? 0 : p * (l + entropy);
-  }
-};
-
-// How many of the sorted entries stay: what follows them sums to at most `slack`.
-int64_t trimmed(const Distribution& d, const double* y, int64_t count, double slack) {
-  double mass = 0;
-  while (count > 1) {
-    mass += std::exp(d.log_p(y[count - 1]));
-    if (mass > slack) break;
-    --count;
-  }
-  return count;
-}
-
-// What a row keeps, the target apart, and what that drops.
-struct Kept {
-  int64_t count = 0;
-  bool has_target = false;
-  double mass = INFINITY, entropy = INFINITY;
-};
-
-// The sums over the first entries, of more and more of them.
-class Prefix {
- public:
-  Prefix(const Distribution& d, const double* y) : d_(d), y_(y) {}
-
-  void reach(int64_t count) {
-    for (; count_ < count; ++count_) {
-      mass_ += std::exp(d_.log_p(y_[count_]));
-      surprise_ += d_.surprise(y_[count_]);
-    }
-  }
-
-  // What is dropped where the first `count_` entries are kept, and the target if it is not of them.
-  Kept kept(bool has_target, double target, double largest_dropped) const {
-    const double mass = has_target ? mass_ : mass_ + std::exp(d_.log_p(target));
-    const double surprise = has_target ? surprise_ : surprise_ + d_.surprise(target);
-    const bool known = largest_dropped + d_.entropy <= 0;
-    return {count_, has_target, mass < 1 ? 1 - mass : 0, known ? std::fabs(surprise) : INFINITY};
-  }
-
- private:
-  const Distribution& d_;
-  const double* y_;
-  int64_t count_ = 0;
-  double mass_ = 0, surprise_ = 0;
-};
-
-Kept choose(
-    const TopK& all,
-    int64_t row,
-    const RowState& s,
-    int32_t target,
-    double scale,
-    const Economy& economy
-) {
-  const double* y = all.values + row * all.capacity;
-  const int32_t* ids = all.ids + row * all.capacity;
-  const int64_t found = all.count[row];
-  const int64_t place = std::find(ids, ids + found, target) - ids;
-  const Distribution d(s.moments, scale);
-  Prefix prefix(d, y);
-  Kept best;
-  for (int64_t room = 0; room < found || room == 0;) {
-    room = std::min(room + economy.step, found);
-    const int64_t kept = trimmed(d, y, room, economy.slack);
-    prefix.reach(kept);
-    // The largest entry that is not kept: the next, or else no more than the least of a full row,
-    // or than the margin allows.
-    const double largest = kept < found          ? d.log_p(y[kept])
-                           : found == all.keep() ? d.log_p(y[found - 1])
-                                                 : -all.margin - d.log_s0;
-    const Kept now = prefix.kept(place < kept, s.target, largest);
-    if (best.mass > economy.enough || now.entropy < INFINITY) best = now;
-    if ((best.mass <= economy.enough && best.entropy < INFINITY) || room == found) break;
-  }
-  return best;
-}
-
-void measure_row(
-    const TopK& all,
-    int64_t row,
-    const RowState& s,
-    int32_t target,
-    double scale,
-    const Economy& economy,
-    const Dropped& dropped
-) {
-  const Kept best = choose(all, row, s, target, scale, economy);
-  int64_t kept = best.count;
-  if (!best.has_target) {
-    all.values[row * all.capacity + kept] = s.target;
-    all.ids[row * all.capacity + kept++] = target;
-  }
-  all.count[row] = kept;
-  dropped.mass[row] = best.mass;
-  dropped.entropy[row] = best.entropy;
-}
-
-// d(raw) of an entry with this y: the dense kernel's formula, in double.
-double entry_gradient(
-    const RowGradient& g, const LogitTransform& transform, double scale, double y, bool is_target
-) {
-  const double x = (y - g.m) * scale;
-  const double p = std::exp(x) * g.inv_s0;
-  double dz = p == 0 ? 0 : p * (g.a + g.b * (x - g.log_s0));
-  if (is_target) dz += g.g_logp;
-  if (transform.softcap == 0) return dz * scale;
-  const double t = y / transform.softcap;
-  return dz * scale * transform.pre_scale * (1 - t * t);
-}
 
 void put(const SparseRows& sparse, int64_t i, double value) {
   if (sparse.wide) {
@@ -159,8 +34,8 @@ void measure_topk(
       dropped.mass[row] = dropped.entropy[row] = 0;
       return;
     }
-    const auto target = static_cast<int32_t>(rows.targets[row]);
-    measure_row(topk, row, state[row], target, rows.scale_of(row), economy, dropped);
+    const int64_t target = rows.targets[row], found = topk.count[row];
+    measure_row(topk, row, found, state[row], target, rows.scale_of(row), economy, dropped);
   });
 }
 

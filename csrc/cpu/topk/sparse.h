@@ -6,25 +6,7 @@
 
 namespace logitless::cpu {
 
-// What a row served from its kept entries loses.
-struct Dropped {
-  double* mass;     // [n] 1 - sum of kept p; a rounding below 0 is 0
-  double* entropy;  // [n] sum of dropped |p (log p + H)|; infinite where that is not known
-};
-
-// How many entries a row keeps: as few as leave `enough` of mass or less, in steps. Of those the
-// last are dropped while they sum to no more than `slack`: they would cost as much as the first.
-struct Economy {
-  int64_t step;
-  double enough, slack;
-};
-
-// After finalize_topk: leaves in each row the entries that are kept, the target among them once,
-// and measures what is dropped. Needs room for keep + 1 entries, which keep = capacity / 2 gives.
-//
-// Where every dropped p is at most e^-H, all terms of the dropped sum have one sign, and it follows
-// from the kept ones, since the sum over all is 0. A row of which this is known with more entries
-// keeps more. A row that no number of entries serves keeps all.
+// After finalize_topk: measure_row of every active row.
 void measure_topk(
     const Rows& rows,
     const RowState* state,

@@ -6,10 +6,6 @@ constexpr int kSums = kBytes == 64 ? 16 : 8;
 // Rows of the dense matrix lie anywhere: one is asked for this many entries ahead.
 constexpr int64_t kAhead = 6;
 
-// Terms of one chain of additions: the sum of a token that 100,000 rows have kept is one of such
-// sums.
-constexpr int64_t kChain = 1024;
-
 // kCount vectors of columns from c on, for all entries.
 template <typename S, int kCount>
 LOGITLESS_INLINE void sum_columns(

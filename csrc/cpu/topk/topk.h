@@ -1,30 +1,11 @@
 // The largest logits of every row, kept while tiles stream by: for a backward that touches only
-// them, and for drawing from the top of the distribution.
+// them, and for drawing from the top of the distribution. What a row holds: core/topk.h.
 #pragma once
 
+#include "../../core/topk.h"
 #include "../rows/rows.h"
 
 namespace logitless::cpu {
-
-// The most that a row may have room for: it is sorted on the stack.
-constexpr int64_t kMostCapacity = 2048;
-
-// A row holds up to `capacity` entries; where they are full, the `keep` = capacity / 2 largest
-// stay. Entries are ordered by (y, -id): of equal ones the smaller id comes first.
-//
-// What finalize_topk leaves is a function of the row's logits alone, whatever the tiling, the
-// threads or the instruction set: the `keep` first of all entries with y > max y - margin / scale.
-// Tiles must come in ascending order of their start.
-struct TopK {
-  int64_t capacity = 0;         // entries a row has memory for
-  double margin = INFINITY;     // nats below the row's maximum; infinite: only the count limits
-  double* values = nullptr;     // [n, capacity] y of the entries
-  int32_t* ids = nullptr;       // [n, capacity] global vocabulary ids
-  double* threshold = nullptr;  // [n] an entry that is not larger cannot be among the kept
-  int64_t* count = nullptr;     // [n]
-
-  int64_t keep() const { return capacity / 2; }
-};
 
 // Starts a row afresh.
 void clear_topk(const TopK& topk, int64_t row);

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from logitless._core import Array
-from logitless._core.topk import TopK
+from logitless._core.topk import CudaTopK, TopK
 
 # Width of the vocabulary tiles that are numbered for sampling.
 BLOCK: int
 
 class _RowKernels:
-    """What a device has no use for it refuses: the CPU workspace, error and stream, CUDA topk."""
+    """What a device has no use for it refuses: the CPU workspace, error and stream. `topk` is of
+    the same device."""
 
     def forward(
         self,
@@ -19,7 +20,7 @@ class _RowKernels:
         start: int = 0,
         first: bool = True,
         extras: bool = False,
-        topk: TopK | None = None,
+        topk: TopK | CudaTopK | None = None,
         workspace: Array | None = None,
         stream: int = 0,
     ) -> None: ...

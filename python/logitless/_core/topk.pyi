@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from logitless._core import Array
-from logitless._core.rows import Rows
+from logitless._core.rows import CudaRows, Rows
+
+# Terms of one chain of additions.
+CHAIN: int
 
 class TopK:
     def __init__(
         self, *, values: Array, ids: Array, threshold: Array, count: Array, margin: float
+    ) -> None: ...
+
+class CudaTopK:
+    def __init__(
+        self,
+        *,
+        values: Array,
+        ids: Array,
+        threshold: Array,
+        count: Array,
+        margin: float,
+        device: int = 0,
     ) -> None: ...
 
 def finalize(rows: Rows, state: Array, topk: TopK) -> None: ...
@@ -60,4 +75,55 @@ def sparse_multiply(
 ) -> None: ...
 def sparse_add_row_sums(
     offsets: Array, columns: Array, values: Array, *, names: Array, out: Array
+) -> None: ...
+def cuda_finalize(rows: CudaRows, state: Array, topk: CudaTopK, stream: int = 0) -> None: ...
+def cuda_measure(
+    rows: CudaRows,
+    state: Array,
+    topk: CudaTopK,
+    *,
+    dropped_mass: Array,
+    dropped_entropy: Array,
+    step: int,
+    enough: float,
+    slack: float,
+    stream: int = 0,
+) -> None: ...
+def cuda_sparse_gradient(
+    rows: CudaRows,
+    state: Array,
+    topk: CudaTopK,
+    *,
+    index: Array,
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    g_logp: Array | None = None,
+    g_entropy: Array | None = None,
+    g_lse: Array | None = None,
+    stream: int = 0,
+) -> None: ...
+def cuda_sparse_multiply(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    names: Array,
+    dense: Array,
+    out: Array,
+    add: bool = False,
+    chains: Array | None = None,
+    sums: Array | None = None,
+    device: int = 0,
+    stream: int = 0,
+) -> None: ...
+def cuda_sparse_add_row_sums(
+    offsets: Array,
+    columns: Array,
+    values: Array,
+    *,
+    names: Array,
+    out: Array,
+    device: int = 0,
+    stream: int = 0,
 ) -> None: ...

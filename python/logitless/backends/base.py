@@ -57,7 +57,11 @@ class RowKernels(Protocol):
 
 
 class TopKKernels(Protocol):
-    """The largest logits of rows, and sparse gradients made of them."""
+    """The largest logits of rows, and sparse gradients made of them. `csr`: offsets, columns and
+    values of sparse rows."""
+
+    def bind(self, topk: TopK) -> Any:
+        """As `RowKernels.forward` of the same backend takes it."""
 
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
         """After the last tile: leave the entries of each row sorted, largest first."""
@@ -68,14 +72,17 @@ class TopKKernels(Protocol):
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         """d(logits) of the kept entries of some rows, as sparse rows."""
 
-    def transpose(self, *csr: Any, **arrays: Any) -> int:
-        """Sparse rows by their columns; the number of columns that have any."""
+    def transpose(self, *csr: Any, row_names: Any, vocab: int) -> tuple[Any, Any, Any, Any]:
+        """offsets, columns, values and names of the columns that have entries, in order; others of
+        the `vocab` may be among them. An entry's column is then the name of its row before."""
 
-    def multiply(self, *csr: Any, **arrays: Any) -> None:
-        """Sparse rows times a dense matrix."""
+    def multiply(
+        self, *csr: Any, names: Any, dense: Any, out: Any, add: bool, threads: int
+    ) -> None:
+        """out[names] = rows @ dense, or with `add` += it."""
 
-    def add_row_sums(self, *csr: Any, **arrays: Any) -> None:
-        """Sums of sparse rows."""
+    def add_row_sums(self, *csr: Any, names: Any, out: Any) -> None:
+        """out[names] += the sums of the rows."""
 
 
 class SetKernels(Protocol):
@@ -247,6 +254,8 @@ class Backend:
                     f"{op}: {name} is not built for backend {self.name!r}: {support.reason}"
                 )
 
-    def select(self, mask: Any) -> Any:
-        """The indices where a [n] mask is true, in order."""
-        return mask.nonzero().squeeze(1)
+    def select(self, mask: Any, number: int | None = None) -> Any:
+        """The indices where a [n] mask is true, in order. Of a device the host waits for their
+        number, where it is not given."""
+        found = mask.nonzero() if number is None else mask.nonzero_static(size=number)
+        return found.squeeze(1)

@@ -28,16 +28,32 @@ class CpuRows:
 class CpuTopK:
     """Entries that `_core.rows.Rows.forward` has kept."""
 
+    def bind(self, topk: TopK) -> _core.topk.TopK:
+        return _core.topk.TopK(**topk.arrays)
+
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
-        _core.topk.finalize(_core_of(rows), state, topk.core)
+        _core.topk.finalize(_core_of(rows), state, topk.bound(self))
 
     def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
-        _core.topk.measure(_core_of(rows), state, topk.core, **outputs)
+        _core.topk.measure(_core_of(rows), state, topk.bound(self), **outputs)
 
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
-        _core.topk.sparse_gradient(_core_of(rows), state, topk.core, **arrays)
+        _core.topk.sparse_gradient(_core_of(rows), state, topk.bound(self), **arrays)
 
-    transpose = staticmethod(_core.topk.sparse_transpose)
+    def transpose(self, *csr: Any, row_names: Any, vocab: int) -> tuple[Any, Any, Any, Any]:
+        import torch
+
+        *_, values = csr
+        offsets = torch.empty(len(values) + 1, dtype=torch.int64)
+        names, rows = (torch.empty(len(values), dtype=torch.int32) for _ in range(2))
+        transposed = torch.empty_like(values)
+        scratch = torch.empty(vocab + 1, dtype=torch.int32)
+        n = _core.topk.sparse_transpose(
+            *csr, row_names=row_names, scratch=scratch, out_offsets=offsets, out_names=names,
+            out_columns=rows, out_values=transposed,
+        )  # fmt: skip
+        return offsets[: n + 1], rows, transposed, names[:n]
+
     multiply = staticmethod(_core.topk.sparse_multiply)
     add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
 
@@ -69,7 +85,7 @@ class CpuSampling:
     def draw_truncated(
         self, rows: Rows, state: Any, drawn: Any, *, topk: TopK | None = None, **options: Any
     ) -> None:
-        kept = None if topk is None else topk.core
+        kept = None if topk is None else _core.topk.TopK(**topk.arrays)
         _core.sampling.draw_truncated(_core_of(rows), state, drawn, topk=kept, **options)
 
 

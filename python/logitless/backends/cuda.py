@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from logitless import _core
 from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
+from logitless.backends.row_kernels.cuda_topk import CudaTopK
 from logitless.backends.row_kernels.device import (
     ABSENT,
     DeviceDivergence,
     DeviceRows,
     current,
+    stream_of,
     wrong_dtype,
 )
 
@@ -36,7 +38,7 @@ class CudaCore:
 
     def __init__(self, rows: Rows, kernels: Any = _core.rows.CudaRows) -> None:
         device = self.device = rows.targets.device
-        self.stream = _stream(device)
+        self.stream = stream_of(device)
         with current(device):
             self.rows = kernels(**rows.shared, device=device.index or 0)
         self.n = rows.n
@@ -97,7 +99,7 @@ class CudaPair:
     """_core.divergence.CudaPair in the same way."""
 
     def __init__(self, rows: Rows, teacher: Rows, device: torch.device) -> None:
-        self.device, self.stream, self.n = device, _stream(device), rows.n
+        self.device, self.stream, self.n = device, stream_of(device), rows.n
         with current(device):
             both = (
                 _core.rows.CudaRows(**x.shared, device=device.index or 0) for x in (rows, teacher)
@@ -129,13 +131,6 @@ class CudaPair:
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
         with current(self.device):
             yield workspace
-
-
-def _stream(device: torch.device) -> int:
-    """The current one. The emulator's arrays are on the CPU, where there is none."""
-    import torch
-
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _tokens(device: str) -> TokenKernels:
@@ -190,10 +185,15 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         why_not=why_not,
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
+        topk=CudaTopK(),
         sampling=CudaSampling(),
         tokens=_tokens,
         divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
-        absent={group: why for group, why in ABSENT.items() if group not in ("sampling", "tokens")},
+        absent={
+            group: why
+            for group, why in ABSENT.items()
+            if group not in ("topk", "sampling", "tokens")
+        },
         asynchronous=True,
         described=described,
     )

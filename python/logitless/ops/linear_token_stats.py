@@ -75,8 +75,8 @@ def linear_token_stats(
     tail_mass: rows whose tail_entries largest entries and target hold all but so much of their
         probability get their gradient from those alone, not from dense products; values stay
         exact. extras "dropped_mass" and "dropped_entropy" say per row what that loses, and bound
-        the error: docs/support.md. 0 is exact; at least 1e-5 otherwise; CPU only. With
-        vocab_group the entries are the largest of all shards.
+        the error: docs/support.md. 0 is exact; at least 1e-5 otherwise; on the CPU, and on a GPU
+        with the compiled CUDA core. With vocab_group the entries are the largest of all shards.
     tail_entries: a multiple of 64 up to 1024. A row keeps as few of its entries, in steps of 64, as
         tail_mass allows; more room serves broader rows and costs time and 12 KB per 512 entries of
         every row.

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 ABSENT = {
     "statistics": "it has row kernels",
-    "topk": "the kernels of kept entries run on the CPU only; tail_mass=0 is exact and everywhere",
+    "topk": "the kernels of kept entries are those of the compiled core, for the CPU and CUDA; "
+    "tail_mass=0 is exact and everywhere",
     "sets": "the kernels of rows over sets of tokens run on the CPU only; backend='torch' "
     "renormalises full logits",
     "sampling": "the kernels that draw tokens are the compiled core's, for CUDA and the CPU: pass "
@@ -93,6 +94,15 @@ class DeviceDivergence:
 
 def wrong_dtype(dtype: str) -> str:
     return "" if dtype in DTYPES else f"its kernels take {', '.join(DTYPES)}"
+
+
+def stream_of(device: torch.device) -> int:
+    """torch's current stream there. The emulator's arrays are on the CPU, where there is none."""
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.current_stream(device).cuda_stream
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -73,7 +73,7 @@ class Rows:
         topk: TopK | None = None,
     ) -> None:
         """Combine logits[:, start : start + width] with the state, and keep the largest of them."""
-        kept = {} if topk is None else {"topk": topk.core}
+        kept = {} if topk is None else {"topk": topk.bound(self.backend.topk)}
         self.kernels.forward(tile, state, start=start, first=first, extras=extras, **kept)
 
     def merge(self, parts: Any, state: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitless import _core
-from logitless.backends.row_kernels.device import current
+from logitless.backends.row_kernels.device import current, stream_of
 from logitless.backends.row_kernels.errors import BAD_TOKEN, CLEAR, flag_of, watched
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import (
@@ -55,10 +55,8 @@ class CudaTokens:
 
     def run(self, name: str, *arguments: Any, **named: Any) -> None:
         """A kernel on torch's current stream, with arrays of the current device."""
-        on_gpu = self.device.type == "cuda"
         with current(self.device):
-            stream = torch.cuda.current_stream(self.device).cuda_stream if on_gpu else 0
-            getattr(self.kernels, name)(*arguments, **named, stream=stream)
+            getattr(self.kernels, name)(*arguments, **named, stream=stream_of(self.device))
 
     def flag(self) -> Tensor:
         return flag_of(OP, self.device)

@@ -105,14 +105,19 @@ class Served(NamedTuple):
 
     sparse: Tensor
     dense: Tensor
+    entries: int  # kept of the sparse ones
 
     @classmethod
     def of(cls, f: Forward, g: RowGradients, tail: Tail) -> Served:
         some, select = g.nonzero(f.rows.targets), f.rows.backend.select
         if f.support is None:
-            return cls(some.new_empty(0, dtype=torch.int64), select(some))
+            return cls(some.new_empty(0, dtype=torch.int64), select(some), 0)
         served = f.support.serves(f.rows, g, tail)
-        return cls(select(some & served), select(some & ~served))
+        sparse, dense = some & served, some & ~served
+        # These are shapes of what follows. The host waits for a device here, once for all three.
+        sums = (sparse.sum(), dense.sum(), torch.where(sparse, f.support.counts, 0).sum())
+        n_sparse, n_dense, entries = torch.stack(sums).tolist()
+        return cls(select(sparse, n_sparse), select(dense, n_dense), entries)
 
     @property
     def none(self) -> bool:
@@ -161,12 +166,12 @@ def backward(
         of_dense = None if own is None else own[n_sparse:]
         _dense(head, f, g, served.dense, of_dense, out, started, whole, rescale)
     if n_sparse:
-        _sparse(head, f, g, served.sparse, None if own is None else own[:n_sparse], out)
+        _sparse(head, f, g, served, None if own is None else own[:n_sparse], out)
     if own is not None and out.hidden is not None:
         total = own[: n_sparse + n_dense]
         shard.reduce_hidden(total)
         if own is not out.hidden:
-            place = torch.cat(served) if n_sparse else served.dense
+            place = torch.cat(served[:2]) if n_sparse else served.dense
             place = place if f.places is None else f.places[place]
             out.hidden.index_copy_(0, place, total.to(out.hidden.dtype))
 
@@ -252,20 +257,22 @@ def _sparse(
     head: Head,
     f: Forward,
     g: RowGradients,
-    chosen: Tensor,
-    d_hidden: Tensor | None,  # of the chosen rows alone
+    served: Served,
+    d_hidden: Tensor | None,  # of the sparse rows alone
     out: Gradients,
 ) -> None:
     assert f.support is not None
     shard, weight, kept = head.shard, head.weight, f.support.topk(head.vocab, head.tail)
-    gradient = SparseGradient.of(f.rows, f.state, kept, g, chosen, head.hidden.dtype)
+    gradient = SparseGradient.of(
+        f.rows, f.state, kept, g, served.sparse, served.entries, head.hidden.dtype
+    )
     if shard.group:
         gradient = gradient.within(shard.start, shard.start + weight.shape[0])
     if d_hidden is not None:
         for part, place in parts(weight):
             gradient.multiply(part, d_hidden[:, place], add=False)
     if any(x is not None for x in (out.weight, out.up, out.bias)):
-        columns = gradient.transposed(weight.shape[0], f.ids[chosen])
+        columns = gradient.transposed(weight.shape[0], f.ids[served.sparse])
         for d, (_, place) in zip((out.weight, out.up), parts(weight), strict=False):
             if d is not None:
                 columns.multiply(head.hidden[:, place], d, add=True)

@@ -176,8 +176,9 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
             support_metrics = _support_metrics(f, g, served)
     loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
     if tail.mass:
-        found_metrics = _no_support_metrics(True) if support_metrics is None else support_metrics
-        metrics = torch.cat([metrics, found_metrics])
+        if support_metrics is None:
+            support_metrics = _no_support_metrics(True)
+        metrics = torch.cat([metrics, support_metrics.to(metrics.device)])
     gradients = work.gradients(rounded=bool(tiling.question))
     return [loss_value, metrics, *values.shaped, *gradients]
 
@@ -290,7 +291,7 @@ class _Work:
         held = min(chunk_rows, n)
         self.kept = memory.buffer(tiling.stored(held), tiling.dtype, hidden)
         self.state = new_state(held, hidden)
-        self.support = TopKSupport.empty(held, head.tail) if head.tail.mass else None
+        self.support = TopKSupport.empty(held, head.tail, hidden.device) if head.tail.mass else None
         self.dtypes = _gradient_dtypes(hidden, chunk_rows >= hidden.shape[0])
         of_hidden, _, of_bias = self.dtypes
         self.d_hidden = memory.buffer_like(hidden, of_hidden).zero_() if needs[0] else None
@@ -352,7 +353,7 @@ def _support_metrics(f: Forward, g: RowGradients, served: Served) -> Tensor:
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = f.support.bound(g)[sparse] * scale * rows.pre
     kept = f.support.counts[sparse].double().mean()
-    share = torch.tensor(sparse.shape[0] / (sparse.shape[0] + served.dense.shape[0]))
+    share = kept.new_tensor(sparse.shape[0] / (sparse.shape[0] + served.dense.shape[0]))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 
 

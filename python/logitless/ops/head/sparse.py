@@ -58,10 +58,10 @@ class TopKSupport(NamedTuple):
     dropped_entropy: Tensor
 
     @classmethod
-    def empty(cls, n: int, tail: Tail) -> TopKSupport:
-        kept = TopK.empty(n, tail.entries)
+    def empty(cls, n: int, tail: Tail, device: torch.device) -> TopKSupport:
+        kept = TopK.empty(n, tail.entries, device=device)
         wide = torch.float64
-        dropped = (torch.empty(n, dtype=wide) for _ in range(2))
+        dropped = (torch.empty(n, dtype=wide, device=device) for _ in range(2))
         return cls(kept.values, kept.ids, kept.threshold, kept.count, *dropped)
 
     def first(self, n: int) -> TopKSupport:
@@ -102,13 +102,14 @@ class TopKSupport(NamedTuple):
 
     def _steep(self, softcap: float) -> Tensor:
         """[n] bool: whether the softcap's slope is known of all that is kept of a row."""
-        kept = torch.arange(self.values.shape[1]) < self.counts[:, None]
+        places = torch.arange(self.values.shape[1], device=self.counts.device)
+        kept = places < self.counts[:, None]
         most = softcap * math.sqrt(1 - LEAST_SLOPE)
         return ((self.values.abs() <= most) | ~kept).all(1)
 
     def bound(self, g: RowGradients) -> Tensor:
         """[n]: ||error of dz||_1 at most, where a row is served."""
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = self.dropped_mass.new_zeros(())
         of_logp, of_entropy, of_lse = (zero if x is None else x for x in g)
         # both weigh p itself, and 0 times infinity is no bound
         entropy = torch.where(of_entropy == 0, 0.0, of_entropy.abs() * self.dropped_entropy)
@@ -132,22 +133,22 @@ class SparseGradient(NamedTuple):
         kept: TopK,
         g: RowGradients,  # of all rows
         index: Tensor,  # of those served
+        entries: int,  # how many these keep
         dtype: torch.dtype,
     ) -> SparseGradient:
         """Of the rows `index`, which are named 0, 1, ... in their order."""
-        offsets = torch.zeros(len(index) + 1, dtype=torch.int64)
+        offsets = index.new_zeros(len(index) + 1)
         torch.cumsum(kept.count[index], 0, out=offsets[1:])
-        entries = int(offsets[-1])
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        columns = torch.empty(entries, dtype=torch.int32)
-        values = torch.empty(entries, dtype=wide)
+        columns = index.new_empty(entries, dtype=torch.int32)
+        values = index.new_empty(entries, dtype=wide)
         kernels = rows.backend.topk
         assert kernels is not None
         kernels.gradient(
             rows, state, kept, index=index, offsets=offsets, columns=columns, values=values,
             **g.kernel_arguments,
         )  # fmt: skip
-        names = torch.arange(len(index), dtype=torch.int32)
+        names = torch.arange(len(index), dtype=torch.int32, device=index.device)
         return cls(offsets, columns, values, names, kernels)
 
     def within(self, start: int, stop: int) -> SparseGradient:
@@ -160,7 +161,7 @@ class SparseGradient(NamedTuple):
         return self if some.all() else self._only(some)
 
     def _only(self, some: Tensor) -> SparseGradient:  # [entries] bool
-        before = torch.zeros(len(some) + 1, dtype=torch.int64)
+        before = self.offsets.new_zeros(len(some) + 1)
         torch.cumsum(some, 0, out=before[1:])
         return self._replace(
             offsets=before[self.offsets], columns=self.columns[some], values=self.values[some]
@@ -171,16 +172,8 @@ class SparseGradient(NamedTuple):
         vocab: int,
         rows: Tensor,  # what the rows of self are called as columns of the transpose
     ) -> SparseGradient:
-        entries = len(self.columns)
-        offsets = torch.empty(entries + 1, dtype=torch.int64)
-        names, columns = (torch.empty(entries, dtype=torch.int32) for _ in range(2))
-        values = torch.empty_like(self.values)
-        n = self.kernels.transpose(
-            *self[:3], row_names=rows.to(torch.int32),
-            scratch=torch.empty(vocab + 1, dtype=torch.int32), out_offsets=offsets, out_names=names,
-            out_columns=columns, out_values=values,
-        )  # fmt: skip
-        return SparseGradient(offsets[: n + 1], columns, values, names[:n], self.kernels)
+        found = self.kernels.transpose(*self[:3], row_names=rows.to(torch.int32), vocab=vocab)
+        return SparseGradient(*found, self.kernels)
 
     def multiply(self, dense: Tensor, out: Tensor, *, add: bool) -> None:
         """out[names] = (add: out[names] +) self @ dense, summed in float32 and rounded once."""

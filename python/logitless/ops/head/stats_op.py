@@ -106,18 +106,18 @@ def _forward(
     n = len(hidden)
     head = _head(hidden, weight, tiling, shard, tail, up)
     of_active, index = active(rows.rows(OP))
-    support = TopKSupport.empty(n if tail.mass else 0, tail)
+    support = TopKSupport.empty(n if tail.mass else 0, tail, hidden.device)
     kept = _logits_memory(head)
     state = new_state(n, hidden)
     f = forward(head, of_active, index, kept, state, support if tail.mass else None, extras=extras)
     out = empty_outputs(of_active.n, extras, hidden)
     of_active.finalize(f.state, head.vocab, row_ids=index, **requested(out, extras))
-    dropped = torch.empty(0), torch.empty(0)
+    dropped = state.new_empty(0), state.new_empty(0)
     if f.support is not None:
         f.support.measure(of_active, f.state, head.vocab, tail, shard, head.tiling.dtype)
         dropped = f.support.dropped_mass, f.support.dropped_entropy
     for name, value in zip(DROPPED, dropped, strict=True):
-        out[name] = torch.empty(len(value), dtype=out["logp"].dtype).copy_(value)
+        out[name] = out["logp"].new_empty(len(value)).copy_(value)
     out = scattered(out, index, n)
     mass, entropy = (out.pop(name) for name in DROPPED)
     return HeadStats(RowOutputs(**out), mass, entropy, state, kept, support)
@@ -157,7 +157,7 @@ def _forward_fake(
     late = bool(tiling.question) and not tail.mass
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.stored(n)
     kept = hidden.new_empty(held, dtype=tiling.dtype)
-    support = TopKSupport.empty(n if tail.mass else 0, tail)
+    support = TopKSupport.empty(n if tail.mass else 0, tail, hidden.device)
     return HeadStats(RowOutputs(**out), mass, entropy, new_state(n, hidden), kept, support)
 
 

@@ -130,7 +130,8 @@ def draw_from_largest(
 
     n, vocab = len(h), shard.vocab(len(weight))
     kernels = kernels_of(rows.backend)
-    topk = TopK.empty(n, truncation.kept(vocab, rows.backend.machine(h.device)))
+    room = truncation.kept(vocab, rows.backend.machine(h.device))
+    topk = TopK.empty(n, room, device=h.device)
     store = LogitStore(h.new_empty(0, dtype=tiling.dtype), n, tiling)
     forward_tiles(tiling.operand(h, None), weight, rows, state, store, False, topk)
     shard.merge(state, rows)

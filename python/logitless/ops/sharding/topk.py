@@ -48,4 +48,5 @@ def finalize(
 def _blank(kept: TopK) -> None:
     """-inf where a row keeps fewer: no entry is, and `finalize` drops it."""
     keep = kept.values.shape[1] // 2
-    kept.values[:, :keep].masked_fill_(torch.arange(keep) >= kept.count[:, None], -math.inf)
+    places = torch.arange(keep, device=kept.count.device)
+    kept.values[:, :keep].masked_fill_(places >= kept.count[:, None], -math.inf)

@@ -204,7 +204,7 @@ def _backward_kernel(
     n, select = rows.n, rows.backend.select
     g = g if index is None else g.at(index)
     chosen = select(g.nonzero(state[:n, 0]))
-    served = Served(chosen.new_empty(0), chosen)
+    served = Served(chosen.new_empty(0), chosen, 0)
     tiles = _tiles(
         teacher_hidden, teacher_weight, teacher_tiling, teacher_kept, rows, index, filled=True
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitless.backends.machine import Machine
-from logitless.backends.row_kernels.topk import ENTRY_BYTES
+from logitless.backends.row_kernels.topk import CHAIN, ENTRY_BYTES
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -194,15 +194,19 @@ def topk_bytes(tokens: int, kept: int) -> int:
     return tokens * (2 * kept * ENTRY_BYTES + 2 * 8)
 
 
-def support_bytes(problem: Problem, entries: int, *, at_once: bool) -> int:
+def support_bytes(problem: Problem, entries: int, machine: Machine, *, at_once: bool) -> int:
     """With tail_mass > 0: so many of the largest entries of all rows and what they drop, the
     sparse gradient and its transpose. `at_once`: the gradients are made in the forward, and of
     float16 not rounded before that of the loss is known."""
     total = topk_bytes(problem.tokens, entries) + problem.tokens * 2 * 8
     if not problem.backward:
         return total
-    # Column and value of each entry, twice, and of each at most one row of the transpose.
-    total += problem.tokens * (entries + 1) * (4 * 8 + 12) + 4 * problem.vocab
+    # Column and value of each entry, twice, and of each at most one row of the transpose. A device
+    # sorts in as much, counts the entries of every column, and adds long columns up by chains.
+    most = problem.tokens * (entries + 1)
+    total += most * (4 * 8 + 12) + 4 * problem.vocab
+    if not machine.cached:
+        total += 4 * 8 * problem.vocab + 4 * problem.width * (2 * most // CHAIN)
     if at_once and problem.dtype == "float16":
         rows = {"hidden": problem.tokens, "weight": problem.vocab}
         total += 4 * problem.hidden * sum(rows[name] for name in problem.gradients)

@@ -246,7 +246,7 @@ def plan_on(
     support = cost.topk_bytes(tokens, kept_entries) if kept_entries else 0
     if tail_mass:
         kept_entries = tail_entries
-        support = cost.support_bytes(problem, tail_entries, at_once=one_pass)
+        support = cost.support_bytes(problem, tail_entries, machine, at_once=one_pass)
     if budget is None:
         limit += support
     at_once = one_pass and backward and tokens > 0 and not tail_mass

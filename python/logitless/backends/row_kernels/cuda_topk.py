@@ -1,0 +1,83 @@
+"""The largest logits of rows on a CUDA device, and sparse gradients made of them: nothing waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from logitless import _core
+from logitless.backends.row_kernels.device import current, stream_of
+from logitless.backends.row_kernels.topk import CHAIN
+
+if TYPE_CHECKING:
+    from logitless.backends.row_kernels.rows import Rows
+    from logitless.backends.row_kernels.topk import TopK
+
+
+class CudaTopK:
+    """Kernels of `_core.topk`, on torch's current stream. A transpose is a sort of torch's, stable
+    and so the same every time; no kernel adds by atomics."""
+
+    def bind(self, topk: TopK) -> _core.topk.CudaTopK:
+        return _core.topk.CudaTopK(**topk.arrays, device=topk.values.device.index or 0)
+
+    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
+        self._run(_core.topk.cuda_finalize, state, _core_of(rows), state, topk.bound(self))
+
+    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
+        self._run(
+            _core.topk.cuda_measure, state, _core_of(rows), state, topk.bound(self), **outputs
+        )
+
+    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
+        function = _core.topk.cuda_sparse_gradient
+        self._run(function, state, _core_of(rows), state, topk.bound(self), **arrays)
+
+    def transpose(
+        self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
+    ) -> tuple[Any, Any, Any, Any]:
+        """All columns, those without entries among them: how many have some is never asked."""
+        import torch
+
+        found, order = columns.sort(stable=True)
+        counts, entries = offsets.diff(), len(values)
+        rows = row_names.repeat_interleave(counts, output_size=entries)[order]
+        names = torch.arange(vocab + 1, dtype=torch.int32, device=values.device)
+        starts = torch.searchsorted(found, names)
+        return starts, rows, values[order], names[:-1]
+
+    def multiply(
+        self, *csr: Any, names: Any, dense: Any, out: Any, add: bool, threads: int
+    ) -> None:
+        chains = _chains(csr[0], len(csr[2]), dense)
+        self._run(
+            _core.topk.cuda_sparse_multiply, dense, *csr, names=names, dense=dense, out=out,
+            add=add, device=dense.device.index or 0, **chains,
+        )  # fmt: skip
+
+    def add_row_sums(self, *csr: Any, names: Any, out: Any) -> None:
+        function = _core.topk.cuda_sparse_add_row_sums
+        self._run(function, out, *csr, names=names, out=out, device=out.device.index or 0)
+
+    @staticmethod
+    def _run(function: Any, like: Any, *arguments: Any, **named: Any) -> None:
+        with current(like.device):
+            function(*arguments, **named, stream=stream_of(like.device))
+
+
+def _chains(offsets: Any, entries: int, dense: Any) -> dict[str, Any]:
+    """Memory for the sums of long rows; what the kernels make of a row without does not change. A
+    row has at most one entry of each row of `dense`."""
+    import torch
+
+    if min(entries, len(dense)) <= CHAIN:
+        return {}
+    counts = offsets.diff()
+    chains = torch.where(counts > CHAIN, (counts + CHAIN - 1) // CHAIN, 0).cumsum(0)
+    slots = 2 * entries // CHAIN
+    return {"chains": chains, "sums": dense.new_empty(slots, dense.shape[1], dtype=torch.float32)}
+
+
+def _core_of(rows: Rows) -> _core.rows.CudaRows:
+    kernels: Any = rows.kernels
+    core: _core.rows.CudaRows = kernels.core.rows
+    return core
