@@ -87,16 +87,16 @@ rl.policy       the causal LM that is trained: body, head, tokenizer
                 public integrations.transformers rl.recipe
 rl.rollout      sampled answers as data, and the sampler
                 public rl.policy rl.tracking
-rl.engine       trains a policy on the machine at hand, and alone knows devices
+rl.engine       trains a policy on the machine at hand, and alone knows devices and ranks
                 rl.recipe rl.policy rl.rollout rl.tracking
 rl.update       how rollouts and examples change the weights
                 public rl.recipe rl.policy rl.rollout rl.engine rl.tracking
 rl.experience   a step's answers: sampled, scored and compared
-                public rl.recipe rl.tasks rl.policy rl.rollout rl.update rl.tracking
+                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.update rl.tracking
 rl.answer_rows  the lines that a step's answers leave
                 rl.experience rl.tracking
 rl.evaluation   how good a policy is on prompts that it is not trained on
-                rl.recipe rl.tasks rl.policy rl.experience rl.tracking
+                rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.tracking
 rl.train        the loop of one method, top to bottom
                 public rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.answer_rows
                 rl.evaluation rl.update rl.tracking

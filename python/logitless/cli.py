@@ -73,9 +73,19 @@ def make_parser() -> argparse.ArgumentParser:
     evaluation.set_defaults(run=_eval)
 
     report = commands.add_parser(
-        "report", help="the report of a run as far as it has come: of one that goes on, too"
+        "report", help="the report of a run as far as it has come, or of several side by side"
     )
-    report.add_argument("folder", type=Path, help="the run's folder")
+    report.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder: of one that goes on, too",
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("runs", "report"),
+        help="where the report of several runs goes (runs/report)",
+    )  # fmt: skip
     report.set_defaults(run=_report)
 
     sample = commands.add_parser("sample", help="answers of a trained policy")
@@ -188,9 +198,9 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from logitless.rl.demo.job import report
+    from logitless.rl.demo.reports import report
 
-    for line in report(options.folder):
+    for line in report(options.folders, options.out):
         print(line)
     return 0
 

@@ -12,7 +12,7 @@ import pytest
 
 from logitless.cli import main
 from logitless.rl.policy import make_policy
-from logitless.rl.tasks import Prompt, Task, load_task, score
+from logitless.rl.tasks import Prompt, Task, check_any, load_task, score
 from logitless.rl.tracking import metrics
 from tests.support.recipes import tiny_file, tiny_recipe
 
@@ -76,7 +76,7 @@ def test_a_function_of_all_answers(folder: Path, name: str) -> None:
 def test_rewards_that_are_too_few_are_none(folder: Path) -> None:
     prompts = [Prompt("sum 8:", {"total": 8})]
     with pytest.raises(RuntimeError, match="must be 2, one an answer, got 1"):
-        score(load("judge_of_mine.py:broken"), prompts, ["8", "9"])
+        check_any(score(load("judge_of_mine.py:broken"), prompts, ["8", "9"]))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ DETAILS: dict[str, Any] = {
     "comparison": None,
     "max_logp_gap": 1e-6,
     "evaluations": {},
+    "spread": {},
     "support_rows": None,
-    "recipe": {"update": {"tail_mass": 0.0}, "notes": []},
+    "recipe": {"update": {"tail_mass": 0.0}, "notes": [], "seeds": []},
 }
 
 
@@ -27,10 +28,10 @@ def row(step: int) -> dict[str, Any]:
 
 
 def test_text_of_a_recipe_is_no_markup(tmp_path: Path) -> None:
-    recipe = {"update": {"tail_mass": 0.0}, "notes": ["<script>alert('a')</script> {{ 1 + 1 }}"]}
+    recipe = DETAILS["recipe"] | {"notes": ["<script>alert('a')</script> {{ 1 + 1 }}"]}
     picture = tmp_path / "a.png"
     picture.write_bytes(b"png")
-    runs = {"<method>": [row(step) for step in range(6)]}
+    runs = {"<method>": {0: [row(step) for step in range(6)]}}
     page = render(summarize(runs, {}), DETAILS | {"recipe": recipe}, {"a < 'b'": picture}, {})
     assert "<script>" not in page and "<method>" not in page
     assert "&lt;method&gt;" in page

@@ -88,6 +88,26 @@ def test_an_answer_stops_at_the_end_token_and_keeps_it(policy: Policy) -> None:
     assert torch.equal(rollout.attention[:, rollout.prompt_length :], rollout.mask)
 
 
+def test_answers_that_have_ended_leave_the_body(policy: Policy) -> None:
+    policy = with_likely_end(policy, draw(policy).targets.tolist())
+    sizes: list[int] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    rollout = draw(policy)
+    hook.remove()
+    going_on = rollout.mask.sum(dim=0).tolist()
+    assert sizes[0] == len(PROMPTS) and min(sizes[1:]) < sizes[1] <= 3 * 16
+    for size, live in zip(sizes[1:], going_on[1:], strict=True):
+        assert live == size or live < size < 2 * live
+    stats = ll.linear_token_stats(
+        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7,
+        **policy.head_options,
+    )  # fmt: skip
+    torch.testing.assert_close(stats.logp, rollout.logp[rollout.mask], atol=2e-5, rtol=0)
+    torch.testing.assert_close(stats.entropy, rollout.entropy[rollout.mask], atol=2e-5, rtol=0)
+
+
 def test_a_draw_depends_on_seed_and_place_alone(policy: Policy) -> None:
     first, again, other = draw(policy), draw(policy), draw(policy, seed=1)
     assert torch.equal(first.ids, again.ids)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from logitless.rl.demo.job import run
-from logitless.rl.tasks import Prompt, RewardError, score
+from logitless.rl.tasks import Prompt, RewardError, check_any, score
 from logitless.rl.tracking import metrics
 from tests.support.recipes import tiny_recipe
 
@@ -64,7 +64,7 @@ def test_a_failure_costs_its_prompt_alone(name: str) -> None:
 
 def test_no_reward_at_all_is_an_error_with_the_users_own() -> None:
     with pytest.raises(RewardError, match="none of 2 prompts could be scored") as caught:
-        score(Judge(lambda text: 1 / 0), PROMPTS, ["1", "2", "3", "4"])
+        check_any(score(Judge(lambda text: 1 / 0), PROMPTS, ["1", "2", "3", "4"]))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 

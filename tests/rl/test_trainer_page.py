@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_commands_in_their_order(folder: Path) -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         program, *arguments = shlex.split(command)
         assert program == "logitless"
@@ -50,6 +50,8 @@ def test_the_commands_in_their_order(folder: Path) -> None:
         rows = metrics.read(folder / "run" / method / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(5))
         assert len(metrics.read(folder / "other" / method / "metrics.jsonl")) == 3
+    for seed in ("seed0", "seed1"):
+        assert len(metrics.read(folder / "several" / seed / "grpo" / "metrics.jsonl")) == 3
     left = {path.name for path in (folder / "run").iterdir()}
     assert {"recipe.json", "report.html", "summary.json", "run.json", "run.lock"} <= left
 

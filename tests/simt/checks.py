@@ -335,7 +335,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     for check in (
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
-} | token_checks.CHECKS | topk_checks.CHECKS | pair_checks.CHECKS | sampling_checks.CHECKS  # fmt: skip
+}  # fmt: skip
+for checks in (token_checks, topk_checks, pair_checks, sampling_checks):
+    CHECKS |= checks.CHECKS
 
 
 def main() -> None:

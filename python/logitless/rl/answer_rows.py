@@ -19,24 +19,26 @@ def answer_rows(
     (`shown`) have their tokens as well."""
     rollout, group = experience.rollout, experience.rewards.shape[1]
     rewards, lengths = experience.rewards.flatten().tolist(), rollout.lengths.tolist()
+    entropies, logps, ids = rollout.entropy.tolist(), rollout.logp.tolist(), rollout.ids.tolist()
+    advantages = experience.advantages.tolist()
     pieces = set(chosen(rewards[:group], shown))
     rows = []
     for i, text in enumerate(experience.texts):
         n = lengths[i]
-        entropy, logp = rollout.entropy[i, :n].tolist(), rollout.logp[i, :n].tolist()
+        entropy, logp = entropies[i][:n], logps[i][:n]
         row: dict[str, Any] = {
             "step": step,
             "prompt": experience.prompts[i // group],
             "completion": text,
             "reward": rewards[i],
-            "advantage": float(experience.advantages[i]),
+            "advantage": advantages[i],
             "tokens": n,
             "logp": sum(logp),
             "entropy": sum(entropy) / n,
         }
         if i in pieces:
-            ids = rollout.ids[i, rollout.prompt_length :][:n].tolist()
-            numbers = zip(ids, entropy, logp, strict=True)
+            tokens = ids[i][rollout.prompt_length :][:n]
+            numbers = zip(tokens, entropy, logp, strict=True)
             row["pieces"] = [
                 [text_of([t]), round(h, DIGITS), round(p, DIGITS)] for t, h, p in numbers
             ]

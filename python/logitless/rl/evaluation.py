@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from logitless.rl.engine import claim_device, ranks
 from logitless.rl.experience import Answers, answers_to, distinct, task_of
 from logitless.rl.policy import Policy, load_policy
-from logitless.rl.recipe import Recipe, recipe_of
+from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task
 from logitless.rl.tracking import checkpoint, metrics, run_folder
 from logitless.rl.tracking.metrics import Row
@@ -34,16 +35,16 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     reward, right (the share of right answers), pass@k for k = 1, 2, 4, ... up to the group,
     distinct_right_answers of a prompt, entropy and tokens of an answer are those of sampled
     answers; greedy_reward and greedy_right those of the likeliest token at every place.
-    `skipped_prompts` had an answer that could not be scored, and count nowhere else.
+    `skipped_prompts` had an answer that could not be scored, and count nowhere else. Collective.
     """
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
-    prompts = held_out(recipe, task).prompts(rng, wanted.prompts)
+    prompts = ranks.together(lambda: held_out(recipe, task).prompts(rng, wanted.prompts))
     temperature = wanted.temperature or recipe.rollout.temperature
 
     def answers(group: int, truncation: dict[str, Any]) -> Answers:
         return answers_to(
-            policy, task, prompts, recipe, Stopwatch(),
-            group=group, temperature=temperature, step=STEP, **truncation,
+            policy, task, prompts, recipe, Stopwatch(), group,
+            temperature=temperature, step=STEP, **truncation,
         )  # fmt: skip
 
     sampled, greedy = answers(wanted.group, recipe.rollout.truncation), answers(1, {"top_k": 1})
@@ -90,14 +91,15 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def record(folder: Path, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
-    """Evaluates after so many steps, and adds the line to the folder's file."""
+    """Evaluates after so many steps, and adds the line to the folder's file. Collective."""
     row = {"step": done} | evaluate(policy, task, recipe)
-    metrics.append(folder / metrics.EVALUATION_FILE, row)
+    ranks.first(lambda: metrics.append(folder / metrics.EVALUATION_FILE, row))
     return row
 
 
 def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row]]:
-    """(method, numbers) of the newest checkpoints in a run's folder, or in that of one method.
+    """(method, numbers) of the newest checkpoints in a run's folder, or in that of one method; of
+    a run with several seeds (seed0/method, numbers).
 
     The recipe is the run's own, with changes to its keys. FileNotFoundError where there is no run.
     """
@@ -106,13 +108,20 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
     if started is None:
         raise FileNotFoundError(f"{folder} is no folder of a run, nor of a method of one")
     recipe = recipe_of(started, str(run), overrides)
-    names = list(recipe.methods) if run == folder else [folder.name]
+    methods = list(recipe.methods) if run == folder else [folder.name]
+    names = {
+        (Path(place) / method).as_posix(): one
+        for place, one in of_seeds(recipe).items()
+        for method in methods
+    }
     saved = {name: checkpoint.latest(run / name) for name in names}
     if not any(saved.values()):
         raise FileNotFoundError(f"{folder} has no checkpoint of {', '.join(names)}")
+    claim_device(recipe.model.device)
     task = task_of(recipe)
     for name, path in saved.items():
         if path is not None:
             row = {"step": checkpoint.step_of(path)}
-            policy = load_policy(path, recipe.model.draw_padding).in_dtype(recipe.model.body_dtype)
-            yield name, row | evaluate(policy, task, recipe)
+            policy = load_policy(path, recipe.model.draw_padding, recipe.model.device)
+            policy = policy.in_dtype(recipe.model.body_dtype)
+            yield name, row | evaluate(policy, task, names[name])

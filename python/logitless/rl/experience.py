@@ -1,18 +1,21 @@
-"""A step's answers: sampled, scored and compared."""
+"""A step's answers: sampled, scored and compared. Each rank samples and scores its share of the
+prompts, and then all have everything: it is small beside a model."""
 
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
-from logitless.rl.rollout import Rollout, sample
-from logitless.rl.tasks import Prompt, Scores, Task, load_task, score
+from logitless.rl.rollout import Rollout, join_rollouts, sample
+from logitless.rl.tasks import Prompt, Scores, Task, check_any, join_scores, load_task, score
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import advantages_of
@@ -24,7 +27,7 @@ class Experience(NamedTuple):
     prompts: list[Any]  # texts, or chat messages
     rollout: Rollout  # of B = prompts * group sequences
     texts: list[str]
-    rewards: Tensor  # [prompts, group]
+    rewards: Tensor  # [prompts, group], on the host
     advantages: Tensor  # [B]
     skipped: int  # prompts that could not be scored
     failures: list[str]  # why
@@ -45,12 +48,13 @@ def collect(
     policy: Policy, task: Task, recipe: Recipe, advantage: str, step: int, clock: Stopwatch
 ) -> Experience:
     """Prompts of the task, sampled answers, their rewards and advantages; a function of
-    (seed, step) and the weights.
+    (seed, step) and the weights. Collective.
     """
-    prompts = task.prompts(random.Random(f"prompts {recipe.seed} {step}"), recipe.rollout.prompts)
+    rng = random.Random(f"prompts {recipe.seed} {step}")
+    prompts = ranks.together(partial(task.prompts, rng, recipe.rollout.prompts))
     group, temperature = recipe.rollout.group, recipe.rollout.temperature
     rollout, texts, scores = answers_to(
-        policy, task, prompts, recipe, clock, group=group, temperature=temperature, step=step,
+        policy, task, prompts, recipe, clock, group, temperature=temperature, step=step,
         **recipe.rollout.truncation,
     )  # fmt: skip
     return scored([p.text for p in prompts], rollout, texts, scores, advantage)
@@ -62,20 +66,48 @@ def answers_to(
     prompts: list[Prompt],
     recipe: Recipe,
     clock: Stopwatch,
+    group: int,
     **options: Any,
 ) -> Answers:
-    """Sampled and scored answers; options: those of `sample` that the caller decides."""
-    rollout = sample(
-        policy,
-        policy.encode([p.text for p in prompts], recipe.rollout.chat_template),
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        seed=recipe.seed,
-        clock=clock,
-        **options,
+    """Sampled and scored answers; options: those of `sample` that the caller decides.
+
+    Collective.
+    """
+    place = ranks.share(len(prompts))
+
+    def of_own_prompts() -> Answers:
+        own = prompts[place]
+        rollout = sample(
+            policy,
+            policy.encode([p.text for p in own], recipe.rollout.chat_template),
+            group=group,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            seed=recipe.seed,
+            first=place.start * group,
+            clock=clock,
+            **options,
+        )
+        with clock("reward"):
+            texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
+            return Answers(rollout, texts, score(task, own, texts, recipe.task.threshold))
+
+    answers = of_all_ranks(ranks.together(of_own_prompts), policy)
+    ranks.together(partial(check_any, answers.scores))
+    return answers
+
+
+def of_all_ranks(own: Answers, policy: Policy) -> Answers:
+    """Those of all ranks, in the order of their prompts. Collective."""
+    if ranks.alone():
+        return own
+    # an error stays with the rank that has it: a user's may not be fit to be sent
+    sent = Answers(own.rollout.to("cpu"), own.texts, own.scores._replace(error=None))
+    rollouts, texts, scores = zip(*ranks.each(lambda: sent), strict=True)
+    return Answers(
+        join_rollouts(rollouts, policy.pad).to(policy.device),
+        [text for part in texts for text in part],
+        join_scores(scores, own.scores.error),
     )
-    with clock("reward"):
-        texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
-        return Answers(rollout, texts, score(task, prompts, texts, recipe.task.threshold))
 
 
 def scored(
@@ -86,10 +118,10 @@ def scored(
     skipped = int((~good).sum())
     if skipped:
         of_answer = good.repeat_interleave(scores.rewards.shape[1])
-        rollout = rollout.sequences(of_answer.nonzero()[:, 0])
+        rollout = rollout.sequences(of_answer.nonzero()[:, 0].to(rollout.mask.device))
         texts = [text for text, kept in zip(texts, of_answer.tolist(), strict=True) if kept]
         prompts = [prompt for prompt, kept in zip(prompts, good.tolist(), strict=True) if kept]
-    advantages = advantages_of(rewards, advantage)
+    advantages = advantages_of(rewards, advantage).to(rollout.mask.device)
     return Experience(prompts, rollout, texts, rewards, advantages, skipped, scores.failures)
 
 

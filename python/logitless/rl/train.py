@@ -1,12 +1,17 @@
-"""One method's training run, top to bottom. What it leaves out: a value model, several machines."""
+"""One method's training run, top to bottom. What it leaves out: a value model.
+
+All ranks run it, and write nothing but by the first.
+"""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from logitless.rl.answer_rows import answer_rows
-from logitless.rl.engine import LocalEngine
+from logitless.rl.engine import LocalEngine, ranks
 from logitless.rl.evaluation import record
 from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
@@ -17,7 +22,13 @@ from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import EntropyProbe, advantage_name, update_policy, with_reference
+from logitless.rl.update import (
+    EntropyProbe,
+    advantage_name,
+    follower_of,
+    update_policy,
+    with_reference,
+)
 
 
 def train(
@@ -31,19 +42,32 @@ def train(
     resume: bool,
 ) -> list[Row]:
     """Trains `policy` in place and returns its metrics, one row a step, also in
-    folder/metrics.jsonl. Raises Diverged where they are numbers no more.
+    folder/metrics.jsonl. Raises Diverged where they are numbers no more. Collective.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks.first(partial(folder.mkdir, parents=True, exist_ok=True))
     log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage = advantage_name(recipe, name)
     reference = recipe.reference if "ref_logp" in spec.needs else None
     engine = LocalEngine(policy, recipe.update, recipe.steps, reference)
-    start = checkpoint.resume(folder, engine.load, progress.say) if resume else 0
+    follower = follower_of(name, spec, recipe.methods[name].controller)
+    states: list[Any] = [engine] if follower is None else [engine, follower]
+
+    def load(saved: Path) -> None:
+        for state in states:
+            state.load(saved)
+
+    def save(part: Path) -> None:
+        for state in states:
+            state.save(part)
+
+    read = partial(checkpoint.resume, folder, load, progress.say)
+    start = ranks.same(read) if resume else 0
     progress.skip(min(start, recipe.steps))
-    rows = metrics.keep_before(log, start)
-    metrics.keep_before(answers, start)
-    evaluated = metrics.keep_before(folder / metrics.EVALUATION_FILE, start + 1)
+    rows = ranks.first(partial(metrics.keep_before, log, start))
+    ranks.first(partial(metrics.keep_before, answers, start))
+    evaluations = folder / metrics.EVALUATION_FILE
+    evaluated = ranks.first(partial(metrics.keep_before, evaluations, start + 1))
     every = recipe.evaluation.every
     if every and not evaluated:
         progress.evaluated(name, record(folder, start, policy, task, recipe))
@@ -63,7 +87,7 @@ def train(
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
                     probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
-            update = update_policy(engine, rollout, advantages, spec, recipe, step, clock)
+            update = update_policy(engine, rollout, advantages, spec, recipe, step, clock, follower)
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)
@@ -89,18 +113,19 @@ def train(
         seconds = time.perf_counter() - began
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
-        row["peak_memory_bytes"] = memory.peak()
+        row["peak_memory_bytes"] = max(ranks.each(memory.peak))
         # before the metrics: a step that has its line has its answers
         lines = answer_rows(experience, step, recipe.show_answers, policy.text_of)
-        metrics.append(answers, *lines)
-        metrics.append(log, row)
+        ranks.first(partial(metrics.append, answers, *lines))
+        ranks.first(partial(metrics.append, log, row))
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if every and (done % every == 0 or done == recipe.steps):
             progress.evaluated(name, record(folder, done, policy, task, recipe))
-        if done == recipe.steps or done % recipe.checkpoint_every == 0 or stop.requested:
-            checkpoint.save(folder, done, engine.save)
-        if stop.requested:
+        stopping = stop.check()
+        if done == recipe.steps or done % recipe.checkpoint_every == 0 or stopping:
+            ranks.first(partial(checkpoint.save, folder, done, save))
+        if stopping:
             break
     return rows

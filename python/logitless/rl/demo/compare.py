@@ -64,7 +64,8 @@ def compare_time(
     optimizer step.
     """
     spec, policy = ll.presets["ppo"], engine.policy
-    index = torch.arange(len(rollout.mask)).tensor_split(recipe.update.minibatches)[0]
+    everything = torch.arange(len(rollout.mask), device=rollout.mask.device)
+    index = everything.tensor_split(recipe.update.minibatches)[0]
     minibatch = pack(rollout, advantages, index)
     shared = batch_options(minibatch, spec, recipe.seed, 0)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from logitless.rl.demo.prepare import Prepared, prepare
-from logitless.rl.engine import parts_trained
+from logitless.rl.engine import parts_trained, ranks
 from logitless.rl.policy import Policy
-from logitless.rl.recipe import WARMUP, Recipe, UpdateRecipe, as_yaml
+from logitless.rl.recipe import WARMUP, Recipe, UpdateRecipe, as_yaml, of_seeds
 from logitless.rl.tracking import checkpoint, run_folder
 
 
@@ -17,7 +18,14 @@ def dry_run(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> list
 
     Whatever `run` refuses before its first step is refused here: the model is read, too.
     """
-    prepared = prepare(recipe, out, resume=resume, overwrite=overwrite)
+    how = {"resume": resume, "overwrite": overwrite}
+    with ranks.joined():
+        try:
+            prepared = ranks.together(partial(prepare, recipe, out, **how))
+        except ranks.OtherRank:
+            return []
+        if not ranks.is_first():
+            return []
     return [
         *as_yaml(recipe).splitlines(),
         "",
@@ -60,6 +68,14 @@ def each_step(recipe: Recipe) -> str:
 
 
 def methods(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> Iterator[str]:
+    for folder, one in of_seeds(recipe).items():
+        if recipe.seeds:
+            yield f"seed       {one.seed}, in {out / folder}"
+        yield from methods_of(one, prepared, out / folder, resume)
+
+
+def methods_of(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> Iterator[str]:
+    """Of one seed."""
     warmup = recipe.warmup
     if warmup.any_steps:
         done = resume and checkpoint.latest(out / WARMUP) is not None

@@ -1,27 +1,27 @@
-"""The whole job of a recipe: warm-up, each method from the same start, comparison, report."""
+"""The whole job of a recipe: warm-up, each method from the same start, comparison, report; with
+several seeds all that once a seed, but for the comparison and the report."""
 
 from __future__ import annotations
 
-import platform
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import logitless as ll
 from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
-from logitless.rl.policy import Policy
-from logitless.rl.recipe import WARMUP, Recipe, recipe_of
-from logitless.rl.report import summary as numbers
-from logitless.rl.report import text
+from logitless.rl.demo.reports import finish
+from logitless.rl.engine import ranks
+from logitless.rl.policy import Policy, make_policy
+from logitless.rl.recipe import WARMUP, Recipe, of_seeds
 from logitless.rl.tasks import Task
-from logitless.rl.tracking import checkpoint, completions, metrics, run_folder
+from logitless.rl.tracking import checkpoint, run_folder
 from logitless.rl.tracking.divergence import Diverged
-from logitless.rl.tracking.interrupt import StopRequest
+from logitless.rl.tracking.interrupt import Stopped, StopRequest
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
 from logitless.rl.update import warm_up
@@ -34,41 +34,103 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
-    prepared = prepare(recipe, out, resume=resume, overwrite=overwrite)
-    with run_folder.locked(out):
-        keys = fixed(recipe)
-        run_folder.claim(out, asdict(recipe), keys, resume=resume, overwrite=overwrite)
-        return _run(recipe, prepared, out, resume)
+    how = {"resume": resume, "overwrite": overwrite}
+    try:
+        with ranks.joined(), ExitStack() as held:
+            prepared = ranks.together(partial(prepare, recipe, out, **how))
+
+            def claim() -> None:
+                held.enter_context(run_folder.locked(out))
+                run_folder.claim(out, asdict(recipe), fixed(recipe), **how)
+
+            ranks.first(claim)
+            return _run(recipe, prepared, out, resume)
+    except ranks.OtherRank as error:
+        # one that has not been killed says itself what is wrong
+        if error.lost:
+            sys.stderr.write(f"logitless: {error}\n")
+        return 1
 
 
 def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
     task, policy = prepared.task, prepared.policy
     comparison: dict[str, Any] | None = None
     head_bytes: Mapping[str, int | None] = {}
-    diverged = False
-    with Progress(recipe.steps * len(recipe.methods)) as progress, StopRequest() as stop:
+    diverged, seeds = False, of_seeds(recipe)
+    total = len(seeds) * len(recipe.methods) * recipe.steps
+    mute = not ranks.is_first()
+    with Progress(total, mute=mute) as progress, StopRequest(ranks.largest) as stop:
         try:
-            warmed_up(policy, recipe, task, out / WARMUP, progress, stop, resume)
-            start = policy.snapshot()
-            if recipe.compare_repeats and not stop.requested:
-                progress.say("comparing one training step with full logits in plain torch")
-                comparison, head_bytes = compare(policy, task, recipe, prepared.specs)
-            for name in recipe.methods:
-                if stop.requested:
+            for number, (name, one) in enumerate(seeds.items()):
+                if stop.check():
                     break
-                policy.restore(start)
-                try:
-                    train(name, policy, task, recipe, out / name, progress, stop, resume)
-                except Diverged as error:
-                    progress.say(str(error))
-                    diverged = True
+                if number:
+                    policy.restore(make_policy(one.model, one.seed, one.lora).snapshot())
+                with place_of(out, name, one, progress) as folder:
+                    warmed_up(policy, one, task, folder / WARMUP, progress, stop, resume)
+                    start = policy.snapshot()
+                    if recipe.compare_repeats and not number and not stop.requested:
+                        progress.say("comparing one training step with full logits in plain torch")
+                        comparison, head_bytes = compare(policy, task, one, prepared.specs)
+                    for method in one.methods:
+                        policy.restore(start)
+                        diverged |= _train(
+                            method, policy, task, one, folder, progress, stop, resume
+                        )
+        except Stopped:
+            pass
         except KeyboardInterrupt:
+            # the second signal has no time for what other ranks are at
+            if not ranks.alone():
+                raise
             stop.requested, stop.status = True, stop.status or 130
-    for line in finish(recipe, out, comparison, head_bytes):
-        print(line)
-    if stop.requested:
-        print(f"stopped before its end; --resume --out {out} goes on")
+
+    def end() -> None:
+        lines = finish(recipe, out, comparison, head_bytes)
+        if stop.requested:
+            lines.append(f"stopped before its end; --resume --out {out} goes on")
+        print(*lines, sep="\n", flush=True)
+
+    ranks.first(end)
     return stop.status or int(diverged)
+
+
+def _train(
+    method: str,
+    policy: Policy,
+    task: Task,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    stop: StopRequest,
+    resume: bool,
+) -> bool:
+    """Whether the method has diverged; nothing is done after a request to stop."""
+    if not stop.check():
+        try:
+            train(method, policy, task, recipe, folder / method, progress, stop, resume)
+        except Diverged as error:
+            progress.say(str(error))
+            return True
+    return False
+
+
+@contextmanager
+def place_of(out: Path, name: str, one: Recipe, progress: Progress) -> Iterator[Path]:
+    """The folder of one seed, `name` inside of the run's: as that of a run with this seed alone."""
+    folder = out / name
+    if folder == out:
+        yield out
+        return
+    progress.say(f"seed {one.seed}, in {folder}")
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(run_folder.locked(folder))
+            run_folder.record(folder, asdict(one))
+
+        ranks.first(claim)
+        yield folder
 
 
 def warmed_up(
@@ -83,7 +145,10 @@ def warmed_up(
     """Makes of `policy` what every method starts from, and saves that in `folder`; where the recipe
     has no warm-up it stays as it is."""
     steps = recipe.warmup.steps + recipe.warmup.full_steps
-    if not steps or (resume and checkpoint.resume(folder, policy.load_weights, progress.say)):
+    if not steps:
+        return
+    read = partial(checkpoint.resume, folder, policy.load_weights, progress.say)
+    if resume and ranks.same(read):
         return
     task = with_solutions(task)
     rng = random.Random(f"warm-up {recipe.seed}")
@@ -92,66 +157,8 @@ def warmed_up(
 
     def report_step(step: int, loss: float) -> None:
         progress.warm(step, steps, loss)
-        if stop.requested:
-            raise KeyboardInterrupt
+        if stop.check():
+            raise Stopped
 
     warm_up(policy, [prompt.text for prompt in prompts], answers, recipe, report_step)
-    checkpoint.save(folder, steps, policy.save)
-
-
-def report(out: Path) -> list[str]:
-    """Writes the report of the folder's run anew, as far as it has come: one that goes on, was
-    killed, or is done. Returns its lines."""
-    from logitless.rl.report import page
-
-    started = run_folder.recipe_in(out)
-    if started is None:
-        raise FileNotFoundError(f"{out} is no folder of a run")
-    summary, details = page.read(out)
-    head_bytes = {name: row["head_memory_bytes"] for name, row in summary.items()}
-    return finish(recipe_of(started, str(out)), out, details.get("comparison"), head_bytes)
-
-
-def finish(
-    recipe: Recipe,
-    out: Path,
-    comparison: dict[str, Any] | None,
-    head_bytes: Mapping[str, int | None],
-) -> list[str]:
-    """Writes the report of the steps so far; returns the lines that a run ends with."""
-    # Here, so that matplotlib loads after the peak memory of the run was measured.
-    from logitless.rl.report import page
-
-    runs, evaluations = (
-        {name: metrics.read(out / name / file) for name in recipe.methods}
-        for file in (metrics.FILE, metrics.EVALUATION_FILE)
-    )
-    summary = numbers.summarize(runs, head_bytes)
-    gaps = [row["logp_gap"] for rows in runs.values() for row in rows]
-    details = {
-        "complete": all(len(rows) == recipe.steps for rows in runs.values()),
-        "comparison": comparison,
-        "max_logp_gap": max(gaps) if gaps else None,
-        "support_rows": numbers.support_rows(runs),
-        "versions": {
-            "logitless": ll.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
-        "evaluations": evaluations,
-        "recipe": asdict(recipe),
-    }
-    answers = {name: shown for name in recipe.methods if (shown := completions.shown(out / name))}
-    evaluated = text.aligned(text.evaluation_table(evaluations))
-    path = page.write(out, summary, details, runs, answers)
-    return [
-        "",
-        *text.aligned(text.table(summary)),
-        "",
-        *([*evaluated, ""] if evaluated else []),
-        *text.comparison_lines(comparison, recipe.update.tail_mass),
-        *text.support_lines(details),
-        text.self_check(details),
-        f"report: {path}",
-    ]
+    ranks.first(partial(checkpoint.save, folder, steps, policy.save))

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from logitless.rl.engine import check_policy
+from logitless.rl.engine import check_policy, claim_device, ranks
 from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
-from logitless.rl.recipe import Recipe, make_spec
+from logitless.rl.recipe import Recipe, make_spec, of_seeds
 from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tracking import run_folder
-from logitless.rl.update import advantage_name
+from logitless.rl.update import advantage_name, follower_of
 
 # Of the difference of a token's log-probs in a rollout and in training, where the body computes in
 # bfloat16: up to 0.009 in 30 layers of width 576.
@@ -24,16 +24,20 @@ class Prepared(NamedTuple):
     # of each method
     specs: dict[str, Any]
     advantages: dict[str, str]
-    # as it was read or made, without a warm-up
+    # as it was read or made, without a warm-up; of the first seed, where there are several
     policy: Policy
 
 
 def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prepared:
     """All that a recipe, or the folder `out` of its run, can have wrong is an error here."""
+    claim_device(recipe.model.device)
+    check_ranks(recipe)
     task = task_of(recipe)
     longest = recipe.rollout.max_new_tokens
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
     advantages = {name: advantage_name(recipe, name) for name in recipe.methods}
+    for name, loss in recipe.methods.items():
+        follower_of(name, specs[name], loss.controller)
     kind = recipe.reference.kind
     if kind != "frozen" and not any("ref_logp" in spec.needs for spec in specs.values()):
         raise ValueError(
@@ -46,9 +50,30 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
         with_solutions(task)
     run_folder.check(out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite)
     silence_bars()
-    policy = make_policy(recipe.model, recipe.seed, recipe.lora)
+    first, *_ = of_seeds(recipe).values()
+    policy = make_policy(first.model, first.seed, first.lora)
     check_policy(policy, recipe.update)
     return Prepared(task, specs, advantages, policy)
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """ValueError for what several ranks do not do."""
+    if ranks.alone():
+        return
+    prompts = {"rollout.prompts": recipe.rollout.prompts}
+    if recipe.evaluation.every:
+        prompts["evaluation.prompts"] = recipe.evaluation.prompts
+    for key, number in prompts.items():
+        if number < ranks.count():
+            raise ValueError(
+                f"recipe key '{key}' must be at least {ranks.count()}, a prompt for each rank, got "
+                f"{number}"
+            )
+    if recipe.compare_repeats:
+        raise ValueError(
+            f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "
+            f"the machine for itself; got {recipe.compare_repeats}"
+        )
 
 
 def check_clips(specs: dict[str, Any]) -> None:

@@ -1,4 +1,10 @@
-"""The engine of one process on the CPU, with weights in fp32."""
+"""The engine of a rank that has the whole model, with weights in fp32 on one device.
+
+Ranks have gradients of their own sequences, and an optimizer step starts with their sum, a
+parameter at a time. DDP would send them during the backward, but wants each of its forwards to be
+one call of a module: here the head is called beside the body, micro-batches differ in number, and a
+rank may have no sequence at all.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitless.rl.engine import optimizer_state
+from logitless.rl.engine import optimizer_state, ranks
 from logitless.rl.engine.layers import checkpoint_layers, layers_of
 from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
-from logitless.rl.rollout import Rollout, hidden_states
+from logitless.rl.rollout import Rollout, check_shared, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
@@ -30,6 +36,7 @@ class LocalEngine:
         steps: int = 1,
         reference: ReferenceRecipe | None = None,
     ) -> None:
+        ranks.copy_first(list(policy.model.parameters()))
         self.policy = policy
         self._clip_norm = update.clip_norm
         self._optimizer = make_optimizer(policy, update)
@@ -56,7 +63,9 @@ class LocalEngine:
         return out
 
     def step(self) -> float:
-        """One optimizer step on the clipped gradients, which are then cleared; their norm."""
+        """One optimizer step on the clipped gradients of all ranks, which are then cleared; their
+        norm."""
+        ranks.sum_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -80,7 +89,7 @@ class LocalEngine:
             self.reference.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Continues from what `save` wrote, bit for bit."""
+        """Continues from what `save` wrote, bit for bit, on any device."""
         self.policy.load_weights(folder)
         optimizer_state.load(self._optimizer, self._schedule, folder)
         if self.reference is not None:
@@ -92,6 +101,8 @@ def check_policy(policy: Policy, update: UpdateRecipe) -> None:
     parts_trained(policy, update)
     if update.gradient_checkpointing:
         layers_of(policy.model)
+    if policy.share_prompts:
+        check_shared(policy)
 
 
 def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:

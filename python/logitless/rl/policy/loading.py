@@ -18,12 +18,14 @@ from logitless.rl.recipe import LoraRecipe, ModelRecipe
 def make_policy(recipe: ModelRecipe, seed: int, lora: LoraRecipe | None = None) -> Policy:
     """The recipe's model: read from `path`, or made from scratch with `seed`; with new adapters
     where `lora` has a rank."""
-    return _policy_of(recipe, seed, lora or LoraRecipe()).in_dtype(recipe.body_dtype)
+    policy = _policy_of(recipe, seed, lora or LoraRecipe()).in_dtype(recipe.body_dtype)
+    return replace(policy, share_prompts=recipe.share_prompts)
 
 
 def _policy_of(recipe: ModelRecipe, seed: int, lora: LoraRecipe) -> Policy:
     if recipe.path is None:
-        return as_policy(*model_from_scratch(recipe, seed), recipe.draw_padding)
+        model, tokenizer = model_from_scratch(recipe, seed)
+        return as_policy(model.to(recipe.device), tokenizer, recipe.draw_padding)
     if adapters.in_folder(recipe.path):
         raise ValueError(
             f"recipe key 'model.path' must be a whole model, got {recipe.path}, a folder of "
@@ -31,27 +33,36 @@ def _policy_of(recipe: ModelRecipe, seed: int, lora: LoraRecipe) -> Policy:
         )
     model, tokenizer = read_model(recipe.path)
     if not lora.rank:
-        return as_policy(model, tokenizer, recipe.draw_padding)
+        return as_policy(model.to(recipe.device), tokenizer, recipe.draw_padding)
     config = adapters.config_of(model, lora, recipe.path)
-    return adapted(model, tokenizer, config, recipe.draw_padding, seed)
+    return adapted(model, tokenizer, config, recipe.draw_padding, seed, recipe.device)
 
 
-def load_policy(folder: str | Path, draw_padding: bool = False) -> Policy:
+def load_policy(
+    folder: str | Path, draw_padding: bool = False, device: torch.device | str = "cpu"
+) -> Policy:
     """What `read_model` reads; a folder of adapters brings the model that they are for."""
     if not adapters.in_folder(folder):
-        return as_policy(*read_model(folder), draw_padding)
+        model, tokenizer = read_model(folder)
+        return as_policy(model.to(device), tokenizer, draw_padding)
     config = adapters.read_config(folder)
-    policy = adapted(*read_model(config.base_model_name_or_path), config, draw_padding)
+    base = read_model(config.base_model_name_or_path)
+    policy = adapted(*base, config, draw_padding, device=device)
     policy.load_weights(Path(folder))
     return policy
 
 
 def adapted(
-    model: Any, tokenizer: Any, config: Any, draw_padding: bool = False, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    config: Any,
+    draw_padding: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Policy:
-    """A policy of which new adapters are trained."""
+    """A policy of which new adapters are trained: on every device the same."""
     adapters.inject(model, config, seed)
-    return replace(as_policy(model, tokenizer, draw_padding), lora=config)
+    return replace(as_policy(model.to(device), tokenizer, draw_padding), lora=config)
 
 
 def as_policy(model: Any, tokenizer: Any, draw_padding: bool = False) -> Policy:
@@ -66,7 +77,7 @@ def as_policy(model: Any, tokenizer: Any, draw_padding: bool = False) -> Policy:
 def without_padding(policy: Policy) -> Policy:
     """Tokens that the tokenizer does not have get probability 0, in rollouts and in training."""
     head, ids = policy.head, list(policy.tokenizer.get_vocab().values())
-    known = torch.zeros(max(head.vocab, 1 + max(ids)))
+    known = torch.zeros(max(head.vocab, 1 + max(ids)), device=head.weight.device)
     known[ids] = 1
     padding = known[: head.vocab].log()
     if not padding.any():

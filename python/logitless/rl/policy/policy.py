@@ -31,6 +31,8 @@ class Policy:
     lora: Any = None
     # What the body computes in; the head reads float32.
     body_dtype: torch.dtype = torch.float32
+    # Whether the body reads a prompt once for all its answers, in training.
+    share_prompts: bool = False
 
     def in_dtype(self, name: str) -> Policy:
         """The same policy, whose body computes in that dtype."""
@@ -39,6 +41,10 @@ class Policy:
     @property
     def body(self) -> Any:
         return self.model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
 
     @property
     def weight(self) -> Tensor:  # [V, H]
@@ -117,12 +123,31 @@ class Policy:
     ) -> Tensor:  # [B, t, H]
         """The states that the head reads; `cache`, a Hugging Face cache, has the earlier tokens."""
         positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        return self._states(ids, attention.long(), positions, cache)
+
+    def states_seeing(
+        self,
+        ids: Tensor,  # [B, t]
+        sees: Tensor,  # [B, t, t] bool: whether a token (the first t) sees another one
+        positions: Tensor,  # [B, t]
+    ) -> Tensor:  # [B, t, H]
+        """The states that the head reads, where each token sees some of the row's tokens.
+        ValueError where the model's attention takes no such mask."""
+        kind = self.model.config._attn_implementation
+        if kind != "sdpa":
+            raise ValueError(
+                "recipe key 'model.share_prompts' needs a model with the attention 'sdpa', got "
+                f"{kind!r}"
+            )
+        return self._states(ids, sees[:, None], positions, None)
+
+    def _states(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: Any) -> Tensor:
         kind, cast = ids.device.type, self.body_dtype != torch.float32
         with torch.autocast(kind, self.body_dtype) if cast else nullcontext():
             states = self.head.hidden(
                 self.model,
                 input_ids=ids,
-                attention_mask=attention.long(),
+                attention_mask=attention,
                 position_ids=positions,
                 use_cache=cache is not None,
                 **{_cache_argument(self.model): cache},

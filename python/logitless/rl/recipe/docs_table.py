@@ -41,6 +41,8 @@ def parts_of(hint: Any, name: str) -> tuple[Any, str]:
         return hint, name
     if get_origin(hint) is dict and is_dataclass(inner := get_args(hint)[1]):
         return inner, f"{name}.{NAME}"
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(filter(is_dataclass, get_args(hint)), None), name
     return None, name
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from logitless.rl.recipe.keys import Range, above, at_least, check_ranges, key
 
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 # Of lora.targets: every linear layer but the head.
 ALL_LINEAR = "all-linear"
 
@@ -39,6 +41,12 @@ class ModelRecipe:
     max_positions: int = key(
         128, "Tokens of prompt and answer of a model from scratch.", at_least(1)
     )
+    device: str = key(
+        "cpu",
+        "Where everything is computed; under torchrun `cuda` is the GPU of each rank. A run can go "
+        "on elsewhere.",
+        "`cpu`, `cuda`, or `cuda:1` and so on",
+    )
     draw_padding: bool = key(
         False,
         "Whether a rollout can draw ids that the head has and the tokenizer has not, as rows of a "
@@ -51,9 +59,20 @@ class ModelRecipe:
         "gradients and the optimizer's state are float32 in either case, and so are the head, "
         "log-probs and all sums of a loss.",
     )
+    share_prompts: bool = key(
+        False,
+        "Whether the body reads a prompt once for all its answers in a forward of training: the "
+        "same states and gradients but for rounding, and less work where prompts are long beside "
+        "their answers. The model must meet other tokens in attention alone, which is measured.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(
+                "recipe key 'model.device' must be cpu, cuda, or cuda:1 and so on, got "
+                f"{self.device!r}"
+            )
         if self.hidden_size % self.heads:
             raise ValueError(
                 f"recipe key 'model.hidden_size' must be a multiple of model.heads = {self.heads}, "

@@ -26,6 +26,12 @@ class Recipe:
         "have the same start.",
     )
     seed: int = key(0, "Of all that is random.")
+    seeds: list[int] = key(
+        list,
+        "In place of one seed several: every method is trained once with each, in a folder of its "
+        "own, from what this seed makes of model and warm-up; numbers get a mean and a spread.",
+        "no two alike",
+    )
     steps: int = key(40, "RL steps of each method.", at_least(1))
     entropy_change_every: int = key(
         5,
@@ -79,7 +85,13 @@ class Recipe:
                 f"recipe key 'update.tail_mass' must be 0 with {names}: a row's gradient is that "
                 f"of the tokens it was drawn from; got {self.update.tail_mass}"
             )
+        if self.compare_repeats and self.model.device != "cpu":
+            raise ValueError(
+                f"recipe key 'compare_repeats' must be 0 with model.device={self.model.device}: a "
+                f"comparison measures the host's memory; got {self.compare_repeats}"
+            )
         self._check_lora()
+        self._check_seeds()
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")
         for name in self.methods:
@@ -93,6 +105,14 @@ class Recipe:
                     f"recipe key 'methods.{name}': a method is also a folder's name; use "
                     f"letters, digits, - and _"
                 )
+
+    def _check_seeds(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"recipe key 'seeds' must have no two alike, got {self.seeds}")
+        if self.seeds and self.seed:
+            raise ValueError(
+                f"recipe key 'seed' makes no sense with seeds={self.seeds}, got {self.seed}"
+            )
 
     def _check_lora(self) -> None:
         if not self.lora.rank:

@@ -144,6 +144,22 @@ class ReferenceRecipe:
 
 
 @dataclass(frozen=True)
+class ControllerRecipe:
+    """A number of the loss that follows the entropy, from optimizer step to optimizer step."""
+
+    kind: Literal["anchor", "log", "pi", "repo", "step"] = key(
+        REQUIRED,
+        "`anchor`: what Siren holds its entropy at, that of the first step; `pi`: the coefficient "
+        "of Entropic; `log`, `step`: that of an entropy bonus; `repo`: zeta or beta of REPO.",
+    )
+    options: dict[str, Any] = key(
+        dict,
+        "Arguments of `EntropyAnchor`, `PIController`, `LogController`, `StepController` or "
+        "`RepoController`: `{target: 0.5}`.",
+    )
+
+
+@dataclass(frozen=True)
 class LossRecipe:
     """A method: a loss of the library, and the changes to it."""
 
@@ -154,3 +170,8 @@ class LossRecipe:
         "fields of the preset",
     )
     advantage: str | None = key(None, "null: `update.advantage`.", ADVANTAGE_NAMES)
+    controller: ControllerRecipe | None = key(
+        None,
+        "What moves a number of the loss with the entropy: `{kind: pi, options: {target: 0.5}}`; "
+        "null: the number stays.",
+    )

@@ -12,7 +12,7 @@ import jinja2
 
 from logitless.rl.report import text
 from logitless.rl.report.plots import save_plots
-from logitless.rl.report.summary import fit_law
+from logitless.rl.report.summary import Runs, begun, fit_law, pooled
 from logitless.rl.tracking.metrics import WINDOW, Row
 
 SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
@@ -25,16 +25,16 @@ def write(
     folder: Path,
     summary: dict[str, Any],
     details: dict[str, Any],
-    runs: dict[str, list[Row]],
+    runs: Runs,
     answers: dict[str, list[Row]],
 ) -> Path:
     """Writes summary.json, run.json, the PNGs and report.html; returns the report's path. answers:
     those to show of each method."""
     _write_json(folder / SUMMARY_FILE, summary)
     _write_json(folder / DETAILS_FILE, details)
-    runs = {name: rows for name, rows in runs.items() if rows}
-    laws = {name: law for name, rows in runs.items() if (law := fit_law(rows)) is not None}
-    pictures = save_plots(folder, runs, laws) if runs else {}
+    drawn = {name: rows for name, by_seed in runs.items() if (rows := begun(by_seed))}
+    laws = {name: law for name, rows in drawn.items() if (law := fit_law(pooled(rows))) is not None}
+    pictures = save_plots(folder, drawn, laws) if drawn else {}
     path = folder / REPORT_FILE
     path.write_text(render(summary, details, pictures, answers), "utf-8")
     return path
@@ -60,17 +60,17 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
-    recipe = details["recipe"]
     return environment.from_string(source).render(
-        tables=[text.table(summary), text.evaluation_table(details["evaluations"])],
+        tables=text.tables(summary, details),
+        seeds=text.most_seeds(details),
         pictures={title: _base64(path) for title, path in pictures.items()},
         complete=details["complete"],
         answers=answers,
         full_heat=FULL_HEAT,
-        comparison=text.comparison_lines(details["comparison"], recipe["update"]["tail_mass"]),
-        checks=[text.self_check(details), *text.support_lines(details)],
+        comparison=text.comparisons(details),
+        checks=text.checks(details),
         window=WINDOW,
-        notes=recipe["notes"],
+        notes=text.notes(details),
         details=json.dumps(details, indent=2),
     )
 

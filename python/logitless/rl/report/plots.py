@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from logitless.rl.report.summary import Runs, pooled, steps_of_all
 from logitless.rl.tracking.metrics import Row, column
 
 matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-Runs = dict[str, list[Row]]
-
 # Okabe and Ito's palette: told apart by colour-blind readers, too.
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 SMOOTH = 5
+# Of each method the rows of all its seeds.
+Steps = dict[str, list[Row]]
 
 # The parts of a step in their order, by the names of its stopwatch.
 PARTS = [
@@ -35,16 +37,17 @@ PARTS = [
 
 def save_plots(folder: Path, runs: Runs, laws: dict[str, Any]) -> dict[str, Path]:
     """Draws the pictures that the metrics have numbers for; returns title -> PNG."""
+    steps = {name: pooled(by_seed) for name, by_seed in runs.items()}
     figures = {
         "Reward and entropy": ("curves.png", curves(runs)),
-        "Reward against exp(entropy), with the fitted law": ("law.png", law_plot(runs, laws)),
+        "Reward against exp(entropy), with the fitted law": ("law.png", law_plot(steps, laws)),
         "Covariance of log-prob and advantage": ("covariance.png", covariance_plot(runs)),
-        "Where a step's time goes": ("time.png", time_plot(runs)),
+        "Where a step's time goes": ("time.png", time_plot(steps)),
     }
-    if any("entropy_change" in row for rows in runs.values() for row in rows):
+    if any("entropy_change" in row for rows in steps.values() for row in rows):
         figures["Entropy change of an update: predicted and measured"] = (
             "entropy_change.png",
-            entropy_change_plot(runs),
+            entropy_change_plot(steps),
         )
     paths = {}
     for title, (name, figure) in figures.items():
@@ -59,18 +62,31 @@ def curves(runs: Runs) -> Figure:
     for axis, key, label in zip(
         axes, ["reward", "entropy", "distinct_right_answers"], labels, strict=True
     ):
-        for (name, rows), color in zip(runs.items(), COLORS, strict=False):
-            steps, values = column(rows, "step"), column(rows, key)
-            axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-            axis.plot(steps, smooth(values), color=color, label=name, linewidth=2)
+        for (name, by_seed), color in zip(runs.items(), cycle(COLORS), strict=False):
+            draw_curve(axis, list(by_seed.values()), key, color, name)
         axis.set(xlabel="step", title=label)
     axes[0].legend(frameon=False)
     return figure
 
 
-def law_plot(runs: Runs, laws: dict[str, Any]) -> Figure:
+def draw_curve(axis: Any, seeds: list[list[Row]], key: str, color: str, name: str) -> None:
+    """One seed: its steps, and their mean over the last few. Several: the mean of these, and a band
+    from the smallest to the largest."""
+    shared = list(steps_of_all(seeds))
+    steps = [step for step, _ in shared]
+    values = [[rows[seed][key] for _, rows in shared] for seed in range(len(seeds))]
+    smoothed = np.array([smooth(of_seed) for of_seed in values])
+    if len(seeds) == 1:
+        axis.plot(steps, values[0], color=color, alpha=0.25, linewidth=1)
+    else:
+        low, high = smoothed.min(axis=0), smoothed.max(axis=0)
+        axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+    axis.plot(steps, smoothed.mean(axis=0), color=color, label=name, linewidth=2)
+
+
+def law_plot(runs: Steps, laws: dict[str, Any]) -> Figure:
     figure, axes = _figure(len(runs))
-    for axis, (name, rows), color in zip(axes, runs.items(), COLORS, strict=False):
+    for axis, (name, rows), color in zip(axes, runs.items(), cycle(COLORS), strict=False):
         entropy, reward = np.array(column(rows, "entropy")), np.array(column(rows, "reward"))
         axis.scatter(np.exp(entropy), reward, color=color, s=12, alpha=0.7)
         title = f"{name}: too few steps to fit"
@@ -91,17 +107,15 @@ def law_plot(runs: Runs, laws: dict[str, Any]) -> Figure:
 
 def covariance_plot(runs: Runs) -> Figure:
     figure, axes = _figure(1)
-    for (name, rows), color in zip(runs.items(), COLORS, strict=False):
-        steps, values = column(rows, "step"), column(rows, "covariance")
-        axes[0].plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        axes[0].plot(steps, smooth(values), color=color, label=name, linewidth=2)
+    for (name, by_seed), color in zip(runs.items(), cycle(COLORS), strict=False):
+        draw_curve(axes[0], list(by_seed.values()), "covariance", color, name)
     axes[0].axhline(0.0, color="grey", linewidth=0.8)
     axes[0].set(xlabel="step", ylabel="covariance over the step's tokens")
     axes[0].legend(frameon=False)
     return figure
 
 
-def time_plot(runs: Runs) -> Figure:
+def time_plot(runs: Steps) -> Figure:
     """Mean seconds of each part of a step, stacked; the entropy probe runs on some steps only and
     is spread over all.
     """
@@ -122,9 +136,9 @@ def time_plot(runs: Runs) -> Figure:
     return figure
 
 
-def entropy_change_plot(runs: Runs) -> Figure:
+def entropy_change_plot(runs: Steps) -> Figure:
     figure, axes = _figure(1)
-    for (name, rows), color in zip(runs.items(), COLORS, strict=False):
+    for (name, rows), color in zip(runs.items(), cycle(COLORS), strict=False):
         probed = [row for row in rows if "entropy_change" in row]
         predicted, measured = (
             column(probed, "entropy_change_predicted"),

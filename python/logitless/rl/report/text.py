@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from logitless.rl.report.summary import evaluation_keys
 from logitless.rl.tracking.metrics import Row
 
 HEADER = [
@@ -18,16 +19,27 @@ HEADER = [
 ]
 
 
+def tables(summary: dict[str, Any], details: dict[str, Any]) -> list[list[list[str]]]:
+    """The tables of terminal and report; one without numbers is empty."""
+    return [
+        table(summary),
+        spread_table(details["spread"]),
+        evaluation_table(details["evaluations"]),
+    ]
+
+
 def table(summary: dict[str, Any]) -> list[list[str]]:
-    """The small table of terminal and report: HEADER, then a row a method."""
-    return [HEADER] + [
+    """The small table of terminal and report: HEADER, then a row a method; means over its seeds,
+    where it has several."""
+    seeds = max((len(row.get("seeds", ())) for row in summary.values()), default=0)
+    return [[mean_of(seeds), *HEADER[1:]]] + [
         [
             name,
             f"{row['reward_first']:.3f} → {row['reward_last']:.3f}",
             f"{row['entropy_first']:.3f} → {row['entropy_last']:.3f}",
             f"{row['distinct_right_answers_last']:.1f}",
             "-" if row["law"] is None else f"{row['law']['ceiling']:.2f}",
-            str(row["selected_tokens"]),
+            f"{row['selected_tokens']:.0f}",
             f"{row['seconds']:.0f}",
             megabytes(row["head_memory_bytes"]),
         ]
@@ -35,16 +47,38 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def mean_of(seeds: int) -> str:
+    return f"means of {seeds} seeds" if seeds else ""
+
+
+def spread_table(spread: dict[str, dict[str, Row]]) -> list[list[str]]:
+    """mean ± std (min..max) over the seeds of each method, at the end of its runs; none where no
+    method has two."""
+    titles = list(dict.fromkeys(title for row in spread.values() for title in row))
+    if not titles:
+        return []
+    return [
+        ["over the seeds, last", *titles],
+        *[
+            [name, *[spread_cell(row.get(title)) for title in titles]]
+            for name, row in spread.items()
+        ],
+    ]
+
+
+def spread_cell(found: Row | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found['mean']:.3f} ± {found['std']:.3f} ({found['min']:.3f}..{found['max']:.3f})"
+
+
 def evaluation_table(evaluations: dict[str, list[Row]]) -> list[list[str]]:
     """A row a method, from its first evaluation to its last; none where there was no evaluation."""
     done = {name: rows for name, rows in evaluations.items() if rows}
     if not done:
         return []
-    most = max(int(key[5:]) for rows in done.values() for key in rows[0] if key[:5] == "pass@")
-    columns = {
-        "right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right",
-        "entropy": "entropy", "distinct right": "distinct_right_answers",
-    }  # fmt: skip
+    columns = evaluation_keys([rows[0] for rows in done.values()])
+    columns |= {"entropy": "entropy", "distinct right": "distinct_right_answers"}
     return [
         ["evaluation", *columns],
         *[
@@ -60,6 +94,38 @@ def aligned(lines: list[list[str]]) -> list[str]:
     return [
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
+
+
+def runs_of(details: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The details of each run of a report, by what its lines begin with."""
+    several = details.get("runs")
+    return {"": details} if several is None else {f"{name}: ": x for name, x in several.items()}
+
+
+def comparisons(details: dict[str, Any]) -> list[str]:
+    return [
+        f"{label}{line}"
+        for label, run in runs_of(details).items()
+        for line in comparison_lines(run["comparison"], run["recipe"]["update"]["tail_mass"])
+    ]
+
+
+def checks(details: dict[str, Any]) -> list[str]:
+    return [
+        f"{label}{line}"
+        for label, run in runs_of(details).items()
+        for line in (*support_lines(run), self_check(run))
+    ]
+
+
+def notes(details: dict[str, Any]) -> list[str]:
+    """Each once."""
+    found = (note for run in runs_of(details).values() for note in run["recipe"]["notes"])
+    return list(dict.fromkeys(found))
+
+
+def most_seeds(details: dict[str, Any]) -> int:
+    return max(len(run["recipe"]["seeds"]) for run in runs_of(details).values())
 
 
 def comparison_lines(comparison: dict[str, Any] | None, tail_mass: float) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from logitless.rl.rollout.generator import sample
-from logitless.rl.rollout.rollout import Rollout, hidden_states
+from logitless.rl.rollout.rollout import Rollout, join_rollouts
+from logitless.rl.rollout.states import check_shared, hidden_states
 
-__all__ = ["Rollout", "hidden_states", "sample"]
+__all__ = ["Rollout", "check_shared", "hidden_states", "join_rollouts", "sample"]

@@ -1,7 +1,8 @@
 """Sampling answers: a KV-cache loop over the body, and a head that draws tokens without logits.
 
 Each prompt is read once and its cache repeated for the group; the head sees only the rows of
-unfinished answers. A draw depends on (seed, step, sequence, position) alone, not on the other rows.
+unfinished answers, and the body half as many rows when half of them have ended. A draw depends on
+(seed, step, sequence, position) alone, not on the other rows.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from logitless.rl.rollout.rollout import Rollout
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
-# A body that casts its weights does so once for all tokens: what an inner autocast has cast is kept
-# until the outermost ends.
+# A body that casts its weights does so once for all tokens: what an inner autocast has cast, on any
+# device, is kept until the outermost ends.
 @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def sample(
@@ -33,19 +34,21 @@ def sample(
     min_p: float | None = None,
     seed: int,
     step: int,
+    first: int = 0,
     clock: Stopwatch,
 ) -> Rollout:
     """`group` answers to each prompt (sequence i answers prompt i // group), each ended by an end
-    token or the limit. top_k=1 is greedy. Under top_k, top_p or min_p log-probs and entropies are
+    token or the limit; `first`: the number of the first one among the step's, of which these may be
+    some. top_k=1 is greedy. Under top_k, top_p or min_p log-probs and entropies are
     within the tokens that are left, which `kept` names.
     """
     from transformers import DynamicCache
 
-    B, T = len(prompts) * group, max_new_tokens
-    ids, attention = _left_pad(prompts, policy.pad)
-    tokens = torch.full((B, T), policy.pad)
-    mask = torch.zeros(B, T, dtype=torch.bool)
-    logp, entropy = torch.zeros(B, T), torch.zeros(B, T)
+    B, T, device = len(prompts) * group, max_new_tokens, policy.device
+    ids, attention = _left_pad(prompts, policy.pad, device)
+    tokens = torch.full((B, T), policy.pad, device=device)
+    mask = torch.zeros(B, T, dtype=torch.bool, device=device)
+    logp, entropy = torch.zeros(2, B, T, device=device)
 
     cache = DynamicCache(config=policy.model.config)
     with clock("rollout body"):
@@ -55,12 +58,16 @@ def sample(
 
     truncated = (top_k, top_p, min_p) != (None, None, None)
     sets: list[tuple[Tensor, ll.SamplingMask]] = []
-    live, ends = torch.ones(B, dtype=torch.bool), torch.tensor(policy.ends)
+    live = torch.ones(B, dtype=torch.bool, device=device)
+    ends = torch.tensor(policy.ends, device=device)
+    # the sequences that the cache has, and the body still goes on with
+    held = torch.arange(B, device=device)
     for t in range(T):
         rows = live.nonzero()[:, 0]
+        hidden = hidden[live[held]]
         with clock("rollout head"):
             drawn = ll.linear_sample(
-                hidden[rows],
+                hidden,
                 policy.weight,
                 temperature=temperature,
                 top_k=top_k,
@@ -68,7 +75,7 @@ def sample(
                 min_p=min_p,
                 seed=seed,
                 step=step,
-                row_ids=rows * T + t,
+                row_ids=(first + rows) * T + t,
                 **policy.head_options,
             )
             stats: Any = drawn
@@ -76,7 +83,7 @@ def sample(
                 sets.append((rows, drawn.sampling_mask))
                 # the entropy within the set, which training compares with its own
                 stats = ll.linear_token_stats(
-                    hidden[rows],
+                    hidden,
                     policy.weight,
                     drawn.token,
                     temperature=temperature,
@@ -90,8 +97,11 @@ def sample(
         attention = torch.cat([attention, mask[:, t : t + 1]], dim=1)
         if t + 1 == T or not live.any():
             break
+        if 2 * int(live.sum()) <= len(held):
+            cache.batch_select_indices(live[held].nonzero()[:, 0])
+            held = held[live[held]]
         with clock("rollout body"):
-            hidden = policy.states(tokens[:, t : t + 1], attention, cache)[:, -1]
+            hidden = policy.states(tokens[held, t : t + 1], attention[held], cache)[:, -1]
 
     # The longest answer sets the width: columns that no sequence wrote are dropped.
     T = t + 1
@@ -114,8 +124,8 @@ def by_sequence(sets: list[tuple[Tensor, ll.SamplingMask]]) -> ll.SamplingMask:
     return ll.SamplingMask.from_lists([lists[i] for i in order.tolist()])
 
 
-def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+def _left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return ids, attention
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    attention = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(attention, device=device)

@@ -1,15 +1,17 @@
-"""Sampled answers, and the hidden states that predict their tokens."""
+"""Sampled answers as data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as padded
 
 import logitless as ll
-from logitless.rl.policy import Policy, text_of
+from logitless.rl.policy import text_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Rollout:
     mask: Tensor  # [B, T] bool: sampled tokens
     logp: Tensor  # [B, T] fp32, at the rollout's temperature; 0 where nothing was sampled
     entropy: Tensor  # [B, T] fp32, nats; 0 where nothing was sampled
-    # Of each target the tokens that it was drawn from, which logp and entropy are within; None: all
-    # of them always.
+    # Of each target the tokens that it was drawn from, which logp and entropy are within, always on
+    # the host; None: all of them always.
     kept: ll.SamplingMask | None = None
     # Of the sampled tokens under the reference policy, where there is one.
     ref_logp: Tensor | None = None  # [B, T] fp32
@@ -49,7 +51,7 @@ class Rollout:
             self.mask[index],
             self.logp[index],
             self.entropy[index],
-            None if self.kept is None else self.kept.rows(self._rows(index)),
+            None if self.kept is None else self.kept.rows(self._rows(index).cpu()),
             None if self.ref_logp is None else self.ref_logp[index],
         )
 
@@ -57,16 +59,43 @@ class Rollout:
         """The places among the targets of those of some sequences."""
         ends, lengths = self.lengths.cumsum(0), self.lengths[index]
         first = (ends - self.lengths)[index] - (lengths.cumsum(0) - lengths)
-        return first.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+        within = torch.arange(int(lengths.sum()), device=lengths.device)
+        return first.repeat_interleave(lengths) + within
+
+    def to(self, device: torch.device | str) -> Rollout:
+        moved: dict[str, Any] = {
+            name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **moved)
 
     def texts(self, tokenizer: Any, *, special_tokens: bool = False) -> list[str]:
         """The answers as a reward reads them; special tokens are left out unless asked for."""
-        completions = self.ids[:, self.prompt_length :]
-        rows = [ids[mask].tolist() for ids, mask in zip(completions, self.mask, strict=True)]
+        completions = self.ids[:, self.prompt_length :].tolist()
+        rows = [ids[:n] for ids, n in zip(completions, self.lengths.tolist(), strict=True)]
         return [text_of(row, tokenizer, special_tokens=special_tokens) for row in rows]
 
 
-def hidden_states(policy: Policy, rollout: Rollout) -> Tensor:  # [N, H]
-    """The body's states that predict the sampled tokens, packed like `rollout.targets`."""
-    states = policy.states(rollout.ids, rollout.attention)
-    return states[:, rollout.prompt_length - 1 : -1][rollout.mask]
+def join_rollouts(parts: Sequence[Rollout], pad: int) -> Rollout:
+    """The sequences of some rollouts without `ref_logp`, one after another: as if they had been
+    sampled together."""
+    if len(parts) == 1:
+        return parts[0]
+    left = max(part.prompt_length for part in parts)
+    right = max(part.mask.shape[1] for part in parts)
+
+    def wide(part: Rollout) -> Rollout:
+        before, after = left - part.prompt_length, right - part.mask.shape[1]
+        return Rollout(
+            ids=padded(part.ids, (before, after), value=pad),
+            attention=padded(part.attention, (before, after)),
+            mask=padded(part.mask, (0, after)),
+            logp=padded(part.logp, (0, after)),
+            entropy=padded(part.entropy, (0, after)),
+        )
+
+    sets = [part.kept.lists() for part in parts if part.kept is not None]
+    kept = ll.SamplingMask.from_lists(ids for part in sets for ids in part) if sets else None
+    alike = [wide(part) for part in parts]
+    names = ("ids", "attention", "mask", "logp", "entropy")
+    whole: dict[str, Any] = {name: torch.cat([getattr(x, name) for x in alike]) for name in names}
+    return Rollout(**whole, kept=kept)

@@ -15,10 +15,10 @@ from __future__ import annotations
 from logitless.rl.tasks.base import Prompt, Task, TaskWithSolutions
 from logitless.rl.tasks.load import TASKS, load_task
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
-from logitless.rl.tasks.scoring import RewardError, Scores, score
+from logitless.rl.tasks.scoring import RewardError, Scores, check_any, join_scores, score
 from logitless.rl.tasks.sum_to_n import SumToN
 
 __all__ = [
     "TASKS", "Prompt", "ReasoningGym", "RewardError", "Scores", "SumToN", "Task",
-    "TaskWithSolutions", "load_task", "score",
+    "TaskWithSolutions", "check_any", "join_scores", "load_task", "score",
 ]  # fmt: skip

@@ -22,6 +22,8 @@ class Scores(NamedTuple):
     rewards: Tensor  # [prompts, group] float32; 0 where there is none
     scored: Tensor  # [prompts] bool: every answer of the prompt has a reward
     failures: list[str]  # what went wrong, with file and line; each once
+    # the last error; of the answers that this process has scored
+    error: BaseException | None = None
 
 
 def score(
@@ -31,7 +33,7 @@ def score(
 
     Rewards stay as the task returns them; with a threshold they become 1.0 from there on and 0.0
     below. An error, NaN or an infinity has no reward: advantages compare the answers of a prompt,
-    so all of its group go without. RewardError where that leaves no prompt.
+    so all of its group go without.
     """
     group = len(texts) // len(prompts)
     of_answers = [prompts[i // group] for i in range(len(texts))]
@@ -43,15 +45,28 @@ def score(
         ]
     errors = [x for x in found if isinstance(x, BaseException)]
     failures = list(dict.fromkeys(map(described, errors)))
-    has = torch.tensor([not isinstance(x, BaseException) for x in found])
+    has = torch.tensor([not isinstance(x, BaseException) for x in found], device="cpu")
     scored = has.view(-1, group).all(dim=1)
-    if not scored.any():
-        why = "; ".join(failures)
-        raise RewardError(f"none of {len(prompts)} prompts could be scored: {why}") from errors[-1]
-    rewards = torch.tensor([0.0 if isinstance(x, BaseException) else x for x in found])
+    rewards = torch.tensor(
+        [0.0 if isinstance(x, BaseException) else x for x in found], device="cpu"
+    )
     if threshold is not None:
         rewards = (rewards >= threshold).float()
-    return Scores(rewards.view(-1, group), scored, failures)
+    return Scores(rewards.view(-1, group), scored, failures, errors[-1] if errors else None)
+
+
+def join_scores(parts: Sequence[Scores], error: BaseException | None) -> Scores:
+    """The scores of all prompts from those of some each."""
+    rewards, scored, failures, _ = zip(*parts, strict=True)
+    everything = dict.fromkeys(failure for part in failures for failure in part)
+    return Scores(torch.cat(rewards), torch.cat(scored), list(everything), error)
+
+
+def check_any(scores: Scores) -> None:
+    """RewardError where no prompt has been scored."""
+    if not scores.scored.any():
+        prompts, why = len(scores.scored), "; ".join(scores.failures)
+        raise RewardError(f"none of {prompts} prompts could be scored: {why}") from scores.error
 
 
 def together(

@@ -14,11 +14,11 @@ class Diverged(RuntimeError):
 
 @contextmanager
 def watched(method: str, step: int, model: Any) -> Iterator[None]:
-    """A step of training. What an op refuses, since the model's weights are no numbers, is a
-    divergence; other errors stay what they are."""
+    """A step of training. What fails, here or on another rank, since the model's weights are no
+    numbers, is a divergence; other errors stay what they are."""
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         for name, parameter in model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise _diverged(method, step, f"{name} is not finite") from error

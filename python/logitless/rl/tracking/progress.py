@@ -21,16 +21,16 @@ class Progress:
     """`with Progress(total) as progress: progress.warm(...); progress.step(method, row)`.
 
     `total` is the number of RL steps of all methods; the time left is extrapolated from the mean
-    step so far.
+    step so far. A mute one says nothing.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._seconds = total, 0, 0.0
+    def __init__(self, total: int, *, mute: bool = False) -> None:
+        self._total, self._done, self._seconds, self._mute = total, 0, 0.0, mute
         self._last_plain = 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self._mute:
             try:
                 from rich import progress
             except ImportError:
@@ -61,7 +61,7 @@ class Progress:
         """A line that stays."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif not self._mute:
             print(text, flush=True)
 
     def warm(self, step: int, steps: int, loss: float) -> None:

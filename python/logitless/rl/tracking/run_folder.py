@@ -22,10 +22,12 @@ from logitless._version import __version__
 from logitless.rl.tracking import checkpoint, completions, metrics
 
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
-# What may differ in a resumed run: how far it goes, and what it writes down on the way.
+# The folders of the seeds, where a run has several.
+SEEDS = "seed[-0-9]*"
+# What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
-    "steps", "entropy_change_every", "checkpoint_every", "compare_repeats", "show_answers",
-    "evaluation", "notes",
+    "steps", "model.device", "entropy_change_every", "checkpoint_every", "compare_repeats",
+    "show_answers", "evaluation", "notes",
 )  # fmt: skip
 
 
@@ -41,7 +43,12 @@ def claim(
     check(folder, recipe, fixed, resume=resume, overwrite=overwrite)
     if overwrite:
         clear(folder, runs_in(folder))
-    record = {
+    record(folder, recipe)
+
+
+def record(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Writes down what the folder's runs are made with."""
+    started = {
         "recipe": recipe,
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -49,7 +56,7 @@ def claim(
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
     part = folder / f"{RECIPE_FILE}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    part.write_text(json.dumps(started, indent=2) + "\n", "utf-8")
     part.replace(folder / RECIPE_FILE)
 
 
@@ -90,10 +97,11 @@ def recipe_in(folder: Path) -> dict[str, Any] | None:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """The names of the runs, the warm-up included, that have metrics or a checkpoint there."""
+    """The names of the runs, the warm-up included, that have metrics or a checkpoint there; with
+    the seed's folder, like seed0/grpo, where there is one."""
     return sorted(
-        path.name
-        for path in folder.glob("*/")
+        path.relative_to(folder).as_posix()
+        for path in (*folder.glob("*/"), *folder.glob(f"{SEEDS}/*/"))
         if (path / metrics.FILE).exists() or any(path.glob(f"{checkpoint.PREFIX}*"))
     )
 
@@ -119,17 +127,21 @@ def _check_same(
     changes = [
         f"{key}: {old} before, {new} now"
         for key, old, new in differences(before, now)
-        if key.split(".")[0] not in may_change
+        if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
     ]
     if changes:
         raise ValueError(
             f"--resume goes on with the recipe that {folder} was started with, but for "
-            f"{', '.join(may_change)} and methods that are new; got " + "; ".join(changes)
+            f"{', '.join(may_change)} and methods or seeds that are new; got " + "; ".join(changes)
         )
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value before, value now) of what differs; a method on one side alone is no change."""
+    """(key, value before, value now) of what differs; a method or a seed on one side alone is no
+    change."""
+    # but one seed and a list of them have different folders
+    if path == "seeds" and before and now:
+        return
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         if before != now:
             yield path, before, now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from logitless.rl.update.advantages import ADVANTAGES, advantage_name, advantages_of
+from logitless.rl.update.controller import Follower, follower_of
 from logitless.rl.update.entropy_probe import EntropyProbe
 from logitless.rl.update.minibatch import Packed, batch_options, old_policy, pack
 from logitless.rl.update.reference import with_reference
@@ -10,7 +11,7 @@ from logitless.rl.update.update import Update, loss_backward, merge, update_poli
 from logitless.rl.update.warmup import warm_up
 
 __all__ = [
-    "ADVANTAGES", "EntropyProbe", "Packed", "Update", "advantage_name", "advantages_of",
-    "batch_options", "loss_backward", "merge", "old_policy", "pack", "update_policy", "warm_up",
-    "with_reference",
+    "ADVANTAGES", "EntropyProbe", "Follower", "Packed", "Update", "advantage_name",
+    "advantages_of", "batch_options", "follower_of", "loss_backward", "merge", "old_policy", "pack",
+    "update_policy", "warm_up", "with_reference",
 ]  # fmt: skip

@@ -41,7 +41,7 @@ def pack(
         old_entropy=part.entropy[mask],
         ref_logp=None if part.ref_logp is None else part.ref_logp[mask],
         advantages=advantages[index].repeat_interleave(lengths),
-        mask=torch.ones(len(sequence), dtype=torch.bool),
+        mask=torch.ones_like(sequence, dtype=torch.bool),
         cu_seqlens=torch.cat([ends.new_zeros(1), ends]),
         token_ids=ll.token_ids(index[sequence], position, mask.shape[1]),
     )

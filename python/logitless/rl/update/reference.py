@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import LocalEngine
+from logitless.rl.engine import LocalEngine, of_tokens
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
@@ -18,19 +18,26 @@ from logitless.rl.tracking.stopwatch import Stopwatch
 def with_reference(
     engine: LocalEngine, rollout: Rollout, recipe: Recipe, clock: Stopwatch
 ) -> Rollout:
-    """The rollout with `ref_logp`, where the engine has a reference."""
+    """The rollout with `ref_logp`, where the engine has a reference. Collective."""
     if engine.reference is None:
         return rollout
+
+    def of(own: Rollout) -> dict[str, Tensor]:
+        return {"logp": log_probs(engine.policy, own, recipe)}
+
     with clock("reference"), engine.reference.in_place():
-        return replace(rollout, ref_logp=log_probs(engine.policy, rollout, recipe))
+        logp = of_tokens(rollout, of)["logp"]
+    none = torch.zeros_like(rollout.logp)
+    return replace(rollout, ref_logp=none.masked_scatter(rollout.mask, logp))
 
 
 @torch.no_grad()
-def log_probs(policy: Policy, rollout: Rollout, recipe: Recipe) -> Tensor:  # [B, T]
-    """0 where nothing was sampled; in forwards of the size of the update's."""
+def log_probs(policy: Policy, rollout: Rollout, recipe: Recipe) -> Tensor:  # [N]
+    """Of the sampled tokens, in forwards of the size of the update's."""
     update = recipe.update
-    logp = torch.zeros_like(rollout.logp)
-    for index in torch.arange(len(logp)).tensor_split(update.minibatches * update.micro_batches):
+    logp = []
+    everything = torch.arange(len(rollout.mask), device=rollout.mask.device)
+    for index in everything.tensor_split(update.minibatches * update.micro_batches):
         if not len(index):
             continue
         part = rollout.sequences(index)
@@ -43,5 +50,5 @@ def log_probs(policy: Policy, rollout: Rollout, recipe: Recipe) -> Tensor:  # [B
             memory_budget=update.memory_budget,
             **policy.head_options,
         )
-        logp[index] = logp[index].masked_scatter(part.mask, stats.logp)
-    return logp
+        logp.append(stats.logp)
+    return torch.cat(logp)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import LocalEngine
+from logitless.rl.engine import LocalEngine, of_tokens, ranks
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
+from logitless.rl.update.controller import Follower
 from logitless.rl.update.minibatch import Packed, batch_options, old_policy, pack
 
 
@@ -32,9 +34,14 @@ def update_policy(
     recipe: Recipe,
     step: int,
     clock: Stopwatch,
+    follower: Follower | None = None,
 ) -> Update:
-    """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss. Fewer where the
-    rollout has lost so many prompts that there is a minibatch without a sequence."""
+    """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss, of which
+    `follower` may know a number better. Fewer where the rollout has lost so many prompts that there
+    is a minibatch without a sequence.
+
+    Every rank has the whole rollout, so that a minibatch and what its loss must know of it are the
+    same on all, and goes forward and backward with its own sequences of each minibatch."""
     update = recipe.update
     rng = random.Random(f"minibatches {recipe.seed} {step}")
     updates = update.epochs * update.minibatches
@@ -43,21 +50,23 @@ def update_policy(
     selected = made = 0
     for number in range(updates):
         if number % update.minibatches == 0:
-            order = torch.tensor(rng.sample(range(len(rollout.mask)), len(rollout.mask)))
+            everything = rng.sample(range(len(rollout.mask)), len(rollout.mask))
+            order = torch.tensor(everything, device=rollout.mask.device)
         index = order.tensor_split(update.minibatches)[number % update.minibatches]
         if not len(index):
             continue
         minibatch = pack(rollout, advantages, index)
         known = scored(engine, minibatch, spec, recipe, clock, moved=number > 0)
         shared = batch_options(minibatch, spec, recipe.seed, step * updates + number, known)
-        parts = []
-        for part in index.tensor_split(min(update.micro_batches, len(index))):
-            packed = pack(rollout, advantages, part)
-            out = loss_backward(engine, packed, spec, recipe, shared, clock)
-            parts.append({key: float(value) for key, value in out.metrics.items()})
-            if number == 0:
-                gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
-        metrics = merge(parts)
+        now, controlled = spec, dict[str, float]()
+        if follower is not None:
+            now, controlled = follower.next(spec, minibatch, shared)
+        own = index[ranks.share(len(index))].tensor_split(update.micro_batches)
+        packed = [pack(rollout, advantages, part) for part in own if len(part)]
+        parts = ranks.each(partial(passes, engine, packed, now, recipe, shared, clock))
+        metrics = merge([metrics for part in parts for metrics in part.metrics]) | controlled
+        if number == 0:
+            gap = max(part.logp_gap for part in parts)
         with clock("optimizer"):
             metrics["grad_norm"] = engine.step()
         selected += round(metrics.get("actor/cov_selected", 0.0) * len(minibatch.targets))
@@ -65,6 +74,28 @@ def update_policy(
             sums[key] = sums.get(key, 0.0) + value
         made += 1
     return Update({key: value / made for key, value in sums.items()}, gap, selected)
+
+
+class Passes(NamedTuple):
+    metrics: list[dict[str, float]]  # of each micro-batch
+    logp_gap: float  # max |trained - sampled log-prob|
+
+
+def passes(
+    engine: LocalEngine,
+    micro_batches: Sequence[Packed],
+    spec: Any,
+    recipe: Recipe,
+    shared: dict[str, Any],
+    clock: Stopwatch,
+) -> Passes:
+    """Forward and backward of some micro-batches; gradients accumulate."""
+    metrics, gap = [], 0.0
+    for packed in micro_batches:
+        out = loss_backward(engine, packed, spec, recipe, shared, clock)
+        metrics.append({key: float(value) for key, value in out.metrics.items()})
+        gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
+    return Passes(metrics, gap)
 
 
 @torch.no_grad()
@@ -83,22 +114,25 @@ def scored(
     moves = moved and bool(spec.surveying)
     if not (changes or moves):
         return {}
-    with clock("train body"):
-        states = hidden_states(engine.policy, packed.sequences)
-    with clock("train head"):
-        stats = ll.linear_token_stats(
-            states,
-            engine.policy.weight,
-            packed.targets,
-            temperature=recipe.rollout.temperature,
-            sampling_mask=packed.sequences.kept,
-            extras=("entropy_change",) if changes else (),
-            **engine.policy.head_options,
-        )
-    found = {"entropy_change": stats.extras["entropy_change"]} if changes else {}
-    if moves:
-        found |= {"logp": stats.logp, "entropy": stats.entropy, "old_logp": packed.old_logp}
-    return found
+
+    def of(own: Rollout) -> dict[str, Tensor]:
+        with clock("train body"):
+            states = hidden_states(engine.policy, own)
+        with clock("train head"):
+            stats = ll.linear_token_stats(
+                states,
+                engine.policy.weight,
+                own.targets,
+                temperature=recipe.rollout.temperature,
+                sampling_mask=own.kept,
+                extras=("entropy_change",) if changes else (),
+                **engine.policy.head_options,
+            )
+        found = {"entropy_change": stats.extras["entropy_change"]} if changes else {}
+        return found | ({"logp": stats.logp, "entropy": stats.entropy} if moves else {})
+
+    found = of_tokens(packed.sequences, of)
+    return found | ({"old_logp": packed.old_logp} if moves else {})
 
 
 def loss_backward(

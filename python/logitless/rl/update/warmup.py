@@ -50,8 +50,10 @@ def warm_up(
     generator = torch.Generator().manual_seed(recipe.seed)
 
     def batch() -> Rollout:
-        index = torch.randint(len(pool.rollout.mask), (warmup.batch,), generator=generator)
-        return pool.rollout.sequences(index)
+        index = torch.randint(
+            len(pool.rollout.mask), (warmup.batch,), generator=generator, device="cpu"
+        )
+        return pool.rollout.sequences(index.to(policy.device))
 
     if warmup.steps:
         _restricted_steps(policy, pool.used, warmup.steps, warmup.lr, batch, report)
@@ -79,16 +81,16 @@ def make_pool(
     prompt_ids, answer_ids = policy.encode(prompts, chat_template), policy.encode(answers)
     left, right = max(map(len, prompt_ids)), max(map(len, answer_ids)) + 1
     B = len(prompts)
-    ids = torch.full((B, left + right), policy.pad)
-    attention = torch.zeros(B, left + right, dtype=torch.bool)
+    ids = torch.full((B, left + right), policy.pad, device="cpu")
+    attention = torch.zeros(B, left + right, dtype=torch.bool, device="cpu")
     for i, (prompt, answer) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
         tokens = [*prompt, *answer, policy.eos]
         start = left - len(prompt)
-        ids[i, start : start + len(tokens)] = torch.tensor(tokens)
+        ids[i, start : start + len(tokens)] = torch.tensor(tokens, device="cpu")
         attention[i, start : start + len(tokens)] = True
-    zeros = torch.zeros(B, right)
+    zeros = torch.zeros(B, right, device="cpu")
     rollout = Rollout(ids, attention, attention[:, left:], logp=zeros, entropy=zeros)
-    return Pool(rollout, ids.unique())
+    return Pool(rollout.to(policy.device), ids.unique().to(policy.device))
 
 
 def push_unused(
@@ -100,9 +102,9 @@ def push_unused(
 ) -> None:
     """weight[unused] = scale * weight[unused] + logit * w, with states @ w ~ 1."""
     gram = states.T @ states
-    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     direction = torch.linalg.solve(gram + ridge, states.sum(dim=0))
-    unused = torch.ones(len(weight), dtype=torch.bool)
+    unused = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     unused[used] = False
     weight[unused] = scale * weight[unused] + logit * direction
 
@@ -117,8 +119,8 @@ def _restricted_steps(
 ) -> None:
     """Trains a copy of the model whose vocabulary is `used`, then writes it back."""
     small = _with_vocabulary(policy, used)
-    rows = torch.zeros(len(policy.weight), dtype=torch.long)
-    rows[used] = torch.arange(len(used))
+    rows = torch.zeros(len(policy.weight), dtype=torch.long, device=policy.device)
+    rows[used] = torch.arange(len(used), device=policy.device)
     optimizer = torch.optim.AdamW(small.model.parameters(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for step in range(steps):
@@ -140,7 +142,8 @@ def _with_vocabulary(policy: Policy, used: Tensor) -> Policy:
     config = copy.deepcopy(policy.model.config)
     config.vocab_size = len(used)
     config.pad_token_id = config.eos_token_id = None
-    small = as_policy(type(policy.model)(config), policy.tokenizer, draw_padding=True)
+    model = type(policy.model)(config).to(policy.device)
+    small = as_policy(model, policy.tokenizer, draw_padding=True)
     with torch.no_grad():
         _copy_body(policy, small)
         small.weight.copy_(policy.weight[used])
