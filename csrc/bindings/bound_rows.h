@@ -62,7 +62,6 @@ class BoundRows {
   int64_t n() const { return arrays_.rows().n; }
   const Device& device() const { return device_; }
   const RowArrays& arrays() const { return arrays_; }
-  const Device& device() const { return device_; }
   void collect(Spans& spans) const { arrays_.collect(spans); }
 
   logitless::Rows rows() const {

@@ -91,7 +91,8 @@ void draw_truncated(
   cuda::TruncatedDraw drawn{
       data_of<int64_t>(tokens, Dtype::i64, n),
       data_of<int64_t>(sizes, Dtype::i64, n),
-      data_of<float>(logps, Dtype::f32, n)};
+      data_of<float>(logps, Dtype::f32, n)
+  };
   if (sets) {
     const int64_t columns = tile->ndim > 0 ? tile->shape[tile->ndim - 1] : 0;
     drawn.bits = data_of<uint8_t>(sets, Dtype::u8, n * ((columns + 7) / 8));

@@ -33,7 +33,8 @@ class Search {
         data_of<int64_t>(bins_, Dtype::i64, int64_t{kRadixLevels} * kRadixBins),
         reinterpret_cast<cuda::RadixState*>(states),
         exact,
-        0};
+        0
+    };
   }
   void collect(Spans& spans) const {
     for (const auto* array : {&scores_, &ids_, &bins_, &states_}) spans.take(*array);
@@ -88,7 +89,8 @@ void CudaTokens::covariance_scores(
         number("log_high"),
         data_of<uint64_t>(scores, Dtype::i64, n),
         data_of<int64_t>(out_ids, Dtype::i64, n),
-        data_of<int64_t>(flag, Dtype::i64, 1)};
+        data_of<int64_t>(flag, Dtype::i64, 1)
+    };
     check_apart(
         logp, advantages, mask, old_logp, ids, mean_advantage, mean_logp, scores, out_ids, flag
     );
@@ -115,7 +117,8 @@ void CudaTokens::ordered_scores(
       data_of<const uint8_t>(which, Dtype::boolean, n),
       data_of<const int64_t>(ids, Dtype::i64, n),
       data_of<uint64_t>(scores, Dtype::i64, n),
-      data_of<int64_t>(out_ids, Dtype::i64, n)};
+      data_of<int64_t>(out_ids, Dtype::i64, n)
+  };
   check_apart(values, which, ids, scores, out_ids);
   const py::gil_scoped_release release;
   cuda::ordered_scores(args, queue(stream));
@@ -131,7 +134,8 @@ void CudaTokens::random_scores(
       data_of<const int64_t>(ids, Dtype::i64, n),
       seed,
       step,
-      data_of<uint64_t>(scores, Dtype::i64, n)};
+      data_of<uint64_t>(scores, Dtype::i64, n)
+  };
   check_apart(ids, scores);
   const py::gil_scoped_release release;
   cuda::random_scores(args, queue(stream));
@@ -177,9 +181,8 @@ void CudaTokens::radix_take(
   const Array taken = writes(taken_object, "taken"), flag = writes(flag_object, "flag");
   const cuda::RadixArgs radix = search.args(false);
   const cuda::TakeArgs args = {
-      radix,
-      data_of<uint8_t>(taken, Dtype::boolean, radix.n),
-      data_of<int64_t>(flag, Dtype::i64, 1)};
+      radix, data_of<uint8_t>(taken, Dtype::boolean, radix.n), data_of<int64_t>(flag, Dtype::i64, 1)
+  };
   check_apart(search, taken, flag);
   const py::gil_scoped_release release;
   cuda::radix_take(args, queue(stream));
@@ -196,7 +199,8 @@ void CudaTokens::members(
       chosen,
       data_of<const int64_t>(ids, Dtype::i64, n),
       data_of<const int64_t>(sorted, Dtype::i64, chosen),
-      data_of<uint8_t>(out, Dtype::boolean, n)};
+      data_of<uint8_t>(out, Dtype::boolean, n)
+  };
   check_apart(ids, sorted, out);
   const py::gil_scoped_release release;
   cuda::members(args, queue(stream));

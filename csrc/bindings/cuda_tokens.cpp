@@ -25,7 +25,8 @@ void CudaTokens::value_sums(
         data_of<const T>(second, dtype, n),
         data_of<const uint8_t>(mask, Dtype::boolean, n),
         data_of<int64_t>(words, Dtype::i64, cuda::kSumWords),
-        data_of<int64_t>(flag, Dtype::i64, 1)};
+        data_of<int64_t>(flag, Dtype::i64, 1)
+    };
     check_apart(first, second, mask, words, flag);
     const py::gil_scoped_release release;
     cuda::value_sums(args, queue(stream));
@@ -35,7 +36,8 @@ void CudaTokens::value_sums(
 void CudaTokens::sum_means(py::handle words_object, py::handle means_object, int64_t stream) const {
   const Array words = writes(words_object, "words"), means = writes(means_object, "means");
   const cuda::MeansArgs args = {
-      data_of<int64_t>(words, Dtype::i64, cuda::kSumWords), data_of<double>(means, Dtype::f64, 2)};
+      data_of<int64_t>(words, Dtype::i64, cuda::kSumWords), data_of<double>(means, Dtype::f64, 2)
+  };
   check_apart(words, means);
   const py::gil_scoped_release release;
   cuda::sum_means(args, queue(stream));
@@ -59,7 +61,8 @@ void CudaTokens::fold_sequences(
       data_of<const uint8_t>(mask, Dtype::boolean, n),
       data_of<const double>(values, Dtype::f64, n),
       largest ? cuda::Fold::largest : cuda::Fold::sum,
-      data_of<double>(out, Dtype::f64, sequences)};
+      data_of<double>(out, Dtype::f64, sequences)
+  };
   check_apart(ends, mask, values, out);
   const py::gil_scoped_release release;
   cuda::fold_sequences(args, queue(stream));
@@ -69,7 +72,8 @@ void CudaTokens::exp(py::handle x_object, py::handle out_object, int64_t stream)
   const Array x = reads(x_object, "x"), out = writes(out_object, "out");
   const int64_t n = x->size();
   const cuda::ExpArgs args = {
-      n, data_of<const double>(x, Dtype::f64, n), data_of<double>(out, Dtype::f64, n)};
+      n, data_of<const double>(x, Dtype::f64, n), data_of<double>(out, Dtype::f64, n)
+  };
   check_apart(x, out);
   const py::gil_scoped_release release;
   cuda::exp_values(args, queue(stream));

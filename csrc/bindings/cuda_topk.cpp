@@ -41,7 +41,8 @@ void measure(
   const auto* data = rows.arrays().states_of<const RowState>(states);
   const TopK& kept = rows.device().kept(topk, n);
   const Dropped dropped{
-      data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)};
+      data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)
+  };
   check_apart(rows, states, topk, masses, entropies);
   const py::gil_scoped_release release;
   cuda::topk_measure(rows.rows(), data, kept, economy, dropped, rows.device().queue(stream));

@@ -20,12 +20,13 @@ void forward(
     py::handle teacher_logits,
     py::handle state,
     int64_t start,
-    bool first
+    bool first,
+    const NoiseArrays* noise
 ) {
-  const Pair pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start, noise);
   const Array states(state, "state", Access::write);
   auto* data = rows.arrays().states_of<PairState>(states);
-  check_apart(rows, teacher, pair, states);
+  check_apart(rows, teacher, pair, states, noise);
   const py::gil_scoped_release release;
   cpu::pair_forward(pair.rows, pair.tile, first, data);
 }
@@ -59,15 +60,16 @@ void mix(
     py::handle sums,
     double beta,
     int64_t start,
-    bool first
+    bool first,
+    const NoiseArrays* noise
 ) {
-  const Pair pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start, noise);
   const Array states(state, "state", Access::read);
   const Array totals(sums, "sums", Access::write);
   const auto* data = rows.arrays().states_of<const PairState>(states);
   auto* out = reinterpret_cast<MixSums*>(data_of<double>(totals, Dtype::f64, 2 * rows.n()));
   beta_of(beta);
-  check_apart(rows, teacher, pair, states, totals);
+  check_apart(rows, teacher, pair, states, totals, noise);
   const py::gil_scoped_release release;
   cpu::pair_mix(pair.rows, pair.tile, first, data, beta, out);
 }
@@ -116,9 +118,10 @@ void gradient(
     py::handle sums,
     py::handle g_divergence,
     py::handle g_entropy,
-    int64_t start
+    int64_t start,
+    const NoiseArrays* noise
 ) {
-  const Pair pair(rows, teacher, logits, teacher_logits, start);
+  const Pair pair(rows, teacher, logits, teacher_logits, start, noise);
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read);
   const Array out(gradient, "gradient", Access::write);
@@ -133,7 +136,9 @@ void gradient(
       reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
   const auto* gd = data_of<const double>(of_divergence, Dtype::f64, n);
   const auto* ge = data_of<const double>(of_entropy, Dtype::f64, n);
-  check_apart(rows, teacher, pair.teacher_logits, states, totals, of_divergence, of_entropy, out);
+  check_apart(
+      rows, teacher, pair.teacher_logits, states, totals, of_divergence, of_entropy, out, noise
+  );
   if (!same_elements(pair.logits.view(), out.view())) check_apart(pair.logits, out);
   const py::gil_scoped_release release;
   cpu::pair_gradient(pair.rows, pair.tile, data, mixed, which, beta, gd, ge, out.view());
@@ -143,6 +148,16 @@ void gradient(
 
 void register_divergence(py::module_& m) {
   const auto none = py::none();
+  py::class_<NoiseArrays>(m, "Noise", "Normal noise on the teacher's z of rows: core/noise.h.")
+      .def(
+          py::init<py::handle, py::handle, uint64_t, uint64_t, int64_t>(),
+          py::arg("row_ids"),
+          py::arg("sizes"),
+          py::kw_only(),
+          py::arg("seed"),
+          py::arg("step"),
+          py::arg("start") = 0
+      );
   m.def(
       "forward",
       &forward,
@@ -155,7 +170,8 @@ void register_divergence(py::module_& m) {
       py::arg("state"),
       py::kw_only(),
       py::arg("start") = 0,
-      py::arg("first") = true
+      py::arg("first") = true,
+      py::arg("noise") = none
   );
   m.def(
       "merge",
@@ -179,7 +195,8 @@ void register_divergence(py::module_& m) {
       py::kw_only(),
       py::arg("beta"),
       py::arg("start") = 0,
-      py::arg("first") = true
+      py::arg("first") = true,
+      py::arg("noise") = none
   );
   m.def(
       "finalize",
@@ -211,7 +228,8 @@ void register_divergence(py::module_& m) {
       py::arg("sums") = none,
       py::arg("g_divergence") = none,
       py::arg("g_entropy") = none,
-      py::arg("start") = 0
+      py::arg("start") = 0,
+      py::arg("noise") = none
   );
 }
 

@@ -94,9 +94,19 @@ def test_what_is_kept_is_read_in_order(settings: dict[str, numbers.Methods]) -> 
 
 
 def test_tables_and_pictures_are_made(settings: dict[str, numbers.Methods], tmp_path: Path) -> None:
-    lines = list(tables.pages(settings, tmp_path))
-    assert "### sums: the law" in lines
-    assert sum(line.startswith("| clip_cov | 2 |") for line in lines) == 1
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", "utf-8")
+    for _ in range(2):
+        tables.into_page(page, tables.pages(settings, tmp_path))
+        text = page.read_text("utf-8")
+        assert text.startswith(f"before\n{tables.BEGIN}\n") and text.endswith(
+            f"{tables.END}\nafter\n"
+        )
+        assert "old" not in text
+        assert text.count("### sums: the law") == text.count("| clip_cov | 2 |") == 1
+    page.write_text("no place", "utf-8")
+    with pytest.raises(ValueError, match="has no place for the tables"):
+        tables.into_page(page, [])
     (path,) = plots.draw(settings, tmp_path / "a.png")
     assert path.stat().st_size > 20_000
 

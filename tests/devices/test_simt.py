@@ -265,8 +265,8 @@ BUGS = {
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
     "lane_finds_alone": Bug(
-        "cuda/sampling/draw.cuh", "  found = least_of_warp(found);",
-        "  if (found == kNone) return last;\n  found = least_of_warp(found);", "draws",
+        "cuda/sampling/draw.cuh", "  const int passing = least_of_warp(",
+        "  if (mine == 0) return -1;\n  const int passing = least_of_warp(", "draws",
         ("which does not take part", "divergent"),
     ),
     "lanes_without_those_before": Bug(

@@ -140,10 +140,19 @@ def test_the_same_rows_are_served(device: Device, kind: str) -> None:
     and an entry that is a target kept once."""
     z, t = sparse_cases.rows(kind, 2, 10, 1301)
     z = z.float()
-    options = {"targets": t, "softcap": 30.0, "scale": 1.3, "keep": 128, "margin": 18.0}
+    options = {
+        "targets": t.contiguous(),
+        "softcap": 30.0,
+        "scale": 1.3,
+        "keep": 128,
+        "margin": 18.0,
+    }
     rows, state, kept = captured(CPU, z, **options)
     of_state, *arrays = device.put(state, kept.values, kept.ids, kept.threshold, kept.count)
-    there, own = rows_on(device, 10, targets=t, softcap=30.0, scale=1.3), TopK(*arrays, 18.0)
+    there, own = (
+        rows_on(device, 10, targets=t.contiguous(), softcap=30.0, scale=1.3),
+        TopK(*arrays, 18.0),
+    )
     right, ours = measured(CPU, rows, state, kept, 64), measured(device, there, of_state, own, 64)
     assert own.count.tolist() == kept.count.tolist()
     assert entries(own) == entries(kept)
@@ -262,11 +271,12 @@ def test_every_option_of_the_head(
 ) -> None:
     """Several tiles, masked rows, rows without a gradient, dense ones among served ones."""
     dtype, logits_dtype = dtypes
-    n, vocab = 19, 2600
+    # a softcap flattens these rows
+    n, vocab, tail = 19, 2600, 1e-2 if kind == "plain" else 0.2
     h, w, t = problem(3, n, 24, vocab, dtype)
     g, mask, options = cases.upstream(3, n), cases.mask(3, n), cases.chain(kind, 3, n, vocab)
     leaves = [h, w, *([options["bias"]] if "bias" in options else [])]
-    options = {**options, "mask": mask, "tail_mass": 1e-2, "tail_entries": 128}
+    options = {**options, "mask": mask, "tail_mass": tail, "tail_entries": 128}
     options["extras"] = ("dropped_mass", "dropped_entropy")
     if logits_dtype is not None:
         options["logits_dtype"] = logits_dtype
@@ -274,10 +284,10 @@ def test_every_option_of_the_head(
     plain, right = gradients(CPU, leaves, t, g, **options)
     stats, ours = gradients(device, leaves, t, g, **options)
     _, again = gradients(device, leaves, t, g, **options)
-    served = plain.extras["dropped_mass"] <= 1e-2
+    served = plain.extras["dropped_mass"] <= tail
     assert served[mask].any() and not served[mask].all()
-    far = (plain.extras["dropped_mass"] - 1e-2).abs() > 1e-4
-    assert (stats.extras["dropped_mass"].cpu() <= 1e-2)[far].equal(served[far])
+    far = (plain.extras["dropped_mass"] - tail).abs() > 1e-4
+    assert (stats.extras["dropped_mass"].cpu() <= tail)[far].equal(served[far])
     for a, b, c in zip(ours, right, again, strict=True):
         assert_bitwise_equal(a, c)
         assert off(a, b) <= {BF16: 2e-2, F16: 3e-3, F32: 1e-5}[a.dtype]
@@ -318,7 +328,7 @@ def test_policy_loss(device: Device, name: str) -> None:
         return out, [x.cpu() for x in torch.autograd.grad(out.loss, leaves)]
 
     (out, ours), (plain, right) = run(device), run(CPU)
-    assert abs(float(out.loss) - float(plain.loss)) <= 1e-5 * (1 + abs(float(plain.loss)))
+    torch.testing.assert_close(out.loss.detach().cpu(), plain.loss.detach(), rtol=1e-5, atol=1e-5)
     metrics = {key: float(plain.metrics[key]) for key in SUPPORT_METRICS}
     assert 0.2 < metrics["actor/support_rows"] < 1
     assert {key: float(out.metrics[key]) for key in SUPPORT_METRICS} == pytest.approx(

@@ -10,8 +10,8 @@ from typing import Any
 class Case:
     """`name` is "module.function" or "module.Class.method".
 
-    Keys "own.x" go to the constructor of the rows, "teacher.x" to that of the teacher's, "kept.x"
-    to that of the top-k.
+    Keys "own.x" go to the constructor of the rows, "teacher.x" to that of the teacher's, "noise.x"
+    to that of the teacher's noise, "kept.x" to that of the top-k.
 
     Array arguments are NumPy arrays, in memory that is placed before the call.
     """
@@ -36,7 +36,9 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
         return {k.removeprefix(start): v for k, v in arguments.items() if k.startswith(start)}
 
     mine = {key: value for key, value in arguments.items() if "." not in key}
-    own, kept, teacher = under("own"), under("kept"), under("teacher")
+    own, kept, teacher, noise = (under(x) for x in ("own", "kept", "teacher", "noise"))
+    if noise:
+        mine["noise"] = core.divergence.Noise(**noise)
     module, target, *method = case.name.split(".")
     function, rows = getattr(getattr(core, module), target), core.rows.Rows
     if target == "CudaPair" and own:

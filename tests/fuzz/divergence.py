@@ -59,6 +59,8 @@ class Pair(Problem):
             given = {"logits": self.logits, "teacher_logits": self.others, "start": self.start}
         own = {f"own.{key}": value for key, value in self.own.items()}
         teacher = {f"teacher.{key}": value for key, value in self.teacher.items()}
+        if name in ("forward", "mix", "gradient") and not self.cuda:
+            given |= _noise(self.rng, self.n)
         bfloat = tuple(x for x in ("logits", "gradient") if self.bfloat and x in {**given, **more})
         name = f"divergence.{'CudaPair.' * self.cuda}{name}"
         return Case(name, {**own, **teacher, **given, **more}, written, bfloat=bfloat)
@@ -66,6 +68,23 @@ class Pair(Problem):
     def lent(self) -> dict[str, Any]:
         size = self.core.divergence.CudaPair.workspace_bytes(self.n, self.width)
         return {"workspace": np.zeros(max(size, 1), np.uint8)}
+
+
+def _noise(rng: Rng, n: int) -> dict[str, Any]:
+    """That of a call, or none."""
+    given = {
+        "row_ids": rng.integers(0, 1000, n), "sizes": rng.uniform(0, 2, n) * (rng.random(n) < 0.7),
+        "seed": int(rng.integers(2**62)), "step": int(rng.integers(2**34)),
+        "start": int(rng.integers(0, 5000)),
+    }  # fmt: skip
+    return {f"noise.{key}": value for key, value in given.items()} if rng.random() < 0.5 else {}
+
+
+def noise(core: Any, rng: Rng) -> Case:
+    n = int(rng.integers(0, 7))
+    given = {"row_ids": rng.integers(0, 9, n), "sizes": rng.uniform(0, 2, n)}
+    more = {"seed": int(rng.integers(2**62)), "step": int(rng.integers(2**34)), "start": 0}
+    return Case("divergence.Noise.__init__", {**given, **more})
 
 
 def forward(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
@@ -120,6 +139,58 @@ def gradient(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
     return case
 
 
+def _entries(core: Any, rng: Rng, name: str, written: str, **more: Any) -> Case:
+    """Of rows over sets, now and then of more entries than a block."""
+    n, dtype = int(rng.integers(0, 7)), str(rng.choice(["f4", "f8"]))
+    sizes = rng.integers(0, 90, n) + (4500 if rng.random() < 0.2 else 0)
+    count = int(sizes.sum())
+
+    def side() -> dict[str, Any]:
+        return {
+            "n": n, "scale": float(rng.uniform(0.2, 3)), "pre": 1.0,
+            "row_scale": maybe(rng, rng.uniform(0.2, 3, n)), "threads": int(rng.integers(0, 4)),
+            "softcap": float(rng.choice([0, 5])),
+        }  # fmt: skip
+
+    own, teacher = side(), side()
+    given = {
+        "offsets": np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        "logits": rng.normal(0, 4, count).astype(dtype),
+        "teacher_logits": rng.normal(0, 4, count).astype(dtype),
+    }
+    state = np.zeros((n, STATE))
+    rows = (core.rows.Rows(**x) for x in (own, teacher))
+    core.divergence.entries_forward(*rows, *given.values(), state)
+    both = {f"{who}.{key}": x for who, of in (("own", own), ("teacher", teacher))
+            for key, x in of.items()}  # fmt: skip
+    if written == "gradient":
+        more["gradient"] = np.zeros(count, dtype)
+    if name != "entries_forward":
+        more["sums"] = np.abs(rng.normal(size=(n, 2)))
+        more["beta"] = float(rng.uniform(0.1, 0.9))
+    more |= _noise(rng, n)
+    if any(key.startswith("noise.") for key in more) or rng.random() < 0.5:
+        more["columns"] = np.sort(rng.integers(0, 5000, count)).astype(np.int32)
+    return Case(f"divergence.{name}", {**both, **given, "state": state, **more}, (written,))
+
+
+def entries_forward(core: Any, rng: Rng) -> Case:
+    return _entries(core, rng, "entries_forward", "state")
+
+
+def entries_mix(core: Any, rng: Rng) -> Case:
+    return _entries(core, rng, "entries_mix", "sums")
+
+
+def entries_gradient(core: Any, rng: Rng) -> Case:
+    kind = str(rng.choice(["reverse_kl", "forward_kl", "jsd"]))
+    case = _entries(core, rng, "entries_gradient", "gradient", kind=kind)
+    n = len(case.arguments["offsets"]) - 1
+    for name in ("g_divergence", "g_entropy"):
+        case.arguments[name] = maybe(rng, rng.normal(size=n))
+    return case
+
+
 # ---- on a device, or its emulation
 
 LENT = {False: (), True: ("workspace",)}
@@ -146,4 +217,8 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
         f"divergence.CudaPair.{maker.__name__}": functools.partial(maker, cuda=True)
         for maker in (forward, mix, finalize, gradient)
     },
+    "divergence.Noise.__init__": noise,
+    "divergence.entries_forward": entries_forward,
+    "divergence.entries_mix": entries_mix,
+    "divergence.entries_gradient": entries_gradient,
 }

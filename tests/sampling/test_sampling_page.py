@@ -36,7 +36,7 @@ def test_siren_prints_what_the_page_says() -> None:
 
 
 def test_the_entropy_of_the_likeliest_tokens_has_plain_torchs_gradient() -> None:
-    """A draw's own set with the drawn token as target: the nucleus, held constant."""
+    """And is that of a draw's own set with the drawn token as target: the nucleus, held."""
     torch.manual_seed(3)
     hidden, weight = torch.randn(40, 16).double(), torch.randn(300, 16).double() / 2
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
@@ -45,7 +45,9 @@ def test_the_entropy_of_the_likeliest_tokens_has_plain_torchs_gradient() -> None
             hidden, weight, top_p=0.8, seed=0, step=0, row_ids=torch.arange(40)
         )
     sets = drawn.sampling_mask
-    found = ll.linear_token_stats(hidden, weight, drawn.token, sampling_mask=sets).entropy
+    drawn_from = ll.linear_token_stats(hidden, weight, drawn.token, sampling_mask=sets).entropy
+    found = ll.linear_token_stats(hidden, weight, torch.arange(40), entropy_top_p=0.8).entropy
+    assert torch.equal(found, drawn_from)
     logits = hidden @ weight.T
     sorted_p, order = logits.detach().softmax(-1).sort(descending=True)
     kept = torch.zeros_like(logits, dtype=torch.bool)

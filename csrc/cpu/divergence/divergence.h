@@ -2,14 +2,24 @@
 #pragma once
 
 #include "../../core/divergence.h"
+#include "../../core/noise.h"
 #include "../rows/rows.h"
 
 namespace logitless::cpu {
+
+// Normal noise on a block of a teacher's.
+struct BlockNoise {
+  double size = 0;  // in y: that of z over the row's scale; 0: none
+  NoiseKey key{};
+  int64_t first = 0;               // token of the block's first column
+  const double* values = nullptr;  // those of tokens that are no neighbours
+};
 
 // The same columns of a row of both; both in float, or both in double.
 struct PairBlock {
   Dtype dtype, teacher_dtype;
   BlockInput student, teacher;
+  BlockNoise noise;
 };
 
 struct PairKernels {
@@ -24,6 +34,14 @@ struct PairKernels {
 
 // Those of the instruction set that row_kernels() has.
 const PairKernels& pair_kernels();
+
+// That of the teacher's block whose first column has this number.
+inline BlockNoise block_noise(const PairRows& rows, int64_t row, int64_t column) {
+  const PairNoise* noise = rows.noise;
+  if (noise == nullptr || noise->sizes[row] == 0) return {};
+  const NoiseKey key{noise->seed, noise->step, static_cast<uint64_t>(noise->row_ids[row])};
+  return {noise->sizes[row] / rows.teacher.scale_of(row), key, noise->start + column, nullptr};
+}
 
 // Folds a tile into the state; with `first` the state is started afresh. Tiles start at multiples
 // of kBlock.

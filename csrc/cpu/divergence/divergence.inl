@@ -47,6 +47,30 @@ T stage(Dtype dtype, const BlockInput& in, T* y, T* slope) {
   return m;
 }
 
+#include "noise.inl"
+
+// The same of the teacher's, with its noise.
+template <typename T>
+T stage_teacher(const PairBlock& in, T* y) {
+  using Vec = typename Simd<T>::Vec;
+  constexpr int kW = kWidth<T>;
+  const T m = stage<T>(in.teacher_dtype, in.teacher, y, nullptr);
+  if (in.noise.size == 0) return m;
+  alignas(64) T memory[kBlock + 2 * kNoiseGroup];
+  const T* noise = noise_of_block(in.noise, in.teacher.n, memory);
+  Vec max = Vec{} - T(INFINITY);
+  for (int64_t c = 0; c < padded_columns(in.teacher.n); c += kW) {
+    const Vec v = load<Vec>(y + c) + load<Vec>(noise + c) * T(in.noise.size);
+    max = larger(v, max);
+    store(y + c, v);
+  }
+  T found = -T(INFINITY);
+  for (int lane = 0; lane < kW; ++lane) {
+    if (max[lane] > found) found = max[lane];
+  }
+  return found;
+}
+
 // What y is counted from: of a block without any mass, 0, from which its columns are -inf still.
 template <typename T>
 inline T reference_of(T m) {
@@ -69,7 +93,7 @@ void moments_of(const PairBlock& in, PairState* out) {
   constexpr int kW = kWidth<T>;
   alignas(64) T y[kBlock], other[kBlock];
   const T m = stage<T>(in.dtype, in.student, y, nullptr);
-  const T m_other = stage<T>(in.teacher_dtype, in.teacher, other, nullptr);
+  const T m_other = stage_teacher<T>(in, other);
   const T from = reference_of(m), from_other = reference_of(m_other);
   const T scale = bits_scale<T>(in.student), scale_other = bits_scale<T>(in.teacher);
   const Vec lowest = Vec{} + Simd<T>::kLowest;
@@ -113,7 +137,7 @@ void mix_of(const PairBlock& in, const PairNormals& of, double beta, MixSums* ou
   constexpr int kW = kWidth<T>;
   alignas(64) T y[kBlock], other[kBlock];
   stage<T>(in.dtype, in.student, y, nullptr);
-  stage<T>(in.teacher_dtype, in.teacher, other, nullptr);
+  stage_teacher<T>(in, other);
   const T m = T(of.m), m_other = T(of.teacher_m), offset = T(pair_odds(of, beta));
   const T scale = bits_scale<T>(in.student), scale_other = bits_scale<T>(in.teacher);
   const T own = T(mix_offset(beta)), others = T(teacher_mix_offset(beta));
@@ -197,7 +221,7 @@ void gradient_of(
   const double scale = in.student.scale * (transform.softcap != 0 ? transform.pre_scale : 1);
   const PairCoefficients bits = pair_coefficients(scale, of, g, kind, beta);
   const bool alone = g.c == 0 && g.t == 0;
-  if (!alone) stage<T>(in.teacher_dtype, in.teacher, other, nullptr);
+  if (!alone) stage_teacher<T>(in, other);
   if (alone) {
     differentiate<T, Term::none>(y, other, in, of, bits, 0.5);
   } else if (kind == Divergence::forward_kl) {

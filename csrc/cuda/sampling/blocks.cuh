@@ -68,7 +68,7 @@ LOGITLESS_DEVICE float exponent(float y, float m, float scale) {
 }
 
 // The CPU adds in 64 lanes, of floats, column after column; the lanes then fold onto each other in
-// double. A lane here has two of these.
+// double. A lane here has two of these. Of bfloat16 the CPU adds a ragged end in other lanes.
 template <typename S, bool kTransformed>
 LOGITLESS_KERNEL(kBlocksThreads, 4)
 block_sums_kernel(const BlocksArgs args) {

@@ -55,13 +55,17 @@ LOGITLESS_DEVICE int least_of_warp(int value) {
   return value;
 }
 
-// The first column of a block whose cumulated weight passes u times the whole: the weights of a
-// lane's columns, which follow those of the lane before. A column of weight 0 never does.
-LOGITLESS_DEVICE int inverse_cdf(const float (&weights)[kPerLane], int lane, double u) {
-  double total = 0;
-#pragma unroll
-  for (float weight : weights) total += weight;
-  double before = 0;
+// Of a block whose columns have weight(column), the first whose cumulated weight passes u times the
+// whole; a column of weight 0 never does. The lane in whose columns that is knows it, others get
+// -1.
+template <typename Weight>
+LOGITLESS_DEVICE int inverse_cdf(const Weight& weight, int columns, int lane, double u) {
+  const int first = lane * kPerLane;
+  const int end = columns < first + kPerLane ? columns : first + kPerLane;
+  double mine = 0;
+#pragma unroll 8
+  for (int c = first; c < end; ++c) mine += weight(c);
+  double before = 0, total = mine;
 #pragma unroll
   for (int bits = 1; bits < kWarp; bits *= 2) {
     const double other = exchange(total, bits);
@@ -69,20 +73,19 @@ LOGITLESS_DEVICE int inverse_cdf(const float (&weights)[kPerLane], int lane, dou
     total += other;
   }
   const double threshold = u * total;
-  constexpr int kNone = static_cast<int>(kBlock);
-  int found = kNone, last = -1;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    // without branches, so that the weights stay in registers
-    const int column = lane * kPerLane + i;
-    const bool possible = weights[i] != 0;
-    before += weights[i];
-    last = possible ? column : last;
-    found = possible && found == kNone && before > threshold ? column : found;
+  const int passing = least_of_warp(mine > 0 && before + mine > threshold ? lane : kWarp);
+  // roundings may leave none
+  const int last = -least_of_warp(mine > 0 ? -lane : 0);
+  if (lane != (passing < kWarp ? passing : last)) return -1;
+  int found = first;
+  for (int c = first; c < end; ++c) {
+    const double one = weight(c);
+    if (one == 0) continue;
+    found = c;
+    before += one;
+    if (before > threshold) break;
   }
-  found = least_of_warp(found);
-  last = -least_of_warp(-last);
-  return found < kNone ? found : last;
+  return found;
 }
 
 template <typename S, bool kTransformed>
@@ -99,18 +102,19 @@ draw_kernel(const DrawArgs args) {
     return;
   }
   const int64_t first = best.block * kBlock, rest = args.columns - first;
-  const int left = static_cast<int>(rest < kBlock ? rest : kBlock) - lane * kPerLane;
   const TransformMath transform(args.rows.transform);
   const S* source = row_of<S>(args.logits, row);
-  float weights[kPerLane];
-  load_columns<S, kTransformed>(source, first + lane * kPerLane, left, 1, transform, weights);
   const auto m = static_cast<float>(args.sums[row * args.blocks + best.block].m);
   const auto bits = static_cast<float>(scale * kLog2E);
-#pragma unroll
-  for (float& value : weights) value = exp2_exact(exponent(value, m, bits));
+  const auto weight = [&](int column) {
+    const float y = y_at<S, kTransformed>(source, first + column, transform);
+    return static_cast<double>(exp2_exact(exponent(y, m, bits)));
+  };
   const PhiloxWords noise = block_noise(args.key, row, args.start / kBlock + best.block);
-  const int64_t column = first + inverse_cdf(weights, lane, number_in_block(noise));
-  if (lane != 0) return;
+  const int columns = static_cast<int>(rest < kBlock ? rest : kBlock);
+  const int found = inverse_cdf(weight, columns, lane, number_in_block(noise));
+  if (found < 0) return;
+  const int64_t column = first + found;
   args.best[row] = {best.score, static_cast<double>(args.start + column)};
   args.state[row].target = y_at<S, kTransformed>(source, column, transform);
 }

@@ -95,7 +95,7 @@ LOGITLESS_DEVICE Head head_of(
 }
 
 template <typename S, bool kTransformed>
-LOGITLESS_KERNEL(kSlabThreads, 2)
+LOGITLESS_KERNEL(kSlabThreads, 1)
 truncated_kernel(const TruncatedArgs args) {
   LOGITLESS_SHARED_ARRAY(uint64_t, keys, kSlab);
   const int64_t row = block_index();

@@ -5,6 +5,11 @@ from __future__ import annotations
 from logitless._core import Array
 from logitless._core.rows import CudaRows, Rows
 
+class Noise:
+    def __init__(
+        self, row_ids: Array, sizes: Array, *, seed: int, step: int, start: int = 0
+    ) -> None: ...
+
 def forward(
     rows: Rows,
     teacher: Rows,
@@ -14,6 +19,7 @@ def forward(
     *,
     start: int = 0,
     first: bool = True,
+    noise: Noise | None = None,
 ) -> None: ...
 def merge(rows: Rows, teacher: Rows, parts: Array, state: Array) -> None: ...
 def mix(
@@ -27,6 +33,7 @@ def mix(
     beta: float,
     start: int = 0,
     first: bool = True,
+    noise: Noise | None = None,
 ) -> None: ...
 def finalize(
     rows: Rows,
@@ -53,6 +60,48 @@ def gradient(
     g_divergence: Array | None = None,
     g_entropy: Array | None = None,
     start: int = 0,
+    noise: Noise | None = None,
+) -> None: ...
+def entries_forward(
+    rows: Rows,
+    teacher: Rows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    *,
+    columns: Array | None = None,
+    noise: Noise | None = None,
+) -> None: ...
+def entries_mix(
+    rows: Rows,
+    teacher: Rows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    sums: Array,
+    *,
+    beta: float,
+    columns: Array | None = None,
+    noise: Noise | None = None,
+) -> None: ...
+def entries_gradient(
+    rows: Rows,
+    teacher: Rows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    gradient: Array,
+    *,
+    kind: str,
+    beta: float = 0.5,
+    sums: Array | None = None,
+    g_divergence: Array | None = None,
+    g_entropy: Array | None = None,
+    columns: Array | None = None,
+    noise: Noise | None = None,
 ) -> None: ...
 
 class CudaPair:

@@ -105,6 +105,22 @@ class SetKernels(Protocol):
     def gradient(self, rows: Rows, *csr: Any, **arrays: Any) -> None:
         """Write d(values) to `gradient`."""
 
+    # Beside a teacher's, as DivergenceKernels: `entries` are offsets, columns, the student's values
+    # and the teacher's.
+
+    def pair_forward(self, rows: Rows, teacher: Rows, *entries: Any, state: Any) -> None:
+        """The states of rows over their entries."""
+
+    def pair_mix(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, sums: Any, beta: float
+    ) -> None:
+        """Write `sums` [n, 2]."""
+
+    def pair_gradient(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, out: Any, **how: Any
+    ) -> None:
+        """Write d(the student's values) to `out`."""
+
 
 class SamplingKernels(Protocol):
     """Tokens drawn from rows of logits."""
@@ -194,6 +210,8 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     # options of the head ops
     "tail_mass": ("topk",),
     "sampling_mask": ("sets", "statistics"),
+    "entropy_top_p": ("sampling", "statistics"),
+    "teacher_noise": ("noise", "full_divergence"),
     "vocab_group": ("rows",),
     "batch_invariant": ("rows",),
 }
@@ -221,6 +239,8 @@ class Backend:
     divergence: Callable[[Rows, Rows], DivergenceKernels] | None = None
     # of full logits of both, differentiable by autograd: as `statistics`
     full_divergence: Callable[..., dict[str, Any]] | None = None
+    # whether `divergence` and `sets` add the noise of a teacher's rows; None: they do not
+    noise: bool | None = None
     # dense products; None: torch's
     products: Products | None = None
     absent: Mapping[str, str] = field(default_factory=dict)

@@ -69,6 +69,31 @@ class CpuSets:
     def gradient(self, rows: Rows, *csr: Any, **arrays: Any) -> None:
         _core.sets.gradient(_core_of(rows), *csr, **arrays)
 
+    def pair_forward(self, rows: Rows, teacher: Rows, *entries: Any, state: Any) -> None:
+        offsets, columns, own, other = entries
+        _core.divergence.entries_forward(
+            _core_of(rows), _core_of(teacher), offsets, own, other, state, columns=columns,
+            noise=_noise_of(teacher),
+        )  # fmt: skip
+
+    def pair_mix(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, sums: Any, beta: float
+    ) -> None:
+        offsets, columns, own, other = entries
+        _core.divergence.entries_mix(
+            _core_of(rows), _core_of(teacher), offsets, own, other, state, sums, beta=beta,
+            columns=columns, noise=_noise_of(teacher),
+        )  # fmt: skip
+
+    def pair_gradient(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, out: Any, **how: Any
+    ) -> None:
+        offsets, columns, own, other = entries
+        _core.divergence.entries_gradient(
+            _core_of(rows), _core_of(teacher), offsets, own, other, state, out, columns=columns,
+            noise=_noise_of(teacher), **how,
+        )  # fmt: skip
+
     logits = staticmethod(_core.sets.logits)
     read_tile = staticmethod(_core.sets.read_tile)
     write_tile = staticmethod(_core.sets.write_tile)
@@ -94,21 +119,26 @@ class CpuDivergence:
 
     def __init__(self, rows: Rows, teacher: Rows) -> None:
         self.both = tuple(_core.rows.Rows(**x.shared, threads=x.threads) for x in (rows, teacher))
+        self.noise = _noise_of(teacher)
 
     def forward(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.forward(*self.both, *arrays, **options)
+        _core.divergence.forward(*self.both, *arrays, noise=self.noise, **options)
 
     def merge(self, parts: Any, state: Any) -> None:
         _core.divergence.merge(*self.both, parts, state)
 
     def mix(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.mix(*self.both, *arrays, **options)
+        _core.divergence.mix(*self.both, *arrays, noise=self.noise, **options)
 
     def finalize(self, state: Any, **outputs: Any) -> None:
         _core.divergence.finalize(*self.both, state, **outputs)
 
     def gradient(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.gradient(*self.both, *arrays, **options)
+        _core.divergence.gradient(*self.both, *arrays, noise=self.noise, **options)
+
+
+def _noise_of(teacher: Rows) -> _core.divergence.Noise | None:
+    return None if teacher.noise is None else teacher.noise.core
 
 
 def _core_of(rows: Rows) -> _core.rows.Rows:
@@ -135,6 +165,7 @@ BACKEND = Backend(
     sampling=CpuSampling(),
     tokens=lambda device: CPU_TOKENS,
     divergence=CpuDivergence,
+    noise=True,
     transpose=_core.rows.transpose,
     prefers_transposed=_prefers_transposed,
 )

@@ -94,7 +94,7 @@ class SamplingMask:
 
     def sets(
         self,
-        targets: np.ndarray[Any, Any],  # [N]
+        targets: np.ndarray[Any, Any] | None,  # [N], each in its row's set; None: there are none
         mask: np.ndarray[Any, Any] | None,  # [N] bool
         vocab: int,
     ) -> Sets:
@@ -164,7 +164,7 @@ def _check_offsets(offsets: np.ndarray[Any, Any], ids: int) -> None:
 def _sets(
     ids: np.ndarray[Any, Any],
     offsets: np.ndarray[Any, Any],
-    targets: np.ndarray[Any, Any],
+    targets: np.ndarray[Any, Any] | None,
     mask: np.ndarray[Any, Any] | None,
     vocab: int,
 ) -> Sets:
@@ -191,7 +191,19 @@ def _sets(
             at, token = divmod(int(keys[twice[0]]), vocab)
             raise ValueError(f"row {places[at]}: sampling_mask has token {token} twice")
         ids = keys - row * vocab
-    wanted = targets[places]
+    if targets is not None:
+        _check_targets(targets[places], places, counts, row, ids, vocab)
+    return Sets(places, starts, ids.astype(np.int32))
+
+
+def _check_targets(
+    wanted: np.ndarray[Any, Any],
+    places: np.ndarray[Any, Any],
+    counts: np.ndarray[Any, Any],
+    row: np.ndarray[Any, Any],  # of each id
+    ids: np.ndarray[Any, Any],
+    vocab: int,
+) -> None:
     there = np.zeros(len(places), bool)
     there[row[ids == wanted[row]]] = True
     missing = np.flatnonzero(~there)
@@ -200,4 +212,3 @@ def _sets(
         known = 0 <= wanted[at] < vocab
         what = f"its sampling_mask of {counts[at]} ids" if known else f"[0, {vocab})"
         raise ValueError(f"row {places[at]}: target {wanted[at]} is outside {what}")
-    return Sets(places, starts, ids.astype(np.int32))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, check_names
+from logitless.inputs.sampling_mask import check_sampling_mask
 from logitless.ops.head.parse import under_autocast
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
+from logitless.ops.teacher.noise import check_noise, noise_arrays
 from logitless.ops.teacher.outputs import EXTRAS, Divergence, to_divergence
 from logitless.ops.teacher.parse import Heads, check_measure, check_pair_heads
+
+if TYPE_CHECKING:
+    from logitless.inputs.sampling_mask import SamplingMask
 
 
 @public
@@ -24,6 +29,7 @@ def linear_divergence(
     *,
     kind: str = "reverse_kl",
     beta: float = 0.5,
+    sampling_mask: SamplingMask | None = None,
     temperature: Any = 1.0,  # float, or shaped like mask, or [B] or [B, 1] of sequences
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -32,6 +38,10 @@ def linear_divergence(
     teacher_softcap: float | None = None,
     teacher_logit_scale: float = 1.0,
     teacher_bias: Any = None,  # [V]
+    teacher_noise: Any = 0.0,  # float, or shaped like mask
+    seed: int | None = None,
+    step: int = 0,
+    row_ids: Any = None,  # int64, shaped like mask
     extras: tuple[str, ...] = (),
     vocab_group: Any = None,
     vocab_start: int = 0,
@@ -61,19 +71,23 @@ def linear_divergence(
         kept.
     logits_dtype: as in `linear_token_stats`, of both heads.
 
+    sampling_mask: as in `divergence`. A row that has a set costs products with its tokens' rows of
+        both weights alone, or where sets are large a dense product, as in `linear_token_stats`.
+
     vocab_group, vocab_start: as in `linear_token_stats`, for the rows of both weights.
 
-    kind, beta, extras, results, the other options and errors as in `divergence`; hidden and weight
-    share one floating dtype, teacher_hidden and teacher_weight one as well. docs/distillation.md
-    has an example. NumPy inputs: forward only.
+    kind, beta, teacher_noise, extras, results, the other options and errors as in `divergence`;
+    hidden and weight share one floating dtype, teacher_hidden and teacher_weight one as well.
+    docs/distillation.md has an example. NumPy inputs: forward only.
     """
     op = "linear_divergence"
 
     def call_kind() -> tuple[Any, ...]:
         return (
             tail(hidden), tail(weight, 2), tail(teacher_hidden), tail(teacher_weight, 2), kind,
-            beta, temperature, softcap, logit_scale, bias, teacher_temperature, teacher_softcap,
-            teacher_logit_scale, teacher_bias, extras, memory_budget, str(logits_dtype), backend,
+            beta, sampling_mask, temperature, softcap, logit_scale, bias, teacher_temperature,
+            teacher_softcap, teacher_logit_scale, teacher_bias, teacher_noise, row_ids, extras,
+            memory_budget, str(logits_dtype), backend,
         )  # fmt: skip
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -92,8 +106,14 @@ def linear_divergence(
         hidden, weight = under_autocast(hidden, weight)
         teacher_hidden, teacher_weight = under_autocast(teacher_hidden, teacher_weight)
         arrays = (hidden, weight, teacher_hidden, teacher_weight)
-        framework, shape = check_pair_heads(op, arrays, mask, heads, sharded=ranks.sharded)
+        of_noise = noise_arrays(teacher_noise, row_ids)
+        framework, shape = check_pair_heads(
+            op, arrays, mask, heads, of_noise, sharded=ranks.sharded
+        )
+        noise = check_noise(op, teacher_noise, seed, step, row_ids, mask, shape)
         heads = heads.on_rows(shape)
+        if sampling_mask is not None:
+            check_sampling_mask(sampling_mask, shape)
         hidden, teacher_hidden = (x.reshape(-1, x.shape[-1]) for x in (hidden, teacher_hidden))
         if framework == "numpy":
             from logitless.ops.teacher.numpy_rows import numpy_linear_divergence
@@ -101,17 +121,23 @@ def linear_divergence(
             check_numpy_backend(op, backend)
             ranks.refuse_numpy()
             both = (hidden, weight), (teacher_hidden, teacher_weight)
-            found = numpy_linear_divergence(op, *both, mask, heads, kind, beta, compute)
+            found = numpy_linear_divergence(
+                op, *both, mask, heads, kind, beta, compute, sampling_mask, noise
+            )
             return to_divergence(found, shape, extras)
         import torch
 
         from logitless.backends import registry
+        from logitless.ops.rows.masked import mask_facts
         from logitless.ops.teacher.calls import Pair, facts_of_needs, logits_dtypes, pair_facts
         from logitless.ops.torch_op import backend_of
 
         name = backend_of(backend, hidden)
-        registry.get(name).require(op, linear_divergence=True, vocab_group=ranks.sharded)
-        pair = Pair.of(op, heads, mask, hidden, kind, beta, name)
+        registry.get(name).require(
+            op, linear_divergence=True, vocab_group=ranks.sharded,
+            sampling_mask=sampling_mask is not None, teacher_noise=noise is not None,
+        )  # fmt: skip
+        pair = Pair.of(op, heads, mask, hidden, kind, beta, name, noise)
         differentiated = torch.is_grad_enabled()
         of_hidden, of_weight, of_bias = (
             differentiated and x is not None and x.requires_grad for x in (hidden, weight, bias)
@@ -120,9 +146,15 @@ def linear_divergence(
         dtypes = logits_dtypes(compute.logits_dtype, hidden, teacher_hidden)
     shard = ranks.shard(
         int(weight.shape[0]),
-        lambda: (*pair_facts(heads, hidden, pair, shape), *facts_of_needs(needs, compute)),
-    )
+        lambda: (
+            *pair_facts(heads, hidden, pair, shape), *facts_of_needs(needs, compute),
+            *mask_facts(sampling_mask), *(() if noise is None else noise.facts),
+        ),
+    )  # fmt: skip
     student, teacher = (hidden, weight), (teacher_hidden, teacher_weight)
-    return to_divergence(
-        pair.of_heads(student, teacher, dtypes, compute, needs, shard), shape, extras
-    )
+    given = student, teacher, dtypes, compute, needs
+    if sampling_mask is None:
+        return to_divergence(pair.of_heads(*given, shard), shape, extras)
+    from logitless.ops.teacher.masked import masked_of_heads
+
+    return to_divergence(masked_of_heads(pair, *given, sampling_mask, shard), shape, extras)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from logitless.backends.registry import check_numpy_backend
 from logitless.inputs.adapter import adapter_kind, check_adapters
+from logitless.inputs.arrays import shape_of
 from logitless.inputs.checks import is_tensor
 from logitless.inputs.gradients import refuse_grad
 from logitless.inputs.masks import as_mask
@@ -15,8 +16,11 @@ from logitless.inputs.options import ComputeOptions, LogitTransform, check_extra
 from logitless.loss.evaluate.coefficients import check_loss_options, separable
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.numpy_loss import numpy_loss
-from logitless.ops.head.numpy_statistics import numpy_statistics
+from logitless.ops.head.numpy_statistics import numpy_selected, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
+from logitless.ops.rows.outputs import TokenStats
+from logitless.ops.rows.selected import check_selected, refuse_selected, selected_facts
+from logitless.ops.sampling.likeliest import check_entropy_top_p, top_p_facts, with_likeliest
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, tail
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ class LinearPolicyLossOutput(NamedTuple):
     logp: Any  # shaped like targets, detached
     entropy: Any
     extras: dict[str, Any]  # the requested extras by name, shaped like targets
+    selected: Any = None  # [*targets.shape, K] log-probs of `selected_ids`; None without any
 
 
 @public
@@ -67,6 +72,8 @@ def linear_policy_loss(
     bias: Any = None,
     adapter: Any = None,
     extras: tuple[str, ...] = (),
+    entropy_top_p: float | None = None,
+    selected_ids: Any = None,  # [K] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
@@ -95,11 +102,17 @@ def linear_policy_loss(
     With tail_mass > 0 the metrics actor/support_* say how many rows were served from their largest
     entries, at most tail_entries of each, and bound the error of that: docs/support.md.
 
-    `extras` of `linear_token_stats` come at no product of their own, in `.extras`.
+    `extras` of `linear_token_stats` come at no product of their own, in `.extras`; `.selected`, the
+    log-probs of `selected_ids`, from one of K columns. They are data like all but `.loss`, whose
+    gradient is made with the loss: for a gradient of theirs ask `linear_token_stats`.
 
     sampling_mask: log-probs and entropies are of the softmax renormalised over the tokens that each
     row could be sampled as, as those of the rollout's engine are: old_logp, ref_logp and
     rollout_logp have to be so too (docs/sampling.md).
+
+    entropy_top_p: as in `linear_token_stats`: the entropies of the loss, and of `.entropy` and
+        metrics, are those of the likeliest tokens, as SIREN wants them (top_p 0.8). The loss is
+        then made after its statistics, not in one pass with them.
 
     adapter: as in `linear_token_stats`; `.loss` has derivatives in its A and B too.
 
@@ -124,6 +137,8 @@ def linear_policy_loss(
             logit_scale,
             bias,
             extras,
+            entropy_top_p,
+            selected_ids is None,
             memory_budget,
             tail_mass,
             tail_entries,
@@ -153,17 +168,20 @@ def linear_policy_loss(
             _OP, hidden, weight, targets, mask, head, sharded=ranks.sharded,
             of_rows={
                 "old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp,
-                "old_entropy": old_entropy,
+                "old_entropy": old_entropy, "selected_ids": selected_ids,
             },
             anywhere={
                 "advantages": advantages, "weights": weights, "cu_seqlens": cu_seqlens,
                 "token_ids": token_ids,
             },
         )  # fmt: skip
+        top_p = check_entropy_top_p(_OP, entropy_top_p, hidden, sampling_mask)
+        check_selected(_OP, selected_ids, shape_of(weight)[0], sharded=ranks.sharded)
         head = head.on_rows(shape)
         adapters = check_adapters(_OP, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
             check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
+            refuse_selected(sampling_mask, selected_ids)
         if not is_tensor(hidden):
             ranks.refuse_numpy()
             check_numpy_backend(_OP, backend)
@@ -171,25 +189,44 @@ def linear_policy_loss(
                 _OP, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask,
                 adapters,
             )  # fmt: skip
-            loss, values = numpy_loss(stats.logp, stats.entropy, loss_data(*data))
-            return LinearPolicyLossOutput(loss, values, stats.logp, stats.entropy, stats.extras)
+            stats = numpy_selected(stats, hidden, weight, selected_ids, mask, head, adapters)
+            return _output(*numpy_loss(stats.logp, stats.entropy, loss_data(*data)), stats)
         from logitless.ops.head.inputs import head_inputs
         from logitless.ops.losses.op import loss_inputs
 
         inputs = head_inputs(
             _OP, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
-            adapters,
+            adapters, top_p is not None,
         )  # fmt: skip
         arguments = loss_inputs(*data)
     if sampling_mask is not None:
         inputs = inputs.sharded(
             ranks, head, shape, lambda: _masked_facts(arguments, spec, extras, sampling_mask)
         )
-        return _run_masked(
-            inputs, arguments, shape, extras, sampling_mask, weight_rows=weight_grad == "rows"
-        )
-    inputs = inputs.sharded(ranks, head, shape, lambda: _facts(arguments, spec, extras))
-    return _run(inputs, arguments, shape, separable(spec, batch=batch is not None), extras)
+        rows = weight_grad == "rows"
+        return _run_masked(inputs, arguments, shape, extras, sampling_mask, weight_rows=rows)
+    inputs = inputs.sharded(
+        ranks, head, shape,
+        lambda: (
+            *_facts(arguments, spec, extras), *selected_facts(selected_ids), *top_p_facts(top_p)
+        ),
+    )  # fmt: skip
+    split, asks = separable(spec, batch=batch is not None), selected_ids is not None
+    loss, values, stats = _run(inputs, arguments, shape, split, extras, top_p, lse=asks)
+    if asks:
+        import torch
+
+        from logitless.ops.head.statistics import selected
+
+        with torch.no_grad():
+            stats = selected(_OP, stats, inputs, hidden, weight, selected_ids, mask, head)
+    return _output(loss, values, stats)
+
+
+def _output(loss: Any, metrics: dict[str, Any], stats: TokenStats) -> LinearPolicyLossOutput:
+    return LinearPolicyLossOutput(
+        loss, metrics, stats.logp, stats.entropy, stats.extras, stats.selected
+    )
 
 
 def _run_masked(
@@ -207,10 +244,12 @@ def _run_masked(
     from logitless.ops.losses.op import torch_loss
 
     stats = masked_statistics(inputs, sampling_mask, shape, extras, weight_rows=weight_rows)
-    value, metrics = torch_loss(stats.logp, stats.entropy, loss)
-    return LinearPolicyLossOutput(
-        value, metrics, stats.logp.detach(), stats.entropy.detach(), stats.extras
-    )
+    return _output(*torch_loss(stats.logp, stats.entropy, loss), _detached(stats))
+
+
+def _detached(stats: TokenStats) -> TokenStats:
+    logp, entropy, lse = (x.detach() for x in stats[:3])
+    return TokenStats(logp, entropy, lse, stats.extras)
 
 
 def _run(
@@ -219,8 +258,12 @@ def _run(
     shape: tuple[int, ...],
     split: bool,
     extras: tuple[str, ...],
-) -> LinearPolicyLossOutput:
-    """Forward and backward at once where that is the plan, else one after the other."""
+    top_p: float | None,
+    *,
+    lse: bool,
+) -> tuple[Any, dict[str, Any], TokenStats]:
+    """Loss, metrics, and statistics without a gradient, with `lse` where it is asked for. Forward
+    and backward at once where that is the plan, else one after the other."""
     from logitless.ops.head.policy_op import (
         head_policy_extras,
         head_policy_loss,
@@ -230,7 +273,7 @@ def _run(
     from logitless.ops.losses.op import torch_loss
 
     tail, plan = inputs.compute.tail, None
-    if any(inputs.needs) and inputs.backend.statistics is None:
+    if any(inputs.needs) and inputs.backend.statistics is None and top_p is None:
         plan = inputs.plan(one_pass=True, split=split)
         # Of any length: the op itself asks for the plan.
         chunk_rows = 0 if isinstance(plan, str) else plan.chunk_rows
@@ -239,18 +282,17 @@ def _run(
                 inputs.operand, inputs.weight, inputs.rows, loss, tail, chunk_rows,
                 list(inputs.needs), inputs.tiling(plan), inputs.shard,
             )  # fmt: skip
-            if extras or inputs.up is not None:
-                out = head_policy_extras(*given, ",".join(extras), inputs.up)
-                asked = _of_rows(extras, out.extras, out.logp) if extras else {}
+            names = (*extras, "lse") if lse else extras
+            if names or inputs.up is not None:
+                out = head_policy_extras(*given, ",".join(names), inputs.up)
+                asked = _of_rows(names, out.extras, out.logp) if names else {}
             else:
                 out, asked = head_policy_loss(*given), {}
             metrics = named(metric_names(loss, tail), out.metrics)
-            return LinearPolicyLossOutput(out.loss, metrics, out.logp, out.entropy, asked)
-    stats = statistics(inputs, shape, extras, plan=plan)
-    value, metrics = torch_loss(stats.logp, stats.entropy, loss)
-    return LinearPolicyLossOutput(
-        value, metrics, stats.logp.detach(), stats.entropy.detach(), stats.extras
-    )
+            of_row = asked.pop("lse", None)
+            return out.loss, metrics, TokenStats(out.logp, out.entropy, of_row, asked)
+    stats = with_likeliest(statistics(inputs, shape, extras, plan=plan), inputs, top_p)
+    return *torch_loss(stats.logp, stats.entropy, loss), _detached(stats)
 
 
 def _of_rows(extras: tuple[str, ...], table: Any, logp: Any) -> dict[str, Any]:

@@ -11,16 +11,11 @@ from logitless.inputs.checks import is_tensor
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, LogitTransform, check_extras
-from logitless.ops.head.numpy_statistics import low_ranks, numpy_statistics
+from logitless.ops.head.numpy_statistics import numpy_selected, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
-from logitless.ops.rows.selected import (
-    check_selected,
-    refuse_selected,
-    selected_facts,
-    with_selected,
-    with_selected_of_ranks,
-)
+from logitless.ops.rows.selected import check_selected, refuse_selected, selected_facts
+from logitless.ops.sampling.likeliest import check_entropy_top_p, top_p_facts, with_likeliest
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 
 if TYPE_CHECKING:
@@ -41,6 +36,7 @@ def linear_token_stats(
     bias: Any = None,  # [V]
     adapter: Any = None,  # (A [r, H], B [V, r], scale), or a list of such
     extras: tuple[str, ...] = (),
+    entropy_top_p: float | None = None,
     selected_ids: Any = None,  # [K] int64
     vocab_group: Any = None,
     vocab_start: int = 0,
@@ -103,6 +99,13 @@ def linear_token_stats(
     vocab_group, vocab_start: as in `token_stats`, for the rows of `weight`, which may be none, or a
         DTensor over the group. d_hidden is added up over the ranks; all of them run the backward.
 
+    entropy_top_p: `.entropy` is that of each row's likeliest tokens, the fewest whose share of the
+        mass reaches it (as top_p of `linear_sample`), renormalised; log-probs and extras stay those
+        of all. Differentiable as ever, the tokens being data. It costs another product forward,
+        which names the tokens, and products with their rows of weight, forward and backward, or
+        where they are many dense ones; a flat row, whose 256 largest do not reach it, has all its
+        logits made once more. docs/sampling.md has an example.
+
     selected_ids: as in `token_stats`, from a product of K columns. The gradient of `.selected` in
         weight is one of all [V, H], as any gather's.
 
@@ -121,6 +124,7 @@ def linear_token_stats(
             logit_scale,
             bias,
             extras,
+            entropy_top_p,
             selected_ids is None,
             memory_budget,
             tail_mass,
@@ -146,6 +150,7 @@ def linear_token_stats(
             op, hidden, weight, targets, mask, head, sharded=ranks.sharded,
             of_rows={"selected_ids": selected_ids},
         )  # fmt: skip
+        top_p = check_entropy_top_p(op, entropy_top_p, hidden, sampling_mask)
         check_selected(op, selected_ids, shape_of(weight)[0], sharded=ranks.sharded)
         head = head.on_rows(shape)
         adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
@@ -159,18 +164,13 @@ def linear_token_stats(
                 op, hidden, weight, targets, mask, head, compute, shape, extras, sampling_mask,
                 adapters,
             )  # fmt: skip
-            if selected_ids is None:
-                return stats
-            raw = hidden @ weight[selected_ids].T
-            for low, up in low_ranks(hidden, adapters):
-                raw = raw + low @ up[selected_ids].T
-            return with_selected(stats, raw, selected_ids, mask, head)
+            return numpy_selected(stats, hidden, weight, selected_ids, mask, head, adapters)
         from logitless.ops.head.inputs import head_inputs
-        from logitless.ops.head.statistics import extras_facts, few_columns, statistics
+        from logitless.ops.head.statistics import extras_facts, selected, statistics
 
         inputs = head_inputs(
             op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
-            adapters,
+            adapters, top_p is not None,
         )  # fmt: skip
     if sampling_mask is not None:
         from logitless.ops.head.masked import masked_statistics
@@ -182,13 +182,10 @@ def linear_token_stats(
         rows = weight_grad == "rows"
         return masked_statistics(inputs, sampling_mask, shape, extras, weight_rows=rows)
     inputs = inputs.sharded(
-        ranks, head, shape, lambda: (*extras_facts(extras), *selected_facts(selected_ids))
+        ranks,
+        head,
+        shape,
+        lambda: (*extras_facts(extras), *selected_facts(selected_ids), *top_p_facts(top_p)),
     )
-    stats = statistics(inputs, shape, extras)
-    if selected_ids is None:
-        return stats
-    columns = few_columns(inputs, hidden, weight, mask, shape)
-    if not ranks.sharded:
-        return with_selected(stats, columns(selected_ids), selected_ids, mask, head)
-    width, shard = shape_of(weight)[0], inputs.shard
-    return with_selected_of_ranks(op, stats, columns, selected_ids, mask, head, width, shard)
+    stats = with_likeliest(statistics(inputs, shape, extras), inputs, top_p)
+    return selected(op, stats, inputs, hidden, weight, selected_ids, mask, head)

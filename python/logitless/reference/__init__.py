@@ -15,6 +15,7 @@ from logitless.reference.divergence import (
     divergence_backward,
     linear_divergence,
     linear_divergence_backward,
+    teacher_noise,
 )
 from logitless.reference.law import fit_entropy_law, student_t_975
 from logitless.reference.policy_loss import policy_loss, token_weights
@@ -39,14 +40,14 @@ from logitless.reference.selection import (
 )
 from logitless.reference.support import largest, support_backward
 from logitless.reference.terms import kl_loss, surrogate_loss
-from logitless.reference.truncated import truncated_probabilities
+from logitless.reference.truncated import likeliest, truncated_probabilities
 
 __all__ = [
     "adapter_backward", "advantages", "covariance", "divergence", "divergence_backward",
-    "exact_mean", "fit_entropy_law", "kept_mass", "kl_loss", "largest", "linear_divergence",
-    "linear_divergence_backward", "linear_token_stats", "linear_token_stats_backward",
-    "logits_chain", "merged_weight", "moments", "philox", "policy_loss", "preference",
-    "probabilities", "random_key", "ratio_clipped", "select", "sequence_of_token", "student_t_975",
-    "support_backward", "surrogate_loss", "token_stats", "token_stats_backward",
-    "token_weights", "truncated_probabilities",
+    "exact_mean", "fit_entropy_law", "kept_mass", "kl_loss", "largest", "likeliest",
+    "linear_divergence", "linear_divergence_backward", "linear_token_stats",
+    "linear_token_stats_backward", "logits_chain", "merged_weight", "moments", "philox",
+    "policy_loss", "preference", "probabilities", "random_key", "ratio_clipped", "select",
+    "sequence_of_token", "student_t_975", "support_backward", "surrogate_loss", "teacher_noise",
+    "token_stats", "token_stats_backward", "token_weights", "truncated_probabilities",
 ]  # fmt: skip

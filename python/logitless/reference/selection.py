@@ -52,8 +52,9 @@ def covariance(
     return cov, mean_a, mean_lp
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox 4x32-10 (Salmon et al., SC 2011): four random words for a counter and a key."""
+def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Philox 4x32-10 (Salmon et al., SC 2011): four random words for a counter, whose numbers may
+    be arrays of uint64, and a key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -74,7 +75,8 @@ def random_key(seed: int, step: int, token_id: int) -> int:
     words = philox(
         (token_id & low, token_id >> 32, step & low, step >> 32), (seed & low, seed >> 32)
     )
-    return words[0] | words[1] << 32
+    key: int = words[0] | words[1] << 32
+    return key
 
 
 def clipped_side(

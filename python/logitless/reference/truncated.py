@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitless.reference.rows import logits_chain, probabilities
+from logitless.reference.rows import Sets, logits_chain, probabilities
 
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
+
+
+def likeliest(logits: Array, top_p: float, **chain: Any) -> Sets:  # [N, V]
+    """Of each row the fewest tokens, largest first, whose mass reaches top_p."""
+    found = truncated_probabilities(logits, top_p=top_p, **chain)
+    return [np.flatnonzero(row).tolist() for row in found]
 
 
 def truncated_probabilities(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from tests.support.mask_cases import mask_of
 from tests.support.shards import (
     RANK,
     SLACK,
@@ -95,6 +96,60 @@ def both() -> None:
                     )  # fmt: skip
 
 
+def masked() -> None:
+    """The same with sets of tokens, whose ids lie on any rank."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = (N, H), (V, H), (V,), (2, N)
+    hidden, weight, bias, g = (
+        torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes
+    )
+    anyone = torch.arange(N) * 7 % V
+    both_kinds = {torch.float32: ("few", "mixed"), torch.float64: ("borders", "large")}
+    for dtype, all_sets in both_kinds.items():
+        h, w, b = (x.to(dtype) for x in (hidden, weight, bias))
+        for ends in layouts():
+            for kind, beta in KINDS.items():
+                for sets in all_sets:
+                    how: dict[str, Any] = {
+                        "kind": kind, "beta": beta, "extras": EXTRAS, "softcap": 9.0,
+                        "sampling_mask": mask_of(sets, 2, anyone, V), "teacher_temperature": 0.9,
+                    }  # fmt: skip
+                    teacher = Teacher(dtype, ends, how)
+                    for call, given, options in (
+                        (teacher.of_heads, {"hidden": h, "weight": w}, {"bias": b}),
+                        (teacher.of_logits, {"logits": h @ w.T / 5}, {"bias": b}),
+                    ):
+                        compare_with_one_rank(
+                            call, given, ends, options, outputs=outputs,
+                            loss=partial(weighted, g.to(dtype)),
+                            near=partial(compare, dtype=dtype), near_gradient=near_gradient,
+                        )  # fmt: skip
+
+
+def noisy() -> None:
+    """A token has its noise on whichever rank it lies, in a set or not."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = (N, H), (V, H), (2, N)
+    hidden, weight, g = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
+    sets = mask_of("mixed", 2, torch.arange(N) * 7 % V, V)
+    for ends in layouts():
+        for kind, beta in KINDS.items():
+            for sampling_mask in (None, sets):
+                how: dict[str, Any] = {
+                    "kind": kind, "beta": beta, "extras": EXTRAS, "sampling_mask": sampling_mask,
+                    "teacher_noise": 0.7, "seed": 3, "step": 4, "row_ids": torch.arange(N) * 11,
+                }  # fmt: skip
+                teacher = Teacher(torch.float64, ends, how)
+                for call, given in (
+                    (teacher.of_heads, {"hidden": hidden, "weight": weight}),
+                    (teacher.of_logits, {"logits": hidden @ weight.T / 5}),
+                ):
+                    compare_with_one_rank(
+                        call, given, ends, {}, outputs=outputs, loss=partial(weighted, g),
+                        near=partial(compare, dtype=torch.float64), near_gradient=near_gradient,
+                    )  # fmt: skip
+
+
 def differing() -> None:
     """One rank asks for another divergence: all are told."""
     ends = next(layouts())
@@ -108,4 +163,4 @@ def differing() -> None:
 
 
 if __name__ == "__main__":
-    run(both, differing)
+    run(both, masked, noisy, differing)

@@ -73,6 +73,25 @@ def head() -> None:
                 )  # fmt: skip
 
 
+def likeliest() -> None:
+    """entropy_top_p: all ranks name the same tokens, wherever they lie."""
+    generator = torch.Generator().manual_seed(8)
+    h, w = (torch.randn(n, H, generator=generator, dtype=torch.float64) for n in (N, V))
+    t, g = cases.targets(8, N, V), cases.upstream(8, N)
+    for ends in layouts():
+        for top_p in (0.1, 0.9):
+            options = {
+                **cases.chain("all", 8, N, V), "mask": cases.mask(8, N), "entropy_top_p": top_p
+            }  # fmt: skip
+            options["bias"] = options["bias"].double()
+            compare_with_one_rank(
+                partial(ll.linear_token_stats, targets=t), {"hidden": h, "weight": w}, ends,
+                options, outputs=values, loss=lambda stats: weighted(stats, g),
+                near=partial(compare, dtype=torch.float64),
+                near_gradient=partial(near_gradient, torch.float64),
+            )  # fmt: skip
+
+
 def dense() -> None:
     with pytest.MonkeyPatch.context() as patch:
         machine(patch, gathered=1e-9)
@@ -160,4 +179,4 @@ def errors() -> None:
 
 
 if __name__ == "__main__":
-    run(head, dense, rows, loss, weight_rows, sample, errors)
+    run(head, likeliest, dense, rows, loss, weight_rows, sample, errors)

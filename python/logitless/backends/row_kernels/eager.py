@@ -83,6 +83,29 @@ def eager_stats(
     return out
 
 
+def likeliest(
+    logits: Tensor,  # [N, V]
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    scale: float,
+    pre: float,
+    softcap: float,
+    *,
+    top_p: float,
+) -> Tensor:  # [N, V] bool
+    """The fewest tokens, largest z first and of equals the smaller, whose mass reaches top_p."""
+    y = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    y = y if bias is None else y + bias
+    y = softcapped(y, softcap, pre) if softcap else y
+    z = y * (scale if row_scale is None else row_scale[:, None].to(y.dtype))
+    ordered, index = z.sort(dim=-1, descending=True, stable=True)
+    p = ordered.softmax(-1)
+    kept = p.cumsum(-1) - p < top_p
+    # the first always: what was summed may be NaN, which the row's check will find
+    kept[:, 0] = True
+    return torch.zeros_like(kept).scatter(-1, index, kept)
+
+
 def _check_rows(y: Tensor, scales: Tensor, targets: Tensor, rows: Tensor, with_bias: str) -> None:
     vocab, inf = y.shape[1], float("inf")
     overflow = "its logits times logit_scale / temperature overflow"

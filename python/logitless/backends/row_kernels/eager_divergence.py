@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from logitless.backends.row_kernels.eager import raise_first, softcapped
+from logitless.backends.row_kernels.noise import RowNoise
 
 
 def eager_divergence(
@@ -18,15 +19,20 @@ def eager_divergence(
     teacher: tuple[Tensor | None, Tensor | None, float, float, float],
     kind: str,
     beta: float,
+    kept: Tensor | None = None,  # [N, V] bool: the tokens that both are renormalised over
+    noise: RowNoise | None = None,  # of the teacher's rows
 ) -> dict[str, Tensor]:
     """Each [N]. `student`, `teacher`: bias, scales of rows, scale, pre and softcap."""
     n = len(logits)
     rows = torch.arange(n, device=logits.device) if mask is None else mask.nonzero().squeeze(1)
-    log_p = _log_probs(logits[rows], rows, "its logits", "it", *student)
+    kept = None if kept is None else kept[rows]
+    log_p = _log_probs(logits[rows], kept, rows, "its logits", "it", *student)
+    noise = None if noise is None else noise.at(rows)
     with torch.no_grad():
         log_q = _log_probs(
-            teacher_logits[rows], rows, "its teacher's logits", "its teacher", *teacher
-        )
+            teacher_logits[rows], kept, rows, "its teacher's logits", "its teacher", *teacher,
+            noise=noise,
+        )  # fmt: skip
     values = {
         "entropy": _expected(log_p, -log_p),
         "teacher_entropy": _expected(log_q, -log_q),
@@ -49,6 +55,7 @@ def eager_divergence(
 
 def _log_probs(
     raw: Tensor,
+    kept: Tensor | None,
     rows: Tensor,
     logits: str,
     who: str,
@@ -57,12 +64,15 @@ def _log_probs(
     scale: float,
     pre: float,
     softcap: float,
+    noise: RowNoise | None = None,
 ) -> Tensor:
     y = raw.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
     if bias is not None:
         y = y + bias
     if softcap:
         y = softcapped(y, softcap, pre)
+    if kept is not None:
+        y = y.masked_fill(~kept, -float("inf"))
     plus = "" if bias is None else " plus bias"
     raise_first(
         rows,
@@ -73,6 +83,8 @@ def _log_probs(
     scales = y.new_full((), scale) if row_scale is None else row_scale[rows].to(y.dtype)
     # The maximum is taken off before anything is scaled: what is large loses no digits.
     z = (y - y.detach().amax(-1, keepdim=True)) * scales[..., None]
+    if noise is not None:
+        z = z + noise.of_columns(z.shape[-1]).to(z.dtype)
     return z - z.logsumexp(-1, keepdim=True)
 
 

@@ -11,6 +11,7 @@ from logitless.inputs.records import changed
 
 if TYPE_CHECKING:
     from logitless.backends.base import Backend, RowKernels
+    from logitless.backends.row_kernels.noise import RowNoise
     from logitless.backends.row_kernels.topk import TopK
 
 # Width of the running state per row, in float64: 64 bytes. And of the sampling state.
@@ -34,6 +35,7 @@ class Rows:
     softcap: float = 0.0
     threads: int = 0
     op: str = ""  # named where a bad row is found after the call
+    noise: RowNoise | None = None  # of a teacher's rows
 
     @cached_property
     def kernels(self) -> RowKernels:
@@ -52,7 +54,10 @@ class Rows:
             return self
         row_scale = None if self.row_scale is None else self.row_scale[index]
         targets = None if self.targets is None else self.targets[index]
-        return changed(self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale)
+        noise = None if self.noise is None else self.noise.at(index)
+        return changed(
+            self, n=index.shape[0], targets=targets, mask=None, row_scale=row_scale, noise=noise
+        )
 
     def part(self, chunk: slice) -> Rows:
         """These rows of a call without a mask."""
@@ -60,7 +65,9 @@ class Rows:
             return self
         targets = None if self.targets is None else self.targets[chunk]
         row_scale = None if self.row_scale is None else self.row_scale[chunk]
-        return changed(self, n=chunk.stop - chunk.start, targets=targets, row_scale=row_scale)
+        noise = None if self.noise is None else self.noise.at(chunk)
+        n = chunk.stop - chunk.start
+        return changed(self, n=n, targets=targets, row_scale=row_scale, noise=noise)
 
     def forward(
         self,

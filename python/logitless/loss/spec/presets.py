@@ -423,11 +423,11 @@ TABLE: dict[str, Preset] = {
         "mean_i sum_t of -min(A r, A clip(r, 0.8, 1.2)) / max_length, at most -3 A where A < 0, "
         "+ 0.005 (h - h_0)^2; h = mean_i of the mean H above its 0.8 quantile in the answer",
         "Jiang et al. 2025, arXiv:2509.25133",
-        "H of the likeliest tokens alone (top-p 0.8): docs/sampling.md. h_0 is the h of the first "
-        "step: replace(spec, entropy=Siren(anchor=...)), None until it is known. The square is of "
-        "the whole batch; the authors' code takes that of each micro-batch (scope='micro'), and "
-        "leaves out the token that reaches top-p. Their script's clip of 0.28 has no effect there: "
-        "the bounds of 0.2 that are set beside it count.",
+        "H of the likeliest tokens alone: entropy_top_p=0.8 (docs/sampling.md). h_0 is the h of "
+        "the first step: replace(spec, entropy=Siren(anchor=...)), None until it is known. The "
+        "square is of the whole batch; the authors' code takes that of each micro-batch "
+        "(scope='micro'), and leaves out the token that reaches top-p. Their script's clip of 0.28 "
+        "has no effect there: the bounds of 0.2 that are set beside it count.",
     ),
     "entropy_only": Preset(
         PolicyLossSpec(ratio="none", surrogate=NoPolicy(), entropy=EntropyBonus(1e-3)),

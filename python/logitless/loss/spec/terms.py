@@ -113,12 +113,13 @@ class Siren:
         mean = ((h * chosen).nansum(-1) / chosen.sum(-1).clamp(min=1))[mask.any(-1)].mean()
         loss += coefficient * (mean - anchor) ** 2
 
-    `entropy` is the paper's where it is of the likeliest tokens alone (top-p 0.8):
-    docs/sampling.md has the calls. The square is of the mean over the whole optimizer batch on all
-    ranks, which `batch_stats(..., entropy=)` finds (`.selected_entropy`), best under the current
-    weights: the loss is the square's tangent there, whose sum over micro-batches is the square.
-    With scope="micro" each call has a square of its own, as the authors have it. anchor=None is the
-    batch's own mean, as in the first step: no loss and no gradient. `EntropyAnchor` keeps it.
+    `entropy` is the paper's where it is of the likeliest tokens alone: entropy_top_p=0.8 of
+    `linear_policy_loss` and `linear_token_stats`, docs/sampling.md. The square is of the mean over
+    the whole optimizer batch on all ranks, which `batch_stats(..., entropy=)` finds
+    (`.selected_entropy`), best under the current weights: the loss is the square's tangent there,
+    whose sum over micro-batches is the square. With scope="micro" each call has a square of its
+    own, as the authors have it. anchor=None is the batch's own mean, as in the first step: no loss
+    and no gradient. `EntropyAnchor` keeps it.
     """
 
     moves = "coefficient"

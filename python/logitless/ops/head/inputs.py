@@ -129,12 +129,13 @@ def head_inputs(
     ranks: ShardRendezvous,
     sets: bool = False,  # whether rows have sets of tokens
     adapters: tuple[Adapter, ...] = (),
+    likeliest: bool = False,  # whether entropies are of the likeliest tokens
 ) -> HeadInputs:
     """Of arguments whose shapes and dtypes are checked."""
     name = backend_of(compute.backend, hidden)
     registry.get(name).require(
         op, tail_mass=compute.tail_mass, batch_invariant=compute.batch_invariant,
-        vocab_group=ranks.sharded, sampling_mask=sets,
+        vocab_group=ranks.sharded, sampling_mask=sets, entropy_top_p=likeliest,
     )  # fmt: skip
     differentiated = torch.is_grad_enabled()
     hidden_needs, weight_needs, bias_needs = (

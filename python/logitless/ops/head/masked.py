@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from logitless.inputs.sampling_mask import SamplingMask
 from logitless.ops.head.planner.plan import parse_bytes
@@ -61,16 +62,21 @@ def set_statistics(
 ) -> RowOutputs:  # [n]
     """Of the rows that have a set, whose ids are checked."""
     rows, shard = inputs.rows, inputs.shard
-    how, tiling = _products(inputs, sets, weight_rows)
-    values = set_logits(inputs.hidden, inputs.weight, sets, how, tiling, shard)
-    if inputs.adapter is not None:
-        low, up = inputs.adapter
-        up = up.to(low.dtype)
-        values = values + set_logits(low, up, sets, how._replace(weight_rows=False), tiling, shard)
-    values = biased(values, sets, rows.bias)
+    values = set_values(inputs, sets, weight_rows)
     own, vocab = rows_of_sets(rows, sets), shard.vocab(inputs.sizes[2])
     out: RowOutputs = set_stats(values, sets, own, extras, vocab, shard).outputs
     return out
+
+
+def set_values(inputs: HeadInputs, sets: RowSets, weight_rows: bool = False) -> Tensor:
+    """Their logits with bias, [entries] float32 or float64."""
+    how, tiling = _products(inputs, sets, weight_rows)
+    values = set_logits(inputs.hidden, inputs.weight, sets, how, tiling, inputs.shard)
+    if inputs.adapter is not None:
+        low, up = inputs.adapter
+        how, up = how._replace(weight_rows=False), up.to(low.dtype)
+        values = values + set_logits(low, up, sets, how, tiling, inputs.shard)
+    return biased(values, sets, inputs.rows.bias)
 
 
 def _products(inputs: HeadInputs, sets: RowSets, weight_rows: bool) -> tuple[SetProducts, Tiling]:

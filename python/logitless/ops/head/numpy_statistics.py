@@ -15,6 +15,7 @@ from logitless.inputs.sampling_mask import SamplingMask
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_masked, numpy_rows, numpy_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dropped
+from logitless.ops.rows.selected import with_selected
 
 
 def numpy_statistics(
@@ -86,6 +87,24 @@ def numpy_statistics(
             part.forward(tile, state[chunk], start=start, first=start == 0, extras=bool(of_rows))
     stats = numpy_stats(rows, state, len(weight), flat.dtype, of_rows, shape, index)
     return with_nothing_dropped(stats, extras)
+
+
+def numpy_selected(
+    stats: TokenStats,
+    hidden: Any,  # [..., H]
+    weight: Any,  # [V, H]
+    ids: Any,  # [K]; None: nothing is asked for
+    mask: Any,
+    head: LogitTransform,
+    adapters: tuple[Adapter, ...],
+) -> TokenStats:
+    """With the log-probs of these ids."""
+    if ids is None:
+        return stats
+    raw = hidden @ weight[ids].T
+    for low, up in low_ranks(hidden, adapters):
+        raw = raw + low @ up[ids].T
+    return with_selected(stats, raw, ids, mask, head)
 
 
 def low_ranks(hidden: Any, adapters: tuple[Adapter, ...]) -> list[tuple[Any, Any]]:

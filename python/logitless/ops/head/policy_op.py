@@ -91,7 +91,7 @@ class _Arguments(NamedTuple):
     needs: list[bool]
     tiling: Tiling
     shard: Shard
-    extras: str = ""
+    extras: str = ""  # and "lse", which is none to a caller
     up: Tensor | None = None
 
 
@@ -261,7 +261,8 @@ class _Extras:
 
     def __init__(self, names: str, hidden: Tensor) -> None:
         self.names = tuple(names.split(","))
-        self.of_rows = any(name not in DROPPED for name in self.names)
+        # lse comes with logp
+        self.of_rows = any(name not in (*DROPPED, "lse") for name in self.names)
         self.table = _extras_table(names, hidden).zero_()
         if "argmax" in self.names:
             self.table[self.names.index("argmax")] = -1

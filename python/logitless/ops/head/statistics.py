@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from logitless.inputs.options import DROPPED
+from logitless.inputs.options import DROPPED, LogitTransform
 from logitless.ops.head.inputs import HeadInputs
 from logitless.ops.head.planner.plan import Plan
 from logitless.ops.head.stats_op import linear_stats
 from logitless.ops.rows.outputs import TokenStats, split_extras, to_stats, with_nothing_dropped
+from logitless.ops.rows.selected import with_selected, with_selected_of_ranks
 from logitless.ops.sharding.rendezvous import Facts
 
 if TYPE_CHECKING:
@@ -26,7 +27,27 @@ def extras_facts(extras: tuple[str, ...]) -> Facts:
     )
 
 
-def few_columns(
+def selected(
+    op: str,
+    stats: TokenStats,
+    inputs: HeadInputs,
+    hidden: Tensor,  # in the caller's shape, and so the mask
+    weight: Tensor,
+    ids: Tensor | None,  # [K]; None: nothing is asked for
+    mask: Tensor | None,
+    head: LogitTransform,
+) -> TokenStats:
+    """With the log-probs of these ids, as differentiable as `stats.lse` and hidden are."""
+    if ids is None:
+        return stats
+    columns = _few_columns(inputs, hidden, weight, mask, stats.lse.shape)
+    if not inputs.shard.group:
+        return with_selected(stats, columns(ids), ids, mask, head)
+    width = int(weight.shape[0])
+    return with_selected_of_ranks(op, stats, columns, ids, mask, head, width, inputs.shard)
+
+
+def _few_columns(
     inputs: HeadInputs, hidden: Tensor, weight: Tensor, mask: Tensor | None, shape: tuple[int, ...]
 ) -> Callable[[Tensor], Tensor]:
     """The logits of ids among the rows of weight, in their dtype and in plain torch. With ranks the

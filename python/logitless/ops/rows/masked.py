@@ -19,7 +19,7 @@ from logitless.ops.rows.outputs import (
     to_stats,
     with_nothing_dropped,
 )
-from logitless.ops.rows.sets import MaskedRows, biased, rows_of_sets, set_stats
+from logitless.ops.rows.sets import MaskedRows, RowSets, biased, rows_of_sets, set_stats
 from logitless.ops.sharding.rendezvous import Facts, fingerprint
 from logitless.ops.sharding.shard import Shard
 
@@ -108,12 +108,7 @@ def masked_token_stats(
         return to_stats(out._asdict(), (n,), of_rows)
 
     def of_sets(with_extras: bool) -> RowOutputs:
-        row, column = sets.places[sets.of_entry], sets.columns.long()
-        # not of reshaped logits, which a copy may be
-        flat = logits.ndim == 2
-        values = logits[row, column] if flat else logits[row // shape[1], row % shape[1], column]
-        values = values.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        values = biased(values, sets, rows.bias)
+        values = biased(entries_of(logits, sets), sets, rows.bias)
         own = rows_of_sets(rows, sets)
         out: RowOutputs = set_stats(
             values, sets, own, with_extras, shard.vocab(width), shard
@@ -121,6 +116,17 @@ def masked_token_stats(
         return out
 
     return joined(masked, rows, shape, extras, whole, of_sets)
+
+
+def entries_of(logits: Tensor, sets: RowSets) -> Tensor:
+    """The logits of sets, out of [N, V] or [B, T, V]."""
+    row, column = sets.places[sets.of_entry], sets.columns.long()
+    # not of reshaped logits, which a copy may be
+    if logits.ndim == 2:
+        values = logits[row, column]
+    else:
+        values = logits[row // logits.shape[1], row % logits.shape[1], column]
+    return values.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
 
 def eager_masked_stats(
@@ -132,16 +138,7 @@ def eager_masked_stats(
     extras: tuple[str, ...],
 ) -> TokenStats:
     """In plain torch: the other tokens' logits become -inf."""
-    n, width = logits.shape
-    on_host = rows._replace(
-        targets=rows.targets.cpu(), mask=None if rows.mask is None else rows.mask.cpu()
-    )
-    masked = MaskedRows.of(sampling_mask, on_host, Shard(), width)
-    sets = masked.sets
-    kept = torch.ones(n, width, dtype=torch.bool)
-    kept[sets.places] = False
-    kept[sets.places[sets.of_entry], sets.columns.long()] = True
-    kept = kept.to(logits.device)
+    kept = kept_entries(logits, rows.targets, rows.mask, sampling_mask)
     found = eager(logits, *rows[:-1], kept)
     if any(name in FULL for name in extras):
         with torch.no_grad():
@@ -151,6 +148,22 @@ def eager_masked_stats(
         found["full_logp"], found["full_entropy"] = full["logp"], full["entropy"]
     known = tuple([name for name in extras if name not in DROPPED])
     return with_nothing_dropped(to_stats(found, shape, known), extras)
+
+
+def kept_entries(
+    logits: Tensor,  # [N, V]
+    targets: Tensor | None,
+    mask: Tensor | None,
+    sampling_mask: SamplingMask,
+) -> Tensor:  # [N, V] bool
+    """True where a row's set, or the lack of one, leaves a logit as it is."""
+    n, width = logits.shape
+    wanted, active = (None if x is None else x.cpu() for x in (targets, mask))
+    sets = MaskedRows.among(sampling_mask, wanted, active, Shard(), width).sets
+    kept = torch.ones(n, width, dtype=torch.bool)
+    kept[sets.places] = False
+    kept[sets.places[sets.of_entry], sets.columns.long()] = True
+    return kept.to(logits.device)
 
 
 def mask_facts(sampling_mask: Any) -> Facts:

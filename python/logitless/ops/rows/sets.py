@@ -44,11 +44,20 @@ class MaskedRows(NamedTuple):
     def of(
         cls, sampling_mask: SamplingMask, rows: RowArguments, shard: Shard, width: int
     ) -> MaskedRows:
-        if rows.mask is None:
-            others = torch.ones_like(rows.targets, dtype=torch.bool)
-        else:
-            others = rows.mask.clone()
-        found = sampling_mask.sets(rows.targets.numpy(), others.numpy(), shard.vocab(width))
+        return cls.among(sampling_mask, rows.targets, rows.mask, shard, width)
+
+    @classmethod
+    def among(
+        cls,
+        sampling_mask: SamplingMask,
+        targets: Tensor | None,  # [N]; None: there are none
+        mask: Tensor | None,  # [N]
+        shard: Shard,
+        width: int,
+    ) -> MaskedRows:
+        n, wanted = len(sampling_mask), None if targets is None else targets.numpy()
+        others = torch.ones(n, dtype=torch.bool) if mask is None else mask.clone()
+        found = sampling_mask.sets(wanted, others.numpy(), shard.vocab(width))
         others[torch.from_numpy(found.places)] = False
         if shard.group:
             found = found.within(shard.start, shard.start + width)

@@ -18,7 +18,9 @@ from logitless.ops.rows.arguments import Transform, transform
 from logitless.ops.sharding.rendezvous import Facts, fingerprint, head_facts
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.symbols import fixed
+from logitless.ops.teacher.chain import TeacherChain
 from logitless.ops.teacher.head_op import linear_pairs
+from logitless.ops.teacher.noise import Noise
 from logitless.ops.teacher.pairs import Measure
 from logitless.ops.teacher.parse import Heads
 from logitless.ops.teacher.rows_op import row_pairs
@@ -28,14 +30,14 @@ class Pair(NamedTuple):
     """What a call knows beside its logits, or the heads that they come from."""
 
     student: Transform
-    teacher: Transform
+    teacher: TeacherChain
     mask: Tensor | None  # [N]
     measure: Measure
 
     @classmethod
     def of(
         cls, op: str, heads: Heads, mask: Tensor | None, like: Tensor, kind: str, beta: float,
-        backend: str,
+        backend: str, noise: Noise | None = None,
     ) -> Pair:  # fmt: skip
         look, wide = not registry.get(backend).asynchronous, like.dtype == torch.float64
         student = transform(op, heads.student, mask, wide, look=look)
@@ -44,7 +46,17 @@ class Pair(NamedTuple):
         if teacher.bias is not None:
             teacher = teacher._replace(bias=teacher.bias.detach())
         flat = None if mask is None else mask.reshape(-1).contiguous()
-        return cls(student, teacher, flat, Measure(kind, beta, backend))
+        chain = TeacherChain(*teacher)
+        if noise is not None:
+            n = like.shape[:-1].numel()
+            chain = chain._replace(**noise.of_tensors(n, flat, like.device))
+        return cls(student, chain, flat, Measure(kind, beta, backend))
+
+    @property
+    def eager_arguments(self) -> tuple[Any, ...]:
+        """What a backend that has full logits takes beside them."""
+        measure = self.measure
+        return self.mask, self.student, self.teacher.transform, measure.kind, measure.beta
 
     def of_logits(self, logits: Tensor, teacher_logits: Tensor, shard: Shard) -> dict[str, Tensor]:
         """Flat results of [N, V] or [B, T, V]."""
@@ -52,10 +64,10 @@ class Pair(NamedTuple):
         eager = registry.get(measure.backend).full_divergence
         if eager is not None:
             rows = (x.reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
-            own = self.mask, self.student, self.teacher, measure.kind, measure.beta
-            return eager(*rows, *own)
+            return eager(*rows, *self.eager_arguments, None, self.teacher.noise)
         dense = (x if x.stride(-1) == 1 else x.contiguous() for x in (logits, teacher_logits))
-        found: dict[str, Tensor] = row_pairs(*dense, *self, shard).outputs._asdict()
+        own = self._replace(teacher=self.teacher.on(shard))
+        found: dict[str, Tensor] = row_pairs(*dense, *own, shard).outputs._asdict()
         return found
 
     def of_heads(
@@ -69,17 +81,26 @@ class Pair(NamedTuple):
     ) -> dict[str, Tensor]:
         """Flat results of two heads."""
         if registry.get(self.measure.backend).full_divergence is not None:
-            own, other = (
-                hidden.to(dtype) @ weight.to(dtype).t()
-                for (hidden, weight), dtype in zip((student, teacher), dtypes, strict=True)
-            )
-            return self.of_logits(own, other, shard)
+            return self.of_logits(*self.full_logits(student, teacher, dtypes), shard)
         tilings = self._tilings(student, teacher, dtypes, compute, needs, shard)
         detached = (x.detach() for x in teacher)
+        own = self._replace(teacher=self.teacher.on(shard))
         found: dict[str, Tensor] = linear_pairs(
-            *student, *detached, *self, *tilings, shard
+            *student, *detached, *own, *tilings, shard
         ).outputs._asdict()
         return found
+
+    @staticmethod
+    def full_logits(
+        student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor],
+        dtypes: tuple[torch.dtype, ...],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """[N, V] each, for backends that have them in full."""
+        own, other = (
+            hidden.to(dtype) @ weight.to(dtype).t()
+            for (hidden, weight), dtype in zip((student, teacher), dtypes, strict=True)
+        )
+        return own, other
 
     def _tilings(
         self,

@@ -30,6 +30,7 @@ from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients, Transform
 from logitless.ops.rows.outputs import scattered
 from logitless.ops.sharding.shard import Shard
+from logitless.ops.teacher.chain import TeacherChain
 from logitless.ops.teacher.pairs import (
     DIFFERENTIATED,
     Measure,
@@ -49,7 +50,7 @@ class _Given(NamedTuple):
     teacher_hidden: Tensor  # [N, G]
     teacher_weight: Tensor  # [V, G]
     student: Transform
-    teacher: Transform
+    teacher: TeacherChain
     mask: Tensor | None
     measure: Measure
     tiling: Tiling
@@ -71,7 +72,7 @@ class _Saved(NamedTuple):
     teacher_hidden: Tensor
     teacher_weight: Tensor
     student: Transform
-    teacher: Transform
+    teacher: TeacherChain
     mask: Tensor | None
     measure: Measure
     tiling: Tiling
@@ -116,7 +117,7 @@ def _forward(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     student: Transform,
-    teacher: Transform,
+    teacher: TeacherChain,
     mask: Tensor | None,
     measure: Measure,
     tiling: Tiling,
@@ -183,7 +184,7 @@ def _backward_kernel(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     student: Transform,
-    teacher: Transform,
+    teacher: TeacherChain,
     mask: Tensor | None,
     measure: Measure,
     tiling: Tiling,

@@ -3,31 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.backends.threads import thread_count
 from logitless.inputs.checks import shown
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
+from logitless.inputs.records import changed
+from logitless.inputs.sampling_mask import SamplingMask, Sets
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_rows
+from logitless.ops.teacher.noise import Noise
 from logitless.ops.teacher.parse import Heads
 
-# calls its argument with (first column, tile, teacher's tile) of every tile
-_Tiles = Callable[[Callable[[int, Any, Any], None]], None]
+
+class _Tiles(NamedTuple):
+    """The logits of rows by tiles."""
+
+    # calls its argument with (first column, tile, teacher's tile) of every tile
+    each: Callable[[Callable[[int, Any, Any], None]], None]
+
+    def forward(self, rows: Rows, teacher: Rows, state: Any) -> None:
+        assert rows.backend.divergence is not None
+        kernels = rows.backend.divergence(rows, teacher)
+
+        def fold(start: int, *both: Any) -> None:
+            kernels.forward(*both, state, start=start, first=start == 0)
+
+        self.each(fold)
+
+    def mix(self, rows: Rows, teacher: Rows, state: Any, sums: Any, beta: float) -> None:
+        assert rows.backend.divergence is not None
+        kernels = rows.backend.divergence(rows, teacher)
+
+        def fold(start: int, *both: Any) -> None:
+            kernels.mix(*both, state, sums, beta=beta, start=start, first=start == 0)
+
+        self.each(fold)
+
+
+class _Entries(NamedTuple):
+    """The logits of rows at their sets, with bias."""
+
+    offsets: Any
+    columns: Any
+    own: Any
+    other: Any
+
+    def forward(self, rows: Rows, teacher: Rows, state: Any) -> None:
+        assert rows.backend.sets is not None
+        rows.backend.sets.pair_forward(rows, teacher, *self, state=state)
+
+    def mix(self, rows: Rows, teacher: Rows, state: Any, sums: Any, beta: float) -> None:
+        assert rows.backend.sets is not None
+        rows.backend.sets.pair_mix(rows, teacher, *self, state=state, sums=sums, beta=beta)
 
 
 def numpy_divergence(
-    op: str, logits: Any, teacher_logits: Any, mask: Any, heads: Heads, kind: str, beta: float
+    op: str,
+    logits: Any,
+    teacher_logits: Any,
+    mask: Any,
+    heads: Heads,
+    kind: str,
+    beta: float,
+    sampling_mask: SamplingMask | None = None,
+    noise: Noise | None = None,
 ) -> dict[str, Any]:
     """Flat results of [..., V]."""
     flat = (np.ascontiguousarray(x).reshape(-1, x.shape[-1]) for x in (logits, teacher_logits))
     own, other = flat
-    rows = _rows(op, len(own), mask, heads, own.dtype)
-    return _results(*rows, lambda fold: fold(0, own, other), own.dtype, kind, beta)
+    if sampling_mask is not None:
+
+        def whole(others: Any) -> dict[str, Any]:
+            return numpy_divergence(op, own, other, others, heads, kind, beta, None, noise)
+
+        def entries(sets: Sets) -> tuple[Any, Any]:
+            return own[sets.rows, sets.ids], other[sets.rows, sets.ids]
+
+        return _masked(
+            op,
+            sampling_mask,
+            mask,
+            heads,
+            own.dtype,
+            own.shape[1],
+            kind,
+            beta,
+            noise,
+            whole,
+            entries,
+        )
+    rows = _rows(op, len(own), mask, heads, own.dtype, noise)
+    return _results(*rows, _Tiles(lambda fold: fold(0, own, other)), own.dtype, kind, beta)
 
 
 def numpy_linear_divergence(
@@ -39,6 +111,8 @@ def numpy_linear_divergence(
     kind: str,
     beta: float,
     compute: ComputeOptions,
+    sampling_mask: SamplingMask | None = None,
+    noise: Noise | None = None,
 ) -> dict[str, Any]:
     """Flat results, by tiles of all rows."""
     if compute.logits_dtype is not None:
@@ -48,10 +122,23 @@ def numpy_linear_divergence(
         )
     (hidden, weight), (others, other_weight) = student, teacher
     dtype, n, vocab = hidden.dtype, len(hidden), len(weight)
+    if sampling_mask is not None:
+
+        def whole(others_mask: Any) -> dict[str, Any]:
+            return numpy_linear_divergence(
+                op, student, teacher, others_mask, heads, kind, beta, compute, None, noise
+            )
+
+        def entries(sets: Sets) -> tuple[Any, Any]:
+            return _products(hidden, weight, sets), _products(others, other_weight, sets)
+
+        return _masked(
+            op, sampling_mask, mask, heads, dtype, vocab, kind, beta, noise, whole, entries
+        )
     index = None if mask is None else np.flatnonzero(mask)
     if index is not None:
         hidden, others = hidden[index], others[index]
-    own, other = (x.gather(index) for x in _rows(op, n, mask, heads, dtype))
+    own, other = (x.gather(index) for x in _rows(op, n, mask, heads, dtype, noise))
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(hidden), max(hidden.shape[1], others.shape[1]),
         vocab, max(dtype, others.dtype, key=lambda x: x.itemsize), compute.memory_budget,
@@ -63,7 +150,7 @@ def numpy_linear_divergence(
             part = slice(start, start + plan.columns)
             fold(start, hidden @ weight[part].T, others @ other_weight[part].T)
 
-    found = _results(own, other, tiles, dtype, kind, beta, index)
+    found = _results(own, other, _Tiles(tiles), dtype, kind, beta, index)
     if index is None:
         return found
     full = {name: np.zeros(n, values.dtype) for name, values in found.items()}
@@ -72,17 +159,67 @@ def numpy_linear_divergence(
     return full
 
 
-def _rows(op: str, n: int, mask: Any, heads: Heads, dtype: Any) -> tuple[Rows, Rows]:
+def _masked(
+    op: str,
+    sampling_mask: SamplingMask,
+    mask: Any,
+    heads: Heads,
+    dtype: Any,
+    vocab: int,
+    kind: str,
+    beta: float,
+    noise: Noise | None,
+    whole: Callable[[Any], dict[str, Any]],  # of the rows of a mask [N]
+    entries: Callable[[Sets], tuple[Any, Any]],  # the logits of both at sets, without bias
+) -> dict[str, Any]:
+    """Rows that have a set beside those that have none."""
+    n = len(sampling_mask)
+    others = np.ones(n, bool) if mask is None else mask.reshape(-1).copy()
+    sets = sampling_mask.sets(None, others, vocab)
+    others[sets.places] = False
+    found = whole(others)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    rows, values = [], []
+    for side, raw in zip(_rows(op, n, mask, heads, dtype, noise), entries(sets), strict=True):
+        bias = 0 if side.bias is None else side.bias[sets.ids]
+        values.append((raw.astype(wide) + bias).astype(wide, copy=False))
+        rows.append(changed(side.gather(sets.places), bias=None))
+    own, other = rows
+    some = _results(
+        own, other, _Entries(sets.offsets, sets.ids, *values), dtype, kind, beta, sets.places
+    )
+    for name, part in some.items():
+        found[name][sets.places] = part
+    return found
+
+
+def _products(hidden: Any, weight: Any, sets: Sets) -> Any:
+    """hidden[row] . weight[id] of every entry."""
+    kernels = registry.get("cpu").sets
+    assert kernels is not None
+    values = np.empty(len(sets.ids), np.float64 if hidden.dtype == np.float64 else np.float32)
+    served = np.ascontiguousarray(hidden[sets.places])
+    kernels.logits(
+        sets.offsets, sets.ids, values, hidden=served, weight=np.ascontiguousarray(weight),
+        threads=thread_count(hidden),
+    )  # fmt: skip
+    return values
+
+
+def _rows(
+    op: str, n: int, mask: Any, heads: Heads, dtype: Any, noise: Noise | None
+) -> tuple[Rows, Rows]:
     targets = np.zeros(n, np.int64)
     own = numpy_rows(op, targets, mask, heads.student, dtype)
     with of_teacher():
-        return own, numpy_rows(op, targets, mask, heads.teacher, dtype)
+        other = numpy_rows(op, targets, mask, heads.teacher, dtype)
+    return own, other if noise is None else changed(other, noise=noise.of_arrays(n, mask))
 
 
 def _results(
     rows: Rows,
     teacher: Rows,
-    tiles: _Tiles,
+    source: _Tiles | _Entries,
     dtype: Any,
     kind: str,
     beta: float,
@@ -90,11 +227,7 @@ def _results(
 ) -> dict[str, Any]:
     assert rows.backend.divergence is not None
     kernels, state = rows.backend.divergence(rows, teacher), np.empty((rows.n, STATE))
-
-    def fold(start: int, *both: Any) -> None:
-        kernels.forward(*both, state, start=start, first=start == 0)
-
-    tiles(fold)
+    source.forward(rows, teacher, state)
     wide = np.float64 if dtype == np.float64 else np.float32
     names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
     found: dict[str, Any] = {name: np.empty(rows.n, wide) for name in names}
@@ -102,10 +235,6 @@ def _results(
     if kind != "jsd":
         return {"divergence": found[kind].copy(), **found}
     sums = np.zeros((rows.n, 2))
-
-    def mix(start: int, *both: Any) -> None:
-        kernels.mix(*both, state, sums, beta=beta, start=start, first=start == 0)
-
-    tiles(mix)
+    source.mix(rows, teacher, state, sums, beta)
     mixture = np.maximum((1 - beta) * sums[:, 0] + beta * sums[:, 1], 0).astype(wide)
     return {"divergence": mixture, **found}

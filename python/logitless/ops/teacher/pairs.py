@@ -12,6 +12,7 @@ from torch import Tensor
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.inputs.records import changed
 from logitless.ops.rows.arguments import Transform, kernel_rows
+from logitless.ops.teacher.chain import TeacherChain
 
 if TYPE_CHECKING:
     from logitless.backends.base import DivergenceKernels
@@ -47,13 +48,15 @@ class Measure(NamedTuple):
 
     def rows(
         self, op: str, n: int, given: Tensor, mask: Tensor | None, student: Transform,
-        teacher: Transform,
+        teacher: TeacherChain,
     ) -> PairedRows:  # fmt: skip
         """Of n rows, without their teacher's tiles."""
         own, other = (
             kernel_rows(op, n, given, mask, chain, self.backend, targeted=False)
-            for chain in (student, teacher)
+            for chain in (student, teacher.transform)
         )
+        if teacher.sizes is not None:
+            other = changed(other, noise=teacher.noise)
         return PairedRows(**own.__dict__, teacher=other, kind=self.kind, beta=self.beta)
 
 
@@ -83,8 +86,8 @@ class PairedRows(Rows):
         assert self.backend.divergence is not None
         return self.backend.divergence(self, self.teacher)
 
-    def beside(self, tiles: HeadTiles | Given, sums: Any) -> PairedRows:
-        """With the teacher's tiles, and memory for the sums of a mix."""
+    def beside(self, tiles: HeadTiles | Given | None, sums: Any) -> PairedRows:
+        """With the teacher's tiles, if any, and memory for the sums of a mix."""
         return changed(self, tiles=tiles, sums=sums)
 
     def gather(self, index: Any) -> PairedRows:
@@ -157,7 +160,10 @@ class PairedRows(Rows):
     def outputs(self, state: Tensor, like: Tensor, row_ids: Tensor | None = None) -> PairOutputs:
         """[n] each. A bad row raises, or is flagged."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        divergence, *others = torch.empty(5, self.n, dtype=dtype, device=like.device).unbind()
+        # not parts of one tensor: results of an op may not alias
+        divergence, *others = (
+            torch.empty(self.n, dtype=dtype, device=like.device) for _ in PairOutputs._fields
+        )
         named = PairOutputs(divergence, *others)
         values = named._asdict()
         del values["divergence"]

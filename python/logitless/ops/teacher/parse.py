@@ -61,10 +61,18 @@ def check_measure(kind: Any, beta: Any) -> float:
 
 
 def check_pair_logits(
-    op: str, logits: Any, teacher_logits: Any, mask: Any, heads: Heads, *, sharded: bool
+    op: str,
+    logits: Any,
+    teacher_logits: Any,
+    mask: Any,
+    heads: Heads,
+    noise: dict[str, Any],
+    *,
+    sharded: bool,
 ) -> tuple[str, tuple[int, ...]]:
-    """ "torch" or "numpy", and the shape of the tokens."""
-    optional = {"mask": mask, **heads.arrays}
+    """ "torch" or "numpy", and the shape of the tokens. `noise`: arrays that are checked elsewhere,
+    but for their framework and device."""
+    optional = {"mask": mask, **heads.arrays, **noise}
     kind = framework(op, optional, logits=logits, teacher_logits=teacher_logits)
     for name, x in (("logits", logits), ("teacher_logits", teacher_logits)):
         check_dtype(op, name, x, *FLOATS)
@@ -82,13 +90,14 @@ def check_pair_heads(
     arrays: tuple[Any, Any, Any, Any],  # hidden, weight, teacher_hidden, teacher_weight
     mask: Any,
     heads: Heads,
+    noise: dict[str, Any],
     *,
     sharded: bool,
 ) -> tuple[str, tuple[int, ...]]:
-    """ "torch" or "numpy", and the shape of the tokens."""
+    """As `check_pair_logits`."""
     hidden, weight, teacher_hidden, teacher_weight = arrays
     names = ("hidden", "weight", "teacher_hidden", "teacher_weight")
-    optional = {"mask": mask, **heads.arrays}
+    optional = {"mask": mask, **heads.arrays, **noise}
     kind = framework(op, optional, **dict(zip(names, arrays, strict=True)))
     if is_tensor(weight):
         refuse_special_weight(op, weight, sharded=sharded)

@@ -11,6 +11,7 @@ from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE
 from logitless.ops.rows.arguments import Transform
 from logitless.ops.sharding.shard import Shard
+from logitless.ops.teacher.chain import TeacherChain
 from logitless.ops.teacher.pairs import (
     DIFFERENTIATED,
     Given,
@@ -27,7 +28,7 @@ class _Given(NamedTuple):
     logits: Tensor
     teacher_logits: Tensor
     student: Transform
-    teacher: Transform
+    teacher: TeacherChain
     mask: Tensor | None
     measure: Measure
     shard: Shard
@@ -43,7 +44,7 @@ class _Saved(NamedTuple):
     logits: Tensor
     teacher_logits: Tensor
     student: Transform
-    teacher: Transform
+    teacher: TeacherChain
     mask: Tensor | None
     measure: Measure
     state: Tensor
@@ -58,7 +59,7 @@ def _forward(
     logits: Tensor,
     teacher_logits: Tensor,
     student: Transform,
-    teacher: Transform,
+    teacher: TeacherChain,
     mask: Tensor | None,
     measure: Measure,
     shard: Shard,
@@ -96,7 +97,7 @@ def _backward_kernel(
     logits: Tensor,
     teacher_logits: Tensor,
     student: Transform,
-    teacher: Transform,
+    teacher: TeacherChain,
     mask: Tensor | None,
     measure: Measure,
     state: Tensor,
