@@ -57,5 +57,5 @@ def machine(device: str, libraries: Mapping[str, Any]) -> dict[str, Any]:
 
 def program() -> str:
     spec = sys.modules["__main__"].__spec__
-    name = spec.name if spec else Path(sys.argv[0]).stem
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
     return "./dev bench" if name == "benchmarks.run" else f"python -m {name}"

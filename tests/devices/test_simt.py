@@ -236,11 +236,6 @@ BUGS = {
         "cuda/topk/keys.cuh", "static_cast<uint32_t>(~id);", "static_cast<uint32_t>(id);",
         "topk_entries", ("AssertionError",),
     ),
-    "splits_by_the_limit_alone": Bug(
-        "cuda/topk/capture.cuh", "if (h < left && key_of(y[h], id + h) > found.floor) keys",
-        "if (key_of(y[h], id + h) > found.floor) keys", "topk_entries",
-        ("AssertionError", "out of bounds", "race on shared keys["),
-    ),
     "sparse_row_past_its_end": Bug(
         "cuda/topk/multiply.cuh", "i + u < stop ?", "i + u <= stop ?", "sparse_products",
         ("AssertionError", "AddressSanitizer: heap-buffer-overflow"),
@@ -287,11 +282,6 @@ BUGS = {
     "set_past_the_row": Bug(
         "cuda/sampling/slabs.cuh", "i < 8 && byte * 8 + i < columns_", "i < 8", "truncated_draws",
         ("AddressSanitizer: heap-buffer-overflow",),
-    ),
-    "slab_of_one_too_many": Bug(
-        "cuda/sampling/slabs.cuh", "counting && through <= kSlab;",
-        "counting && through <= kSlab + 1;", "truncated_draws",
-        ("AssertionError", "shared keys[1024] is out of bounds"),
     ),
 }  # fmt: skip
 

@@ -35,6 +35,7 @@ MACHINES = [*GPUS.values(), UNKNOWN, replace(H200, mixed_products=False)]
     options=st.fixed_dictionaries({
         "gradients": st.sampled_from([("hidden", "weight"), ("hidden",), ("weight",)]),
         "backward": st.booleans(), "one_pass": st.booleans(), "batch_invariant": st.booleans(),
+        "tail_mass": st.sampled_from([0.0, 1e-3]), "tail_entries": st.sampled_from([64, 1024]),
     }),
 )  # fmt: skip
 def test_plans(

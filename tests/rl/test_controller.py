@@ -18,7 +18,12 @@ from tests.support.recipes import tiny_recipe  # noqa: E402
 
 # one optimizer step a step: its entropy is the rollout's
 ONE = ("compare_repeats=0", "entropy_change_every=0", "update.minibatches=1")
-PI = {"preset": "entropic", "controller": {"kind": "pi", "options": {"target": 0.5, "ki": 0.1}}}
+PI = {
+    "preset": "entropic",
+    # nothing that a toy says is likely
+    "change": {"control": {"threshold": 0.01}},
+    "controller": {"kind": "pi", "options": {"target": 0.5, "ki": 0.1}},
+}
 BONUS = {
     "preset": "grpo",
     "change": {"entropy": {"coefficient": 0.01}},

@@ -27,13 +27,19 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def draw(
-    policy: Policy, *, group: int = 16, seed: int = 0, temperature: float = 0.7, **truncation: Any
+    policy: Policy,
+    *,
+    group: int = 16,
+    seed: int = 0,
+    temperature: float = 0.7,
+    max_new_tokens: int = 6,
+    **truncation: Any,
 ) -> Rollout:
     return sample(
         policy,
         policy.encode(PROMPTS),
         group=group,
-        max_new_tokens=6,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
         step=3,
@@ -94,7 +100,7 @@ def test_answers_that_have_ended_leave_the_body(policy: Policy) -> None:
     hook = policy.model.register_forward_pre_hook(
         lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    rollout = draw(policy)
+    rollout = draw(policy, max_new_tokens=60)
     hook.remove()
     going_on = rollout.mask.sum(dim=0).tolist()
     assert sizes[0] == len(PROMPTS) and min(sizes[1:]) < sizes[1] <= 3 * 16

@@ -29,12 +29,8 @@ ROOT = SIMT.parents[1]
 CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
-# Of csrc/cuda, and of csrc/bindings; and what the bindings of the kernels take of its arrays.
+# Of csrc/cuda; and what the bindings of the kernels take of bindings/arrays.
 ROOMS = ("rows", "topk", "sampling", "divergence", "tokens")
-BINDINGS = (
-    "cuda_rows", "cuda_topk", "cuda_sampling", "cuda_divergence", "cuda_tokens", "cuda_selection",
-    "loss_params",
-)  # fmt: skip
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -93,7 +89,8 @@ def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
     bindings = ROOT / "csrc" / "bindings"
     sources = [
         *(file for room in ROOMS for file in (tree / "csrc" / "cuda" / room).glob("*.cu")),
-        *(bindings / f"{name}.cpp" for name in BINDINGS),
+        *(bindings / "cuda").glob("*.cpp"),
+        bindings / "loss_params.cpp",
         *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
         *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
         *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),

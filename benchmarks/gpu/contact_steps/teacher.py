@@ -116,7 +116,9 @@ def compared(found: Truth, right: Truth, dtype: torch.dtype) -> float:
     """As `worst`, which knows values by the name of an entropy."""
     share = worst({"dlogits": found["dlogits"]}, right, dtype) if "dlogits" in found else 0.0
     values = (name for name in ("divergence", "entropy") if name in found)
-    return max(share, *(worst({"entropy": found[x]}, {"entropy": right[x]}, dtype) for x in values))
+    return max(
+        [share, *(worst({"entropy": found[x]}, {"entropy": right[x]}, dtype) for x in values)]
+    )
 
 
 def noted(place: Place, op: str, x: Pair, found: Fields, passes: int) -> Fields:
@@ -186,7 +188,7 @@ def two_heads(place: Place, backend: str, kind: str) -> Fields:
     right = truth(Pair(*logits, up), torch.arange(len(few), device=place.device), kind)
     allowed = {"divergence": 2e-2, "d_hidden": 5e-2}
     want = {"divergence": right["divergence"], "d_hidden": right["dlogits"] @ x.weight.double()}
-    got = {"divergence": out.divergence[few], "d_hidden": d_hidden[few]}
+    got = {"divergence": out.divergence.detach()[few], "d_hidden": d_hidden[few]}
     errors = {
         name: float((got[name].double() - y).abs().max() / y.abs().max().clamp_min(1e-30))
         for name, y in want.items()

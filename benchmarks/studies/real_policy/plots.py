@@ -20,7 +20,6 @@ from benchmarks.studies.real_policy.numbers import (
 matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; the untrained model is grey.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -39,7 +38,7 @@ def draw(settings: dict[str, Methods], picture: Path) -> list[Path]:
 
 def figure(methods: Methods) -> Figure:
     made = Figure(figsize=(17, 7.6), layout="constrained")
-    axes = made.subplots(2, 4).flat
+    axes = made.subplots(2, 4).flatten()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     runs = trained(methods)
@@ -88,7 +87,7 @@ def pass_at_k(axis: Any, methods: Methods, colors: dict[str, str]) -> None:
         )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set(xlabel="k")
-    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_title("pass@k after training", loc="left", fontsize=11)
     if len(methods) > len(colors):
         axis.legend(frameon=False)
@@ -99,7 +98,7 @@ def law_points(axis: Any, runs: Methods, colors: dict[str, str]) -> None:
     for name, of_method in runs.items():
         for run in of_method:
             x, y = np.exp(run["curves"]["entropy"]), run["curves"]["reward"]
-            axis.scatter(x, y, color=colors[name], s=7, alpha=0.35, linewidth=0)
+            axis.scatter(x, y, color=colors[name], s=12, alpha=0.45, linewidth=0)
             found = law(run)
             if found.ceiling <= LARGEST_REWARD:
                 grid = np.linspace(1.0, x.max(), 50)

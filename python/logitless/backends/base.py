@@ -57,8 +57,7 @@ class RowKernels(Protocol):
 
 
 class TopKKernels(Protocol):
-    """The largest logits of rows, and sparse gradients made of them. `csr`: offsets, columns and
-    values of sparse rows."""
+    """The largest logits of rows, and sparse rows made of them: offsets, columns and values."""
 
     def bind(self, topk: TopK) -> Any:
         """As `RowKernels.forward` of the same backend takes it."""
@@ -72,16 +71,21 @@ class TopKKernels(Protocol):
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         """d(logits) of the kept entries of some rows, as sparse rows."""
 
-    def transpose(self, *csr: Any, row_names: Any, vocab: int) -> tuple[Any, Any, Any, Any]:
+    def transpose(
+        self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
+    ) -> tuple[Any, Any, Any, Any]:
         """offsets, columns, values and names of the columns that have entries, in order; others of
         the `vocab` may be among them. An entry's column is then the name of its row before."""
 
     def multiply(
-        self, *csr: Any, names: Any, dense: Any, out: Any, add: bool, threads: int
-    ) -> None:
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, dense: Any, out: Any,
+        add: bool, threads: int,
+    ) -> None:  # fmt: skip
         """out[names] = rows @ dense, or with `add` += it."""
 
-    def add_row_sums(self, *csr: Any, names: Any, out: Any) -> None:
+    def add_row_sums(
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
+    ) -> None:
         """out[names] += the sums of the rows."""
 
 

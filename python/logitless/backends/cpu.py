@@ -40,19 +40,20 @@ class CpuTopK:
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         _core.topk.sparse_gradient(_core_of(rows), state, topk.bound(self), **arrays)
 
-    def transpose(self, *csr: Any, row_names: Any, vocab: int) -> tuple[Any, Any, Any, Any]:
+    def transpose(
+        self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
+    ) -> tuple[Any, Any, Any, Any]:
         import torch
 
-        *_, values = csr
-        offsets = torch.empty(len(values) + 1, dtype=torch.int64)
+        starts = torch.empty(len(values) + 1, dtype=torch.int64)
         names, rows = (torch.empty(len(values), dtype=torch.int32) for _ in range(2))
         transposed = torch.empty_like(values)
         scratch = torch.empty(vocab + 1, dtype=torch.int32)
         n = _core.topk.sparse_transpose(
-            *csr, row_names=row_names, scratch=scratch, out_offsets=offsets, out_names=names,
-            out_columns=rows, out_values=transposed,
+            offsets, columns, values, row_names=row_names, scratch=scratch, out_offsets=starts,
+            out_names=names, out_columns=rows, out_values=transposed,
         )  # fmt: skip
-        return offsets[: n + 1], rows, transposed, names[:n]
+        return starts[: n + 1], rows, transposed, names[:n]
 
     multiply = staticmethod(_core.topk.sparse_multiply)
     add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
@@ -118,23 +119,25 @@ class CpuDivergence:
     """A student's rows beside a teacher's, by `_core.divergence`."""
 
     def __init__(self, rows: Rows, teacher: Rows) -> None:
-        self.both = tuple(_core.rows.Rows(**x.shared, threads=x.threads) for x in (rows, teacher))
+        self.own, self.other = (
+            _core.rows.Rows(**x.shared, threads=x.threads) for x in (rows, teacher)
+        )
         self.noise = _noise_of(teacher)
 
     def forward(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.forward(*self.both, *arrays, noise=self.noise, **options)
+        _core.divergence.forward(self.own, self.other, *arrays, noise=self.noise, **options)
 
     def merge(self, parts: Any, state: Any) -> None:
-        _core.divergence.merge(*self.both, parts, state)
+        _core.divergence.merge(self.own, self.other, parts, state)
 
     def mix(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.mix(*self.both, *arrays, noise=self.noise, **options)
+        _core.divergence.mix(self.own, self.other, *arrays, noise=self.noise, **options)
 
     def finalize(self, state: Any, **outputs: Any) -> None:
-        _core.divergence.finalize(*self.both, state, **outputs)
+        _core.divergence.finalize(self.own, self.other, state, **outputs)
 
     def gradient(self, *arrays: Any, **options: Any) -> None:
-        _core.divergence.gradient(*self.both, *arrays, noise=self.noise, **options)
+        _core.divergence.gradient(self.own, self.other, *arrays, noise=self.noise, **options)
 
 
 def _noise_of(teacher: Rows) -> _core.divergence.Noise | None:

@@ -52,9 +52,12 @@ def test_defaults_are_those_of_a_recipe() -> None:
     values = dict(flat(recipe_of(SMALLEST, "smallest")))
     table = {row.key: row for row in rows()}
     sections = {key for key in table if any(other.startswith(f"{key}.") for other in table)}
-    assert values.keys() == table.keys() - sections
+    # null as a whole, with keys of its own where it is not
+    controller = f"methods.{NAME}.controller"
+    inside = {key for key in table if key.startswith(f"{controller}.")}
+    assert values.keys() == table.keys() - inside - (sections - {controller})
     given = {key for key, row in table.items() if row.default == MUST}
-    assert given == {"methods", f"methods.{NAME}.preset"}
+    assert given == {"methods", f"methods.{NAME}.preset", f"{controller}.kind"}
     for key, value in values.items():
         assert key in given or table[key].default == written(value), key
         assert table[key].about.endswith("."), key
@@ -94,7 +97,7 @@ def test_what_is_out_of_a_range_is_refused(
 def test_numbers_have_a_range_but_for_the_seed() -> None:
     numbers = {row.key for row in rows() if {"int", "float"} & set(row.kind.split())}
     without = numbers - {name for name, *_ in RANGES}
-    assert without == {"seed", "model.vocab_size", "update.tail_mass"}
+    assert without == {"seed", "seeds", "model.vocab_size", "update.tail_mass"}
 
 
 def test_names_of_advantages_are_those_of_the_trainer() -> None:

@@ -15,7 +15,7 @@ from tests.support.device.draws import drawing_there
 from tests.support.shards import V, compare, layouts, mine, part, run, same_on_all_ranks
 
 DEVICE = Device(*sys.argv[4:6])
-N = 6
+N = 3
 
 
 def draws() -> None:
@@ -25,10 +25,10 @@ def draws() -> None:
     bias = torch.randint(-2, 3, (V,), generator=generator).float()
     key: dict[str, Any] = {"seed": 5, "step": 2}
     ids = torch.arange(N) * 3
-    ways: list[dict[str, Any]] = [{}, {"bias": bias}, {"top_k": 40, "bias": bias}, {"top_p": 0.6}]
+    ways: list[dict[str, Any]] = [{"bias": bias}, {"bias": bias, "top_k": 40, "top_p": 0.9}]
     for options in ways:
         own = ll.linear_sample(h, w, row_ids=ids, **key, **options)
-        for ends in layouts():
+        for ends in layouts() if "top_k" not in options else list(layouts())[1:3]:
             given = part(ends, options)
             given = {k: x.to(DEVICE.name) if isinstance(x, Tensor) else x for k, x in given.items()}
             there = [x.to(DEVICE.name) for x in (h, w[mine(ends)], ids)]

@@ -46,17 +46,22 @@ class CudaTopK:
         return starts, rows, values[order], names[:-1]
 
     def multiply(
-        self, *csr: Any, names: Any, dense: Any, out: Any, add: bool, threads: int
-    ) -> None:
-        chains = _chains(csr[0], len(csr[2]), dense)
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, dense: Any, out: Any,
+        add: bool, threads: int,
+    ) -> None:  # fmt: skip
+        chains = _chains(offsets, len(values), dense)
         self._run(
-            _core.topk.cuda_sparse_multiply, dense, *csr, names=names, dense=dense, out=out,
-            add=add, device=dense.device.index or 0, **chains,
+            _core.topk.cuda_sparse_multiply, dense, offsets, columns, values, names=names,
+            dense=dense, out=out, add=add, device=dense.device.index or 0, **chains,
         )  # fmt: skip
 
-    def add_row_sums(self, *csr: Any, names: Any, out: Any) -> None:
-        function = _core.topk.cuda_sparse_add_row_sums
-        self._run(function, out, *csr, names=names, out=out, device=out.device.index or 0)
+    def add_row_sums(
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
+    ) -> None:
+        self._run(
+            _core.topk.cuda_sparse_add_row_sums, out, offsets, columns, values, names=names,
+            out=out, device=out.device.index or 0,
+        )  # fmt: skip
 
     @staticmethod
     def _run(function: Any, like: Any, *arguments: Any, **named: Any) -> None:

@@ -31,8 +31,8 @@ class _Tiles(NamedTuple):
         assert rows.backend.divergence is not None
         kernels = rows.backend.divergence(rows, teacher)
 
-        def fold(start: int, *both: Any) -> None:
-            kernels.forward(*both, state, start=start, first=start == 0)
+        def fold(start: int, own: Any, other: Any) -> None:
+            kernels.forward(own, other, state, start=start, first=start == 0)
 
         self.each(fold)
 
@@ -40,8 +40,8 @@ class _Tiles(NamedTuple):
         assert rows.backend.divergence is not None
         kernels = rows.backend.divergence(rows, teacher)
 
-        def fold(start: int, *both: Any) -> None:
-            kernels.mix(*both, state, sums, beta=beta, start=start, first=start == 0)
+        def fold(start: int, own: Any, other: Any) -> None:
+            kernels.mix(own, other, state, sums, beta=beta, start=start, first=start == 0)
 
         self.each(fold)
 

@@ -33,6 +33,8 @@ KINDS = {
 class Follower:
     """The number of a method's loss, optimizer step by optimizer step."""
 
+    number: float
+
     def __init__(self, method: str, spec: Any, wanted: ControllerRecipe) -> None:
         self._kind = KINDS[wanted.kind]
         part = getattr(spec, self._kind.part)
@@ -48,22 +50,24 @@ class Follower:
             key = f"methods.{method}.controller.options"
             raise ValueError(f"recipe key '{key}': {error}") from None
 
-    def next(
-        self, spec: Any, minibatch: Packed, shared: dict[str, Any]
-    ) -> tuple[Any, dict[str, float]]:
-        """The loss of the next optimizer step, and the number as a metric. shared: batch_options.
-
-        The entropy that it follows is the rollout's, on the minibatch; that of an anchor is what
-        the batch has chosen.
-        """
+    def before(self, spec: Any, minibatch: Packed) -> Any:
+        """The loss of the next optimizer step, by the entropy of the rollout on its minibatch."""
         part = getattr(spec, self._kind.part)
         if isinstance(part, ll.Siren):
-            field, entropy = "anchor", shared["batch"].selected_entropy
-        else:
-            field, entropy = part.moves, float(minibatch.old_entropy.mean())
-        number = self._controller.update(entropy)
-        moved = replace(spec, **{self._kind.part: replace(part, **{field: number})})
-        return moved, {"actor/controlled": number}
+            return spec
+        return self._moved(spec, part, part.moves, float(minibatch.old_entropy.mean()))
+
+    def after(self, spec: Any, shared: dict[str, Any]) -> Any:
+        """The same, once its batch is known: an anchor is the entropy that this has chosen. shared:
+        batch_options."""
+        part = getattr(spec, self._kind.part)
+        if not isinstance(part, ll.Siren):
+            return spec
+        return self._moved(spec, part, "anchor", shared["batch"].selected_entropy)
+
+    def _moved(self, spec: Any, part: Any, field: str, entropy: float) -> Any:
+        self.number = self._controller.update(entropy)
+        return replace(spec, **{self._kind.part: replace(part, **{field: self.number})})
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self._controller.state_dict()), "utf-8")

@@ -63,5 +63,6 @@ class EntropyProbe:
             temperature=self._temperature,
             **self._policy.head_options,
         )
-        total: Tensor = stats.entropy.sum()
+        # What is measured is a difference of two of them.
+        total: Tensor = stats.entropy.sum(dtype=torch.float64)
         return total / self._tokens

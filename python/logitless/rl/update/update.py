@@ -56,15 +56,16 @@ def update_policy(
         if not len(index):
             continue
         minibatch = pack(rollout, advantages, index)
-        known = scored(engine, minibatch, spec, recipe, clock, moved=number > 0)
-        shared = batch_options(minibatch, spec, recipe.seed, step * updates + number, known)
-        now, controlled = spec, dict[str, float]()
-        if follower is not None:
-            now, controlled = follower.next(spec, minibatch, shared)
+        now = spec if follower is None else follower.before(spec, minibatch)
+        known = scored(engine, minibatch, now, recipe, clock, moved=number > 0)
+        shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
+        now = now if follower is None else follower.after(now, shared)
         own = index[ranks.share(len(index))].tensor_split(update.micro_batches)
         packed = [pack(rollout, advantages, part) for part in own if len(part)]
         parts = ranks.each(partial(passes, engine, packed, now, recipe, shared, clock))
-        metrics = merge([metrics for part in parts for metrics in part.metrics]) | controlled
+        metrics = merge([metrics for part in parts for metrics in part.metrics])
+        if follower is not None:
+            metrics["actor/controlled"] = follower.number
         if number == 0:
             gap = max(part.logp_gap for part in parts)
         with clock("optimizer"):

@@ -1,9 +1,9 @@
 // Rows on a CUDA device: what bound_rows.h needs of the device.
 #pragma once
 
-#include "../cuda/topk/topk.h"
-#include "arrays/cuda_place.h"
-#include "bound_rows.h"
+#include "../../cuda/topk/topk.h"
+#include "../arrays/cuda_place.h"
+#include "../bound_rows.h"
 
 namespace logitless::bindings {
 

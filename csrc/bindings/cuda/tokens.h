@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "../cuda/tokens/tokens.h"
-#include "arrays/cuda_place.h"
-#include "arrays/overlap.h"
+#include "../../cuda/tokens/tokens.h"
+#include "../arrays/cuda_place.h"
+#include "../arrays/overlap.h"
 
 namespace py = pybind11;
 
@@ -64,7 +64,7 @@ class CudaTokens {
   void exp(py::handle x_object, py::handle out_object, int64_t stream) const;
   void token_loss(const py::kwargs& keywords) const;
 
-  // cuda_selection.cpp
+  // selection.cpp
   void covariance_scores(
       py::handle logp_object,
       py::handle advantages_object,

@@ -1,10 +1,11 @@
 // _core.sampling.cuda_*: draws of a token per row on a CUDA device, on the stream that each call
 // names.
+#include "../../cuda/sampling/sampling.h"
+
 #include <pybind11/pybind11.h>
 
-#include "../cuda/sampling/sampling.h"
-#include "cuda_rows.h"
-#include "sampling_arguments.h"
+#include "../sampling_arguments.h"
+#include "rows.h"
 
 namespace py = pybind11;
 

@@ -2,9 +2,9 @@
 // that each call names. What the numbers in the arrays are the host does not see.
 #include <pybind11/pybind11.h>
 
-#include "arrays/cuda_sparse_array.h"
-#include "arrays/sparse_checks.h"
-#include "cuda_rows.h"
+#include "../arrays/cuda_sparse_array.h"
+#include "../arrays/sparse_checks.h"
+#include "rows.h"
 
 namespace py = pybind11;
 

@@ -1,10 +1,11 @@
 // _core.divergence.CudaPair: rows under two softmaxes on a CUDA device, on the stream that each
 // call names.
+#include "../../cuda/divergence/divergence.h"
+
 #include <pybind11/pybind11.h>
 
-#include "../cuda/divergence/divergence.h"
-#include "arrays/pair_arrays.h"
-#include "cuda_rows.h"
+#include "../arrays/pair_arrays.h"
+#include "rows.h"
 
 namespace py = pybind11;
 

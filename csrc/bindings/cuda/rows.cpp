@@ -1,5 +1,5 @@
 // _core.rows.CudaRows: the row kernels on a CUDA device, on the stream that each call names.
-#include "cuda_rows.h"
+#include "rows.h"
 
 #include <pybind11/pybind11.h>
 

@@ -1,7 +1,7 @@
 // The loss of tokens on a CUDA device, and its sums over tokens and sequences.
-#include "cuda_tokens.h"
+#include "tokens.h"
 
-#include "loss_arguments.h"
+#include "../loss_arguments.h"
 
 namespace logitless::bindings {
 

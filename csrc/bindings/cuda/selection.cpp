@@ -1,6 +1,6 @@
 // The tokens that a loss selects, on a CUDA device: scores, and the largest of them.
-#include "arrays/scalars.h"
-#include "cuda_tokens.h"
+#include "../arrays/scalars.h"
+#include "tokens.h"
 
 namespace logitless::bindings {
 namespace {
