@@ -147,7 +147,7 @@ def test_policy_loss(
     ours = policy(h, w, t, given, extras=extras)
     assert took_one_pass(ours) == bool(way.chunk_rows)
     found = torch.autograd.grad(2.0 * ours.loss, leaves)
-    slack = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    slack = {torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     assert set(ours.extras) == set(extras)
     loss, exact = (float(x.loss.detach()) for x in (ours, right))
     assert abs(loss - exact) <= slack * abs(exact) + slack

@@ -126,7 +126,7 @@ def test_sums_of_few_rows(rows: int, terms: int, dtype: torch.dtype) -> None:
             total.add(a, b)
             right = right + 0.5 * (a.double() @ b.double())
         total.finish()
-        torch.testing.assert_close(out.double(), right, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(out.double(), right, rtol=1e-5, atol=2e-4)
 
 
 def test_a_token_that_many_rows_have_kept() -> None:

@@ -1,4 +1,4 @@
-"""T10: a token for each of few rows, as a decoding step asks for."""
+"""T11: a token for each of few rows, as a decoding step asks for."""
 
 from __future__ import annotations
 

@@ -133,10 +133,14 @@ class SamplingKernels(Protocol):
     # only where these do not do; else it takes whole rows, and nothing waits for what it finds.
     keeps_largest: bool
 
-    def sample(self, rows: Rows, tile: Any, state: Any, best: Any, **noise: Any) -> None:
+    def sample(
+        self, rows: Rows, tile: Any, state: Any, best: Any, *, start: int, first: bool, **noise: Any
+    ) -> None:
         """Combine a tile with the state, and draw a token on the way: csrc/cpu's sample.h."""
 
-    def draw_truncated(self, rows: Rows, state: Any, drawn: Any, **options: Any) -> None:
+    def draw_truncated(
+        self, rows: Rows, state: Any, drawn: Any, *, logits: Any = None, **options: Any
+    ) -> None:
         """Draw from the top_k, top_p and min_p of each row, of `topk` or of whole `logits`."""
 
 
@@ -214,7 +218,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     # options of the head ops
     "tail_mass": ("topk",),
     "sampling_mask": ("sets", "statistics"),
-    "entropy_top_p": ("sampling", "statistics"),
+    "entropy_top_p": ("sets", "statistics"),
     "teacher_noise": ("noise", "full_divergence"),
     "vocab_group": ("rows",),
     "batch_invariant": ("rows",),

@@ -84,7 +84,7 @@ class CudaSampling:
         )
 
     def draw_truncated(
-        self, rows: Rows, state: Any, drawn: Any, *, logits: Any, **options: Any
+        self, rows: Rows, state: Any, drawn: Any, *, logits: Any = None, **options: Any
     ) -> None:
         _core_of(rows).draw(_core.sampling.cuda_draw_truncated, logits, state, drawn, **options)
 

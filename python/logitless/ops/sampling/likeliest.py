@@ -55,7 +55,7 @@ def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
     from logitless.ops.head.masked import set_statistics
     from logitless.ops.rows.arguments import Transform
     from logitless.ops.sampling.draw import Noise, draw
-    from logitless.ops.sampling.truncated import Truncation
+    from logitless.ops.sampling.truncated import KeptSets, Truncation
 
     rows, eager = inputs.rows, inputs.backend.statistics
     if eager is not None:
@@ -80,7 +80,7 @@ def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
             rows.backend, hidden[index], inputs.weight.detach(), chain, inputs.compute.exact(),
             Truncation(top_p=top_p), noise, inputs.shard, low,
         )  # fmt: skip
-    assert sets is not None
+    assert isinstance(sets, KeptSets)
     of_rank = sets.on(inputs.shard, inputs.sizes[2])._replace(places=index)
     targets = rows.targets.index_copy(0, index, token)
     own = inputs._replace(rows=rows._replace(targets=targets))

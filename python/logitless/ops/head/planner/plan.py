@@ -222,8 +222,6 @@ def plan_on(
     budget; the plan is that of one of them. `whole_blocks`: tiles are of whole blocks, for which
     `linear_sample` draws random numbers; with `batch_invariant` always, so that a draw and what
     scores it are tiled alike."""
-    if whole_blocks or batch_invariant:
-        machine = in_blocks(machine)
     name = _dtype_name("dtype", dtype)
     realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
     tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
@@ -232,6 +230,8 @@ def plan_on(
     flags = {"backward": backward, "one_pass": one_pass, "split": split}
     for label, value in {**flags, "batch_invariant": batch_invariant}.items():
         flag(label, value)
+    if whole_blocks or batch_invariant:
+        machine = in_blocks(machine)
     check_tail_mass(tail_mass)
     tail_entries = check_tail_entries(tail_entries)
     needed, rank = tuple(gradients) if backward else (), whole("adapter_rank", adapter_rank)
