@@ -42,6 +42,7 @@ def test_candidates_are_tasks() -> None:
 def test_a_turn_is_its_task() -> None:
     turn = Turn("arithmetic", low=7, high=7)
     (prompt,) = turn.prompts(random.Random(0), 1)
+    assert isinstance(prompt.text, str)
     assert prompt.text.startswith("<|im_start|>user\nWhat is 7 + 7? ")
     assert prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert asked(prompt) == "What is 7 + 7? Answer with the number only."

@@ -323,9 +323,12 @@ def test_linear_sample_from_the_top(
         key["memory_budget"] = least + 3 * vocab * dtype.itemsize
     calls: list[int] = []
     logits_of = whole_rows.logits_of
-    monkeypatch.setattr(
-        whole_rows, "logits_of", lambda h, *more: calls.append(len(h)) or logits_of(h, *more)
-    )
+
+    def counted(h: torch.Tensor, *more: Any) -> Any:
+        calls.append(len(h))
+        return logits_of(h, *more)
+
+    monkeypatch.setattr(whole_rows, "logits_of", counted)
     there = [x.to(device.name) for x in (h, w, temperature, ids)]
     # What calls before have flagged is known by then.
     raise_now(there[0].device)

@@ -160,7 +160,9 @@ def test_the_same_rows_are_served(device: Device, kind: str) -> None:
     index = torch.tensor([7, 0, 3])
     g = {f"g_{name}": torch.randn(10, dtype=torch.float64) for name in ("logp", "entropy", "lse")}
     found = []
-    for where, *of in ((CPU, rows, state, kept), (device, there, of_state, own)):
+    sides: tuple[tuple[Any, ...], ...]
+    sides = ((CPU, rows, state, kept), (device, there, of_state, own))
+    for where, *of in sides:
         put = {name: x.to(where.name) for name, x in {**g, "index": index}.items()}
         counts = of[-1].count[put["index"]]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -75,7 +75,7 @@ def served_head(
         raise Leave(support.reason)
     x = inputs()
     (n, h), v = x.hidden.shape, len(x.weight)
-    options = {"tail_mass": tail, "tail_entries": entries} if tail else {}
+    options: dict[str, Any] = {"tail_mass": tail, "tail_entries": entries} if tail else {}
 
     def call() -> Fields:
         return gradients(ll, x, backend, **options)

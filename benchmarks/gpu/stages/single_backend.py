@@ -6,6 +6,7 @@ python -m benchmarks.gpu.stages.single_backend BACKEND small | ROWSxVOCAB
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from logitless.inputs.options import ROW_EXTRAS
 # One column, less than a warp, a ragged second piece, whole pieces, an odd row length.
 SMALL = ((1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001))
 DTYPES = (torch.float32, torch.bfloat16)
-TRUNCATIONS: tuple[dict[str, float], ...] = ({}, {"top_p": 0.9}, {"min_p": 0.01})
+TRUNCATIONS: tuple[dict[str, Any], ...] = ({}, {"top_p": 0.9}, {"min_p": 0.01})
 
 
 def one(rows: int, vocab: int, dtype: torch.dtype, backend: str, in_place: bool) -> None:
@@ -46,7 +47,7 @@ def beside_a_teacher(rows: int, vocab: int, dtype: torch.dtype, backend: str) ->
 def draw(rows: int, vocab: int, dtype: torch.dtype) -> None:
     """A token a row, of all of the vocabulary and of its top."""
     hidden, weight = (torch.randn(n, 16, device="cuda").to(dtype) for n in (rows, vocab))
-    key = {"seed": 1, "step": 2, "row_ids": torch.arange(rows, device="cuda")}
+    key: dict[str, Any] = {"seed": 1, "step": 2, "row_ids": torch.arange(rows, device="cuda")}
     for options in TRUNCATIONS:
         ll.linear_sample(hidden, weight, **key, **options)
     torch.cuda.synchronize()

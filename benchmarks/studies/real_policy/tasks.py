@@ -48,7 +48,7 @@ class Pairs:
 
     def reward(self, prompt: Prompt, completion: str) -> float:
         found = _SUM.search(completion)
-        return float(bool(found) and sum(map(int, found.groups())) == prompt.data)
+        return float(found is not None and sum(int(x) for x in found.groups()) == prompt.data)
 
 
 class Words:

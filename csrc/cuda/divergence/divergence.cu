@@ -7,8 +7,6 @@
 namespace logitless::cuda {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 void check_storage(const TensorView& tile, const char* name) {
   check(
       tile.dtype == Dtype::f32 || tile.dtype == Dtype::bf16 || tile.dtype == Dtype::f16,

@@ -5,6 +5,7 @@
 
 #include "../../core/rows.h"
 #include "../runtime/runtime.h"
+#include "visit.h"
 
 namespace logitless::cuda {
 
@@ -16,18 +17,6 @@ struct alignas(16) Partial {
   int32_t argmax;  // column of the split
 };
 static_assert(sizeof(Partial) == 32, "a workspace is measured in it");
-
-// Calls fn(type_tag<S>{}) for the storage types that the kernels know.
-template <typename Fn>
-void visit_storage(Dtype dtype, const char* name, Fn&& fn) {
-  switch (dtype) {
-    case Dtype::f32: return fn(type_tag<float>{});
-    case Dtype::bf16: return fn(type_tag<bf16>{});
-    case Dtype::f16: return fn(type_tag<f16>{});
-    default: break;
-  }
-  check(false, name, " must be float32, bfloat16 or float16 on CUDA, got ", dtype_name(dtype));
-}
 
 // Columns of a split are 4096 of 16 bits, or 2048 of 32 bits or where they are transformed.
 constexpr int64_t kSmallestSplit = 2048;

@@ -4,8 +4,6 @@
 namespace logitless::cuda {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <typename S>
 void add_chains(const MultiplyArgs& args, Stream stream) {
   if (args.chains.ends == nullptr) return;

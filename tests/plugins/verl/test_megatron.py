@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.verl.setting import ours  # verl, on a CPU
+import tests.plugins.verl.setting  # noqa: F401  (verl, on a CPU)
+from logitless.integrations.verl import megatron
 from tests.support.ranks import run_ranks
 
-hooks, megatron = ours.installation.hooks, ours.installation.megatron
 pytest.importorskip("megatron.core", reason="megatron-core is not installed: ./dev plugins has it")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
