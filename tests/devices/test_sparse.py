@@ -164,7 +164,8 @@ def test_the_same_rows_are_served(device: Device, kind: str) -> None:
     sides = ((CPU, rows, state, kept), (device, there, of_state, own))
     for where, *of in sides:
         put = {name: x.to(where.name) for name, x in {**g, "index": index}.items()}
-        counts = of[-1].count[put["index"]]
+        mine: Any = of[-1]
+        counts = mine.count[put["index"]]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         columns = counts.new_empty(int(offsets[-1]), dtype=torch.int32)
         values = torch.empty_like(columns, dtype=F32)
