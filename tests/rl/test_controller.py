@@ -22,7 +22,7 @@ PI = {
     "preset": "entropic",
     # nothing that a toy says is likely
     "change": {"control": {"threshold": 0.01}},
-    "controller": {"kind": "pi", "options": {"target": 0.5, "ki": 0.1}},
+    "controller": {"kind": "pi", "options": {"target": 1.4, "ki": 0.1}},
 }
 BONUS = {
     "preset": "grpo",
@@ -43,7 +43,7 @@ def rows_of(folder: Path, method: dict[str, Any], *options: str, **how: bool) ->
 @pytest.mark.parametrize(
     ("method", "controller"),
     [
-        (PI, ll.PIController(0.5, ki=0.1)),
+        (PI, ll.PIController(1.4, ki=0.1)),
         (BONUS, ll.StepController(9.0)),
         (REPO, ll.RepoController(9.0)),
     ],
