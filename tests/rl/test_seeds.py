@@ -199,7 +199,8 @@ def test_runs_are_reported_side_by_side(
     )
     assert cli.main(["report", *map(str, others), "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text("utf-8"))
-    assert list(summary)[::2] == [f"{folder}/grpo" for folder in others]
+    ends = [f"{folder.parent.name}/{folder.name}/grpo" for folder in others]
+    assert list(summary)[::2] == ends
     assert cli.main(["report", str(seeds), str(alone), "--out", str(alone)]) == 2
     assert "needs a folder of its own" in capsys.readouterr().err
 

@@ -38,9 +38,17 @@ def report(folders: Sequence[Path], out: Path) -> list[str]:
     if run_folder.recipe_in(out) is not None:
         raise ValueError(f"the report of several runs needs a folder of its own, got {out}")
     out.mkdir(parents=True, exist_ok=True)
-    names = [folder.name for folder in found]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in found]
-    return written(out, merged(dict(zip(labels, found.values(), strict=True))))
+    return written(out, merged(dict(zip(labels_of(list(found)), found.values(), strict=True))))
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """The ends of their paths, as short as tells them apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, paths)) + 1):
+        labels = ["/".join(path[-length:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
 
 
 def finish(
