@@ -4,9 +4,9 @@
 #include <array>
 #include <optional>
 
-#include "../../core/covariance.h"
-#include "../../core/exact_sum.h"
-#include "../../core/radix_select.h"
+#include "../../core/tokens/covariance.h"
+#include "../../core/tokens/exact_sum.h"
+#include "../../core/tokens/radix_select.h"
 #include "token_steps.h"
 
 namespace logitless::cpu {

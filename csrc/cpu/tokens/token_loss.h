@@ -1,8 +1,8 @@
 // One pass over the tokens of a call: loss, metrics and the coefficients of backward.
 #pragma once
 
-#include "../../core/covariance.h"
 #include "../../core/token_loss.h"
+#include "../../core/tokens/covariance.h"
 
 namespace logitless::cpu {
 

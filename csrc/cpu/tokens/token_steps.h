@@ -2,8 +2,8 @@
 // instruction set, and the same bits from each, for nothing in them is fused or reordered.
 #pragma once
 
-#include "../../core/covariance.h"
 #include "../../core/token_loss.h"
+#include "../../core/tokens/covariance.h"
 
 namespace logitless::cpu {
 

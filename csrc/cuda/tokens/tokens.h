@@ -6,10 +6,10 @@
 // token * 8 + kBadToken.
 #pragma once
 
-#include "../../core/covariance.h"
-#include "../../core/exact_sum.h"
-#include "../../core/radix_select.h"
 #include "../../core/token_loss.h"
+#include "../../core/tokens/covariance.h"
+#include "../../core/tokens/exact_sum.h"
+#include "../../core/tokens/radix_select.h"
 #include "../runtime/runtime.h"
 
 namespace logitless::cuda {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "config.h"
+#include "../config.h"
 
 namespace logitless {
 

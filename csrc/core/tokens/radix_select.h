@@ -2,7 +2,7 @@
 // histograms of several ranks add up, so all ranks find the same k-th key without moving a token.
 #pragma once
 
-#include "config.h"
+#include "../config.h"
 
 namespace logitless {
 
