@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from logitless.ops.rows.numpy_rows import numpy_rows
 from logitless.ops.teacher.noise import Noise
 from logitless.ops.teacher.parse import Heads
 
+if TYPE_CHECKING:
+    from logitless.backends.base import DivergenceKernels
+
+
+def _kernels(rows: Rows, teacher: Rows) -> DivergenceKernels:
+    assert rows.backend.divergence is not None
+    return rows.backend.divergence(rows, teacher)
+
 
 class _Tiles(NamedTuple):
     """The logits of rows by tiles."""
@@ -28,8 +36,7 @@ class _Tiles(NamedTuple):
     each: Callable[[Callable[[int, Any, Any], None]], None]
 
     def forward(self, rows: Rows, teacher: Rows, state: Any) -> None:
-        assert rows.backend.divergence is not None
-        kernels = rows.backend.divergence(rows, teacher)
+        kernels = _kernels(rows, teacher)
 
         def fold(start: int, own: Any, other: Any) -> None:
             kernels.forward(own, other, state, start=start, first=start == 0)
@@ -37,8 +44,7 @@ class _Tiles(NamedTuple):
         self.each(fold)
 
     def mix(self, rows: Rows, teacher: Rows, state: Any, sums: Any, beta: float) -> None:
-        assert rows.backend.divergence is not None
-        kernels = rows.backend.divergence(rows, teacher)
+        kernels = _kernels(rows, teacher)
 
         def fold(start: int, own: Any, other: Any) -> None:
             kernels.mix(own, other, state, sums, beta=beta, start=start, first=start == 0)
@@ -86,18 +92,9 @@ def numpy_divergence(
             return own[sets.rows, sets.ids], other[sets.rows, sets.ids]
 
         return _masked(
-            op,
-            sampling_mask,
-            mask,
-            heads,
-            own.dtype,
-            own.shape[1],
-            kind,
-            beta,
-            noise,
-            whole,
+            op, sampling_mask, mask, heads, own.dtype, own.shape[1], kind, beta, noise, whole,
             entries,
-        )
+        )  # fmt: skip
     rows = _rows(op, len(own), mask, heads, own.dtype, noise)
     return _results(*rows, _Tiles(lambda fold: fold(0, own, other)), own.dtype, kind, beta)
 
@@ -225,8 +222,7 @@ def _results(
     beta: float,
     index: Any = None,
 ) -> dict[str, Any]:
-    assert rows.backend.divergence is not None
-    kernels, state = rows.backend.divergence(rows, teacher), np.empty((rows.n, STATE))
+    kernels, state = _kernels(rows, teacher), np.empty((rows.n, STATE))
     source.forward(rows, teacher, state)
     wide = np.float64 if dtype == np.float64 else np.float32
     names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl")
