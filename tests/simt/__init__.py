@@ -11,5 +11,5 @@ build.py             builds that module, and a whole logitless with emulated ker
 problem.py           row problems as NumPy arrays that end where their memory ends
 pair_problem.py      the same of a student beside a teacher
 oracle.py            the oracle and the tolerances, without the package around them
-checks.py            the kernels against the oracle; token_checks.py, pair_checks.py the others
+checks/              the kernels against the oracle, a file a room
 """

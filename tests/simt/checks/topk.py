@@ -1,5 +1,5 @@
 """Checks of the emulated kernels of kept entries against plain Python, without torch: see
-checks.py."""
+__init__.py."""
 
 from __future__ import annotations
 

@@ -1,20 +1,13 @@
-"""Checks of the emulated CUDA kernels against the oracle: python -m simt.checks FOLDER CHECK...
-
-FOLDER holds the module `simt_rows`. Runs without torch, in a Python of its own, since the address
-sanitizer must be there before anything else. The order of threads is LOGITLESS_SIMT_SEED's.
-"""
+"""Checks of the emulated row kernels against the oracle."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tests.simt import pair_checks, sampling_checks, token_checks, topk_checks
 from tests.simt import problem as rows
 from tests.simt.oracle import oracle, tolerances
 from tests.simt.problem import CHAINS, REALS, Array, Forbidden, Problem, Result
@@ -336,16 +329,3 @@ CHECKS: dict[str, Callable[[], None]] = {
         shapes, chains, masks, errors, scaling, layout, cut_tiles, far, alone, orders, extras, wild,
     )
 }  # fmt: skip
-for checks in (token_checks, topk_checks, pair_checks, sampling_checks):
-    CHECKS |= checks.CHECKS
-
-
-def main() -> None:
-    sys.path.insert(0, sys.argv[1])
-    rows.module = importlib.import_module("simt_rows")
-    for name in sys.argv[2:]:
-        CHECKS[name]()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Checks of the emulated kernels of two softmaxes against the oracle: see checks.py."""
+"""Checks of the emulated kernels of two softmaxes against the oracle: see __init__.py."""
 
 from __future__ import annotations
 

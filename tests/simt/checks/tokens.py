@@ -1,4 +1,4 @@
-"""Checks of the emulated token kernels against plain Python, without torch: see checks.py."""
+"""Checks of the emulated token kernels against plain Python, without torch: see __init__.py."""
 
 from __future__ import annotations
 

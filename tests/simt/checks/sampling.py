@@ -1,5 +1,5 @@
 """Checks of the emulated kernels that draw against the oracle in float64, without torch: see
-checks.py."""
+__init__.py."""
 
 from __future__ import annotations
 
