@@ -1,8 +1,8 @@
 // The state of a row under two softmaxes, a student's and a teacher's, and how its parts merge.
 //
-// With x = (y - m) * scale of one and u of the other: s0 = sum e^x, s1 = sum x e^x, gap = sum e^x
-// (x
-// - u). Gaps are small where the two agree, so that a divergence loses no digits to the entropies.
+// With x = (y - m) * scale of one and u of the other: s0 = sum e^x, s1 = sum x e^x and
+// gap = sum e^x (x - u). Gaps are small where the two agree, so that a divergence loses no digits
+// to the entropies.
 // A column that a softmax gives no mass adds nothing to its sums, whatever the other holds there;
 // one with mass where the other has none makes its gap infinite.
 #pragma once
