@@ -66,7 +66,7 @@ OPTIONS = (
     "compare_repeats=0", "rollout.prompts=5", "rollout.group=7", "update.minibatches=3",
     "update.micro_batches=2", "update.epochs=2", "evaluation.every=2", "evaluation.group=3",
     "evaluation.prompts=5", "update.lr_schedule=linear", "update.lr_decay_steps=9",
-    "reference={kind: ema, decay: 0.5}", "task.name=my_tasks.py:Moody",
+    "reference={kind: ema, decay: 0.5}", "task.name=moody_tasks.py:Moody",
     "methods.grpo.change={kl: {coefficient: 0.1}}",
 )  # fmt: skip
 # Rounding of gradients, of which AdamW makes steps; losses are of order 1.
@@ -77,7 +77,7 @@ LOSS = 1e-6
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the task, where everything runs."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "my_tasks.py").write_text(TASK, "utf-8")
+    (folder / "moody_tasks.py").write_text(TASK, "utf-8")
     tiny_file(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -182,7 +182,7 @@ def test_two_go_on_for_one_process(home: Path, alone: Path) -> None:
 def test_an_error_on_one_rank_ends_all(home: Path, end: str, message: str) -> None:
     out, options = f"dead_{end}", f"task.options={{low: 8, high: 10, digits: 2, end: {end}}}"
     began = time.monotonic()
-    more = ("task.name=my_tasks.py:Dies", options, "warmup.steps=5", "evaluation.every=0")
+    more = ("task.name=moody_tasks.py:Dies", options, "warmup.steps=5", "evaluation.every=0")
     done = on_two(home, out, *more)
     # far from the half hour that gloo would wait for
     assert time.monotonic() - began < 600
