@@ -83,7 +83,7 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
             # the second signal has no time for what other ranks are at
             if not ranks.alone():
                 raise
-            stop.requested, stop.status = True, stop.status or 130
+            stop.end_now()
 
     def end() -> None:
         lines = finish(recipe, out, comparison, head_bytes)

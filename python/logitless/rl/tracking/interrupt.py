@@ -24,18 +24,30 @@ class StopRequest:
     """
 
     def __init__(self, agree: Callable[[int], int] = lambda status: status) -> None:
-        # as all have found when they checked last
-        self.requested = False
-        # of a process that ends now: 0, or 128 + the signal
-        self.status = 0
-        self._heard, self._agree = False, agree
+        # 0, or 128 + the signal: what this process has heard, and what all knew at their last check
+        self._heard = self._agreed = 0
+        self._agree = agree
         self._previous: dict[int, Any] = {}
+
+    @property
+    def status(self) -> int:
+        """Of a process that ends now: 0, or 128 + the signal."""
+        return self._agreed or self._heard
+
+    @property
+    def requested(self) -> bool:
+        """Whether this is the end, as all have found when they checked last."""
+        return self._agreed != 0
 
     def check(self) -> bool:
         """Whether this is the end."""
-        self.status = self._agree(self.status)
-        self.requested = self.status != 0
+        # what is heard while the others are asked stays heard, for the next check
+        self._agreed = self._agree(self.status)
         return self.requested
+
+    def end_now(self) -> None:
+        """What a second signal asks for; no other process is asked."""
+        self._agreed = self.status or 128 + signal.SIGINT
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -52,7 +64,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.status = 128 + number
-        if self._heard:
+        again, self._heard = self._heard, 128 + number
+        if again:
             raise KeyboardInterrupt
-        self._heard = True
