@@ -42,9 +42,11 @@ def buffer_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     import torch
 
     dtype = tensor.dtype if dtype is None else dtype
-    if not tensor.is_contiguous():
+    size = tensor.numel()
+    # small ones 5 us faster
+    if not tensor.is_contiguous() or size * dtype.itemsize < SMALLEST:
         return torch.empty_like(tensor, dtype=dtype)
-    return buffer(tensor.numel(), dtype, tensor).view(tensor.shape)
+    return buffer(size, dtype, tensor).view(tensor.shape)
 
 
 def contiguous_like(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ LONGEST = 200
 def is_tensor(x: object) -> TypeGuard[torch.Tensor]:
     """Whether x is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+    return x is not None and torch is not None and isinstance(x, torch.Tensor)
 
 
 def is_tracing() -> bool:

@@ -62,9 +62,7 @@ class RowGradients(NamedTuple):
     @classmethod
     def of(cls, logp: Tensor | None, entropy: Tensor | None, lse: Tensor | None) -> RowGradients:
         """As the kernels take them: expanded ones (from .sum()) become contiguous."""
-        return cls(
-            *(None if g is None else g.to(torch.float64).contiguous() for g in (logp, entropy, lse))
-        )
+        return cls(*(None if g is None else g.double().contiguous() for g in (logp, entropy, lse)))
 
     def nonzero(self, targets: Tensor) -> Tensor:
         """[n] bool: the rows that have any gradient at all."""

@@ -20,6 +20,9 @@ _constant_choice_with: Callable[[str, str, str], str] = torch.compiler.assume_co
     registry.choose_with
 )
 _PLAIN = (Tensor, torch.nn.Parameter)
+# Types of an op's other arguments. isinstance(x, Tensor) takes half a microsecond of what is none,
+# and an op has forty.
+_VALUES = frozenset((type(None), bool, int, float, str, torch.dtype))
 
 
 def differentiated(overload: Any, node: Any, arguments: Layout, outputs: Layout) -> Any:
@@ -48,7 +51,11 @@ def tracked(values: Sequence[Any]) -> tuple[int, ...]:
     """The places of the arguments that autograd records."""
     if not torch.is_grad_enabled():
         return ()
-    return tuple(i for i, x in enumerate(values) if isinstance(x, Tensor) and x.requires_grad)
+    return tuple(
+        i
+        for i, x in enumerate(values)
+        if type(x) not in _VALUES and isinstance(x, Tensor) and x.requires_grad
+    )
 
 
 def recorded(
@@ -66,7 +73,11 @@ def reaches_kernel(values: list[Any]) -> bool:
     if torch.compiler.is_compiling() or _MODES is None or any(mode() for mode in _MODES):
         return False
     for x in values:
-        if isinstance(x, Tensor) and (type(x) not in _PLAIN or not x.is_cpu):
+        kind = type(x)
+        if kind in _PLAIN:
+            if not x.is_cpu:
+                return False
+        elif kind not in _VALUES and isinstance(x, Tensor):
             return False
     return not torch.is_autocast_enabled("cpu")
 
