@@ -18,8 +18,8 @@ from tests.support.device.devices import Device
 from tests.support.device.draws import drawing_there, sampled, truncated
 from tests.support.device.mixed import as_gpu, gpu
 from tests.support.losses.tensor_tokens import NothingIsRead
-from tests.support.ranks import run_ranks
 from tests.support.tolerances import assert_bitwise_equal
+from tests.support.workers.ranks import run_ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INF, BLOCK = float("inf"), 2048

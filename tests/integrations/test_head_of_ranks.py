@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ranks import run_ranks
+from tests.support.workers.ranks import run_ranks
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitless import _core, reference
-from tests.support.ranks import run_ranks
 from tests.support.tolerances import assert_bitwise_equal
+from tests.support.workers.ranks import run_ranks
 
 torch = pytest.importorskip("torch")
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.plugins.trl.rank_step import sharded, trained
 from tests.plugins.trl.setting import save_model
-from tests.support.ranks import run_ranks
+from tests.support.workers.ranks import run_ranks
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tests.plugins.verl.setting  # noqa: F401  (verl, on a CPU)
 from logitless.integrations.verl import megatron
-from tests.support.ranks import run_ranks
+from tests.support.workers.ranks import run_ranks
 
 pytest.importorskip("megatron.core", reason="megatron-core is not installed: ./dev plugins has it")
 pytestmark = pytest.mark.filterwarnings("ignore")

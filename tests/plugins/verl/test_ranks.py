@@ -10,7 +10,7 @@ import torch
 
 from tests.plugins.verl.engines import one_process, save_model
 from tests.plugins.verl.rank_step import taken
-from tests.support.ranks import run_ranks
+from tests.support.workers.ranks import run_ranks
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 

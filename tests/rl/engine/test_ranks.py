@@ -22,8 +22,8 @@ from logitless.rl.engine import ranks  # noqa: E402
 from logitless.rl.recipe import Recipe  # noqa: E402
 from logitless.rl.rollout import Rollout, join_rollouts  # noqa: E402
 from logitless.rl.tracking import checkpoint, completions, metrics  # noqa: E402
-from tests.support import torchrun  # noqa: E402
 from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
+from tests.support.workers import torchrun  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch without gloo"

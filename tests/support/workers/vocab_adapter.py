@@ -10,7 +10,8 @@ from torch import Tensor
 import logitless as ll
 from tests.support import cases
 from tests.support.heads import problem
-from tests.support.shards import (
+from tests.support.tolerances import assert_gradients
+from tests.support.workers.shards import (
     LAYOUTS,
     RANK,
     H,
@@ -25,7 +26,6 @@ from tests.support.shards import (
     values,
     weighted,
 )
-from tests.support.tolerances import assert_gradients
 
 R = 3
 

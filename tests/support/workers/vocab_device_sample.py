@@ -12,7 +12,7 @@ from torch import Tensor
 import logitless as ll
 from tests.support.device.devices import Device
 from tests.support.device.draws import drawing_there
-from tests.support.shards import V, compare, layouts, mine, part, run, same_on_all_ranks
+from tests.support.workers.shards import V, compare, layouts, mine, part, run, same_on_all_ranks
 
 DEVICE = Device(*sys.argv[4:6])
 N = 3

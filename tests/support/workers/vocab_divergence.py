@@ -10,7 +10,7 @@ from torch import Tensor
 
 import logitless as ll
 from tests.support.mask_cases import mask_of
-from tests.support.shards import (
+from tests.support.workers.shards import (
     RANK,
     SLACK,
     H,
@@ -23,7 +23,7 @@ from tests.support.shards import (
     refusal,
     run,
 )
-from tests.support.shards import group as everyone
+from tests.support.workers.shards import group as everyone
 from tests.support.tolerances import assert_gradients
 
 KINDS = {"reverse_kl": 0.5, "forward_kl": 0.5, "jsd": 0.3}

@@ -16,7 +16,8 @@ from tests.support.heads import batch, inputs_of, spec_of
 from tests.support.mask_cases import KINDS, mask_of
 from tests.support.plans import machine
 from tests.support.row_outputs import EXTRAS
-from tests.support.shards import (
+from tests.support.tolerances import assert_bitwise_equal, assert_gradients
+from tests.support.workers.shards import (
     RANK,
     SLACK,
     WORLD,
@@ -35,7 +36,6 @@ from tests.support.shards import (
     values,
     weighted,
 )
-from tests.support.tolerances import assert_bitwise_equal, assert_gradients
 
 TRUNCATIONS: tuple[dict[str, Any], ...] = (
     {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 2000, "min_p": 0.001},

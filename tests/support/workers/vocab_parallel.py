@@ -21,7 +21,8 @@ from tests.support import cases
 from tests.support.heads import batch, inputs_of, problem, spec_of
 from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass
 from tests.support.row_outputs import EXTRAS
-from tests.support.shards import (
+from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
+from tests.support.workers.shards import (
     LAYOUTS,
     RANK,
     SLACK,
@@ -42,7 +43,6 @@ from tests.support.shards import (
     values,
     weighted,
 )
-from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 # ---- values and gradients
 

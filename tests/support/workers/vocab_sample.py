@@ -14,7 +14,8 @@ import logitless as ll
 from logitless.backends import registry
 from logitless.backends.cpu import CpuSampling
 from tests.support import cases
-from tests.support.shards import (
+from tests.support.tolerances import assert_bitwise_equal
+from tests.support.workers.shards import (
     LAYOUTS,
     RANK,
     WORLD,
@@ -27,7 +28,6 @@ from tests.support.shards import (
     run,
     same_on_all_ranks,
 )
-from tests.support.tolerances import assert_bitwise_equal
 
 KEY: dict[str, int] = {"seed": 5, "step": 2}
 

@@ -20,7 +20,9 @@ from tests.support import cases, sparse_cases
 from tests.support.heads import batch, inputs_of, spec_of
 from tests.support.plans import LEAVES
 from tests.support.row_outputs import EXTRAS
-from tests.support.shards import (
+from tests.support.sparse_cases import ROUNDING, off, problem, upstream
+from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
+from tests.support.workers.shards import (
     LAYOUTS,
     RANK,
     WORLD,
@@ -38,8 +40,6 @@ from tests.support.shards import (
     values,
     weighted,
 )
-from tests.support.sparse_cases import ROUNDING, off, problem, upstream
-from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
 DROPPED = ("dropped_mass", "dropped_entropy")
 # Shards that end where the core's blocks do: sums are of the same numbers.

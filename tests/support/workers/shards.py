@@ -56,8 +56,9 @@ def part(ends: list[tuple[int, int]], options: dict[str, Any]) -> dict[str, Any]
     return own
 
 
-# The dimension of the vocabulary; what is not here, as hidden, all ranks have as a whole.
-COLUMNS = {"logits": -1, "weight": 0, "bias": 0}
+# The dimension of the vocabulary; what is not here, as hidden, all ranks have as a whole. B is an
+# adapter's.
+COLUMNS = {"logits": -1, "weight": 0, "bias": 0, "B": 0}
 
 
 def columns(name: str, x: Tensor, ends: list[tuple[int, int]]) -> Tensor:
