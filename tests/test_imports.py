@@ -350,6 +350,7 @@ backends           kernels of the CPU, memory, threads
                    support
 bindings           the compiled core as Python sees it
                    support fuzz
+cross              the row kernels on 64-bit Arm
 rows               statistics of given logits
                    support
 losses             policy losses: specs, formulas, selection, splits

@@ -23,6 +23,7 @@ from tests.support.teacher_cases import (  # noqa: E402
     INF,
     KINDS,
     Call,
+    H,
     N,
     V,
     beta_of,
@@ -68,6 +69,35 @@ def test_two_heads(device: Device, dtype: Any, kind: str, chain: str) -> None:
     truth = host.oracle(reference.linear_divergence_backward, *host.heads, **host.upstream())
     for x, y in zip((hidden.grad, weight.grad), truth[:2], strict=True):
         assert x is not None
+        device.assert_gradients(x, y, scale=10 * max(1.0, float(np.abs(y).max())))
+
+
+@pytest.mark.parametrize("budget", [None, "2MiB"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter(device: Device, kind: str, budget: Any) -> None:
+    """Of the student's head: results and gradients of the merged weight's oracle."""
+    host, call = Call(torch.float32, kind), there(Call(torch.float32, kind), device)
+    g = torch.Generator().manual_seed(4)
+    A, B = torch.randn(3, H, generator=g) / 4, torch.randn(V, 3, generator=g) / 4
+    adapter = (*(x.to(device.name, copy=True).requires_grad_() for x in (A, B)), 0.5)
+    hidden, weight = (x.clone().requires_grad_() for x in call.heads[:2])
+    given = {"extras": EXTRAS, "adapter": adapter, **call.options}
+    out = ll.linear_divergence(
+        hidden, weight, *call.heads[2:], call.mask, backend=device.backend, memory_budget=budget,
+        **given,
+    )  # fmt: skip
+    with torch.no_grad():
+        plain = ll.linear_divergence(*call.heads, call.mask, backend="torch", **given)
+    known = (A.numpy(), B.numpy(), 0.5)
+    merged = reference.merged_weight(host.weight.numpy(), [known])
+    heads = (host.hidden, torch.from_numpy(merged), *host.heads[2:])
+    check(out, host.oracle(reference.linear_divergence, *heads), plain)
+    d_hidden, d_merged, _ = host.oracle(
+        reference.linear_divergence_backward, *heads, **host.upstream()
+    )
+    right = (d_hidden, d_merged, *reference.adapter_backward(d_merged, known))
+    leaves = (hidden, weight, *adapter[:2])
+    for x, y in zip(torch.autograd.grad(call.loss(out), leaves), right, strict=True):
         device.assert_gradients(x, y, scale=10 * max(1.0, float(np.abs(y).max())))
 
 

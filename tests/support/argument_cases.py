@@ -103,8 +103,9 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     },
     "linear_divergence": {
         "hidden": HEAD["hidden"], "weight": HEAD["weight"], "teacher_hidden": floats(N, G),
-        "teacher_weight": floats(V, G), **PAIR, "extras": (), "vocab_group": None,
-        "vocab_start": 0, "memory_budget": "64MiB", "logits_dtype": None, "backend": "auto",
+        "teacher_weight": floats(V, G), **PAIR, **ADAPTER, "extras": (), "vocab_group": None,
+        "vocab_start": 0, "memory_budget": "64MiB", "logits_dtype": None, "weight_grad": "dense",
+        "backend": "auto",
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.registry import check_numpy_backend
+from logitless.inputs.adapter import adapter_kind, check_adapters
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
 from logitless.inputs.options import ComputeOptions, check_names
-from logitless.inputs.sampling_mask import check_sampling_mask
-from logitless.ops.head.parse import under_autocast
+from logitless.ops.head.parse import check_masked_head, under_autocast
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 from logitless.ops.teacher.noise import check_noise, noise_arrays
 from logitless.ops.teacher.outputs import EXTRAS, Divergence, to_divergence
@@ -34,6 +34,7 @@ def linear_divergence(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     bias: Any = None,  # [V]
+    adapter: Any = None,  # of the student: (A [r, H], B [V, r], scale), or a list of such
     teacher_temperature: Any = None,  # as temperature; None: the same
     teacher_softcap: float | None = None,
     teacher_logit_scale: float = 1.0,
@@ -47,6 +48,7 @@ def linear_divergence(
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
     logits_dtype: Any = None,
+    weight_grad: str = "dense",
     backend: str = "auto",
 ) -> Divergence:
     """Full-vocabulary distillation straight from what both heads are given.
@@ -73,6 +75,12 @@ def linear_divergence(
 
     sampling_mask: as in `divergence`. A row that has a set costs products with its tokens' rows of
         both weights alone, or where sets are large a dense product, as in `linear_token_stats`.
+    weight_grad: as there, "rows" gives d_weight as a sparse tensor of the rows of weight that are
+        in a set. It needs a sampling_mask with a set for every row of the mask.
+
+    adapter: as in `linear_token_stats`, of the student's head: its logits are those of the weight
+        W + scale * B A, no [V, H] beside weight is ever made, A and B have gradients. A teacher's
+        adapters are data: merge them into teacher_weight.
 
     vocab_group, vocab_start: as in `linear_token_stats`, for the rows of both weights.
 
@@ -87,7 +95,7 @@ def linear_divergence(
             tail(hidden), tail(weight, 2), tail(teacher_hidden), tail(teacher_weight, 2), kind,
             beta, sampling_mask, temperature, softcap, logit_scale, bias, teacher_temperature,
             teacher_softcap, teacher_logit_scale, teacher_bias, teacher_noise, row_ids, extras,
-            memory_budget, str(logits_dtype), backend,
+            memory_budget, str(logits_dtype), backend, adapter_kind(adapter),
         )  # fmt: skip
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -112,8 +120,9 @@ def linear_divergence(
         )
         noise = check_noise(op, teacher_noise, seed, step, row_ids, mask, shape)
         heads = heads.on_rows(shape)
-        if sampling_mask is not None:
-            check_sampling_mask(sampling_mask, shape)
+        adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
+        if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
+            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
         hidden, teacher_hidden = (x.reshape(-1, x.shape[-1]) for x in (hidden, teacher_hidden))
         if framework == "numpy":
             from logitless.ops.teacher.numpy_rows import numpy_linear_divergence
@@ -122,14 +131,15 @@ def linear_divergence(
             ranks.refuse_numpy()
             both = (hidden, weight), (teacher_hidden, teacher_weight)
             found = numpy_linear_divergence(
-                op, *both, mask, heads, kind, beta, compute, sampling_mask, noise
+                op, *both, mask, heads, kind, beta, compute, sampling_mask, noise, adapters
             )
             return to_divergence(found, shape, extras)
         import torch
 
         from logitless.backends import registry
+        from logitless.ops.head.adapter import low_rank
         from logitless.ops.rows.masked import mask_facts
-        from logitless.ops.teacher.calls import Pair, facts_of_needs, logits_dtypes, pair_facts
+        from logitless.ops.teacher.calls import Pair, facts_of_student, pair_facts
         from logitless.ops.torch_op import backend_of
 
         name = backend_of(backend, hidden)
@@ -142,19 +152,24 @@ def linear_divergence(
         of_hidden, of_weight, of_bias = (
             differentiated and x is not None and x.requires_grad for x in (hidden, weight, bias)
         )
+        low = None
+        if adapters:
+            low = low_rank(op, adapters, hidden, pair.mask, compute, ranks.reduces_hidden)
+            of_hidden = of_hidden or low.needs
         needs = (of_hidden, of_weight, of_bias)
-        dtypes = logits_dtypes(compute.logits_dtype, hidden, teacher_hidden)
+        both = (hidden, weight), (teacher_hidden, teacher_weight)
+        student, teacher = pair.heads(*both, compute, needs, low)
     shard = ranks.shard(
         int(weight.shape[0]),
         lambda: (
-            *pair_facts(heads, hidden, pair, shape), *facts_of_needs(needs, compute),
+            *pair_facts(heads, hidden, pair, shape), *facts_of_student(student),
             *mask_facts(sampling_mask), *(() if noise is None else noise.facts),
         ),
     )  # fmt: skip
-    student, teacher = (hidden, weight), (teacher_hidden, teacher_weight)
-    given = student, teacher, dtypes, compute, needs
     if sampling_mask is None:
-        return to_divergence(pair.of_heads(*given, shard), shape, extras)
+        return to_divergence(pair.of_heads(student, teacher, shard), shape, extras)
     from logitless.ops.teacher.masked import masked_of_heads
 
-    return to_divergence(masked_of_heads(pair, *given, sampling_mask, shard), shape, extras)
+    rows = weight_grad == "rows"
+    found = masked_of_heads(pair, student, teacher, sampling_mask, shard, weight_rows=rows)
+    return to_divergence(found, shape, extras)

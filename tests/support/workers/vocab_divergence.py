@@ -10,6 +10,7 @@ from torch import Tensor
 
 import logitless as ll
 from tests.support.mask_cases import mask_of
+from tests.support.tolerances import assert_gradients
 from tests.support.workers.shards import (
     RANK,
     SLACK,
@@ -24,11 +25,11 @@ from tests.support.workers.shards import (
     run,
 )
 from tests.support.workers.shards import group as everyone
-from tests.support.tolerances import assert_gradients
 
 KINDS = {"reverse_kl": 0.5, "forward_kl": 0.5, "jsd": 0.3}
 EXTRAS = ("reverse_kl", "forward_kl")
 MASK = torch.arange(N) % 5 != 1
+R = 3
 
 
 def outputs(out: ll.Divergence) -> list[Tensor]:
@@ -150,6 +151,30 @@ def noisy() -> None:
                     )  # fmt: skip
 
 
+def adapted() -> None:
+    """An adapter of the student's, whose B is cut as weight is: of all tokens, and of sets."""
+    generator = torch.Generator().manual_seed(7)
+    shapes = (N, H), (V, H), (R, H), (V, R), (2, N)
+    h, w, A, B, g = (torch.randn(*s, generator=generator, dtype=torch.float64) / 2 for s in shapes)
+    sets = mask_of("few", 2, torch.arange(N) * 7 % V, V)
+    for ends in layouts():
+        for kind, beta in KINDS.items():
+            for sampling_mask in (None, sets):
+                how: dict[str, Any] = {
+                    "kind": kind, "beta": beta, "extras": EXTRAS, "sampling_mask": sampling_mask,
+                }  # fmt: skip
+                teacher = Teacher(torch.float64, ends, how)
+
+                def call(A: Tensor, B: Tensor, **own: Any) -> ll.Divergence:
+                    return teacher.of_heads(adapter=(A, B, 0.5), **own)  # noqa: B023
+
+                compare_with_one_rank(
+                    call, {"hidden": h, "weight": w, "A": A, "B": B}, ends, {}, outputs=outputs,
+                    loss=partial(weighted, g), near=partial(compare, dtype=torch.float64),
+                    near_gradient=near_gradient,
+                )  # fmt: skip
+
+
 def differing() -> None:
     """One rank asks for another divergence: all are told."""
     ends = next(layouts())
@@ -163,4 +188,4 @@ def differing() -> None:
 
 
 if __name__ == "__main__":
-    run(both, masked, noisy, differing)
+    run(both, masked, noisy, adapted, differing)

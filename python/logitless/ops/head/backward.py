@@ -16,7 +16,7 @@ from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
 from logitless.ops.head.gemm import GradientSum, products_of
-from logitless.ops.head.joined import Joined, JoinedSum, Matrix, parts
+from logitless.ops.head.joined import Joined, JoinedSum, Matrix, matrices, parts
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
@@ -131,6 +131,19 @@ class Gradients(NamedTuple):
     weight: Tensor | None  # [V, H], see `weight_gradient`
     bias: Tensor | None  # [V], zeros at first
     up: Tensor | None = None  # [V, r] of an adapter, as `weight_gradient`, in float32 or float64
+
+
+def new_gradients(head: Head, f: Forward, served: Served, needs: list[bool]) -> Gradients:
+    """Memory for the gradients that are asked for of hidden, weight and bias, and B's."""
+    hidden, (weight, up) = head.hidden, matrices(head.weight)
+    wide = wide_dtype(hidden)
+    of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like
+    return Gradients(
+        of_hidden(hidden) if needs[0] else None,
+        weight_gradient(weight, weight.dtype, served) if needs[1] else None,
+        hidden.new_zeros(len(weight), dtype=wide) if needs[2] else None,
+        None if up is None else weight_gradient(up, wide, served),
+    )
 
 
 def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tensor:

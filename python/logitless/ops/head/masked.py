@@ -37,12 +37,8 @@ def masked_statistics(
     n, _, width = inputs.sizes
     masked = MaskedRows.of(sampling_mask, rows, inputs.shard, width)
     sets = masked.sets
-    if weight_rows and masked.others is not None:
-        row = int(masked.others.nonzero()[0])
-        raise ValueError(
-            f"weight_grad='rows' needs a set of tokens for every row of the mask, got none in "
-            f"sampling_mask for row {row}"
-        )
+    if weight_rows:
+        require_sets(masked)
 
     def whole(served: RowArguments, of_rows: tuple[str, ...], gradients: bool) -> TokenStats:
         given = inputs._replace(rows=served)
@@ -55,6 +51,16 @@ def masked_statistics(
         return set_statistics(inputs, sets, with_extras, weight_rows)
 
     return joined(masked, rows, shape, extras, whole, of_sets)
+
+
+def require_sets(masked: MaskedRows) -> None:
+    """What a gradient of weight as rows needs."""
+    if masked.others is not None:
+        row = int(masked.others.nonzero()[0])
+        raise ValueError(
+            f"weight_grad='rows' needs a set of tokens for every row of the mask, got none in "
+            f"sampling_mask for row {row}"
+        )
 
 
 def set_statistics(

@@ -17,18 +17,16 @@ from logitless.backends import memory
 from logitless.inputs.options import DROPPED, Tail
 from logitless.ops.head.backward import (
     Forward,
-    Gradients,
     Head,
     Served,
     active,
     backward,
-    covers,
     forward,
+    new_gradients,
     new_state,
-    weight_gradient,
     wide_dtype,
 )
-from logitless.ops.head.joined import joined, matrices
+from logitless.ops.head.joined import joined
 from logitless.ops.head.planner.late import planned
 from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
@@ -214,22 +212,10 @@ def _gradients(
     )  # fmt: skip
     g = g if index is None else g.at(index)
     served = Served.of(f, g, head.tail)
-    out = _memory(head, f, served, needs)
+    out = new_gradients(head, f, served, needs)
     if not served.none:
         backward(head, f, g, served, out)
     return [head.hidden.new_empty(0) if x is None else x for x in out]
-
-
-def _memory(head: Head, f: Forward, served: Served, needs: list[bool]) -> Gradients:
-    hidden, (weight, up) = head.hidden, matrices(head.weight)
-    wide = wide_dtype(hidden)
-    of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like
-    return Gradients(
-        of_hidden(hidden) if needs[0] else None,
-        weight_gradient(weight, weight.dtype, served) if needs[1] else None,
-        hidden.new_zeros(len(weight), dtype=wide) if needs[2] else None,
-        None if up is None else weight_gradient(up, wide, served),
-    )
 
 
 def _backward_fake(

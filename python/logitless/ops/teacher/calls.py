@@ -11,10 +11,11 @@ from logitless.backends import registry
 from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
-from logitless.ops.head.inputs import logits_dtype
+from logitless.ops.head.adapter import LowRank
+from logitless.ops.head.inputs import HeadInputs, logits_dtype
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
-from logitless.ops.rows.arguments import Transform, transform
+from logitless.ops.rows.arguments import RowArguments, Transform, transform
 from logitless.ops.sharding.rendezvous import Facts, fingerprint, head_facts
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.symbols import fixed
@@ -70,65 +71,64 @@ class Pair(NamedTuple):
         found: dict[str, Tensor] = row_pairs(*dense, *own, shard).outputs._asdict()
         return found
 
-    def of_heads(
+    def heads(
         self,
         student: tuple[Tensor, Tensor],  # hidden [N, H], weight [V, H]
         teacher: tuple[Tensor, Tensor],
-        dtypes: tuple[torch.dtype, ...],  # in which logits are realised
         compute: ComputeOptions,
         needs: tuple[bool, bool, bool],  # what autograd will ask for of hidden, weight, bias
-        shard: Shard,
-    ) -> dict[str, Tensor]:
-        """Flat results of two heads."""
-        if registry.get(self.measure.backend).full_divergence is not None:
-            return self.of_logits(*self.full_logits(student, teacher, dtypes), shard)
-        tilings = self._tilings(student, teacher, dtypes, compute, needs, shard)
-        detached = (x.detach() for x in teacher)
-        own = self._replace(teacher=self.teacher.on(shard))
-        found: dict[str, Tensor] = linear_pairs(
-            *student, *detached, *own, *tilings, shard
-        ).outputs._asdict()
-        return found
+        adapter: LowRank | None,  # of the student's
+    ) -> tuple[HeadInputs, HeadInputs]:
+        """Both as a head call takes its arrays, of rows without a target."""
+        nobody, asked = student[0].new_empty(0, dtype=torch.int64), compute.logits_dtype
 
-    @staticmethod
-    def full_logits(
-        student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor],
-        dtypes: tuple[torch.dtype, ...],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """[N, V] each, for backends that have them in full."""
-        own, other = (
-            hidden.to(dtype) @ weight.to(dtype).t()
-            for (hidden, weight), dtype in zip((student, teacher), dtypes, strict=True)
-        )
+        def inputs(
+            head: tuple[Tensor, Tensor], chain: Transform, needs: tuple[bool, bool, bool],
+            adapter: LowRank | None = None,
+        ) -> HeadInputs:  # fmt: skip
+            rows = RowArguments(nobody, None, *chain, self.measure.backend)
+            dtype = logits_dtype(asked, head[0].dtype)
+            return HeadInputs(*head, rows, compute, dtype, needs, adapter=adapter)
+
+        own, detached = inputs(student, self.student, needs, adapter), [x.detach() for x in teacher]
+        with of_teacher():
+            other = inputs((detached[0], detached[1]), self.teacher.transform, (False,) * 3)
         return own, other
 
+    def of_heads(self, student: HeadInputs, teacher: HeadInputs, shard: Shard) -> dict[str, Tensor]:
+        """Flat results of two heads."""
+        if registry.get(self.measure.backend).full_divergence is not None:
+            return self.of_logits(student.full_logits(), teacher.full_logits(), shard)
+        tilings = self._tilings(student, teacher, shard)
+        own = self._replace(teacher=self.teacher.on(shard))
+        found: dict[str, Tensor] = linear_pairs(
+            student.operand, student.weight, teacher.hidden, teacher.weight, *own, *tilings, shard,
+            student.up,
+        ).outputs._asdict()  # fmt: skip
+        return found
+
     def _tilings(
-        self,
-        student: tuple[Tensor, Tensor],
-        teacher: tuple[Tensor, Tensor],
-        dtypes: tuple[torch.dtype, ...],
-        compute: ComputeOptions,
-        needs: tuple[bool, bool, bool],
-        shard: Shard,
+        self, student: HeadInputs, teacher: HeadInputs, shard: Shard
     ) -> tuple[Tiling, Tiling]:
         """Of one plan: that of the larger head, with half of the budget."""
-        (hidden, weight), others = student, teacher[0]
-        n, vocab = fixed(hidden.shape[0]), fixed(weight.shape[0])
-        width = max(fixed(hidden.shape[1]), fixed(others.shape[1]))
-        wider = max((hidden.dtype, others.dtype), key=lambda dtype: dtype.itemsize)
+        both, needs = (student, teacher), student.needs
+        hidden, vocab = student.hidden, fixed(student.weight.shape[0])
+        width = max(fixed(x.hidden.shape[1]) for x in both)
+        wider, logits = (
+            max(dtypes, key=lambda dtype: dtype.itemsize)
+            for dtypes in ([x.hidden.dtype for x in both], [x.logits_dtype for x in both])
+        )
         gradients = tuple(
             [name for name, need in zip(("hidden", "weight"), needs, strict=False) if need]
         )
+        rank = 0 if student.adapter is None else fixed(student.adapter.rank)
         plan = _plan(
-            self.measure.backend, hidden.device, n, width, shard.widest(vocab), wider,
-            max(dtypes, key=lambda dtype: dtype.itemsize), fixed(compute.memory_budget), gradients,
+            self.measure.backend, hidden.device, fixed(hidden.shape[0]), width,
+            shard.widest(vocab), wider, logits, fixed(student.compute.memory_budget), gradients,
             # a mix is the second pass of a forward
-            any(needs) or self.measure.mixed,
+            any(needs) or self.measure.mixed, rank,
         )  # fmt: skip
-        own, other = (
-            Tiling.of(plan, vocab, h.dtype, dtype)
-            for h, dtype in zip((hidden, others), dtypes, strict=True)
-        )
+        own, other = (Tiling.of(plan, vocab, x.hidden.dtype, x.logits_dtype) for x in both)
         return own, other
 
 
@@ -145,11 +145,12 @@ def _plan(
     budget: int | str | None,
     gradients: tuple[str, ...],
     backward: bool,
+    rank: int,
 ) -> Plan:
     refuse_lost_threads()
     return cached_plan(
         registry.get(backend).machine(device), n, width, vocab, dtype, budget, logits_dtype=logits,
-        gradients=gradients, backward=backward, one_pass=False, heads=2,
+        gradients=gradients, backward=backward, one_pass=False, heads=2, adapter_rank=rank,
     )  # fmt: skip
 
 
@@ -167,13 +168,7 @@ def pair_facts(heads: Heads, source: Tensor, pair: Pair, shape: tuple[int, ...])
     )
 
 
-def facts_of_needs(needs: tuple[bool, bool, bool], compute: ComputeOptions) -> Facts:
-    of: Any = ("which of hidden, weight and bias require grad", list(needs))
-    return (of, *compute.facts)
-
-
-def logits_dtypes(asked: Any, hidden: Tensor, teacher_hidden: Tensor) -> tuple[torch.dtype, ...]:
-    """In which the logits of either head are realised."""
-    own = logits_dtype(asked, hidden.dtype)
-    with of_teacher():
-        return own, logits_dtype(asked, teacher_hidden.dtype)
+def facts_of_student(student: HeadInputs) -> Facts:
+    of: Any = ("which of hidden, weight and bias require grad", list(student.needs))
+    adapter = student.adapter
+    return (of, *student.compute.facts, *(() if adapter is None else adapter.facts))

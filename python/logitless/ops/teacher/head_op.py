@@ -2,7 +2,8 @@
 
 Rows outside the mask enter no product; rows whose upstream gradients are zero enter no product of
 the backward. Both heads have the same tiles of the vocabulary, so that a tile of each is in cache
-at once; the logits of a column are kept of both, or of none.
+at once; the logits of a column are kept of both, or of none. An adapter is more columns of the
+student's hidden and weight.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from logitless.backends.row_kernels.rows import STATE
 from logitless.inputs.options import EXACT
 from logitless.ops.head.backward import (
     Forward,
-    Gradients,
     Head,
     Served,
     active,
     backward,
-    covers,
-    weight_gradient,
+    new_gradients,
+    wide_dtype,
 )
 from logitless.ops.head.engine import forward_tiles
+from logitless.ops.head.joined import Matrix, joined
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients, Transform
 from logitless.ops.rows.outputs import scattered
@@ -45,7 +46,7 @@ OP = "linear_divergence"
 
 
 class _Given(NamedTuple):
-    hidden: Tensor  # [N, H]
+    hidden: Tensor  # [N, H], or with adapters [N, H + r]
     weight: Tensor  # [V, H]
     teacher_hidden: Tensor  # [N, G]
     teacher_weight: Tensor  # [V, G]
@@ -56,6 +57,11 @@ class _Given(NamedTuple):
     tiling: Tiling
     teacher_tiling: Tiling
     shard: Shard
+    up: Tensor | None  # [V, r] of adapters
+
+    @property
+    def matrix(self) -> Matrix:
+        return joined(self.weight.detach(), self.up)
 
 
 class PairStats(NamedTuple):
@@ -78,6 +84,7 @@ class _Saved(NamedTuple):
     tiling: Tiling
     teacher_tiling: Tiling
     shard: Shard
+    up: Tensor | None
     state: Tensor
     sums: Tensor
     kept: Tensor
@@ -90,6 +97,7 @@ class PairHeadGradients(NamedTuple):
     hidden: Tensor
     weight: Tensor
     bias: Tensor
+    up: Tensor  # float32, or float64
 
 
 def _active(given: _Given) -> tuple[PairedRows, Tensor | None]:
@@ -123,10 +131,11 @@ def _forward(
     tiling: Tiling,
     teacher_tiling: Tiling,
     shard: Shard,
+    up: Tensor | None,
 ) -> PairStats:
     given = _Given(
         hidden, weight, teacher_hidden, teacher_weight, student, teacher, mask, measure, tiling,
-        teacher_tiling, shard,
+        teacher_tiling, shard, up,
     )  # fmt: skip
     n, (rows, index) = len(hidden), _active(given)
     kept, others = (
@@ -140,13 +149,14 @@ def _forward(
     )
     rows = rows.beside(tiles, sums[: rows.n] if measure.mixed else None)
     operand, store = tiling.operand(hidden.detach(), index), LogitStore(kept, rows.n, tiling)
+    matrix = given.matrix
     if len(weight):
-        forward_tiles(operand, weight.detach(), rows, own, store, extras=False)
+        forward_tiles(operand, matrix, rows, own, store, extras=False)
     else:
         empty_pair_states(own)
     rows.merge_over(shard, own)
     if measure.mixed:
-        student_tiles = HeadTiles.of(operand, weight.detach(), store, rows.backend, filled=True)
+        student_tiles = HeadTiles.of(operand, matrix, store, rows.backend, filled=True)
         _mix(rows.beside(tiles._replace(filled=True), rows.sums), student_tiles, own, len(weight))
         rows.add_over(shard)
     out = rows.outputs(own, hidden, index)
@@ -163,14 +173,13 @@ def _mix(rows: PairedRows, student: HeadTiles, state: Tensor, vocab: int) -> Non
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *given: object) -> PairStats:
-    measure, tiling, teacher_tiling, _ = given[-4:]
+    measure, tiling, teacher_tiling = given[-5:-2]
     assert isinstance(measure, Measure)
     assert isinstance(tiling, Tiling)
     assert isinstance(teacher_tiling, Tiling)
     n, wide = hidden.shape[0], torch.float64
-    dtype = wide if hidden.dtype == wide else torch.float32
     return PairStats(
-        PairOutputs(*(hidden.new_empty(n, dtype=dtype) for _ in PairOutputs._fields)),
+        PairOutputs(*(hidden.new_empty(n, dtype=wide_dtype(hidden)) for _ in PairOutputs._fields)),
         hidden.new_empty(n, STATE, dtype=wide),
         hidden.new_empty(n if measure.mixed else 0, 2, dtype=wide),
         hidden.new_empty(tiling.stored(n), dtype=tiling.dtype),
@@ -190,6 +199,7 @@ def _backward_kernel(
     tiling: Tiling,
     teacher_tiling: Tiling,
     shard: Shard,
+    up: Tensor | None,
     state: Tensor,
     sums: Tensor,
     kept: Written,
@@ -199,7 +209,7 @@ def _backward_kernel(
 ) -> PairHeadGradients:
     given = _Given(
         hidden, weight, teacher_hidden, teacher_weight, student, teacher, mask, measure, tiling,
-        teacher_tiling, shard,
+        teacher_tiling, shard, up,
     )  # fmt: skip
     rows, index = _active(given)
     n, select = rows.n, rows.backend.select
@@ -210,29 +220,24 @@ def _backward_kernel(
         teacher_hidden, teacher_weight, teacher_tiling, teacher_kept, rows, index, filled=True
     )
     rows = rows.beside(tiles, sums[:n] if measure.mixed else None)
-    head = Head(hidden.detach(), weight.detach(), tiling, shard, EXACT)
+    head = Head(hidden.detach(), given.matrix, tiling, shard, EXACT)
     f = Forward(rows, index, None, state[:n], LogitStore(kept, n, tiling), None)
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    of_hidden = torch.empty_like if covers(head, f, served) else torch.zeros_like
-    out = Gradients(
-        of_hidden(hidden) if needs[0] else None,
-        weight_gradient(weight, weight.dtype, served) if needs[1] else None,
-        hidden.new_zeros(len(weight), dtype=wide) if needs[2] else None,
-    )
+    out = new_gradients(head, f, served, needs)
     if not served.none:
         backward(head, f, g, served, out)
-    made = (out.hidden, out.weight, out.bias)
-    return PairHeadGradients(*(hidden.new_empty(0) if x is None else x for x in made))
+    return PairHeadGradients(*(hidden.new_empty(0) if x is None else x for x in out))
 
 
 def _backward_fake(hidden: Tensor, weight: Tensor, *given: object) -> PairHeadGradients:
-    needs = given[-1]
+    up, needs = given[-7], given[-1]
+    assert up is None or isinstance(up, Tensor)
     assert isinstance(needs, list)
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(hidden)
     return PairHeadGradients(
         torch.empty_like(hidden) if needs[0] else hidden.new_empty(0),
         torch.empty_like(weight) if needs[1] else hidden.new_empty(0),
         hidden.new_empty(weight.shape[0], dtype=wide) if needs[2] else hidden.new_empty(0),
+        hidden.new_empty(0) if up is None else torch.empty_like(up, dtype=wide),
     )
 
 
@@ -247,11 +252,12 @@ def _backward(saved: _Saved, upstream: PairStats, needs: Needs) -> dict[str, Ten
     names = ("hidden", "weight", "student.bias")
     needed = [needs(name) for name in names]
     g = RowGradients.of(upstream.outputs.divergence, upstream.outputs.entropy, None)
-    gradients = _backward_op(*saved, g, needed)
-    return {
+    *gradients, d_up = _backward_op(*saved, g, needed)
+    found = {
         name: gradient if need else None
         for name, gradient, need in zip(names, gradients, needed, strict=True)
     }
+    return found if saved.up is None else {**found, "up": d_up.to(saved.up.dtype)}
 
 
 linear_pairs = register(

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from logitless.backends import registry
-from logitless.inputs.options import ComputeOptions
 from logitless.inputs.sampling_mask import SamplingMask
 from logitless.ops.head.inputs import HeadInputs
-from logitless.ops.head.masked import set_values
-from logitless.ops.rows.arguments import RowArguments, Transform
+from logitless.ops.head.masked import require_sets, set_values
+from logitless.ops.rows.arguments import Transform
 from logitless.ops.rows.masked import entries_of, kept_entries
 from logitless.ops.rows.outputs import scattered
 from logitless.ops.rows.sets import MaskedRows, RowSets, biased
 from logitless.ops.sharding.shard import Shard
-from logitless.ops.teacher.chain import TeacherChain
 from logitless.ops.teacher.sets_op import set_pairs
 
 if TYPE_CHECKING:
@@ -49,36 +47,29 @@ def masked_of_logits(
 
 def masked_of_heads(
     pair: Pair,
-    student: tuple[Tensor, Tensor],  # hidden [N, H], weight [V, H]
-    teacher: tuple[Tensor, Tensor],
-    dtypes: tuple[torch.dtype, ...],
-    compute: ComputeOptions,
-    needs: tuple[bool, bool, bool],
+    student: HeadInputs,
+    teacher: HeadInputs,
     sampling_mask: SamplingMask,
     shard: Shard,
+    *,
+    weight_rows: bool,
 ) -> dict[str, Tensor]:
     """Flat results of two heads."""
     if registry.get(pair.measure.backend).full_divergence is not None:
-        own, other = pair.full_logits(student, teacher, dtypes)
-        return masked_of_logits(pair, own, other, sampling_mask, shard)
+        both = student.full_logits(), teacher.full_logits()
+        return masked_of_logits(pair, *both, sampling_mask, shard)
 
     def entries(sets: RowSets) -> tuple[Tensor, Tensor]:
-        def values(
-            head: tuple[Tensor, Tensor], chain: Transform | TeacherChain, dtype: torch.dtype,
-            needs: tuple[bool, bool, bool],
-        ) -> Tensor:  # fmt: skip
-            nobody = torch.empty(0, dtype=torch.int64)
-            rows = RowArguments(nobody, None, *chain[:5], pair.measure.backend)
-            return set_values(HeadInputs(*head, rows, compute, dtype, needs, shard), sets)
-
-        own = values(student, pair.student, dtypes[0], needs)
+        own, other = (x._replace(shard=shard) for x in (student, teacher))
+        values = set_values(own, sets, weight_rows)
         with torch.no_grad():
-            return own, values(teacher, pair.teacher, dtypes[1], (False,) * 3)
+            return values, set_values(other, sets)
 
     def whole(dense: Pair) -> dict[str, Tensor]:
-        return dense.of_heads(student, teacher, dtypes, compute, needs, shard)
+        return dense.of_heads(student, teacher, shard)
 
-    return _joined(pair, sampling_mask, whole, entries, shard, len(student[1]))
+    vocab = len(student.weight)
+    return _joined(pair, sampling_mask, whole, entries, shard, vocab, weight_rows=weight_rows)
 
 
 def _joined(
@@ -88,11 +79,15 @@ def _joined(
     entries: Callable[[RowSets], tuple[Tensor, Tensor]],  # the logits of both at sets
     shard: Shard,
     width: int,
+    *,
+    weight_rows: bool = False,
 ) -> dict[str, Tensor]:  # [N]
     masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width)
     sets, others = masked.sets, masked.others
-    # also of no row at all, whose results are differentiable like others
-    if not len(sets.places):
+    if weight_rows:
+        require_sets(masked)
+    # of no row at all it is by sets, whose results are differentiable like others
+    if not len(sets.places) and others is not None:
         return whole(pair)
     chains = _of_sets(pair.student, sets), pair.teacher.of_rows(sets.places).on(shard)
     some = set_pairs(*entries(sets), sets, *chains, pair.measure, shard).outputs._asdict()

@@ -10,11 +10,13 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.backends.threads import thread_count
+from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
 from logitless.inputs.records import changed
 from logitless.inputs.sampling_mask import SamplingMask, Sets
+from logitless.ops.head.numpy_statistics import low_ranks
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_rows
 from logitless.ops.teacher.noise import Noise
@@ -110,6 +112,7 @@ def numpy_linear_divergence(
     compute: ComputeOptions,
     sampling_mask: SamplingMask | None = None,
     noise: Noise | None = None,
+    adapters: tuple[Adapter, ...] = (),  # of the student's
 ) -> dict[str, Any]:
     """Flat results, by tiles of all rows."""
     if compute.logits_dtype is not None:
@@ -123,11 +126,14 @@ def numpy_linear_divergence(
 
         def whole(others_mask: Any) -> dict[str, Any]:
             return numpy_linear_divergence(
-                op, student, teacher, others_mask, heads, kind, beta, compute, None, noise
+                op, student, teacher, others_mask, heads, kind, beta, compute, None, noise, adapters
             )
 
         def entries(sets: Sets) -> tuple[Any, Any]:
-            return _products(hidden, weight, sets), _products(others, other_weight, sets)
+            own = _products(hidden, weight, sets)
+            for low, up in low_ranks(hidden, adapters):
+                own += _products(low, up, sets)
+            return own, _products(others, other_weight, sets)
 
         return _masked(
             op, sampling_mask, mask, heads, dtype, vocab, kind, beta, noise, whole, entries
@@ -139,13 +145,17 @@ def numpy_linear_divergence(
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(hidden), max(hidden.shape[1], others.shape[1]),
         vocab, max(dtype, others.dtype, key=lambda x: x.itemsize), compute.memory_budget,
-        backward=False, heads=2,
+        backward=False, heads=2, adapter_rank=sum(len(x.A) for x in adapters),
     )  # fmt: skip
+    lows = low_ranks(hidden, adapters)
 
     def tiles(fold: Callable[[int, Any, Any], None]) -> None:
         for start in range(0, vocab, plan.columns):
             part = slice(start, start + plan.columns)
-            fold(start, hidden @ weight[part].T, others @ other_weight[part].T)
+            tile = hidden @ weight[part].T
+            for low, up in lows:
+                tile += low @ up[part].T
+            fold(start, tile, others @ other_weight[part].T)
 
     found = _results(own, other, _Tiles(tiles), dtype, kind, beta, index)
     if index is None:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from logitless.backends.base import Backend
 from logitless.ops.head.gemm import LogitGemm
+from logitless.ops.head.joined import Matrix
 from logitless.ops.head.tiling import LogitStore, Tiling
 
 
 class TileMemory:
     """Room for a tile, and the way to make it; as large as the largest that is asked for."""
 
-    def __init__(self, weight: Tensor, tiling: Tiling, backend: Backend) -> None:
+    def __init__(self, weight: Matrix, tiling: Tiling, backend: Backend) -> None:
         self.weight, self.tiling, self.backend = weight, tiling, backend
         self.sizes, self.scratch = (0, 0), weight.new_empty(0, dtype=tiling.dtype)
         self.gemm: LogitGemm | None = None
@@ -28,11 +29,12 @@ class TileMemory:
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Rows of weight in the dtype of operands, cast once for all chunks of rows."""
-        if self.weight.dtype == self.tiling.operands:
-            return self.weight[start:stop]
+        weight, operands = self.weight, self.tiling.operands
+        if isinstance(weight, Tensor) and weight.dtype == operands:
+            return weight[start:stop]
         if self.cast is None or self.cast[0] != (start, stop):
             self.cast = None
-            self.cast = (start, stop), self.weight[start:stop].to(self.tiling.operands)
+            self.cast = (start, stop), weight[start:stop].to(operands)
         return self.cast[1]
 
     def multiply(self, operand: Tensor, start: int, stop: int, out: Tensor) -> None:
@@ -59,7 +61,7 @@ class HeadTiles(NamedTuple):
 
     @classmethod
     def of(
-        cls, operand: Tensor, weight: Tensor, store: LogitStore, backend: Backend, *, filled: bool
+        cls, operand: Tensor, weight: Matrix, store: LogitStore, backend: Backend, *, filled: bool
     ) -> HeadTiles:
         memory = TileMemory(weight, store.tiling, backend)
         return cls(operand, store, memory, slice(0, operand.shape[0]), None, filled)
