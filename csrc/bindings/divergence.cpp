@@ -125,23 +125,14 @@ void gradient(
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read);
   const Array out(gradient, "gradient", Access::write);
-  const auto totals = optional_array(sums, "sums", Access::read);
-  const auto of_divergence = optional_array(g_divergence, "g_divergence", Access::read);
-  const auto of_entropy = optional_array(g_entropy, "g_entropy", Access::read);
-  const Divergence which = kind_of(kind);
-  check(which != Divergence::jsd || totals, "sums must be given for jsd");
-  beta_of(beta);
+  const PairUpstream of(kind, beta, sums, g_divergence, g_entropy, n);
   const auto* data = rows.arrays().states_of<const PairState>(states);
-  const auto* mixed =
-      reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
-  const auto* gd = data_of<const double>(of_divergence, Dtype::f64, n);
-  const auto* ge = data_of<const double>(of_entropy, Dtype::f64, n);
-  check_apart(
-      rows, teacher, pair.teacher_logits, states, totals, of_divergence, of_entropy, out, noise
-  );
+  const auto* gd = data_of<const double>(of.g_divergence, Dtype::f64, n);
+  const auto* ge = data_of<const double>(of.g_entropy, Dtype::f64, n);
+  check_apart(rows, teacher, pair.teacher_logits, states, of, out, noise);
   if (!same_elements(pair.logits.view(), out.view())) check_apart(pair.logits, out);
   const py::gil_scoped_release release;
-  cpu::pair_gradient(pair.rows, pair.tile, data, mixed, which, beta, gd, ge, out.view());
+  cpu::pair_gradient(pair.rows, pair.tile, data, of.sums, of.kind, beta, gd, ge, out.view());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // What the bindings of two softmaxes ask of their arguments, on every device.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "../../core/divergence.h"
@@ -25,6 +26,36 @@ template <typename Rows>
 void check_same_rows(const Rows& rows, const Rows& teacher) {
   check(teacher.n() == rows.n(), "teacher must have ", rows.n(), " rows, got ", teacher.n());
 }
+
+// What d(logits) of n rows are made of beside the logits and the state: a divergence, the sums of a
+// mix, and d loss / d of each row's results.
+struct PairUpstream {
+  Divergence kind;
+  double beta;
+  std::optional<Array> totals, g_divergence, g_entropy;
+  const MixSums* sums;
+
+  PairUpstream(
+      const std::string& kind_,
+      double beta_,
+      pybind11::handle sums_,
+      pybind11::handle g_divergence_,
+      pybind11::handle g_entropy_,
+      int64_t n,
+      const Place& place = {}
+  )
+      : kind(kind_of(kind_)),
+        beta(beta_of(beta_)),
+        totals(optional_array(sums_, "sums", Access::read, place)),
+        g_divergence(optional_array(g_divergence_, "g_divergence", Access::read, place)),
+        g_entropy(optional_array(g_entropy_, "g_entropy", Access::read, place)) {
+    check(kind != Divergence::jsd || totals, "sums must be given for jsd");
+    sums = reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
+  }
+  void collect(Spans& spans) const {
+    for (const auto* array : {&totals, &g_divergence, &g_entropy}) spans.take(*array);
+  }
+};
 
 // A tile of each, and the rows with the biases at their first column. Rows is a BoundRows.
 template <typename Rows>

@@ -122,28 +122,20 @@ class CudaPair {
       int64_t stream
   ) const {
     const PairArrays<CudaRows> pair(rows_, teacher_, logits, teacher_logits, start);
-    const Place place = device().place();
     const int64_t n = rows_.n();
     const Array states = reads(state, "state"), out = writes(gradient, "gradient");
     const Array memory = writes(workspace, "workspace");
-    const auto totals = optional_array(sums, "sums", Access::read, place);
-    const auto of_divergence = optional_array(g_divergence, "g_divergence", Access::read, place);
-    const auto of_entropy = optional_array(g_entropy, "g_entropy", Access::read, place);
-    const Divergence which = kind_of(kind);
-    check(which != Divergence::jsd || totals, "sums must be given for jsd");
-    beta_of(beta);
+    const PairUpstream of(kind, beta, sums, g_divergence, g_entropy, n, device().place());
     const auto* data = rows_.arrays().states_of<const PairState>(states);
-    const auto* mixed =
-        reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
-    const cuda::Upstream gd = upstream_of(of_divergence, n), ge = upstream_of(of_entropy, n);
+    const cuda::Upstream gd = upstream_of(of.g_divergence, n), ge = upstream_of(of.g_entropy, n);
     const cuda::Workspace lent = lent_for(pair, memory);
     const Array& others = pair.teacher_logits;
-    check_apart(rows_, teacher_, others, states, totals, of_divergence, of_entropy, memory, out);
+    check_apart(rows_, teacher_, others, states, of, memory, out);
     check_apart(pair.logits, memory);
     if (!same_elements(pair.logits.view(), out.view())) check_apart(pair.logits, out);
     const py::gil_scoped_release release;
     cuda::pair_gradient(
-        pair.rows, pair.tile, data, mixed, which, beta, gd, ge, out.view(), lent, queue(stream)
+        pair.rows, pair.tile, data, of.sums, of.kind, beta, gd, ge, out.view(), lent, queue(stream)
     );
   }
 

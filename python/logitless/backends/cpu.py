@@ -111,7 +111,7 @@ class CpuSampling:
     def draw_truncated(
         self, rows: Rows, state: Any, drawn: Any, *, topk: TopK | None = None, **options: Any
     ) -> None:
-        kept = None if topk is None else _core.topk.TopK(**topk.arrays)
+        kept = None if topk is None else topk.bound(rows.backend.topk)
         _core.sampling.draw_truncated(_core_of(rows), state, drawn, topk=kept, **options)
 
 
