@@ -344,7 +344,7 @@ def test_every_preset_trains(started: Any, name: str) -> None:
 def test_the_memory_of_every_preset_is_measured(name: str) -> None:
     for change in ({}, {"kl": {"coefficient": 0.01}}):
         spec = make_spec(name, LossRecipe(name, change), max_new_tokens=4)
-        assert measure_here(spec, None, 0.0, 16, 8, 64) >= 0
+        assert measure_here(spec, None, 0.0, None, 16, 8, 64) >= 0
 
 
 def test_specs_come_from_presets_with_changes() -> None:

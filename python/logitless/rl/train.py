@@ -47,7 +47,7 @@ def train(
     ranks.first(partial(folder.mkdir, parents=True, exist_ok=True))
     log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
-    advantage = advantage_name(recipe, name)
+    advantage, entropy_top_p = advantage_name(recipe, name), recipe.methods[name].entropy_top_p
     reference = recipe.reference if "ref_logp" in spec.needs else None
     engine = LocalEngine(policy, recipe.update, recipe.steps, reference)
     follower = follower_of(name, spec, recipe.methods[name].controller)
@@ -87,7 +87,9 @@ def train(
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
                     probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
-            update = update_policy(engine, rollout, advantages, spec, recipe, step, clock, follower)
+            update = update_policy(
+                engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
+            )
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from logitless.rl.recipe import LossRecipe, bundled, load_recipe, make_spec
+from logitless.rl.recipe import LossRecipe, Recipe, bundled, load_recipe, make_spec
 from tests.support.recipes import tiny_file, tiny_recipe
 
 
@@ -223,3 +224,52 @@ def test_what_is_left_to_draw_from_is_checked(override: str, message: str, tmp_p
 def test_a_truncated_rollout_has_its_own_support(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'update\.tail_mass' must be 0 with rollout\.top_p"):
         tiny_recipe(tmp_path, "rollout.top_p=0.9", "update.tail_mass=0.01")
+
+
+SIREN = {"preset": "siren", "entropy_top_p": 0.8}
+
+
+def with_method(folder: Path, method: dict[str, Any], *more: str) -> Recipe:
+    return tiny_recipe(folder, "compare_repeats=0", f"methods={json.dumps({'own': method})}", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ("rollout.top_p=0.9", "rollout.top_k=9"),
+            r"null with rollout\.top_k, rollout\.top_p, got",
+        ),
+        (("model.device=cuda:1",), r"null with model\.device=cuda:1, got 0\.8"),
+    ],
+)
+def test_an_entropy_of_the_likeliest_has_all_tokens_to_choose_from(
+    tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"'methods\.own\.entropy_top_p' must be {message}"):
+        with_method(tmp_path, SIREN, *more)
+    with_method(tmp_path, {"preset": "siren"}, *more)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("grpo", r"needs a loss with an entropy term, got 0\.8"),
+        # these mix it with entropies of the rollout, or take the mean of all log-probs for it
+        ("erc", r"needs a loss with an entropy term"),
+        ("repo_d", r"needs a loss with an entropy term"),
+    ],
+)
+def test_an_entropy_of_the_likeliest_is_that_of_a_term(
+    tmp_path: Path, preset: str, message: str
+) -> None:
+    recipe = with_method(tmp_path, {"preset": preset, "entropy_top_p": 0.8})
+    with pytest.raises(ValueError, match=rf"'methods\.own\.entropy_top_p' {message}"):
+        make_spec("own", recipe.methods["own"])
+    term = {"entropy": {"coefficient": 0.01}}
+    recipe = with_method(tmp_path, {"preset": preset, "entropy_top_p": 0.8, "change": term})
+    if preset == "grpo":
+        make_spec("own", recipe.methods["own"])
+        return
+    with pytest.raises(ValueError, match=r"must be null with .*, which goes by the entropy of all"):
+        make_spec("own", recipe.methods["own"])

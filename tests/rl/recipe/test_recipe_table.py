@@ -65,10 +65,13 @@ def test_defaults_are_those_of_a_recipe() -> None:
 
 
 def ranges(section: type[Any] = Recipe, path: str = "") -> Iterator[tuple[str, type[Any], Range]]:
+    """Of a method's keys those of `tiny_recipe`'s grpo."""
     hints = get_type_hints(section)
     for field in fields(section):
         name, allowed = f"{path}{field.name}", field.metadata.get("allowed")
-        if is_dataclass(hints[field.name]):
+        if name == "methods":
+            yield from ranges(LossRecipe, f"{name}.grpo.")
+        elif is_dataclass(hints[field.name]):
             yield from ranges(hints[field.name], f"{name}.")
         elif isinstance(allowed, Range):
             yield name, hints[field.name], allowed
@@ -96,7 +99,7 @@ def test_what_is_out_of_a_range_is_refused(
 
 def test_numbers_have_a_range_but_for_the_seed() -> None:
     numbers = {row.key for row in rows() if {"int", "float"} & set(row.kind.split())}
-    without = numbers - {name for name, *_ in RANGES}
+    without = numbers - {name.replace(".grpo.", f".{NAME}.") for name, *_ in RANGES}
     assert without == {"seed", "seeds", "model.vocab_size", "update.tail_mass"}
 
 

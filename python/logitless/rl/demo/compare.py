@@ -49,10 +49,12 @@ def compare(
     shape = (cost.rows, policy.weight.shape[1], policy.weight.shape[0])
     update = recipe.update
     head_bytes = {
-        name: head_memory(spec, update.memory_budget, update.tail_mass, *shape)
+        name: head_memory(
+            spec, update.memory_budget, update.tail_mass, recipe.methods[name].entropy_top_p, *shape
+        )
         for name, spec in specs.items()
     }
-    full = head_memory(None, None, 0.0, *shape)
+    full = head_memory(None, None, 0.0, None, *shape)
     sizes = {"bytes": max(head_bytes.values()), "bytes_full_logits": full}
     return {**cost._asdict(), **sizes}, head_bytes
 

@@ -24,12 +24,14 @@ from logitless.rl.update import batch_options, old_policy, pack
 
 
 def head_memory(
-    spec: Any | None, budget: str | None, tail_mass: float, rows: int, hidden: int, vocab: int
-) -> int:
+    spec: Any | None, budget: str | None, tail_mass: float, entropy_top_p: float | None, rows: int,
+    hidden: int, vocab: int,
+) -> int:  # fmt: skip
     """Bytes the head's forward and backward need beyond inputs and gradients; `spec` None: full
     logits in plain torch.
     """
-    request = pickle.dumps((spec, budget, tail_mass, rows, hidden, vocab, torch.get_num_threads()))
+    what = (spec, budget, tail_mass, entropy_top_p, rows, hidden, vocab)
+    request = pickle.dumps((*what, torch.get_num_threads()))
     answer = subprocess.run(
         [sys.executable, "-m", "logitless.rl.demo.head_memory"],
         input=request,
@@ -42,8 +44,9 @@ def head_memory(
 
 
 def measure_here(
-    spec: Any | None, budget: str | None, tail_mass: float, rows: int, hidden: int, vocab: int
-) -> int:
+    spec: Any | None, budget: str | None, tail_mass: float, entropy_top_p: float | None, rows: int,
+    hidden: int, vocab: int,
+) -> int:  # fmt: skip
     """The same in this process."""
     generator = torch.Generator().manual_seed(0)
 
@@ -78,6 +81,7 @@ def measure_here(
             token_ids=batch.token_ids,
             memory_budget=budget,
             tail_mass=tail_mass,
+            entropy_top_p=entropy_top_p,
             **old_policy(batch, spec),
             **shared,
         ).loss.backward()

@@ -92,6 +92,8 @@ class Recipe:
             )
         self._check_lora()
         self._check_seeds()
+        for name, method in self.methods.items():
+            self._check_method(f"methods.{name}", method)
         if not self.methods:
             raise ValueError("recipe key 'methods' must name at least one method")
         for name in self.methods:
@@ -105,6 +107,19 @@ class Recipe:
                     f"recipe key 'methods.{name}': a method is also a folder's name; use "
                     f"letters, digits, - and _"
                 )
+
+    def _check_method(self, path: str, method: LossRecipe) -> None:
+        check_ranges(method, path)
+        if method.entropy_top_p is None:
+            return
+        names = [f"rollout.{name}" for name in self.rollout.truncation]
+        if self.model.device != "cpu":
+            names.append(f"model.device={self.model.device}")
+        if names:
+            raise ValueError(
+                f"recipe key '{path}.entropy_top_p' must be null with {', '.join(names)}, got "
+                f"{method.entropy_top_p}"
+            )
 
     def _check_seeds(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):

@@ -9,6 +9,7 @@ import logitless as ll
 from logitless.rl.recipe.keys import (
     REQUIRED,
     SHARE,
+    SHARE_ABOVE_0,
     SHARE_BELOW_1,
     Range,
     above,
@@ -170,6 +171,13 @@ class LossRecipe:
         "fields of the preset",
     )
     advantage: str | None = key(None, "null: `update.advantage`.", ADVANTAGE_NAMES)
+    entropy_top_p: float | None = key(
+        None,
+        "The entropy term is of each row's likeliest tokens, which hold this much probability, "
+        "renormalised: 0.8 in SIREN's paper; null: of all tokens. Log-probs are of all tokens in "
+        "either case.",
+        SHARE_ABOVE_0,
+    )
     controller: ControllerRecipe | None = key(
         None,
         "What moves a number of the loss with the entropy: `{kind: pi, options: {target: 0.5}}`; "

@@ -35,10 +35,11 @@ def update_policy(
     step: int,
     clock: Stopwatch,
     follower: Follower | None = None,
+    entropy_top_p: float | None = None,
 ) -> Update:
     """`epochs` x `minibatches` optimizer steps on one rollout; `spec` is the loss, of which
-    `follower` may know a number better. Fewer where the rollout has lost so many prompts that there
-    is a minibatch without a sequence.
+    `follower` may know a number better, with entropies within `entropy_top_p`. Fewer where the
+    rollout has lost so many prompts that there is a minibatch without a sequence.
 
     Every rank has the whole rollout, so that a minibatch and what its loss must know of it are the
     same on all, and goes forward and backward with its own sequences of each minibatch."""
@@ -57,12 +58,13 @@ def update_policy(
             continue
         minibatch = pack(rollout, advantages, index)
         now = spec if follower is None else follower.before(spec, minibatch)
-        known = scored(engine, minibatch, now, recipe, clock, moved=number > 0)
+        known = scored(engine, minibatch, now, recipe, clock, entropy_top_p, moved=number > 0)
         shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
         now = now if follower is None else follower.after(now, shared)
         own = index[ranks.share(len(index))].tensor_split(update.micro_batches)
         packed = [pack(rollout, advantages, part) for part in own if len(part)]
-        parts = ranks.each(partial(passes, engine, packed, now, recipe, shared, clock))
+        given = (engine, packed, now, recipe, shared, clock, entropy_top_p)
+        parts = ranks.each(partial(passes, *given))
         metrics = merge([metrics for part in parts for metrics in part.metrics])
         if follower is not None:
             metrics["actor/controlled"] = follower.number
@@ -89,11 +91,12 @@ def passes(
     recipe: Recipe,
     shared: dict[str, Any],
     clock: Stopwatch,
+    entropy_top_p: float | None,
 ) -> Passes:
     """Forward and backward of some micro-batches; gradients accumulate."""
     metrics, gap = [], 0.0
     for packed in micro_batches:
-        out = loss_backward(engine, packed, spec, recipe, shared, clock)
+        out = loss_backward(engine, packed, spec, recipe, shared, clock, entropy_top_p)
         metrics.append({key: float(value) for key, value in out.metrics.items()})
         gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
     return Passes(metrics, gap)
@@ -106,13 +109,15 @@ def scored(
     spec: Any,
     recipe: Recipe,
     clock: Stopwatch,
+    entropy_top_p: float | None = None,
     *,
     moved: bool,
 ) -> dict[str, Tensor]:
     """What the batch has to know of each token under the weights of now: what its update would
-    change of the entropy, or how far the policy has moved since the rollout. Often nothing."""
+    change of the entropy, or how far the policy has moved since the rollout, which has no entropies
+    within `entropy_top_p`. Often nothing."""
     changes = spec.control is not None and "entropy_change" in spec.control.needs
-    moves = moved and bool(spec.surveying)
+    moves = bool(spec.surveying) and (moved or entropy_top_p is not None)
     if not (changes or moves):
         return {}
 
@@ -127,6 +132,7 @@ def scored(
                 temperature=recipe.rollout.temperature,
                 sampling_mask=own.kept,
                 extras=("entropy_change",) if changes else (),
+                entropy_top_p=entropy_top_p if moves else None,
                 **engine.policy.head_options,
             )
         found = {"entropy_change": stats.extras["entropy_change"]} if changes else {}
@@ -143,6 +149,7 @@ def loss_backward(
     recipe: Recipe,
     shared: dict[str, Any],
     clock: Stopwatch,
+    entropy_top_p: float | None = None,
 ) -> Any:  # LinearPolicyLossOutput
     """Forward and backward of one micro-batch; gradients accumulate. `shared`: batch_options."""
 
@@ -159,6 +166,7 @@ def loss_backward(
             token_ids=packed.token_ids,
             temperature=recipe.rollout.temperature,
             sampling_mask=packed.sequences.kept,
+            entropy_top_p=entropy_top_p,
             memory_budget=recipe.update.memory_budget,
             tail_mass=recipe.update.tail_mass,
             tail_entries=recipe.update.tail_entries,
