@@ -233,20 +233,10 @@ def with_method(folder: Path, method: dict[str, Any], *more: str) -> Recipe:
     return tiny_recipe(folder, "compare_repeats=0", f"methods={json.dumps({'own': method})}", *more)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (
-            ("rollout.top_p=0.9", "rollout.top_k=9"),
-            r"null with rollout\.top_k, rollout\.top_p, got",
-        ),
-        (("model.device=cuda:1",), r"null with model\.device=cuda:1, got 0\.8"),
-    ],
-)
-def test_an_entropy_of_the_likeliest_has_all_tokens_to_choose_from(
-    tmp_path: Path, more: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"'methods\.own\.entropy_top_p' must be {message}"):
+def test_an_entropy_of_the_likeliest_has_all_tokens_to_choose_from(tmp_path: Path) -> None:
+    more = ("rollout.top_p=0.9", "rollout.top_k=9")
+    message = r"entropy_top_p' must be null with rollout\.top_k, rollout\.top_p: .* got 0\.8"
+    with pytest.raises(ValueError, match=message):
         with_method(tmp_path, SIREN, *more)
     with_method(tmp_path, {"preset": "siren"}, *more)
 

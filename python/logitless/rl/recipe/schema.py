@@ -110,15 +110,11 @@ class Recipe:
 
     def _check_method(self, path: str, method: LossRecipe) -> None:
         check_ranges(method, path)
-        if method.entropy_top_p is None:
-            return
-        names = [f"rollout.{name}" for name in self.rollout.truncation]
-        if self.model.device != "cpu":
-            names.append(f"model.device={self.model.device}")
-        if names:
+        if method.entropy_top_p is not None and self.rollout.truncation:
+            names = ", ".join(f"rollout.{name}" for name in self.rollout.truncation)
             raise ValueError(
-                f"recipe key '{path}.entropy_top_p' must be null with {', '.join(names)}, got "
-                f"{method.entropy_top_p}"
+                f"recipe key '{path}.entropy_top_p' must be null with {names}: a row's entropy is "
+                f"that of the tokens it was drawn from; got {method.entropy_top_p}"
             )
 
     def _check_seeds(self) -> None:
