@@ -150,6 +150,9 @@ def test_what_a_call_refuses() -> None:
     with pytest.raises(ValueError, match=r"needs a weight that no op has made.*MulBackward"):
         ll.linear_token_stats(h, made, t, sampling_mask=mask, weight_grad="rows")
     arrays = [x.numpy() for x in (h, w, t)]
+    rows = {"sampling_mask": mask, "weight_grad": "rows", "backend": "torch"}
+    with pytest.raises(NotImplementedError, match="weight_grad is not built for backend 'torch'"):
+        ll.linear_token_stats(h, w, t, **rows)
     with pytest.raises(ValueError, match="weight_grad must be left at 'dense' for NumPy inputs"):
         ll.linear_token_stats(*arrays, sampling_mask=mask, weight_grad="rows")
     with pytest.raises(ValueError, match=r"weight_grad='rows' needs a set.*for row 1"):

@@ -77,6 +77,9 @@ def test_what_it_needs_is_named() -> None:
     given = {"sampling_mask": ll.SamplingMask.from_lists(IDS), "weight_grad": "rows"}
     with pytest.raises(ValueError, match="must be left at 'dense' for NumPy inputs, got 'rows'"):
         ll.linear_divergence(*(x.numpy() for x in call.heads), **given)
+    refused = "linear_divergence: weight_grad is not built for backend 'torch': it is plain torch"
+    with pytest.raises(NotImplementedError, match=refused):
+        ll.linear_divergence(*call.heads, backend="torch", **given)
     made = (2 * call.weight.clone().requires_grad_(),)
     with pytest.raises(ValueError, match="needs a weight that no op has made"):
         ll.linear_divergence(call.hidden, *made, *call.heads[2:], **given)

@@ -218,6 +218,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     # options of the head ops
     "tail_mass": ("topk",),
     "sampling_mask": ("sets", "statistics"),
+    "weight_grad": ("sets",),
     "entropy_top_p": ("sets", "statistics"),
     "teacher_noise": ("noise", "full_divergence"),
     "vocab_group": ("rows",),

@@ -39,6 +39,7 @@ BACKEND = Backend(
     absent={
         "rows": f"{_PLAIN}, whose gradients autograd makes",
         "divergence": f"{_PLAIN} of both, whose gradients autograd makes",
+        "sets": f"{_PLAIN}, whose gradients are dense",
         "topk": f"{_PLAIN} and exact; tail_mass=0 is that everywhere",
         "sampling": f"{_PLAIN}; torch.multinomial draws from them",
         "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",

@@ -146,6 +146,7 @@ def linear_divergence(
         registry.get(name).require(
             op, linear_divergence=True, vocab_group=ranks.sharded,
             sampling_mask=sampling_mask is not None, teacher_noise=noise is not None,
+            weight_grad=weight_grad == "rows",
         )  # fmt: skip
         pair = Pair.of(op, heads, mask, hidden, kind, beta, name, noise)
         differentiated = torch.is_grad_enabled()

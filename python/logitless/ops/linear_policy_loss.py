@@ -196,7 +196,7 @@ def linear_policy_loss(
 
         inputs = head_inputs(
             _OP, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
-            adapters, top_p is not None,
+            adapters, top_p is not None, weight_grad == "rows",
         )  # fmt: skip
         arguments = loss_inputs(*data)
     if sampling_mask is not None:

@@ -170,7 +170,7 @@ def linear_token_stats(
 
         inputs = head_inputs(
             op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
-            adapters, top_p is not None,
+            adapters, top_p is not None, weight_grad == "rows",
         )  # fmt: skip
     if sampling_mask is not None:
         from logitless.ops.head.masked import masked_statistics

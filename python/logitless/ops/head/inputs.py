@@ -130,12 +130,14 @@ def head_inputs(
     sets: bool = False,  # whether rows have sets of tokens
     adapters: tuple[Adapter, ...] = (),
     likeliest: bool = False,  # whether entropies are of the likeliest tokens
+    weight_rows: bool = False,  # whether d_weight is to be its rows that are not 0
 ) -> HeadInputs:
     """Of arguments whose shapes and dtypes are checked."""
     name = backend_of(compute.backend, hidden)
     registry.get(name).require(
         op, tail_mass=compute.tail_mass, batch_invariant=compute.batch_invariant,
         vocab_group=ranks.sharded, sampling_mask=sets, entropy_top_p=likeliest,
+        weight_grad=weight_rows,
     )  # fmt: skip
     differentiated = torch.is_grad_enabled()
     hidden_needs, weight_needs, bias_needs = (
