@@ -132,7 +132,8 @@ def test_log_probs_and_gradients_are_those_of_full_logits(
     if policy.padding is not None:
         states = states + policy.padding
     logp = states.log_softmax(-1).gather(1, packed.targets[:, None])[:, 0]
-    torch.testing.assert_close(logp.detach(), packed.old_logp, atol=2e-6, rtol=0)
+    # plain float32 is as far from the truth
+    torch.testing.assert_close(logp.detach(), packed.old_logp, atol=4e-6, rtol=0)
     (-(logp - packed.old_logp).exp() * packed.advantages).mean().backward()
     assert len(ours) == 16
     for name, p in adapters.adapters(policy.model).items():
@@ -247,8 +248,9 @@ def test_the_reference_is_the_base_and_costs_no_second_model(base: Path, tmp_pat
     for step in range(3):
         update_policy(engine, rollout, advantages, spec, recipe, step, Stopwatch())
     rollout = with_reference(engine, rollout, recipe, Stopwatch())
-    torch.testing.assert_close(rollout.ref_logp, start, atol=2e-6, rtol=0)
-    assert (log_probs(policy, rollout, recipe) - start).abs().max() > 0.01
+    torch.testing.assert_close(rollout.ref_logp, start, atol=4e-6, rtol=0)
+    moved = log_probs(policy, rollout, recipe) - start[rollout.mask]
+    assert moved.abs().max() > 0.01
     engine.save(tmp_path)
     assert not (tmp_path / "reference.safetensors").exists()
     held = sum(own.numel() for own, _ in engine.reference._pairs.values())  # type: ignore[union-attr]
