@@ -9,6 +9,7 @@ void register_cuda_rows(pybind11::module_& m);
 void register_topk(pybind11::module_& m);
 void register_cuda_topk(pybind11::module_& m);
 void register_sets(pybind11::module_& m);
+void register_cuda_sets(pybind11::module_& m);
 void register_sampling(pybind11::module_& m);
 void register_cuda_sampling(pybind11::module_& m);
 void register_divergence(pybind11::module_& m);
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_topk(topk);
   register_cuda_topk(topk);
   register_sets(sets);
+  register_cuda_sets(sets);
   register_sampling(sampling);
   register_cuda_sampling(sampling);
   register_divergence(divergence);

@@ -4,6 +4,7 @@
 #include "divergence/divergence.h"
 #include "rows/rows.h"
 #include "sampling/sampling.h"
+#include "sets/sets.h"
 #include "tokens/tokens.h"
 #include "topk/topk.h"
 
@@ -87,6 +88,23 @@ void sparse_multiply(
   fail();
 }
 void sparse_add_row_sums(const SparseRows&, const int32_t*, float*, int64_t, Stream) { fail(); }
+
+void set_logits(const SparseRows&, const TensorView&, const TensorView&, Stream) { fail(); }
+void read_set_tile(const SparseRows&, const TensorView&, int64_t, Stream) { fail(); }
+void write_set_tile(const SparseRows&, const TensorView&, int64_t, Stream) { fail(); }
+void set_forward(const Rows&, const SparseRows&, bool, RowState*, Stream) { fail(); }
+void set_gradient(
+    const Rows&,
+    const SparseRows&,
+    const RowState*,
+    const Upstream&,
+    const Upstream&,
+    const Upstream&,
+    float*,
+    Stream
+) {
+  fail();
+}
 
 void pair_forward(const PairRows&, const PairTile&, bool, PairState*, const Workspace&, Stream) {
   fail();

@@ -8,6 +8,7 @@ void register_cuda_rows(pybind11::module_& m);
 void register_cuda_divergence(pybind11::module_& m);
 void register_cuda_sampling(pybind11::module_& m);
 void register_cuda_topk(pybind11::module_& m);
+void register_cuda_sets(pybind11::module_& m);
 void register_loss_params(pybind11::module_& m);
 void register_cuda_tokens(pybind11::module_& m);
 }  // namespace logitless::bindings
@@ -19,6 +20,7 @@ PYBIND11_MODULE(simt_rows, m) {
   logitless::bindings::register_cuda_divergence(m);
   logitless::bindings::register_cuda_sampling(m);
   logitless::bindings::register_cuda_topk(m);
+  logitless::bindings::register_cuda_sets(m);
   logitless::bindings::register_loss_params(m);
   logitless::bindings::register_cuda_tokens(m);
 }

@@ -43,7 +43,7 @@ def masked_of_logits(
 
     return _joined(
         pair, sampling_mask, lambda dense: dense.of_logits(logits, teacher_logits, shard), entries,
-        shard, logits.shape[-1],
+        shard, logits.shape[-1], logits.device,
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def masked_of_heads(
             head: tuple[Tensor, Tensor], chain: Transform | TeacherChain, dtype: torch.dtype,
             needs: tuple[bool, bool, bool],
         ) -> Tensor:  # fmt: skip
-            nobody = torch.empty(0, dtype=torch.int64)
+            nobody = head[0].new_empty(0, dtype=torch.int64)
             rows = RowArguments(nobody, None, *chain[:5], pair.measure.backend)
             return set_values(HeadInputs(*head, rows, compute, dtype, needs, shard), sets)
 
@@ -78,7 +78,8 @@ def masked_of_heads(
     def whole(dense: Pair) -> dict[str, Tensor]:
         return dense.of_heads(student, teacher, dtypes, compute, needs, shard)
 
-    return _joined(pair, sampling_mask, whole, entries, shard, len(student[1]))
+    device = student[0].device
+    return _joined(pair, sampling_mask, whole, entries, shard, len(student[1]), device)
 
 
 def _joined(
@@ -88,8 +89,9 @@ def _joined(
     entries: Callable[[RowSets], tuple[Tensor, Tensor]],  # the logits of both at sets
     shard: Shard,
     width: int,
+    device: torch.device,
 ) -> dict[str, Tensor]:  # [N]
-    masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width)
+    masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width, device)
     sets, others = masked.sets, masked.others
     # also of no row at all, whose results are differentiable like others
     if not len(sets.places):
