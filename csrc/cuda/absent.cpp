@@ -4,8 +4,8 @@
 #include "divergence/divergence.h"
 #include "rows/rows.h"
 #include "sampling/sampling.h"
-#include "sets/sets.h"
 #include "tokens/tokens.h"
+#include "topk/sets.h"
 #include "topk/topk.h"
 
 namespace logitless::cuda {

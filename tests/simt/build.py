@@ -30,7 +30,7 @@ CACHE = ROOT / "build" / "simt"
 # About four versions of the kernels and their planted bugs, 100 MB.
 KEPT_OBJECTS = 300
 # Of csrc/cuda; and what the bindings of the kernels take of bindings/arrays.
-ROOMS = ("rows", "topk", "sets", "sampling", "divergence", "tokens")
+ROOMS = ("rows", "topk", "sampling", "divergence", "tokens")
 ARRAYS = ("dlpack", "overlap", "row_arrays", "topk_arrays")
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]

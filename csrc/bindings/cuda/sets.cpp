@@ -1,6 +1,6 @@
 // _core.sets.cuda_*: rows over sets of the vocabulary on a CUDA device, on the stream that each
 // call names. What the numbers in the arrays are the host does not see.
-#include "../../cuda/sets/sets.h"
+#include "../../cuda/topk/sets.h"
 
 #include <pybind11/pybind11.h>
 

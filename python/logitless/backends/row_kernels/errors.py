@@ -196,8 +196,9 @@ def describe(value: int, allowed: str) -> str:
 
 def _found_later(call: _Call, value: int) -> str:
     return (
-        f"{call.op}{call.others}: {describe(value, call.allowed)}. Found after the call had returned,"
-        " since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
+        f"{call.op}{call.others}: {describe(value, call.allowed)}. Found after the call had "
+        "returned, since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the "
+        "call itself"
     )
 
 

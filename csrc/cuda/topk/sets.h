@@ -5,7 +5,7 @@
 // Sets may be some rows of larger ones: their offsets then start and end anywhere in the entries.
 #pragma once
 
-#include "../topk/topk.h"
+#include "topk.h"
 
 namespace logitless::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../rows/backward.cuh"
-#include "logits.cuh"
+#include "set_logits.cuh"
 
 namespace logitless::cuda {
 

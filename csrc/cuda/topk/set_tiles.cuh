@@ -1,7 +1,7 @@
 // Entries of sets out of tiles of logits, and into them.
 #pragma once
 
-#include "logits.cuh"
+#include "set_logits.cuh"
 
 namespace logitless::cuda {
 

@@ -1,7 +1,7 @@
 // Drivers of the kernels of rows over sets.
-#include "rows.cuh"
+#include "set_rows.cuh"
+#include "set_tiles.cuh"
 #include "sets.h"
-#include "tiles.cuh"
 
 namespace logitless::cuda {
 namespace {
