@@ -15,6 +15,7 @@ void register_cuda_sampling(pybind11::module_& m);
 void register_divergence(pybind11::module_& m);
 void register_cuda_divergence(pybind11::module_& m);
 void register_divergence_entries(pybind11::module_& m);
+void register_cuda_divergence_entries(pybind11::module_& m);
 void register_loss_params(pybind11::module_& m);
 void register_tokens(pybind11::module_& m);
 void register_cuda_tokens(pybind11::module_& m);
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   register_divergence(divergence);
   register_cuda_divergence(divergence);
   register_divergence_entries(divergence);
+  register_cuda_divergence_entries(divergence);
   register_loss_params(tokens);
   register_tokens(tokens);
   register_cuda_tokens(tokens);

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "divergence/divergence.h"
+#include "divergence/entries.h"
 #include "rows/rows.h"
 #include "sampling/sampling.h"
 #include "tokens/tokens.h"
@@ -98,6 +99,25 @@ void set_gradient(
     const SparseRows&,
     const RowState*,
     const Upstream&,
+    const Upstream&,
+    const Upstream&,
+    float*,
+    Stream
+) {
+  fail();
+}
+
+void entries_forward(const PairRows&, const PairEntries&, PairState*, Stream) { fail(); }
+void entries_mix(const PairRows&, const PairEntries&, const PairState*, double, MixSums*, Stream) {
+  fail();
+}
+void entries_gradient(
+    const PairRows&,
+    const PairEntries&,
+    const PairState*,
+    const MixSums*,
+    Divergence,
+    double,
     const Upstream&,
     const Upstream&,
     float*,

@@ -6,6 +6,7 @@ namespace logitless::bindings {
 void register_topk_class(pybind11::module_& m);
 void register_cuda_rows(pybind11::module_& m);
 void register_cuda_divergence(pybind11::module_& m);
+void register_cuda_divergence_entries(pybind11::module_& m);
 void register_cuda_sampling(pybind11::module_& m);
 void register_cuda_topk(pybind11::module_& m);
 void register_cuda_sets(pybind11::module_& m);
@@ -18,6 +19,7 @@ PYBIND11_MODULE(simt_rows, m) {
   logitless::bindings::register_topk_class(m);
   logitless::bindings::register_cuda_rows(m);
   logitless::bindings::register_cuda_divergence(m);
+  logitless::bindings::register_cuda_divergence_entries(m);
   logitless::bindings::register_cuda_sampling(m);
   logitless::bindings::register_cuda_topk(m);
   logitless::bindings::register_cuda_sets(m);

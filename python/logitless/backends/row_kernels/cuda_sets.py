@@ -28,10 +28,30 @@ class CudaSets:
     def forward(
         self, rows: Rows, offsets: Any, columns: Any, values: Any, *, state: Any, extras: bool
     ) -> None:
-        _queue(_core.sets.cuda_forward, state, rows, offsets, columns, values, state, extras=extras)
+        csr = offsets, columns, values
+        _queue(_core.sets.cuda_forward, state, (rows,), *csr, state, extras=extras)
 
     def gradient(self, rows: Rows, *csr: Any, state: Any, **arrays: Any) -> None:
-        _queue(_core.sets.cuda_gradient, state, rows, *csr, state, **arrays)
+        _queue(_core.sets.cuda_gradient, state, (rows,), *csr, state, **arrays)
+
+    def pair_forward(self, rows: Rows, teacher: Rows, *entries: Any, state: Any) -> None:
+        offsets, _, *both = entries
+        function = _core.divergence.cuda_entries_forward
+        _queue(function, state, (rows, teacher), offsets, *both, state)
+
+    def pair_mix(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, sums: Any, beta: float
+    ) -> None:
+        offsets, _, *both = entries
+        function = _core.divergence.cuda_entries_mix
+        _queue(function, state, (rows, teacher), offsets, *both, state, sums, beta=beta)
+
+    def pair_gradient(
+        self, rows: Rows, teacher: Rows, *entries: Any, state: Any, out: Any, **how: Any
+    ) -> None:
+        offsets, _, *both = entries
+        function = _core.divergence.cuda_entries_gradient
+        _queue(function, state, (rows, teacher), offsets, *both, state, out, **how)
 
 
 def _run(function: Callable[..., None], like: Any, *arguments: Any, **named: Any) -> None:
@@ -41,9 +61,10 @@ def _run(function: Callable[..., None], like: Any, *arguments: Any, **named: Any
 
 
 def _queue(
-    function: Callable[..., None], like: Any, rows: Rows, *arguments: Any, **named: Any
+    function: Callable[..., None], like: Any, sides: tuple[Rows, ...], *arguments: Any, **named: Any
 ) -> None:
+    """A function of rows, the student's before the teacher's."""
     device = like.device
     with current(device):
-        core = _core.rows.CudaRows(**rows.shared, device=device.index or 0)
-        function(core, *arguments, **named, stream=stream_of(device))
+        cores = (_core.rows.CudaRows(**x.shared, device=device.index or 0) for x in sides)
+        function(*cores, *arguments, **named, stream=stream_of(device))
