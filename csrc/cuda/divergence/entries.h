@@ -29,7 +29,7 @@ void entries_mix(
     Stream stream
 );
 
-// d(values) of the student's into `out` [entries], which may be these values.
+// d(values) of the student's into `out` [entries].
 void entries_gradient(
     const PairRows& rows,
     const PairEntries& entries,

@@ -26,7 +26,7 @@ void set_forward(
     const Rows& rows, const SparseRows& sets, bool extras, RowState* state, Stream stream
 );
 
-// d(values) into `out` [entries], which may be the values themselves.
+// d(values) into `out` [entries].
 void set_gradient(
     const Rows& rows,
     const SparseRows& sets,
