@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,13 +115,15 @@ def masked_head(
             backend=backend,
         )  # fmt: skip
         d = torch.autograd.grad((stats.logp, stats.entropy), leaves, (x.upstream, x.upstream))
-        return {"logp": stats.logp, "entropy": stats.entropy, "d_hidden": d[0], "d_weight": d[1]}
+        logp, entropy = stats.logp.detach(), stats.entropy.detach()
+        return {"logp": logp, "entropy": entropy, "d_hidden": d[0], "d_weight": d[1]}
 
     plan = ll.plan(
         n, h, v, x.hidden.dtype, AMPLE, one_pass=False, device=place.device, sampled_ids=n * size
     )
     found, held = peak(place, run)
-    errors = check(x, ids, found, grad)
+    # logits of dense tiles are rounded to 16 bits
+    errors = check(x, ids, found, grad, 2e-2 if plan.gathered else 6e-2)
     del found
     times, counts = bare(place, run), traffic(place, run)
     note = predicted(place, op, n, h, v) if op else {}
@@ -133,7 +134,7 @@ def masked_head(
     }  # fmt: skip
 
 
-def check(x: Head, ids: Tensor, found: Fields, grad: str) -> Any:
+def check(x: Head, ids: Tensor, found: Fields, grad: str, share: float) -> dict[str, float]:
     generator = torch.Generator(x.hidden.device).manual_seed(7)
     probe = torch.randn(x.hidden.shape[1], generator=generator, device=x.hidden.device)
     right = truth(x, ids, probe)
@@ -143,5 +144,4 @@ def check(x: Head, ids: Tensor, found: Fields, grad: str) -> Any:
         of_weight, d_weight = of_weight[d_weight.indices()[0]], d_weight.values()
     parts = (part.to(of_weight.dtype) @ probe.to(of_weight.dtype) for part in d_weight.split(8192))
     found["of_weight"], right["of_weight"] = torch.cat(tuple(parts)), of_weight
-    # logits of dense tiles are rounded to 16 bits
-    return {name: close(value, right[name].double(), 2e-2) for name, value in found.items()}
+    return {name: close(value, right[name].double(), share) for name, value in found.items()}
