@@ -38,13 +38,10 @@ struct EntryArrays {
     check_same_rows(student, teacher);
     const int own = student.device().number(), other = teacher.device().number();
     check(own == other, "teacher must be on device ", own, ", got ", other);
-    cuda::SparseRows& sparse = entries.student;
-    sparse.n = student.n();
-    sparse.entries = logits->size();
-    sparse.offsets = data_of<const int64_t>(offsets, Dtype::i64, sparse.n + 1);
-    // nobody writes through them
-    sparse.values = const_cast<float*>(data_of<const float>(logits, Dtype::f32, sparse.entries));
-    entries.teacher = data_of<const float>(teacher_logits, Dtype::f32, sparse.entries);
+    entries.offsets = data_of<const int64_t>(offsets, Dtype::i64, student.n() + 1);
+    entries.count = logits->size();
+    entries.student = data_of<const float>(logits, Dtype::f32, entries.count);
+    entries.teacher = data_of<const float>(teacher_logits, Dtype::f32, entries.count);
     rows = {student.rows(), teacher.rows()};
     for (const logitless::Rows* side : {&rows.student, &rows.teacher}) {
       check(side->transform.bias == nullptr, "rows must have no bias: entries have it");
@@ -126,7 +123,7 @@ void entries_gradient(
   const auto* mixed =
       reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
   const cuda::Upstream gd = upstream_of(of_divergence, n), ge = upstream_of(of_entropy, n);
-  auto* d_values = data_of<float>(out, Dtype::f32, pair.entries.student.entries);
+  auto* d_values = data_of<float>(out, Dtype::f32, pair.entries.count);
   check_apart(pair, states, totals, of_divergence, of_entropy, out);
   const py::gil_scoped_release release;
   cuda::entries_gradient(

@@ -27,13 +27,13 @@ struct EntriesRow {
         own(rows.student.transform),
         other(rows.teacher.transform) {
     if (row >= rows.student.n) return;
-    const Range range = range_of(entries.student, row);
+    const Range range = range_of(entries.offsets, entries.count, row);
     first = range.start + threadIdx.x % kWarp;
     stop = range.stop;
   }
   LOGITLESS_DEVICE bool leads() const { return threadIdx.x % kWarp == 0; }
   LOGITLESS_DEVICE float y(const PairEntries& entries, int64_t i, float& slope) const {
-    return own.differentiate(entries.student.values[i], slope);
+    return own.differentiate(entries.student[i], slope);
   }
   LOGITLESS_DEVICE float y(const PairEntries& entries, int64_t i) const {
     float slope;

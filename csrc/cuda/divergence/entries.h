@@ -3,15 +3,15 @@
 // absent.cpp defines the same symbols.
 #pragma once
 
-#include "../topk/topk.h"
 #include "divergence.h"
 
 namespace logitless::cuda {
 
 // Those of row i are entries offsets[i] to offsets[i + 1] of both; they have their bias.
 struct PairEntries {
-  SparseRows student;  // without columns
-  const float* teacher = nullptr;
+  const int64_t* offsets = nullptr;  // [n + 1]
+  int64_t count = 0;
+  const float *student = nullptr, *teacher = nullptr;  // [count]
 };
 
 // States of rows over their sets.
