@@ -49,12 +49,13 @@ STEPS = (
     Step("T4", 115, "heads: bare products, ours, others"),
     Step("T3", 45, "rows of given logits"),
     Step("T10", 30, "a student beside a teacher: given logits, two heads"),
-    Step("T5", 60, "heads by the size of their tiles"),
+    Step("T5", 50, "heads by the size of their tiles"),
     Step("T6", 30, "losses of a million tokens"),
     Step("T11", 15, "draws of a token a row"),
+    Step("T12", 15, "heads within sampling masks"),
     Step("T8", 100, "the tests marked gpu"),
     Step("T7", 30, "a second stream, CUDA graphs"),
-    Step("T9", 30, "what limits the kernels"),
+    Step("T9", 25, "what limits the kernels"),
 )
 NAMES = tuple(step.name for step in STEPS)
 SECONDS = 540.0

@@ -39,6 +39,8 @@ COMPACTING = 0.11e-3
 # Largest entries a row keeps on average, and seconds to sort them by token.
 ENTRIES, SORTING = 32, 0.15e-3
 BUDGET = 1 << 30
+# Ids of a row's set, and the launches of a call that gathers rows for them.
+SET_IDS, SET_LAUNCHES = 8, 40
 # Passes over the logits of a draw: they are scored, and the blocks of the vocabulary summed; more
 # of whole rows, which are put together first. Passes of the one processor that sorts the top of a
 # row, and in the same unit the sorting.
@@ -181,6 +183,17 @@ def sparse(m: Machine, s: Shape) -> float:
     return forward(m, s) + capture + gathered + scattered + SORTING + dense
 
 
+def set_bytes(s: Shape) -> float:
+    """Rows of weight forward and for d_hidden, rows of hidden for d_weight, which is written."""
+    return (3 * SET_IDS * s.rows + s.vocab) * s.width * s.item
+
+
+def sets(m: Machine, s: Shape) -> float:
+    """Rows that lie anywhere at half the rate of a stream; the floor has the whole of it."""
+    gathered = set_bytes(s) - s.vocab * s.width * s.item
+    return (set_bytes(s) + gathered) / m.memory + SORTING + SET_LAUNCHES * PAIR
+
+
 def weight_or_product(m: Machine, s: Shape) -> float:
     """Few rows wait for the weight."""
     return max(product(m, s), s.vocab * s.width * s.item / m.memory)
@@ -216,6 +229,7 @@ OPS: dict[str, tuple[Formula, Formula]] = {
     "forward + backward in 1 GiB": (mixed, times(product, 3)),
     "forward + backward, 20% of rows": (active_rows, times(product, 1 + 2 * ACTIVE)),
     "forward + backward, tail_mass 1e-3": (sparse, times(product, 1 + 3 * DENSE)),
+    "forward + backward, sets of 8": (sets, lambda m, s: set_bytes(s) / m.memory),
     "draw": (draw, weight_or_product),
     "draw from the top": (draw_from_top, weight_or_product),
     "rows forward": (one_pass, one_pass),

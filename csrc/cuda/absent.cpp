@@ -2,9 +2,11 @@
 #include <stdexcept>
 
 #include "divergence/divergence.h"
+#include "divergence/entries.h"
 #include "rows/rows.h"
 #include "sampling/sampling.h"
 #include "tokens/tokens.h"
+#include "topk/sets.h"
 #include "topk/topk.h"
 
 namespace logitless::cuda {
@@ -87,6 +89,42 @@ void sparse_multiply(
   fail();
 }
 void sparse_add_row_sums(const SparseRows&, const int32_t*, float*, int64_t, Stream) { fail(); }
+
+void set_logits(const SparseRows&, const TensorView&, const TensorView&, Stream) { fail(); }
+void read_set_tile(const SparseRows&, const TensorView&, int64_t, Stream) { fail(); }
+void write_set_tile(const SparseRows&, const TensorView&, int64_t, Stream) { fail(); }
+void set_forward(const Rows&, const SparseRows&, bool, RowState*, Stream) { fail(); }
+void set_gradient(
+    const Rows&,
+    const SparseRows&,
+    const RowState*,
+    const Upstream&,
+    const Upstream&,
+    const Upstream&,
+    float*,
+    Stream
+) {
+  fail();
+}
+
+void entries_forward(const PairRows&, const PairEntries&, PairState*, Stream) { fail(); }
+void entries_mix(const PairRows&, const PairEntries&, const PairState*, double, MixSums*, Stream) {
+  fail();
+}
+void entries_gradient(
+    const PairRows&,
+    const PairEntries&,
+    const PairState*,
+    const MixSums*,
+    Divergence,
+    double,
+    const Upstream&,
+    const Upstream&,
+    float*,
+    Stream
+) {
+  fail();
+}
 
 void pair_forward(const PairRows&, const PairTile&, bool, PairState*, const Workspace&, Stream) {
   fail();

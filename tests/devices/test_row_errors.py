@@ -15,7 +15,7 @@ def test_a_capture_is_looked_for_on_the_tensors_device(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.now == 1)
     with (
         pytest.raises(RuntimeError, match=r"the first call on cuda:1 must come before .*warm\("),
-        row_errors.watched("token_stats", torch.device("cuda:1"), 5),
+        row_errors.watched("token_stats", torch.device("cuda:1"), "[0, 5)"),
     ):
         pass
 
@@ -42,7 +42,7 @@ def test_the_first_bad_row_of_all_calls_is_kept() -> None:
     row_errors.flag_temperatures(flag, scale[:1], None, None)
     assert flag.item() == row_errors.CLEAR
     row_errors.flag_temperatures(flag, scale, torch.tensor([True, False, True, True]), None)
-    assert row_errors.describe(int(flag), 9).startswith("row 3: its temperature")
+    assert row_errors.describe(int(flag), "[0, 9)").startswith("row 3: its temperature")
     row_errors.flag_temperatures(flag, scale, None, torch.tensor([7, 2, 5, 1]))
-    assert row_errors.describe(int(flag), 9).startswith("row 1: ")
-    assert row_errors.describe(8 * 6 + 4, 9) == "row 6: its target is outside [0, 9)"
+    assert row_errors.describe(int(flag), "[0, 9)").startswith("row 1: ")
+    assert row_errors.describe(8 * 6 + 4, "[0, 9)") == "row 6: its target is outside [0, 9)"

@@ -40,9 +40,12 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     if noise:
         mine["noise"] = core.divergence.Noise(**noise)
     module, target, *method = case.name.split(".")
-    function, rows = getattr(getattr(core, module), target), core.rows.Rows
+    function = getattr(getattr(core, module), target)
+
+    def rows(**made_of: Any) -> Any:
+        return (core.rows.CudaRows if "device" in made_of else core.rows.Rows)(**made_of)
+
     if target == "CudaPair" and own:
-        rows = core.rows.CudaRows
         pair = {"rows": rows(**own), "teacher": rows(**teacher)}
         own, teacher = (pair, {}) if method != ["__init__"] else ({}, {})
         mine |= {} if own else pair
@@ -54,5 +57,5 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     if method and method != ["__init__"]:
         function = getattr(function(**own) if own else function, *method)
     elif own:
-        mine["rows"] = (core.rows.CudaRows if "device" in own else rows)(**own)
+        mine["rows"] = rows(**own)
     return function(**mine)

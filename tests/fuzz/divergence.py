@@ -139,17 +139,17 @@ def gradient(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
     return case
 
 
-def _entries(core: Any, rng: Rng, name: str, written: str, **more: Any) -> Case:
+def _entries(core: Any, rng: Rng, name: str, written: str, cuda: bool, **more: Any) -> Case:
     """Of rows over sets, now and then of more entries than a block."""
-    n, dtype = int(rng.integers(0, 7)), str(rng.choice(["f4", "f8"]))
+    n, dtype = int(rng.integers(0, 7)), "f4" if cuda else str(rng.choice(["f4", "f8"]))
     sizes = rng.integers(0, 90, n) + (4500 if rng.random() < 0.2 else 0)
     count = int(sizes.sum())
 
     def side() -> dict[str, Any]:
         return {
             "n": n, "scale": float(rng.uniform(0.2, 3)), "pre": 1.0,
-            "row_scale": maybe(rng, rng.uniform(0.2, 3, n)), "threads": int(rng.integers(0, 4)),
-            "softcap": float(rng.choice([0, 5])),
+            "row_scale": maybe(rng, rng.uniform(0.2, 3, n)), "softcap": float(rng.choice([0, 5])),
+            **({"device": 0} if cuda else {"threads": int(rng.integers(0, 4))}),
         }  # fmt: skip
 
     own, teacher = side(), side()
@@ -159,7 +159,11 @@ def _entries(core: Any, rng: Rng, name: str, written: str, **more: Any) -> Case:
         "teacher_logits": rng.normal(0, 4, count).astype(dtype),
     }
     state = np.zeros((n, STATE))
-    rows = (core.rows.Rows(**x) for x in (own, teacher))
+    # on the CPU: what CUDA's kernels leave differs by rounding only
+    rows = (
+        core.rows.Rows(**{key: value for key, value in x.items() if key != "device"})
+        for x in (own, teacher)
+    )
     core.divergence.entries_forward(*rows, *given.values(), state)
     both = {f"{who}.{key}": x for who, of in (("own", own), ("teacher", teacher))
             for key, x in of.items()}  # fmt: skip
@@ -168,23 +172,26 @@ def _entries(core: Any, rng: Rng, name: str, written: str, **more: Any) -> Case:
     if name != "entries_forward":
         more["sums"] = np.abs(rng.normal(size=(n, 2)))
         more["beta"] = float(rng.uniform(0.1, 0.9))
-    more |= _noise(rng, n)
-    if any(key.startswith("noise.") for key in more) or rng.random() < 0.5:
+    if not cuda:
+        more |= _noise(rng, n)
+    noisy = any(key.startswith("noise.") for key in more)
+    if noisy or (rng.random() < 0.5 and not cuda):
         more["columns"] = np.sort(rng.integers(0, 5000, count)).astype(np.int32)
-    return Case(f"divergence.{name}", {**both, **given, "state": state, **more}, (written,))
+    name = f"divergence.{'cuda_' * cuda}{name}"
+    return Case(name, {**both, **given, "state": state, **more}, (written,))
 
 
-def entries_forward(core: Any, rng: Rng) -> Case:
-    return _entries(core, rng, "entries_forward", "state")
+def entries_forward(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    return _entries(core, rng, "entries_forward", "state", cuda)
 
 
-def entries_mix(core: Any, rng: Rng) -> Case:
-    return _entries(core, rng, "entries_mix", "sums")
+def entries_mix(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    return _entries(core, rng, "entries_mix", "sums", cuda)
 
 
-def entries_gradient(core: Any, rng: Rng) -> Case:
+def entries_gradient(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
     kind = str(rng.choice(["reverse_kl", "forward_kl", "jsd"]))
-    case = _entries(core, rng, "entries_gradient", "gradient", kind=kind)
+    case = _entries(core, rng, "entries_gradient", "gradient", cuda, kind=kind)
     n = len(case.arguments["offsets"]) - 1
     for name in ("g_divergence", "g_entropy"):
         case.arguments[name] = maybe(rng, rng.normal(size=n))
@@ -218,7 +225,9 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
         for maker in (forward, mix, finalize, gradient)
     },
     "divergence.Noise.__init__": noise,
-    "divergence.entries_forward": entries_forward,
-    "divergence.entries_mix": entries_mix,
-    "divergence.entries_gradient": entries_gradient,
+    **{
+        f"divergence.{'cuda_' * cuda}{maker.__name__}": functools.partial(maker, cuda=cuda)
+        for cuda in (False, True)
+        for maker in (entries_forward, entries_mix, entries_gradient)
+    },
 }

@@ -14,6 +14,7 @@ from benchmarks.gpu.contact_steps.correctness import correctness
 from benchmarks.gpu.contact_steps.draws import draws
 from benchmarks.gpu.contact_steps.heads import heads, tuning
 from benchmarks.gpu.contact_steps.losses import losses
+from benchmarks.gpu.contact_steps.masks import masks
 from benchmarks.gpu.contact_steps.programs import limits, tests
 from benchmarks.gpu.contact_steps.rows import rows
 from benchmarks.gpu.contact_steps.streams import streams
@@ -23,5 +24,5 @@ from benchmarks.gpu.contact_worker import Cases, Place
 STEPS: dict[str, Callable[[Place], Cases]] = {
     "T1": ceilings, "T2": correctness, "T3": rows, "T4": heads, "T5": tuning, "T6": losses,
     "T7": streams, "T8": tests, "T9": limits,
-    "T10": teacher, "T11": draws,
+    "T10": teacher, "T11": draws, "T12": masks,
 }  # fmt: skip

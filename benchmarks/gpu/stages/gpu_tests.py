@@ -25,7 +25,13 @@ NAMES = (
     "wiring",
     "hardware",
 )
-FILES = tuple(ROOT / "tests" / "devices" / f"test_{name}.py" for name in NAMES)
+# Of rows over sets of tokens.
+OF_SETS = ("masked_rows", "masked_pairs")
+DEVICES = ROOT / "tests" / "devices"
+FILES = (
+    *(DEVICES / f"test_{name}.py" for name in NAMES),
+    *(DEVICES / "sets" / f"test_{name}.py" for name in OF_SETS),
+)
 # A new version of torch or of Triton may warn of something: no failure of ours. And a file that
 # cannot be imported takes no other with it.
 LENIENT = ("-W", "default", "--continue-on-collection-errors")

@@ -64,8 +64,8 @@ struct Call {
       const Upstream& g_divergence,
       const Upstream& g_entropy
   ) const {
-    const PairTermsArgs args = {
-        rows, state, sums, kind, beta, differentiated, g_divergence, g_entropy, terms
+    const PairTermsOut args = {
+        {rows, state, sums, kind, beta, differentiated, g_divergence, g_entropy}, terms
     };
     launch("terms", pair_terms_kernel, ceil_div(n, kTermsThreads), kTermsThreads, stream, args);
   }

@@ -38,23 +38,6 @@ gradient_columns(const PairGradientArgs& args, int64_t row, int64_t first, int t
   return {first + own, left - own, kGradientThreads * kQuad, wide ? 1 : kGradientThreads};
 }
 
-// d(y) of a column of which the student's is x bits from its maximum, and the teacher's u.
-template <Divergence kKind>
-LOGITLESS_DEVICE float pair_slope(const PairTerms& row, float x, float u) {
-  const float low = larger_or_nan(x, -150.0f), p = exp2_fast(low);
-  float factor = row.constant + row.linear * low, other = 0.0f;
-  // a gap counts only where the row's divergence has a gradient: it may be infinite
-  if constexpr (kKind == Divergence::reverse_kl) {
-    if (row.gap != 0.0f) factor += row.gap * (x - u);
-  } else if constexpr (kKind == Divergence::jsd) {
-    factor += row.gap * mix_share((x - u) + row.odds);
-  } else {
-    other = row.other * exp2_fast(u);
-  }
-  // by select: a gap may be anything where p has no mass
-  return (p > 0.0f ? factor * p : 0.0f) + other;
-}
-
 template <Divergence kKind, bool kTransformed>
 LOGITLESS_KERNEL(kGradientThreads, 4)
 pair_gradient_kernel(const PairGradientArgs args) {

@@ -16,12 +16,6 @@ struct MixArgs {
   MixPartial* partials;
 };
 
-// With d = log2 of (1 - beta) p over beta q: log2 of (1 - beta) p over mix. Where q has no mass d
-// is +inf, and this 0.
-LOGITLESS_DEVICE float mix_share(float d) {
-  return (d > 0.0f ? 0.0f : d) - log2_1p<float>(exp2_fast(-fabsf(d)));
-}
-
 template <bool kTransformed>
 LOGITLESS_KERNEL(kPairThreads, 4)
 mix_kernel(const MixArgs args) {
@@ -41,12 +35,7 @@ mix_kernel(const MixArgs args) {
     for (int i = 0; i < kQuad; ++i) {
       const float x = (y[k][i] - row.m) * row.scale;
       const float u = (z[k][i] - row.teacher_m) * row.teacher_scale;
-      const float p = exp2_fast(x), q = exp2_fast(u);
-      const float d = (x - u) + row.odds, share = mix_share(d);
-      student[i % 2] += p > 0.0f ? (share + args.own) * p : 0.0f;
-      // log2 of beta q over mix; where p has no mass both are -inf, and it is 0
-      const float rest = d > -INFINITY ? share - d : 0.0f;
-      teacher[i % 2] += q > 0.0f ? (rest + args.others) * q : 0.0f;
+      add_to_mix(student[i % 2], teacher[i % 2], x, u, row.odds, args.own, args.others);
     }
   }
   const MixPartial partial = {warp_sum(student[0] + student[1]), warp_sum(teacher[0] + teacher[1])};

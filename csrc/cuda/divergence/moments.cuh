@@ -6,7 +6,7 @@
 #include <cuda/runtime/launch.cuh>
 #include <cuda/runtime/warp.cuh>
 
-#include "divergence.h"
+#include "columns.cuh"
 #include "quads.cuh"
 
 namespace logitless::cuda {
@@ -30,27 +30,6 @@ LOGITLESS_DEVICE float quads_max(const Quads& y) {
   }
   return m;
 }
-
-// Without a finite logit everything is counted from 0: -inf adds nothing and a NaN shows in s0.
-LOGITLESS_DEVICE float reference_of(float m) { return m == -INFINITY ? 0.0f : m; }
-
-LOGITLESS_DEVICE float scale_in_bits(const Rows& rows, int64_t row) {
-  return static_cast<float>(rows.scale_of(row) * kBitsPerNat);
-}
-
-// One side's sums; two each, so that additions do not wait for each other.
-struct SideSums {
-  float s0[2] = {}, s1[2] = {}, gap[2] = {};
-
-  // A column that is x bits from the maximum, and `apart` bits from the other side's.
-  LOGITLESS_DEVICE void add(int which, float x, float apart) {
-    const float low = larger_or_nan(x, -150.0f), p = exp2_fast(low);
-    s0[which] += p;
-    s1[which] += low * p;
-    // by select: both sides may be -inf there, and the other one where this has mass
-    gap[which] += p > 0.0f ? apart * p : 0.0f;
-  }
-};
 
 template <bool kTransformed>
 LOGITLESS_KERNEL(kPairThreads, 4)

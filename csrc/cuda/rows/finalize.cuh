@@ -29,6 +29,8 @@ LOGITLESS_KERNEL(kFinalizeThreads, 8) finalize_kernel(const FinalizeArgs args) {
   if (args.rows.active(row)) {
     const RowState state = args.state[row];
     error = row_error(state.moments, args.rows.targets[row], args.vocab);
+    // a row over a set has seen no logit of a target outside of it
+    if (error == RowError::none && state.target != state.target) error = RowError::target;
     values = token_values(state.moments, state.target, args.rows.scale_of(row));
     if (error == RowError::none && overflows<float>(values.lse)) error = RowError::overflow;
     if (error == RowError::none) {

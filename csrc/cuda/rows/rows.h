@@ -64,6 +64,16 @@ struct Upstream {
   }
 };
 
+// The entries of a row of a sparse matrix, as far as there is memory: for `entries` of all rows.
+struct Range {
+  int64_t start, stop;
+};
+LOGITLESS_HD inline Range range_of(const int64_t* offsets, int64_t entries, int64_t row) {
+  const int64_t start = offsets[row], stop = offsets[row + 1];
+  const bool good = 0 <= start && start <= stop && stop <= entries;
+  return good ? Range{start, stop} : Range{0, 0};
+}
+
 // d(logits) of a tile; `gradient` may be `logits` itself. Rows that are masked or whose gradients
 // are all zero get zeros and are not read.
 void rows_gradient(

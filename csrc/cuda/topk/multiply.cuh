@@ -40,7 +40,8 @@ struct Columns {
   }
 };
 
-// Adds entries from `start` to `stop` to the sums of a thread's columns.
+// Adds entries from `start` to `stop` to the sums of a thread's columns. Of an entry that is 0 the
+// row is not read.
 template <typename S>
 LOGITLESS_DEVICE void add_entries(
     const MultiplyArgs& args,
@@ -57,12 +58,14 @@ LOGITLESS_DEVICE void add_entries(
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       raw[u] = Words4{};
-      values[u] = 0;
-      const int64_t row = i + u < stop ? args.sparse.columns[i + u] : -1;
-      if (row < 0 || row >= dense.shape[0]) continue;
+      values[u] = i + u < stop ? args.sparse.values[i + u] : 0.0f;
+      const int64_t row = values[u] != 0.0f ? args.sparse.columns[i + u] : -1;
+      if (row < 0 || row >= dense.shape[0]) {
+        values[u] = 0;
+        continue;
+      }
       const S* mine = source + row * dense.strides[0];
       const bool wide = columns.left == columns.kCount && aligned16(mine);
-      values[u] = args.sparse.values[i + u];
       raw[u] = wide ? load16(mine) : load_elements(mine, columns.left, 1);
     }
 #pragma unroll

@@ -47,14 +47,8 @@ struct SparseRows {
   float* values = nullptr;           // [entries]
 };
 
-// The entries of a row, as far as there is memory.
-struct Range {
-  int64_t start, stop;
-};
 LOGITLESS_HD inline Range range_of(const SparseRows& sparse, int64_t row) {
-  const int64_t start = sparse.offsets[row], stop = sparse.offsets[row + 1];
-  const bool good = 0 <= start && start <= stop && stop <= sparse.entries;
-  return good ? Range{start, stop} : Range{0, 0};
+  return range_of(sparse.offsets, sparse.entries, row);
 }
 
 // d(raw logits) of the rows `index` [out.n] at their kept entries, of which the offsets are sums.

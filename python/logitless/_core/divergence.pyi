@@ -103,6 +103,44 @@ def entries_gradient(
     columns: Array | None = None,
     noise: Noise | None = None,
 ) -> None: ...
+def cuda_entries_forward(
+    rows: CudaRows,
+    teacher: CudaRows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    *,
+    stream: int = 0,
+) -> None: ...
+def cuda_entries_mix(
+    rows: CudaRows,
+    teacher: CudaRows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    sums: Array,
+    *,
+    beta: float,
+    stream: int = 0,
+) -> None: ...
+def cuda_entries_gradient(
+    rows: CudaRows,
+    teacher: CudaRows,
+    offsets: Array,
+    logits: Array,
+    teacher_logits: Array,
+    state: Array,
+    gradient: Array,
+    *,
+    kind: str,
+    beta: float = 0.5,
+    sums: Array | None = None,
+    g_divergence: Array | None = None,
+    g_entropy: Array | None = None,
+    stream: int = 0,
+) -> None: ...
 
 class CudaPair:
     def __init__(self, rows: CudaRows, teacher: CudaRows) -> None: ...

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from logitless import _core
 from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
+from logitless.backends.row_kernels.cuda_sets import CudaSets
 from logitless.backends.row_kernels.cuda_topk import CudaTopK
 from logitless.backends.row_kernels.device import (
     ABSENT,
@@ -186,13 +187,14 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
         topk=CudaTopK(),
+        sets=CudaSets(),
         sampling=CudaSampling(),
         tokens=_tokens,
         divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
         absent={
             group: why
             for group, why in ABSENT.items()
-            if group not in ("topk", "sampling", "tokens")
+            if group not in ("topk", "sets", "sampling", "tokens")
         },
         asynchronous=True,
         described=described,

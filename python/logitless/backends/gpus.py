@@ -21,6 +21,7 @@ def _gpu(
         packing_rows=0,
         page=0.0,
         stream=memory * TB,
+        gathered=memory * TB / 2,
         launch=8e-6,
         cached=False,
         mixed_products=True,
@@ -46,6 +47,8 @@ def _gpu(
 # computes in, only fill the table.
 #
 # launch: a product and its row kernel, until both run at full speed, assumed.
+#
+# gathered: rows of some KiB that lie anywhere at half the rate of a stream, assumed.
 #
 # tile_bytes: far more than the L2. A tile that stays there would save 1-5% of a product of width
 # 1024 to 4096, and a launch for each 6-24%. 8192 rows of 16 bits and 264 MiB make 16896 columns, 64

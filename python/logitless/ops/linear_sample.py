@@ -19,7 +19,7 @@ from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.inputs.records import changed
 from logitless.inputs.sampling_mask import SamplingMask
 from logitless.inputs.weights import refuse_special_weight
-from logitless.ops.sampling.truncated import KeptSets, Truncation
+from logitless.ops.sampling.truncated import KeptSets, Truncation, sets_on
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ def _score(
     low: LowRank | None,
 ) -> Any:
     """The log-prob within each row's set, by the way that training takes."""
+    import torch
+
     from logitless.ops.head.inputs import HeadInputs, logits_dtype
     from logitless.ops.head.masked import set_statistics
     from logitless.ops.rows.arguments import RowArguments
@@ -231,7 +233,8 @@ def _score(
     # what was drawn has been paid for already
     compute = changed(compute, memory_budget=None)
     inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard, low)
-    return set_statistics(inputs, sets.on(shard, len(weight))).logp
+    places = torch.arange(len(token), device=token.device)
+    return set_statistics(inputs, sets_on(shard, len(weight), places, *sets.csr)).logp
 
 
 def _check(

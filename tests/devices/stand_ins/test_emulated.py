@@ -16,14 +16,18 @@ from tests.support.versions import why_no_interpreter
 
 NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
-MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling", "sparse")}
+MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling", "sparse", "sets")}
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 
 
 def run_tests(backend: str, **environment: str) -> None:
     """The tests of the fixture `device` in a process of their own, on this backend's stand-in."""
-    files = [f"tests/devices/test_{name}.py" for name in (*NAMES, *MORE[backend])]
+    folder = TESTS / "devices"
+    files = [
+        str(folder / name if (folder / name).is_dir() else folder / f"test_{name}.py")
+        for name in (*NAMES, *MORE[backend])
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
         env={**os.environ, "LOGITLESS_TEST_DEVICE": backend, **environment},

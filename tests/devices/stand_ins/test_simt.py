@@ -179,7 +179,7 @@ BUGS = {
         ("AssertionError",),
     ),
     "gap_by_product": Bug(
-        "cuda/divergence/moments.cuh", "p > 0.0f ? apart * p : 0.0f", "apart * p", "pair_nowhere",
+        "cuda/divergence/columns.cuh", "p > 0.0f ? apart * p : 0.0f", "apart * p", "pair_nowhere",
         ("beyond tolerance",),
     ),
     "lane_leaves_a_pair": Bug(
@@ -278,6 +278,32 @@ BUGS = {
         "cuda/sampling/slabs.cuh",
         "  // nobody reads what the last call has left\n  sync_block();\n", "", "truncated_draws",
         ("race on shared warps[",),
+    ),
+    "entry_past_the_last": Bug(
+        "cuda/topk/set_logits.cuh", "    if (entry >= sets.entries) continue;\n", "", "set_logits",
+        ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "row_of_the_entry_before": Bug(
+        "cuda/topk/set_logits.cuh", "if (sets.offsets[row + 1] <= entry)",
+        "if (sets.offsets[row + 1] < entry)", "set_logits",
+        ("AssertionError",),
+    ),
+    "entry_past_the_tile": Bug(
+        "cuda/topk/set_tiles.cuh", "column >= args.tile.shape[1]", "column > args.tile.shape[1]",
+        "set_tiles", ("AddressSanitizer: heap-buffer-overflow", "differ; first at"),
+    ),
+    "lane_without_an_entry_leaves": Bug(
+        "cuda/topk/set_rows.cuh", "  float m = -INFINITY;\n",
+        "  if (range.start + lane >= range.stop) return;\n  float m = -INFINITY;\n", "set_rows",
+        ("which does not take part",),
+    ),
+    "target_of_another_lane": Bug(
+        "cuda/topk/set_rows.cuh", "y_target = y_target == y_target ? y_target : y;", "", "set_rows",
+        ("AssertionError", "beyond tolerance"),
+    ),
+    "teachers_maximum_of_a_lane": Bug(
+        "cuda/divergence/entries.cuh", "  m_other = warp_max(m_other);\n", "", "set_pairs",
+        ("AssertionError",),
     ),
     "set_past_the_row": Bug(
         "cuda/sampling/slabs.cuh", "i < 8 && byte * 8 + i < columns_", "i < 8", "truncated_draws",

@@ -6,10 +6,10 @@ sanitizer must be there before anything else. The order of threads is LOGITLESS_
 
 from __future__ import annotations
 
-from tests.simt.checks import pairs, rows, sampling, tokens, topk
+from tests.simt.checks import pairs, rows, sampling, sets, tokens, topk
 
 CHECKS = {
     name: check
-    for room in (rows, tokens, topk, pairs, sampling)
+    for room in (rows, tokens, topk, pairs, sampling, sets)
     for name, check in room.CHECKS.items()
 }

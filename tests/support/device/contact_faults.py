@@ -94,7 +94,7 @@ def last(place: Place) -> Cases:
 
 STEPS: dict[str, Callable[[Place], Cases]] = {
     "T1": raises, "T2": crashes, "T4": loses_the_device, "T3": writes_garbage, "T5": hangs,
-    "T6": broken, "T8": dies_at_once, "T7": last, "T9": last, "T10": last, "T11": last,
+    "T6": broken, "T8": dies_at_once, "T7": last, "T9": last, "T10": last, "T11": last, "T12": last,
 }  # fmt: skip
 
 

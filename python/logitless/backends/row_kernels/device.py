@@ -17,8 +17,8 @@ ABSENT = {
     "statistics": "it has row kernels",
     "topk": "the kernels of kept entries are those of the compiled core, for the CPU and CUDA; "
     "tail_mass=0 is exact and everywhere",
-    "sets": "the kernels of rows over sets of tokens run on the CPU only; backend='torch' "
-    "renormalises full logits",
+    "sets": "the kernels of rows over sets of tokens are those of the compiled core, for the CPU "
+    "and CUDA; backend='torch' renormalises full logits",
     "sampling": "the kernels that draw tokens are the compiled core's, for CUDA and the CPU: pass "
     "hidden.cpu() and weight.cpu(), or draw from logits by "
     "torch.multinomial((hidden @ weight.T).softmax(-1), 1), scored by linear_token_stats",
@@ -46,7 +46,8 @@ class DeviceRows:
         from logitless.backends.row_kernels.errors import flag_temperatures, watched
 
         rows = self.rows
-        with watched(rows.op, state.device, vocab) as flag:
+        allowed = "its sampling_mask" if rows.of_sets else f"[0, {vocab})"
+        with watched(rows.op, state.device, allowed) as flag:
             if rows.row_scale is not None:
                 flag_temperatures(flag, rows.row_scale, rows.mask, row_ids)
             self.core.finalize(state, vocab, error=flag, row_ids=row_ids, **outputs)
@@ -80,7 +81,7 @@ class DeviceDivergence:
     def finalize(self, state: Any, *, row_ids: Any = None, **outputs: Any) -> None:
         from logitless.backends.row_kernels.errors import flag_temperatures, watched
 
-        with watched(self.rows.op, state.device, 0) as flag:
+        with watched(self.rows.op, state.device) as flag:
             for side in self._both:
                 if side.row_scale is not None:
                     flag_temperatures(flag, side.row_scale, self.rows.mask, row_ids)

@@ -31,7 +31,7 @@ KINDS = (
     "its logits hold a +inf",
     "its logits hold a NaN",
     "it has no finite logit",
-    "its target is outside [0, {vocab})",
+    "its target is outside {allowed}",
     "its logits times logit_scale / temperature overflow float32",
     "its teacher's logits hold a +inf, a NaN, or no finite one",
     "a value of its token is not finite, or its token id is negative or that of another, or its "
@@ -47,7 +47,7 @@ class _Call(NamedTuple):
     """A call whose copy of the flag is under way."""
 
     op: str
-    vocab: int
+    allowed: str
     slot: int
     # Who else may have lowered the flag and brought no copy of it.
     others: str
@@ -73,7 +73,7 @@ class _Watch:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
-    def after(self, op: str, vocab: int) -> None:
+    def after(self, op: str, allowed: str) -> None:
         """A call has queued its finish."""
         if _capturing(self.device):
             self.captured = True
@@ -82,12 +82,12 @@ class _Watch:
             value = int(self.flag)
             if value != CLEAR:
                 self.clear()
-                raise ValueError(f"{op}: {describe(value, vocab)}")
+                raise ValueError(f"{op}: {describe(value, allowed)}")
         else:
             with self.lock:
-                self.queue_copy(op, vocab)
+                self.queue_copy(op, allowed)
 
-    def queue_copy(self, op: str, vocab: int) -> None:
+    def queue_copy(self, op: str, allowed: str) -> None:
         if not self.free:
             self.missed = True
             return
@@ -97,7 +97,7 @@ class _Watch:
             self.events[slot].record(torch.cuda.current_stream(self.device))
         others = (("a call before it", self.missed), ("a replayed CUDA graph", self.captured))
         named = " or ".join(who for who, there in others if there)
-        self.calls.append(_Call(op, vocab, slot, f" (or {named})" if named else ""))
+        self.calls.append(_Call(op, allowed, slot, f" (or {named})" if named else ""))
         self.missed = False
 
     def raise_found(self) -> None:
@@ -124,11 +124,12 @@ _watches: dict[torch.device, _Watch] = {}
 
 
 @contextmanager
-def watched(op: str, device: torch.device, vocab: int) -> Iterator[Tensor]:
-    """The flag that a call's finish is to lower; afterwards, what `after` says."""
+def watched(op: str, device: torch.device, allowed: str = "") -> Iterator[Tensor]:
+    """The flag that a call's finish is to lower; afterwards, what `after` says. `allowed`: what
+    targets are outside of where they are bad."""
     watch = _watch(op, device)
     yield watch.flag
-    watch.after(op, vocab)
+    watch.after(op, allowed)
 
 
 def flag_of(op: str, device: torch.device) -> Tensor:
@@ -188,15 +189,16 @@ def lower(flag: Tensor, bad: Tensor, rows: Tensor, kind: Tensor | int) -> None:
         torch.minimum(flag, torch.where(bad, rows * 8 + kind, CLEAR).amin(), out=flag)
 
 
-def describe(value: int, vocab: int) -> str:
+def describe(value: int, allowed: str) -> str:
     """ "row 17: its logits hold a NaN" of the flag row * 8 + kind."""
-    return f"row {value // 8}: {KINDS[value % 8].format(vocab=vocab)}"
+    return f"row {value // 8}: {KINDS[value % 8].format(allowed=allowed)}"
 
 
 def _found_later(call: _Call, value: int) -> str:
     return (
-        f"{call.op}{call.others}: {describe(value, call.vocab)}. Found after the call had returned,"
-        " since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the call itself"
+        f"{call.op}{call.others}: {describe(value, call.allowed)}. Found after the call had "
+        "returned, since kernels on a device are not waited for; LOGITLESS_CHECK=1 raises in the "
+        "call itself"
     )
 
 

@@ -36,6 +36,7 @@ class Rows:
     threads: int = 0
     op: str = ""  # named where a bad row is found after the call
     noise: RowNoise | None = None  # of a teacher's rows
+    of_sets: bool = False  # whether each has logits of a set of tokens alone
 
     @cached_property
     def kernels(self) -> RowKernels:

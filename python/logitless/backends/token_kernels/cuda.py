@@ -225,7 +225,7 @@ class CudaTokens:
         g_policy = self.empty(len(logp), torch.float64) if policy else None
         sums = self.empty(len(SUMS), torch.float64)
         blocks = -(-len(logp) // _core.tokens.LOSS_TOKENS)
-        with watched(OP, self.device, 0) as flag:
+        with watched(OP, self.device) as flag:
             self.run(
                 "token_loss",
                 logp=logp,

@@ -61,6 +61,9 @@ class Entries(NamedTuple):
     def part(self, chunk: slice) -> Entries:
         """Those of some rows."""
         offsets = self.offsets[chunk.start : chunk.stop + 1]
+        if self.backend.asynchronous:
+            # its kernels take offsets that start anywhere, which nobody waits for
+            return self._replace(offsets=offsets)
         first, last = int(offsets[0]), int(offsets[-1])
         return Entries(
             offsets - first, self.columns[first:last], self.values[first:last], self.backend
@@ -88,7 +91,7 @@ def _forward(
 ) -> Tensor:  # [entries] float32 or float64
     backend, n = registry.get(how.backend), len(sets.places)
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    values = torch.empty(len(sets.columns), dtype=wide)
+    values = hidden.new_empty(len(sets.columns), dtype=wide)
     h = hidden.detach().index_select(0, sets.places)
     if how.dense:
         entries = Entries(*sets[1:], values, backend)
@@ -112,12 +115,13 @@ def _gather(sets: RowSets, h: Tensor, weight: Tensor, values: Tensor, backend: B
     if entries < vocab:
         backend.sets.logits(*sets[1:], values, hidden=h, weight=weight, threads=threads)
         return
-    numbers, each = torch.arange(entries, dtype=torch.float64), torch.arange(len(h))
+    numbers = torch.arange(entries, dtype=torch.float64, device=h.device)
+    each = torch.arange(len(h), device=h.device)
     by_row = SparseGradient(*sets[1:], numbers, each.int(), backend.topk)
     offsets, rows, places, names, _ = by_row.transposed(vocab, each)
-    counts = torch.zeros(vocab, dtype=torch.int64)
+    counts = offsets.new_zeros(vocab)
     counts[names.long()] = offsets.diff()
-    offsets = torch.zeros(vocab + 1, dtype=torch.int64)
+    offsets = counts.new_zeros(vocab + 1)
     torch.cumsum(counts, 0, out=offsets[1:])
     found = torch.empty_like(values)
     backend.sets.logits(offsets, rows, found, hidden=weight, weight=h, threads=threads)
@@ -143,7 +147,7 @@ def _backward_kernel(
     own, width = None, hidden.shape[1]
     if needs[0]:
         own = hidden.new_empty(n, width, dtype=sum_dtype(shard, hidden.dtype))
-    nothing, names = hidden.new_empty(0), torch.empty(0, dtype=torch.int64)
+    nothing, names = hidden.new_empty(0), hidden.new_empty(0, dtype=torch.int64)
     d_weight = nothing
     if how.dense:
         d_weight = torch.empty_like(weight) if needs[1] else nothing
@@ -151,19 +155,27 @@ def _backward_kernel(
     else:
         backend = registry.get(how.backend)
         assert backend.topk is not None
-        each = torch.arange(n, dtype=torch.int32)
-        gradient = SparseGradient(*sets[1:], g, each, backend.topk).without_zeros()
+        each = torch.arange(n, dtype=torch.int32, device=hidden.device)
+        gradient = SparseGradient(*sets[1:], g, each, backend.topk)
+        if not backend.asynchronous:
+            # of a device nobody asks how many: its products pass them by
+            gradient = gradient.without_zeros()
         if own is not None:
             gradient.multiply(weight, own, add=False)
         if needs[1]:
             columns = gradient.transposed(weight.shape[0], sets.places)
             if how.weight_rows:
+                columns = columns.without_empty(weight.shape[0])
                 names = columns.names.long()
-                each = torch.arange(len(names), dtype=torch.int32)
+                each = torch.arange(len(names), dtype=torch.int32, device=hidden.device)
                 d_weight = weight.new_empty(len(names), width)
                 columns._replace(names=each).multiply(hidden, d_weight, add=False)
             else:
-                d_weight = zeros_like(weight, weight.dtype)
+                # a product writes the rows that it names, empty ones too
+                all_named = len(columns.names) == len(weight)
+                d_weight = (
+                    torch.empty_like(weight) if all_named else zeros_like(weight, weight.dtype)
+                )
                 # not added to the zeros: reading a page first and then writing it maps it twice
                 columns.multiply(hidden, d_weight, add=False)
     d_hidden = nothing

@@ -160,6 +160,15 @@ class SparseGradient(NamedTuple):
         some = self.values != 0
         return self if some.all() else self._only(some)
 
+    def without_empty(self, rows: int) -> SparseGradient:
+        """Without the rows that have no entry, where all `rows` are named. Of a device the host
+        waits for how many these are."""
+        if len(self.names) < rows:
+            return self
+        some = self.offsets.diff().nonzero().squeeze(1)
+        offsets = torch.cat((self.offsets[some], self.offsets[-1:]))
+        return self._replace(offsets=offsets, names=self.names[some])
+
     def _only(self, some: Tensor) -> SparseGradient:  # [entries] bool
         before = self.offsets.new_zeros(len(some) + 1)
         torch.cumsum(some, 0, out=before[1:])

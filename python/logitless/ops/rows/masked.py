@@ -158,12 +158,12 @@ def kept_entries(
 ) -> Tensor:  # [N, V] bool
     """True where a row's set, or the lack of one, leaves a logit as it is."""
     n, width = logits.shape
-    wanted, active = (None if x is None else x.cpu() for x in (targets, mask))
-    sets = MaskedRows.among(sampling_mask, wanted, active, Shard(), width).sets
-    kept = torch.ones(n, width, dtype=torch.bool)
+    wanted = None if targets is None else targets.cpu()
+    sets = MaskedRows.among(sampling_mask, wanted, mask, Shard(), width, logits.device).sets
+    kept = logits.new_ones(n, width, dtype=torch.bool)
     kept[sets.places] = False
     kept[sets.places[sets.of_entry], sets.columns.long()] = True
-    return kept.to(logits.device)
+    return kept
 
 
 def mask_facts(sampling_mask: Any) -> Facts:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from logitless.backends import registry
 from logitless.backends.base import SetKernels
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.inputs.records import changed
 from logitless.inputs.sampling_mask import SamplingMask
 from logitless.ops.rows.arguments import DIFFERENTIATED, RowArguments, RowGradients, RowOutputs
 from logitless.ops.rows.op import RowStats
@@ -30,7 +33,8 @@ class RowSets(NamedTuple):
     def of_entry(self) -> Tensor:
         """[entries] int64: the row of each, counted among these."""
         counts = self.offsets.diff()
-        return torch.arange(len(counts)).repeat_interleave(counts, output_size=len(self.columns))
+        each = torch.arange(len(counts), device=counts.device)
+        return each.repeat_interleave(counts, output_size=len(self.columns))
 
 
 class MaskedRows(NamedTuple):
@@ -44,7 +48,10 @@ class MaskedRows(NamedTuple):
     def of(
         cls, sampling_mask: SamplingMask, rows: RowArguments, shard: Shard, width: int
     ) -> MaskedRows:
-        return cls.among(sampling_mask, rows.targets, rows.mask, shard, width)
+        # what is wrong with a device's targets its kernels find
+        on_host = not registry.get(rows.backend).asynchronous
+        targets, device = rows.targets if on_host else None, rows.targets.device
+        return cls.among(sampling_mask, targets, rows.mask, shard, width, device)
 
     @classmethod
     def among(
@@ -54,14 +61,23 @@ class MaskedRows(NamedTuple):
         mask: Tensor | None,  # [N]
         shard: Shard,
         width: int,
+        device: torch.device,
     ) -> MaskedRows:
+        """Sets are sorted and checked on the host, which waits for a mask that is on a device."""
         n, wanted = len(sampling_mask), None if targets is None else targets.numpy()
-        others = torch.ones(n, dtype=torch.bool) if mask is None else mask.clone()
-        found = sampling_mask.sets(wanted, others.numpy(), shard.vocab(width))
-        others[torch.from_numpy(found.places)] = False
+        others = np.ones(n, bool) if mask is None else mask.cpu().numpy().copy()
+        found = sampling_mask.sets(wanted, others, shard.vocab(width))
+        others[found.places] = False
         if shard.group:
             found = found.within(shard.start, shard.start + width)
-        return cls(RowSets(*map(torch.from_numpy, found)), others if others.any() else None)
+        sets = RowSets(*(sent(array, device) for array in found))
+        return cls(sets, sent(others, device) if others.any() else None)
+
+
+def sent(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """On a device, as soon as it gets there: nobody waits."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 class _Arguments(NamedTuple):
@@ -104,9 +120,9 @@ def _forward(
     vocab: int,  # of all shards
     shard: Shard,
 ) -> RowStats:
-    of_sets = rows.rows(OP)
+    of_sets = changed(rows.rows(OP), of_sets=True)
     out = empty_outputs(of_sets.n, extras, values)
-    state = torch.empty(of_sets.n, STATE, dtype=torch.float64)
+    state = values.new_empty(of_sets.n, STATE, dtype=torch.float64)
     kernels_of(of_sets).forward(
         shard.local(of_sets), *sets[1:], values.detach(), state=state, extras=extras
     )

@@ -55,7 +55,7 @@ def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
     from logitless.ops.head.masked import set_statistics
     from logitless.ops.rows.arguments import Transform
     from logitless.ops.sampling.draw import Noise, draw
-    from logitless.ops.sampling.truncated import KeptSets, Truncation
+    from logitless.ops.sampling.truncated import Truncation, sets_on
 
     rows, eager = inputs.rows, inputs.backend.statistics
     if eager is not None:
@@ -68,20 +68,21 @@ def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
         entropy: Tensor = eager(logits, targets, *rows[1:-1], kept)["entropy"]
         return entropy
     n, hidden, low = inputs.sizes[0], inputs.hidden.detach(), inputs.adapter
-    index = torch.arange(n) if rows.mask is None else inputs.backend.select(rows.mask)
+    everyone = torch.arange(n, device=hidden.device)
+    index = everyone if rows.mask is None else inputs.backend.select(rows.mask)
     if low is not None:
         low = low._replace(low=low.low.detach()[index], up=low.up.detach())
     row_scale = None if rows.row_scale is None else rows.row_scale[index]
     chain = Transform(rows.bias, row_scale, rows.scale, rows.pre, rows.softcap)
     # which of them is drawn does not matter
-    noise = Noise(0, 0, torch.zeros(len(index), dtype=torch.int64))
+    noise = Noise(0, 0, torch.zeros_like(index))
     with torch.no_grad():
         token, *_, sets = draw(
             rows.backend, hidden[index], inputs.weight.detach(), chain, inputs.compute.exact(),
             Truncation(top_p=top_p), noise, inputs.shard, low,
         )  # fmt: skip
-    assert isinstance(sets, KeptSets)
-    of_rank = sets.on(inputs.shard, inputs.sizes[2])._replace(places=index)
+    assert sets is not None
+    of_rank = sets_on(inputs.shard, inputs.sizes[2], index, *sets.csr)
     targets = rows.targets.index_copy(0, index, token)
     own = inputs._replace(rows=rows._replace(targets=targets))
     found = set_statistics(own, of_rank).entropy

@@ -92,17 +92,16 @@ class KeptSets(NamedTuple):
     def csr(self) -> tuple[Tensor, Tensor]:
         return self.ids, self.offsets
 
-    def on(self, shard: Shard, width: int) -> RowSets:
-        """Those of this rank's columns, as the head takes them."""
-        import torch
 
-        from logitless.ops.rows.sets import RowSets
+def sets_on(shard: Shard, width: int, places: Tensor, ids: Tensor, offsets: Tensor) -> RowSets:
+    """The sets of rows at their places: those of this rank's columns, as the head takes them."""
+    from logitless.ops.rows.sets import RowSets, sent
 
-        places = torch.arange(len(self.offsets) - 1)
-        if not shard.group:
-            return RowSets(places, self.offsets, self.ids)
-        sets = Sets(places.numpy(), self.offsets.numpy(), self.ids.numpy())
-        return RowSets(*map(torch.from_numpy, sets.within(shard.start, shard.start + width)))
+    if not shard.group:
+        return RowSets(places, offsets, ids)
+    sets = Sets(*(x.cpu().numpy() for x in (places, offsets, ids)))
+    found = sets.within(shard.start, shard.start + width)
+    return RowSets(*(sent(x, places.device) for x in found))
 
 
 def draw_from_largest(

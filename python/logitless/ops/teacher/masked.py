@@ -41,7 +41,7 @@ def masked_of_logits(
 
     return _joined(
         pair, sampling_mask, lambda dense: dense.of_logits(logits, teacher_logits, shard), entries,
-        shard, logits.shape[-1],
+        shard, logits.shape[-1], logits.device,
     )  # fmt: skip
 
 
@@ -68,8 +68,10 @@ def masked_of_heads(
     def whole(dense: Pair) -> dict[str, Tensor]:
         return dense.of_heads(student, teacher, shard)
 
-    vocab = len(student.weight)
-    return _joined(pair, sampling_mask, whole, entries, shard, vocab, weight_rows=weight_rows)
+    return _joined(
+        pair, sampling_mask, whole, entries, shard, len(student.weight), student.weight.device,
+        weight_rows=weight_rows,
+    )  # fmt: skip
 
 
 def _joined(
@@ -79,10 +81,11 @@ def _joined(
     entries: Callable[[RowSets], tuple[Tensor, Tensor]],  # the logits of both at sets
     shard: Shard,
     width: int,
+    device: torch.device,
     *,
     weight_rows: bool = False,
 ) -> dict[str, Tensor]:  # [N]
-    masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width)
+    masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width, device)
     sets, others = masked.sets, masked.others
     if weight_rows:
         require_sets(masked)

@@ -60,8 +60,8 @@ def _forward(
 ) -> PairStats:
     given = _Given(values, others, sets, student, teacher, measure, shard)
     n = len(sets.places)
-    state = torch.empty(n, STATE, dtype=torch.float64)
-    sums = torch.zeros(n if measure.mixed else 0, 2, dtype=torch.float64)
+    state = values.new_empty(n, STATE, dtype=torch.float64)
+    sums = values.new_zeros(n if measure.mixed else 0, 2, dtype=torch.float64)
     rows = given.rows(sums)
     kernels = kernels_of(rows)
     kernels.pair_forward(rows, rows.teacher, *given.entries, state=state)
