@@ -20,9 +20,9 @@ from tests.support.heads import V, batch, inputs_of, spec_of
 from tests.support.losses.tensor_tokens import NothingIsRead
 from tests.support.mask_cases import KINDS, mask_of, sets
 from tests.support.plans import machine
-from tests.support.ranks import run_ranks
 from tests.support.row_outputs import EXTRAS
 from tests.support.tolerances import assert_bitwise_equal
+from tests.support.workers.ranks import run_ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FULL = ("kept_mass", "full_logp", "full_entropy")

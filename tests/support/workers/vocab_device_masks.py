@@ -12,7 +12,8 @@ import logitless as ll
 from tests.support import cases
 from tests.support.device.devices import Device
 from tests.support.mask_cases import mask_of
-from tests.support.shards import (
+from tests.support.tolerances import assert_gradients
+from tests.support.workers.shards import (
     V,
     compare,
     layouts,
@@ -23,7 +24,6 @@ from tests.support.shards import (
     same_on_all_ranks,
     values,
 )
-from tests.support.tolerances import assert_gradients
 
 DEVICE = Device(*sys.argv[4:6])
 N, H = 9, 24
