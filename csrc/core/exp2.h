@@ -31,7 +31,8 @@ LOGITLESS_HD inline float exp2_of_terms(float t, const float (&terms)[kTerms]) {
   const float shifted = t + kExp2Round;
   const float f = t - (shifted - kExp2Round);
   float q = fmaf(f, terms[kTerms - 1], terms[kTerms - 2]);
-#if defined(__CUDACC__)
+// the host's half of a CUDA file warns of it
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int i = kTerms - 3; i >= 0; --i) q = fmaf(q, f, terms[i]);
