@@ -32,7 +32,7 @@ SIREN = replace(ll.presets["siren"], max_length=4, entropy=ll.Siren(0.5, anchor=
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> tuple[Recipe, LocalEngine, Rollout, torch.Tensor]:
+def started(tmp_path: Path) -> tuple[Recipe, LocalEngine, Rollout, Any]:
     """A policy that is not flat, a rollout of it, and advantages."""
     recipe = tiny_recipe(tmp_path)
     policy = make_policy(recipe.model, recipe.seed)
