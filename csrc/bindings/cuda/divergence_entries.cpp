@@ -113,21 +113,14 @@ void entries_gradient(
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read, pair.place);
   const Array out(gradient, "gradient", Access::write, pair.place);
-  const auto totals = optional_array(sums, "sums", Access::read, pair.place);
-  const auto of_divergence = optional_array(g_divergence, "g_divergence", Access::read, pair.place);
-  const auto of_entropy = optional_array(g_entropy, "g_entropy", Access::read, pair.place);
-  const Divergence which = kind_of(kind);
-  check(which != Divergence::jsd || totals, "sums must be given for jsd");
-  beta_of(beta);
+  const PairUpstream of(kind, beta, sums, g_divergence, g_entropy, n, pair.place);
   const auto* data = rows.arrays().states_of<const PairState>(states);
-  const auto* mixed =
-      reinterpret_cast<const MixSums*>(data_of<const double>(totals, Dtype::f64, 2 * n));
-  const cuda::Upstream gd = upstream_of(of_divergence, n), ge = upstream_of(of_entropy, n);
+  const cuda::Upstream gd = upstream_of(of.g_divergence, n), ge = upstream_of(of.g_entropy, n);
   auto* d_values = data_of<float>(out, Dtype::f32, pair.entries.count);
-  check_apart(pair, states, totals, of_divergence, of_entropy, out);
+  check_apart(pair, states, of, out);
   const py::gil_scoped_release release;
   cuda::entries_gradient(
-      pair.rows, pair.entries, data, mixed, which, beta, gd, ge, d_values, pair.queue(stream)
+      pair.rows, pair.entries, data, of.sums, of.kind, beta, gd, ge, d_values, pair.queue(stream)
   );
 }
 
