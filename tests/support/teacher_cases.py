@@ -12,6 +12,8 @@ INF = float("inf")
 KINDS = ("reverse_kl", "forward_kl", "jsd")
 N, H, G, V = 9, 12, 7, 5000
 EXTRAS = ("reverse_kl", "forward_kl")
+# One id of each row's set, which has no target of its own.
+ANYONE = torch.arange(N) * 977 % V
 CHAINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "student": ({"softcap": 5.0, "logit_scale": 0.7, "bias": True, "temperature": True}, {}),
@@ -22,6 +24,11 @@ CHAINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def beta_of(kind: str) -> float:
     return 0.3 if kind == "jsd" else 0.5
+
+
+def named(out: ll.Divergence) -> dict[str, Any]:
+    """All results of a call, by name."""
+    return {**{k: v for k, v in out._asdict().items() if k != "extras"}, **out.extras}
 
 
 def double(x: Any) -> Any:

@@ -14,10 +14,9 @@ import logitless as ll
 from logitless import reference
 from tests.support import mask_cases
 from tests.support.plans import machine
-from tests.support.teacher_cases import EXTRAS, KINDS, Call, H, N, V, beta_of, double
+from tests.support.teacher_cases import ANYONE, EXTRAS, KINDS, Call, H, V, beta_of, double, named
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
-ANYONE = torch.arange(N) * 977 % V
 SCALES = (0.7, -1.5)
 
 
@@ -41,10 +40,6 @@ def plain(given: Any) -> list[Any]:
 
 def merged(call: Call, given: Any) -> torch.Tensor:
     return torch.from_numpy(reference.merged_weight(double(call.weight), plain(given)))
-
-
-def named(out: ll.Divergence) -> dict[str, Any]:
-    return {**{k: v for k, v in out._asdict().items() if k != "extras"}, **out.extras}
 
 
 def outcome(call: Call, given: Any, **options: Any) -> tuple[ll.Divergence, list[Any]]:

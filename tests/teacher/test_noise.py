@@ -17,6 +17,7 @@ from logitless import _core, reference  # noqa: E402
 from logitless.backends.row_kernels.noise import RowNoise  # noqa: E402
 from tests.support import mask_cases  # noqa: E402
 from tests.support.teacher_cases import (  # noqa: E402
+    ANYONE,
     CHAINS,
     EXTRAS,
     KINDS,
@@ -24,6 +25,7 @@ from tests.support.teacher_cases import (  # noqa: E402
     N,
     V,
     beta_of,
+    named,
 )
 from tests.support.tolerances import (  # noqa: E402
     assert_bitwise_equal,
@@ -42,10 +44,6 @@ NOISE: dict[str, Any] = {
 OF_ORACLE: dict[str, Any] = {
     "sizes": SIZES.numpy(), "seed": SEED, "step": STEP, "row_ids": ROW_IDS.numpy()
 }  # fmt: skip
-
-
-def named(out: ll.Divergence) -> dict[str, Any]:
-    return {**{k: v for k, v in out._asdict().items() if k != "extras"}, **out.extras}
 
 
 def kernels_noise(n_columns: int, start: int, dtype: Any, row_id: int = 7) -> np.ndarray:
@@ -124,7 +122,7 @@ def test_given_logits_are_the_oracle(dtype: Any, kind: str, chain: str, backend:
 def test_two_heads_are_the_oracle(kind: str, sets: str | None) -> None:
     """Also beside a sampling mask, whose tokens have the noise that they have without."""
     call = Call(torch.float64, kind, "both")
-    ids = None if sets is None else mask_cases.sets(sets, 3, torch.arange(N) * 977 % V, V)
+    ids = None if sets is None else mask_cases.sets(sets, 3, ANYONE, V)
     given = None if ids is None else ll.SamplingMask.from_lists(ids)
     for backend in ("auto", "torch"):
         hidden, weight = (x.clone().requires_grad_() for x in call.heads[:2])
@@ -229,8 +227,7 @@ def test_numpy_is_torch(kind: str, sets: str | None) -> None:
     call = Call(torch.float32, kind, "both")
     options = {**call.options, **NOISE}
     if sets is not None:
-        anyone = torch.arange(N) * 977 % V
-        options["sampling_mask"] = mask_cases.mask_of(sets, 3, anyone, V)
+        options["sampling_mask"] = mask_cases.mask_of(sets, 3, ANYONE, V)
     arrays = {k: v.numpy() if torch.is_tensor(v) else v for k, v in options.items()}
     heads = [x.numpy() for x in call.heads]
     ours = ll.linear_divergence(*heads, call.mask.numpy(), extras=EXTRAS, **arrays)

@@ -25,14 +25,15 @@ from tests.support import mask_cases  # noqa: E402
 from tests.support.opcheck import check_op  # noqa: E402
 from tests.support.plans import machine  # noqa: E402
 from tests.support.teacher_cases import (  # noqa: E402
+    ANYONE,
     CHAINS,
     EXTRAS,
     INF,
     KINDS,
     Call,
-    N,
     V,
     beta_of,
+    named,
 )
 from tests.support.tolerances import (  # noqa: E402
     assert_bitwise_equal,
@@ -42,12 +43,6 @@ from tests.support.tolerances import (  # noqa: E402
 
 ISAS = _core.runtime.build_info()["isas"]
 SETS = [kind for kind in mask_cases.KINDS if kind != "target"]
-# one id of each row's set, which has no target of its own
-ANYONE = torch.arange(N) * 977 % V
-
-
-def named(out: ll.Divergence) -> dict[str, Any]:
-    return {**{k: v for k, v in out._asdict().items() if k != "extras"}, **out.extras}
 
 
 def sets_of(kind: str) -> list[list[int]]:

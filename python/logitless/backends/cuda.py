@@ -191,11 +191,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         sampling=CudaSampling(),
         tokens=_tokens,
         divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
-        absent={
-            group: why
-            for group, why in ABSENT.items()
-            if group not in ("topk", "sets", "sampling", "tokens")
-        },
+        absent=ABSENT,
         asynchronous=True,
         described=described,
     )

@@ -16,12 +16,10 @@ from tests.support import mask_cases
 from tests.support.device.devices import Device
 from tests.support.losses.tensor_tokens import NothingIsRead
 from tests.support.plans import machine
-from tests.support.teacher_cases import EXTRAS, INF, KINDS, Call, N, V, beta_of
+from tests.support.teacher_cases import ANYONE, EXTRAS, INF, KINDS, Call, V, beta_of, named
 from tests.support.tolerances import assert_values
 
 SETS = [kind for kind in mask_cases.KINDS if kind != "target"]
-# one id of each row's set, which has no target of its own
-ANYONE = torch.arange(N) * 977 % V
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +36,6 @@ def there(call: Call, device: Device) -> Call:
         for name, value in options.items():
             options[name] = value.to(device.name) if isinstance(value, torch.Tensor) else value
     return call
-
-
-def named(out: ll.Divergence) -> dict[str, Any]:
-    return {**{k: v for k, v in out._asdict().items() if k != "extras"}, **out.extras}
 
 
 def check(out: ll.Divergence, truth: dict[str, Any], plain: ll.Divergence) -> None:
