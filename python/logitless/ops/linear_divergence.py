@@ -137,7 +137,7 @@ def linear_divergence(
         import torch
 
         from logitless.backends import registry
-        from logitless.ops.head.adapter import low_rank
+        from logitless.ops.head.adapter.low_rank import low_rank
         from logitless.ops.rows.masked import mask_facts
         from logitless.ops.teacher.calls import Pair, facts_of_student, pair_facts
         from logitless.ops.torch_op import backend_of

@@ -23,7 +23,7 @@ from logitless.ops.sampling.truncated import KeptSets, Truncation, sets_on
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, head_facts, tail
 
 if TYPE_CHECKING:
-    from logitless.ops.head.adapter import LowRank
+    from logitless.ops.head.adapter.low_rank import LowRank
     from logitless.ops.rows.arguments import Transform
     from logitless.ops.sampling.draw import Noise
     from logitless.ops.sampling.kept_bits import KeptBits
@@ -138,7 +138,7 @@ def linear_sample(
     """
     import torch
 
-    from logitless.ops.head.adapter import low_rank
+    from logitless.ops.head.adapter.low_rank import low_rank
     from logitless.ops.sampling.draw import Noise, chain_of, draw
     from logitless.ops.torch_op import backend_with
 

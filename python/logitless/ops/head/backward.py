@@ -14,9 +14,9 @@ from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
+from logitless.ops.head.adapter.joined import Joined, JoinedSum, Matrix, matrices, parts
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
 from logitless.ops.head.gemm import GradientSum, products_of
-from logitless.ops.head.joined import Joined, JoinedSum, Matrix, matrices, parts
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients

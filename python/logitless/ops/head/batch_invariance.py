@@ -13,7 +13,7 @@ from logitless.backends.base import Products
 from logitless.ops.head.tiling import Tiling
 
 if TYPE_CHECKING:
-    from logitless.ops.head.joined import Matrix
+    from logitless.ops.head.adapter.joined import Matrix
 
 
 def require_row_independence(tiling: Tiling, weight: Matrix, products: Products) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.row_kernels.topk import TopK
+from logitless.ops.head.adapter.joined import JoinedSum, Matrix, is_stored
 from logitless.ops.head.batch_invariance import require_row_independence
 from logitless.ops.head.gemm import (
     WIDE,
@@ -21,7 +22,6 @@ from logitless.ops.head.gemm import (
     Transposer,
     products_of,
 )
-from logitless.ops.head.joined import JoinedSum, Matrix, is_stored
 from logitless.ops.head.planner.cost import tile_columns
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients

@@ -15,7 +15,7 @@ from logitless.ops.head.planner.cost import transposes
 from logitless.ops.head.tiling import Tiling, view
 
 if TYPE_CHECKING:
-    from logitless.ops.head.joined import Matrix
+    from logitless.ops.head.adapter.joined import Matrix
 
 WIDE = (torch.float32, torch.float64)
 # Libraries may add up the terms of a product of few rows one after the other: a chain of 150,000

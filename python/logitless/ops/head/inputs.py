@@ -14,7 +14,7 @@ from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform, Tail
-from logitless.ops.head.adapter import LowRank, low_rank
+from logitless.ops.head.adapter.low_rank import LowRank, low_rank
 from logitless.ops.head.planner.late import question
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling

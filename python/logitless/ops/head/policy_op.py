@@ -16,6 +16,7 @@ from torch import Tensor
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import Rows
 from logitless.inputs.options import DROPPED, Tail
+from logitless.ops.head.adapter.joined import joined, matrices
 from logitless.ops.head.backward import (
     Forward,
     Gradients,
@@ -29,7 +30,6 @@ from logitless.ops.head.backward import (
     wide_dtype,
     zeros_like,
 )
-from logitless.ops.head.joined import joined, matrices
 from logitless.ops.head.planner.late import answer, planned
 from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import Tiling

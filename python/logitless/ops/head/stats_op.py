@@ -15,6 +15,7 @@ from torch import Tensor
 
 from logitless.backends import memory
 from logitless.inputs.options import DROPPED, Tail
+from logitless.ops.head.adapter.joined import joined
 from logitless.ops.head.backward import (
     Forward,
     Head,
@@ -26,7 +27,6 @@ from logitless.ops.head.backward import (
     new_state,
     wide_dtype,
 )
-from logitless.ops.head.joined import joined
 from logitless.ops.head.planner.late import planned
 from logitless.ops.head.sparse import TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from logitless.ops.head.joined import Matrix
+    from logitless.ops.head.adapter.joined import Matrix
     from logitless.ops.head.planner.plan import Plan
 
 

@@ -13,11 +13,11 @@ from logitless.backends.forked import refuse_lost_threads
 from logitless.backends.row_kernels.rows import SAMPLE_STATE, Rows
 from logitless.inputs.options import ComputeOptions, LogitTransform
 from logitless.inputs.records import changed
-from logitless.ops.head.adapter import LowRank
+from logitless.ops.head.adapter.joined import Matrix, joined
+from logitless.ops.head.adapter.low_rank import LowRank
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
 from logitless.ops.head.inputs import logits_dtype
-from logitless.ops.head.joined import Matrix, joined
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, kernel_rows, transform

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from logitless.inputs.options import ComputeOptions
-from logitless.ops.head.adapter import LowRank
+from logitless.ops.head.adapter.low_rank import LowRank
 from logitless.ops.rows.arguments import Transform
 from logitless.ops.sampling.draw import Noise, draw
 from logitless.ops.sampling.truncated import Truncation

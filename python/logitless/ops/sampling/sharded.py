@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from logitless.backends.row_kernels.rows import BLOCK, STATE, Rows
+from logitless.ops.head.adapter.joined import Matrix
 from logitless.ops.head.gemm import all_logits, logit_tiles
-from logitless.ops.head.joined import Matrix
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.op import empty_states
 from logitless.ops.sharding.shard import Shard

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from logitless.backends.row_kernels.rows import Rows
-    from logitless.ops.head.joined import Matrix
+    from logitless.ops.head.adapter.joined import Matrix
     from logitless.ops.head.planner.plan import Plan
     from logitless.ops.head.tiling import Tiling
     from logitless.ops.sampling.draw import Noise

@@ -11,7 +11,7 @@ from logitless.backends import registry
 from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
-from logitless.ops.head.adapter import LowRank
+from logitless.ops.head.adapter.low_rank import LowRank
 from logitless.ops.head.inputs import HeadInputs, logits_dtype
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling

@@ -16,6 +16,7 @@ from torch import Tensor
 from logitless.backends import memory
 from logitless.backends.row_kernels.rows import STATE
 from logitless.inputs.options import EXACT
+from logitless.ops.head.adapter.joined import Matrix, joined
 from logitless.ops.head.backward import (
     Forward,
     Head,
@@ -26,7 +27,6 @@ from logitless.ops.head.backward import (
     wide_dtype,
 )
 from logitless.ops.head.engine import forward_tiles
-from logitless.ops.head.joined import Matrix, joined
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients, Transform
 from logitless.ops.rows.outputs import scattered

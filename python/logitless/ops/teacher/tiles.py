@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from logitless.backends.base import Backend
+from logitless.ops.head.adapter.joined import Matrix
 from logitless.ops.head.gemm import LogitGemm
-from logitless.ops.head.joined import Matrix
 from logitless.ops.head.tiling import LogitStore, Tiling
 
 
