@@ -1,6 +1,6 @@
 """Runs the advantages of verl on one batch and writes what they give, for the tests to replay.
 
-    python tests/golden/make_advantages.py      # tests/golden/advantages.json
+    python tests/golden/advantages/make_advantages.py      # tests/golden/advantages/advantages.json
 
 In the environment that make.py describes; TRL is not needed.
 """

@@ -1,6 +1,6 @@
 """Runs TRL's DPO losses on one batch and writes what they give, for the tests to replay.
 
-    python tests/golden/make_preference.py      # tests/golden/preference.json
+    python tests/golden/preference/make_preference.py      # tests/golden/preference/preference.json
 
 In the environment that make.py describes; verl is not needed.
 """

@@ -1,6 +1,6 @@
 """TRL's own DPO losses, replayed: where we agree, and where we differ on purpose.
 
-tests/golden/make_preference.py wrote the file from the real package.
+tests/golden/preference/make_preference.py wrote the file from the real package.
 """
 
 from __future__ import annotations

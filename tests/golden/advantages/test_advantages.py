@@ -1,6 +1,6 @@
 """verl's own advantages, replayed: where we agree, and where we differ on purpose.
 
-tests/golden/make_advantages.py wrote the file from the real package.
+tests/golden/advantages/make_advantages.py wrote the file from the real package.
 """
 
 from __future__ import annotations
