@@ -26,7 +26,7 @@ NAMES = (
     "hardware",
 )
 # Of rows over sets of tokens.
-OF_SETS = ("masked_rows", "masked_pairs")
+OF_SETS = ("masked_rows", "masked_pairs", "drawn_sets")
 DEVICES = ROOT / "tests" / "devices"
 FILES = (
     *(DEVICES / f"test_{name}.py" for name in NAMES),

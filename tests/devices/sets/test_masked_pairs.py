@@ -10,7 +10,6 @@ import torch
 
 import logitless as ll
 from logitless import reference
-from logitless.backends import registry
 from logitless.backends.row_kernels.errors import raise_now
 from tests.support import mask_cases
 from tests.support.device.devices import Device
@@ -20,12 +19,6 @@ from tests.support.teacher_cases import ANYONE, EXTRAS, INF, KINDS, Call, V, bet
 from tests.support.tolerances import assert_values
 
 SETS = [kind for kind in mask_cases.KINDS if kind != "target"]
-
-
-@pytest.fixture(autouse=True)
-def _sets(device: Device) -> None:
-    if registry.get(device.backend).sets is None:
-        pytest.skip(f"{device.backend} has no kernels of sets")
 
 
 def there(call: Call, device: Device) -> Call:

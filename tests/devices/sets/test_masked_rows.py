@@ -11,11 +11,9 @@ import torch
 
 import logitless as ll
 from logitless import reference
-from logitless.backends import registry
 from logitless.backends.row_kernels.errors import raise_now
 from tests.support import cases
 from tests.support.device.devices import Device
-from tests.support.device.draws import drawing_there
 from tests.support.heads import V, batch, inputs_of, spec_of
 from tests.support.losses.tensor_tokens import NothingIsRead
 from tests.support.mask_cases import KINDS, mask_of, sets
@@ -29,12 +27,6 @@ FULL = ("kept_mass", "full_logp", "full_entropy")
 NAMES = ("logp", "entropy", "lse")
 # What a call's cost is chosen by: rows of weight that cost nothing, or dense products that do.
 GATHERED, DENSE = 1e30, 1e-9
-
-
-@pytest.fixture(autouse=True)
-def _sets(device: Device) -> None:
-    if registry.get(device.backend).sets is None:
-        pytest.skip(f"{device.backend} has no kernels of sets")
 
 
 def head(seed: int, n: int, vocab: int, dtype: torch.dtype, hidden: int = 24) -> list[torch.Tensor]:
@@ -313,41 +305,6 @@ def test_no_rows(device: Device) -> None:
     for ids in ([], ll.SamplingMask.from_lists([])):
         stats, found = run(device, h, w, torch.zeros(0, dtype=torch.int64), [none] * 3, ids)
         assert stats.logp.shape == (0,) and (found[1] == 0).all()
-
-
-@pytest.mark.parametrize("top_p", [0.05, 0.9])
-def test_an_entropy_of_the_likeliest(device: Device, top_p: float) -> None:
-    """The CPU's values and gradients of logits that no order of additions changes."""
-    g = torch.Generator().manual_seed(3)
-    h, w = (torch.randint(-3, 4, (n, 8), generator=g).float() for n in (9, 1301))
-    t, mask = cases.targets(3, 9, 1301), cases.mask(3, 9)
-    temperature = torch.linspace(0.5, 2, 9)
-    found = []
-    for where in (Device("cpu", "cpu"), device):
-        leaves = [x.requires_grad_() for x in where.put(h, w)]
-        stats = ll.linear_token_stats(
-            *leaves, t.to(where.name), mask=mask.to(where.name), entropy_top_p=top_p,
-            temperature=temperature.to(where.name), backend=where.backend,
-        )  # fmt: skip
-        both = torch.autograd.grad((stats.entropy - stats.logp).sum(), leaves)
-        found.append([stats.entropy.detach().cpu(), *(x.cpu() for x in both)])
-    for x, y in zip(*found, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
-
-
-def test_what_was_drawn_is_scored_as_it_was_drawn(device: Device) -> None:
-    h, w = head(6, 9, 1301, torch.float32)
-    there_now = device.put(h, w)
-    with drawing_there(device):
-        drawn = ll.linear_sample(
-            *there_now, seed=1, step=2, row_ids=torch.arange(9, device=device.name), top_p=0.7
-        )
-    mask = drawn.sampling_mask
-    stats = ll.linear_token_stats(
-        *there_now, drawn.token, sampling_mask=mask, backend=device.backend
-    )
-    torch.testing.assert_close(stats.logp, drawn.kept_logp, rtol=1e-5, atol=1e-5)
-    assert mask.token_ids.device == there_now[0].device
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
