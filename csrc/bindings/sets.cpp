@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "arrays/sparse_array.h"
+#include "arrays/sparse_checks.h"
 #include "cpu_rows.h"
 
 namespace py = pybind11;
@@ -13,14 +14,8 @@ namespace {
 
 // [n, width] with contiguous rows.
 void check_matrix(const Array& array) {
-  const TensorView& view = array.view();
-  visit_float(view.dtype, array.name(), [](auto) {});
-  check(view.ndim == 2, array.name(), " must be [n, width], got ", view.ndim, " dimensions");
-  check(
-      view.size() == 0 || view.shape[1] == 1 || view.strides[1] == 1,
-      array.name(),
-      " must have contiguous rows (last stride 1)"
-  );
+  visit_float(array->dtype, array.name(), [](auto) {});
+  check_rows_of_matrix(array);
 }
 
 void check_rows(const SparseArray& sets, const Array& array) {
@@ -55,13 +50,7 @@ void logits(
   check_rows(sets, left);
   check_matrix(right);
   check(left->dtype == right->dtype, "hidden and weight must share one dtype");
-  check(
-      left->shape[1] == right->shape[1],
-      "weight must have as many columns as hidden, ",
-      left->shape[1],
-      ", got ",
-      right->shape[1]
-  );
+  check_same_width(left, right);
   check_apart(sets, left, right);
   const int team = threads_of(threads);
   const py::gil_scoped_release release;

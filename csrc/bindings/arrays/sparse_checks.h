@@ -16,10 +16,14 @@ inline void check_rows_of_matrix(const Array& array) {
   );
 }
 
+// Of two matrices, [n, H] each.
 inline void check_same_width(const Array& dense, const Array& out) {
   check(
       dense->shape[1] == out->shape[1],
-      "out must have as many columns as dense, ",
+      out.name(),
+      " must have as many columns as ",
+      dense.name(),
+      ", ",
       dense->shape[1],
       ", got ",
       out->shape[1]

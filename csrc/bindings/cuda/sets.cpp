@@ -41,13 +41,7 @@ void logits(
   check_rows(sets, left);
   check_matrix(right);
   check(left->dtype == right->dtype, "hidden and weight must share one dtype");
-  check(
-      left->shape[1] == right->shape[1],
-      "weight must have as many columns as hidden, ",
-      left->shape[1],
-      ", got ",
-      right->shape[1]
-  );
+  check_same_width(left, right);
   check_apart(sets, left, right);
   const py::gil_scoped_release release;
   cuda::set_logits(*sets, left.view(), right.view(), cuda_queue(device, stream));
