@@ -93,7 +93,9 @@ def metric_values(
 ) -> npt.NDArray[np.float64]:
     """In the order of the names. total_tokens: of the batch; None: the call is all of it."""
     total = sums[TOKENS] if total_tokens is None else total_tokens
-    return sums[table.places] / np.where(table.per_token, max(total, 1), 1)
+    values = sums[table.places]
+    np.divide(values, max(total, 1), out=values, where=table.per_token)
+    return values
 
 
 @lru_cache(maxsize=256)
