@@ -55,10 +55,9 @@ METHODS: dict[str, dict[str, Any]] = {
 # The model as it comes, evaluated and not trained.
 UNTRAINED = "untrained"
 
+# The tasks write their own turns.
 COMMON = (
-    "model.share_prompts=true", "update={minibatches: 2, tail_mass: 1e-2}", "update.body_lr=2e-5",
-    "update.head_lr=2e-5", "rollout={prompts: 2, group: 8, max_new_tokens: 16}", "notes=[]",
-    "entropy_change_every=10", "checkpoint_every=1000", "show_answers=4",
+    "notes=[]", "checkpoint_every=1000", "show_answers=4", "rollout.chat_template=false",
     "evaluation={every: 0, prompts: 16, group: 8}",
 )  # fmt: skip
 
