@@ -1,6 +1,7 @@
 """A micro-batch of a trainer, loss and backward: as it is, and with this library.
 
     ./dev bench trainers [--verl] [--hidden 128 896] [--vocab 151936] [--tokens 512] [--repeats 7]
+    ./dev bench trainers --verl --step     # verl's whole step but for generation
 
 The model is one random layer: what is compared is the head and the loss. Times are interleaved;
 memory is the growth of the process's peak over one micro-batch, in a process of its own, gradients
@@ -65,8 +66,8 @@ class CpuTimer(Timer):
 
 
 def setting(name: str) -> Any:
-    """The module that makes the micro-batches of a trainer; its first way is the trainer's own."""
-    return importlib.import_module(f"benchmarks.trainers.{name}_batch")
+    """The module that makes the calls of a trainer; its first way is the trainer's own."""
+    return importlib.import_module(f"benchmarks.trainers.{name}")
 
 
 def peak_of(name: str, way: str, sizes: Sizes) -> int:
@@ -81,7 +82,7 @@ def peak_of(name: str, way: str, sizes: Sizes) -> int:
 def timed(name: str, sizes: Sizes, repeats: int) -> dict[str, Times]:
     made_by = setting(name)
     with tempfile.TemporaryDirectory() as folder:
-        calls = {way: made_by.micro_batch(way, sizes, folder) for way in made_by.WAYS}
+        calls = {way: made_by.call(way, sizes, folder) for way in made_by.WAYS}
         losses = {way: call.run(call.prepare()) for way, call in calls.items()}
         if max(losses.values()) - min(losses.values()) > APART:
             raise RuntimeError(f"not timed, for these are not one loss: {losses}")
@@ -113,7 +114,7 @@ def table(name: str, sizes: Sizes, lines: list[Line]) -> str:
     terms = ", ".join(f"{term} {size / 2**20:.0f} MiB" for term, size in moved(sizes).items())
     over = f"of {words.NAME}'s"
     rows = [
-        f"The head must compute {flops(sizes) / 1e9:.0f} GFLOP and move {terms}",
+        f"Head, loss and backward must compute {flops(sizes) / 1e9:.0f} GFLOP and move {terms}",
         f"| H | | seconds | {over} | CPU s | {over} | MiB | {over} |",
         "|---" * 8 + "|",
     ]
@@ -140,13 +141,16 @@ def as_json(sizes: Sizes, lines: list[Line]) -> dict[str, Any]:
 
 def print_peak(name: str, way: str, *numbers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        call = setting(name).micro_batch(way, Sizes(*numbers), folder)
+        call = setting(name).call(way, Sizes(*numbers), folder)
         print(growth(call, "cpu", ll.release_memory))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--verl", action="store_true", help="verl's micro-batch, not TRL's")
+    parser.add_argument(
+        "--step", action="store_true", help="old log-probs and two minibatches with AdamW"
+    )
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 896])
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--tokens", type=int, default=512)
@@ -157,8 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given.peak_of:
         print_peak(*given.peak_of)
         return
-    name = "verl" if given.verl else "trl"
-    versions = {package: installed(package) for package in (name, "transformers", "logitless")}
+    trainer = "verl" if given.verl else "trl"
+    name = f"{trainer}_step" if given.step else f"{trainer}_batch"
+    versions = {package: installed(package) for package in (trainer, "transformers", "logitless")}
     facts = machine("cpu", versions)
     print(f"V = {given.vocab}, {given.tokens} tokens, float32, {facts}\n")
     found = []
@@ -169,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         found.append(as_json(sizes, lines))
     facts["load_after"] = os.getloadavg()
     if given.json:
-        report = {"machine": facts, "rounds": given.repeats, "micro_batches": found}
+        report = {"machine": facts, "rounds": given.repeats, "calls": found}
         given.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

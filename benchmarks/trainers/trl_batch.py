@@ -71,7 +71,7 @@ def make_inputs(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def micro_batch(way: str, sizes: Sizes, folder: str) -> Call:
+def call(way: str, sizes: Sizes, folder: str) -> Call:
     trainer, inputs = make_trainer(way, sizes, folder), make_inputs(sizes)
 
     def run(_: None) -> float:

@@ -78,13 +78,17 @@ def make_engine(path: Path, head: str | None) -> Any:
     return made
 
 
-def micro_batch(way: str, sizes: Sizes, folder: str) -> Call:
-    from tests.plugins.verl.engines import actor_config, ppo_loss, prepared
-
+def saved_engine(way: str, sizes: Sizes, folder: str) -> Any:
     path = Path(folder) / f"model_{sizes.vocab}_{sizes.hidden}"
     if not path.exists():
         toy_model(sizes.vocab, sizes.hidden, tied=True).save_pretrained(path)
-    made = make_engine(path, HEADS[way])
+    return make_engine(path, HEADS[way])
+
+
+def call(way: str, sizes: Sizes, folder: str) -> Call:
+    from tests.plugins.verl.engines import actor_config, ppo_loss, prepared
+
+    made = saved_engine(way, sizes, folder)
     config = actor_config(LOSSES.get(way, "vanilla"))
     data = prepared(made, make_data(sizes), 1, calculate_entropy=False)
     loss = functools.partial(ppo_loss, config=config)

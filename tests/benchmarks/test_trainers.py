@@ -192,7 +192,12 @@ def test_a_step_of_trl(way: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", [pytest.param("trl", marks=needs("trl")), pytest.param("verl", marks=needs("verl"))]
+    "name",
+    [
+        pytest.param("trl_batch", marks=needs("trl")),
+        pytest.param("verl_batch", marks=needs("verl")),
+        pytest.param("verl_step", marks=needs("verl")),
+    ],
 )
 def test_a_micro_batch(name: str) -> None:
     lines = micro_batch.measure(name, TINY, repeats=1, peaks=False)

@@ -120,11 +120,12 @@ def prepared(
 
 
 @torch.no_grad()
-def scored(made: Any, td: TensorDict) -> dict[str, Tensor]:
-    """Log-probs and entropies of responses, [B, T]."""
-    batch = prepared(made, td, 2, calculate_entropy=True)
+def scored(made: Any, td: TensorDict, *, entropy: bool = True) -> dict[str, Tensor]:
+    """Log-probs, and entropies where asked for, of responses, [B, T]."""
+    batch = prepared(made, td, 2, calculate_entropy=entropy)
     out = made.forward_backward_batch(batch, None, forward_only=True)["model_output"]
-    return {k: no_padding_2_padding(out[k], batch) for k in ("log_probs", "entropy")}
+    names = ("log_probs", "entropy") if entropy else ("log_probs",)
+    return {k: no_padding_2_padding(out[k], batch) for k in names}
 
 
 def off_policy(td: TensorDict, logp: Tensor) -> TensorDict:
