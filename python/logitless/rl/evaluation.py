@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from logitless.rl.experience import Answers, answers_to, distinct, task_of
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task
-from logitless.rl.tracking import checkpoint, metrics, run_folder
+from logitless.rl.tracking import checkpoint, run_folder
+from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -90,10 +92,10 @@ def powers_of_two(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length())]
 
 
-def record(folder: Path, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
-    """Evaluates after so many steps, and adds the line to the folder's file. Collective."""
+def record(log: Log, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
+    """Evaluates after so many steps, and writes that down. Collective."""
     row = {"step": done} | evaluate(policy, task, recipe)
-    ranks.first(lambda: metrics.append(folder / metrics.EVALUATION_FILE, row))
+    ranks.first(partial(log.evaluation, row))
     return row
 
 
