@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         TypeError,
         FileNotFoundError,
         ModuleNotFoundError,
+        ConnectionError,
         NotImplementedError,
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")

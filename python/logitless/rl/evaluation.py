@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logitless.rl.engine import claim_device, ranks
-from logitless.rl.experience import Answers, answers_to, distinct, task_of
+from logitless.rl.experience import Answers, answers_to, distinct, hand_over, task_of
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task
@@ -42,6 +42,7 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
     prompts = ranks.together(lambda: held_out(recipe, task).prompts(rng, wanted.prompts))
     temperature = wanted.temperature or recipe.rollout.temperature
+    hand_over(policy, recipe, Stopwatch())
 
     def answers(group: int, truncation: dict[str, Any]) -> Answers:
         return answers_to(

@@ -136,6 +136,11 @@ class Recipe:
             )
 
     def _check_lora(self) -> None:
+        if self.lora.rank and self.rollout.server is not None:
+            raise ValueError(
+                "recipe key 'rollout.server' must be null with lora.rank: the server takes whole "
+                f"models; got {self.rollout.server}"
+            )
         if not self.lora.rank:
             if self.lora != LoraRecipe():
                 raise ValueError("recipe key 'lora.rank' must be above 0 with other keys of lora")

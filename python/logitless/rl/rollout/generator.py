@@ -43,7 +43,7 @@ def sample(
     within the tokens that are left, which `kept` names.
     """
     B, T, device = len(prompts) * group, max_new_tokens, policy.device
-    ids, attention = _left_pad(prompts, policy.pad, device)
+    ids, attention = left_pad(prompts, policy.pad, device)
     tokens = torch.full((B, T), policy.pad, device=device)
     mask = torch.zeros(B, T, dtype=torch.bool, device=device)
     logp, entropy = torch.zeros(2, B, T, device=device)
@@ -122,7 +122,7 @@ def by_sequence(sets: list[tuple[Tensor, ll.SamplingMask]]) -> ll.SamplingMask:
     return ll.SamplingMask.from_lists([lists[i] for i in order.tolist()])
 
 
-def _left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + row for row in rows]
     attention = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
