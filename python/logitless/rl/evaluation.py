@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from logitless.rl.engine import claim_device, ranks
-from logitless.rl.experience import Answers, answers_to, distinct, task_of
+from logitless.rl.experience import Answers, answers_to, distinct, hand_over, task_of
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task
-from logitless.rl.tracking import checkpoint, metrics, run_folder
+from logitless.rl.tracking import checkpoint, run_folder
+from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -40,6 +42,7 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
     prompts = ranks.together(lambda: held_out(recipe, task).prompts(rng, wanted.prompts))
     temperature = wanted.temperature or recipe.rollout.temperature
+    hand_over(policy, recipe, Stopwatch())
 
     def answers(group: int, truncation: dict[str, Any]) -> Answers:
         return answers_to(
@@ -90,10 +93,10 @@ def powers_of_two(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length())]
 
 
-def record(folder: Path, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
-    """Evaluates after so many steps, and adds the line to the folder's file. Collective."""
+def record(log: Log, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
+    """Evaluates after so many steps, and writes that down. Collective."""
     row = {"step": done} | evaluate(policy, task, recipe)
-    ranks.first(lambda: metrics.append(folder / metrics.EVALUATION_FILE, row))
+    ranks.first(partial(log.evaluation, row))
     return row
 
 

@@ -4,7 +4,9 @@ prompts, and then all have everything: it is small beside a model."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ import logitless as ll
 from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
-from logitless.rl.rollout import Rollout, join_rollouts, sample
+from logitless.rl.rollout import Rollout, Server, join_rollouts, sample, sample_remotely
 from logitless.rl.tasks import Prompt, Scores, Task, check_any, join_scores, load_task, score
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
@@ -38,6 +40,26 @@ def task_of(recipe: Recipe) -> Task:
     return load_task(task.name, task.options, task.prompts, task.reward)
 
 
+def hand_over(policy: Policy, recipe: Recipe, clock: Stopwatch) -> None:
+    """The policy's weights, to the server that samples, where there is one. Collective."""
+    if recipe.rollout.server is None or recipe.rollout.server_folder is None:
+        return
+    server, folder = Server(recipe.rollout.server), Path(recipe.rollout.server_folder)
+
+    def give() -> None:
+        policy.save(folder)
+        server.reload(folder)
+
+    with clock("hand over"):
+        ranks.first(give)
+
+
+def sampler(recipe: Recipe) -> Callable[..., Rollout]:
+    """`sample`, or as `sample`."""
+    address = recipe.rollout.server
+    return sample if address is None else partial(sample_remotely, Server(address))
+
+
 class Answers(NamedTuple):
     rollout: Rollout
     texts: list[str]
@@ -50,6 +72,7 @@ def collect(
     """Prompts of the task, sampled answers, their rewards and advantages; a function of
     (seed, step) and the weights. Collective.
     """
+    hand_over(policy, recipe, clock)
     rng = random.Random(f"prompts {recipe.seed} {step}")
     prompts = ranks.together(partial(task.prompts, rng, recipe.rollout.prompts))
     group, temperature = recipe.rollout.group, recipe.rollout.temperature
@@ -77,7 +100,7 @@ def answers_to(
 
     def of_own_prompts() -> Answers:
         own = prompts[place]
-        rollout = sample(
+        rollout = sampler(recipe)(
             policy,
             policy.encode([p.text for p in own], recipe.rollout.chat_template),
             group=group,
@@ -146,7 +169,7 @@ def describe(experience: Experience, right: float) -> Row:
     per_token = advantages.repeat_interleave(rollout.lengths)
     logp = rollout.logp[rollout.mask]
     covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
-    return {
+    row = {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(dim=1).mean()),
         "skipped_prompts": skipped,
@@ -156,3 +179,7 @@ def describe(experience: Experience, right: float) -> Row:
         "tokens": tokens,
         "tokens_per_sequence": tokens / len(texts),
     }
+    if rollout.rollout_logp is None:
+        return row
+    off = (rollout.rollout_logp - rollout.logp)[rollout.mask].abs()
+    return row | {"server_logp_gap": float(off.mean()), "server_logp_gap_max": float(off.max())}

@@ -17,8 +17,9 @@ from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
 from logitless.rl.tasks import Task
-from logitless.rl.tracking import checkpoint, completions, divergence, memory, metrics
+from logitless.rl.tracking import checkpoint, divergence, memory
 from logitless.rl.tracking.interrupt import StopRequest
+from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
@@ -36,16 +37,14 @@ def train(
     policy: Policy,
     task: Task,
     recipe: Recipe,
-    folder: Path,
+    log: Log,
     progress: Progress,
     stop: StopRequest,
     resume: bool,
 ) -> list[Row]:
-    """Trains `policy` in place and returns its metrics, one row a step, also in
-    folder/metrics.jsonl. Raises Diverged where they are numbers no more. Collective.
+    """Trains `policy` in place and returns its metrics, one row a step, which `log` has as well.
+    Raises Diverged where they are numbers no more. Collective.
     """
-    ranks.first(partial(folder.mkdir, parents=True, exist_ok=True))
-    log, answers = folder / metrics.FILE, folder / completions.FILE
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage, entropy_top_p = advantage_name(recipe, name), recipe.methods[name].entropy_top_p
     reference = recipe.reference if "ref_logp" in spec.needs else None
@@ -61,16 +60,13 @@ def train(
         for state in states:
             state.save(part)
 
-    read = partial(checkpoint.resume, folder, load, progress.say)
+    read = partial(checkpoint.resume, log.folder, load, progress.say)
     start = ranks.same(read) if resume else 0
     progress.skip(min(start, recipe.steps))
-    rows = ranks.first(partial(metrics.keep_before, log, start))
-    ranks.first(partial(metrics.keep_before, answers, start))
-    evaluations = folder / metrics.EVALUATION_FILE
-    evaluated = ranks.first(partial(metrics.keep_before, evaluations, start + 1))
+    rows, evaluations = ranks.first(partial(log.begin, start))
     every = recipe.evaluation.every
-    if every and not evaluated:
-        progress.evaluated(name, record(folder, start, policy, task, recipe))
+    if every and not evaluations:
+        progress.evaluated(name, record(log, start, policy, task, recipe))
     memory.reset_peak()
 
     for step in range(start, recipe.steps):
@@ -116,18 +112,16 @@ def train(
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
         row["peak_memory_bytes"] = max(ranks.each(memory.peak))
-        # before the metrics: a step that has its line has its answers
         lines = answer_rows(experience, step, recipe.show_answers, policy.text_of)
-        ranks.first(partial(metrics.append, answers, *lines))
-        ranks.first(partial(metrics.append, log, row))
+        ranks.first(partial(log.step, row, lines))
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if every and (done % every == 0 or done == recipe.steps):
-            progress.evaluated(name, record(folder, done, policy, task, recipe))
+            progress.evaluated(name, record(log, done, policy, task, recipe))
         stopping = stop.check()
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stopping:
-            ranks.first(partial(checkpoint.save, folder, done, save))
+            ranks.first(partial(checkpoint.save, log.folder, done, save))
         if stopping:
             break
     return rows

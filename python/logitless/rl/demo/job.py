@@ -19,9 +19,10 @@ from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
 from logitless.rl.tasks import Task
-from logitless.rl.tracking import checkpoint, run_folder
+from logitless.rl.tracking import checkpoint, run_folder, trackers
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import Stopped, StopRequest
+from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.progress import Progress
 from logitless.rl.train import train
 from logitless.rl.update import warm_up
@@ -74,9 +75,8 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
                         comparison, head_bytes = compare(policy, task, one, prepared.specs)
                     for method in one.methods:
                         policy.restore(start)
-                        diverged |= _train(
-                            method, policy, task, one, folder, progress, stop, resume
-                        )
+                        log = log_of(one, out, Path(name, method))
+                        diverged |= _train(method, policy, task, one, log, progress, stop, resume)
         except Stopped:
             pass
         except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _train(
     policy: Policy,
     task: Task,
     recipe: Recipe,
-    folder: Path,
+    log: Log,
     progress: Progress,
     stop: StopRequest,
     resume: bool,
@@ -108,11 +108,19 @@ def _train(
     """Whether the method has diverged; nothing is done after a request to stop."""
     if not stop.check():
         try:
-            train(method, policy, task, recipe, folder / method, progress, stop, resume)
+            with log:
+                train(method, policy, task, recipe, log, progress, stop, resume)
         except Diverged as error:
             progress.say(str(error))
             return True
     return False
+
+
+def log_of(recipe: Recipe, out: Path, place: Path) -> Log:
+    """Of the method whose folder is `place` inside of the run's."""
+    group = out.resolve().name
+    run = trackers.Run(recipe.log_project, group, Path(group, place).as_posix(), asdict(recipe))
+    return Log(out / place, run, recipe.log_to)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from logitless.rl.engine import check_policy, claim_device, ranks
 from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import Recipe, make_spec, of_seeds
+from logitless.rl.rollout import Server
 from logitless.rl.tasks import Task, TaskWithSolutions
-from logitless.rl.tracking import run_folder
+from logitless.rl.tracking import run_folder, trackers
 from logitless.rl.update import advantage_name, follower_of
 
 # Of the difference of a token's log-probs in a rollout and in training, where the body computes in
@@ -32,6 +33,9 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     """All that a recipe, or the folder `out` of its run, can have wrong is an error here."""
     claim_device(recipe.model.device)
     check_ranks(recipe)
+    trackers.check_installed(recipe.log_to)
+    if recipe.rollout.server is not None:
+        Server(recipe.rollout.server).check()
     task = task_of(recipe)
     longest = recipe.rollout.max_new_tokens
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}

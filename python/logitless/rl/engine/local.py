@@ -21,7 +21,7 @@ from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
-from logitless.rl.rollout import Rollout, check_shared, hidden_states
+from logitless.rl.rollout import Rollout, check_cache, check_shared, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
@@ -99,6 +99,7 @@ class LocalEngine:
 def check_policy(policy: Policy, update: UpdateRecipe) -> None:
     """ValueError for what no engine does with this policy."""
     parts_trained(policy, update)
+    check_cache(policy)
     if update.gradient_checkpointing:
         layers_of(policy.model)
     if policy.share_prompts:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import logitless as ll
 from logitless.rl.policy import lora as adapters
+from logitless.rl.policy.caches import is_recurrent, new_cache
 from logitless.rl.policy.models import read_model
 from logitless.rl.policy.tokenizers import text_of
 
@@ -115,6 +116,10 @@ class Policy:
         """With special tokens."""
         return text_of(ids, self.tokenizer, special_tokens=True)
 
+    def new_cache(self) -> Any:
+        """An empty one, for `states`."""
+        return new_cache(self.model)
+
     def states(
         self,
         ids: Tensor,  # [B, t]: the last t tokens
@@ -123,6 +128,9 @@ class Policy:
     ) -> Tensor:  # [B, t, H]
         """The states that the head reads; `cache`, a Hugging Face cache, has the earlier tokens."""
         positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if cache is not None and is_recurrent(cache):
+            # no layer sees the earlier tokens, and some would multiply by their mask
+            attention = attention[:, -ids.shape[1] :]
         return self._states(ids, attention.long(), positions, cache)
 
     def states_seeing(

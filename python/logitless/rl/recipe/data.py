@@ -106,8 +106,35 @@ class RolloutRecipe:
         False, "Whether a prompt that is a text is a user's turn in the chat template."
     )
 
+    server: str | None = key(
+        None,
+        "Address of a vLLM server that samples the answers, like `http://localhost:8000`; null: "
+        "the trainer does.",
+    )
+    server_folder: str | None = key(
+        None,
+        "A folder that both see: the policy of each step is written there, and the server reads "
+        "it. `rollout.server` needs it.",
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self, "rollout")
+        if (self.server is None) != (self.server_folder is None):
+            raise ValueError(
+                "recipe keys 'rollout.server' and 'rollout.server_folder' need each other, got "
+                f"{self.server} and {self.server_folder}"
+            )
+        if self.server is not None and not self.server.startswith(("http://", "https://")):
+            raise ValueError(
+                f"recipe key 'rollout.server' must begin with http:// or https://, got "
+                f"{self.server!r}"
+            )
+        if self.server is not None and self.truncation:
+            names = ", ".join(f"rollout.{name}" for name in self.truncation)
+            raise ValueError(
+                f"recipe key 'rollout.server' must be null with {names}: a server does not say "
+                f"which tokens were left to draw from; got {self.server}"
+            )
 
     @property
     def truncation(self) -> dict[str, Any]:

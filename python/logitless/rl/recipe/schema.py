@@ -6,6 +6,7 @@ An error names the key as the YAML file spells it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
 from logitless.rl.recipe.keys import REQUIRED, at_least, check_ranges, key
@@ -45,6 +46,13 @@ class Recipe:
         "and then and the report token by token; completions.jsonl has all answers in every case.",
         at_least(0),
     )
+    log_to: list[Literal["tensorboard", "trackio", "wandb"]] = key(
+        list,
+        "Who is told the metrics of every step and evaluation, beside the JSON lines; each is an "
+        "extra of this package, `logitless[tensorboard]` and so on.",
+        "`tensorboard`, `trackio`, `wandb`, no two alike",
+    )
+    log_project: str = key("logitless", "The project of the runs at trackio and wandb.")
     compare_repeats: int = key(
         0, "Repeats of the comparison with full logits; 0: no comparison.", at_least(0)
     )
@@ -90,6 +98,8 @@ class Recipe:
                 f"recipe key 'compare_repeats' must be 0 with model.device={self.model.device}: a "
                 f"comparison measures the host's memory; got {self.compare_repeats}"
             )
+        if len(set(self.log_to)) < len(self.log_to):
+            raise ValueError(f"recipe key 'log_to' must have no two alike, got {self.log_to}")
         self._check_lora()
         self._check_seeds()
         for name, method in self.methods.items():
@@ -126,6 +136,11 @@ class Recipe:
             )
 
     def _check_lora(self) -> None:
+        if self.lora.rank and self.rollout.server is not None:
+            raise ValueError(
+                "recipe key 'rollout.server' must be null with lora.rank: the server takes whole "
+                f"models; got {self.rollout.server}"
+            )
         if not self.lora.rank:
             if self.lora != LoraRecipe():
                 raise ValueError("recipe key 'lora.rank' must be above 0 with other keys of lora")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from logitless.rl.rollout.check import check_cache
 from logitless.rl.rollout.generator import sample
+from logitless.rl.rollout.remote import sample_remotely
 from logitless.rl.rollout.rollout import Rollout, join_rollouts
+from logitless.rl.rollout.server import Server
 from logitless.rl.rollout.states import check_shared, hidden_states
 
-__all__ = ["Rollout", "check_shared", "hidden_states", "join_rollouts", "sample"]
+__all__ = [
+    "Rollout", "Server", "check_cache", "check_shared", "hidden_states", "join_rollouts", "sample",
+    "sample_remotely",
+]  # fmt: skip

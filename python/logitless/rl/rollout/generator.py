@@ -1,4 +1,4 @@
-"""Sampling answers: a KV-cache loop over the body, and a head that draws tokens without logits.
+"""Sampling answers: the body's loop with its cache, and a head that draws tokens without logits.
 
 Each prompt is read once and its cache repeated for the group; the head sees only the rows of
 unfinished answers, and the body half as many rows when half of them have ended. A draw depends on
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.policy import Policy
+from logitless.rl.policy import Policy, keep_rows
 from logitless.rl.rollout.rollout import Rollout
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -42,18 +42,16 @@ def sample(
     some. top_k=1 is greedy. Under top_k, top_p or min_p log-probs and entropies are
     within the tokens that are left, which `kept` names.
     """
-    from transformers import DynamicCache
-
     B, T, device = len(prompts) * group, max_new_tokens, policy.device
-    ids, attention = _left_pad(prompts, policy.pad, device)
+    ids, attention = left_pad(prompts, policy.pad, device)
     tokens = torch.full((B, T), policy.pad, device=device)
     mask = torch.zeros(B, T, dtype=torch.bool, device=device)
     logp, entropy = torch.zeros(2, B, T, device=device)
 
-    cache = DynamicCache(config=policy.model.config)
+    cache = policy.new_cache()
     with clock("rollout body"):
         hidden = policy.states(ids, attention, cache)[:, -1]
-    cache.batch_repeat_interleave(group)
+    keep_rows(cache, torch.arange(B, device=device) // group)
     hidden, ids, attention = (x.repeat_interleave(group, dim=0) for x in (hidden, ids, attention))
 
     truncated = (top_k, top_p, min_p) != (None, None, None)
@@ -98,7 +96,7 @@ def sample(
         if t + 1 == T or not live.any():
             break
         if 2 * int(live.sum()) <= len(held):
-            cache.batch_select_indices(live[held].nonzero()[:, 0])
+            keep_rows(cache, live[held].nonzero()[:, 0])
             held = held[live[held]]
         with clock("rollout body"):
             hidden = policy.states(tokens[held, t : t + 1], attention[held], cache)[:, -1]
@@ -124,7 +122,7 @@ def by_sequence(sets: list[tuple[Tensor, ll.SamplingMask]]) -> ll.SamplingMask:
     return ll.SamplingMask.from_lists([lists[i] for i in order.tolist()])
 
 
-def _left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + row for row in rows]
     attention = [[False] * (width - len(row)) + [True] * len(row) for row in rows]

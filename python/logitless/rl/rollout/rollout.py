@@ -28,6 +28,9 @@ class Rollout:
     # Of each target the tokens that it was drawn from, which logp and entropy are within, always on
     # the host; None: all of them always.
     kept: ll.SamplingMask | None = None
+    # Of the sampled tokens as the server has them that drew them; None: logp is of where they were
+    # drawn.
+    rollout_logp: Tensor | None = None  # [B, T] fp32
     # Of the sampled tokens under the reference policy, where there is one.
     ref_logp: Tensor | None = None  # [B, T] fp32
 
@@ -52,6 +55,7 @@ class Rollout:
             self.logp[index],
             self.entropy[index],
             None if self.kept is None else self.kept.rows(self._rows(index).cpu()),
+            None if self.rollout_logp is None else self.rollout_logp[index],
             None if self.ref_logp is None else self.ref_logp[index],
         )
 
@@ -91,11 +95,15 @@ def join_rollouts(parts: Sequence[Rollout], pad: int) -> Rollout:
             mask=padded(part.mask, (0, after)),
             logp=padded(part.logp, (0, after)),
             entropy=padded(part.entropy, (0, after)),
+            rollout_logp=(
+                None if part.rollout_logp is None else padded(part.rollout_logp, (0, after))
+            ),
         )
 
     sets = [part.kept.lists() for part in parts if part.kept is not None]
     kept = ll.SamplingMask.from_lists(ids for part in sets for ids in part) if sets else None
     alike = [wide(part) for part in parts]
-    names = ("ids", "attention", "mask", "logp", "entropy")
+    names = ["ids", "attention", "mask", "logp", "entropy"]
+    names += ["rollout_logp"] if parts[0].rollout_logp is not None else []
     whole: dict[str, Any] = {name: torch.cat([getattr(x, name) for x in alike]) for name in names}
     return Rollout(**whole, kept=kept)

@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from logitless._version import __version__
-from logitless.rl.tracking import checkpoint, completions, metrics
+from logitless.rl.tracking import checkpoint, completions, metrics, trackers
 
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 # The folders of the seeds, where a run has several.
 SEEDS = "seed[-0-9]*"
+# What a method's folder has beside checkpoints.
+FILES = (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE, *trackers.FILES)
 # What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
     "steps", "model.device", "entropy_change_every", "checkpoint_every", "compare_repeats",
-    "show_answers", "evaluation", "notes",
+    "show_answers", "log_to", "log_project", "rollout.server",
+    "rollout.server_folder", "evaluation", "notes",
 )  # fmt: skip
 
 
@@ -107,12 +110,15 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def clear(folder: Path, runs: list[str]) -> None:
-    """Removes the checkpoints, metrics and answers of these runs, and nothing else."""
+    """Removes the checkpoints, metrics and answers of these runs, also those that trackers have
+    there, and nothing else."""
     for name in runs:
-        for old in (folder / name).glob(f"{checkpoint.PREFIX}*"):
-            shutil.rmtree(old)
-        for file in (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE):
-            (folder / name / file).unlink(missing_ok=True)
+        for pattern in (f"{checkpoint.PREFIX}*", *trackers.FOLDERS):
+            for old in (folder / name).glob(pattern):
+                shutil.rmtree(old)
+        for pattern in FILES:
+            for old in (folder / name).glob(pattern):
+                old.unlink()
 
 
 def _check_same(

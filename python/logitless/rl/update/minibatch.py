@@ -18,6 +18,7 @@ class Packed(NamedTuple):
     targets: Tensor  # [N] int64
     old_logp: Tensor  # [N]
     old_entropy: Tensor  # [N]
+    rollout_logp: Tensor | None  # [N]: of a server that drew the tokens
     ref_logp: Tensor | None  # [N]
     advantages: Tensor  # [N]
     mask: Tensor  # [N] bool: all true, since only sampled tokens are packed
@@ -39,6 +40,7 @@ def pack(
         targets=part.targets,
         old_logp=part.logp[mask],
         old_entropy=part.entropy[mask],
+        rollout_logp=None if part.rollout_logp is None else part.rollout_logp[mask],
         ref_logp=None if part.ref_logp is None else part.ref_logp[mask],
         advantages=advantages[index].repeat_interleave(lengths),
         mask=torch.ones_like(sequence, dtype=torch.bool),
@@ -73,10 +75,10 @@ def batch_options(
 
 
 def old_policy(packed: Packed, spec: Any) -> dict[str, Any]:
-    """What a loss needs beside old_logp: of the rollout's policy, here the old one, and of the
-    reference."""
+    """What a loss needs beside old_logp: of the rollout's policy, which is the old one where the
+    trainer itself has drawn the tokens, and of the reference."""
     given = {
-        "rollout_logp": packed.old_logp,
+        "rollout_logp": packed.old_logp if packed.rollout_logp is None else packed.rollout_logp,
         "old_entropy": packed.old_entropy,
         "ref_logp": packed.ref_logp,
     }
