@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.harness.machine_info import installed, machine
 from benchmarks.studies.real_policy.setting import UNTRAINED
+from logitless.rl.demo.job import log_of
 from logitless.rl.engine import check_policy
 from logitless.rl.evaluation import evaluate
 from logitless.rl.experience import task_of
@@ -43,10 +44,10 @@ def run(recipe: Recipe, folder: Path, policy: Policy) -> dict[str, Any] | None:
     run_folder.claim(folder, asdict(recipe), resume=resume, overwrite=False)
     check_policy(policy, recipe.update)
     (method,) = recipe.methods
-    task, folder, rows = task_of(recipe), folder / method, list[Row]()
+    task, rows, log = task_of(recipe), list[Row](), log_of(recipe, folder, Path(method))
     if method != UNTRAINED:
-        with Progress(recipe.steps) as progress, StopRequest() as stop:
-            rows = train(method, policy, task, recipe, folder, progress, stop, resume)
+        with Progress(recipe.steps) as progress, StopRequest() as stop, log:
+            rows = train(method, policy, task, recipe, log, progress, stop, resume)
         if len(rows) < recipe.steps:
             return None
     evaluated = evaluate(policy, task, recipe)
@@ -64,7 +65,7 @@ def run(recipe: Recipe, folder: Path, policy: Policy) -> dict[str, Any] | None:
         "evaluation": {key: short(value) for key, value in evaluated.items()},
         "answers": [
             {"step": row["step"], **{key: row[key] for key in ANSWERED}}
-            for row in completions.shown(folder)
+            for row in completions.shown(log.folder)
         ],
     }
 
