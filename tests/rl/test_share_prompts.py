@@ -127,7 +127,10 @@ def test_a_body_that_cannot_share_is_refused(
     check_policy(policy, update)
     # bfloat16 rounds more than the check allows, and is not what it measures
     check_shared(policy.in_dtype("bfloat16"))
+    check_policy(replace(policy, share_prompts=False), update)
     spoil(policy.model)
     with pytest.raises(ValueError, match=message):
+        check_shared(policy)
+    # which what is done before a run asks, or it finds what is worse: no rollout is right, either
+    with pytest.raises(ValueError, match=r"model\.share_prompts|with padding on the left"):
         check_policy(policy, update)
-    check_policy(replace(policy, share_prompts=False), update)
