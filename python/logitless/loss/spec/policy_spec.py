@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
-from logitless.loss.spec.advantage_controls import AnyControl, RepoD, RepoR
+from logitless.loss.spec.advantage_controls import AnyControl, CustomControl, RepoD, RepoR
 from logitless.loss.spec.batch_clips import Bapo, BatchClip
 from logitless.loss.spec.controls import (
     ClipCov,
@@ -281,6 +281,13 @@ class PolicyLossSpec:
             or isinstance(self.control, OffPolicyMask)
             or isinstance(self.entropy, Siren)
             or (self.correction is not None and self.correction.per_sequence)
+        )
+
+    @property
+    def custom(self) -> bool:
+        """Whether a part is the user's own, which is NumPy code."""
+        return isinstance(self.surrogate, CustomSurrogate) or isinstance(
+            self.control, CustomControl
         )
 
     @property
