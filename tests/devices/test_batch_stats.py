@@ -17,28 +17,17 @@ from logitless.backends.row_kernels import errors
 from logitless.loss.evaluate.inputs import BatchStats
 from logitless.loss.spec import ClipCov, PolicyLossSpec
 from tests.support.device.devices import Device, losses_there
-from tests.support.device.token_batches import here, sized, stats_arrays, stats_of, there
+from tests.support.device.token_batches import (
+    assert_same,
+    here,
+    sized,
+    stats_arrays,
+    stats_of,
+    there,
+)
 from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_specs import SELECTING, SPECS, Batch, make_batch
 from tests.support.losses.tensor_tokens import NothingIsRead
-
-# Where sums over a sequence or values of exp are in it, which are added in another order.
-CLOSE = 1e-12
-NUMBERS = ("mean_credit", "mean_importance", "log_bounds", "change_range", "likely",
-           "selected_entropy")  # fmt: skip
-
-
-def assert_same(found: BatchStats, expected: BatchStats) -> None:
-    """`found` of a device, `expected` of NumPy arrays."""
-    read = found.cpu()
-    for name in ("selected", "sequences"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(expected, name), err_msg=name)
-    for name in ("totals", "mean_advantage", "mean_logp", "count", "seed", "step", "control",
-                 "correction", "surrogate"):  # fmt: skip
-        assert getattr(read, name) == getattr(expected, name), name
-    assert type(read.count) is type(read.totals.tokens) is int
-    for name in NUMBERS:
-        assert getattr(read, name) == pytest.approx(getattr(expected, name), rel=CLOSE), name
 
 
 def stats_there(batch: Batch, spec: PolicyLossSpec, device: Device, **packing: Any) -> BatchStats:

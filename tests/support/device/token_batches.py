@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from logitless.loss.evaluate.inputs import BatchStats
@@ -13,6 +14,11 @@ from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats
 from tests.support.device.devices import Device
 from tests.support.losses.loss_specs import Batch
+
+# Where sums over a sequence or values of exp are in it, which are added in another order.
+CLOSE = 1e-12
+NUMBERS = ("mean_credit", "mean_importance", "log_bounds", "change_range", "likely",
+           "selected_entropy")  # fmt: skip
 
 
 def there(x: Any, device: Device) -> Any:
@@ -41,3 +47,16 @@ def stats_arrays(batch: Batch) -> dict[str, Any]:
 def stats_of(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> BatchStats:
     """Of its NumPy arrays."""
     return batch_stats(**stats_arrays(batch), spec=spec, seed=1, step=2, **packing)
+
+
+def assert_same(found: BatchStats, expected: BatchStats) -> None:
+    """`found` of a device, `expected` of NumPy arrays."""
+    read = found.cpu()
+    for name in ("selected", "sequences"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(expected, name), err_msg=name)
+    for name in ("totals", "mean_advantage", "mean_logp", "count", "seed", "step", "control",
+                 "correction", "surrogate"):  # fmt: skip
+        assert getattr(read, name) == getattr(expected, name), name
+    assert type(read.count) is type(read.totals.tokens) is int
+    for name in NUMBERS:
+        assert getattr(read, name) == pytest.approx(getattr(expected, name), rel=CLOSE), name

@@ -13,11 +13,12 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from logitless.inputs.checks import choice, instance, nonsense, plain_fields, whole
-from logitless.loss.spec.advantage_controls import AnyControl, CustomControl, RepoD, RepoR
+from logitless.loss.spec.advantage_controls import AnyControl, RepoD, RepoR
 from logitless.loss.spec.batch_clips import Bapo, BatchClip
 from logitless.loss.spec.controls import (
     ClipCov,
     Control,
+    CustomControl,
     Entropic,
     EntropyWeights,
     KLCov,
