@@ -30,7 +30,6 @@ from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_specs import SELECTING, SPECS, Batch, make_batch
 from tests.support.losses.tensor_tokens import NothingIsRead
 
-
 # The papers' fractions select one token of a small batch.
 MANY = sorted(SELECTING.keys() - ll.presets.keys())
 
@@ -287,7 +286,8 @@ def test_three_ranks_find_what_one_finds(
 ) -> None:
     """The CPU's, of all tokens, bit for bit."""
     assert registry.token_kernels_of(torch.zeros(1, device=device.name)) is kernels
-    names = [*MANY, "m2po_tight", "steer"]
+    names = ["many_clip_cov_ppo", "many_kl_cov", "many_top_entropy", "many_clip_b", "many_clip_v",
+             "m2po_tight", "steer"]  # fmt: skip
     arguments = (str(tmp_path), device.name, device.backend, names)
     torch.multiprocessing.spawn(_rank, arguments, nprocs=3)
     batch = make_batch(12)
