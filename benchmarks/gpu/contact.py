@@ -50,7 +50,7 @@ STEPS = (
     Step("T3", 45, "rows of given logits"),
     Step("T10", 30, "a student beside a teacher: given logits, two heads"),
     Step("T5", 50, "heads by the size of their tiles"),
-    Step("T6", 30, "losses of a million tokens"),
+    Step("T6", 30, "losses of a million tokens, statistics of their batch"),
     Step("T11", 15, "draws of a token a row"),
     Step("T12", 15, "heads within sampling masks"),
     Step("T8", 100, "the tests marked gpu"),

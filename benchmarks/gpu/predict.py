@@ -45,6 +45,10 @@ SET_IDS, SET_LAUNCHES = 8, 40
 # of whole rows, which are put together first. Passes of the one processor that sorts the top of a
 # row, and in the same unit the sorting.
 DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
+# Of a batch's statistics, with KL-Cov, and of its covariance: bytes a token that the calls read and
+# write, their launches, and the bytes of what they are given. Ids are sorted twice, at 256 bytes;
+# five quantiles look at eight digits of 16 bytes.
+BATCH, COVARIANCE = (650, 90, 17), (900, 110, 9)
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,16 @@ def times(formula: Formula, number: float) -> Formula:
     return lambda m, s: number * formula(m, s)
 
 
+def of_tokens(counts: tuple[int, int, int]) -> Formula:
+    """Of `rows` tokens: launches of half a PAIR, behind each other, and the passes over tokens."""
+    moved, launches, _ = counts
+    return lambda m, s: launches * PAIR / 2 + moved * s.rows / m.memory
+
+
+def token_floor(counts: tuple[int, int, int]) -> Formula:
+    return lambda m, s: counts[2] * s.rows / m.memory
+
+
 # Name -> the prediction, and the floor beside it.
 OPS: dict[str, tuple[Formula, Formula]] = {
     "forward": (forward, product),
@@ -239,6 +253,9 @@ OPS: dict[str, tuple[Formula, Formula]] = {
     "two rows forward, jsd": (times(one_pass, 4), times(one_pass, 4)),
     "two rows backward": (times(one_pass, 3), times(one_pass, 3)),
     "two heads, all kept": (two_heads, times(product, 4)),
+    # of as many tokens as there are rows
+    "statistics of a batch": (of_tokens(BATCH), token_floor(BATCH)),
+    "covariance of a batch": (of_tokens(COVARIANCE), token_floor(COVARIANCE)),
 }
 
 

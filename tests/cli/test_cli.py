@@ -218,9 +218,9 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["cuda kernels"] == ["for 80,90,100 by CUDA 13.0"]
     assert lines["cuda:0"] == ["A GPU, sm_90"]
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
-    for op in ("linear_sample", "tail_mass", "policy_loss"):
+    of_tokens = "policy_loss, batch_stats, covariance"
+    for op in ("linear_sample", "tail_mass", of_tokens):
         assert lines[op] == ["cpu", "cuda"]
-    assert lines["batch_stats, covariance"] == ["cpu", "cpu, on copies of its inputs"]
     assert lines["float64"] == ["torch"]
     refusing = cuda.backend(lambda: build, lambda index: "no code for sm_75")
     monkeypatch.setitem(registry.BACKENDS, "cuda", refusing)
@@ -228,7 +228,7 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
     assert lines["linear_sample"] == ["cpu", "nothing"]
     assert lines["tail_mass"] == ["cpu", "nothing"]
-    assert lines["policy_loss"] == ["cpu", "cpu, on copies of its inputs"]
+    assert lines[of_tokens] == ["cpu", "cpu, on copies of its inputs"]
     assert "no code for sm_75" in lines["not cuda"]
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import logitless as ll
 from logitless.backends import registry as backends
 from tests.support import cases
+from tests.support.device.token_batches import stats_arrays
+from tests.support.losses.loss_specs import SPECS, make_batch
 from tests.support.tolerances import assert_bitwise_equal
 
 pytestmark = pytest.mark.gpu
@@ -199,3 +205,55 @@ def test_a_draw_waits_for_nothing_and_can_be_captured(truncation: dict[str, floa
         graph.replay()
         for one, other in zip(captured, call(), strict=True):
             assert_bitwise_equal(one, other)
+
+
+@pytest.mark.skipif(bool(backends.why_not("cuda", "cuda:0")), reason="no compiled CUDA kernels")
+@pytest.mark.parametrize("name", ["many_clip_cov", "many_kl_cov", "clip_b", "gspo", "m2po", "tea"])
+def test_statistics_of_a_batch_wait_for_nothing_and_can_be_captured(
+    name: str, tmp_path: Path
+) -> None:
+    """With the loss that is given them, and in a group of one rank, which is NCCL's."""
+    spec, batch = SPECS[name], make_batch(3, (40, 100), np.float32)
+    host = {k: np.ascontiguousarray(x) for k, x in stats_arrays(batch).items()}
+    given = {k: torch.from_numpy(x).cuda() for k, x in host.items()}
+    losses = {k: given[k] for k in ("logp", "old_logp", "advantages", "mask", "token_ids")}
+    losses |= {"entropy": given["entropy"], "rollout_logp": given["rollout_logp"]}
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+
+        def call(group: object = None) -> tuple[torch.Tensor, ...]:
+            known = ll.batch_stats(**given, spec=spec, seed=1, step=2, data_group=group)
+            report = ll.covariance(*(given[k] for k in ("logp", "advantages", "mask")),
+                                   data_group=group)  # fmt: skip
+            out = ll.policy_loss(**losses, spec=spec, batch=known)
+            return out.loss, known.selected, known.mean_logp, report.mean, report.correlation
+
+        call()
+        call(dist.group.WORLD)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            alone, shared = call(), call(dist.group.WORLD)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for one, other in zip(alone, shared, strict=True):
+            assert_bitwise_equal(one, other)
+    finally:
+        dist.destroy_process_group()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for scale in (0.9, 0.8):
+        given["logp"].mul_(scale)
+        host["logp"] = given["logp"].cpu().numpy()
+        graph.replay()
+        for one, other in zip(captured, call(), strict=True):
+            assert_bitwise_equal(one, other)
+        expected = ll.batch_stats(**host, spec=spec, seed=1, step=2)
+        found = captured[1].cpu().numpy()
+        np.testing.assert_array_equal(found[found >= 0], expected.selected)
+        assert captured[2].item() == expected.mean_logp

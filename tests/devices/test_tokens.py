@@ -3,54 +3,29 @@ each coefficient is within a few units in the last place."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from logitless.backends import registry
 from logitless.backends.row_kernels import errors
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.loss.evaluate.coefficients import call_inputs
 from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.spec import ClipCov, ClipV, Entropic, PolicyLossSpec
-from logitless.ops.batch_stats import batch_stats
-from logitless.ops.losses import op
 from tests.support.device.devices import Device
+from tests.support.device.token_batches import here, sized, stats_of, there
 from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_calls import tensors, with_grad
 from tests.support.losses.loss_outcomes import coefficients
-from tests.support.losses.loss_specs import SPECS, Batch, make_batch
+from tests.support.losses.loss_specs import SPECS, make_batch
 from tests.support.losses.tensor_tokens import NothingIsRead
 
 # of float32 and of float64 alike: a token's own numbers are the CPU's, sums over a sequence have
 # another order of additions
 ULPS = 4
-
-
-def there(x: Any, device: Device) -> Any:
-    if isinstance(x, dict):
-        return {name: there(value, device) for name, value in x.items()}
-    return torch.from_numpy(np.ascontiguousarray(x)).to(device.name)
-
-
-def here(x: Any) -> Any:
-    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
-
-
-def sized(spec: PolicyLossSpec, batch: Batch) -> PolicyLossSpec:
-    if spec.aggregation == "seq-mean-token-sum-norm" and spec.max_length is None:
-        return replace(spec, max_length=batch.mask.shape[1])
-    return spec
-
-
-def stats_of(batch: Batch, spec: PolicyLossSpec, **packing: Any) -> Any:
-    return batch_stats(
-        batch.logp, batch.advantages, batch.mask, spec, old_logp=batch.old_logp,
-        entropy=batch.entropy, entropy_change=batch.entropy_change,
-        rollout_logp=batch.rollout_logp, token_ids=batch.token_ids, seed=1, step=2, **packing,
-    )  # fmt: skip
 
 
 def assert_near(ours: Any, truth: Any, least: float = 1e-300) -> None:
@@ -119,7 +94,7 @@ def test_policy_loss(
     device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The public function, and its gradients."""
-    assert op._kernels(torch.zeros(1, device=device.name), SPECS[name]) is kernels
+    assert registry.token_kernels_of(torch.zeros(1, device=device.name)) is kernels
     batch = make_batch(7, (9, 150), np.float32)
     spec, t = SPECS[name], tensors(batch)
     both = []

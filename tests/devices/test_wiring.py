@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import logitless as ll
+from logitless.backends import registry
 from logitless.backends.row_kernels.errors import raise_now
 from logitless.ops.head.planner.cost import Strategy
-from logitless.ops.losses import op as losses
 from tests.support import cases
 from tests.support.device.devices import Device
 from tests.support.plans import APART, CHUNKS, force
@@ -171,7 +171,7 @@ def test_the_loss_names_a_bad_row(
 
 def end_of_losses(like: torch.Tensor) -> torch.Tensor:
     """Where the kernels of the loss are the device's nobody has waited for them yet."""
-    if not losses._kernels(like, ll.presets["ppo"]).on_host:
+    if not registry.token_kernels_of(like).on_host:
         raise_now(like.device)
     return like
 
@@ -188,10 +188,11 @@ def test_whoever_takes_values_to_the_host_names_a_bad_row(device: Device, consum
             ll.policy_loss(logp, old, old, mask, ll.presets["ppo"]),
             end_of_losses(logp),
         ),
-        "batch_stats": lambda: ll.batch_stats(
-            logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0
+        "batch_stats": lambda: (
+            ll.batch_stats(logp, old, mask, spec, old_logp=old, token_ids=ids, seed=0, step=0),
+            end_of_losses(logp),
         ),
-        "covariance": lambda: ll.covariance(logp, old, mask),
+        "covariance": lambda: (ll.covariance(logp, old, mask), end_of_losses(logp)),
         "rollout_weights": lambda: ll.rollout_weights(logp, old, mask, ll.Correction()),
     }[consumer]
     with pytest.raises(RuntimeError, match=r"token_stats: row 3: its logits hold a \+inf"):

@@ -18,13 +18,21 @@ from logitless.loss.evaluate.metrics import (
     metric_values,
 )
 from logitless.loss.evaluate.token_loss import evaluate
-from logitless.loss.spec import ClipV, PolicyLossSpec
+from logitless.loss.spec import ClipCov, ClipV, PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, make_batch
 
 torch = pytest.importorskip("torch")
 from logitless.ops.losses.op import device_values  # noqa: E402
+from tests.support.device.devices import tokens_there  # noqa: E402
+from tests.support.device.token_batches import (  # noqa: E402
+    assert_same,
+    sized,
+    stats_arrays,
+    stats_of,
+)
+from tests.support.losses.loss_calls import ours as policy_loss_of  # noqa: E402
 from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens  # noqa: E402
 
 # The core's own exp is used there too; what differs is the order in which torch adds.
@@ -82,6 +90,27 @@ def test_the_same_as_of_numpy_arrays(name: str, dtype: Any, packed: bool) -> Non
                 close: Any = CLOSE if dtype == np.float64 else {"rtol": 3e-7, "atol": 1e-12}
                 np.testing.assert_allclose(ours.numpy(), theirs, **close)
                 np.testing.assert_array_equal(ours.numpy() == 0, theirs == 0)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_statistics_of_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the loss that is given them: neither reads anything."""
+    batch = make_batch(50, dtype=np.float32)
+    spec = sized(SPECS[name], batch)
+    expected = stats_of(batch, spec)
+    truth, _ = policy_loss_of(vars(batch), spec, batch=expected)
+    tokens_there(KERNELS, monkeypatch)
+    given = {k: to_tensors(x) for k, x in vars(batch).items()}
+    of_stats = {k: given[k] for k in stats_arrays(batch)}
+    draws = spec.selects_in_call and isinstance(spec.control, ClipCov)
+    with NothingIsRead():
+        found = batch_stats(**of_stats, spec=spec, seed=1, step=2)
+    assert isinstance(found.totals.tokens, torch.Tensor)
+    assert_same(found, expected)
+    if not draws:
+        with NothingIsRead():
+            loss, _ = policy_loss_of(given, spec, batch=found)
+        assert loss.item() == pytest.approx(float(truth), rel=1e-6, abs=1e-9)
 
 
 def test_rows_of_tensors() -> None:

@@ -1,14 +1,15 @@
-"""T6: losses of a million tokens."""
+"""T6: losses of a million tokens, and what they ask of the whole batch."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.contact_steps.clock import bare, close, traffic
+from benchmarks.gpu.contact_steps.clock import F32, bare, close, predicted, traffic
 from benchmarks.gpu.contact_worker import Cases, Fields, Place
 
 TOKENS, TINY_TOKENS = 1 << 20, 512
@@ -26,17 +27,62 @@ def losses(place: Place) -> Cases:
     }
     for name, function in ours.items():
         yield f"{name}, {n} tokens", functools.partial(one_loss, place, function, n)
+    for name, spec in (("clip_cov", CLIP_COV), ("kl_cov", KL_COV)):
+        run = functools.partial(batch_stats, spec=spec)
+        case = functools.partial(same, place, run, n, "statistics of a batch")
+        yield f"batch_stats of {name}, {n} tokens", case
+    case = functools.partial(same, place, covariance, n, "covariance of a batch")
+    yield f"covariance, {n} tokens", case
 
 
-def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
+def tokens_of(place: Place, n: int) -> tuple[Any, Any]:
+    """Drawn once and moved: what the CPU makes of the same tokens is the truth."""
     from benchmarks.cases.inputs import TokenInputs, token_inputs
     from benchmarks.harness.case import Case
 
-    # Drawn once and moved: the CPU's loss of the same tokens is the truth.
     there = token_inputs(Case(rows=n, device="cpu"))
-    here = TokenInputs(*(x.to(place.device) for x in vars(there).values()))
+    return TokenInputs(*(x.to(place.device) for x in vars(there).values())), there
 
-    def run(tokens: TokenInputs) -> tuple[Tensor, Tensor]:
+
+def batch_stats(tokens: Any, spec: Any) -> list[Any]:
+    import logitless as ll
+
+    data = (tokens.old_logp, tokens.advantages, tokens.mask)
+    ids = torch.arange(len(tokens.logp), device=tokens.logp.device)
+    found = ll.batch_stats(*data, spec, token_ids=ids, seed=0, step=0)
+    return [found.mean_advantage, found.mean_logp, found.count, found.selected]
+
+
+def covariance(tokens: Any) -> list[Any]:
+    import logitless as ll
+
+    found = ll.covariance(tokens.old_logp, tokens.advantages, tokens.mask)
+    return [found.mean, found.correlation, found.above_one, *found.quantiles.values()]
+
+
+def same(place: Place, run: Callable[..., list[Any]], n: int, op: str) -> Fields:
+    """Of the CPU's bits: a selected token of -1 is none."""
+    here, there = tokens_of(place, n)
+    for mine, truth in zip(run(here), run(there), strict=True):
+        values = torch.as_tensor(mine).cpu()
+        values = values[values >= 0] if values.ndim else values
+        expected = torch.as_tensor(truth, dtype=values.dtype)
+        if not torch.equal(values, expected):
+            raise AssertionError(f"not the CPU's: {values} in place of {expected}")
+    return {**measured(place, lambda: run(here)), **predicted(place, op, n, 1, 1, F32)}
+
+
+def measured(place: Place, run: Callable[[], Any]) -> Fields:
+    """With launches, waits and copies."""
+    counts = traffic(place, run)
+    counts.pop("kernels")
+    return {**bare(place, run), **counts}
+
+
+def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
+    here, there = tokens_of(place, n)
+
+    def run(tokens: Any) -> tuple[Tensor, Tensor]:
         logp = tokens.logp.detach().requires_grad_()
         loss = function(logp, tokens)["loss"]
         return loss.detach(), torch.autograd.grad(loss, logp)[0]
@@ -44,6 +90,4 @@ def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
     found, expected = run(here), run(there)
     for mine, truth in zip(found, expected, strict=True):
         close(mine.cpu(), truth.double(), 1e-5)
-    counts = traffic(place, lambda: run(here))
-    counts.pop("kernels")
-    return {**bare(place, lambda: run(here)), **counts}
+    return measured(place, lambda: run(here))

@@ -18,6 +18,7 @@ NAMES = (
     "scaling",
     "divergence",
     "tokens",
+    "batch_stats",
     "token_selection",
     "sampling",
     "linear",

@@ -6,11 +6,12 @@ Devices and dtypes are strings here ("cuda:0", "float32"): nothing imports torch
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from logitless.backends import cpu, cuda, eager, triton
 from logitless.backends.base import TOKENS, Backend
 from logitless.backends.token_kernels.protocol import TokenKernels
-from logitless.inputs.checks import choice, shown
+from logitless.inputs.checks import choice, is_tensor, shown
 
 # By the name that `backend=` takes. A backend is added, or replaced, by an entry. The first that
 # serves a device is what "auto" takes there, and the first that `logitless doctor` lists.
@@ -93,6 +94,13 @@ def token_kernels(device: str) -> TokenKernels:
     make = (first_with(TOKENS, device) or get("cpu")).tokens
     assert make is not None
     return make(device)
+
+
+def token_kernels_of(like: Any, *, custom: bool = False) -> TokenKernels:
+    """Those that work where an array is. NumPy arrays are the CPU's, and so is a loss with `custom`
+    parts, which are the user's own NumPy code."""
+    on_cpu = custom or not is_tensor(like) or like.is_cpu
+    return token_kernels("cpu" if on_cpu else str(like.device))
 
 
 def check_numpy_backend(op: str, backend: str) -> None:

@@ -10,12 +10,12 @@ from logitless.backends import registry
 from logitless.backends.base import TOKENS, Backend
 from logitless.backends.cuda import cuda_build
 
-# What gives numbers to the host, and works on copies of the vectors there.
-BATCH = "batch_stats, covariance"
 _OPS = (
     "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
-    TOKENS, BATCH, "tail_mass", "vocab_group",
+    TOKENS, "tail_mass", "vocab_group",
 )  # fmt: skip
+# What the same kernels serve.
+_ALIKE = {TOKENS: f"{TOKENS}, batch_stats, covariance"}
 
 
 def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
@@ -39,14 +39,12 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
     reasons = {backend.name: backend.why_not(device, "float32") for backend in backends}
     able = [backend for backend in backends if not reasons[backend.name]]
     for op in _OPS:
-        served = [backend.name for backend in able if op != BATCH and backend.has(op).ok]
-        if op == BATCH and device == "cpu":
-            served = ["cpu"]
+        served = [backend.name for backend in able if backend.has(op).ok]
         if not served:
             # the vectors come to the CPU from anywhere
-            served = ["cpu, on copies of its inputs" if op in (TOKENS, BATCH) else "nothing"]
-        yield f"  {op}", ", ".join(served)
-        if op not in (TOKENS, BATCH):
+            served = ["cpu, on copies of its inputs" if op == TOKENS else "nothing"]
+        yield f"  {_ALIKE.get(op, op)}", ", ".join(served)
+        if op != TOKENS:
             yield from _absent(op, able)
     for name, reason in reasons.items():
         if reason and not (name == "cpu" and device != "cpu"):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from logitless.backends.token_kernels.radix_select import kth_largest, score_values
+from logitless.backends import registry
+from logitless.backends.token_kernels.arrays import quotient, square_root
 from logitless.inputs.arrays import framework
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.masks import as_mask
@@ -16,12 +15,17 @@ from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.means import batch_means, exact_means, ordinary, reduction, scaled_by
 from logitless.loss.evaluate.selection import covariance_candidates
+from logitless.loss.evaluate.sequences import valid
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
 
 
 class Covariance(NamedTuple):
-    """cov_t = (A_t - mean A) * (logp_t - mean logp) over the valid tokens of all ranks."""
+    """cov_t = (A_t - mean A) * (logp_t - mean logp) over the valid tokens of all ranks.
+
+    Of tensors on a device each number is a float64 or int64 tensor without dimensions there, which
+    the host has not waited for; quantiles of no tokens are NaN.
+    """
 
     # mean of cov_t; the policy's entropy falls in proportion to it
     mean: float
@@ -52,8 +56,9 @@ def covariance(
         quantiles = np.quantile(cov[mask], (0.5, 0.8, 0.98, 0.998, 0.9998), method="inverted_cdf")
 
     With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the
-    same bits on any split. Raises ValueError where a valid value is not finite, for covariances
-    beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
+    same bits on any split. CUDA tensors stay on the device where the compiled CUDA core is, as in
+    `batch_stats`, and so do the results. Raises ValueError where a valid value is not finite, for
+    covariances beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
     mask = as_mask(mask)
     framework("covariance", mixed=True, logp=logp, advantages=advantages, mask=mask)
@@ -63,33 +68,30 @@ def covariance(
         out: Covariance = untraced(covariance, logp, advantages, mask, data_group=data_group)
         return out
     refuse_grad(logp=logp, advantages=advantages)
-    reduce = reduction(data_group)
-    tokens = make_tokens(logp, advantages, mask)
+    kernels = registry.token_kernels_of(logp)
+    reduce, xp = reduction(data_group, kernels), kernels.xp
+    tokens = make_tokens(logp, advantages, mask, kernels=kernels)
     given = batch_means(tokens, reduce)
     tokens, means = ordinary(tokens, given)
     exponent = sum(given.exponents)
     running = covariance_candidates(tokens, means)
-    cov, a, lp = (np.zeros(tokens.mask.size) for _ in range(3))
-    cov[tokens.mask] = score_values(running.scores)
-    # float32 minus a Python float would stay float32
-    a[tokens.mask] = tokens.advantages[tokens.mask]
-    lp[tokens.mask] = tokens.logp[tokens.mask]
-    one = float(scaled_by(1.0, -exponent))
+    a = valid(tokens, tokens.advantages) - means.advantage
+    lp = valid(tokens, tokens.logp) - means.logp
+    cov = a * lp
+    above = xp.cast(cov > float(scaled_by(1.0, -exponent)), xp.float64)
     squares = ("(advantages - mean)^2", "(logp - mean)^2")
-    variance_a, variance_lp, *_ = exact_means(
-        tokens, (a - means.advantage) ** 2, (lp - means.logp) ** 2, squares, reduce
-    )
-    mean, share, count, *_ = exact_means(
-        tokens, cov, (cov > one).astype(np.float64), ("covariances", "shares"), reduce
-    )
-    spread = math.sqrt(variance_a) * math.sqrt(variance_lp)
+    variance_a, variance_lp, *_ = exact_means(tokens, a * a, lp * lp, squares, reduce)
+    mean, share, count, *_ = exact_means(tokens, cov, above, ("covariances", "shares"), reduce)
+    spread = square_root(variance_a) * square_root(variance_lp)
+    some = not kernels.on_host or count > 0
     quantiles = {
-        q: _unscaled(kth_largest(running, count - math.ceil(q * count) + 1, reduce), exponent)
-        for q in (QUANTILES if count else ())
+        q: _unscaled(kernels.kth_largest(running, _from_top(q, count), reduce), exponent)
+        for q in (QUANTILES if some else ())
     }
+    kernels.done("covariance")
     return Covariance(
         mean=_unscaled(mean, exponent),
-        correlation=mean / spread if spread > 0 else 0.0,
+        correlation=quotient(mean, spread, at_zero=0.0),
         mean_advantage=given.advantage,
         mean_logp=given.logp,
         count=count,
@@ -98,7 +100,17 @@ def covariance(
     )
 
 
-def _unscaled(value: float, exponent: int) -> float:
+def _from_top(q: float, count: Any) -> Any:
+    """Which of so many in falling order is the first that at least a share q does not exceed."""
+    if isinstance(count, int):
+        return count - math.ceil(q * count) + 1
+    return count - (q * count.double()).ceil().long() + 1
+
+
+def _unscaled(value: Any, exponent: int) -> Any:
+    if not isinstance(value, float):
+        # of a device, whose kernels do not scale
+        return value
     result = float(scaled_by(value, exponent))
     if not math.isfinite(result):
         raise ValueError(

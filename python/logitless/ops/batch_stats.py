@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from logitless.backends import registry
+from logitless.backends.token_kernels.arrays import tensor_like
+from logitless.backends.token_kernels.protocol import Reduce
 from logitless.inputs.arrays import framework
 from logitless.inputs.checks import instance, is_tensor, whole
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
-from logitless.inputs.tokens import Array
+from logitless.inputs.tokens import Array, Tokens
 from logitless.loss.evaluate.aggregation import count
-from logitless.loss.evaluate.inputs import BatchStats, Totals
+from logitless.loss.evaluate.inputs import BatchStats, Means, Totals
 from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
 from logitless.loss.evaluate.means import reduction
 from logitless.loss.evaluate.micro_batches import joined, micro_batches
@@ -62,7 +63,12 @@ def batch_stats(
     Bapo), Steer, Siren and Entropic look at the policy of now: they want that scoring and old_logp.
 
     With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
-    ranks, all of which have to call; None is one rank.
+    ranks, all of which have to call with arrays on one kind of device; None is one rank.
+
+    CUDA tensors stay on the device where the compiled CUDA core is, with the numbers that follow
+    from them (`BatchStats`): the host waits for nothing, except in a group that is gloo's, and what
+    would be an error of a value is raised by a later call. Values beyond 2^256 there, or all below
+    2^-256, are not scaled.
 
     The same input bits select the same tokens on any number of ranks and micro-batches, in any
     order: sums are exact and round once, equal scores go to the smaller token id, and the
@@ -104,30 +110,33 @@ def batch_stats(
             token_ids=token_ids, data_group=data_group, seed=seed, step=step,
         )  # fmt: skip
         return stats
-    tokens = joined([make_tokens(**{**part, "mask": as_mask(part["mask"])}) for part in parts])
+    kernels = registry.token_kernels_of(first, custom=spec.custom)
+    tokens = joined([
+        make_tokens(**{**part, "mask": as_mask(part["mask"])}, kernels=kernels) for part in parts
+    ])  # fmt: skip
     if spec.per_sequence:
         tokens.require_sequences()
     check_ids(tokens)
-    reduce = reduction(data_group)
-    local = count(tokens)
-    totals = Totals(*(int(x) for x in reduce(np.array([*local, 1], np.int64))))
+    reduce, xp = reduction(data_group, kernels), kernels.xp
+    totals = _totals(tokens, data_group, reduce)
     means = spec_means(tokens, spec, reduce)
-    selected: Any = np.empty(0, np.int64)
+    selected = xp.cast(xp.zeros((0,), tokens.logp), xp.int64)
     if spec.selects:
         selected = select(tokens, spec, means, seed=seed, step=step, reduce=reduce)
-    sequences: Any = np.empty((0, 2), np.int64)
+    sequences = xp.cast(xp.zeros((0, 2), tokens.logp), xp.int64)
     if spec.per_sequence:
         sequences = whole_sequences(tokens)
-    if is_tensor(first):
-        import torch
-
-        selected = torch.from_numpy(selected).to(first.device)
-        sequences = torch.from_numpy(sequences).to(first.device)
+    number = means.tokens
+    if not kernels.on_host:
+        means = Means.from_numbers(xp.numbers(xp.vector(tuple(means.numbers), tokens.logp)))
+    elif is_tensor(first):
+        selected, sequences = (tensor_like(x, first) for x in (selected, sequences))
+    kernels.done("batch_stats")
     return BatchStats(
         totals,
         means.advantage,
         means.logp,
-        means.tokens,
+        number,
         selected,
         seed,
         step,
@@ -144,6 +153,13 @@ def batch_stats(
     )
 
 
+def _totals(tokens: Tokens, data_group: Any, reduce: Reduce) -> Totals:
+    xp, ranks = tokens.xp, 1 if data_group is None else data_group.size()
+    counts = reduce(xp.cast(xp.vector(count(tokens), tokens.logp), xp.int64))
+    # not the constructor, which reads what is on a device
+    return Totals._make([*xp.numbers(counts), ranks])
+
+
 @public
 def token_ids(
     sequence_ids: Array,  # [B], [B, 1] or the shape of positions
@@ -154,8 +170,9 @@ def token_ids(
 
     Number the sequences of the whole batch over all ranks (by prompt and sample, say), and
     positions within each. [B] with [T] or [B, T] gives [B, T]. Raises ValueError for a negative
-    sequence id, a position outside [0, max_length), or ids beyond int64; TypeError unless both are
-    integers.
+    sequence id, a position outside [0, max_length), or ids beyond int64; on a device, where nobody
+    waits for them, their ids are -1, which batch_stats refuses inside the mask. TypeError unless
+    both are integers.
     """
     max_length = whole("max_length", max_length, least=1)
     framework("token_ids", mixed=True, sequence_ids=sequence_ids, positions=positions)

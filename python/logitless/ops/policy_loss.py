@@ -77,7 +77,8 @@ def policy_loss(
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
     surrogate does not clip makes the loss that large, and one that makes it no number at all is an
-    error. CUDA tensors go through a copy to the CPU.
+    error. CUDA tensors stay on the device where the compiled CUDA core is, and go through a copy to
+    the CPU elsewhere, and with a custom surrogate or control.
 
     metrics="shares" gives what this call adds to the batch's metrics: sum them over micro-batches
     and ranks, as losses. "means" gives the means of the call itself, to be averaged by whoever
@@ -115,7 +116,7 @@ def policy_loss(
         "token_ids": token_ids,
     }
     mask = as_mask(mask)
-    # a loss on a device is computed on the CPU, from wherever its arrays are
+    # from wherever they are they go where logp is
     framework(_OP, optional, mixed=True, logp=logp, advantages=advantages, mask=mask)
     refuse_grad(
         old_logp=old_logp, advantages=advantages, ref_logp=ref_logp, rollout_logp=rollout_logp,

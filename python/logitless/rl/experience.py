@@ -174,7 +174,7 @@ def describe(experience: Experience, right: float) -> Row:
         "reward_std": float(rewards.std(dim=1).mean()),
         "skipped_prompts": skipped,
         "entropy": float(rollout.entropy[rollout.mask].mean()),
-        "covariance": covariance.mean,
+        "covariance": float(covariance.mean),
         "distinct_right_answers": distinct(texts, rewards >= right) / len(rewards),
         "tokens": tokens,
         "tokens_per_sequence": tokens / len(texts),

@@ -23,8 +23,6 @@ from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels import errors as row_errors
 from logitless.backends.row_kernels.device import ABSENT, DeviceRows
 from logitless.backends.token_kernels.protocol import TokenKernels
-from logitless.loss.spec import CustomControl, CustomSurrogate, PolicyLossSpec
-from logitless.ops.losses import op
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
@@ -79,16 +77,20 @@ def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def losses_there(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses of the emulator's tensors are its own token kernels', as a device's are."""
-    make, of_device = backends.get(device.backend).tokens, op._kernels
-    if make is None:
-        return
+    make = backends.get(device.backend).tokens
+    if make is not None:
+        tokens_there(make(device.name), monkeypatch)
 
-    def kernels(like: torch.Tensor, spec: PolicyLossSpec) -> TokenKernels:
-        custom = isinstance(spec.surrogate, CustomSurrogate)
-        custom = custom or isinstance(spec.control, CustomControl)
-        return of_device(like, spec) if custom else make(device.name)
 
-    monkeypatch.setattr(op, "_kernels", kernels)
+def tokens_there(there: TokenKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of tensors on the CPU are these kernels'."""
+    of_array = backends.token_kernels_of
+
+    def kernels(like: Any, *, custom: bool = False) -> TokenKernels:
+        on_host = custom or not isinstance(like, torch.Tensor)
+        return of_array(like, custom=custom) if on_host else there
+
+    monkeypatch.setattr(backends, "token_kernels_of", kernels)
 
 
 def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:

@@ -11,7 +11,10 @@ from tests.support.paths import ROOT, TESTS
 
 NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
-MORE = {"triton": (), "cuda": ("tokens", "token_selection", "sampling", "sparse", "sets")}
+MORE = {
+    "triton": (),
+    "cuda": ("tokens", "batch_stats", "token_selection", "sampling", "sparse", "sets"),
+}
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
 

@@ -57,6 +57,9 @@ class TensorTokens:
 
         return call
 
+    def refuse(self, tokens: Tokens, good: Any, describe: Any) -> None:
+        """A device would flag the token."""
+
     def count(self, tokens: Tokens, which: Any) -> Tensor:
         return torch.from_numpy(np.array(CPU_TOKENS.count(here(tokens), here(which))))
 

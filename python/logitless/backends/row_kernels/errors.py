@@ -35,7 +35,7 @@ KINDS = (
     "its logits times logit_scale / temperature overflow float32",
     "its teacher's logits hold a +inf, a NaN, or no finite one",
     "a value of its token is not finite, or its token id is negative or that of another, or its "
-    "loss or a coefficient is not finite in the dtype of logp",
+    "sequence is not whole, or its loss or a coefficient is not finite in the dtype of logp",
 )
 # Of a token in place of a row.
 BAD_TOKEN = 7

@@ -34,6 +34,13 @@ def to_numpy(name: str, x: Any) -> npt.NDArray[Any]:
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
+def tensor_like(x: npt.NDArray[Any], like: Any) -> Any:
+    """The array as a tensor where another is."""
+    import torch
+
+    return torch.from_numpy(x).to(like.device)
+
+
 def truths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The same with bytes of 0 and 1 alone: a view of other bytes as bool holds any, all of them
     true, and sums and bitwise operations take them as they are."""
@@ -109,8 +116,20 @@ class NumpyArrays:
         return np.array(values, np.float64)
 
     @staticmethod
-    def join(a: Any, b: Any) -> Any:
-        return np.concatenate([a, b])
+    def join(*parts: Any) -> Any:
+        """One after the other, in the widest of their dtypes."""
+        return np.concatenate(parts)
+
+    @staticmethod
+    def columns(*parts: Any) -> Any:
+        """[N, len(parts)]."""
+        return np.stack(parts, axis=1)
+
+    @staticmethod
+    def numbers(x: Any) -> Any:
+        """Those of a vector, one by one: the host's numbers, or arrays without dimensions on a
+        device."""
+        return x.tolist()
 
 
 def at_least(number: Any, least: float) -> Any:
@@ -133,11 +152,15 @@ def positive_or_one(number: Any) -> Any:
     return number.where(number > 0, 1.0)
 
 
-def quotient(x: Any, y: Any) -> Any:
-    """x / y of two numbers, y >= 0; inf where y is 0."""
+def quotient(x: Any, y: Any, at_zero: float = math.inf) -> Any:
+    """x / y of two numbers, y >= 0; `at_zero` where y is 0."""
     if isinstance(y, (int, float)):
-        return x / y if y > 0 else math.inf
-    return (x / positive_or_one(y)).where(y > 0, math.inf)
+        return x / y if y > 0 else at_zero
+    return (x / positive_or_one(y)).where(y > 0, at_zero)
+
+
+def square_root(x: Any) -> Any:
+    return math.sqrt(x) if isinstance(x, (int, float)) else x.sqrt()
 
 
 def or_infinite(x: Any, y: Any) -> Any:

@@ -37,6 +37,13 @@ class CpuTokens:
     take_largest = staticmethod(radix_select.take_largest)
     kth_largest = staticmethod(radix_select.kth_largest)
 
+    def refuse(self, tokens: Tokens, good: Bools, describe: Callable[[int], str]) -> None:
+        if not good.all():
+            raise ValueError(describe(int(good.argmin())))
+
+    def done(self, op: str) -> None:
+        """Every error was raised where it was found."""
+
     def exp(self, tokens: Tokens, x: Float64s) -> Float64s:
         out = np.empty_like(x)
         _core.tokens.exp(x, out, tokens.threads)

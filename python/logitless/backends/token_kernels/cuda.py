@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logitless import _core
 from logitless.backends.row_kernels.device import current, stream_of
-from logitless.backends.row_kernels.errors import BAD_TOKEN, CLEAR, flag_of, watched
+from logitless.backends.row_kernels.errors import BAD_TOKEN, CLEAR, flag_of, lower, watched
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import (
     SUMS,
@@ -63,6 +63,15 @@ class CudaTokens:
 
     def empty(self, n: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(n, dtype=dtype, device=self.device)
+
+    def refuse(self, tokens: Tokens, good: Tensor, describe: Any) -> None:
+        places = tokens.places
+        rows = torch.arange(len(good), device=self.device) if places is None else places
+        lower(self.flag(), ~good, rows, BAD_TOKEN)
+
+    def done(self, op: str) -> None:
+        with watched(op, self.device):
+            pass
 
     def exp(self, tokens: Tokens, x: Tensor) -> Tensor:
         out = torch.empty_like(x)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 
-# Adds an int64 array over the ranks of a batch.
+# Adds an int64 array over the ranks of a batch; it may be written over.
 Reduce = Callable[[Any], Any]
 
 # What `TokenKernels.loss` adds up, in this order. The first three carry the token's weight, the
@@ -98,6 +98,13 @@ class TokenKernels(Protocol):
     on_host: bool
     # the array functions, as in backends/token_kernels/arrays.py
     xp: Any
+
+    def refuse(self, tokens: Tokens, good: Bools, describe: Callable[[int], str]) -> None:
+        """ValueError of what `describe` says of the first token that is not good. On a device it is
+        flagged."""
+
+    def done(self, op: str) -> None:
+        """An op of other kernels than `loss` is at its end: what was flagged in it has its name."""
 
     def exp(self, tokens: Tokens, x: Float64s) -> Float64s:
         """The same bits on every machine, where the array library does not promise them."""

@@ -90,5 +90,18 @@ class TorchArrays:
         return torch.stack([zero + value for value in values])
 
     @staticmethod
-    def join(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, b])
+    def join(*parts: Tensor) -> Tensor:
+        return torch.cat(parts)
+
+    @staticmethod
+    def search(ordered: Tensor, values: Tensor) -> Tensor:
+        """Where each of them stands, if it is there."""
+        return torch.searchsorted(ordered, values).clamp(max=len(ordered) - 1)
+
+    @staticmethod
+    def columns(*parts: Tensor) -> Tensor:
+        return torch.stack(parts, dim=1)
+
+    @staticmethod
+    def numbers(x: Tensor) -> tuple[Tensor, ...]:
+        return x.unbind()

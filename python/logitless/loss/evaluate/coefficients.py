@@ -138,7 +138,7 @@ def _tokens(logp: Array, entropy: Array | None, data: LossData, kernels: TokenKe
     if spec.whole_sequences:
         tokens.require_sequences()
     known = batch is not None and batch.sequences is not None and spec.per_sequence
-    if batch is not None and known and kernels.on_host:
+    if batch is not None and known:
         check_whole(tokens, kernels.xp.array("batch.sequences", batch.sequences))
     return tokens
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from logitless.inputs.checks import whole
+from logitless.inputs.checks import is_tensor, whole
 from logitless.inputs.tokens import Array, Int64s
 from logitless.loss.spec import BatchClip, Control, Correction, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
@@ -23,7 +24,7 @@ class Totals(_Totals):
     tokens: valid ones (mask true). sequences: those with at least one valid token; 0 where nobody
     counted them, which only losses that normalise by tokens accept. world_size: the ranks counted
     over, which is what `grad_scale` has to be where the gradients of ranks are averaged (DDP,
-    FSDP).
+    FSDP). `batch_stats` of a device gives tokens and sequences as int64 tensors without dimensions.
     """
 
     __slots__ = ()
@@ -36,14 +37,20 @@ class Totals(_Totals):
 
 
 class BatchStats(NamedTuple):
-    """What `policy_loss(batch=...)` needs to know about the optimizer batch it is a part of."""
+    """What `policy_loss(batch=...)` needs to know about the optimizer batch it is a part of.
+
+    Of tensors on a device every number but seed, step and totals.world_size is a tensor without
+    dimensions there, which the host has not waited for: int64 where it counts, else float64.
+    `cpu()` has them as Python numbers.
+    """
 
     totals: Totals
     mean_advantage: float
     mean_logp: float
     # valid tokens that the means are over
     count: int  # type: ignore[assignment]
-    # int64, sorted: this rank's tokens among the selected ones of all ranks
+    # int64, sorted: this rank's tokens among the selected ones of all ranks. On a device [N] of N
+    # tokens on this rank, and -1 first, in place of each that is not selected
     selected: Any
     seed: int
     step: int
@@ -54,7 +61,8 @@ class BatchStats(NamedTuple):
     mean_credit: tuple[float, float] = (0.0, 0.0)
     mean_importance: float = 1.0
     # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
-    # that need sequences whole; else [0, 2]
+    # that need sequences whole; else [0, 2]. On a device S is their number, and those without any
+    # token come last
     sequences: Any = None
     # bounds of the log ratio, and what they are for: a clip that the batch chooses
     log_bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -65,6 +73,27 @@ class BatchStats(NamedTuple):
     likely: float = 0.0
     # the mean that Siren holds at its anchor
     selected_entropy: float = 0.0
+
+    def cpu(self) -> BatchStats:
+        """The same on the host, as arrays on the CPU have it; of a device it waits for it."""
+        if not is_tensor(self.selected):
+            return self
+        here = {name: _read(value) for name, value in self._asdict().items()}
+        here["selected"] = here["selected"][here["selected"] >= 0]
+        if here["sequences"] is not None:
+            here["sequences"] = here["sequences"][here["sequences"][:, 1] > 0]
+        return BatchStats(**here)
+
+
+def _read(value: Any) -> Any:
+    """Tensors on the CPU, and those without dimensions as numbers."""
+    if isinstance(value, Totals):
+        return Totals(*map(_read, value))
+    if type(value) is tuple:
+        return tuple(map(_read, value))
+    if not is_tensor(value):
+        return value
+    return value.cpu() if value.ndim else value.item()
 
 
 class Means(NamedTuple):
@@ -99,17 +128,19 @@ class Means(NamedTuple):
     @property
     def numbers(self) -> list[float]:
         """What is known of a batch, as `from_numbers` takes it."""
-        count = float(self.tokens)
+        tokens: Any = self.tokens
+        count = float(tokens) if isinstance(tokens, int) else tokens.double()
         return [
             self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds,
             *self.change_range, self.likely, self.selected_entropy,
         ]  # fmt: skip
 
     @classmethod
-    def from_numbers(cls, numbers: list[float]) -> Means:
+    def from_numbers(cls, numbers: Sequence[Any]) -> Means:
         advantage, logp, count, positive, negative, importance, low, high, *changes = numbers
         least, most, likely, selected_entropy = changes
-        return cls(advantage, logp, int(count), (positive, negative), importance,
+        count = int(count) if isinstance(count, float) else count
+        return cls(advantage, logp, count, (positive, negative), importance,
                    log_bounds=(low, high), change_range=(least, most), likely=likely,
                    selected_entropy=selected_entropy)  # fmt: skip
 
@@ -170,6 +201,8 @@ def loss_data(
     old_entropy: Array | None = None,
 ) -> LossData:
     """From the arguments of a public function."""
+    if batch is not None and not is_tensor(mask):
+        batch = batch.cpu()
     facts = None if batch is None else BatchFacts.of(batch)
     return LossData(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, spec.identity,

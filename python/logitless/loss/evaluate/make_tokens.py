@@ -8,7 +8,7 @@ import numpy as np
 
 from logitless.backends import registry
 from logitless.backends.threads import thread_count
-from logitless.backends.token_kernels.arrays import to_numpy
+from logitless.backends.token_kernels.arrays import tensor_like
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import is_tensor, shown
 from logitless.inputs.sequences import sequences_of
@@ -117,13 +117,12 @@ def name_bad_rows(kernels: TokenKernels, logp: Array) -> None:
 
 
 def make_ids(sequence_ids: Array, positions: Array, max_length: int) -> Array:
-    """sequence_ids * max_length + positions, int64."""
-    sequences, places = (
-        to_numpy(name, x)
-        for name, x in {"sequence_ids": sequence_ids, "positions": positions}.items()
-    )
+    """sequence_ids * max_length + positions, int64. On a device -1 of what the host raises for."""
+    kernels = registry.token_kernels_of(sequence_ids)
+    xp = kernels.xp
+    sequences, places = xp.array("sequence_ids", sequence_ids), xp.array("positions", positions)
     for name, x in {"sequence_ids": sequences, "positions": places}.items():
-        if x.dtype.kind not in "iu":
+        if xp.kind(x.dtype) not in "iu":
             raise TypeError(f"{name} must be integers, got {shown(x)}")
     if sequences.ndim == 1 and (places.ndim == 2 or places.shape != sequences.shape):
         sequences = sequences[:, None]
@@ -132,22 +131,23 @@ def make_ids(sequence_ids: Array, positions: Array, max_length: int) -> Array:
             f"sequence_ids must be [B], [B, 1] or the shape of positions, {list(places.shape)}, "
             f"got {list(sequence_ids.shape)}"
         )
+    most = 2**63 // max_length
+    if not kernels.on_host:
+        known = (sequences >= 0) & (sequences < most) & (places >= 0) & (places < max_length)
+        ids = xp.cast(sequences, xp.int64) * max_length + xp.cast(places, xp.int64)
+        return ids.where(known, -1)
     if places.size and not (places.min() >= 0 and places.max() < max_length):
         raise ValueError(
             f"positions must be in [0, max_length) = [0, {max_length}), "
             f"got {places.min()} to {places.max()}"
         )
-    if sequences.size and not (sequences.min() >= 0 and sequences.max() < 2**63 // max_length):
+    if sequences.size and not (sequences.min() >= 0 and sequences.max() < most):
         raise ValueError(
             "sequence_ids must be in [0, 2^63 / max_length), "
             f"got {sequences.min()} to {sequences.max()}"
         )
     ids = sequences.astype(np.int64) * np.int64(max_length) + places.astype(np.int64)
-    if is_tensor(sequence_ids):
-        import torch
-
-        return torch.from_numpy(ids).to(sequence_ids.device)
-    return ids
+    return tensor_like(ids, sequence_ids) if is_tensor(sequence_ids) else ids
 
 
 def _fit(sequences: tuple[int, ...], places: tuple[int, ...]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from logitless.backends.token_kernels.protocol import Reduce
+from logitless.backends.token_kernels.arrays import square_root
+from logitless.backends.token_kernels.protocol import Reduce, TokenKernels
 from logitless.inputs.checks import shown
 from logitless.inputs.tokens import Floats, Int64s, Tokens
 from logitless.loss.evaluate.inputs import Means
@@ -19,8 +20,9 @@ def one_rank(values: Int64s) -> Int64s:
     return values
 
 
-def reduction(group: Any) -> Reduce:
-    """Adds int64 arrays over the ranks of a torch.distributed group; None: this process alone."""
+def reduction(group: Any, kernels: TokenKernels) -> Reduce:
+    """Adds int64 arrays of these kernels over the ranks of a torch.distributed group; None: this
+    process alone. Those of a device stay there: nothing waits, but for a group that is gloo's."""
     if group is None:
         return one_rank
     import torch
@@ -31,6 +33,13 @@ def reduction(group: Any) -> Reduce:
             "data_group must be a torch.distributed process group that this rank is in, "
             f"got {shown(group)}"
         )
+    if not kernels.on_host:
+
+        def reduce_there(values: Any) -> Any:
+            dist.all_reduce(values, group=group)
+            return values
+
+        return reduce_there
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
 
     def reduce(values: Int64s) -> Int64s:
@@ -70,7 +79,7 @@ def moments(tokens: Tokens, x: Floats, name: str, reduce: Reduce) -> tuple[Any, 
     away = scaled_by(x, -exponent) - scaled_by(means.advantage, -exponent)
     squares = away * away
     variance = exact_means(tokens, squares, squares, (f"{name}^2", f"{name}^2"), reduce).advantage
-    return means.advantage, scaled_by(variance**0.5, exponent)
+    return means.advantage, scaled_by(square_root(variance), exponent)
 
 
 def finite_values(tokens: Tokens, name: str, values: Floats | None) -> Floats:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from logitless.inputs.checks import shown
 from logitless.inputs.tokens import DATA, Sequences, Tokens
 
@@ -33,19 +31,19 @@ def micro_batches(given: dict[str, Any], optional: dict[str, Any]) -> list[dict[
 
 
 def joined(parts: list[Tokens]) -> Tokens:
-    """Tokens on the host, one after the other, in the widest of their dtypes."""
+    """Tokens of the same kernels, one after the other, in the widest of their dtypes."""
     if len(parts) == 1:
         return parts[0]
 
     def cat(name: str) -> Any:
         arrays = [getattr(part, name) for part in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
+        return None if arrays[0] is None else xp.join(*arrays)
 
+    xp = parts[0].xp
     own = [part.sequences for part in parts]
     known = [x for x in own if x is not None]
     n, sequences = sum(len(part.logp) for part in parts), None
     if len(known) == len(own):
-        lengths = np.concatenate([x.lengths for x in known])
-        sequences = Sequences(lengths, None, n, known[0].xp)
+        sequences = Sequences(xp.join(*[x.lengths for x in known]), None, n, xp)
     arrays = {name: cat(name) for name in ("mask", "logp", *DATA, "given_ids")}
     return replace(parts[0], **arrays, shape=(n,), sequences=sequences)

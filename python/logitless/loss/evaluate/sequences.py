@@ -16,10 +16,8 @@ def kernels_of(tokens: Tokens) -> TokenKernels:
 
 
 def refuse(tokens: Tokens, good: Bools, describe: Callable[[int], str]) -> None:
-    """ValueError for the first token that is not good. On a device nobody looks here: the kernel
-    that gets what was made of such a token flags it."""
-    if tokens.kernels.on_host and not good.all():
-        raise ValueError(describe(int(good.argmin())))
+    """ValueError for the first token that is not good; on a device it is flagged."""
+    kernels_of(tokens).refuse(tokens, good, describe)
 
 
 def valid(tokens: Tokens, values: Floats) -> Float64s:
@@ -56,15 +54,20 @@ def per_token(tokens: Tokens, of_sequences: Float64s) -> Float64s:
 
 
 def whole_sequences(tokens: Tokens) -> Int64s:
-    """[S, 2]: the smallest id and the number of valid tokens of each sequence that has any."""
+    """[S, 2], sorted: the smallest id and the number of valid tokens of each sequence that has any.
+    On a device also of the others, at the end: 2^63 - 1 and 0."""
     kernels = kernels_of(tokens)
-    lengths = kernels.lengths(tokens)
-    table = np.stack([kernels.first_ids(tokens), lengths], axis=1)[lengths > 0]
-    return np.asarray(table[np.argsort(table[:, 0])], np.int64)
+    table = tokens.xp.columns(kernels.first_ids(tokens), kernels.lengths(tokens))
+    if kernels.on_host:
+        table = table[table[:, 1] > 0]
+    return table[table[:, 0].argsort()]
 
 
 def check_whole(tokens: Tokens, batch: Int64s) -> None:
     """Each sequence of this call must be one of the batch's, with all its valid tokens."""
+    if not tokens.kernels.on_host:
+        _flag_cut(tokens, batch)
+        return
     if tokens.number_valid and not len(batch):
         raise ValueError(
             "batch must be made by batch_stats for a loss per sequence to be used for one, got one "
@@ -79,3 +82,15 @@ def check_whole(tokens: Tokens, batch: Int64s) -> None:
                 "a loss per sequence needs each sequence whole in one call, got one cut: its first "
                 f"token id is {first} with {length} valid tokens here, {whole}"
             )
+
+
+def _flag_cut(tokens: Tokens, batch: Int64s) -> None:
+    """The first token of a sequence that is not is flagged."""
+    kernels = kernels_of(tokens)
+    lengths = kernels.lengths(tokens)
+    whole = lengths == 0
+    if len(batch):
+        first, known = kernels.first_ids(tokens), batch[:, 0].contiguous()
+        place = tokens.xp.search(known, first)
+        whole = whole | ((known[place] == first) & (batch[:, 1][place] == lengths))
+    refuse(tokens, per_token(tokens, whole) | ~tokens.mask, lambda _: "")

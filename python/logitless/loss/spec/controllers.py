@@ -179,7 +179,7 @@ class EntropyAnchor(_Controller):
     """SIREN's anchor (arXiv:2509.25133), for `Siren`: the first entropy that it is shown, kept.
 
     That is `BatchStats.selected_entropy` of the first step:
-    `replace(spec, entropy=Siren(anchor=anchor.update(batch.selected_entropy)))`.
+    `replace(spec, entropy=Siren(anchor=anchor.update(float(batch.selected_entropy))))`.
     """
 
     anchor: float | None = None

@@ -18,6 +18,7 @@ from logitless.loss.spec.batch_clips import Bapo, BatchClip
 from logitless.loss.spec.controls import (
     ClipCov,
     Control,
+    CustomControl,
     Entropic,
     EntropyWeights,
     KLCov,
@@ -281,6 +282,13 @@ class PolicyLossSpec:
             or isinstance(self.control, OffPolicyMask)
             or isinstance(self.entropy, Siren)
             or (self.correction is not None and self.correction.per_sequence)
+        )
+
+    @property
+    def custom(self) -> bool:
+        """Whether a part is the user's own, which is NumPy code."""
+        return isinstance(self.surrogate, CustomSurrogate) or isinstance(
+            self.control, CustomControl
         )
 
     @property

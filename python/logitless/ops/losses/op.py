@@ -27,7 +27,7 @@ from logitless.loss.evaluate.token_loss import (
     check_coefficients,
     evaluate,
 )
-from logitless.loss.spec import CustomControl, CustomSurrogate, PolicyLossSpec
+from logitless.loss.spec import PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
 from logitless.ops.losses.spec_serialization import decode
 from logitless.ops.losses.tracing import identity_text
@@ -59,20 +59,41 @@ class LossInputs(NamedTuple):
     weights: Tensor | None
     mean_metrics: bool
     old_entropy: Tensor | None
+    # where batch_stats has left them on a device: int64 tokens and sequences, numbers of `Means`
+    device_totals: Tensor | None
+    device_means: Tensor | None
 
     @property
     def has_batch(self) -> bool:
         numbers = self.numbers if self.traced_numbers is None else self.traced_numbers
         assert numbers is not None
-        return len(numbers) > _OWN
+        return len(numbers) > _OWN or self.device_means is not None
 
-    def data(self) -> LossData:
+    @property
+    def total_tokens(self) -> Any:
+        """What metrics per token are divided by; None: the tokens of the call."""
+        if self.mean_metrics:
+            return None
+        totals = self.totals if self.device_totals is None else self.device_totals
+        return None if totals is None else totals[0]
+
+    def data(self, kernels: TokenKernels) -> LossData:
+        """For a loss by these kernels."""
         numbers = self.numbers if self.traced_numbers is None else self.traced_numbers.tolist()
         assert numbers is not None
+
+        def given(name: str, x: Tensor) -> Any:
+            return kernels.xp.numbers(kernels.xp.array(name, x))
+
         totals = None if self.totals is None else Totals(*(int(x) for x in self.totals))
-        batch = None
-        if len(numbers) > _OWN:
-            batch = BatchFacts(Means.from_numbers(numbers[_OWN:]), self.selected, self.sequences)
+        if self.device_totals is not None:
+            # not the constructor, which reads them
+            totals = Totals._make([*given("batch.totals", self.device_totals), 1])
+        means, batch = numbers[_OWN:], None
+        if self.device_means is not None:
+            means = given("batch", self.device_means)
+        if means:
+            batch = BatchFacts(Means.from_numbers(means), self.selected, self.sequences)
         return LossData(
             *self[:7], decode(self.spec), Coefficients(*numbers[1:_OWN]), batch, totals, numbers[0],
             self.weights, self.mean_metrics, self.old_entropy,
@@ -82,8 +103,8 @@ class LossInputs(NamedTuple):
         """Of logp in this dtype, still to come. For the losses whose coefficients follow from a
         token's own values and from what is known before: made once, any rows of it evaluate alone.
         """
-        data = self.data()
-        kernels = _kernels(data.mask, data.spec)
+        kernels = _kernels(self.mask, self.spec)
+        data = self.data(kernels)
         return LossRows(rows_inputs(data, kernels, wide=dtype == torch.float64), data)
 
     def rows(self, index: Tensor) -> LossRows:
@@ -133,20 +154,27 @@ def loss_inputs(
     old_entropy: Tensor | None = None,
 ) -> LossInputs:
     """From the arguments of a public function."""
-    selected = sequences = traced = None
+    selected = sequences = traced = counts = device_totals = device_means = None
     numbers = [float(grad_scale), *coefficients_of(spec)]
     if batch is not None:
         totals, selected = batch.totals, torch.as_tensor(batch.selected)
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
-        numbers += Means.of(batch).numbers
+        means: Any = Means.of(batch).numbers
+        if isinstance(batch.count, Tensor):
+            device_means = torch.stack(means)
+        else:
+            numbers += means
     if torch.compiler.is_compiling():
         zero = torch.zeros((), dtype=torch.float64)
         traced = torch.stack([zero + number for number in numbers])
-    counts = None if totals is None else list(totals)
+    if totals is not None and isinstance(totals.tokens, Tensor):
+        device_totals = torch.stack([totals.tokens, totals.sequences])
+    elif totals is not None:
+        counts = list(totals)
     return LossInputs(
         old_logp, advantages, mask, ref_logp, rollout_logp, cu_seqlens, token_ids, selected,
         sequences, counts, numbers if traced is None else None, traced, identity_text(spec),
-        weights, metrics == "means", old_entropy,
+        weights, metrics == "means", old_entropy, device_totals, device_means,
     )  # fmt: skip
 
 
@@ -182,12 +210,12 @@ def loss_and_metrics(
 ) -> tuple[Tensor, Tensor]:
     """The loss and the metrics of all tokens, from the sums of all."""
     table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
-    total = None if inputs.totals is None or inputs.mean_metrics else inputs.totals[0]
-    wide = like.dtype == torch.float64
-    if not sums.is_cpu:
+    total, wide = inputs.total_tokens, like.dtype == torch.float64
+    if not registry.token_kernels_of(sums).on_host:
         loss = sums[0].to(torch.float64 if wide else torch.float32)
         return loss, device_values(table, sums, total).float()
     here = sums.numpy()
+    total = None if total is None else int(total)
     # what float32 cannot hold is infinite
     with np.errstate(over="ignore"):
         values = metric_values(table, here, total).astype(np.float32)
@@ -196,9 +224,11 @@ def loss_and_metrics(
     return (loss, metrics) if like.is_cpu else (loss.to(like.device), metrics.to(like.device))
 
 
-def device_values(table: MetricTable, sums: Tensor, total_tokens: int | None) -> Tensor:
+def device_values(table: MetricTable, sums: Tensor, total_tokens: Any) -> Tensor:
     """`metric_values`, of which the host reads nothing."""
-    total = sums[TOKENS] if total_tokens is None else sums.new_full((), total_tokens)
+    total = sums[TOKENS] if total_tokens is None else total_tokens
+    if isinstance(total, int):
+        total = sums.new_full((), total)
     divisors, one = total.clamp(min=1), sums.new_ones(())
     return torch.stack([
         sums[place] / (divisors if per_token else one)
@@ -212,7 +242,8 @@ def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> tuple[Tensor,
 
 
 def _given(inputs: LossInputs, entropy: bool) -> tuple[bool, bool, bool, str]:
-    known = "batch" if inputs.has_batch else "call" if inputs.totals is None else "totals"
+    counted = inputs.totals is not None or inputs.device_totals is not None
+    known = "batch" if inputs.has_batch else "totals" if counted else "call"
     return inputs.old_logp is not None, inputs.rollout_logp is not None, entropy, known
 
 
@@ -225,8 +256,8 @@ def _evaluated(
     logp: Tensor, entropy: Tensor | None, inputs: LossInputs | LossRows
 ) -> tuple[TokenInputs, TokenLoss]:
     if isinstance(inputs, LossInputs):
-        data = inputs.data()
-        own = call_inputs(logp, entropy, data, _kernels(logp, data.spec))
+        kernels = _kernels(logp, inputs.spec)
+        own = call_inputs(logp, entropy, inputs.data(kernels), kernels)
     else:
         xp = inputs.inputs.tokens.xp
         values = (xp.array("logp", logp), None if entropy is None else xp.array("entropy", entropy))
@@ -234,10 +265,8 @@ def _evaluated(
     return own, evaluate(own)
 
 
-def _kernels(like: Tensor, spec: PolicyLossSpec) -> TokenKernels:
-    """Those of the device; of a user's own parts, which are NumPy, the CPU's."""
-    custom = isinstance(spec.surrogate, CustomSurrogate) or isinstance(spec.control, CustomControl)
-    return registry.token_kernels("cpu" if like.is_cpu or custom else str(like.device))
+def _kernels(like: Tensor, spec: str) -> TokenKernels:
+    return registry.token_kernels_of(like, custom=decode(spec).custom)
 
 
 def _tensors(found: TokenLoss, device: torch.device) -> LossTensors:

@@ -63,7 +63,7 @@ class Follower:
         part = getattr(spec, self._kind.part)
         if not isinstance(part, ll.Siren):
             return spec
-        return self._moved(spec, part, "anchor", shared["batch"].selected_entropy)
+        return self._moved(spec, part, "anchor", float(shared["batch"].selected_entropy))
 
     def _moved(self, spec: Any, part: Any, field: str, entropy: float) -> Any:
         self.number = self._controller.update(entropy)
