@@ -58,17 +58,11 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
 
 def check_ranks(recipe: Recipe) -> None:
     """ValueError for what several ranks do not do."""
+    ranks.check_prompts("rollout.prompts", recipe.rollout.prompts)
+    if recipe.evaluation.every:
+        ranks.check_prompts("evaluation.prompts", recipe.evaluation.prompts)
     if ranks.alone():
         return
-    prompts = {"rollout.prompts": recipe.rollout.prompts}
-    if recipe.evaluation.every:
-        prompts["evaluation.prompts"] = recipe.evaluation.prompts
-    for key, number in prompts.items():
-        if number < ranks.count():
-            raise ValueError(
-                f"recipe key '{key}' must be at least {ranks.count()}, a prompt for each rank, got "
-                f"{number}"
-            )
     if recipe.compare_repeats:
         raise ValueError(
             f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "

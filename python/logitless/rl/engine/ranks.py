@@ -72,6 +72,14 @@ def share(things: int) -> slice:
     return slice(start, stop)
 
 
+def check_prompts(key: str, prompts: int) -> None:
+    """ValueError where a recipe's key gives a rank nothing to do."""
+    if prompts < count():
+        raise ValueError(
+            f"recipe key '{key}' must be at least {count()}, a prompt for each rank, got {prompts}"
+        )
+
+
 def each(work: Callable[[], T]) -> list[T]:
     """What `work` gives on every rank, in their order. Collective.
 
