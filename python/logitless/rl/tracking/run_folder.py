@@ -26,8 +26,8 @@ RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 SEEDS = "seed[-0-9]*"
 # What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
-    "steps", "model.device", "entropy_change_every", "checkpoint_every", "compare_repeats",
-    "show_answers", "evaluation", "notes",
+    "steps", "model.device", "distributed", "entropy_change_every", "checkpoint_every",
+    "compare_repeats", "show_answers", "evaluation", "notes",
 )  # fmt: skip
 
 
