@@ -88,7 +88,7 @@ rl.policy       the causal LM that is trained: body, head, tokenizer
 rl.rollout      sampled answers as data, and the sampler
                 public rl.policy rl.tracking
 rl.engine       trains a policy on the machine at hand, and alone knows devices and ranks
-                rl.recipe rl.policy rl.rollout rl.tracking
+                public rl.recipe rl.policy rl.rollout rl.tracking
 rl.update       how rollouts and examples change the weights
                 public rl.recipe rl.policy rl.rollout rl.engine rl.tracking
 rl.experience   a step's answers: sampled, scored and compared

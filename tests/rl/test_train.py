@@ -287,13 +287,14 @@ def test_micro_batches_add_up(started: Any, name: str) -> None:
 
 
 def test_predicted_entropy_change_is_first_order(started: Any) -> None:
-    _, policy, rollout, _ = started
+    recipe, policy, rollout, _ = started
+    engine = LocalEngine(policy, recipe.update)
     generator = torch.Generator().manual_seed(0)
     before = {k: v.clone() for k, v in policy.model.state_dict().items()}
     errors = []
     for size in (1e-2, 1e-3):
         policy.model.load_state_dict(before)
-        probe = EntropyProbe(policy, rollout, 1.0)
+        probe = EntropyProbe(engine, rollout, 1.0)
         generator.manual_seed(0)
         with torch.no_grad():
             policy.weight.add_(size * torch.randn(policy.weight.shape, generator=generator))

@@ -105,7 +105,24 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
     a run with several seeds (seed0/method, numbers).
 
     The recipe is the run's own, with changes to its keys. FileNotFoundError where there is no run.
+    Of several ranks the first one yields what all have found.
     """
+    try:
+        with ranks.joined():
+            saved = ranks.together(partial(checkpoints_of, folder, overrides))
+            for name, path, recipe in saved:
+                task, policy = ranks.together(partial(read, path, recipe))
+                row = {"step": checkpoint.step_of(path)} | evaluate(policy, task, recipe)
+                if ranks.is_first():
+                    yield name, row
+    except ranks.OtherRank as error:
+        # one that has not been killed says itself what is wrong
+        if error.lost:
+            raise
+
+
+def checkpoints_of(folder: Path, overrides: Iterable[str]) -> list[tuple[str, Path, Recipe]]:
+    """(name, newest checkpoint, recipe of its seed) of the methods."""
     run = folder if run_folder.recipe_in(folder) is not None else folder.parent
     started = run_folder.recipe_in(run)
     if started is None:
@@ -117,14 +134,16 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
         for place, one in of_seeds(recipe).items()
         for method in methods
     }
-    saved = {name: checkpoint.latest(run / name) for name in names}
-    if not any(saved.values()):
+    saved = [(name, checkpoint.latest(run / name), one) for name, one in names.items()]
+    found = [(name, path, one) for name, path, one in saved if path is not None]
+    if not found:
         raise FileNotFoundError(f"{folder} has no checkpoint of {', '.join(names)}")
     claim_device(recipe.model.device)
-    task = task_of(recipe)
-    for name, path in saved.items():
-        if path is not None:
-            row = {"step": checkpoint.step_of(path)}
-            policy = load_policy(path, recipe.model.draw_padding, recipe.model.device)
-            policy = policy.in_dtype(recipe.model.body_dtype)
-            yield name, row | evaluate(policy, task, names[name])
+    ranks.check_prompts("evaluation.prompts", recipe.evaluation.prompts)
+    return found
+
+
+def read(path: Path, recipe: Recipe) -> tuple[Task, Policy]:
+    """The task, and the policy of a checkpoint."""
+    policy = load_policy(path, recipe.model.draw_padding, recipe.model.device)
+    return task_of(recipe), policy.in_dtype(recipe.model.body_dtype)

@@ -6,12 +6,12 @@ All ranks run it, and write nothing but by the first.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from logitless.rl.answer_rows import answer_rows
-from logitless.rl.engine import LocalEngine, ranks
+from logitless.rl.engine import make_engine, ranks
 from logitless.rl.evaluation import record
 from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
@@ -48,17 +48,22 @@ def train(
     spec = make_spec(name, recipe.methods[name], recipe.rollout.max_new_tokens)
     advantage, entropy_top_p = advantage_name(recipe, name), recipe.methods[name].entropy_top_p
     reference = recipe.reference if "ref_logp" in spec.needs else None
-    engine = LocalEngine(policy, recipe.update, recipe.steps, reference)
+    engine = make_engine(policy, recipe.update, recipe.steps, reference)
     follower = follower_of(name, spec, recipe.methods[name].controller)
-    states: list[Any] = [engine] if follower is None else [engine, follower]
 
     def load(saved: Path) -> None:
-        for state in states:
-            state.load(saved)
+        engine.load(saved)
+        if follower is not None:
+            follower.load(saved)
 
-    def save(part: Path) -> None:
-        for state in states:
-            state.save(part)
+    def save(write: Callable[[Path], None], part: Path) -> None:
+        write(part)
+        if follower is not None:
+            follower.save(part)
+
+    def evaluate(done: int) -> None:
+        with engine.whole() as now:
+            progress.evaluated(name, record(log, done, now, task, recipe))
 
     read = partial(checkpoint.resume, log.folder, load, progress.say)
     start = ranks.same(read) if resume else 0
@@ -66,14 +71,15 @@ def train(
     rows, evaluations = ranks.first(partial(log.begin, start))
     every = recipe.evaluation.every
     if every and not evaluations:
-        progress.evaluated(name, record(log, start, policy, task, recipe))
+        evaluate(start)
     memory.reset_peak()
 
     for step in range(start, recipe.steps):
         began = time.perf_counter()
         clock = Stopwatch()
-        with divergence.watched(name, step, policy.model):
-            experience = collect(policy, task, recipe, advantage, step, clock)
+        with divergence.watched(name, step, engine.broken):
+            with engine.whole() as now:
+                experience = collect(now, task, recipe, advantage, step, clock)
             rollout = with_reference(engine, experience.rollout, recipe, clock)
             advantages = experience.advantages
             if experience.failures:
@@ -82,7 +88,7 @@ def train(
             probe = None
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
-                    probe = EntropyProbe(policy, rollout, recipe.rollout.temperature)
+                    probe = EntropyProbe(engine, rollout, recipe.rollout.temperature)
             update = update_policy(
                 engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
             )
@@ -99,7 +105,7 @@ def train(
         row |= update.metrics
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.
         rows_at_once = row["tokens"] / recipe.update.minibatches
-        row["full_logits_bytes"] = int(rows_at_once * len(policy.weight) * 4)
+        row["full_logits_bytes"] = int(rows_at_once * policy.head.vocab * 4)
         if probe is not None:
             with clock("entropy probe"):
                 change = probe.change()
@@ -118,10 +124,11 @@ def train(
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if every and (done % every == 0 or done == recipe.steps):
-            progress.evaluated(name, record(log, done, policy, task, recipe))
+            evaluate(done)
         stopping = stop.check()
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stopping:
-            ranks.first(partial(checkpoint.save, log.folder, done, save))
+            with engine.saving() as write:
+                ranks.first(partial(checkpoint.save, log.folder, done, partial(save, write)))
         if stopping:
             break
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,14 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from safetensors.torch import load_file  # noqa: E402
-
 from logitless.rl.demo.job import run  # noqa: E402
 from logitless.rl.engine import ranks  # noqa: E402
 from logitless.rl.recipe import Recipe  # noqa: E402
 from logitless.rl.rollout import Rollout, join_rollouts  # noqa: E402
-from logitless.rl.tracking import checkpoint, completions, metrics  # noqa: E402
+from logitless.rl.tracking import checkpoint, metrics  # noqa: E402
 from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
+from tests.support.runs_alike import assert_alike, half_way  # noqa: E402
 from tests.support.workers import torchrun  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -69,8 +67,7 @@ OPTIONS = (
     "reference={kind: ema, decay: 0.5}", "task.name=moody_tasks.py:Moody",
     "methods.grpo.change={kl: {coefficient: 0.1}}",
 )  # fmt: skip
-# Rounding of gradients, of which AdamW makes steps; losses are of order 1.
-LOSS = 1e-6
+METHODS = ("grpo", "clip_cov")
 
 
 @pytest.fixture(scope="module")
@@ -110,37 +107,8 @@ def pair(home: Path) -> Path:
     return home / "pair"
 
 
-def assert_alike(found: Path, expected: Path, steps: int = 4) -> None:
-    """Tokens are the same, numbers but for rounding, and times are not compared."""
-    for method in ("grpo", "clip_cov"):
-        answers = [metrics.read(at / method / completions.FILE) for at in (found, expected)]
-        keys = ("step", "prompt", "completion", "reward", "tokens")
-        texts = [[[row[key] for key in keys] for row in rows] for rows in answers]
-        assert texts[0] == texts[1]
-        for file in (metrics.FILE, metrics.EVALUATION_FILE):
-            rows = [metrics.read(at / method / file) for at in (found, expected)]
-            assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
-            for mine, other in zip(*rows, strict=True):
-                assert_rows_alike(mine, other)
-        saved, other = (checkpoint.latest(at / method) for at in (found, expected))
-        assert saved is not None and other is not None
-        assert saved.name == other.name == f"checkpoint-{steps:06d}"
-        weights = [load_file(at / "model.safetensors") for at in (saved, other)]
-        for name, value in weights[1].items():
-            torch.testing.assert_close(weights[0][name], value, atol=2e-4, rtol=0)
-
-
-def assert_rows_alike(row: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert row.keys() == expected.keys()
-    clocks = ("seconds", "tokens_per_second", "peak_memory_bytes")
-    for key, value in expected.items():
-        if not key.startswith(clocks):
-            bound = LOSS if key.endswith("loss") else 1e-4
-            assert row[key] == pytest.approx(value, rel=bound, abs=bound), (row["step"], key)
-
-
 def test_two_ranks_are_one_process(pair: Path, alone: Path) -> None:
-    assert_alike(pair, alone)
+    assert_alike(pair, alone, METHODS)
     rows = metrics.read(pair / "clip_cov" / metrics.FILE)
     assert sum(row["selected_tokens"] for row in rows) > 0
     assert sum(row["skipped_prompts"] for row in rows) > 0
@@ -150,25 +118,17 @@ def test_two_ranks_are_one_process(pair: Path, alone: Path) -> None:
     assert set(summary) == {"grpo", "clip_cov"}
 
 
-def half_way(run: Path, to: Path) -> str:
-    """A copy as it was when a checkpoint of two steps was the newest."""
-    shutil.copytree(run, to)
-    for method in ("grpo", "clip_cov"):
-        shutil.rmtree(to / method / "checkpoint-000004")
-    return to.name
-
-
 def test_one_process_goes_on_for_two(home: Path, pair: Path, alone: Path) -> None:
-    out = half_way(pair, home / "then_one")
+    out = half_way(pair, home / "then_one", METHODS)
     assert run(recipe(home), home / out, resume=True) == 0
-    assert_alike(home / out, alone)
+    assert_alike(home / out, alone, METHODS)
 
 
 def test_two_go_on_for_one_process(home: Path, alone: Path) -> None:
-    out = half_way(alone, home / "then_two")
+    out = half_way(alone, home / "then_two", METHODS)
     done = on_two(home, out, "--resume")
     assert done.returncode == 0, done.stderr
-    assert_alike(home / out, alone)
+    assert_alike(home / out, alone, METHODS)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
-from logitless.rl.engine import ranks
+from logitless.rl.engine import ranks, spread
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
 from logitless.rl.tasks import Task
@@ -69,6 +69,8 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
                     policy.restore(make_policy(one.model, one.seed, one.lora).snapshot())
                 with place_of(out, name, one, progress) as folder:
                     warmed_up(policy, one, task, folder / WARMUP, progress, stop, resume)
+                    if recipe.distributed.shard and not ranks.alone():
+                        policy = spread(policy, recipe.update)
                     start = policy.snapshot()
                     if recipe.compare_repeats and not number and not stop.requested:
                         progress.say("comparing one training step with full logits in plain torch")

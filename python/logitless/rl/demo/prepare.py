@@ -56,28 +56,32 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     silence_bars()
     first, *_ = of_seeds(recipe).values()
     policy = make_policy(first.model, first.seed, first.lora)
-    check_policy(policy, recipe.update)
+    check_policy(policy, recipe.update, recipe.distributed)
     return Prepared(task, specs, advantages, policy)
 
 
 def check_ranks(recipe: Recipe) -> None:
     """ValueError for what several ranks do not do."""
+    ranks.check_prompts("rollout.prompts", recipe.rollout.prompts)
+    if recipe.evaluation.every:
+        ranks.check_prompts("evaluation.prompts", recipe.evaluation.prompts)
     if ranks.alone():
         return
-    prompts = {"rollout.prompts": recipe.rollout.prompts}
-    if recipe.evaluation.every:
-        prompts["evaluation.prompts"] = recipe.evaluation.prompts
-    for key, number in prompts.items():
-        if number < ranks.count():
-            raise ValueError(
-                f"recipe key '{key}' must be at least {ranks.count()}, a prompt for each rank, got "
-                f"{number}"
-            )
     if recipe.compare_repeats:
         raise ValueError(
             f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "
             f"the machine for itself; got {recipe.compare_repeats}"
         )
+    if recipe.distributed.shard:
+        for key, value, why in (
+            ("lora.rank", recipe.lora.rank, "adapters are small, and are not spread"),
+            ("seeds", recipe.seeds, "a model that is spread is not made anew"),
+        ):
+            if value:
+                raise ValueError(
+                    f"recipe key 'distributed.shard' must be false with {key}={value} and several "
+                    f"ranks: {why}; got true"
+                )
 
 
 def check_clips(specs: dict[str, Any]) -> None:

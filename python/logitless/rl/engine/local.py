@@ -8,19 +8,25 @@ rank may have no sequence at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from logitless.rl.engine import optimizer_state, ranks
+import logitless as ll
+from logitless.rl.engine import layers, optimizer_state, ranks, shards
 from logitless.rl.engine.layers import checkpoint_layers, layers_of
+from logitless.rl.engine.parts import make_optimizer, parts_trained
+from logitless.rl.engine.reference import FILE as REFERENCE_FILE
 from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
-from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
+from logitless.rl.recipe import DistributedRecipe, ReferenceRecipe, UpdateRecipe
 from logitless.rl.rollout import Rollout, check_cache, check_shared, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -36,40 +42,82 @@ class LocalEngine:
         steps: int = 1,
         reference: ReferenceRecipe | None = None,
     ) -> None:
-        ranks.copy_first(list(policy.model.parameters()))
         self.policy = policy
+        self._begin_alike()
         self._clip_norm = update.clip_norm
         self._optimizer = make_optimizer(policy, update)
+        # of a method that ended amid a minibatch
+        self._optimizer.zero_grad()
         if update.gradient_checkpointing:
             checkpoint_layers(policy.model)
         self._schedule = make_schedule(self._optimizer, update, steps)
         self.reference = None if reference is None else Reference(policy, reference)
-        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _begin_alike(self) -> None:
+        """The first rank's weights on all."""
+        ranks.copy_first(list(self.policy.model.parameters()))
+
+    @contextmanager
+    def whole(self) -> Iterator[Policy]:
+        """The policy as it is now, for forwards without gradients. Collective."""
+        yield self.policy
 
     def forward_backward(
-        self, rollout: Rollout, loss: Callable[[Tensor], Any], clock: Stopwatch
+        self, rollout: Rollout, loss: Callable[[Tensor, Policy], Any], clock: Stopwatch
     ) -> Any:
-        """Gradients of `loss(hidden states).loss` are added up; returns the output of `loss`."""
-        with clock("train body"):
+        """Gradients of `loss(hidden states, policy).loss` are added up, where the policy's head is
+        for this call alone; returns the output of `loss`."""
+        with clock("train body"), self._in_step():
             states = hidden_states(self.policy, rollout)
         with clock("train head"):
             # The head's backward stops here, so that its time can be told from the body's.
             leaf = states.detach().requires_grad_(states.requires_grad)
-            out = loss(leaf)
-            out.loss.backward()
+            out = self._head_backward(partial(loss, leaf))
         if states.requires_grad:
-            with clock("train body"):
+            with clock("train body"), self._in_step():
                 states.backward(leaf.grad)
         return out
 
+    def _in_step(self) -> AbstractContextManager[None]:
+        """Around what the body does."""
+        return nullcontext()
+
+    def _head_backward(self, loss: Callable[[Policy], Any]) -> Any:
+        out = loss(self.policy)
+        out.loss.backward()
+        return out
+
+    def idle(self) -> None:
+        """What a rank does that has no sequence of a micro-batch."""
+
     def step(self) -> float:
         """One optimizer step on the clipped gradients of all ranks, which are then cleared; their
-        norm."""
-        ranks.sum_gradients(self._parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        norm. Collective."""
+        self._sum_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return float(ll.gathered(norm))
+
+    def take_gradients(self) -> list[Tensor]:
+        """This rank's part of those of `parameters` so far, which are then cleared: of its own
+        sequences, or of its own share of the parameters. Collective."""
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self._optimizer.zero_grad()
+        return [shards.own(gradient) for gradient in found]
+
+    def own_parameters(self) -> list[Tensor]:
+        """This rank's part of `parameters` as they are now: all of them, or its own share."""
+        return [shards.own(p.detach()) for p in self.parameters]
+
+    def _sum_gradients(self) -> None:
+        ranks.sum_gradients(self.parameters)
+
+    def broken(self) -> str | None:
+        """The name of a parameter that holds what is no number, where there is one. Collective."""
+        named = self.policy.model.named_parameters()
+        return next((name for name, p in named if not bool(p.isfinite().all())), None)
 
     @property
     def learning_rate(self) -> float:
@@ -82,50 +130,50 @@ class LocalEngine:
         if self.reference is not None:
             self.reference.advance(self._schedule.last_epoch)
 
+    @contextmanager
+    def saving(self) -> Iterator[Callable[[Path], None]]:
+        """In here a call with a folder writes all that `load` reads; one rank may make it alone.
+        Collective."""
+        optimizer = optimizer_state.state_of(self._optimizer, self._schedule)
+        reference = {} if self.reference is None else self.reference.state()
+        with self.whole() as policy:
+
+            def save(folder: Path) -> None:
+                policy.save(folder, self._weights())
+                optimizer_state.save(optimizer, folder)
+                if reference:
+                    save_file(reference, folder / REFERENCE_FILE)
+
+            yield save
+
+    def _weights(self) -> dict[str, Tensor] | None:
+        """Of the model, inside of `whole`, where it cannot be asked itself."""
+        return None
+
     def save(self, folder: Path) -> None:
-        self.policy.save(folder)
-        optimizer_state.save(self._optimizer, self._schedule, folder)
-        if self.reference is not None:
-            self.reference.save(folder)
+        with self.saving() as save:
+            save(folder)
 
     def load(self, folder: Path) -> None:
-        """Continues from what `save` wrote, bit for bit, on any device."""
-        self.policy.load_weights(folder)
+        """Continues from what `save` wrote, bit for bit, on any device and any number of ranks."""
+        self._load_weights(folder)
         optimizer_state.load(self._optimizer, self._schedule, folder)
         if self.reference is not None:
             self.reference.load(folder)
 
+    def _load_weights(self, folder: Path) -> None:
+        self.policy.load_weights(folder)
 
-def check_policy(policy: Policy, update: UpdateRecipe) -> None:
+
+def check_policy(
+    policy: Policy, update: UpdateRecipe, distributed: DistributedRecipe | None = None
+) -> None:
     """ValueError for what no engine does with this policy."""
     parts_trained(policy, update)
     check_cache(policy)
     if update.gradient_checkpointing:
-        layers_of(policy.model)
+        layers_of(policy.model, layers.KEY)
+    if distributed is not None and distributed.shard:
+        layers_of(policy.model, shards.KEY)
     if policy.share_prompts:
         check_shared(policy)
-
-
-def make_optimizer(policy: Policy, update: UpdateRecipe) -> torch.optim.Optimizer:
-    """AdamW with a learning rate for body, head and embedding; rate 0 freezes."""
-    groups = parts_trained(policy, update)
-    policy.model.requires_grad_(False)
-    for group in groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_()
-    return torch.optim.AdamW(
-        groups, betas=(update.beta1, update.beta2), weight_decay=update.weight_decay, fused=True
-    )
-
-
-def parts_trained(policy: Policy, update: UpdateRecipe) -> list[dict[str, Any]]:
-    """Parameter groups of an optimizer."""
-    rates = (update.body_lr, update.head_lr, update.embedding_lr)
-    parts = zip(policy.parts, rates, strict=True)
-    groups = [{"params": parameters, "lr": lr} for parameters, lr in parts if parameters and lr > 0]
-    if not groups:
-        raise ValueError(
-            "recipe keys 'update.body_lr', 'head_lr' and 'embedding_lr' leave nothing to train: "
-            f"they are {rates[0]}, {rates[1]} and {rates[2]}"
-        )
-    return groups

@@ -28,6 +28,10 @@ class OtherRank(RuntimeError):
         self.lost = lost
 
 
+class Gone(BaseException):
+    """The end of this process: others wait for it in the midst of a step, and miss it by that."""
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """A process that torchrun has started is one of several ranks in here."""
@@ -72,10 +76,19 @@ def share(things: int) -> slice:
     return slice(start, stop)
 
 
+def check_prompts(key: str, prompts: int) -> None:
+    """ValueError where a recipe's key gives a rank nothing to do."""
+    if prompts < count():
+        raise ValueError(
+            f"recipe key '{key}' must be at least {count()}, a prompt for each rank, got {prompts}"
+        )
+
+
 def each(work: Callable[[], T]) -> list[T]:
     """What `work` gives on every rank, in their order. Collective.
 
     An error on one rank is one on all: on the first that has one its own, on others OtherRank.
+    `work` may be collective itself.
     """
     if alone():
         return [work()]
@@ -84,13 +97,18 @@ def each(work: Callable[[], T]) -> list[T]:
         value = work()
     except Exception as raised:
         error = raised
-    told = _gathered((value, None if error is None else f"{type(error).__name__}: {error}"))
-    failed = [rank for rank, (_, why) in enumerate(told) if why is not None]
+    is_own = not isinstance(error, OtherRank)
+    why = None if error is None else f"{type(error).__name__}: {error}"
+    told = _gathered((value, why, is_own))
+    failed = [rank for rank, (_, why, _) in enumerate(told) if why is not None]
     if not failed:
-        return [value for value, _ in told]
-    if error is not None and failed[0] == number():
+        return [value for value, _, _ in told]
+    if error is not None and not is_own:
         raise error
-    raise OtherRank(f"rank {failed[0]}: {told[failed[0]][1]}") from error
+    first = next((rank for rank in failed if told[rank][2]), failed[0])
+    if error is not None and first == number():
+        raise error
+    raise OtherRank(f"rank {first}: {told[first][1]}") from error
 
 
 def together(work: Callable[[], T]) -> T:
@@ -149,6 +167,16 @@ def copy_first(tensors: Sequence[Tensor]) -> None:
         with _listening():
             for sent in [dist.broadcast(x, 0, async_op=True) for x in tensors]:
                 sent.wait()
+
+
+@contextmanager
+def in_step() -> Iterator[None]:
+    """What sends and receives in here is another's. An error ends the process, since the other
+    ranks wait for that, and cannot be told."""
+    try:
+        yield
+    except Exception as error:
+        raise Gone(f"rank {number()} ends: {type(error).__name__}: {error}") from error
 
 
 def _gathered(value: Any) -> list[Any]:

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
+import logitless as ll
+from logitless.rl.engine.shards import cut_like
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe
 
@@ -53,13 +56,15 @@ class Reference:
             for own, trained in self._pairs.values():
                 own.copy_(trained)
 
-    def save(self, folder: Path) -> None:
-        """A frozen one is the policy that every run starts with: there is nothing to save."""
-        if self._recipe.kind != "frozen":
-            save_file({n: own.contiguous() for n, (own, _) in self._pairs.items()}, folder / FILE)
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors of what `load` needs. A frozen one is the policy that every run starts
+        with: there is nothing to save. Collective, where the parameters are spread."""
+        if self._recipe.kind == "frozen":
+            return {}
+        return {name: ll.gathered(own).contiguous() for name, (own, _) in self._pairs.items()}
 
     def load(self, folder: Path) -> None:
         if self._recipe.kind != "frozen":
             tensors = load_file(folder / FILE)
             for name, (own, _) in self._pairs.items():
-                own.copy_(tensors[name])
+                own.copy_(cut_like(tensors[name], own))

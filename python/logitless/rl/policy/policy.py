@@ -183,11 +183,11 @@ class Policy:
     def restore(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights, strict=self.lora is None)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
-        of adapters alone, for `PeftModel.from_pretrained`."""
+        of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own."""
         if self.lora is None:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=weights)
         else:
             adapters.save(self.model, self.lora, folder)
         self.tokenizer.save_pretrained(folder)

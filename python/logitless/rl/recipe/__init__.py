@@ -8,11 +8,18 @@ from logitless.rl.recipe.losses import make_spec
 from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
 from logitless.rl.recipe.schema import WARMUP, Recipe
 from logitless.rl.recipe.seeds import of_seeds
-from logitless.rl.recipe.training import ControllerRecipe, LossRecipe, ReferenceRecipe, UpdateRecipe
+from logitless.rl.recipe.training import (
+    ControllerRecipe,
+    DistributedRecipe,
+    LossRecipe,
+    ReferenceRecipe,
+    UpdateRecipe,
+)
 from logitless.rl.recipe.yaml_text import as_yaml
 
 __all__ = [
-    "WARMUP", "ControllerRecipe", "EvaluationRecipe", "LoraRecipe", "LossRecipe", "ModelRecipe",
-    "Recipe", "ReferenceRecipe", "RolloutRecipe", "TaskRecipe", "UpdateRecipe", "WarmupRecipe",
-    "as_yaml", "bundled", "load_recipe", "make_spec", "of_seeds", "recipe_of",
+    "WARMUP", "ControllerRecipe", "DistributedRecipe", "EvaluationRecipe", "LoraRecipe",
+    "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe", "RolloutRecipe", "TaskRecipe",
+    "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled", "load_recipe", "make_spec", "of_seeds",
+    "recipe_of",
 ]  # fmt: skip

@@ -11,7 +11,12 @@ from typing import Literal
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
 from logitless.rl.recipe.keys import REQUIRED, at_least, check_ranges, key
 from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
-from logitless.rl.recipe.training import LossRecipe, ReferenceRecipe, UpdateRecipe
+from logitless.rl.recipe.training import (
+    DistributedRecipe,
+    LossRecipe,
+    ReferenceRecipe,
+    UpdateRecipe,
+)
 
 # The folder of the warm-up's checkpoint, beside those of the methods.
 WARMUP = "warmup"
@@ -66,6 +71,7 @@ class Recipe:
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
     update: UpdateRecipe = field(default_factory=UpdateRecipe)
     reference: ReferenceRecipe = field(default_factory=ReferenceRecipe)
+    distributed: DistributedRecipe = field(default_factory=DistributedRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
     def __post_init__(self) -> None:

@@ -118,6 +118,18 @@ class UpdateRecipe:
 
 
 @dataclass(frozen=True)
+class DistributedRecipe:
+    """What the ranks of torchrun do with the model."""
+
+    shard: bool = key(
+        False,
+        "Whether each rank keeps a share of the weights, of their gradients and of the optimizer's "
+        "state, by FSDP2, and gathers a layer when training runs it; rollouts gather the whole "
+        "model. false: each has all. One rank has all in either case.",
+    )
+
+
+@dataclass(frozen=True)
 class ReferenceRecipe:
     """The policy that a KL term compares with; methods without such a term have none."""
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 
 class Diverged(RuntimeError):
@@ -13,15 +12,15 @@ class Diverged(RuntimeError):
 
 
 @contextmanager
-def watched(method: str, step: int, model: Any) -> Iterator[None]:
+def watched(method: str, step: int, broken: Callable[[], str | None]) -> Iterator[None]:
     """A step of training. What fails, here or on another rank, since the model's weights are no
-    numbers, is a divergence; other errors stay what they are."""
+    numbers, is a divergence; other errors stay what they are. broken: names such a weight."""
     try:
         yield
     except Exception as error:
-        for name, parameter in model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise _diverged(method, step, f"{name} is not finite") from error
+        name = broken()
+        if name is not None:
+            raise _diverged(method, step, f"{name} is not finite") from error
         raise
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import logitless as ll
+from logitless.rl.engine import ranks
 from logitless.rl.recipe import ControllerRecipe
 from logitless.rl.update.minibatch import Packed
 
@@ -31,7 +32,8 @@ KINDS = {
 
 
 class Follower:
-    """The number of a method's loss, optimizer step by optimizer step."""
+    """The number of a method's loss, optimizer step by optimizer step, on all ranks the same: each
+    has the whole minibatch. `before` and `after` are collective."""
 
     number: float
 
@@ -66,7 +68,8 @@ class Follower:
         return self._moved(spec, part, "anchor", float(shared["batch"].selected_entropy))
 
     def _moved(self, spec: Any, part: Any, field: str, entropy: float) -> Any:
-        self.number = self._controller.update(entropy)
+        # machines may add in other orders, and what follows must not drift apart
+        self.number = self._controller.update(ranks.first(lambda: entropy))
         return replace(spec, **{self._kind.part: replace(part, **{field: self.number})})
 
     def save(self, folder: Path) -> None:

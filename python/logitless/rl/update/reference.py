@@ -23,9 +23,9 @@ def with_reference(
         return rollout
 
     def of(own: Rollout) -> dict[str, Tensor]:
-        return {"logp": log_probs(engine.policy, own, recipe)}
+        return {"logp": log_probs(policy, own, recipe)}
 
-    with clock("reference"), engine.reference.in_place():
+    with clock("reference"), engine.reference.in_place(), engine.whole() as policy:
         logp = of_tokens(rollout, of)["logp"]
     none = torch.zeros_like(rollout.logp)
     return replace(rollout, ref_logp=none.masked_scatter(rollout.mask, logp))

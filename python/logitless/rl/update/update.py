@@ -13,6 +13,7 @@ from torch import Tensor
 
 import logitless as ll
 from logitless.rl.engine import LocalEngine, of_tokens, ranks
+from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
@@ -62,7 +63,7 @@ def update_policy(
         shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
         now = now if follower is None else follower.after(now, shared)
         own = index[ranks.share(len(index))].tensor_split(update.micro_batches)
-        packed = [pack(rollout, advantages, part) for part in own if len(part)]
+        packed = [pack(rollout, advantages, part) if len(part) else None for part in own]
         given = (engine, packed, now, recipe, shared, clock, entropy_top_p)
         parts = ranks.each(partial(passes, *given))
         metrics = merge([metrics for part in parts for metrics in part.metrics])
@@ -86,7 +87,7 @@ class Passes(NamedTuple):
 
 def passes(
     engine: LocalEngine,
-    micro_batches: Sequence[Packed],
+    micro_batches: Sequence[Packed | None],
     spec: Any,
     recipe: Recipe,
     shared: dict[str, Any],
@@ -96,6 +97,9 @@ def passes(
     """Forward and backward of some micro-batches; gradients accumulate."""
     metrics, gap = [], 0.0
     for packed in micro_batches:
+        if packed is None:
+            engine.idle()
+            continue
         out = loss_backward(engine, packed, spec, recipe, shared, clock, entropy_top_p)
         metrics.append({key: float(value) for key, value in out.metrics.items()})
         gap = max(gap, float((out.logp - packed.old_logp).abs().max()))
@@ -123,22 +127,23 @@ def scored(
 
     def of(own: Rollout) -> dict[str, Tensor]:
         with clock("train body"):
-            states = hidden_states(engine.policy, own)
+            states = hidden_states(policy, own)
         with clock("train head"):
             stats = ll.linear_token_stats(
                 states,
-                engine.policy.weight,
+                policy.weight,
                 own.targets,
                 temperature=recipe.rollout.temperature,
                 sampling_mask=own.kept,
                 extras=("entropy_change",) if changes else (),
                 entropy_top_p=entropy_top_p if moves else None,
-                **engine.policy.head_options,
+                **policy.head_options,
             )
         found = {"entropy_change": stats.extras["entropy_change"]} if changes else {}
         return found | ({"logp": stats.logp, "entropy": stats.entropy} if moves else {})
 
-    found = of_tokens(packed.sequences, of)
+    with engine.whole() as policy:
+        found = of_tokens(packed.sequences, of)
     return found | ({"old_logp": packed.old_logp} if moves else {})
 
 
@@ -153,10 +158,10 @@ def loss_backward(
 ) -> Any:  # LinearPolicyLossOutput
     """Forward and backward of one micro-batch; gradients accumulate. `shared`: batch_options."""
 
-    def loss(states: Tensor) -> Any:
+    def loss(states: Tensor, policy: Policy) -> Any:
         return ll.linear_policy_loss(
             states,
-            engine.policy.weight,
+            policy.weight,
             packed.targets,
             packed.old_logp,
             packed.advantages,
@@ -172,7 +177,7 @@ def loss_backward(
             tail_entries=recipe.update.tail_entries,
             **old_policy(packed, spec),
             **shared,
-            **engine.policy.head_options,
+            **policy.head_options,
         )
 
     return engine.forward_backward(packed.sequences, loss, clock)

@@ -1,0 +1,179 @@
+"""Ranks with a share of the model each, by FSDP2: the tokens, losses and files of one process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from logitless.rl.demo.job import run  # noqa: E402
+from logitless.rl.recipe import Recipe  # noqa: E402
+from logitless.rl.tracking import checkpoint, metrics  # noqa: E402
+from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
+from tests.support.runs_alike import assert_alike, half_way  # noqa: E402
+from tests.support.workers import torchrun  # noqa: E402
+from tests.support.workers.ranks import run_ranks  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(), reason="torch without gloo"
+)
+
+METHODS: dict[str, Any] = {
+    "clip_cov": {
+        "preset": "clip_cov",
+        "change": {
+            "control": {"fraction": 0.2, "low": 0.0, "high": 50.0},
+            "kl": {"coefficient": 0.1},
+        },
+    },
+    "siren": {"preset": "siren", "entropy_top_p": 0.8, "controller": {"kind": "anchor"}},
+}
+# Sequences are no multiple of ranks, minibatches or micro-batches.
+OPTIONS = (
+    "compare_repeats=0", "model.layers=2", "rollout.prompts=5", "rollout.group=3",
+    "update.minibatches=3", "update.micro_batches=4", "evaluation.every=4", "evaluation.group=3",
+    "evaluation.prompts=5", "reference={kind: ema, decay: 0.5}",
+    "distributed.shard=true", f"methods={json.dumps(METHODS)}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder where everything runs."""
+    folder = tmp_path_factory.mktemp("shards")
+    tiny_file(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def recipe(home: Path) -> Recipe:
+    return tiny_recipe(home, *OPTIONS)
+
+
+def on_two(home: Path, out: str, *options: str) -> Any:
+    return torchrun.run(2, "train", "tiny.yaml", *OPTIONS, *options, "--out", out, folder=home)
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path) -> Path:
+    """One rank has the whole model."""
+    assert run(recipe(home), home / "alone") == 0
+    return home / "alone"
+
+
+@pytest.fixture(scope="module")
+def pair(home: Path) -> Path:
+    done = on_two(home, "pair")
+    assert done.returncode == 0, done.stderr
+    return home / "pair"
+
+
+def test_gradients_errors_and_files_are_those_of_a_whole_model(home: Path, tmp_path: Path) -> None:
+    store, file = str(tmp_path / "store"), str(home / "tiny.yaml")
+    run_ranks("rl.spread_model", [[str(rank), "2", store, file] for rank in range(2)], 600)
+
+
+def test_two_shares_are_one_process(pair: Path, alone: Path) -> None:
+    assert_alike(pair, alone, list(METHODS))
+    rows = metrics.read(pair / "clip_cov" / metrics.FILE)
+    assert sum(row["selected_tokens"] for row in rows) > 0
+    assert rows[3]["actor/kl_loss"] > 0
+    assert {"entropy_change", "entropy_change_predicted"} <= rows[2].keys()
+
+
+def test_a_checkpoint_knows_of_no_ranks(pair: Path, alone: Path) -> None:
+    for method in METHODS:
+        saved, expected = (checkpoint.latest(at / method) for at in (pair, alone))
+        assert saved is not None and expected is not None
+        names = [sorted(path.name for path in at.iterdir()) for at in (saved, expected)]
+        assert names[0] == names[1]
+        assert (saved / "config.json").read_bytes() == (expected / "config.json").read_bytes()
+
+
+def test_one_process_goes_on_for_two_shares(home: Path, pair: Path, alone: Path) -> None:
+    out = half_way(pair, home / "then_one", list(METHODS))
+    assert run(recipe(home), home / out, resume=True) == 0
+    assert_alike(home / out, alone, list(METHODS))
+
+
+def test_two_shares_go_on_for_one_process(home: Path, alone: Path) -> None:
+    done = on_two(home, half_way(alone, home / "then_two", list(METHODS)), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / "then_two", alone, list(METHODS))
+
+
+def test_whole_models_go_on_for_shares(home: Path, pair: Path, alone: Path) -> None:
+    out = half_way(pair, home / "then_whole", list(METHODS))
+    done = on_two(home, out, "--resume", "distributed.shard=false")
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / out, alone, list(METHODS))
+
+
+def test_shares_go_on_bit_for_bit(home: Path, pair: Path) -> None:
+    out = half_way(pair, home / "again", list(METHODS))
+    done = on_two(home, out, "--resume")
+    assert done.returncode == 0, done.stderr
+    for method in METHODS:
+        saved, expected = (checkpoint.latest(at / method) for at in (home / out, pair))
+        assert saved is not None and expected is not None and saved.name == expected.name
+        for path in expected.glob("*.safetensors"):
+            assert (saved / path.name).read_bytes() == path.read_bytes(), path
+
+
+def test_a_method_that_diverges_ends_on_all_ranks_and_the_next_begins(home: Path) -> None:
+    wild = {"preset": "ppo", "change": {"entropy": {"coefficient": 1e38}}}
+    methods = json.dumps({"wild": wild, "grpo": {"preset": "grpo"}})
+    done = on_two(home, "wild", f"methods={methods}", "steps=2", "reference={kind: frozen}")
+    assert done.stdout.count("method 'wild' diverged in step ") == 1, done.stderr
+    assert len(metrics.read(home / "wild" / "grpo" / metrics.FILE)) == 2
+
+
+def test_who_fails_inside_of_the_model_is_missed(home: Path) -> None:
+    """The other rank waits for its part of a layer."""
+    (home / "broken.py").write_text(
+        "import os\n"
+        "from transformers.models.llama import modeling_llama\n"
+        "from logitless.rl.tasks import SumToN\n"
+        "forward = modeling_llama.LlamaMLP.forward\n"
+        "def out_of_memory(self, x):\n"
+        "    if x.requires_grad and os.environ.get('RANK') == '1':\n"
+        "        raise MemoryError('no room for a layer')\n"
+        "    return forward(self, x)\n"
+        "class Task(SumToN):\n"
+        "    def prompts(self, rng, n):\n"
+        "        if n == 5:\n"
+        "            modeling_llama.LlamaMLP.forward = out_of_memory\n"
+        "        return super().prompts(rng, n)\n",
+        "utf-8",
+    )
+    began = time.monotonic()
+    more = ("task.name=broken.py:Task", "evaluation.every=0", "update.body_lr=0.001")
+    done = on_two(home, "broken", *more)
+    assert done.returncode != 0 and time.monotonic() - began < 300
+    assert "MemoryError: no room for a layer" in done.stderr
+    assert not metrics.read(home / "broken" / "clip_cov" / metrics.FILE)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("seeds=[0, 1]",), "'distributed.shard' must be false with seeds=[0, 1] and several"),
+        (
+            ("lora.rank=4", "model.path=x", "warmup.steps=0", "warmup.full_steps=0"),
+            "'distributed.shard' must be false with lora.rank=4 and several",
+        ),
+    ],
+)
+def test_what_is_refused_is_said_once(home: Path, more: tuple[str, ...], message: str) -> None:
+    done = on_two(home, "refused", *more)
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 1
+    assert not (home / "refused").exists()

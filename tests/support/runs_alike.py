@@ -1,0 +1,64 @@
+"""Two runs that differ in the number of their ranks, and in nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logitless.rl.tracking import checkpoint, completions, metrics
+
+# Rounding of gradients, of which AdamW makes steps; losses are of order 1.
+LOSS = 1e-6
+
+
+def assert_alike(found: Path, expected: Path, methods: Sequence[str], steps: int = 4) -> None:
+    """Tokens are the same, numbers but for rounding, and times are not compared."""
+    import torch
+
+    for method in methods:
+        answers = [metrics.read(at / method / completions.FILE) for at in (found, expected)]
+        keys = ("step", "prompt", "completion", "reward", "tokens")
+        texts = [[[row[key] for key in keys] for row in rows] for rows in answers]
+        assert texts[0] == texts[1] != [], method
+        for file in (metrics.FILE, metrics.EVALUATION_FILE):
+            rows = [metrics.read(at / method / file) for at in (found, expected)]
+            assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+            for mine, other in zip(*rows, strict=True):
+                assert_rows_alike(mine, other)
+        tensors = [last_weights(at / method, steps) for at in (found, expected)]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, value in tensors[1].items():
+            torch.testing.assert_close(tensors[0][name], value, atol=2e-4, rtol=0)
+
+
+def assert_rows_alike(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert row.keys() == expected.keys()
+    clocks = ("seconds", "tokens_per_second", "peak_memory_bytes")
+    for key, value in expected.items():
+        if not key.startswith(clocks):
+            bound = LOSS if key.endswith("loss") else 1e-4
+            assert row[key] == pytest.approx(value, rel=bound, abs=bound), (row["step"], key)
+
+
+def last_weights(folder: Path, steps: int) -> dict[str, Any]:
+    """Of a method's last checkpoint, which is after so many steps: the model's, or adapters."""
+    from safetensors.torch import load_file
+
+    saved = checkpoint.latest(folder)
+    assert saved is not None and saved.name == f"checkpoint-{steps:06d}"
+    files = [saved / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    (only,) = (file for file in files if file.exists())
+    found: dict[str, Any] = load_file(only)
+    return found
+
+
+def half_way(run: Path, to: Path, methods: Sequence[str]) -> str:
+    """A copy as it was when a checkpoint of two of its four steps was the newest."""
+    shutil.copytree(run, to)
+    for method in methods:
+        shutil.rmtree(to / method / "checkpoint-000004")
+    return to.name
