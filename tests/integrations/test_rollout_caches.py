@@ -43,8 +43,8 @@ WORKS = [
     "kimi_linear", "lfm2", "lfm2_moe", "llama", "mamba", "mamba2", "minimax", "nemotron_h",
     "olmo_hybrid", "qwen3_5_text", "qwen3_next", "zamba", "zamba2",
 ]  # fmt: skip
-# Their state is in the modules, or has a class of its own.
-REFUSED = ["recurrent_gemma", "rwkv", "xlstm"]
+# A state in the modules, or of a class of its own; the last counts positions from its pad on.
+REFUSED = ["recurrent_gemma", "rwkv", "xlstm", "roberta"]
 
 
 def policy_of(model_type: str) -> Policy:

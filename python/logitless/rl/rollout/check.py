@@ -22,8 +22,9 @@ def check_cache(policy: Policy) -> None:
     with padding on the left: a rollout, or training, would go wrong in silence."""
     exact = policy.in_dtype("float32")
     ids, attention = sequences(len(policy.tokenizer), policy.pad, policy.device)
+    # as the model itself is called: it may count positions in another way
     alone = [
-        exact.states(row[real][None], real[real][None])
+        policy.head.hidden(policy.model, input_ids=row[real][None], use_cache=False)
         for row, real in zip(ids, attention, strict=True)
     ]
     wanted = torch.cat([states[:, -ANSWER - 1 :] for states in alone])
