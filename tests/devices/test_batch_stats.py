@@ -289,7 +289,8 @@ def test_three_ranks_find_what_one_finds(
     names = ["many_clip_cov_ppo", "many_kl_cov", "many_top_entropy", "many_clip_b", "many_clip_v",
              "m2po_tight", "steer"]  # fmt: skip
     arguments = (str(tmp_path), device.name, device.backend, names)
-    torch.multiprocessing.spawn(_rank, arguments, nprocs=3)
+    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+    spawn(_rank, arguments, nprocs=3)
     batch = make_batch(12)
     report = ll.covariance(batch.logp, batch.advantages, batch.mask)
     for cut in (3, 0):

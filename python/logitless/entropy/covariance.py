@@ -11,7 +11,7 @@ from logitless.inputs.arrays import framework
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
-from logitless.inputs.tokens import Array
+from logitless.inputs.tokens import Array, Number
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.means import batch_means, exact_means, ordinary, reduction, scaled_by
 from logitless.loss.evaluate.selection import covariance_candidates
@@ -28,17 +28,17 @@ class Covariance(NamedTuple):
     """
 
     # mean of cov_t; the policy's entropy falls in proportion to it
-    mean: float
+    mean: Number
     # mean / (std A * std logp), 0 where either is constant
-    correlation: float
-    mean_advantage: float
-    mean_logp: float
-    count: int  # type: ignore[assignment]
+    correlation: Number
+    mean_advantage: Number
+    mean_logp: Number
+    count: Number
     # q -> the smallest cov_t that at least a share q of the tokens does not exceed; empty without
     # tokens
-    quantiles: dict[float, float]
+    quantiles: dict[float, Number]
     # share of tokens with cov_t > 1, the lower end of Clip-Cov's band
-    above_one: float
+    above_one: Number
 
 
 @public

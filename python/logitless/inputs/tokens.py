@@ -14,6 +14,8 @@ Floats: TypeAlias = Any
 Float64s: TypeAlias = Any
 Int64s: TypeAlias = Any
 Bools: TypeAlias = Any
+# A Python number; of arrays on a device a tensor without dimensions, which the host has not read.
+Number: TypeAlias = Any
 # What a user passes: a torch tensor or a NumPy array.
 Array: TypeAlias = Any
 

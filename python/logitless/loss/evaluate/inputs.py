@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from logitless.inputs.checks import is_tensor, whole
-from logitless.inputs.tokens import Array, Int64s
+from logitless.inputs.tokens import Array, Int64s, Number
 from logitless.loss.spec import BatchClip, Control, Correction, PolicyLossSpec
 from logitless.loss.spec.policy_spec import Coefficients, coefficients_of
 
 
 class _Totals(NamedTuple):
-    tokens: int
-    sequences: int
+    tokens: Number
+    sequences: Number
     world_size: int = 1
 
 
@@ -45,10 +45,10 @@ class BatchStats(NamedTuple):
     """
 
     totals: Totals
-    mean_advantage: float
-    mean_logp: float
+    mean_advantage: Number
+    mean_logp: Number
     # valid tokens that the means are over
-    count: int  # type: ignore[assignment]
+    count: Number
     # int64, sorted: this rank's tokens among the selected ones of all ranks. On a device [N] of N
     # tokens on this rank, and -1 first, in place of each that is not selected
     selected: Any
@@ -58,21 +58,21 @@ class BatchStats(NamedTuple):
     control: Control | None
     correction: Correction | None = None
     # of EntropyWeights, where A > 0 and where A < 0, and of a normalised correction
-    mean_credit: tuple[float, float] = (0.0, 0.0)
-    mean_importance: float = 1.0
+    mean_credit: tuple[Number, Number] = (0.0, 0.0)
+    mean_importance: Number = 1.0
     # int64 [S, 2]: smallest token id and valid tokens of each sequence of this rank, for losses
     # that need sequences whole; else [0, 2]. On a device S is their number, and those without any
     # token come last
     sequences: Any = None
     # bounds of the log ratio, and what they are for: a clip that the batch chooses
-    log_bounds: tuple[float, float] = (-math.inf, math.inf)
+    log_bounds: tuple[Number, Number] = (-math.inf, math.inf)
     surrogate: BatchClip | None = None
     # least and largest change of the entropy that Steer weighs tokens by
-    change_range: tuple[float, float] = (0.0, 0.0)
+    change_range: tuple[Number, Number] = (0.0, 0.0)
     # share of the tokens that Entropic finds likely
-    likely: float = 0.0
+    likely: Number = 0.0
     # the mean that Siren holds at its anchor
-    selected_entropy: float = 0.0
+    selected_entropy: Number = 0.0
 
     def cpu(self) -> BatchStats:
         """The same on the host, as arrays on the CPU have it; of a device it waits for it."""
