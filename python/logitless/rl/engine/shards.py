@@ -40,7 +40,8 @@ def spread(policy: Policy, update: UpdateRecipe) -> Policy:
         module.set_gradient_divide_factor(1.0)
         # gloo knows no sum that is multiplied
         module.set_force_sum_reduction_for_comms(True)
-    policy = replace(policy, head=policy.head._replace(**head_parameters(policy)))
+    shares: dict[str, Any] = dict(head_parameters(policy))
+    policy = replace(policy, head=policy.head._replace(**shares))
     one = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
     with torch.no_grad():
         # The model learns that it is the one around all groups before one of them is gathered.
@@ -96,7 +97,7 @@ def head_parameters(policy: Policy) -> dict[str, Tensor]:
 
 def with_head(policy: Policy, whole: dict[str, Tensor]) -> Policy:
     """The policy whose head has these parameters, without the rows that make no logit."""
-    rows = {name: p[: policy.head.vocab] for name, p in whole.items()}
+    rows: dict[str, Any] = {name: p[: policy.head.vocab] for name, p in whole.items()}
     return replace(policy, head=policy.head._replace(**rows))
 
 
