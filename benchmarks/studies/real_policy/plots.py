@@ -60,7 +60,11 @@ def figure(methods: Methods) -> Figure:
 
 
 def curve(axis: Any, runs: Methods, colors: dict[str, str], key: str, title: str) -> None:
-    """The mean of the seeds' smoothed curves, and a band from the smallest to the largest."""
+    """The mean of the seeds' smoothed curves, and a band from the smallest to the largest; nothing
+    where no run has this number."""
+    if not any(key in run["curves"] for of_method in runs.values() for run in of_method):
+        axis.set_visible(False)
+        return
     for name, of_method in runs.items():
         curves = [smooth(run["curves"][key]) for run in of_method if key in run["curves"]]
         if not curves:
