@@ -151,7 +151,11 @@ def running() -> Iterator[VllmStandIn]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Patient(ThreadingHTTPServer):
+        # Of all requests at once: the system resets those that a queue of 5 has no place for.
+        request_queue_size = 128
+
+    server = Patient(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     stand_in.address = f"http://127.0.0.1:{server.server_port}"
