@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,7 +45,7 @@ class VllmStandIn:
         # endpoints that need VLLM_SERVER_DEV_MODE=1
         self.dev_mode = True
         # a fault of a server, for the tests: changes a response
-        self.spoil = lambda response: response
+        self.spoil: Callable[[Any], Any] = lambda response: response
 
     def completions(self, request: dict[str, Any]) -> tuple[int, Any]:
         for name, value in request.items():

@@ -44,13 +44,13 @@ def assert_same(what: str, value: Any) -> None:
 def watch(rank: int) -> None:
     advance, moved = LocalEngine.advance, Follower._moved
 
-    def watched_advance(engine: LocalEngine) -> None:
-        advance(engine)
-        assert_same("weights", digest(engine))
+    def watched_advance(self: LocalEngine) -> None:
+        advance(self)
+        assert_same("weights", digest(self))
 
-    def watched_moved(follower: Follower, spec: Any, part: Any, field: str, entropy: float) -> Any:
-        found = moved(follower, spec, part, field, entropy * (1 + rank * 1e-6))
-        assert_same("controllers", follower._controller.state_dict())
+    def watched_moved(self: Follower, spec: Any, part: Any, field: str, entropy: float) -> Any:
+        found = moved(self, spec, part, field, entropy * (1 + rank * 1e-6))
+        assert_same("controllers", self._controller.state_dict())
         return found
 
     LocalEngine.advance = watched_advance  # type: ignore[method-assign]

@@ -116,7 +116,12 @@ def check_whole(engine: LocalEngine, expected: Policy, rollout: Rollout) -> None
 def check_files(engine: LocalEngine, folder: Path) -> None:
     """A checkpoint is a whole model's, and comes back bit for bit."""
     with engine.saving() as write:
-        ranks.first(lambda: (folder.mkdir(parents=True), write(folder)))
+
+        def save() -> None:
+            folder.mkdir(parents=True)
+            write(folder)
+
+        ranks.first(save)
     saved = dict(load_policy(folder).model.named_parameters())
     before = {name: whole(p.detach()) for name, p in engine.policy.model.named_parameters()}
     assert saved.keys() == before.keys()
