@@ -20,7 +20,7 @@ from logitless.rl.recipe import Recipe  # noqa: E402
 from logitless.rl.rollout import Rollout, join_rollouts  # noqa: E402
 from logitless.rl.tracking import checkpoint, metrics  # noqa: E402
 from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
-from tests.support.runs_alike import assert_alike, half_way  # noqa: E402
+from tests.support.rl.runs_alike import assert_alike, half_way  # noqa: E402
 from tests.support.workers import torchrun  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

@@ -16,8 +16,8 @@ pytest.importorskip("transformers")
 from logitless.rl.demo.job import run  # noqa: E402
 from logitless.rl.recipe import Recipe  # noqa: E402
 from logitless.rl.tracking import checkpoint, metrics  # noqa: E402
-from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
-from tests.support.runs_alike import assert_alike, half_way  # noqa: E402
+from tests.support.recipes import tiny_recipe  # noqa: E402
+from tests.support.rl.runs_alike import assert_alike, half_way, home_in  # noqa: E402
 from tests.support.workers import torchrun  # noqa: E402
 from tests.support.workers.ranks import run_ranks  # noqa: E402
 
@@ -46,11 +46,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder where everything runs."""
-    folder = tmp_path_factory.mktemp("shards")
-    tiny_file(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with home_in(tmp_path_factory.mktemp("shards")) as folder:
         yield folder
 
 

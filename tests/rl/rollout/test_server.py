@@ -21,7 +21,7 @@ from logitless.rl.tracking import metrics  # noqa: E402
 from logitless.rl.tracking.stopwatch import Stopwatch  # noqa: E402
 from logitless.rl.update.minibatch import old_policy, pack  # noqa: E402
 from tests.support.recipes import tiny_file, tiny_recipe  # noqa: E402
-from tests.support.vllm_stand_in import VllmStandIn, running  # noqa: E402
+from tests.support.rl.vllm_stand_in import VllmStandIn, running  # noqa: E402
 
 OPTIONS = ("compare_repeats=0", "methods={grpo: {preset: grpo}}", "evaluation={every: 4, group: 2}")
 

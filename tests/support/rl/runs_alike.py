@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from logitless.rl.tracking import checkpoint, completions, metrics
+from tests.support.recipes import tiny_file
 
 # Rounding of gradients, of which AdamW makes steps; losses are of order 1.
 LOSS = 1e-6
+
+
+@contextmanager
+def home_in(folder: Path) -> Iterator[Path]:
+    """The current folder, where everything runs, with the file of a tiny recipe."""
+    tiny_file(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
 
 
 def assert_alike(found: Path, expected: Path, methods: Sequence[str], steps: int = 4) -> None:
