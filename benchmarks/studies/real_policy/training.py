@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def run(recipe: Recipe, folder: Path, policy: Policy) -> dict[str, Any] | None:
     (method,) = recipe.methods
     task, rows, log = task_of(recipe), list[Row](), log_of(recipe, folder, Path(method))
     if method != UNTRAINED:
-        with Progress(recipe.steps) as progress, StopRequest() as stop, log:
+        with Progress(recipe.steps) as progress, StopRequest() as stop, closing(log):
             rows = train(method, policy, task, recipe, log, progress, stop, resume)
         if len(rows) < recipe.steps:
             return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def _train(
     """Whether the method has diverged; nothing is done after a request to stop."""
     if not stop.check():
         try:
-            with log:
+            with closing(log):
                 train(method, policy, task, recipe, log, progress, stop, resume)
         except Diverged as error:
             progress.say(str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from logitless.rl.tracking import completions, metrics
@@ -25,7 +24,7 @@ class Kept(NamedTuple):
 
 
 class Log:
-    """`with Log(...) as log: log.begin(start); log.step(row, answers); log.evaluation(row)`.
+    """`log.begin(start); log.step(row, answers); log.evaluation(row)`; last `close()`.
 
     Nothing is opened or written before `begin`.
     """
@@ -68,14 +67,6 @@ class Log:
             numbers = {PREFIX[kind] + key: value for key, value in row.items() if key != "step"}
             self._feed.tell(numbers, row["step"], 2 * row["step"] + kind)
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._feed is not None:
             self._feed.close()
