@@ -74,7 +74,13 @@ void register_runtime(py::module_& m) {
       "Why this build cannot run on a CUDA device; empty if it can.",
       py::arg("device")
   );
-  m.def("default_threads", &cpu::default_threads, "Threads used when the caller names none.");
+  m.def(
+      "default_threads",
+      &cpu::default_threads,
+      "Threads used when the caller names none: LOGITLESS_NUM_THREADS, else `otherwise`, else (0) "
+      "the CPUs of this process.",
+      py::arg("otherwise") = 0
+  );
   m.def(
       "widest_team",
       &cpu::widest_team,

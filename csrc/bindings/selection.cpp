@@ -71,6 +71,33 @@ int64_t value_sums(
   });
 }
 
+// The power of two that divides magnitudes that large, of digit `level` (-1: all are 0), into
+// [1, 2^32); 0 where they are ordinary: neither the product nor the square of two deviations from a
+// mean vanishes or overflows, for no deviation but 0 is below 2^-53 of them.
+int exponent_of(int level) {
+  constexpr int kOrdinary = 256;
+  const int exponent = 32 * level + ExactSum::kLowest;
+  return level < 0 || (exponent >= -kOrdinary && exponent < kOrdinary) ? 0 : exponent;
+}
+
+// The means of the advantages and of logp, the number of tokens, and the exponents of both.
+py::tuple value_means(py::handle sums_object) {
+  constexpr int n = ExactSum::kDigits;
+  const Array sums(sums_object, "sums", Access::read);
+  const auto* words = data_of<const int64_t>(sums, Dtype::i64, kSumWords);
+  double means[2];
+  int exponents[2];
+  for (int which = 0; which < 2; ++which) {
+    ExactSum sum;
+    std::copy_n(words + which * n, n, sum.digit);
+    means[which] = exact_mean(sum.digit, words[kSumWords - 1]);
+    int level = n - 1;
+    while (level >= 0 && words[(2 + which) * n + level] == 0) --level;
+    exponents[which] = exponent_of(level);
+  }
+  return py::make_tuple(means[0], means[1], words[kSumWords - 1], exponents[0], exponents[1]);
+}
+
 cpu::CovarianceBand covariance_band(const py::dict& fields) {
   const auto number = [&](const char* name) { return field_of<double>(fields, name); };
   cpu::CovarianceBand band;
@@ -227,9 +254,14 @@ void register_selection(py::module_& m) {
       "both, at which digit the largest magnitude of each lies, and the number of valid tokens. "
       "Returns the first valid token with a value that is not finite, or -1."
   );
+  m.def(
+      "value_means",
+      &value_means,
+      py::arg("sums"),
+      "Of these words, added up over ranks: both means, each rounded once, the number of valid "
+      "tokens, and for each of both the power of two of which its values are ordinary multiples."
+  );
   m.attr("SUM_WORDS") = kSumWords;
-  m.attr("SUM_DIGITS") = ExactSum::kDigits;
-  m.attr("SUM_LOWEST") = ExactSum::kLowest;
   m.def(
       "covariance_candidates",
       &covariance_candidates,

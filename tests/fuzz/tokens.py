@@ -102,6 +102,12 @@ def value_sums(core: Any, rng: Rng) -> Case:
     return Case("tokens.value_sums", values, ("sums",))
 
 
+def value_means(core: Any, rng: Rng) -> Case:
+    words = rng.integers(-(2**40), 2**40, core.tokens.SUM_WORDS)
+    words[-1] = rng.integers(0, 2**40)
+    return Case("tokens.value_means", {"sums": words}, ())
+
+
 def _ids(rng: Rng, n: int) -> Any:
     return np.arange(n) + 7 if rng.integers(2) else rng.permutation(3 * n)[:n]
 
@@ -191,6 +197,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "tokens.exp": exp,
     "rows.exp2": exp2,
     "tokens.value_sums": value_sums,
+    "tokens.value_means": value_means,
     "tokens.covariance_candidates": covariance_candidates,
     "tokens.ordered_scores": ordered_scores,
     "tokens.random_scores": random_scores,
@@ -200,6 +207,9 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "tokens.philox": philox,
     "rows.transpose": transpose,
     "runtime.Memory.__init__": memory,
+    "runtime.default_threads": lambda core, rng: Case(
+        "runtime.default_threads", {"otherwise": int(rng.integers(0, 9))}
+    ),
     "runtime.cuda_device_reason": lambda core, rng: Case(
         "runtime.cuda_device_reason", {"device": 0}
     ),
@@ -210,9 +220,9 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     **{
         name: without_arguments(name)
         for name in (
-            "runtime.build_info", "runtime.default_threads", "runtime.pool_is_lost",
-            "runtime.pool_may_be_lost", "runtime.release_memory", "runtime.spare_bytes",
-            "runtime.widest_team", "rows.prefer_transposed_gemm",
+            "runtime.build_info", "runtime.pool_is_lost", "runtime.pool_may_be_lost",
+            "runtime.release_memory", "runtime.spare_bytes", "runtime.widest_team",
+            "rows.prefer_transposed_gemm",
         )
     },
 }  # fmt: skip

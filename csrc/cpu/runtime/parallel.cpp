@@ -93,9 +93,9 @@ int visible_cpus() {
 
 }  // namespace
 
-int default_threads() {
+int default_threads(int otherwise) {
   const char* text = std::getenv("LOGITLESS_NUM_THREADS");
-  if (text == nullptr || *text == '\0') return visible_cpus();
+  if (text == nullptr || *text == '\0') return otherwise > 0 ? otherwise : visible_cpus();
   char* end = nullptr;
   const long n = std::strtol(text, &end, 10);
   check(

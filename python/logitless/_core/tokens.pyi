@@ -9,8 +9,6 @@ from typing import Any
 from logitless._core import Array
 
 SUM_WORDS: int
-SUM_DIGITS: int
-SUM_LOWEST: int
 
 class Control(enum.Enum):
     none = ...
@@ -93,6 +91,7 @@ def token_loss(
 def value_sums(
     logp: Array, advantages: Array, mask: Array | None, sums: Array, threads: int = 0
 ) -> int: ...
+def value_means(sums: Array) -> tuple[float, float, int, int, int]: ...
 def covariance_candidates(
     logp: Array,
     advantages: Array,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from logitless import _core
@@ -14,6 +13,5 @@ def thread_count(x: object) -> int:
     LOGITLESS_NUM_THREADS where it is set, else torch.get_num_threads() where torch is loaded, else
     as many as there are CPUs that this process may run on. Results do not depend on it."""
     torch = sys.modules.get("torch")
-    if torch is None or (not is_tensor(x) and os.environ.get("LOGITLESS_NUM_THREADS")):
-        return _core.runtime.default_threads()
-    return int(torch.get_num_threads())
+    threads = 0 if torch is None else int(torch.get_num_threads())
+    return threads if is_tensor(x) else _core.runtime.default_threads(threads)

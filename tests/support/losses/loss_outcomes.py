@@ -75,6 +75,6 @@ def coefficients(
     found, g_logp, g_entropy = evaluate(inputs)
     sums = np.asarray(found.cpu() if hasattr(found, "cpu") else found)
     table = metrics_of(data, entropy=entropy is not None)
-    values = metric_values(table, sums, data.total_tokens).tolist()
+    values = metric_values(table, sums, data.total_tokens)
     metrics = dict(zip(table.names, values, strict=True))
     return inputs.tokens, Outcome(float(sums[0]), metrics, g_logp, g_entropy)

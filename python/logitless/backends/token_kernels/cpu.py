@@ -23,9 +23,6 @@ from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
 
 # Bytes of an array from which its pages are worth handing from call to call.
 LARGE = 1 << 20
-# Of magnitudes between 2^-ORDINARY and 2^ORDINARY, two deviations from a mean have a product, and
-# one has a square, that neither vanishes nor overflows: no deviation but 0 is below 2^-53 of them.
-ORDINARY = 256
 
 
 class CpuTokens:
@@ -97,20 +94,8 @@ class CpuTokens:
         bad = _core.tokens.value_sums(second, first, tokens.mask, words, tokens.threads)
         if bad >= 0:
             return ExactMeans(0.0, 0.0, 0, (0, 0), bad)
-        words = reduce(words)
-        sums, tops, digits = [0, 0], [-1, -1], _core.tokens.SUM_DIGITS
-        (places,) = words.nonzero()
-        for i, word in zip(places.tolist(), words[places].tolist(), strict=True):
-            part, digit = divmod(i, digits)
-            if part < 2:
-                sums[part] += word << 32 * digit
-            elif part < 4:
-                tops[part - 2] = digit
-        count = int(words[-1])
-        # int / int rounds once, correctly
-        one = max(count, 1) << -_core.tokens.SUM_LOWEST
-        exponents = (_exponent(tops[0]), _exponent(tops[1]))
-        return ExactMeans(sums[0] / one, sums[1] / one, count, exponents, -1)
+        one, other, number, *exponents = _core.tokens.value_means(reduce(words))
+        return ExactMeans(one, other, number, (exponents[0], exponents[1]), -1)
 
     def repeated_id(self, tokens: Tokens) -> int | None:
         return _core.tokens.repeated_id(tokens.ids, tokens.mask, tokens.threads)
@@ -211,13 +196,6 @@ _CHOICES = {
     "kl_estimator": _core.tokens.KlEstimator,
     "kl_weight": _core.tokens.KlWeight,
 }
-
-
-def _exponent(digit: int) -> int:
-    """Where the largest magnitude lies at this digit: 0, or from where on products of deviations
-    might vanish or overflow the power of two that makes it one in [1, 2^32)."""
-    exponent = 32 * digit + _core.tokens.SUM_LOWEST
-    return 0 if digit < 0 or -ORDINARY <= exponent < ORDINARY else exponent
 
 
 def _room(n: int) -> Int64s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -78,11 +79,11 @@ METRICS = (
 
 
 class MetricTable(NamedTuple):
-    """The metrics of a kind of call: their names, where their sums are, which are per token."""
+    """The metrics of a kind of call: their names, and of each where its sum is and whether it is
+    per token."""
 
     names: tuple[str, ...]
-    places: npt.NDArray[np.int64]
-    per_token: npt.NDArray[np.bool_]
+    sums: tuple[tuple[int, bool], ...]
 
 
 TOKENS = SUMS.index("tokens")
@@ -90,12 +91,17 @@ TOKENS = SUMS.index("tokens")
 
 def metric_values(
     table: MetricTable, sums: npt.NDArray[np.float64], total_tokens: int | None
-) -> npt.NDArray[np.float64]:
+) -> list[float]:
     """In the order of the names. total_tokens: of the batch; None: the call is all of it."""
-    total = sums[TOKENS] if total_tokens is None else total_tokens
-    values = sums[table.places]
-    np.divide(values, max(total, 1), out=values, where=table.per_token)
-    return values
+    # of a dozen numbers Python makes less of a task than NumPy
+    known = sums.tolist()
+    total = max(known[TOKENS] if total_tokens is None else total_tokens, 1)
+    return [known[place] / (total if per_token else 1) for place, per_token in table.sums]
+
+
+def float32_values(values: list[float]) -> npt.NDArray[np.float32]:
+    """What float32 cannot hold is infinite, of which `array` does not warn."""
+    return np.frombuffer(array("f", values), np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -104,8 +110,7 @@ def metric_table(spec: PolicyLossSpec, given: Given) -> MetricTable:
     places = {name: i for i, name in enumerate((*SUMS, *CORRECTION_SUMS))}
     return MetricTable(
         tuple(metric.name for metric in rows),
-        np.array([places[metric.sum] for metric in rows]),
-        np.array([metric.per_token for metric in rows]),
+        tuple((places[metric.sum], metric.per_token) for metric in rows),
     )
 
 

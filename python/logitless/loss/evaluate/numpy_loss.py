@@ -10,7 +10,7 @@ from logitless.backends import registry
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.coefficients import call_inputs, metrics_of
 from logitless.loss.evaluate.inputs import LossData
-from logitless.loss.evaluate.metrics import metric_values
+from logitless.loss.evaluate.metrics import float32_values, metric_values
 from logitless.loss.evaluate.token_loss import evaluate
 
 
@@ -21,8 +21,6 @@ def numpy_loss(
     inputs = call_inputs(logp, entropy, data, registry.token_kernels("cpu"))
     sums = evaluate(inputs).sums
     table = metrics_of(data, entropy=entropy is not None)
-    # a metric that float32 cannot hold is infinite
-    with np.errstate(over="ignore"):
-        values = metric_values(table, sums, data.total_tokens).astype(np.float32)
+    values = float32_values(metric_values(table, sums, data.total_tokens))
     loss = inputs.tokens.logp.dtype.type(sums[0])
     return loss, dict(zip(table.names, values, strict=True))

@@ -18,6 +18,7 @@ from logitless.loss.evaluate.metrics import (
     TOKENS,
     Given,
     MetricTable,
+    float32_values,
     metric_table,
     metric_values,
 )
@@ -216,9 +217,9 @@ def loss_and_metrics(
         return loss, device_values(table, sums, total).float()
     here = sums.numpy()
     total = None if total is None else int(total)
+    values = float32_values(metric_values(table, here, total))
     # what float32 cannot hold is infinite
     with np.errstate(over="ignore"):
-        values = metric_values(table, here, total).astype(np.float32)
         number = here[:1].astype(np.float64 if wide else np.float32).reshape(())
     loss, metrics = torch.from_numpy(number), torch.from_numpy(values)
     return (loss, metrics) if like.is_cpu else (loss.to(like.device), metrics.to(like.device))
@@ -231,8 +232,7 @@ def device_values(table: MetricTable, sums: Tensor, total_tokens: Any) -> Tensor
         total = sums.new_full((), total)
     divisors, one = total.clamp(min=1), sums.new_ones(())
     return torch.stack([
-        sums[place] / (divisors if per_token else one)
-        for place, per_token in zip(table.places.tolist(), table.per_token.tolist(), strict=True)
+        sums[place] / (divisors if per_token else one) for place, per_token in table.sums
     ])  # fmt: skip
 
 
