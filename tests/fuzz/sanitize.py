@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from logitless import _core
 from tests.simt import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,15 +44,24 @@ def main() -> None:
     core = compiled()
     print(f"built in {time.perf_counter() - started:.0f} s", flush=True)
     environment = build.sanitizer_environment(PYTHONPATH=str(ROOT))
-    fuzz = [
-        sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--core", str(core),
-        "--seed", str(options.seed), "--cases", str(options.cases), "--only", options.only,
+    isas = _core.runtime.build_info()["isas"]
+    # a process for each instruction set, all at once
+    runs = [
+        subprocess.Popen(
+            [
+                sys.executable, "-X", "faulthandler", "-m", "tests.fuzz", "--core", str(core),
+                "--seed", str(options.seed + place), "--cases", str(options.cases // len(isas)),
+                "--only", options.only, "--isa", isa,
+            ],
+            env=environment, stdout=subprocess.PIPE, text=True,
+        )
+        for place, isa in enumerate(isas)
     ]  # fmt: skip
-    run = subprocess.run(fuzz, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"{run.stdout}sanitize: the seeded calls failed, see above")
-    counts = json.loads(run.stdout)
-    print(f"{counts['calls']} calls in {counts['seconds']} s: {counts}", flush=True)
+    for isa, run in zip(isas, runs, strict=True):
+        output = run.communicate()[0]
+        if run.returncode:
+            raise SystemExit(f"{output}sanitize: the seeded calls of {isa} failed, see above")
+        print(f"{isa}: {json.loads(output)}", flush=True)
     if options.only:
         return
     site = OUT / "site"

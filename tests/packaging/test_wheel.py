@@ -33,19 +33,30 @@ def build(source: Path, out: Path, kind: str) -> Path:
     return archive
 
 
+# Where `./dev build` has just put both, a wheel made of the sdist alone: else they are built here.
+BUILT = os.environ.get("LOGITLESS_DIST")
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if BUILT:
+        (archive,) = Path(BUILT).glob("*.tar.gz")
+        return archive
     return build(ROOT, tmp_path_factory.mktemp("sdist"), "sdist")
 
 
 @pytest.fixture(scope="module")
 def wheel_files(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The files of the wheel, built from the sdist alone: what the sdist forgets is missed here."""
+    if BUILT:
+        (built,) = Path(BUILT).glob("*.whl")
+        with zipfile.ZipFile(built) as archive:
+            return set(archive.namelist())
     folder = tmp_path_factory.mktemp("wheel")
     # of Python 3.12, and of late patch releases before
     careful: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, **careful)
+    with tarfile.open(sdist) as sources:
+        sources.extractall(folder, **careful)
     (source,) = folder.iterdir()
     with zipfile.ZipFile(build(source, folder / "dist", "wheel")) as archive:
         return set(archive.namelist())

@@ -57,6 +57,8 @@ def package(out: Path) -> None:
     build = CACHE / f"cmake-{sys.implementation.cache_tag}"
     switches = {
         "CMAKE_BUILD_TYPE": "Release",
+        # which takes as long as all the rest
+        "CMAKE_INTERPROCEDURAL_OPTIMIZATION": "OFF",
         "LOGITLESS_SIMT": "ON",
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11().get_cmake_dir(),

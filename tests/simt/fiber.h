@@ -1,4 +1,8 @@
-// A device thread's stack, and the switches to it and back, which the sanitizer is told about.
+// A device thread's stack, and the switches to it and back.
+//
+// The sanitizer is told about each, which swapcontext makes. That asks the system to keep the signal
+// mask: without the sanitizer, where a switch is most of the time, it only starts a stack, and a
+// stack that has come to its end is not started again.
 #pragma once
 
 #include <sys/mman.h>
@@ -43,6 +47,9 @@ class Fiber {
 #ifdef __SANITIZE_ADDRESS__
     ASAN_UNPOISON_MEMORY_REGION(stack(), kStackBytes);
     fake_ = nullptr;
+#else
+    if (at_end_) return;
+    fresh_ = true;
 #endif
     getcontext(&context_);
     context_.uc_stack.ss_sp = stack();
@@ -60,7 +67,11 @@ class Fiber {
     swapcontext(&home_, &context_);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    swapcontext(&home_, &context_);
+    at_end_ = false;
+    if (__builtin_setjmp(home_) != 0) return;
+    if (!fresh_) jump(here_);
+    fresh_ = false;
+    setcontext(&context_);
 #endif
   }
   // Fiber: its first words.
@@ -69,25 +80,33 @@ class Fiber {
     __sanitizer_finish_switch_fiber(fake_, &home_stack_, &home_bytes_);
 #endif
   }
-  // Fiber: back to the scheduler, for ever if `last`.
+  // Fiber: back to the scheduler; `last`: at the end of the run, from where the next one goes on.
   void leave(bool last) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(last ? nullptr : &fake_, home_stack_, home_bytes_);
-#else
-    (void)last;
-#endif
     swapcontext(&context_, &home_);
     arrived();
+#else
+    at_end_ = last;
+    if (__builtin_setjmp(here_) == 0) jump(home_);
+#endif
   }
 
  private:
   char* stack() const { return memory_ + kGuardBytes; }
   char* memory_;
-  ucontext_t context_{}, home_{};
+  ucontext_t context_{};
 #ifdef __SANITIZE_ADDRESS__
+  ucontext_t home_{};
   void* fake_ = nullptr;
   const void* home_stack_ = nullptr;
   size_t home_bytes_ = 0;
+#else
+  // A function may not jump to where it is itself.
+  [[noreturn, gnu::noinline]] static void jump(void** where) { __builtin_longjmp(where, 1); }
+
+  void *home_[5]{}, *here_[5]{};
+  bool fresh_ = false, at_end_ = false;
 #endif
 };
 

@@ -158,16 +158,19 @@ void Launch::run_block(dim3 index) {
 
 void Launch::entry() {
   fibers()[static_cast<size_t>(self->id)]->arrived();
-  // The catch ends before the fiber leaves: exceptions in flight belong to the OS thread.
-  std::exception_ptr error;
-  try {
-    launch->body_();
-  } catch (...) {
-    error = std::current_exception();
+  // a run, and those of later launches
+  for (;;) {
+    // The catch ends before the fiber leaves: exceptions in flight belong to the OS thread.
+    std::exception_ptr error;
+    try {
+      launch->body_();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    launch->error_ = std::move(error);
+    self->state = State::exited;
+    launch->leave(true);
   }
-  launch->error_ = error;
-  self->state = State::exited;
-  launch->leave(true);
 }
 
 uint64_t Launch::meet(const Arrival& arrival) {
@@ -315,10 +318,10 @@ bool Launch::ordered(const Touch& before) const {
 
 void Launch::touch(SharedStorage& storage, int64_t i, Access access, Where where) {
   const auto n = static_cast<int64_t>(storage.shadow.size());
-  const std::string element = storage.name + "[" + std::to_string(i) + "]";
+  const auto element = [&] { return storage.name + "[" + std::to_string(i) + "]"; };
   if (i < 0 || i >= n) {
     fail(
-        "shared " + element + " is out of bounds at " + text(where) + ": " + std::to_string(n) +
+        "shared " + element() + " is out of bounds at " + text(where) + ": " + std::to_string(n) +
         " elements"
     );
   }
@@ -328,7 +331,7 @@ void Launch::touch(SharedStorage& storage, int64_t i, Access access, Where where
     for (const Touch& other : others) {
       if (ordered(other) || (atomic && other.atomic)) continue;
       fail(
-          std::string("race on shared ") + element + ": " + (write ? "written" : "read") + " at " +
+          std::string("race on shared ") + element() + ": " + (write ? "written" : "read") + " at " +
           text(where) + ", " + what + " by thread " + std::to_string(other.thread) + " at " +
           text(other.where) + " with no barrier in between"
       );
@@ -337,7 +340,7 @@ void Launch::touch(SharedStorage& storage, int64_t i, Access access, Where where
   race(shadow.writes, "written");
   if (write) race(shadow.reads, "read");
   if (access != Access::write && !shadow.written) {
-    fail("shared " + element + " is read at " + text(where) + " before anyone wrote it");
+    fail("shared " + element() + " is read at " + text(where) + " before anyone wrote it");
   }
   const Touch touch{
       self->id, block_syncs_, warp_syncs_[static_cast<size_t>(self->warp())], where, atomic
