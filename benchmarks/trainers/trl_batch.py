@@ -1,6 +1,7 @@
 """A micro-batch of TRL's GRPO trainer, loss and backward.
 
-"trl" is TRL's trainer, "head" the same made under `install()`, "loss" this library's GRPOTrainer.
+"trl" is TRL's trainer, "head" the same made under `install()`, "small" under one with a budget,
+"loss" this library's GRPOTrainer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from benchmarks.trainers.models import reward, toy_model, toy_tokenizer
 from benchmarks.trainers.sizes import Sizes
 
 NAME = "TRL"
-WAYS = {"trl": "TRL", "head": "`install()`", "loss": "`GRPOTrainer`"}
+BUDGET = "64MiB"
+WAYS = {
+    "trl": "TRL",
+    "head": "`install()`",
+    "small": f'`install(memory_budget="{BUDGET}")`',
+    "loss": "`GRPOTrainer`",
+}
 
 
 def trainer_of(way: str) -> tuple[Any, Any]:
@@ -25,7 +32,9 @@ def trainer_of(way: str) -> tuple[Any, Any]:
     from logitless.integrations.trl import GRPOTrainer, install
 
     kind = GRPOTrainer if way == "loss" else trl.GRPOTrainer
-    return kind, install() if way == "head" else contextlib.nullcontext()
+    budget = BUDGET if way == "small" else None
+    installed = way in ("head", "small")
+    return kind, install(memory_budget=budget) if installed else contextlib.nullcontext()
 
 
 def rewards(completions: list[Any], **_: Any) -> list[float]:

@@ -59,6 +59,23 @@ def test_it_is_replaced_wherever_it_is_held(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(held(name) is known for name in (hooks.UTILS, *hooks.TRAINERS, later.__name__))
 
 
+def test_a_budget_goes_with_the_head_and_the_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
+    distillation = sys.modules[hooks.DISTILLATION]
+    with install(memory_budget="64MiB"):
+        for ours in (held(hooks.UTILS), getattr(distillation, hooks.DIVERGENCE)):
+            assert ours.keywords == {"memory_budget": "64MiB"}
+        assert held(hooks.UTILS) is held(hooks.TRAINERS[0])
+        install(memory_budget="64MiB")
+        with pytest.raises(ValueError, match="must be the one that is installed, 64MiB, got None"):
+            install()
+    assert held(hooks.UTILS) is known
+    for wrong, message in (("much", "bytes or like \"256MiB\", got 'much'"), (-1, "an int >= 0")):
+        with pytest.raises(ValueError, match=f"memory_budget must be {message}"):
+            install(memory_budget=wrong)
+    assert held(hooks.UTILS) is known
+
+
 def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(model: Any, temperature: Any, outputs: Any) -> None:
         raise AssertionError

@@ -25,6 +25,8 @@ def divergence_loss(
     student_final_logit_softcapping: float | None = None,
     teacher_final_logit_softcapping: float | None = None,
     temperature: float = 1.0,
+    *,
+    memory_budget: int | str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, the sum of the student's entropies, the number of tokens), as TRL's function of these
     parameters returns them. beta: 0 is the forward KL, 1 the reverse, and between them a JSD."""
@@ -44,6 +46,7 @@ def divergence_loss(
         teacher_softcap=teacher_final_logit_softcapping, logit_scale=student_logit_scale,
         teacher_logit_scale=teacher_logit_scale, bias=bias,
         teacher_bias=None if teacher_bias is None else teacher_bias.detach(),
+        memory_budget=memory_budget,
     )  # fmt: skip
     count = mask.sum()
     # a rank whose tokens are all masked has a loss of 0

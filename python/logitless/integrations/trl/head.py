@@ -47,6 +47,8 @@ def add_head(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     outputs: tuple[str, ...] = ("log_probs",),
+    *,
+    memory_budget: int | str | None = None,
 ) -> None:
     """`model(..., labels=labels, fused_lm_head=True)` returns log-probs of labels, not logits.
 
@@ -91,7 +93,7 @@ def add_head(
                 targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             else:
                 targets = shifted
-            fields = score(call, targets, outputs)
+            fields = score(call, targets, outputs, memory_budget)
         if shifted is None:
             fields = {k: None if x is None else x[:, :-1] for k, x in fields.items()}
         loss = -fields["log_probs"].sum() / (
@@ -109,14 +111,16 @@ def score(
     call: HeadCall,
     labels: Tensor,  # [B, T], -100 where there is none
     outputs: tuple[str, ...],
+    memory_budget: int | str | None = None,
 ) -> dict[str, Any]:
     """Fields of TRL's output, 0 where there is no label."""
     labels = labels.to(call.hidden.device)
     mask = labels != -100
     wanted = {field: extra for field, extra in EXTRAS.items() if field in outputs}
     stats = ll.linear_token_stats(
-        call.hidden, call.weight, labels, mask=mask, extras=tuple(wanted.values()), **call.options
-    )
+        call.hidden, call.weight, labels, mask=mask, extras=tuple(wanted.values()),
+        memory_budget=memory_budget, **call.options,
+    )  # fmt: skip
     fields: dict[str, Any] = {field: stats.extras[extra] for field, extra in wanted.items()}
     if "is_top1" in fields:
         fields["is_top1"] = (fields["is_top1"] == labels) & mask
