@@ -16,6 +16,7 @@ from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
 from logitless.rl.engine import ranks, spread
+from logitless.rl.experience import TooFewGroups
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
 from logitless.rl.tasks import Task
@@ -30,7 +31,8 @@ from logitless.rl.update import warm_up
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
     """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
-    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has diverged. The folder is usable in
+    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has
+    diverged or cannot fill a batch. The folder is usable in
     every case.
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
@@ -107,13 +109,16 @@ def _train(
     stop: StopRequest,
     resume: bool,
 ) -> bool:
-    """Whether the method has diverged; nothing is done after a request to stop."""
+    """Whether the method has ended by itself; nothing is done after a request to stop."""
     if not stop.check():
         try:
             with closing(log):
                 train(method, policy, task, recipe, log, progress, stop, resume)
         except Diverged as error:
             progress.say(str(error))
+            return True
+        except TooFewGroups as error:
+            progress.say(f"method '{method}' ends before {error}")
             return True
     return False
 

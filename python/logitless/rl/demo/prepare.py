@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from logitless.rl.answers import task_of
 from logitless.rl.engine import check_policy, claim_device, ranks
-from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import Recipe, make_spec, of_seeds
 from logitless.rl.rollout import Server
