@@ -15,7 +15,7 @@ from typing import Any
 from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
-from logitless.rl.engine import ranks, spread
+from logitless.rl.engine import ranks, spread, take
 from logitless.rl.experience import TooFewGroups
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
@@ -67,12 +67,15 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
             for number, (name, one) in enumerate(seeds.items()):
                 if stop.check():
                     break
-                if number:
-                    policy.restore(make_policy(one.model, one.seed, one.lora).snapshot())
+                # whole, also where the policy is spread by now
+                fresh = make_policy(one.model, one.seed, one.lora) if number else policy
                 with place_of(out, name, one, progress) as folder:
-                    warmed_up(policy, one, task, folder / WARMUP, progress, stop, resume)
-                    if recipe.distributed.shard and not ranks.alone():
+                    warmed_up(fresh, one, task, folder / WARMUP, progress, stop, resume)
+                    if number:
+                        take(policy, fresh)
+                    elif recipe.distributed.shard and not ranks.alone():
                         policy = spread(policy, recipe.update)
+                    del fresh
                     start = policy.snapshot()
                     if recipe.compare_repeats and not number and not stop.requested:
                         progress.say("comparing one training step with full logits in plain torch")

@@ -72,16 +72,6 @@ def check_ranks(recipe: Recipe) -> None:
             f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "
             f"the machine for itself; got {recipe.compare_repeats}"
         )
-    if recipe.distributed.shard:
-        for key, value, why in (
-            ("lora.rank", recipe.lora.rank, "adapters are small, and are not spread"),
-            ("seeds", recipe.seeds, "a model that is spread is not made anew"),
-        ):
-            if value:
-                raise ValueError(
-                    f"recipe key 'distributed.shard' must be false with {key}={value} and several "
-                    f"ranks: {why}; got true"
-                )
 
 
 def check_clips(specs: dict[str, Any]) -> None:
