@@ -75,6 +75,8 @@ def collect(
 def sample_rounds(
     policy: Policy, task: Task, recipe: Recipe, step: int, clock: Stopwatch
 ) -> Sampled:
+    """Rounds of prompts until the batch is full: draws have the numbers that one round of all of
+    them would give. Collective."""
     wanted = recipe.rollout
     rng = random.Random(f"prompts {recipe.seed} {step}")
     places = wanted.prompts if wanted.filter_groups else None
