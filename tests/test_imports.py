@@ -91,20 +91,23 @@ rl.engine       trains a policy on the machine at hand, and alone knows devices 
                 public rl.recipe rl.policy rl.rollout rl.tracking
 rl.update       how rollouts and examples change the weights
                 public rl.recipe rl.policy rl.rollout rl.engine rl.tracking
-rl.experience   a step's answers: sampled, scored and compared
-                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.update rl.tracking
+rl.answers      answers to prompts: sampled and scored
+                rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.tracking
+rl.experience   the answers that a step trains on, and their worth
+                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.update rl.answers
+                rl.tracking
 rl.answer_rows  the lines that a step's answers leave
                 rl.experience rl.tracking
 rl.evaluation   how good a policy is on prompts that it is not trained on
-                rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.tracking
+                rl.recipe rl.tasks rl.policy rl.engine rl.answers rl.experience rl.tracking
 rl.train        the loop of one method, top to bottom
                 public rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.answer_rows
                 rl.evaluation rl.update rl.tracking
 rl.report       what a run leaves to read
                 public rl.tracking
 rl.demo         several methods from one start, and full logits beside them
-                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.experience rl.update
-                rl.tracking rl.train rl.report
+                public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.answers rl.experience
+                rl.update rl.tracking rl.train rl.report
 cli             the command line
                 _core _version backends ops public integrations.transformers
                 rl.recipe rl.policy rl.rollout rl.evaluation rl.tracking rl.demo

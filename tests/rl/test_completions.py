@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from logitless.rl.answer_rows import answer_rows, chosen
-from logitless.rl.experience import Experience
+from logitless.rl.answers import Answers
+from logitless.rl.experience import Experience, Sampled
 from logitless.rl.rollout import Rollout
+from logitless.rl.tasks import Scores
 from logitless.rl.tracking import completions, metrics
 
 
@@ -23,7 +25,9 @@ def experience() -> Experience:
     rewards = torch.tensor([[0.25, 1.0, 0.5], [0.0, 0.0, 2.0]])
     texts = [f"answer {i}" for i in range(6)]
     chat = [{"role": "user", "content": "and now?"}]
-    return Experience(["first", chat], rollout, texts, rewards, rewards.flatten(), 0, [])
+    scores = Scores(rewards, torch.tensor([True, True]), [])
+    sampled = Sampled(["first", chat], Answers(rollout, texts, scores), [None, None], 1)
+    return Experience(rollout, rewards, rewards.flatten(), sampled)
 
 
 def rows(shown: int = 2) -> list[metrics.Row]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from logitless import cli
+from logitless.rl.answers import Answers, task_of
 from logitless.rl.demo.job import run
 from logitless.rl.evaluation import evaluate, of_sampled, pass_at, powers_of_two
-from logitless.rl.experience import Answers, task_of
 from logitless.rl.policy import make_policy
 from logitless.rl.report.text import evaluation_table
 from logitless.rl.rollout import Rollout

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.studies.real_policy.setting import recipe_of
+from logitless.rl.answers import task_of
 from logitless.rl.engine import LocalEngine
-from logitless.rl.experience import collect, task_of
+from logitless.rl.experience import collect
 from logitless.rl.policy import make_policy, silence_bars
 from logitless.rl.recipe import make_spec
 from logitless.rl.tracking.stopwatch import Stopwatch

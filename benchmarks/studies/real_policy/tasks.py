@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.studies.real_policy.setting import CANDIDATES, OWN, UNTRAINED, recipe_of
+from logitless.rl.answers import task_of
 from logitless.rl.evaluation import evaluate
-from logitless.rl.experience import task_of
 from logitless.rl.policy import make_policy
 from logitless.rl.recipe import TaskRecipe
 from logitless.rl.tasks import Prompt, load_task

@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.harness.machine_info import installed, machine
 from benchmarks.studies.real_policy.setting import UNTRAINED
+from logitless.rl.answers import task_of
 from logitless.rl.demo.job import log_of
 from logitless.rl.engine import check_policy
 from logitless.rl.evaluation import evaluate
-from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.tracking import completions, run_folder

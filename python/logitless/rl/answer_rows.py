@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from logitless.rl.experience import Experience
+from logitless.rl.experience import NO_REWARD, Experience
 from logitless.rl.tracking.metrics import Row
 
 # Digits of the entropies and log-probs of single tokens.
@@ -15,27 +15,30 @@ DIGITS = 4
 def answer_rows(
     experience: Experience, step: int, shown: int, text_of: Callable[[list[int]], str]
 ) -> list[Row]:
-    """The lines of a step's answers, see tracking/completions.py; so many of the first prompt's
-    (`shown`) have their tokens as well."""
-    rollout, group = experience.rollout, experience.rewards.shape[1]
-    rewards, lengths = experience.rewards.flatten().tolist(), rollout.lengths.tolist()
+    """The lines of a step's answers, see tracking/completions.py; so many (`shown`) of the
+    first prompt that is trained on have their tokens as well."""
+    prompts, (rollout, texts, scores), fates, _ = experience.sampled
+    group, lengths = scores.rewards.shape[1], rollout.lengths.tolist()
+    rewards, advantages = scores.rewards.flatten().tolist(), iter(experience.advantages.tolist())
     entropies, logps, ids = rollout.entropy.tolist(), rollout.logp.tolist(), rollout.ids.tolist()
-    advantages = experience.advantages.tolist()
-    pieces = set(chosen(rewards[:group], shown))
+    first = group * fates.index(None)
+    pieces = {first + i for i in chosen(rewards[first : first + group], shown)}
     rows = []
-    for i, text in enumerate(experience.texts):
-        n = lengths[i]
+    for i, text in enumerate(texts):
+        n, fate = lengths[i], fates[i // group]
         entropy, logp = entropies[i][:n], logps[i][:n]
         row: dict[str, Any] = {
             "step": step,
-            "prompt": experience.prompts[i // group],
+            "prompt": prompts[i // group],
             "completion": text,
-            "reward": rewards[i],
-            "advantage": advantages[i],
+            "reward": None if fate == NO_REWARD else rewards[i],
+            "advantage": next(advantages) if fate is None else None,
             "tokens": n,
             "logp": sum(logp),
             "entropy": sum(entropy) / n,
         }
+        if fate is not None:
+            row["dropped"] = fate
         if i in pieces:
             tokens = ids[i][rollout.prompt_length :][:n]
             numbers = zip(tokens, entropy, logp, strict=True)

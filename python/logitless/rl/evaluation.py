@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from logitless.rl.answers import Answers, answers_to, hand_over, task_of
 from logitless.rl.engine import claim_device, ranks
-from logitless.rl.experience import Answers, answers_to, distinct, hand_over, task_of
+from logitless.rl.experience import distinct
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task

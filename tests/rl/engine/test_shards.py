@@ -158,18 +158,37 @@ def test_who_fails_inside_of_the_model_is_missed(home: Path) -> None:
     assert not metrics.read(home / "broken" / "clip_cov" / metrics.FILE)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("seeds=[0, 1]",), "'distributed.shard' must be false with seeds=[0, 1] and several"),
-        (
-            ("lora.rank=4", "model.path=x", "warmup.steps=0", "warmup.full_steps=0"),
-            "'distributed.shard' must be false with lora.rank=4 and several",
-        ),
-    ],
-)
-def test_what_is_refused_is_said_once(home: Path, more: tuple[str, ...], message: str) -> None:
-    done = on_two(home, "refused", *more)
-    assert done.returncode != 0
-    assert done.stderr.count(message) == 1
-    assert not (home / "refused").exists()
+def test_every_seed_is_that_of_one_process(home: Path) -> None:
+    """The second one's model is made, and warmed up, beside the first one's shares."""
+    small = ("steps=2", "seeds=[3, 0]", "evaluation.every=0", "reference={kind: frozen}")
+    more = (*small, "methods={grpo: {preset: grpo}}")
+    assert run(tiny_recipe(home, *OPTIONS, *more), home / "seeds") == 0
+    done = on_two(home, "seeds_pair", *more)
+    assert done.returncode == 0, done.stderr
+    for seed in ("seed3", "seed0"):
+        assert_alike(home / "seeds_pair" / seed, home / "seeds" / seed, ["grpo"], steps=2)
+
+
+def test_adapters_are_those_of_one_process(home: Path, alone: Path) -> None:
+    """On body and head, beside weights that are spread and stay as they are."""
+    pytest.importorskip("peft", reason="adapters are peft's")
+    base = checkpoint.latest(alone / "warmup")
+    lora = (
+        "warmup.steps=0", "warmup.full_steps=0", f"model.path={base}", "lora.rank=4",
+        "lora.targets=[all-linear, lm_head]", "update.body_lr=3e-4", "update.head_lr=3e-4",
+    )  # fmt: skip
+    recipe, methods = tiny_recipe(home, *OPTIONS, *lora), list(METHODS)
+    assert run(recipe, home / "adapters") == 0
+    done = on_two(home, "adapters_pair", *lora)
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / "adapters_pair", home / "adapters", methods)
+    saved = checkpoint.latest(home / "adapters_pair" / "clip_cov")
+    assert saved is not None and not (saved / "model.safetensors").exists()
+    # and with another number of ranks
+    one = home / half_way(home / "adapters_pair", home / "adapters_then_one", methods)
+    assert run(recipe, one, resume=True) == 0
+    assert_alike(one, home / "adapters", methods)
+    out = half_way(home / "adapters", home / "adapters_then_two", methods)
+    done = on_two(home, out, *lora, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / out, home / "adapters", methods)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from logitless.rl.answers import task_of
 from logitless.rl.demo.job import run, warmed_up
 from logitless.rl.engine import LocalEngine
-from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import Recipe, make_spec
 from logitless.rl.rollout import Rollout, hidden_states, sample

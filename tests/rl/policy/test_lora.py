@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from logitless.cli import main
+from logitless.rl.answers import task_of
 from logitless.rl.demo.job import run, warmed_up
 from logitless.rl.engine import LocalEngine
-from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, load_policy, make_policy
 from logitless.rl.policy import lora as adapters
 from logitless.rl.recipe import LossRecipe, Recipe, ReferenceRecipe, make_spec

@@ -41,6 +41,7 @@ def compare(
     policy: Policy, task: Task, recipe: Recipe, specs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The step comparison with full logits, and each method's head memory in bytes."""
+    recipe = replace(recipe, rollout=recipe.rollout.unfiltered())
     experience = collect(policy, task, recipe, "group_std", 0, Stopwatch())
     # plain torch would need a mask of all logits for the tokens that were left to draw from
     rollout = replace(experience.rollout, kept=None)

@@ -60,8 +60,11 @@ def each_step(recipe: Recipe) -> str:
     rollout, update = recipe.rollout, recipe.update
     answers = rollout.prompts * rollout.group
     size = answers / update.minibatches
+    rounds = ""
+    if rollout.filter_groups:
+        rounds = f" from up to {rollout.max_rounds} rounds of {rollout.prompts_at_once} prompts"
     return (
-        f"{rollout.prompts} prompts x {rollout.group} answers = {answers} of up to "
+        f"{rollout.prompts} prompts{rounds} x {rollout.group} answers = {answers} of up to "
         f"{rollout.max_new_tokens} tokens; {update.epochs * update.minibatches} optimizer steps on "
         f"{size:g} answers each, in micro-batches of {size / update.micro_batches:g}"
     )

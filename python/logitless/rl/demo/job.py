@@ -15,7 +15,8 @@ from typing import Any
 from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
-from logitless.rl.engine import ranks, spread
+from logitless.rl.engine import ranks, spread, take
+from logitless.rl.experience import TooFewGroups
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
 from logitless.rl.tasks import Task
@@ -30,7 +31,8 @@ from logitless.rl.update import warm_up
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
     """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
-    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has diverged. The folder is usable in
+    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has
+    diverged or cannot fill a batch. The folder is usable in
     every case.
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
@@ -65,12 +67,15 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
             for number, (name, one) in enumerate(seeds.items()):
                 if stop.check():
                     break
-                if number:
-                    policy.restore(make_policy(one.model, one.seed, one.lora).snapshot())
+                # whole, also where the policy is spread by now
+                fresh = make_policy(one.model, one.seed, one.lora) if number else policy
                 with place_of(out, name, one, progress) as folder:
-                    warmed_up(policy, one, task, folder / WARMUP, progress, stop, resume)
-                    if recipe.distributed.shard and not ranks.alone():
+                    warmed_up(fresh, one, task, folder / WARMUP, progress, stop, resume)
+                    if number:
+                        take(policy, fresh)
+                    elif recipe.distributed.shard and not ranks.alone():
                         policy = spread(policy, recipe.update)
+                    del fresh
                     start = policy.snapshot()
                     if recipe.compare_repeats and not number and not stop.requested:
                         progress.say("comparing one training step with full logits in plain torch")
@@ -107,13 +112,16 @@ def _train(
     stop: StopRequest,
     resume: bool,
 ) -> bool:
-    """Whether the method has diverged; nothing is done after a request to stop."""
+    """Whether the method has ended by itself; nothing is done after a request to stop."""
     if not stop.check():
         try:
             with closing(log):
                 train(method, policy, task, recipe, log, progress, stop, resume)
         except Diverged as error:
             progress.say(str(error))
+            return True
+        except TooFewGroups as error:
+            progress.say(f"method '{method}' ends before {error}")
             return True
     return False
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from logitless.rl.answers import task_of
 from logitless.rl.engine import check_policy, claim_device, ranks
-from logitless.rl.experience import task_of
 from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import Recipe, make_spec, of_seeds
 from logitless.rl.rollout import Server
@@ -72,16 +72,6 @@ def check_ranks(recipe: Recipe) -> None:
             f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "
             f"the machine for itself; got {recipe.compare_repeats}"
         )
-    if recipe.distributed.shard:
-        for key, value, why in (
-            ("lora.rank", recipe.lora.rank, "adapters are small, and are not spread"),
-            ("seeds", recipe.seeds, "a model that is spread is not made anew"),
-        ):
-            if value:
-                raise ValueError(
-                    f"recipe key 'distributed.shard' must be false with {key}={value} and several "
-                    f"ranks: {why}; got true"
-                )
 
 
 def check_clips(specs: dict[str, Any]) -> None:

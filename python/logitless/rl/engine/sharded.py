@@ -19,7 +19,6 @@ import logitless as ll
 from logitless.rl.engine import ranks, shards
 from logitless.rl.engine.local import LocalEngine
 from logitless.rl.policy import Policy
-from logitless.rl.policy.models import read_model
 from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
 from logitless.rl.rollout import Rollout
 from logitless.rl.tracking.stopwatch import Stopwatch
@@ -108,10 +107,7 @@ class ShardedEngine(LocalEngine):
         return shards.state_of(self.policy.model)
 
     def _load_weights(self, folder: Path) -> None:
-        model = self.policy.model
-        read = read_model(folder)[0].state_dict()
-        own = model.state_dict()
-        self.policy.restore({name: shards.cut_like(x, own.get(name)) for name, x in read.items()})
+        shards.restore(self.policy, self.policy.read_weights(folder))
 
 
 def make_engine(

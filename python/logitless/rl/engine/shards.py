@@ -15,6 +15,7 @@ from logitless.rl.engine import ranks
 from logitless.rl.engine.layers import layers_of
 from logitless.rl.engine.parts import freeze_others
 from logitless.rl.policy import Policy
+from logitless.rl.policy.lora import of_layer
 from logitless.rl.recipe import UpdateRecipe
 
 KEY = "distributed.shard"
@@ -40,13 +41,25 @@ def spread(policy: Policy, update: UpdateRecipe) -> Policy:
         module.set_gradient_divide_factor(1.0)
         # gloo knows no sum that is multiplied
         module.set_force_sum_reduction_for_comms(True)
-    shares: dict[str, Any] = dict(head_parameters(policy))
-    policy = replace(policy, head=policy.head._replace(**shares))
+    policy = _with_parts(policy, head_parameters(policy))
     one = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
     with torch.no_grad():
         # The model learns that it is the one around all groups before one of them is gathered.
         policy.states(one, one == 0)
     return policy
+
+
+def take(policy: Policy, source: Policy) -> None:
+    """The weights of another policy, the first rank's, which may be whole where this one is spread.
+    Collective."""
+    ranks.copy_first(list(source.model.parameters()))
+    restore(policy, source.snapshot())
+
+
+def restore(policy: Policy, weights: dict[str, Tensor]) -> None:
+    """policy.restore(weights) of whole weights; each rank has its share of what is spread."""
+    own = policy.model.state_dict()
+    policy.restore({name: cut_like(x, own.get(name)) for name, x in weights.items()})
 
 
 def is_spread(model: Any) -> bool:
@@ -89,16 +102,25 @@ def state_of(model: Any) -> dict[str, Tensor]:
 
 
 def head_parameters(policy: Policy) -> dict[str, Tensor]:
-    """Weight and bias of the head, as its layer has them now."""
+    """Weight and bias of the head, and A and B of its adapter, as its layer has them now."""
     layer = policy.model.get_output_embeddings()
-    found = {"weight": layer.weight, "bias": getattr(layer, "bias", None)}
+    found = {"weight": layer.weight, "bias": getattr(layer, "bias", None), **of_layer(layer)}
     return {name: p for name, p in found.items() if p is not None}
 
 
 def with_head(policy: Policy, whole: dict[str, Tensor]) -> Policy:
     """The policy whose head has these parameters, without the rows that make no logit."""
-    rows: dict[str, Any] = {name: p[: policy.head.vocab] for name, p in whole.items()}
-    return replace(policy, head=policy.head._replace(**rows))
+    vocab = policy.head.vocab
+    return _with_parts(policy, {name: p if name == "A" else p[:vocab] for name, p in whole.items()})
+
+
+def _with_parts(policy: Policy, parts: dict[str, Tensor]) -> Policy:
+    """The policy whose head has what `head_parameters` names."""
+    changed: dict[str, Any] = {name: p for name, p in parts.items() if name not in ("A", "B")}
+    if "A" in parts:
+        ((*_, scale),) = policy.head.adapter
+        changed["adapter"] = ((parts["A"], parts["B"], scale),)
+    return replace(policy, head=policy.head._replace(**changed))
 
 
 def own(tensor: Any) -> Tensor:

@@ -62,20 +62,26 @@ def adapters(model: Any) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if f".{ADAPTER}." in name}
 
 
+def of_layer(layer: Any) -> dict[str, Tensor]:
+    """A [r, H] and B [rows, r] of the adapter on a linear layer, where it has one."""
+    if not hasattr(layer, "lora_A"):
+        return {}
+    return {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
+
+
 def save(model: Any, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
     tensors = {_saved_name(name): p.detach().contiguous() for name, p in adapters(model).items()}
     save_file(tensors, folder / FILE)
 
 
-@torch.no_grad()
-def load(model: Any, folder: Path) -> None:
-    """What `save` wrote, bit for bit. ValueError where a tensor is missing."""
+def read(model: Any, folder: Path) -> dict[str, Tensor]:
+    """What `save` wrote, by the names in the model. ValueError where a tensor is missing."""
     tensors = load_file(folder / FILE)
-    for name, parameter in adapters(model).items():
+    for name in adapters(model):
         if _saved_name(name) not in tensors:
             raise ValueError(f"{folder / FILE} must have {_saved_name(name)}, which is missing")
-        parameter.copy_(tensors[_saved_name(name)])
+    return {name: tensors[_saved_name(name)] for name in adapters(model)}
 
 
 def in_folder(folder: str | Path) -> bool:

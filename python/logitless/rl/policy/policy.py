@@ -194,10 +194,14 @@ class Policy:
 
     def load_weights(self, folder: Path) -> None:
         """Copies the weights that `save` wrote, bit for bit."""
-        if self.lora is None:
-            self.model.load_state_dict(read_model(folder)[0].state_dict())
-        else:
-            adapters.load(self.model, folder)
+        self.restore(self.read_weights(folder))
+
+    def read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Those that `save` wrote, for `restore`."""
+        if self.lora is not None:
+            return adapters.read(self.model, folder)
+        weights: dict[str, Tensor] = read_model(folder)[0].state_dict()
+        return weights
 
 
 def _cache_argument(model: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from logitless.rl.recipe.keys import (
@@ -14,6 +15,9 @@ from logitless.rl.recipe.keys import (
     check_ranges,
     key,
 )
+
+# Rounds of a step that drops answers, where a recipe does not say.
+MAX_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ class RolloutRecipe:
         "Tokens with less than this share of the likeliest one's probability are not drawn.",
         SHARE,
     )
+    filter_groups: bool = key(
+        False,
+        "Whether answers to a prompt that all have the same reward are dropped, since their "
+        "advantages are 0: rounds of further prompts are sampled until `prompts` are left.",
+    )
+    oversample: float = key(
+        1.0,
+        "With `filter_groups`: prompts of a round, as a multiple of `prompts`, rounded up. What a "
+        "batch has no place for is dropped.",
+        at_least(1),
+    )
+    max_rounds: int = key(
+        MAX_ROUNDS,
+        "With `filter_groups`: rounds of a step, at most; a method that has too few groups then "
+        "ends.",
+        at_least(1),
+    )
     chat_template: bool = key(
         False, "Whether a prompt that is a text is a user's turn in the chat template."
     )
@@ -135,6 +156,22 @@ class RolloutRecipe:
                 f"recipe key 'rollout.server' must be null with {names}: a server does not say "
                 f"which tokens were left to draw from; got {self.server}"
             )
+        limits = (self.oversample, self.max_rounds)
+        if not self.filter_groups and limits != (1.0, MAX_ROUNDS):
+            raise ValueError(
+                "recipe keys 'rollout.oversample' and 'rollout.max_rounds' need "
+                f"rollout.filter_groups=true, got {self.oversample:g} and {self.max_rounds} without"
+            )
+
+    @property
+    def prompts_at_once(self) -> int:
+        """Of a round."""
+        # 1.1 times 10 is more than 11 in floating point
+        return math.ceil(round(self.prompts * self.oversample, 6))
+
+    def unfiltered(self) -> RolloutRecipe:
+        """The same with one round, which nothing is dropped of."""
+        return replace(self, filter_groups=False, oversample=1.0, max_rounds=MAX_ROUNDS)
 
     @property
     def truncation(self) -> dict[str, Any]:

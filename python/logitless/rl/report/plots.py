@@ -27,6 +27,7 @@ PARTS = [
     "rollout body",
     "rollout head",
     "reward",
+    "dropped answers",
     "train body",
     "train head",
     "optimizer",
@@ -121,12 +122,12 @@ def time_plot(runs: Steps) -> Figure:
     """
     figure, axes = _figure(1)
     left = np.zeros(len(runs))
-    for part, color in zip(PARTS, [*COLORS, "#999999", "#555555"], strict=True):
+    for part, color in zip(PARTS, [*COLORS, "#f0e442", "#999999", "#555555"], strict=True):
         means = [
             np.mean([row.get(f"seconds/{part}", 0.0) for row in rows]) for rows in runs.values()
         ]
-        # most runs have no reference
-        if part == "reference" and not any(means):
+        # most runs have no reference, and drop no answers
+        if part in ("reference", "dropped answers") and not any(means):
             continue
         axes[0].barh(list(runs), means, left=left, color=color, label=part)
         left += np.array(means)

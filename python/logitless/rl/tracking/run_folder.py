@@ -29,8 +29,8 @@ FILES = (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE, *trackers.FILE
 # What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
     "steps", "model.device", "distributed", "entropy_change_every", "checkpoint_every",
-    "compare_repeats", "show_answers", "log_to", "log_project", "rollout.server",
-    "rollout.server_folder", "evaluation", "notes",
+    "compare_repeats", "show_answers", "log_to", "log_project", "rollout.max_rounds",
+    "rollout.server", "rollout.server_folder", "evaluation", "notes",
 )  # fmt: skip
 
 

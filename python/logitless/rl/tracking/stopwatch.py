@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -20,3 +20,11 @@ class Stopwatch:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def share(self, share: float, parts: Sequence[str], name: str) -> None:
+        """That share of some parts' seconds so far is counted under the name."""
+        for part in parts if share else ():
+            moved = share * self.seconds.get(part, 0.0)
+            if moved:
+                self.seconds[part] -= moved
+                self.seconds[name] = self.seconds.get(name, 0.0) + moved
