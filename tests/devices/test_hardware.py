@@ -11,9 +11,11 @@ import torch.distributed as dist
 
 import logitless as ll
 from logitless.backends import registry as backends
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases
 from tests.support.device.token_batches import stats_arrays
 from tests.support.losses.loss_specs import SPECS, make_batch
+from tests.support.plans import force
 from tests.support.tolerances import assert_bitwise_equal
 
 pytestmark = pytest.mark.gpu
@@ -257,3 +259,67 @@ def test_statistics_of_a_batch_wait_for_nothing_and_can_be_captured(
         found = captured[1].cpu().numpy()
         np.testing.assert_array_equal(found[found >= 0], expected.selected)
         assert captured[2].item() == expected.mean_logp
+
+
+@pytest.mark.parametrize("op", ["linear_token_stats", "linear_policy_loss"])
+@pytest.mark.parametrize("capacity", [40, 64, None])
+@pytest.mark.parametrize("planned", [True, False], ids=["planned", "made again"])
+def test_forward_and_backward_of_a_head_wait_for_nothing_and_can_be_captured(
+    backend: str, op: str, capacity: int | None, planned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a capacity a graph takes all rows, as one for 64 does."""
+    n, vocab = 64, 20_001
+    if op == "linear_policy_loss" and backends.token_kernels_of(torch.zeros(1).cuda()).on_host:
+        pytest.skip("the loss is made on the host")
+    generator = torch.Generator().manual_seed(1)
+    h, w = (torch.randn(k, 128, generator=generator).bfloat16().cuda() for k in (n, vocab))
+    leaves = [x.requires_grad_() for x in (h, w)]
+    t, mask = torch.randint(vocab, (n,)).cuda(), torch.arange(n).cuda() % 2 == 0
+    advantages = torch.randn(n, generator=generator).cuda()
+    if not planned:
+        force(monkeypatch, Strategy(n, 4096, 0))
+
+    def step(capacity: int | None) -> list[torch.Tensor]:
+        if op == "linear_token_stats":
+            stats = ll.linear_token_stats(
+                h, w, t, mask=mask, active_capacity=capacity, backend=backend
+            )
+            loss, logp = (stats.logp * advantages).sum(), stats.logp
+        else:
+            out = ll.linear_policy_loss(
+                h, w, t, None, advantages, mask, ll.presets["ppo"], active_capacity=capacity,
+                backend=backend,
+            )  # fmt: skip
+            loss, logp = out.loss, out.logp
+        return [logp.detach(), *torch.autograd.grad(loss, leaves)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(capacity or n)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step(capacity or n)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(capacity)
+    for shift in (1, 2):
+        mask.copy_(mask.roll(shift))
+        advantages.mul_(-0.5)
+        graph.replay()
+        for ours, right in zip(captured, step(None), strict=True):
+            worst = (ours.double() - right.double()).abs().max()
+            assert worst <= 0.02 * right.double().abs().max()
+    if capacity == 40:
+        mask.copy_(torch.arange(n).cuda() < 41)
+        graph.replay()
+        assert captured[0].isnan().any() and captured[2].isnan().any()
+        mask.copy_(torch.arange(n).cuda() < 40)
+        step(40)
+        torch.cuda.synchronize()
+        with pytest.raises(RuntimeError, match="active rows, 41, got 40"):
+            step(40)

@@ -15,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from logitless.backends import registry
 from logitless.backends.row_kernels.rows import Rows
 from logitless.inputs.options import EXACT
-from logitless.ops.head.backward import Gradients, Head, Served, backward, forward, new_state
+from logitless.ops.head.backward import (
+    Gradients,
+    Head,
+    Served,
+    active,
+    backward,
+    forward,
+    new_state,
+)
 from logitless.ops.head.gemm import FEW_ROWS
 from logitless.ops.head.planner.plan import plan_on
 from logitless.ops.head.tiling import Tiling
@@ -63,23 +71,28 @@ class Live(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("active", ["all", "most", "few"])
+@pytest.mark.parametrize("gradients", ["all", "most", "few", "fixed"])
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize(
     "dtypes", [(F32, F32), (BF16, BF16), (BF16, F32), (F16, F32)],
     ids=["float32", "bfloat16", "bfloat16 to float32", "float16 to float32"],
 )  # fmt: skip
 def test_a_head_takes_what_was_planned(
-    dtypes: Any, mixed: bool, active: str, monkeypatch: pytest.MonkeyPatch
+    dtypes: Any, mixed: bool, gradients: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dtype, logits_dtype = dtypes
+    if gradients == "fixed" and dtype == F16:
+        pytest.skip("float16 has no gradients of a fixed number of rows")
     register(monkeypatch, FakeRows)
     machine = gpu(tile_bytes=N * 4096 * 2)
     machine = as_gpu(monkeypatch, "triton", machine, mixed=mixed, products=NoProducts())
     h, w, some = torch.randn(N, H).to(dtype), torch.randn(V, H).to(dtype), torch.arange(N) % 6 == 0
     g = torch.ones(N, dtype=torch.float64)
-    g = {"all": g, "most": g * ~some, "few": g * some}[active]
+    g = {"all": g, "most": g * ~some, "few": g * some}.get(gradients, g)
     asked, options = (N, H, V, dtype), {"logits_dtype": logits_dtype, "one_pass": False}
+    mask = None
+    if gradients == "fixed":
+        mask, options["active_capacity"] = torch.arange(N) < 60, FEW_ROWS + 2
     ample = plan_on(machine, *asked, None, **options).total_bytes
     modes = set()
     for budget in range(ample // 10, ample + 1, ample // 30):
@@ -91,12 +104,13 @@ def test_a_head_takes_what_was_planned(
             continue
         tiling = Tiling.of(plan, V, dtype, logits_dtype)
         head = Head(h, w, tiling, Shard(), EXACT)
-        rows = Rows(registry.get("triton"), N, torch.zeros(N, dtype=torch.int64))
+        rows = Rows(registry.get("triton"), N, torch.zeros(N, dtype=torch.int64), mask)
+        rows, index = active(rows, tiling)
         kept, state = torch.empty(tiling.stored(N), dtype=logits_dtype), new_state(N, h)
         out = Gradients(torch.empty_like(h), torch.empty_like(w), None)
-        coefficients = RowGradients.of(g, None, None)
+        coefficients = RowGradients.of(g[: rows.n], None, None)
         with Live() as live:
-            f = forward(head, rows, None, kept, state, None, extras=False)
+            f = forward(head, rows, index, kept, state, None, extras=False)
             served = Served.of(f, coefficients, EXACT)
             backward(head, f, coefficients, served, out)
         assert kept.nbytes == plan.kept_bytes

@@ -58,8 +58,8 @@ CHAIN: dict[str, Any] = {
     "vocab_group": None, "vocab_start": 0,
 }  # fmt: skip
 COMPUTE: dict[str, Any] = {
-    "memory_budget": "64MiB", "tail_mass": 0.0, "tail_entries": 64, "logits_dtype": None,
-    "batch_invariant": False, "backend": "auto",
+    "memory_budget": "64MiB", "tail_mass": 0.0, "tail_entries": 64, "active_capacity": None,
+    "logits_dtype": None, "batch_invariant": False, "backend": "auto",
 }  # fmt: skip
 LOSS: dict[str, Any] = {
     "old_logp": logp() * 1.1, "advantages": floats(N), "mask": whole_mask(),
@@ -75,7 +75,7 @@ HEAD: dict[str, Any] = {
 DRAW: dict[str, Any] = {
     key: value
     for key, value in {**CHAIN, **COMPUTE}.items()
-    if key not in ("tail_mass", "tail_entries", "backend")
+    if key not in ("tail_mass", "tail_entries", "active_capacity", "backend")
 }
 ADAPTER: dict[str, Any] = {"adapter": (floats(2, H), floats(V, 2), 0.5)}
 PAIR: dict[str, Any] = {
@@ -137,7 +137,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
         "one_pass": True, "split": True, "batch_invariant": False,
-        "tail_mass": 0.0, "tail_entries": 64,
+        "tail_mass": 0.0, "tail_entries": 64, "active_capacity": None,
         "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {
@@ -274,6 +274,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "memory_budget": BUDGET,
     "tail_mass": [*NUMBER, -0.1, 1.0, 1e-9],
     "tail_entries": [*INT, 0, 63, 96, 1088],
+    "active_capacity": [*INT[1:], 0],
     "logits_dtype": DTYPE,
     "batch_invariant": FLAG,
     "logp": required(data(logp())),

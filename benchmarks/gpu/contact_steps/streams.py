@@ -10,15 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.contact_steps.checks import head_inputs
-from benchmarks.gpu.contact_steps.clock import BF16, HEADS, VOCAB, backends_here, bare
+from benchmarks.gpu.contact_steps.checks import Head, head_inputs
+from benchmarks.gpu.contact_steps.clock import (
+    BF16,
+    HEADS,
+    TINY_HEADS,
+    VOCAB,
+    backends_here,
+    bare,
+    close,
+)
 from benchmarks.gpu.contact_steps.tiling import tile_columns
-from benchmarks.gpu.contact_worker import Cases, Fields, Place
+from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
 
 
 def streams(place: Place) -> Cases:
     yield "row kernels on a second stream", lambda: second_stream(place)
     yield "forward in a CUDA graph", lambda: graph(place)
+    for op in ("linear_token_stats", "linear_policy_loss"):
+        for share in (0.625, None):
+            kind = "all rows" if share is None else "active_capacity"
+            run = functools.partial(graphed_head, place, op, share)
+            yield f"{op}, forward and backward in a CUDA graph, {kind}", run
     yield "capture of a cold kernel", lambda: cold_capture(place)
 
 
@@ -87,6 +100,52 @@ def graph(place: Place) -> Fields:
             raise AssertionError("a replay gives another logp")
         found = bare(place, captured.replay)
         return {**found, "eager_ms": bare(place, run)["ms"]}
+
+
+def graphed_head(place: Place, op: str, share: float | None) -> Fields:
+    """Half of the tokens active, with room for this share of all; None: captured as it is called,
+    which takes all of them. What a replay gives for another mask is what a call that counts
+    gives."""
+    place.need_gpu()
+    from logitless.backends import registry
+
+    n, h, v = TINY_HEADS[0] if place.tiny else HEADS[0]
+    x = head_inputs(n, h, v, BF16, place.device)
+    if op == "linear_policy_loss" and registry.token_kernels_of(x.upstream).on_host:
+        raise Leave("the loss of this backend is made on the host")
+    mask = torch.arange(n, device=place.device) % 2 == 0
+    capacity = None if share is None else int(share * n)
+    run = functools.partial(head_step, op, x, mask)
+    with torch.cuda.stream(side := torch.cuda.Stream()):
+        run(capacity)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = run(capacity)
+    error = 0.0
+    for _ in range(2):
+        captured.replay()
+        right = run(None)
+        error = max(error, *(close(a, b.double(), 0.02) for a, b in zip(found, right, strict=True)))
+        mask.logical_not_()
+    again = bare(place, captured.replay)
+    return {**again, "eager_ms": bare(place, lambda: run(None))["ms"], "error": error}
+
+
+def head_step(op: str, x: Head, mask: Tensor, capacity: int | None) -> list[Tensor]:
+    """logp and the gradients of hidden and weight."""
+    import logitless as ll
+
+    h, w = leaves = [t.detach().requires_grad_() for t in (x.hidden, x.weight)]
+    options: dict[str, Any] = {"active_capacity": capacity}
+    if op == "linear_token_stats":
+        stats = ll.linear_token_stats(h, w, x.targets, mask=mask, **options)
+        return [stats.logp, *torch.autograd.grad(stats.logp.dot(x.upstream), leaves)]
+    # on-policy
+    out = ll.linear_policy_loss(
+        h, w, x.targets, None, x.upstream, mask, ll.presets["ppo"], **options
+    )
+    return [out.logp, *torch.autograd.grad(out.loss, leaves)]
 
 
 def cold_capture(place: Place) -> Fields:

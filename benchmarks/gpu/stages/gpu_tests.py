@@ -22,6 +22,7 @@ NAMES = (
     "token_selection",
     "sampling",
     "linear",
+    "active_capacity",
     "sparse",
     "wiring",
     "hardware",

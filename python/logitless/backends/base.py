@@ -223,6 +223,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     "teacher_noise": ("noise", "full_divergence"),
     "vocab_group": ("rows",),
     "batch_invariant": ("rows",),
+    "active_capacity": ("rows",),
 }
 
 
@@ -288,3 +289,9 @@ class Backend:
         number, where it is not given."""
         found = mask.nonzero() if number is None else mask.nonzero_static(size=number)
         return found.squeeze(1)
+
+    def select_fixed(self, mask: Any, capacity: int) -> Any:
+        """The first `capacity` of them, fewer than the mask has places; where there are not so
+        many, each place left holds the index of one where the mask is false. Nothing waits."""
+        found = mask.nonzero_static(size=capacity, fill_value=-1).squeeze(1)
+        return found.where(found >= 0, mask.int().argmin())

@@ -140,6 +140,18 @@ def check_tail_mass(tail_mass: float) -> None:
         raise ValueError(f"tail_mass must be 0 or >= 1e-5 (less is float32 noise), got {x}")
 
 
+def check_capacity(active_capacity: int | None, tail_mass: float) -> int:
+    """The most rows that may be active; 0: any number."""
+    if active_capacity is None:
+        return 0
+    if tail_mass:
+        raise NotImplementedError(
+            f"active_capacity with tail_mass is not built, got {shown(active_capacity)}: how many "
+            "rows are served from their largest entries the host has to know"
+        )
+    return whole("active_capacity", active_capacity, least=1)
+
+
 @dataclass(frozen=True)
 class ComputeOptions:
     """How the linear ops compute: memory, precision of the logits, backend."""
@@ -150,11 +162,13 @@ class ComputeOptions:
     batch_invariant: bool = False
     backend: str = "auto"
     tail_entries: int = ENTRY_STEP
+    active_capacity: int | None = None
 
     def __post_init__(self) -> None:
-        plain_fields(self, "tail_mass", "tail_entries", "memory_budget")
+        plain_fields(self, "tail_mass", "tail_entries", "memory_budget", "active_capacity")
         check_tail_mass(self.tail_mass)
         check_tail_entries(self.tail_entries)
+        check_capacity(self.active_capacity, self.tail_mass)
         flag("batch_invariant", self.batch_invariant)
 
     def exact(self) -> ComputeOptions:
@@ -173,4 +187,5 @@ class ComputeOptions:
             ("batch_invariant", self.batch_invariant),
             ("tail_mass", float(self.tail_mass)),
             ("tail_entries", int(self.tail_entries)),
+            ("active_capacity", str(self.active_capacity)),
         )

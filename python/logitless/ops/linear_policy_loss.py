@@ -79,6 +79,7 @@ def linear_policy_loss(
     memory_budget: int | str | None = None,
     tail_mass: float = 0.0,
     tail_entries: int = 64,
+    active_capacity: int | None = None,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
     weight_grad: str = "dense",
@@ -105,6 +106,9 @@ def linear_policy_loss(
     `extras` of `linear_token_stats` come at no product of their own, in `.extras`; `.selected`, the
     log-probs of `selected_ids`, from one of K columns. They are data like all but `.loss`, whose
     gradient is made with the loss: for a gradient of theirs ask `linear_token_stats`.
+
+    active_capacity: as in `linear_token_stats`: the most tokens that the mask may hold. Those that
+        the loss gives no gradient enter the backward's products then.
 
     sampling_mask: log-probs and entropies are of the softmax renormalised over the tokens that each
     row could be sampled as, as those of the rollout's engine are: old_logp, ref_logp and
@@ -142,6 +146,7 @@ def linear_policy_loss(
             memory_budget,
             tail_mass,
             tail_entries,
+            active_capacity,
             str(logits_dtype),
             batch_invariant,
             backend,
@@ -154,8 +159,9 @@ def linear_policy_loss(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(
-            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries
-        )
+            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries,
+            active_capacity,
+        )  # fmt: skip
         extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         data = (

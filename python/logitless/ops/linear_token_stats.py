@@ -43,6 +43,7 @@ def linear_token_stats(
     memory_budget: int | str | None = None,
     tail_mass: float = 0.0,
     tail_entries: int = 64,
+    active_capacity: int | None = None,
     logits_dtype: Any = None,
     batch_invariant: bool = False,
     weight_grad: str = "dense",
@@ -76,6 +77,14 @@ def linear_token_stats(
     tail_entries: a multiple of 64 up to 1024. A row keeps as few of its entries, in steps of 64, as
         tail_mass allows; more room serves broader rows and costs time and 12 KB per 512 entries of
         every row.
+
+    active_capacity: the most rows that the mask may hold; an int >= 1. On a device forward and
+        backward then compute so many rows whatever the mask and the gradients are, and nothing in
+        them waits: a CUDA graph can hold both, which without it takes all rows for active. A mask
+        of more rows is flagged as a bad row is, its error naming both numbers, and those computed
+        are NaN in results and gradients. The CPU counts them, raises ValueError, and changes
+        nothing else. Not with tail_mass, sampling_mask or entropy_top_p, and on a device not with
+        gradients of float16: docs/head.md.
 
     batch_invariant: a row's logp, entropy, lse and d_hidden have the same bits whatever other rows
         the call has, in whatever order and number: logits and d_hidden come from products of one
@@ -129,6 +138,7 @@ def linear_token_stats(
             memory_budget,
             tail_mass,
             tail_entries,
+            active_capacity,
             str(logits_dtype),
             batch_invariant,
             backend,
@@ -141,8 +151,9 @@ def linear_token_stats(
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
         compute = ComputeOptions(
-            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries
-        )
+            memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries,
+            active_capacity,
+        )  # fmt: skip
         extras = check_extras(extras, sets=sampling_mask is not None)
         mask = as_mask(mask)
         hidden, weight = under_autocast(hidden, weight)

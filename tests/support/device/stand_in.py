@@ -9,7 +9,7 @@ import sys
 
 from tests.support.paths import ROOT, TESTS
 
-NAMES = ("rows", "linear", "scaling", "wiring", "divergence")
+NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
     "triton": (),

@@ -95,4 +95,13 @@ class NothingIsRead(TorchDispatchMode):
         if name.startswith("index"):
             indices = args[1] if len(args) > 1 and isinstance(args[1], (tuple, list)) else ()
             assert all(i is None or i.dtype != torch.bool for i in indices), "a size is waited for"
+        if func.namespace == "logitless":
+            # what its kernel does is looked at as well
+            key = torch._C.DispatchKey.CUDA if _on_gpu(args) else torch._C.DispatchKey.CPU
+            with self:
+                return func.redispatch(torch._C.DispatchKeySet(key), *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _on_gpu(args: Any) -> bool:
+    return any(x.is_cuda for x in args if isinstance(x, Tensor))

@@ -3,9 +3,10 @@
 A kernel cannot raise, and waiting for it would stall the device. So every call lowers one flag per
 device to the smallest (row, kind) that was bad (and writes NaN for such rows), and queues a copy of
 the flag to pinned memory. The next call or backward that finds the copy done and the flag set
-raises RuntimeError naming the call that failed. LOGITLESS_CHECK=1 waits in every call instead, and
-raises the ValueError that the CPU raises. While a CUDA graph is captured only the flag is written:
-no copy, no query, no wait; what a replay flags is found by the next call outside of graphs.
+raises RuntimeError naming the call that failed. A call of more active rows than it has room for
+does the same. LOGITLESS_CHECK=1 waits in every call instead, and raises the ValueError that the CPU
+raises. While a CUDA graph is captured only the flag is written: no copy, no query, no wait; what a
+replay flags is found by the next call outside of graphs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from torch import Tensor
 
 from logitless.backends.row_kernels.device import current
 
-# The flag while no row was bad. A bad row writes row * 8 + kind, and the smallest one stays.
+# The flag while no row was bad. A bad row writes row * 8 + kind, a call with too many active rows a
+# negative number, and the smallest one stays.
 CLEAR = 2**63 - 1
+# Above the number of rows of any call.
+_ROWS = 2**31
 # Kinds from 1 on are the kernels' own, 0 is written here: a bad temperature makes NaN of its row,
 # and is to be named before that.
 KINDS = (
@@ -75,7 +79,7 @@ class _Watch:
 
     def after(self, op: str, allowed: str) -> None:
         """A call has queued its finish."""
-        if _capturing(self.device):
+        if capturing(self.device):
             self.captured = True
         elif checks_at_once():
             # int() waits for the kernels.
@@ -140,7 +144,7 @@ def flag_of(op: str, device: torch.device) -> Tensor:
 def _watch(op: str, device: torch.device) -> _Watch:
     watch = _watches.get(device)
     if watch is None:
-        if _capturing(device):
+        if capturing(device):
             raise RuntimeError(
                 f"{op}: the first call on {device} must come before a CUDA graph is captured: it "
                 "sets up the flag for bad rows, and loads kernels. logitless.warm(device, dtype) "
@@ -153,7 +157,7 @@ def _watch(op: str, device: torch.device) -> _Watch:
 def raise_found(device: torch.device) -> None:
     """Raise what an earlier call on this device flagged, if that is known by now."""
     watch = _watches.get(device)
-    if watch is not None and not _capturing(device):
+    if watch is not None and not capturing(device):
         watch.raise_found()
 
 
@@ -189,8 +193,22 @@ def lower(flag: Tensor, bad: Tensor, rows: Tensor, kind: Tensor | int) -> None:
         torch.minimum(flag, torch.where(bad, rows * 8 + kind, CLEAR).amin(), out=flag)
 
 
+def lower_where_more(flag: Tensor, count: Tensor, capacity: int) -> Tensor:
+    """Whether more rows are active than a call has room for, and the flag lowered if so, on the
+    device."""
+    more = count > capacity
+    torch.minimum(flag, torch.where(more, -(count * _ROWS + capacity), CLEAR), out=flag)
+    return more
+
+
+def more_active(count: int, capacity: int) -> str:
+    return f"active_capacity must be at least the number of active rows, {count}, got {capacity}"
+
+
 def describe(value: int, allowed: str) -> str:
     """ "row 17: its logits hold a NaN" of the flag row * 8 + kind."""
+    if value < 0:
+        return more_active(*divmod(-value, _ROWS))
     return f"row {value // 8}: {KINDS[value % 8].format(allowed=allowed)}"
 
 
@@ -206,8 +224,9 @@ def checks_at_once() -> bool:
     return os.environ.get("LOGITLESS_CHECK", "0") not in ("", "0")
 
 
-def _capturing(device: torch.device) -> bool:
-    if device.type != "cuda":
+def capturing(device: torch.device) -> bool:
+    # fake tensors are on devices that need not be here
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return False
     with current(device):
         return bool(torch.cuda.is_current_stream_capturing())

@@ -61,14 +61,15 @@ class Rows:
         )
 
     def part(self, chunk: slice) -> Rows:
-        """These rows of a call without a mask."""
+        """These rows of a call."""
         if chunk.stop - chunk.start == self.n:
             return self
         targets = None if self.targets is None else self.targets[chunk]
+        mask = None if self.mask is None else self.mask[chunk]
         row_scale = None if self.row_scale is None else self.row_scale[chunk]
         noise = None if self.noise is None else self.noise.at(chunk)
         n = chunk.stop - chunk.start
-        return changed(self, n=n, targets=targets, row_scale=row_scale, noise=noise)
+        return changed(self, n=n, targets=targets, mask=mask, row_scale=row_scale, noise=noise)
 
     def forward(
         self,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from logitless.backends import memory
+from logitless.backends.base import Backend
+from logitless.backends.row_kernels import errors
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
@@ -45,7 +47,7 @@ class Head(NamedTuple):
 class Forward(NamedTuple):
     """Rows of a call after, or ready for, the pass over all tiles."""
 
-    rows: Rows  # n of them, without a mask
+    rows: Rows  # n of them, without a mask unless their number is fixed
     places: Tensor | None  # [n] in hidden; None: all rows of it
     operand: Tensor | None  # [n, H], padded; None: to be made again
     state: Tensor  # [n, STATE]
@@ -60,14 +62,38 @@ class Forward(NamedTuple):
         return self.places
 
 
-def active(rows: Rows) -> tuple[Rows, Tensor | None]:
+def is_fixed(tiling: Tiling, backend: Backend) -> bool:
+    """Whether a call takes as many rows as it has room for, so that the host knows all sizes."""
+    return tiling.capacity > 0 and backend.asynchronous
+
+
+def active(rows: Rows, tiling: Tiling) -> tuple[Rows, Tensor | None]:
     """The rows where the mask is true, and their places; None: all."""
-    if rows.mask is None:
+    n, mask, capacity = rows.n, rows.mask, tiling.capacity
+    if is_fixed(tiling, rows.backend) and (mask is not None or capacity >= n):
+        return (rows, None) if capacity >= n else _padded(rows, capacity)
+    index = None if mask is None else rows.backend.select(mask)
+    count = n if index is None else index.shape[0]
+    if capacity and count > capacity:
+        raise ValueError(f"{rows.op}: {errors.more_active(count, capacity)}")
+    if mask is None:
         return rows, None
-    index = rows.backend.select(rows.mask)
-    if index.shape[0] == rows.n:
+    if count == n:
         return changed(rows, mask=None), None
     return rows.gather(index), index
+
+
+def _padded(rows: Rows, capacity: int) -> tuple[Rows, Tensor]:
+    """As many rows, those that are left over being one outside the mask, whose results and
+    gradients are 0 and may be written as often as one likes. If more are active all of these are
+    made NaN, by their scale, and it is flagged."""
+    mask, index = rows.mask, rows.backend.select_fixed(rows.mask, capacity)
+    more = errors.lower_where_more(errors.flag_of(rows.op, mask.device), mask.sum(), capacity)
+    some = rows.gather(index)
+    scale = some.row_scale
+    if scale is None:
+        scale = torch.full((capacity,), rows.scale, dtype=torch.float64, device=mask.device)
+    return changed(some, mask=mask[index], row_scale=scale.masked_fill(more, math.nan)), index
 
 
 def forward(
@@ -82,7 +108,7 @@ def forward(
 ) -> Forward:
     """The states of rows over the whole vocabulary."""
     n, shard, tiling = rows.n, head.shard, head.tiling
-    operand, state = tiling.operand(head.hidden, index), state[:n]
+    operand, state = tiling.operand(head.hidden, index, rows.mask), state[:n]
     support = None if support is None else support.first(n)
     topk = None if support is None else support.topk(head.vocab, head.tail)
     store = LogitStore(kept, n, tiling)
@@ -109,6 +135,9 @@ class Served(NamedTuple):
 
     @classmethod
     def of(cls, f: Forward, g: RowGradients, tail: Tail) -> Served:
+        if is_fixed(f.store.tiling, f.rows.backend):
+            everyone = torch.arange(f.rows.n, device=f.state.device)
+            return cls(everyone[:0], everyone, 0)
         some, select = g.nonzero(f.rows.targets), f.rows.backend.select
         if f.support is None:
             return cls(some.new_empty(0, dtype=torch.int64), select(some), 0)
@@ -253,7 +282,9 @@ def _dense(
 
 def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
     if index is None:
-        return head.tiling.operand(head.hidden, f.places) if f.operand is None else f.operand
+        if f.operand is not None:
+            return f.operand
+        return head.tiling.operand(head.hidden, f.places, f.rows.mask)
     place = index if f.places is None else f.places[index]
     return head.tiling.operand(head.hidden, place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from logitless.backends import registry
 from logitless.backends.base import Backend
 from logitless.backends.forked import refuse_lost_threads
+from logitless.backends.row_kernels.errors import capturing
 from logitless.inputs.adapter import Adapter
 from logitless.inputs.checks import shown
 from logitless.inputs.options import ComputeOptions, LogitTransform, Tail
@@ -72,6 +74,7 @@ class HeadInputs(NamedTuple):
         it is asked for when it runs."""
         n, width, vocab = self.sizes
         budget, tail = self.compute.memory_budget, self.compute.tail
+        capacity = self.compute.active_capacity
         rank = 0 if self.adapter is None else self.adapter.rank
         # a bias needs the same products as no gradient
         gradients = tuple(
@@ -80,6 +83,7 @@ class HeadInputs(NamedTuple):
         asked = (gradients, any(self.needs), one_pass, split, self.compute.batch_invariant)
         if torch.compiler.is_compiling():
             budget, tail = fixed(budget), Tail(fixed(tail.mass), fixed(tail.entries))
+            capacity = fixed(capacity)
             if not self.shard.group and any_symbol(n, width, vocab):
                 text: str = _question(self.rows.backend, budget, *asked, *tail)
                 return text
@@ -87,12 +91,13 @@ class HeadInputs(NamedTuple):
             rank = fixed(rank)
         place = (self.rows.backend, self.hidden.device)
         vocab, dtypes = self.shard.widest(vocab), (self.hidden.dtype, self.logits_dtype)
-        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, *tail, rank)
+        found: Plan = _plan(*place, n, width, vocab, *dtypes, budget, *asked, *tail, capacity, rank)
         return found
 
     def tiling(self, plan: Plan | str) -> Tiling:
         if isinstance(plan, str):
-            return Tiling.asked(plan, self.hidden.dtype, self.logits_dtype)
+            capacity = fixed(self.compute.active_capacity or 0)
+            return Tiling.asked(plan, self.hidden.dtype, self.logits_dtype, capacity)
         return Tiling.of(plan, self.sizes[2], self.hidden.dtype, self.logits_dtype)
 
     def sharded(
@@ -137,8 +142,15 @@ def head_inputs(
     registry.get(name).require(
         op, tail_mass=compute.tail_mass, batch_invariant=compute.batch_invariant,
         vocab_group=ranks.sharded, sampling_mask=sets, entropy_top_p=likeliest,
-        weight_grad=weight_rows,
+        weight_grad=weight_rows, active_capacity=compute.active_capacity,
     )  # fmt: skip
+    if compute.active_capacity is not None and (sets or likeliest):
+        what = "a sampling_mask" if sets else "entropy_top_p"
+        raise NotImplementedError(
+            f"{op}: active_capacity with {what} is not built: how many ids the sets have the host "
+            "has to know"
+        )
+    compute = _of_a_graph(compute, hidden.device, targets.numel())
     differentiated = torch.is_grad_enabled()
     hidden_needs, weight_needs, bias_needs = (
         differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
@@ -157,6 +169,14 @@ def head_inputs(
         (hidden_needs, weight_needs, bias_needs),
         adapter=low,
     )
+
+
+def _of_a_graph(compute: ComputeOptions, device: torch.device, tokens: int) -> ComputeOptions:
+    """While a CUDA graph is captured nothing can be waited for: all rows are taken for active."""
+    asks = compute.active_capacity is not None or compute.tail_mass > 0
+    if asks or torch.compiler.is_compiling() or not capturing(device):
+        return compute
+    return replace(compute, active_capacity=max(tokens, 1))
 
 
 def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
@@ -193,6 +213,7 @@ def _plan(
     fixed: bool,
     tail_mass: float,
     tail_entries: int,
+    active_capacity: int | None,
     rank: int,
 ) -> Plan:
     refuse_lost_threads()
@@ -200,5 +221,5 @@ def _plan(
         registry.get(backend).machine(device), n, hidden, vocab, dtype, budget, logits_dtype=logits,
         gradients=gradients, backward=backward, one_pass=one_pass, split=split,
         batch_invariant=fixed, tail_mass=tail_mass, tail_entries=tail_entries,
-        adapter_rank=rank,
+        active_capacity=active_capacity, adapter_rank=rank,
     )  # fmt: skip

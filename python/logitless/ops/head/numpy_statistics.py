@@ -32,7 +32,9 @@ def numpy_statistics(
     adapters: tuple[Adapter, ...] = (),
 ) -> TokenStats:
     plain = ComputeOptions()
-    for name in ("logits_dtype", "batch_invariant", "tail_mass", "tail_entries"):
+    for name in (
+        "logits_dtype", "batch_invariant", "tail_mass", "tail_entries", "active_capacity"
+    ):  # fmt: skip
         value, default = getattr(compute, name), getattr(plain, name)
         if value is not default and not (name.startswith("tail_") and value == default):
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from logitless.backends import memory
+from logitless.backends import memory, registry
 from logitless.backends.row_kernels.rows import Rows
 from logitless.inputs.options import DROPPED, Tail
 from logitless.ops.head.adapter.joined import joined, matrices
@@ -25,6 +25,7 @@ from logitless.ops.head.backward import (
     active,
     backward,
     forward,
+    is_fixed,
     new_state,
     weight_gradient,
     wide_dtype,
@@ -103,6 +104,7 @@ class _Saved(NamedTuple):
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
     d_up: Tensor | None
     of_up: torch.dtype | None
+    waits: bool  # whether the backward may wait for the gradient of the loss
 
 
 def metric_names(loss: LossInputs, tail: Tail) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
     hidden, weight = hidden.detach(), weight.detach()
     found, chunk_rows = _planned(tiling, hidden, weight, chunk_rows, tail)
     head = Head(hidden, joined(weight, up), found, shard, tail)
-    of_active, index = active(rows.rows(OP))
+    of_active, index = active(rows.rows(OP), found)
     values = _Values(hidden, loss)
     work = _Work(head, needs, chunk_rows, of_active.n)
     of_rows = asked is not None and asked.of_rows
@@ -210,7 +212,8 @@ def _chunks(
     for start in range(0, rows.n, chunk_rows):
         chunk = slice(start, min(start + chunk_rows, rows.n))
         if index is None:
-            yield rows.part(chunk), torch.arange(chunk.start, chunk.stop)
+            places = torch.arange(chunk.start, chunk.stop, device=rows.targets.device)
+            yield rows.part(chunk), places
         else:
             yield rows.part(chunk), index[chunk]
 
@@ -390,11 +393,11 @@ def _fake_with_extras(hidden: Tensor, *rest: Any) -> HeadPolicyExtras:
     return HeadPolicyExtras(*_forward_fake(hidden, *given), d_up, table)
 
 
-def _scale(gradients: WrittenList, by: Tensor) -> None:
-    factor = by.item()
-    if factor != 1.0:
+def _scale(gradients: WrittenList, by: Tensor, waits: bool) -> None:
+    # a Python number, or one with a dimension, multiplies in float32, whatever the tensor stores
+    factor = by.item() if waits else by.view(1)
+    if not waits or factor != 1.0:
         for gradient in gradients:
-            # a Python number multiplies in float32, whatever the tensor stores
             gradient.mul_(factor)
 
 
@@ -403,21 +406,25 @@ _scale_op = register("scale_gradients_", _scale, lambda *_: None)
 
 def _save(given: _Arguments, out: HeadPolicyLoss) -> _Saved:
     dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
-    return _Saved(out.d_hidden, out.d_weight, out.d_bias, given.needs, dtypes, None, None)
+    gradients = out.d_hidden, out.d_weight, out.d_bias
+    return _Saved(*gradients, given.needs, dtypes, None, None, _waits(given))
 
 
 def _save_with_extras(given: _Arguments, out: HeadPolicyExtras) -> _Saved:
     dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
     gradients, up = (out.d_hidden, out.d_weight, out.d_bias), given.up
-    if up is None:
-        return _Saved(*gradients, given.needs, dtypes, None, None)
-    return _Saved(*gradients, given.needs, dtypes, out.d_up, up.dtype)
+    d_up, of_up = (None, None) if up is None else (out.d_up, up.dtype)
+    return _Saved(*gradients, given.needs, dtypes, d_up, of_up, _waits(given))
+
+
+def _waits(given: _Arguments) -> bool:
+    return not is_fixed(given.tiling, registry.get(given.rows.backend))
 
 
 def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str, Tensor | None]:
     names, gradients = ("hidden", "weight", "rows.bias"), list(saved[:3])
     d_up = saved.d_up
-    _scale_op(gradients if d_up is None else [*gradients, d_up], upstream.loss)
+    _scale_op(gradients if d_up is None else [*gradients, d_up], upstream.loss, saved.waits)
     found = {
         name: gradient.to(dtype) if need else None
         for name, gradient, dtype, need in zip(

@@ -103,7 +103,7 @@ def _forward(
 ) -> HeadStats:
     n = len(hidden)
     head = _head(hidden, weight, tiling, shard, tail, up)
-    of_active, index = active(rows.rows(OP))
+    of_active, index = active(rows.rows(OP), head.tiling)
     support = TopKSupport.empty(n if tail.mass else 0, tail, hidden.device)
     kept = _logits_memory(head)
     state = new_state(n, hidden)
@@ -204,7 +204,7 @@ def _gradients(
     needs: list[bool],
 ) -> list[Tensor]:
     """Those of hidden, weight, bias and an adapter's B."""
-    of_active, index = active(rows.rows(OP))
+    of_active, index = active(rows.rows(OP), head.tiling)
     n = of_active.n
     f = Forward(
         of_active, index, None, state[:n], LogitStore(kept, n, head.tiling),

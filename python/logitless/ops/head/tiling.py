@@ -24,6 +24,9 @@ class Tiling(NamedTuple):
     `operands`: the dtype of hidden and weight in products, and of d(logits); `dtype` may be wider.
 
     `row_quantum`: numbers from one row of a tile to the next are a multiple of it.
+
+    `capacity`: 0, or the most rows that may be active. On a device there are so many, whatever the
+    mask and the gradients are: nothing waits for their number.
     """
 
     rows: int
@@ -34,6 +37,7 @@ class Tiling(NamedTuple):
     question: str
     operands: torch.dtype
     row_quantum: int = 1
+    capacity: int = 0
 
     @classmethod
     def of(cls, plan: Plan, vocab: int, dtype: torch.dtype, logits_dtype: torch.dtype) -> Tiling:
@@ -42,13 +46,15 @@ class Tiling(NamedTuple):
         kept = min(plan.kept_columns, vocab)
         return cls(
             plan.rows, plan.columns, kept, logits_dtype, plan.fixed_rows, "", operands,
-            plan.row_quantum,
+            plan.row_quantum, plan.active_capacity,
         )  # fmt: skip
 
     @classmethod
-    def asked(cls, question: str, dtype: torch.dtype, logits_dtype: torch.dtype) -> Tiling:
+    def asked(
+        cls, question: str, dtype: torch.dtype, logits_dtype: torch.dtype, capacity: int = 0
+    ) -> Tiling:
         """One that a graph of any length learns when it runs."""
-        return cls(0, 0, 0, logits_dtype, 0, question, dtype)
+        return cls(0, 0, 0, logits_dtype, 0, question, dtype, capacity=capacity)
 
     def spans(self, vocab: int, split: int = 0) -> Iterator[tuple[int, int]]:
         """The columns of each tile; none holds some of both sides of `split`."""
@@ -77,9 +83,14 @@ class Tiling(NamedTuple):
         """The rows of a tile, padding included."""
         return slice(chunk.start, self.padded(chunk.stop))
 
-    def operand(self, hidden: Tensor, index: Tensor | None) -> Tensor:
-        """hidden[index] in the dtype of operands, padded."""
-        h = (hidden if index is None else hidden.index_select(0, index)).to(self.operands)
+    def operand(self, hidden: Tensor, index: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """hidden[index] in the dtype of operands, padded; zeros where the mask of these rows is
+        false, since 0 times what may be NaN there is no gradient."""
+        h = hidden if index is None else hidden.index_select(0, index)
+        if mask is not None:
+            fill = h.masked_fill if index is None else h.masked_fill_
+            h = fill(~mask[:, None], 0.0)
+        h = h.to(self.operands)
         n = self.padded(h.shape[0])
         return h if n == h.shape[0] else torch.cat([h, h.new_zeros(n - h.shape[0], h.shape[1])])
 
@@ -93,7 +104,8 @@ class Tiling(NamedTuple):
         return like.new_empty(size, dtype=dtype or self.dtype)
 
     def stored(self, n: int) -> int:
-        """Numbers that the kept logits of n rows take."""
+        """Numbers that the kept logits of n rows take, of those that may be active."""
+        n = min(n, self.capacity) if self.capacity else n
         return self.padded(n) * self.row_columns(self.kept)
 
     def view(self, buffer: Tensor, offset: int, n: int, width: int) -> Tensor:

@@ -104,7 +104,7 @@ def _active(given: _Given) -> tuple[PairedRows, Tensor | None]:
     """The rows where the mask is true, without their tiles, and their places."""
     chains = given.student, given.teacher
     rows, index = active(
-        given.measure.rows(OP, len(given.hidden), given.hidden, given.mask, *chains)
+        given.measure.rows(OP, len(given.hidden), given.hidden, given.mask, *chains), given.tiling
     )
     assert isinstance(rows, PairedRows)
     return rows, index

@@ -35,7 +35,7 @@ def answer(
     (n, joined), (vocab, width) = hidden.shape, weight.shape
     return cached_plan(
         machine, n, width, vocab, hidden.dtype, logits_dtype=tiling.dtype,
-        adapter_rank=joined - width, **options,
+        adapter_rank=joined - width, active_capacity=tiling.capacity or None, **options,
     )  # fmt: skip
 
 

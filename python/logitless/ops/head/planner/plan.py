@@ -14,7 +14,13 @@ from logitless.backends.gpus import GPUS
 from logitless.backends.machine import Machine, in_blocks
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
-from logitless.inputs.options import ENTRY_STEP, check_names, check_tail_entries, check_tail_mass
+from logitless.inputs.options import (
+    ENTRY_STEP,
+    check_capacity,
+    check_names,
+    check_tail_entries,
+    check_tail_mass,
+)
 from logitless.ops.head.planner import cost, strategies
 from logitless.ops.head.planner.cost import ITEMSIZE, Problem
 from logitless.ops.head.planner.sets import SetProblem
@@ -61,6 +67,7 @@ class Plan:
     sampled_ids: int = 0  # of the sets of a sampling mask; 0: there is none
     gathered: bool = False  # whether their rows of weight are gathered, and no product is dense
     adapter_rank: int = 0
+    active_capacity: int = 0  # the most rows that may be active; 0: any number
 
     @property
     def mode(self) -> str:
@@ -94,9 +101,10 @@ class Plan:
             + "; extras of the whole vocabulary take a product more",
         }[self.mode]
         support = f" + entries {_mib(self.support_bytes)}" if self.support_bytes else ""
+        most = f", at most {self.active_capacity} active," if self.active_capacity else ""
         lines = [
-            f"{self.tokens} tokens x {self.hidden} hidden x {self.vocab} vocabulary, {self.dtype},"
-            f" logits in {self.logits_dtype}",
+            f"{self.tokens} tokens{most} x {self.hidden} hidden x {self.vocab} vocabulary,"
+            f" {self.dtype}, logits in {self.logits_dtype}",
             f"{self.mode}: {held}; {self.products:.2f} products on tiles of {self.rows} rows x"
             f" {self.columns} columns",
             f"scratch {_mib(self.scratch_bytes)} + logits {_mib(self.kept_bytes)} + accumulators"
@@ -142,6 +150,7 @@ def plan(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     tail_entries: int = ENTRY_STEP,
+    active_capacity: int | None = None,
     kept_entries: int = 0,
     sampled_ids: int = 0,
     adapter_rank: int = 0,
@@ -156,6 +165,7 @@ def plan(
     `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
     only whether it is 0 matters. `tail_entries`: as there; memory for so many is counted.
+    `active_capacity`: as there; a device computes so many rows, a CPU those that are active.
     `kept_entries`: how many of a row's largest logits `linear_sample`
     keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
     every token has a set. `adapter_rank`: the r of an adapter that is trained, of several the sum;
@@ -170,8 +180,8 @@ def plan(
     asked: dict[str, Any] = {
         "logits_dtype": logits_dtype, "gradients": gradients, "backward": backward,
         "one_pass": one_pass, "split": split, "batch_invariant": batch_invariant,
-        "tail_mass": tail_mass, "tail_entries": tail_entries, "kept_entries": kept_entries,
-        "adapter_rank": adapter_rank,
+        "tail_mass": tail_mass, "tail_entries": tail_entries, "active_capacity": active_capacity,
+        "kept_entries": kept_entries, "adapter_rank": adapter_rank,
     }  # fmt: skip
     sampled_ids = whole("sampled_ids", sampled_ids)
     found = plan_on(machine, tokens, hidden, vocab, dtype, None if sampled_ids else budget, **asked)
@@ -213,6 +223,7 @@ def plan_on(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     tail_entries: int = ENTRY_STEP,
+    active_capacity: int | None = None,
     kept_entries: int = 0,
     adapter_rank: int = 0,
     heads: int = 1,
@@ -235,7 +246,16 @@ def plan_on(
     check_tail_mass(tail_mass)
     tail_entries = check_tail_entries(tail_entries)
     needed, rank = tuple(gradients) if backward else (), whole("adapter_rank", adapter_rank)
-    problem = Problem(tokens, hidden, vocab, name, realised, needed, backward, rank)
+    capacity, rows = check_capacity(active_capacity, tail_mass), tokens
+    if capacity and not machine.cached:
+        # a CPU knows how many are active, and takes no more
+        rows = min(tokens, capacity)
+        if backward and name == "float16":
+            raise NotImplementedError(
+                "gradients of float16 with active_capacity, or in a CUDA graph, are not built on "
+                "a device: the host has to know the largest coefficient, by which they are scaled"
+            )
+    problem = Problem(rows, hidden, vocab, name, realised, needed, backward, rank)
     fixed = machine.fixed_rows if batch_invariant else 0
     bare = strategies.bare(problem, fixed, machine)
     limit = (
@@ -249,7 +269,7 @@ def plan_on(
         support = cost.support_bytes(problem, tail_entries, machine, at_once=one_pass)
     if budget is None:
         limit += support
-    at_once = one_pass and backward and tokens > 0 and not tail_mass
+    at_once = one_pass and backward and rows > 0 and not tail_mass
     fitting = None if machine.strategies is None else machine.strategies(problem, at_once)
     if fitting is None:
         fitting = strategies.two_pass(problem, bare, limit - support, machine)
@@ -269,11 +289,13 @@ def plan_on(
     best = min(fitting, key=lambda strategy: cost.seconds(problem, strategy, machine))
     return Plan(
         tokens, hidden, vocab, name, realised, limit,
-        best.tile_rows, best.fixed_rows, best.tile_columns, best.kept_columns, best.chunk_rows,
+        best.tile_rows, best.fixed_rows, best.tile_columns, best.kept_columns,
+        tokens if best.chunk_rows == rows else best.chunk_rows,
         cost.scratch_bytes(problem, best, machine), cost.kept_bytes(problem, best, machine),
         cost.accumulator_bytes(problem, best, machine), kept_entries, support,
-        cost.products(problem, best), cost.seconds(problem, best, machine),
-        problem.operand_dtype(machine), machine.row_quantum, adapter_rank=rank,
+        cost.products(problem, best) * (rows / tokens if tokens else 1),
+        cost.seconds(problem, best, machine), problem.operand_dtype(machine), machine.row_quantum,
+        adapter_rank=rank, active_capacity=capacity,
     )  # fmt: skip
 
 
