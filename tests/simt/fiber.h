@@ -1,8 +1,8 @@
 // A device thread's stack, and the switches to it and back.
 //
-// The sanitizer is told about each, which swapcontext makes. That asks the system to keep the signal
-// mask: without the sanitizer, where a switch is most of the time, it only starts a stack, and a
-// stack that has come to its end is not started again.
+// The sanitizer is told about each, which swapcontext makes. That asks the system to keep the
+// signal mask: without the sanitizer, where a switch is most of the time, it only starts a stack,
+// and a stack that has come to its end is not started again.
 #pragma once
 
 #include <sys/mman.h>

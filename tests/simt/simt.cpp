@@ -331,9 +331,9 @@ void Launch::touch(SharedStorage& storage, int64_t i, Access access, Where where
     for (const Touch& other : others) {
       if (ordered(other) || (atomic && other.atomic)) continue;
       fail(
-          std::string("race on shared ") + element() + ": " + (write ? "written" : "read") + " at " +
-          text(where) + ", " + what + " by thread " + std::to_string(other.thread) + " at " +
-          text(other.where) + " with no barrier in between"
+          std::string("race on shared ") + element() + ": " + (write ? "written" : "read") +
+          " at " + text(where) + ", " + what + " by thread " + std::to_string(other.thread) +
+          " at " + text(other.where) + " with no barrier in between"
       );
     }
   };

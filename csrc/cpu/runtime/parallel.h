@@ -7,8 +7,8 @@ namespace logitless::cpu {
 
 constexpr int kMostThreads = 4096;
 
-// Threads used when the caller names none: LOGITLESS_NUM_THREADS, else `otherwise`, else (0) the CPUs
-// this process may run on.
+// Threads used when the caller names none: LOGITLESS_NUM_THREADS, else `otherwise`, else (0) the
+// CPUs this process may run on.
 int default_threads(int otherwise = 0);
 
 // The most threads that worked on one loop since this was last asked; 0 without a loop.

@@ -84,7 +84,9 @@ class TensorTokens:
 class NothingIsRead(TorchDispatchMode):
     """Raises where the host would wait for a value of a tensor on a device."""
 
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+    WAITS: tuple[str, ...] = (
+        "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
