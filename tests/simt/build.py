@@ -57,7 +57,7 @@ def package(out: Path) -> None:
     build = CACHE / f"cmake-{sys.implementation.cache_tag}"
     switches = {
         "CMAKE_BUILD_TYPE": "Release",
-        # which takes as long as all the rest
+        # or a changed file would cost the code of all others again
         "CMAKE_INTERPROCEDURAL_OPTIMIZATION": "OFF",
         "LOGITLESS_SIMT": "ON",
         "Python_EXECUTABLE": sys.executable,

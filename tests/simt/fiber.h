@@ -1,8 +1,8 @@
 // A device thread's stack, and the switches to it and back.
 //
-// The sanitizer is told about each, which swapcontext makes. That asks the system to keep the
-// signal mask: without the sanitizer, where a switch is most of the time, it only starts a stack,
-// and a stack that has come to its end is not started again.
+// Under the sanitizer, which is told about each switch, swapcontext makes them. It calls the system
+// twice a switch, to keep the signal mask. Without the sanitizer setcontext only starts a stack,
+// jumps of the compiler make the switches, and a run that has ended leaves its stack to the next.
 #pragma once
 
 #include <sys/mman.h>

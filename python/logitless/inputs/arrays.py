@@ -102,7 +102,7 @@ def check_dtype(op: str, name: str, array: Any, *expected: str) -> None:
         raise TypeError(f"{op}: {name} must be {' or '.join(expected)}, got {shown(array)}")
 
 
-# NumPy takes as long for the name of a dtype as for a sum.
+# NumPy makes the name of a dtype anew each time, in Python.
 _numpy_name = lru_cache(maxsize=64)(str)
 
 

@@ -94,8 +94,10 @@ class CpuTokens:
         bad = _core.tokens.value_sums(second, first, tokens.mask, words, tokens.threads)
         if bad >= 0:
             return ExactMeans(0.0, 0.0, 0, (0, 0), bad)
-        one, other, number, *exponents = _core.tokens.value_means(reduce(words))
-        return ExactMeans(one, other, number, (exponents[0], exponents[1]), -1)
+        first_mean, second_mean, number, of_first, of_second = _core.tokens.value_means(
+            reduce(words)
+        )
+        return ExactMeans(first_mean, second_mean, number, (of_first, of_second), -1)
 
     def repeated_id(self, tokens: Tokens) -> int | None:
         return _core.tokens.repeated_id(tokens.ids, tokens.mask, tokens.threads)

@@ -93,7 +93,7 @@ def metric_values(
     table: MetricTable, sums: npt.NDArray[np.float64], total_tokens: int | None
 ) -> list[float]:
     """In the order of the names. total_tokens: of the batch; None: the call is all of it."""
-    # of a dozen numbers Python makes less of a task than NumPy
+    # a dozen Python numbers take less time than calls of NumPy
     known = sums.tolist()
     total = max(known[TOKENS] if total_tokens is None else total_tokens, 1)
     return [known[place] / (total if per_token else 1) for place, per_token in table.sums]
