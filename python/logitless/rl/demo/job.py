@@ -31,9 +31,8 @@ from logitless.rl.update import warm_up
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False) -> int:
     """Runs a recipe into the folder `out`; returns 0, or 128 + the number of the signal that ended
-    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has
-    diverged or cannot fill a batch. The folder is usable in
-    every case.
+    it: 130 for Ctrl-C, 143 for SIGTERM; 1 where a method has diverged or cannot fill a batch. The
+    folder is usable in every case.
 
     `resume` goes on with the run that the folder holds, `overwrite` deletes it.
     """
