@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -15,8 +16,13 @@ import pytest
 
 from logitless.integrations.trl import hooks, install, uninstall
 
+pytest.importorskip("torch")
 
-def divergence(parameters: tuple[str, ...] = hooks.DIVERGENCE_PARAMETERS) -> Callable[..., Any]:
+from logitless.integrations.trl.distillation import asynchronous, self_distillation
+from logitless.integrations.trl.distillation.replaced import DISTILLATION, TABLE, Replaced
+
+
+def of_parameters(parameters: tuple[str, ...]) -> Callable[..., Any]:
     def function(*given: Any) -> None:
         raise AssertionError
 
@@ -28,17 +34,52 @@ def divergence(parameters: tuple[str, ...] = hooks.DIVERGENCE_PARAMETERS) -> Cal
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, head: Callable[..., None], fields: tuple[str, ...]
 ) -> Callable[[str], Any]:
-    """Modules of a TRL 9.9 with this function and this output."""
+    """Modules of a TRL 9.9 with this function and this output, and all that is in the table."""
     monkeypatch.setattr(hooks, "version", lambda name: "9.9")
-    for name in ("trl", "trl.trainer", hooks.UTILS, hooks.DISTILLATION, *hooks.TRAINERS):
-        module = types.ModuleType(name)
-        module.__path__ = []
-        setattr(module, hooks.HEAD, head)
-        monkeypatch.setitem(sys.modules, name, module)
-    sys.modules[hooks.DISTILLATION].__dict__[hooks.DIVERGENCE] = divergence()
+    distillers = {row.module for row in TABLE}
+    for name in ("trl", "trl.trainer", "trl.experimental", hooks.UTILS, *hooks.TRAINERS):
+        add_module(monkeypatch, name).__dict__[hooks.HEAD] = head
+    for name in distillers:
+        add_module(monkeypatch, name)
+    for row in TABLE:
+        put(row.module, row.name, of_parameters(row.parameters))
+    for name, parameters in (asynchronous.TAIL, asynchronous.DIVERGENCE):
+        put(asynchronous.MODULE, name, of_parameters(parameters))
+    for module in distillers:
+        if module.endswith("loss_utils"):
+            for name, parameters in (self_distillation.TAIL, self_distillation.DIVERGENCE):
+                put(module, name, of_parameters(parameters))
     utils = sys.modules[hooks.UTILS]
     utils.__dict__[hooks.OUTPUT] = make_dataclass("Output", fields)
     return lambda name: getattr(sys.modules[name], hooks.HEAD)
+
+
+def add_module(monkeypatch: pytest.MonkeyPatch, name: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__path__ = []
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def holder_of(module: str, name: str) -> tuple[Any, str]:
+    """The stand-in for a module, or for a class there, and the attribute."""
+    *owner, attribute = name.split(".")
+    found: Any = sys.modules[module]
+    if owner:
+        if not hasattr(found, owner[0]):
+            setattr(found, owner[0], type(owner[0], (), {}))
+        found = getattr(found, owner[0])
+    return found, attribute
+
+
+def put(module: str, name: str, function: Callable[..., Any]) -> None:
+    holder, attribute = holder_of(module, name)
+    setattr(holder, attribute, staticmethod(function) if isinstance(holder, type) else function)
+
+
+def held_by(row: Replaced) -> Any:
+    holder, attribute = holder_of(row.module, row.name)
+    return getattr(holder, attribute)
 
 
 def known(model: Any, temperature: Any, cast_lm_head_to_fp32: Any, outputs: Any) -> None:
@@ -61,9 +102,9 @@ def test_it_is_replaced_wherever_it_is_held(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_budget_goes_with_the_head_and_the_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
-    distillation = sys.modules[hooks.DISTILLATION]
+    (divergence,) = [row for row in TABLE if row.module == DISTILLATION]
     with install(memory_budget="64MiB"):
-        for ours in (held(hooks.UTILS), getattr(distillation, hooks.DIVERGENCE)):
+        for ours in (held(hooks.UTILS), held_by(divergence)):
             assert ours.keywords == {"memory_budget": "64MiB"}
         assert held(hooks.UTILS) is held(hooks.TRAINERS[0])
         install(memory_budget="64MiB")
@@ -91,17 +132,51 @@ def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall()
 
 
-def test_another_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", TABLE, ids=[f"{x.module[4:]}.{x.name}" for x in TABLE])
+def test_another_loss(row: Replaced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other parameters, or gone: one error that names it, and nothing is replaced."""
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
-    other = divergence(hooks.DIVERGENCE_PARAMETERS[:-1])
-    monkeypatch.setitem(vars(sys.modules[hooks.DISTILLATION]), hooks.DIVERGENCE, other)
-    with pytest.raises(ImportError, match=r"_chunked_divergence_loss\(.*temperature\) in trl 9\.9"):
+    before = [held_by(x) for x in TABLE]
+    put(row.module, row.name, of_parameters(row.parameters[:-1]))
+    last = re.escape(f"{row.parameters[-1]}) in trl 9.9 and found")
+    with pytest.raises(ImportError, match=rf"{row.module}\.{row.name}\(.*{last}"):
+        install()
+    delattr(*holder_of(row.module, row.name))
+    with pytest.raises(ImportError, match=f"{row.module}.{row.name} in trl 9.9 and found none"):
         install()
     assert held(hooks.UTILS) is known
-    monkeypatch.delitem(vars(sys.modules[hooks.DISTILLATION]), hooks.DIVERGENCE)
-    with pytest.raises(ImportError, match=f"{hooks.DIVERGENCE} in trl 9.9"):
+    assert [held_by(x) for x in TABLE if x != row] == [
+        theirs for x, theirs in zip(TABLE, before, strict=True) if x != row
+    ]
+
+
+def test_a_trainer_that_lacks_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can make it, so the others are served without it; TRL's own modules must be there."""
+    held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
+    lacks = {asynchronous.MODULE: "aiohttp"}
+    imported = hooks._imported
+
+    def importing(module: str) -> Any:
+        if module in lacks:
+            raise ModuleNotFoundError(f"No module named '{lacks[module]}'", name=lacks[module])
+        return imported(module)
+
+    monkeypatch.setattr(hooks, "_imported", importing)
+    (theirs,) = [held_by(row) for row in TABLE if row.module == asynchronous.MODULE]
+    with install():
+        assert held(hooks.UTILS) is not known
+        assert [held_by(row) is theirs for row in TABLE].count(True) == 1
+    lacks[asynchronous.MODULE] = asynchronous.MODULE
+    with pytest.raises(ImportError, match=f"{asynchronous.MODULE}._chunked_jsd_loss in trl 9.9"):
         install()
-    assert held(hooks.UTILS) is known
+
+
+def test_losses_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
+    before = [held_by(row) for row in TABLE]
+    with install():
+        assert not any(held_by(row) is x for row, x in zip(TABLE, before, strict=True))
+    assert all(held_by(row) is x for row, x in zip(TABLE, before, strict=True))
 
 
 def test_another_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from logitless.integrations.trl import hooks, install
-from logitless.integrations.trl.distillation import divergence_loss
+from logitless.integrations.trl.distillation.divergence import divergence_loss
+from logitless.integrations.trl.distillation.replaced import DISTILLATION
 from tests.plugins.trl.setting import arguments, plain_model, prompts, quiet, save_model, tokenizer
 from tests.plugins.trl.whole import largest, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
+DIVERGENCE = "_chunked_divergence_loss"
 CHAINS: dict[str, dict[str, Any]] = {
     "plain": {},
     "temperature": {"temperature": 0.7},
@@ -53,7 +55,7 @@ def outcome(function: Any, beta: float, dtype: torch.dtype, chain: dict[str, Any
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_the_divergence_is_trls(beta: float, chain: str) -> None:
-    theirs = hooks.divergence_function()
+    theirs = hooks.find(DISTILLATION, DIVERGENCE)
     a, b = (outcome(x, beta, torch.float32, CHAINS[chain]) for x in (theirs, divergence_loss))
     for x, y in zip(a, b, strict=True):
         assert float((x - y).abs().max()) <= 5e-6 * max(1.0, float(x.abs().max()))
@@ -63,7 +65,8 @@ def test_the_divergence_is_trls(beta: float, chain: str) -> None:
 def test_sixteen_bits_are_as_far_from_thirty_two(beta: float) -> None:
     exact = outcome(divergence_loss, beta, torch.float32, {})
     theirs, ours = (
-        outcome(x, beta, torch.bfloat16, {}) for x in (hooks.divergence_function(), divergence_loss)
+        outcome(x, beta, torch.bfloat16, {})
+        for x in (hooks.find(DISTILLATION, DIVERGENCE), divergence_loss)
     )
     for x, y, right in zip(theirs, ours, exact, strict=True):
         off = [float((one - right).abs().max()) for one in (y, x)]
@@ -113,7 +116,7 @@ def test_steps_of_training(beta: float, tmp_path: Path) -> None:
 
 
 def test_it_is_put_back() -> None:
-    theirs = hooks.divergence_function()
+    theirs = hooks.find(DISTILLATION, DIVERGENCE)
     with install():
-        assert hooks.find(hooks.DISTILLATION, hooks.DIVERGENCE) is divergence_loss
-    assert hooks.divergence_function() is theirs
+        assert hooks.find(DISTILLATION, DIVERGENCE).func is divergence_loss
+    assert hooks.find(DISTILLATION, DIVERGENCE) is theirs

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.plugins.trl.distill_step import gradients
 from tests.plugins.trl.rank_step import sharded, trained
 from tests.plugins.trl.setting import save_model
 from tests.support.workers.ranks import run_ranks
@@ -16,14 +17,14 @@ from tests.support.workers.ranks import run_ranks
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
-def of_two(folder: Path, way: str, loss: str, engine: str) -> Any:
+def of_two(program: str, folder: Path, *given: str) -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     out = folder / "two.pt"
-    common = [str(port), str(folder / "model"), way, loss, engine, str(out)]
+    common = [str(port), str(folder / "model"), *given, str(out)]
     arguments = [[str(rank), "2", *common] for rank in range(2)]
-    run_ranks("rank_step", arguments, seconds=180, package="tests.plugins.trl")
+    run_ranks(program, arguments, seconds=180, package="tests.plugins.trl")
     return torch.load(out)
 
 
@@ -39,7 +40,7 @@ def of_two(folder: Path, way: str, loss: str, engine: str) -> Any:
 )
 def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
-    two = of_two(tmp_path, way, loss, engine)
+    two = of_two("rank_step", tmp_path, way, loss, engine)
     if engine == "ddp":
         one = trained(0, 1, folder, way, loss)
     else:
@@ -54,3 +55,17 @@ def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> 
         for name in ("loss", "actor/pg_loss", "actor/ppo_kl", "actor/cov_mean"):
             if name in one["logs"]:
                 assert one["logs"][name] == pytest.approx(two["logs"][name], abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [("gkd", "ddp"), ("sdft", "ddp"), ("gkd", "fsdp2, own group"), ("sdft", "fsdp2")],
+)
+def test_two_ranks_of_distillation_are_one(kind: str, engine: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    teacher = save_model(tmp_path / "teacher", hidden_size=64)
+    two = of_two("distill_step", tmp_path, str(teacher), kind, engine)
+    one = gradients(0, 1, folder, teacher, kind, engine)
+    assert one.keys() == two.keys()
+    for name, x in one.items():
+        assert (x - two[name]).abs().max() / x.abs().max() <= 1e-5, name

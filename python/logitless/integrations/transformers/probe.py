@@ -210,6 +210,7 @@ def _undisturbed(model: Any, weight: Tensor) -> Iterator[None]:
         torch.no_grad(),
         torch.random.fork_rng(devices),
         torch.autocast(kind, enabled=False),
+        _own_forward(model),
         evaluating(model),
     ):
         try:
@@ -218,6 +219,20 @@ def _undisturbed(model: Any, weight: Tensor) -> Iterator[None]:
             if _sharded(model):
                 # Its root stays gathered after a forward.
                 model.reshard()
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """accelerate prepares a model with a forward that turns autocast on; it keeps the model's."""
+    own, put = (vars(model).get(name) for name in ("_original_forward", "forward"))
+    if own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = put
 
 
 def _sharded(model: Any) -> bool:

@@ -6,13 +6,12 @@ import functools
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.head_arrays import head_arrays
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -20,23 +19,12 @@ from logitless.integrations.transformers.layer import (
     only_call,
 )
 from logitless.integrations.trl import hooks
+from logitless.integrations.trl.call import HeadCall, head_call
+from logitless.integrations.trl.columns import chained, tile_logits, tiles
 
 # Fields of TRL's output beside log_probs, and the extra that each is made of.
 EXTRAS = {"log_sum_sq_probs": "log_sum_p2", "is_top1": "argmax"}
 FIELDS = ("log_probs", "entropy", "mean_logits", *EXTRAS)
-# Entries of the vocabulary whose logits are made at once where each of them is needed.
-TILE = 4096
-
-
-class HeadCall(NamedTuple):
-    """What a head is given in one forward of its model, as the head ops take it."""
-
-    hidden: Tensor  # [B, T, H]
-    weight: Tensor  # [V, H]
-    # bias, adapter, softcap, logit_scale and temperature
-    options: dict[str, Any]
-
-
 # What may run in a forward in place of the scoring, as `fused_lm_head=`: it returns fields of
 # TRL's output, of every position.
 Scorer = Callable[[HeadCall], dict[str, Any]]
@@ -85,7 +73,7 @@ def add_head(
             hidden = hidden.float()
             context = torch.autocast(hidden.device.type, enabled=False)
         with context:
-            call = _call(self, hidden, found, temperature)
+            call = head_call(self, hidden, found, temperature)
             if callable(fused_lm_head):
                 return result(**fused_lm_head(call), aux_loss=aux_loss)
             # States stay as they are, for a part of them would be a copy.
@@ -144,23 +132,10 @@ def mean_logits(call: HeadCall, mask: Tensor) -> Tensor:  # [B, T]
         mean = scale * (hidden @ row + bias.mean(dtype=torch.float32))
         for A, B, factor in lora:
             mean += scale * factor * (hidden @ A.float().T @ B.mean(0, dtype=torch.float32))
+        mean = mean / call.options["temperature"]
     else:
         mean = hidden.new_zeros(len(hidden))
-        for start in range(0, len(bias), TILE):
-            tile = slice(start, start + TILE)
-            raw = hidden @ call.weight[tile].float().T + bias[tile]
-            for A, B, factor in lora:
-                raw += factor * (hidden @ A.float().T @ B[tile].float().T)
-            z = scale / cap * raw
-            mean += cap / len(bias) * z.tanh().sum(dim=1)
-    return hidden.new_zeros(mask.shape).masked_scatter(mask, mean / call.options["temperature"])
-
-
-def _call(model: Any, hidden: Tensor, found: Any, temperature: float) -> HeadCall:
-    """Parameters are looked up again: engines and peft replace them."""
-    layer: Any = head_layer(model)
-    hidden = hidden.to(layer.weight.device)
-    weight, options = head_arrays(model, found.vocab, hidden)
-    chain = {"softcap": found.softcap, "logit_scale": found.logit_scale, "temperature": temperature}
-    options |= chain
-    return HeadCall(hidden, weight, options)
+        for tile in tiles(len(bias)):
+            logits = chained(tile_logits(call, hidden, tile), call.options)
+            mean += logits.sum(dim=1) / len(bias)
+    return hidden.new_zeros(mask.shape).masked_scatter(mask, mean)

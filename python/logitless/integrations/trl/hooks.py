@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,14 +15,6 @@ UTILS = "trl.trainer.utils"
 HEAD = "add_fused_lm_head"
 TRAINERS = tuple(f"trl.trainer.{name}_trainer" for name in ("grpo", "rloo", "sft", "dpo", "kto"))
 HEAD_PARAMETERS = ("model", "temperature", "cast_lm_head_to_fp32", "outputs")
-DISTILLATION = "trl.trainer.distillation_trainer"
-DIVERGENCE = "_chunked_divergence_loss"
-DIVERGENCE_PARAMETERS = (
-    "student_hidden_states", "teacher_hidden_states", "student_lm_head_weight",
-    "teacher_lm_head_weight", "completion_mask", "beta", "num_items_in_batch",
-    "student_lm_head_bias", "teacher_lm_head_bias", "student_logit_scale", "teacher_logit_scale",
-    "student_final_logit_softcapping", "teacher_final_logit_softcapping", "temperature",
-)  # fmt: skip
 OUTPUT = "FusedCausalLMOutput"
 OUTPUT_FIELDS = (
     "loss", "log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask",
@@ -52,28 +46,44 @@ def unknown(looked_for: str, found: str) -> ImportError:
 
 
 def find(module: str, name: str) -> Any:
-    """An attribute of a module of TRL's."""
+    """An attribute of a module of TRL's, or one of a class there."""
     trl_version()
     try:
-        return getattr(importlib.import_module(module), name)
+        return functools.reduce(getattr, name.split("."), _imported(module))
     except (AttributeError, ModuleNotFoundError) as error:
         raise unknown(f"{module}.{name}", f"none ({error})") from error
 
 
+def importable(module: str) -> bool:
+    """Not where it lacks a package other than TRL: then its trainer cannot be made either."""
+    trl_version()
+    try:
+        _imported(module)
+    except ModuleNotFoundError as error:
+        return (error.name or "trl").split(".")[0] == "trl"
+    return True
+
+
+def _imported(module: str) -> Any:
+    with warnings.catch_warnings():
+        # TRL warns whoever imports its experimental trainers; here nobody may want one.
+        warnings.simplefilter("ignore")
+        return importlib.import_module(module)
+
+
+def function(module: str, name: str, parameters: tuple[str, ...]) -> Callable[..., Any]:
+    """One of these parameters."""
+    found: Callable[..., Any] = find(module, name)
+    _check(f"{module}.{name}", found, parameters)
+    return found
+
+
 def head_function() -> Callable[..., None]:
     """The function that all of its trainers give their model a head with."""
-    function: Callable[..., None] = find(UTILS, HEAD)
-    _check(f"{UTILS}.{HEAD}", function, HEAD_PARAMETERS)
+    found = function(UTILS, HEAD, HEAD_PARAMETERS)
     for module in TRAINERS:
         find(module, HEAD)
-    return function
-
-
-def divergence_function() -> Callable[..., Any]:
-    """The loss of its distillation trainer."""
-    function: Callable[..., Any] = find(DISTILLATION, DIVERGENCE)
-    _check(f"{DISTILLATION}.{DIVERGENCE}", function, DIVERGENCE_PARAMETERS)
-    return function
+    return found
 
 
 def output_class() -> Any:
@@ -105,9 +115,9 @@ def model_inputs(trainer: Any) -> tuple[str, ...]:
 
 
 def _check(
-    name: str, function: Callable[..., Any], known: tuple[str, ...], *, more: bool = False
+    name: str, found: Callable[..., Any], known: tuple[str, ...], *, more: bool = False
 ) -> None:
     """`more`: further parameters may follow."""
-    parameters = tuple(inspect.signature(function).parameters)
+    parameters = tuple(inspect.signature(found).parameters)
     if (parameters[: len(known)] if more else parameters) != known:
         raise unknown(f"{name}({', '.join(known)})", f"{name}({', '.join(parameters)})")

@@ -6,13 +6,24 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import logitless as ll
 from logitless.integrations.trl import hooks
 
-# Names, and under each TRL's function and ours that stands in its place.
-_replaced: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
+class Exchanged(NamedTuple):
+    """An attribute of a module or a class: what TRL has there, and what this library put there."""
+
+    holder: Any
+    name: str
+    theirs: Any
+    ours: Any
+
+
+# The function that gives models a head, TRL's and ours: all trainers' modules hold it.
+_head: list[Callable[..., Any]] = []
+_exchanged: list[Exchanged] = []
 # What they were made with.
 _options: dict[str, Any] = {}
 
@@ -39,20 +50,22 @@ class Installation:
 def install(*, memory_budget: int | str | None = None) -> Installation:
     """TRL's trainers that are made from now on score tokens with this library.
 
-    GRPO, RLOO, SFT, DPO, KTO and what else gives its model a head by `add_fused_lm_head`; and
-    DistillationTrainer, whenever it was made. Their losses, metrics and arguments stay; log-probs,
-    entropies, divergences and their gradients are the same but for rounding. A second call changes
-    nothing; `with install():` lasts for its block. Trainers keep the head that they were made with;
-    the divergence is this library's while it is installed.
+    GRPO, RLOO, SFT, DPO, KTO and what else gives its model a head by `add_fused_lm_head`; and the
+    losses of its distillation trainers, whenever these were made: docs/trl.md has the table. Their
+    metrics and arguments stay; log-probs, entropies, divergences and their gradients are the same
+    but for rounding. A second call changes nothing; `with install():` lasts for its block. Trainers
+    keep the head that they were made with; losses of distillation are this library's while it is
+    installed.
 
     memory_budget: of the head's work, as in `ll.linear_token_stats`. By default logits of a
     micro-batch are kept for the backward where the budget of that op has room for them; a smaller
     one makes them again.
 
-    Raises ImportError where TRL is missing, or is a version whose function has another name or
-    other parameters; ValueError or TypeError for memory_budget, also where another is installed.
+    Raises ImportError where TRL is missing, or is a version in which one of these functions has
+    another name or other parameters: then none is replaced; ValueError or TypeError for
+    memory_budget, also where another is installed.
     """
-    from logitless.integrations.trl.distillation import divergence_loss
+    from logitless.integrations.trl.distillation.replaced import TABLE
     from logitless.integrations.trl.head import add_head
 
     given: dict[str, Any] = {}
@@ -60,40 +73,57 @@ def install(*, memory_budget: int | str | None = None) -> Installation:
         # it refuses what is no budget
         ll.plan(1, 1, 2, budget=memory_budget)
         given = {"memory_budget": memory_budget}
-    if _replaced:
+    if _head:
         if given != _options:
             raise ValueError(
                 f"memory_budget must be the one that is installed, {_options.get('memory_budget')},"
                 f" got {memory_budget}; call uninstall() first"
             )
         return Installation(made=False)
-    found: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        hooks.HEAD: (hooks.head_function(), with_options(add_head, given)),
-        hooks.DIVERGENCE: (hooks.divergence_function(), with_options(divergence_loss, given)),
-    }
+    theirs, ours = hooks.head_function(), partial(add_head, **given) if given else add_head
     hooks.output_class()
-    for name, (theirs, ours) in found.items():
-        _exchange(name, theirs, ours)
-    _replaced.update(found)
+    losses = [_exchange_of(given, *row) for row in TABLE if hooks.importable(row.module)]
+    _exchange_head(theirs, ours)
+    for loss in losses:
+        setattr(loss.holder, loss.name, loss.ours)
+    _head[:], _exchanged[:] = [theirs, ours], losses
     _options.update(given)
     return Installation(made=True)
 
 
-def with_options(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """The function itself where there is none."""
-    return partial(function, **options) if options else function
-
-
 def uninstall() -> None:
     """Trainers that are made from now on have TRL's own head; nothing where none was installed."""
-    for name, (theirs, ours) in _replaced.items():
-        _exchange(name, ours, theirs)
-    _replaced.clear()
+    if _head:
+        theirs, ours = _head
+        _exchange_head(ours, theirs)
+    for holder, name, own, put in _exchanged:
+        # whoever has replaced it since has the last word
+        if vars(holder).get(name) is put:
+            setattr(holder, name, own)
+    _head.clear()
+    _exchanged.clear()
     _options.clear()
 
 
-def _exchange(held: str, old: Any, new: Any) -> None:
+def _exchange_of(
+    options: dict[str, Any],
+    module: str,
+    name: str,
+    parameters: tuple[str, ...],
+    made: Callable[[Callable[..., Any], dict[str, Any]], Callable[..., Any]],
+) -> Exchanged:
+    theirs = hooks.function(module, name, parameters)
+    *owner, attribute = name.split(".")
+    holder = hooks.find(module, owner[0]) if owner else sys.modules[module]
+    # a static method is found as a plain function
+    held, ours = vars(holder)[attribute], made(theirs, options)
+    return Exchanged(
+        holder, attribute, held, staticmethod(ours) if isinstance(held, staticmethod) else ours
+    )
+
+
+def _exchange_head(old: Any, new: Any) -> None:
     """In all modules of TRL that hold it: they import it by name, and may be imported later."""
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "trl" and vars(module).get(held) is old:
-            setattr(module, held, new)
+        if name.split(".")[0] == "trl" and vars(module).get(hooks.HEAD) is old:
+            setattr(module, hooks.HEAD, new)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import logitless as ll
-from logitless.integrations.trl.head import HeadCall
+from logitless.integrations.trl.call import HeadCall
 
 
 class Completions:

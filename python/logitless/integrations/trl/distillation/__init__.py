@@ -1,0 +1,1 @@
+"""Losses of TRL's distillation trainers from heads, in the places where TRL has them."""

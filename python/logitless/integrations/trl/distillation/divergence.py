@@ -1,0 +1,96 @@
+"""The divergence of two heads without the logits of either, as TRL's trainers reduce it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import logitless as ll
+from logitless.integrations.trl.call import HeadCall
+
+
+def divergence_loss(
+    student_hidden_states: Tensor,  # [B, K, H]
+    teacher_hidden_states: Tensor,  # [B, K, G]
+    student_lm_head_weight: Tensor,  # [V, H]
+    teacher_lm_head_weight: Tensor,  # [V, G]
+    completion_mask: Tensor,  # [B, K]
+    beta: float,
+    num_items_in_batch: Tensor | int | None = None,
+    student_lm_head_bias: Tensor | None = None,
+    teacher_lm_head_bias: Tensor | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    student_final_logit_softcapping: float | None = None,
+    teacher_final_logit_softcapping: float | None = None,
+    temperature: float = 1.0,
+    *,
+    memory_budget: int | str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, the sum of the student's entropies, the number of tokens), as TRL's function of these
+    parameters returns them. beta: 0 is the forward KL, 1 the reverse, and between them a JSD."""
+    weight, bias = _head(student_hidden_states, student_lm_head_weight, student_lm_head_bias)
+    with torch.no_grad():
+        teacher_weight, teacher_bias = _head(
+            teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias
+        )
+    student = HeadCall(student_hidden_states, weight, {
+        "bias": bias, "softcap": student_final_logit_softcapping,
+        "logit_scale": student_logit_scale, "temperature": temperature,
+    })  # fmt: skip
+    teacher = HeadCall(teacher_hidden_states, teacher_weight, {
+        "bias": teacher_bias, "softcap": teacher_final_logit_softcapping,
+        "logit_scale": teacher_logit_scale, "temperature": temperature,
+    })  # fmt: skip
+    mask = completion_mask != 0
+    out = divergence_of(student, teacher, mask, beta, memory_budget=memory_budget)
+    loss = mean_of_tokens(out.divergence, mask, num_items_in_batch)
+    return loss, out.entropy.sum(), mask.sum()
+
+
+def divergence_of(
+    student: HeadCall,
+    teacher: HeadCall,
+    mask: Tensor,
+    beta: float,
+    *,
+    memory_budget: int | str | None = None,
+) -> Any:
+    """What linear_divergence returns, under TRL's beta."""
+    kind = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(float(beta), "jsd")
+    with torch.no_grad():
+        options = {**teacher.options}
+        teacher_weight = _merged(teacher.weight, options.pop("adapter", []))
+        of_teacher: dict[str, Any] = {
+            f"teacher_{name}": x.detach() if isinstance(x, Tensor) else x
+            for name, x in options.items()
+        }
+    return ll.linear_divergence(
+        student.hidden, student.weight, teacher.hidden.detach(), teacher_weight.detach(), mask,
+        kind=kind, beta=float(beta) if kind == "jsd" else 0.5, memory_budget=memory_budget,
+        **student.options, **of_teacher,
+    )  # fmt: skip
+
+
+def mean_of_tokens(x: Tensor, mask: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """The sum over the tokens of the whole batch, whose number is given, or over those here."""
+    # a rank whose tokens are all masked has a loss of 0
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return x.sum() / (count.to(x.device) if isinstance(count, Tensor) else count)
+
+
+def _merged(weight: Tensor, adapters: Any) -> Tensor:
+    for A, B, scale in adapters:
+        weight = weight + (scale * (B @ A)).to(weight.dtype)
+    return weight
+
+
+def _head(hidden: Tensor, weight: Tensor, bias: Any) -> tuple[Tensor, Any]:
+    """Gathered where FSDP2 shards them, in the dtype of hidden where autocast chooses none."""
+    both = [None if x is None else ll.gathered(x) for x in (weight, bias)]
+    if not torch.is_autocast_enabled(hidden.device.type):
+        both = [None if x is None else x.to(hidden.dtype) for x in both]
+    assert both[0] is not None
+    return both[0], both[1]
