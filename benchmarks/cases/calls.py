@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases.inputs import HeadInputs, RowInputs, TokenInputs
 from benchmarks.harness.case import Call, Results
+from logitless.backends.gpus import machine_of
 
 Function = Callable[..., Results]
 
@@ -130,10 +131,18 @@ def amax(logits: Tensor) -> Tensor:
     return words.amax(-1)
 
 
+def _multiplied(like: Tensor) -> str:
+    """The dtype in which this device multiplies such operands best."""
+    machine = machine_of(like.device)
+    return machine.logits_dtype(str(like.dtype).removeprefix("torch."))
+
+
 def products(x: HeadInputs, rows: Sequence[int], forwards: int = 1) -> Call:
     """The bare matrix products: hidden x weight for rows[0] rows, `forwards` times; dlogits x
-    weight and dlogits x hidden for rows[1]. Only the logits' buffer is there before."""
-    h, w = x.hidden, x.weight
+    weight and dlogits x hidden for rows[1]. Only the logits' buffer is there before; and float32
+    copies, where the machine's products of these dtypes are slower than of those."""
+    dtype = getattr(torch, _multiplied(x.hidden))
+    h, w = x.hidden.to(dtype), x.weight.to(dtype)
     logits = torch.empty(len(h), len(w), dtype=h.dtype, device=h.device)
 
     def run(_: None) -> Results:

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = (given.tokens, given.hidden, given.vocab)
     plan = ll.plan(*sizes, given.dtype, given.budget)
     ours = (plan.total_bytes, f"logitless: {plan.mode}, as `logitless plan` says")
-    item = getattr(torch, plan.logits_dtype).itemsize
+    item = getattr(torch, plan.dtype).itemsize
     for size, what in sorted([ours, *peer_lines(Head(*sizes, item))]):
         print(f"{mib(size):>12}  {what}")
 

@@ -116,7 +116,7 @@ def contenders() -> Iterator[tuple[str, bool, Callable[[States], Stats]]]:
         True,
         lambda x: ours(x, logits_dtype=torch.float32),
     )
-    yield "this library, bfloat16", True, ours
+    yield "this library, bfloat16", True, lambda x: ours(x, logits_dtype=torch.bfloat16)
     yield "plain torch, bfloat16 logits", True, plain
     peers = {
         "TRL": ("trl", trl_head, trl_rows), "verl": ("verl", verl_head, verl_rows)

@@ -51,7 +51,7 @@ def row(x: HeadInputs, tail: float, truth: Any) -> dict[str, float]:
     mass, entropy = (stats.extras[name].detach() for name in extras)
     served = (mass <= tail) & entropy.isfinite() & (tail > 0)
     bound = torch.where(served, x.upstream.abs() * (mass + entropy), 0.0)
-    _, narrow = step(x, False, tail_mass=tail)
+    _, narrow = step(x, False, tail_mass=tail, logits_dtype=x.hidden.dtype)
     return {
         "tail_mass": tail,
         "served": float(served.float().mean()),

@@ -14,6 +14,7 @@ from logitless.backends.report import report
 from logitless.cli import main
 from logitless.rl.policy import make_policy
 from tests.support.paths import ROOT
+from tests.support.plans import machine
 from tests.support.recipes import tiny_recipe
 
 
@@ -206,6 +207,17 @@ def test_doctor_says_what_serves_on_the_cpu(
     build["emulated"] = True
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert reported({})["token_stats"] == ["cpu, cuda, triton, torch"]
+
+
+def test_doctor_says_which_dtypes_are_multiplied_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, widened=lambda: frozenset({"float16", "bfloat16"}))
+    assert reported({})["bfloat16 and float16"] == [
+        "multiplied in float32, as logits are unless asked otherwise"
+    ]
+    machine(monkeypatch, widened=frozenset)
+    assert not any("float16" in label for label in reported({}))
 
 
 def test_doctor_says_what_serves_on_a_gpu(

@@ -1,4 +1,5 @@
-"""Plans on a CPU, as they were: what changes for other machines leaves them alone.
+"""Plans on a CPU with 16-bit products, as they were: what changes for other machines leaves them
+alone.
 
 python -m tests.golden.plans writes plans.json anew, for a change that means to change them.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import logitless as ll
+from tests.support.plans import products_of_16_bits
 
 FILE = Path(__file__).with_suffix(".json")
 TOKENS = (0, 1, 7, 64, 160, 257, 1024, 4096, 8192, 32768, 70001)
@@ -32,7 +34,7 @@ CASES, FIELDS = 500, 18
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arguments of ll.plan, and a name of them."""
+    """Arguments of a plan, and a name of them."""
     chosen = random.Random(0)
     for _ in range(CASES):
         sizes = [chosen.choice(each) for each in (TOKENS, HIDDEN, VOCAB)]
@@ -45,6 +47,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         yield " ".join(f"{k}={v}" for k, v in asked.items()), asked
 
 
+@products_of_16_bits()
 def planned(**asked: Any) -> list[Any] | str:
     """All numbers of the plan that were ever its, or why there is none."""
     try:

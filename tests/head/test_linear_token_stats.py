@@ -41,7 +41,7 @@ def test_against_the_oracle(dtype: torch.dtype, kind: str, budget: Any) -> None:
     # 16-bit tiles round the logits, as plain code does: compare against it, doubled.
     results = {
         backend: run(h, w, t, g, leaves, mask=mask, extras=EXTRAS, memory_budget=budget,
-                     backend=backend, **options)
+                     backend=backend, logits_dtype=dtype, **options)
         for backend in ("cpu", "torch")
     }  # fmt: skip
     stats, gradients = results["cpu"]
@@ -78,7 +78,7 @@ def test_float32_logits_from_bfloat16_inputs() -> None:
     for name in ("logp", "entropy", "lse"):
         # float32 products of 64 terms: a few ulp of |z| <= 80 beside the floor.
         assert_values(getattr(stats, name) / 4, truth[name] / 4, torch.float32)
-    rounded = ll.linear_token_stats(h, w, t).logp
+    rounded = ll.linear_token_stats(h, w, t, logits_dtype=torch.bfloat16).logp
     assert np.abs(cases.to_numpy(rounded) - truth["logp"]).max() > 1e-3
     expected = reference.linear_token_stats_backward(
         *arrays, g_logp=g[0].numpy(), g_entropy=g[1].numpy(), g_lse=g[2].numpy()

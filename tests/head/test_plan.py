@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,16 @@ from logitless.backends.cpu import CpuSets
 from logitless.backends.machine import CPU
 from logitless.ops.head.planner import cost
 from logitless.ops.head.planner.cost import Problem, Strategy
+from tests.support import plans
 
 QWEN: dict[str, Any] = {"hidden": 1024, "vocab": 151936, "dtype": "bfloat16"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_cpu_with_16_bit_products() -> Iterator[None]:
+    """The numbers below are of a CPU that has them."""
+    with plans.products_of_16_bits():
+        yield
 
 
 @settings(max_examples=200, deadline=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +28,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> None:
     for name, backend in list(registry.BACKENDS.items()):
         changed = functools.cache(lambda device, of=backend.machine: replace(of(device), **numbers))
         monkeypatch.setitem(registry.BACKENDS, name, replace(backend, machine=changed))
+
+
+@contextmanager
+def products_of_16_bits() -> Iterator[None]:
+    """This CPU has them, whether or not it does."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        machine(monkeypatch, widened=frozenset)
+        yield
 
 
 def force(monkeypatch: pytest.MonkeyPatch, *strategies: Strategy) -> None:

@@ -90,7 +90,7 @@ def test_mixed_dtypes_only_under_autocast() -> None:
     with pytest.raises(TypeError, match="hidden and weight must share one dtype"):
         ll.linear_token_stats(h, w, t)
     with torch.autocast("cpu", torch.bfloat16):
-        stats = ll.linear_token_stats(h, w, t)
+        stats = ll.linear_token_stats(h, w, t, logits_dtype=torch.bfloat16)
         # logits stay float32 where they are asked to, whatever autocast says of products
         exact = ll.linear_token_stats(h, w, t, logits_dtype=torch.float32)
     dh, dw = torch.autograd.grad(exact.logp.sum(), (h, w))

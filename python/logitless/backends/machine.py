@@ -55,9 +55,17 @@ class Machine:
     most_sampled_entries: int
     # Bytes per second of rows of weight that lie anywhere, with their products.
     gathered: float = 10e9
+    # The 16-bit dtypes that products are slow in: they are multiplied in float32, which logits are
+    # then too, unless the caller says otherwise. Asked where a call has such.
+    widened: Callable[[], frozenset[str]] = frozenset
     # (problem, whether it may be one-pass) -> the strategies to choose from, or None for the
     # planner's own: forces one, in a test or a study
     strategies: Callable[[Any, bool], list[Any] | None] | None = None
+
+    def logits_dtype(self, dtype: str) -> str:
+        """In which logits of such inputs are realised where the caller does not say."""
+        narrow = dtype in ("bfloat16", "float16")
+        return "float32" if narrow and dtype in self.widened() else dtype
 
 
 # One object for each machine.
@@ -68,6 +76,26 @@ def in_blocks(machine: Machine) -> Machine:
     return (
         machine if quantum == machine.column_quantum else replace(machine, column_quantum=quantum)
     )
+
+
+# The answer does not change.
+@functools.cache
+def _slow_products() -> frozenset[str]:
+    """Those that this CPU has no instructions for. torch multiplies them by loops of its own: on
+    two cores with AVX2 alone bfloat16 takes 6 to 200 times as long as float32, most where neither
+    operand is transposed."""
+    try:
+        import torch
+    except ImportError:
+        # nor are there tensors of them
+        return frozenset()
+    if not torch.backends.mkldnn.is_available():
+        return frozenset({"bfloat16", "float16"})
+    ask = torch.ops.mkldnn
+    has = {
+        "bfloat16": ask._is_mkldnn_bf16_supported(), "float16": ask._is_mkldnn_fp16_supported()
+    }  # fmt: skip
+    return frozenset(dtype for dtype, found in has.items() if not found)
 
 
 # Two cores of an AMD EPYC (Zen 4, 32 MB of L3) under Linux, torch 2.13: the best of four runs of
@@ -106,4 +134,5 @@ CPU = Machine(
     short_rows=256,
     sampled_entries=256,
     most_sampled_entries=1024,
+    widened=_slow_products,
 )

@@ -26,6 +26,8 @@ def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
     yield "cuda kernels", registry.get("cuda").described()
     yield "CPU", "of tensors and NumPy arrays; the first is what backend='auto' takes"
     yield from _served("cpu")
+    if importlib.util.find_spec("torch") is not None:
+        yield from _widened()
     gpus = found_gpus() if gpus is None else gpus
     for device, name in gpus.items():
         yield device, name
@@ -51,6 +53,13 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
             yield f"  not {name}", reason
     if device != "cpu":
         yield "  float64", "torch"
+
+
+def _widened() -> Iterator[tuple[str, str]]:
+    """What this CPU has no products for."""
+    names = " and ".join(sorted(registry.get("cpu").machine("cpu").widened()))
+    if names:
+        yield f"  {names}", "multiplied in float32, as logits are unless asked otherwise"
 
 
 def _absent(op: str, able: list[Backend]) -> Iterator[tuple[str, str]]:

@@ -139,6 +139,7 @@ def linear_sample(
     import torch
 
     from logitless.ops.head.adapter.low_rank import low_rank
+    from logitless.ops.head.inputs import realised_dtype
     from logitless.ops.sampling.draw import Noise, chain_of, draw
     from logitless.ops.torch_op import backend_with
 
@@ -179,6 +180,7 @@ def linear_sample(
             ("the shape of hidden", list(shape_of(hidden))),
             ("the dtype", str(hidden.dtype)),
             *compute.facts,
+            ("the dtype of logits", str(realised_dtype(compute.logits_dtype, hidden, backend))),
             ("row_ids (their checksum)", fingerprint(row_ids)),
             # While torch.compile traces, these and their checksum are of no call.
             *(() if torch.compiler.is_compiling() else (("seed", seed), ("step", step))),
@@ -224,12 +226,12 @@ def _score(
     """The log-prob within each row's set, by the way that training takes."""
     import torch
 
-    from logitless.ops.head.inputs import HeadInputs, logits_dtype
+    from logitless.ops.head.inputs import HeadInputs, realised_dtype
     from logitless.ops.head.masked import set_statistics
     from logitless.ops.rows.arguments import RowArguments
 
     rows = RowArguments(token, None, *chain, backend)
-    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    dtype = realised_dtype(compute.logits_dtype, hidden, backend)
     # what was drawn has been paid for already
     compute = changed(compute, memory_budget=None)
     inputs = HeadInputs(hidden, weight, rows, compute, dtype, (False,) * 3, shard, low)

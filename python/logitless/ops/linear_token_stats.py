@@ -65,9 +65,10 @@ def linear_token_stats(
         min(512 MiB, the full logits). Logits that fit are kept for the backward (3 products in
         all instead of 4). See `logitless.plan`. Too small a budget is a ValueError naming the
         smallest that works.
-    logits_dtype: dtype in which tiles of logits are realised. None is the product's own, here that
-        of `hidden`: bfloat16 tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every
-        other implementation; torch.float32 avoids that and pays for float32 products.
+    logits_dtype: dtype in which tiles of logits are realised. None is that of `hidden`: bfloat16
+        tiles cost errors of about 0.02-0.05 in logp at |z| = 20, as in every other implementation;
+        torch.float32 avoids that and pays for float32 products. On a CPU without 16-bit products
+        None is float32, which is the faster there by far; `hidden.dtype` asks for tiles in 16 bits.
 
     tail_mass: rows whose tail_entries largest entries and target hold all but so much of their
         probability get their gradient from those alone, not from dense products; values stay

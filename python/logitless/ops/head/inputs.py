@@ -66,6 +66,15 @@ class HeadInputs(NamedTuple):
             return logits
         return logits + self.adapter.low.to(dtype) @ self.adapter.up.to(dtype).t()
 
+    @property
+    def facts(self) -> Facts:
+        """What must be the same on every rank of vocab_group, where plans must be."""
+        return (
+            *self.compute.facts,
+            ("the dtype of logits", str(self.logits_dtype)),
+            *(() if self.adapter is None else self.adapter.facts),
+        )
+
     def exact(self) -> HeadInputs:
         return self._replace(compute=self.compute.exact())
 
@@ -115,8 +124,7 @@ class HeadInputs(NamedTuple):
                 *head_facts(head),
                 *rows_facts(self.hidden, self.rows.targets, self.rows.mask, shape),
                 ("which of hidden, weight and bias require grad", list(self.needs)),
-                *self.compute.facts,
-                *(() if self.adapter is None else self.adapter.facts),
+                *self.facts,
                 *more(),
             )
 
@@ -165,7 +173,7 @@ def head_inputs(
         weight,
         rows,
         compute,
-        logits_dtype(compute.logits_dtype, hidden.dtype),
+        realised_dtype(compute.logits_dtype, hidden, name),
         (hidden_needs, weight_needs, bias_needs),
         adapter=low,
     )
@@ -179,8 +187,12 @@ def _of_a_graph(compute: ComputeOptions, device: torch.device, tokens: int) -> C
     return replace(compute, active_capacity=max(tokens, 1))
 
 
-def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
-    if asked is None or asked is dtype:
+def realised_dtype(asked: Any, hidden: Tensor, backend: str) -> torch.dtype:
+    dtype: torch.dtype = hidden.dtype
+    if asked is None:
+        found: torch.dtype = _unasked(backend, hidden.device, dtype)
+        return found
+    if asked is hidden.dtype:
         return dtype
     if asked is not torch.float32 or dtype not in (torch.bfloat16, torch.float16):
         kind = ValueError if isinstance(asked, torch.dtype) else TypeError
@@ -190,6 +202,14 @@ def logits_dtype(asked: Any, dtype: torch.dtype) -> torch.dtype:
         )
     wide: torch.dtype = torch.float32
     return wide
+
+
+# What a graph is guarded on decides this too.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _unasked(backend: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    found: torch.dtype = getattr(torch, registry.get(backend).machine(device).logits_dtype(name))
+    return found
 
 
 _question = torch.compiler.assume_constant_result(question)

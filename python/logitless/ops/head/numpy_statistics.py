@@ -70,7 +70,8 @@ def numpy_statistics(
         return numpy_masked(rows, sets, values, len(weight), shape, extras, whole)
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(flat), flat.shape[1], len(weight), flat.dtype,
-        compute.memory_budget, backward=False, adapter_rank=sum(len(x.A) for x in adapters),
+        compute.memory_budget, logits_dtype=flat.dtype, backward=False,
+        adapter_rank=sum(len(x.A) for x in adapters),
     )  # fmt: skip
     index = None if rows.mask is None else np.flatnonzero(rows.mask)
     flat, rows = flat if index is None else flat[index], rows.gather(index)

@@ -41,8 +41,8 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, vocab: int, dtype: torch.dtype, logits_dtype: torch.dtype) -> Tiling:
-        """That of a plan, for a weight of `vocab` rows in `dtype`."""
-        operands = dtype if plan.operand_dtype == plan.dtype else logits_dtype
+        """That of a plan, maybe of a wider dtype, for a weight of `vocab` rows in `dtype`."""
+        operands = logits_dtype if plan.operand_dtype == plan.logits_dtype else dtype
         kept = min(plan.kept_columns, vocab)
         return cls(
             plan.rows, plan.columns, kept, logits_dtype, plan.fixed_rows, "", operands,

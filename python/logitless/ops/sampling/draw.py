@@ -17,7 +17,7 @@ from logitless.ops.head.adapter.joined import Matrix, joined
 from logitless.ops.head.adapter.low_rank import LowRank
 from logitless.ops.head.backward import new_state
 from logitless.ops.head.gemm import logit_tiles
-from logitless.ops.head.inputs import logits_dtype
+from logitless.ops.head.inputs import realised_dtype
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import Transform, kernel_rows, transform
@@ -63,7 +63,7 @@ def draw(
     refuse_lost_threads()
     served_by = registry.get(backend)
     n, vocab = len(hidden), shard.vocab(len(weight))
-    dtype = logits_dtype(compute.logits_dtype, hidden.dtype)
+    dtype = realised_dtype(compute.logits_dtype, hidden, backend)
     machine = served_by.machine(hidden.device)
     limited = truncation.limits(vocab)
     keeps = limited and kernels_of(served_by).keeps_largest

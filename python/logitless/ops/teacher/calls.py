@@ -12,7 +12,7 @@ from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
 from logitless.ops.head.adapter.low_rank import LowRank
-from logitless.ops.head.inputs import HeadInputs, logits_dtype
+from logitless.ops.head.inputs import HeadInputs, realised_dtype
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
 from logitless.ops.rows.arguments import RowArguments, Transform, transform
@@ -87,7 +87,7 @@ class Pair(NamedTuple):
             adapter: LowRank | None = None,
         ) -> HeadInputs:  # fmt: skip
             rows = RowArguments(nobody, None, *chain, self.measure.backend)
-            dtype = logits_dtype(asked, head[0].dtype)
+            dtype = realised_dtype(asked, head[0], self.measure.backend)
             return HeadInputs(*head, rows, compute, dtype, needs, adapter=adapter)
 
         own, detached = inputs(student, self.student, needs, adapter), [x.detach() for x in teacher]
@@ -170,5 +170,4 @@ def pair_facts(heads: Heads, source: Tensor, pair: Pair, shape: tuple[int, ...])
 
 def facts_of_student(student: HeadInputs) -> Facts:
     of: Any = ("which of hidden, weight and bias require grad", list(student.needs))
-    adapter = student.adapter
-    return (of, *student.compute.facts, *(() if adapter is None else adapter.facts))
+    return (of, *student.facts)

@@ -142,10 +142,11 @@ def numpy_linear_divergence(
     if index is not None:
         hidden, others = hidden[index], others[index]
     own, other = (x.gather(index) for x in _rows(op, n, mask, heads, dtype, noise))
+    wider = max(dtype, others.dtype, key=lambda x: x.itemsize)
     plan = cached_plan(
         registry.get("cpu").machine("cpu"), len(hidden), max(hidden.shape[1], others.shape[1]),
-        vocab, max(dtype, others.dtype, key=lambda x: x.itemsize), compute.memory_budget,
-        backward=False, heads=2, adapter_rank=sum(len(x.A) for x in adapters),
+        vocab, wider, compute.memory_budget, logits_dtype=wider, backward=False, heads=2,
+        adapter_rank=sum(len(x.A) for x in adapters),
     )  # fmt: skip
     lows = low_ranks(hidden, adapters)
 

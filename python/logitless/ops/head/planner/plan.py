@@ -234,7 +234,8 @@ def plan_on(
     `linear_sample` draws random numbers; with `batch_invariant` always, so that a draw and what
     scores it are tiled alike."""
     name = _dtype_name("dtype", dtype)
-    realised = name if logits_dtype is None else _dtype_name("logits_dtype", logits_dtype)
+    asked = logits_dtype is not None
+    realised = _dtype_name("logits_dtype", logits_dtype) if asked else machine.logits_dtype(name)
     tokens, kept_entries = whole("tokens", tokens), whole("kept_entries", kept_entries)
     hidden, vocab = whole("hidden", hidden, least=1), whole("vocab", vocab, least=1)
     gradients = check_names("gradients", gradients, GRADIENTS)

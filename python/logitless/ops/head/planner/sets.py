@@ -20,7 +20,8 @@ class SetProblem(NamedTuple):
         Forward and backward make the same choice: each dense product has its gathered twin."""
         gathered = self.entries * self.hidden * ITEMSIZE[self.dtype] / machine.gathered
         rows = self.rows + machine.packing_rows
-        return gathered > 2.0 * rows * self.hidden * self.vocab / machine.flops[self.dtype]
+        rate = machine.flops[machine.logits_dtype(self.dtype)]
+        return gathered > 2.0 * rows * self.hidden * self.vocab / rate
 
     def seconds(self, products: int, machine: Machine) -> float:
         """Of gathered rows in place of so many dense products."""
