@@ -81,6 +81,9 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
                         comparison, head_bytes = compare(policy, task, one, prepared.specs)
                     for method in one.methods:
                         policy.restore(start)
+                        if method == list(one.methods)[-1]:
+                            # a second copy of the weights, which no other method starts from
+                            start.clear()
                         log = log_of(one, out, Path(name, method))
                         diverged |= _train(method, policy, task, one, log, progress, stop, resume)
         except Stopped:

@@ -29,8 +29,12 @@ def hidden_states(policy: Policy, rollout: Rollout) -> Tensor:  # [N, H]
 
 
 def of_apart(policy: Policy, rollout: Rollout) -> Tensor:
-    states = policy.states(rollout.ids, rollout.attention)
-    return states[:, rollout.prompt_length - 1 : -1][rollout.mask]
+    """Without the columns that all sequences have padding in."""
+    real = rollout.attention.any(dim=0).nonzero()
+    first, last = int(real[0]), int(real[-1]) + 1
+    states = policy.states(rollout.ids[:, first:last], rollout.attention[:, first:last])
+    predict = states[:, rollout.prompt_length - 1 - first : -1]
+    return predict[rollout.mask[:, : predict.shape[1]]]
 
 
 def of_shared(policy: Policy, rollout: Rollout) -> Tensor:

@@ -8,6 +8,7 @@ Each rank has the rows of its own sequences, and its share of the two sums.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from logitless.rl.engine import LocalEngine, own_sequences, ranks
 from logitless.rl.policy import Policy
 from logitless.rl.rollout import Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
+
+# Numbers of a tensor that are cast to fp64 at once.
+PIECE = 1 << 22
 
 
 class EntropyChange(NamedTuple):
@@ -32,44 +36,63 @@ class Share(NamedTuple):
 
 
 class EntropyProbe:
-    """Made before an update, asked after it. Costs two forwards and a backward, and a copy of the
-    trained weights. Both are collective.
+    """Made before an update, asked after it. Costs two forwards and a backward, of `parts` of the
+    rollout one after the other, and a gradient's memory. Both are collective.
     """
 
-    def __init__(self, engine: LocalEngine, rollout: Rollout, temperature: float) -> None:
-        self._engine, self._own, self._temperature = engine, own_sequences(rollout), temperature
+    def __init__(
+        self, engine: LocalEngine, rollout: Rollout, temperature: float, parts: int = 1
+    ) -> None:
+        self._engine, self._temperature = engine, temperature
+        own = own_sequences(rollout)
+        places = torch.arange(len(own.mask), device=own.mask.device).tensor_split(parts)
+        self._parts = [own.sequences(part) for part in places]
         self._tokens = int(rollout.mask.sum())
         self._entropy = sum(ranks.each(self._entropy_and_gradients))
         self._gradients = engine.take_gradients()
-        self._before = [p.clone() for p in engine.own_parameters()]
+        self._before = self._along_gradient()
 
     @torch.no_grad()
     def change(self) -> EntropyChange:
-        moves = zip(self._gradients, self._engine.own_parameters(), self._before, strict=True)
-        # Summed in fp64: a dot product of ten million fp32 terms.
-        predicted = sum(float(torch.sum(g * (p - b), dtype=torch.float64)) for g, p, b in moves)
+        predicted = self._along_gradient() - self._before
         with self._engine.whole() as policy:
-            shares = ranks.each(lambda: (predicted, float(self._share_of_entropy(policy))))
+            shares = ranks.each(lambda: (predicted, self._share_of_entropy(policy)))
         predicted, entropy = (sum(numbers) for numbers in zip(*shares, strict=True))
         return EntropyChange(predicted, entropy - self._entropy)
 
+    @torch.no_grad()
+    def _along_gradient(self) -> float:
+        """<gradient, this rank's weights>, in fp64: what an update adds to it is a difference of
+        two, of which no weight has to be kept."""
+        total = 0.0
+        for g, p in zip(self._gradients, self._engine.own_parameters(), strict=True):
+            pieces = zip(g.reshape(-1).split(PIECE), p.reshape(-1).split(PIECE), strict=True)
+            total += float(sum(a.double() @ b.double() for a, b in pieces))
+        return total
+
     def _entropy_and_gradients(self) -> float:
-        if not len(self._own.mask):
-            self._engine.idle()
-            return 0.0
-        out = self._engine.forward_backward(self._own, self._share, Stopwatch())
-        return float(out.loss.detach())
+        total = 0.0
+        for own in self._parts:
+            if not len(own.mask):
+                self._engine.idle()
+                continue
+            share = partial(self._share, own.targets)
+            out = self._engine.forward_backward(own, share, Stopwatch())
+            total += float(out.loss.detach())
+        return total
 
-    def _share_of_entropy(self, policy: Policy) -> Tensor:
-        if not len(self._own.mask):
-            return policy.weight.new_zeros(())
-        return self._share(hidden_states(policy, self._own), policy).loss
+    def _share_of_entropy(self, policy: Policy) -> float:
+        return sum(
+            float(self._share(own.targets, hidden_states(policy, own), policy).loss)
+            for own in self._parts
+            if len(own.mask)
+        )
 
-    def _share(self, states: Tensor, policy: Policy) -> Share:
+    def _share(self, targets: Tensor, states: Tensor, policy: Policy) -> Share:
         stats: Any = ll.linear_token_stats(
             states,
             policy.weight,
-            self._own.targets,
+            targets,
             temperature=self._temperature,
             **policy.head_options,
         )

@@ -62,7 +62,9 @@ def update_policy(
         known = scored(engine, minibatch, now, recipe, clock, entropy_top_p, moved=number > 0)
         shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
         now = now if follower is None else follower.after(now, shared)
-        own = index[ranks.share(len(index))].tensor_split(update.micro_batches)
+        own = alike(engine, rollout, index[ranks.share(len(index))]).tensor_split(
+            update.micro_batches
+        )
         packed = [pack(rollout, advantages, part) if len(part) else None for part in own]
         given = (engine, packed, now, recipe, shared, clock, entropy_top_p)
         parts = ranks.each(partial(passes, *given))
@@ -78,6 +80,14 @@ def update_policy(
             sums[key] = sums.get(key, 0.0) + value
         made += 1
     return Update({key: value / made for key, value in sums.items()}, gap, selected)
+
+
+def alike(engine: LocalEngine, rollout: Rollout, index: Tensor) -> Tensor:
+    """These sequences in an order in which neighbours cost the body least together: answers to a
+    prompt that it reads once, else answers as long as each other."""
+    if engine.policy.share_prompts:
+        return index.sort().values
+    return index[rollout.lengths[index].argsort(stable=True)]
 
 
 class Passes(NamedTuple):
