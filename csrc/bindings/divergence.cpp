@@ -141,7 +141,15 @@ void register_divergence(py::module_& m) {
   const auto none = py::none();
   py::class_<NoiseArrays>(m, "Noise", "Normal noise on the teacher's z of rows: core/noise.h.")
       .def(
-          py::init<py::handle, py::handle, uint64_t, uint64_t, int64_t>(),
+          py::init(
+              [](
+                  py::handle row_ids, py::handle sizes, uint64_t seed, uint64_t step, int64_t start
+              ) {
+                NoiseArrays noise(row_ids, sizes, seed, step, start);
+                noise.check_sizes();
+                return noise;
+              }
+          ),
           py::arg("row_ids"),
           py::arg("sizes"),
           py::kw_only(),

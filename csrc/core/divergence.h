@@ -20,8 +20,8 @@ constexpr double kBitsPerNat = 1.4426950408889634074, kNatsPerBit = 0.6931471805
 // student's.
 struct PairRows {
   Rows student, teacher;
-  // Added to the teacher's z, where kernels know how to (those of the CPU); or null.
-  const PairNoise* noise = nullptr;
+  // Added to the teacher's z.
+  PairNoise noise;
 };
 
 // A tile of logits of each, the same columns of the same rows, from vocabulary id `start` on.

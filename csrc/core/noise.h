@@ -49,12 +49,16 @@ LOGITLESS_HD inline double noise_of(const NoiseKey& key, int64_t token) {
   return noise_radius(pair[0]) * (quarter % 2 == 0 ? cos(angle) : sin(angle));
 }
 
-// Noise on the teacher's z of every row, of standard deviations `sizes` [n].
+// Noise on the teacher's z of every row, of standard deviations `sizes` [n]; null: none.
 struct PairNoise {
-  uint64_t seed, step;
-  const int64_t* row_ids;  // [n]
-  const double* sizes;
-  int64_t start;  // token of the first column of this rank
+  uint64_t seed = 0, step = 0;
+  const int64_t* row_ids = nullptr;  // [n]
+  const double* sizes = nullptr;
+  int64_t start = 0;  // token of the first column of this rank
+
+  LOGITLESS_HD NoiseKey key(int64_t row) const {
+    return {seed, step, static_cast<uint64_t>(row_ids[row])};
+  }
 };
 
 }  // namespace logitless

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support.heads import B, T, batch, problem
 from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal, assert_values
+from tests.support.workers.ranks import run_ranks
 
 pytestmark = pytest.mark.fakes
 
@@ -233,3 +235,11 @@ def test_a_loss_of_more_rows(device: Device, way: Any, monkeypatch: pytest.Monke
     device.wait()
     with pytest.raises(RuntimeError, match=named):
         run()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_a_vocabulary_of_two_ranks(device: Device, tmp_path: Path) -> None:
+    if device.fake:
+        pytest.skip("ranks are processes of their own, which have no fake kernels")
+    store, where = str(tmp_path / "store"), [device.backend, device.name]
+    run_ranks("vocab_device_capacity", [[str(rank), "2", store, *where] for rank in range(2)], 300)

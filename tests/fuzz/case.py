@@ -38,7 +38,9 @@ def call(core: Any, case: Case, arguments: dict[str, Any]) -> Any:
     mine = {key: value for key, value in arguments.items() if "." not in key}
     own, kept, teacher, noise = (under(x) for x in ("own", "kept", "teacher", "noise"))
     if noise:
-        mine["noise"] = core.divergence.Noise(**noise)
+        on_device = "cuda" in case.name.lower()
+        kind = core.divergence.CudaNoise if on_device else core.divergence.Noise
+        mine["noise"] = kind(**noise)
     module, target, *method = case.name.split(".")
     function = getattr(getattr(core, module), target)
 

@@ -59,7 +59,7 @@ class Pair(Problem):
             given = {"logits": self.logits, "teacher_logits": self.others, "start": self.start}
         own = {f"own.{key}": value for key, value in self.own.items()}
         teacher = {f"teacher.{key}": value for key, value in self.teacher.items()}
-        if name in ("forward", "mix", "gradient") and not self.cuda:
+        if name in ("forward", "mix", "gradient"):
             given |= _noise(self.rng, self.n)
         bfloat = tuple(x for x in ("logits", "gradient") if self.bfloat and x in {**given, **more})
         name = f"divergence.{'CudaPair.' * self.cuda}{name}"
@@ -80,11 +80,12 @@ def _noise(rng: Rng, n: int) -> dict[str, Any]:
     return {f"noise.{key}": value for key, value in given.items()} if rng.random() < 0.5 else {}
 
 
-def noise(core: Any, rng: Rng) -> Case:
+def noise(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
     n = int(rng.integers(0, 7))
     given = {"row_ids": rng.integers(0, 9, n), "sizes": rng.uniform(0, 2, n)}
     more = {"seed": int(rng.integers(2**62)), "step": int(rng.integers(2**34)), "start": 0}
-    return Case("divergence.Noise.__init__", {**given, **more})
+    more |= {"device": 0} if cuda else {}
+    return Case(f"divergence.{'Cuda' * cuda}Noise.__init__", {**given, **more})
 
 
 def forward(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
@@ -172,10 +173,9 @@ def _entries(core: Any, rng: Rng, name: str, written: str, cuda: bool, **more: A
     if name != "entries_forward":
         more["sums"] = np.abs(rng.normal(size=(n, 2)))
         more["beta"] = float(rng.uniform(0.1, 0.9))
-    if not cuda:
-        more |= _noise(rng, n)
+    more |= _noise(rng, n)
     noisy = any(key.startswith("noise.") for key in more)
-    if noisy or (rng.random() < 0.5 and not cuda):
+    if noisy or rng.random() < 0.5:
         more["columns"] = np.sort(rng.integers(0, 5000, count)).astype(np.int32)
     name = f"divergence.{'cuda_' * cuda}{name}"
     return Case(name, {**both, **given, "state": state, **more}, (written,))
@@ -225,6 +225,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
         for maker in (forward, mix, finalize, gradient)
     },
     "divergence.Noise.__init__": noise,
+    "divergence.CudaNoise.__init__": functools.partial(noise, cuda=True),
     **{
         f"divergence.{'cuda_' * cuda}{maker.__name__}": functools.partial(maker, cuda=cuda)
         for cuda in (False, True)

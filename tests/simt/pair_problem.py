@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ BETA = 0.3
 class Pair:
     student: Problem
     teacher: Problem
+    noise: dict[str, Any] | None = None  # as the oracle has it
+    start: int = 0  # token of the first column
 
     @property
     def n(self) -> int:
@@ -31,8 +33,18 @@ class Pair:
     def kernels(self) -> Any:
         return rows.module.CudaPair(self.student.rows(), self.teacher.rows())
 
+    def noise_there(self) -> Any:
+        """As the kernels take it."""
+        if self.noise is None:
+            return None
+        return rows.module.CudaNoise(**self.noise, start=self.start)
+
     def row(self, i: int) -> Pair:
-        return Pair(self.student.row(i), self.teacher.row(i))
+        noise = self.noise and {
+            name: x[i : i + 1].copy() if isinstance(x, np.ndarray) else x
+            for name, x in self.noise.items()
+        }
+        return Pair(self.student.row(i), self.teacher.row(i), noise, self.start)
 
 
 @dataclass
@@ -54,18 +66,26 @@ def pair(
     return Pair(own, other)
 
 
+def noise_of_rows(n: int) -> dict[str, Any]:
+    """For a Pair: every third row has none."""
+    sizes = np.random.default_rng(3).uniform(0.2, 2, n)
+    sizes[1::3] = 0
+    row_ids = np.arange(n) * 1_000_003 - 5
+    return {"sizes": sizes, "row_ids": row_ids, "seed": 2**64 - 3, "step": 2**34 - 1}
+
+
 def workspace(p: Pair, width: int) -> Array:
     return np.zeros(rows.module.CudaPair.workspace_bytes(p.n, width), np.uint8)
 
 
-def tiles_of(p: Pair, cuts: tuple[int, ...]) -> list[tuple[Any, Any, Array, dict[str, int]]]:
-    """Of each tile the student's, the teacher's, workspace, and where it starts."""
+def tiles_of(p: Pair, cuts: tuple[int, ...]) -> list[tuple[Any, Any, Array, dict[str, Any]]]:
+    """Of each tile the student's, the teacher's, workspace, and where it starts, with noise."""
     return [
         (
             exported(p.student.logits[..., tile], p.student.dtype),
             exported(p.teacher.logits[..., tile], p.teacher.dtype),
             workspace(p, tile.stop - tile.start),
-            {"start": tile.start},
+            {"start": tile.start, "noise": p.noise_there()},
         )
         for tile in tiles(p.vocab, cuts)
     ]
@@ -105,7 +125,7 @@ def gradient(
         logits = like(student.logits)
         logits[...] = student.logits
         student = Problem(student.dtype, logits, student.targets, student.options, student.mask)
-    p = Pair(student, p.teacher)
+    p = replace(p, student=student)
     out = student.logits
     if not in_place:
         out = np.full(out.shape, 0x7E7E, out.dtype)

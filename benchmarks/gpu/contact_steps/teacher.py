@@ -85,6 +85,8 @@ def teacher(place: Place) -> Cases:
             for run in (forward, backward):
                 key = f"{run.__name__} {kind} {backend}"
                 yield key, functools.partial(run, place, backend, kind, x)
+    if "cuda" in names:
+        yield "forward of a noisy teacher", functools.partial(noisy_forward, place, x)
     del x
     empty_caches(place)
     for kind in ("reverse_kl", "jsd"):
@@ -141,6 +143,31 @@ def forward(place: Place, backend: str, kind: str, x: Pair) -> Fields:
     op = "two rows forward, jsd" if mixed else "two rows forward"
     found = noted(place, op, x, bare(place, run), 4 if mixed else 2)
     return {**found, "error": error, "peak_bytes": held}
+
+
+@torch.no_grad()
+def noisy_forward(place: Place, x: Pair) -> Fields:
+    """The forward with noise on the teacher's logits, which torch makes too for a few rows."""
+    import logitless as ll
+    from logitless.backends.row_kernels.noise import RowNoise
+
+    ids = torch.arange(len(x.z), device=place.device)
+    key: dict[str, Any] = {"teacher_noise": 0.5, "seed": 5, "step": 2, "row_ids": ids}
+
+    def run() -> Any:
+        return ll.divergence(x.z, x.teacher, backend="cuda", **key)
+
+    few = few_rows(len(x.z), CHECKED).to(place.device)
+    sizes = torch.full((len(few),), 0.5, dtype=torch.float64, device=place.device)
+    noise = RowNoise(5, 2, ids[few], sizes).of_columns(x.z.shape[1])
+    of_few = Pair(x.z[few], x.teacher[few].double() + noise, x.upstream[:, few])
+    with torch.enable_grad():
+        right = truth(of_few, torch.arange(len(few), device=place.device), "reverse_kl")
+    out, held = peak(place, run)
+    values = {"divergence": out.divergence[few], "entropy": out.entropy[few]}
+    error = compared(values, right, x.z.dtype)
+    del out
+    return {**bare(place, run), "error": error, "peak_bytes": held}
 
 
 def backward(place: Place, backend: str, kind: str, x: Pair) -> Fields:

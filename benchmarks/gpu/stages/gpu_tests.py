@@ -17,6 +17,7 @@ NAMES = (
     "rows",
     "scaling",
     "divergence",
+    "teacher_noise",
     "tokens",
     "batch_stats",
     "token_selection",

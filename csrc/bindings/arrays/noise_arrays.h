@@ -11,9 +11,15 @@ namespace logitless::bindings {
 class NoiseArrays {
  public:
   NoiseArrays(
-      pybind11::handle row_ids, pybind11::handle sizes, uint64_t seed, uint64_t step, int64_t start
+      pybind11::handle row_ids,
+      pybind11::handle sizes,
+      uint64_t seed,
+      uint64_t step,
+      int64_t start,
+      const Place& place = {}
   )
-      : row_ids_(row_ids, "row_ids", Access::read), sizes_(sizes, "sizes", Access::read) {
+      : row_ids_(row_ids, "row_ids", Access::read, place),
+        sizes_(sizes, "sizes", Access::read, place) {
     const int64_t n = sizes_->size();
     noise_ = {
         seed,
@@ -23,7 +29,11 @@ class NoiseArrays {
         count_of(start, INT32_MAX, "start")
     };
     check(step < uint64_t{1} << 34, "step must be below 2^34, got ", step);
-    for (int64_t i = 0; i < n; ++i) {
+  }
+
+  // Of sizes that the host may read.
+  void check_sizes() const {
+    for (int64_t i = 0; i < sizes_->size(); ++i) {
       const double size = noise_.sizes[i];
       check(
           0 <= size && size < INFINITY, "noise must be finite and >= 0, got ", size, " at [", i, "]"
@@ -31,9 +41,9 @@ class NoiseArrays {
     }
   }
 
-  const PairNoise* of_rows(int64_t n) const {
+  PairNoise of_rows(int64_t n) const {
     check(sizes_->size() == n, "noise must be of ", n, " rows, got ", sizes_->size());
-    return &noise_;
+    return noise_;
   }
   void collect(Spans& spans) const {
     spans.take(row_ids_);
@@ -45,8 +55,8 @@ class NoiseArrays {
   PairNoise noise_;
 };
 
-inline const PairNoise* noise_of(const NoiseArrays* noise, int64_t n) {
-  return noise == nullptr ? nullptr : noise->of_rows(n);
+inline PairNoise noise_of(const NoiseArrays* noise, int64_t n) {
+  return noise == nullptr ? PairNoise{} : noise->of_rows(n);
 }
 
 }  // namespace logitless::bindings

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../arrays/pair_arrays.h"
+#include "noise.h"
 #include "rows.h"
 
 namespace py = pybind11;
@@ -44,13 +45,16 @@ class CudaPair {
       py::handle workspace,
       int64_t start,
       bool first,
+      const CudaNoise* noise,
       int64_t stream
   ) const {
-    const PairArrays<CudaRows> pair(rows_, teacher_, logits, teacher_logits, start);
+    const PairArrays<CudaRows> pair(
+        rows_, teacher_, logits, teacher_logits, start, CudaNoise::on(noise, device().number())
+    );
     const Array states = writes(state, "state"), memory = writes(workspace, "workspace");
     auto* data = rows_.arrays().states_of<PairState>(states);
     const cuda::Workspace lent = lent_for(pair, memory);
-    check_apart(rows_, teacher_, pair, states, memory);
+    check_apart(rows_, teacher_, pair, states, memory, noise);
     const py::gil_scoped_release release;
     cuda::pair_forward(pair.rows, pair.tile, first, data, lent, queue(stream));
   }
@@ -64,16 +68,19 @@ class CudaPair {
       double beta,
       int64_t start,
       bool first,
+      const CudaNoise* noise,
       int64_t stream
   ) const {
-    const PairArrays<CudaRows> pair(rows_, teacher_, logits, teacher_logits, start);
+    const PairArrays<CudaRows> pair(
+        rows_, teacher_, logits, teacher_logits, start, CudaNoise::on(noise, device().number())
+    );
     const Array states = reads(state, "state"), totals = writes(sums, "sums");
     const Array memory = writes(workspace, "workspace");
     const auto* data = rows_.arrays().states_of<const PairState>(states);
     auto* out = reinterpret_cast<MixSums*>(data_of<double>(totals, Dtype::f64, 2 * rows_.n()));
     beta_of(beta);
     const cuda::Workspace lent = lent_for(pair, memory);
-    check_apart(rows_, teacher_, pair, states, totals, memory);
+    check_apart(rows_, teacher_, pair, states, totals, memory, noise);
     const py::gil_scoped_release release;
     cuda::pair_mix(pair.rows, pair.tile, first, data, beta, out, lent, queue(stream));
   }
@@ -119,9 +126,12 @@ class CudaPair {
       py::handle g_divergence,
       py::handle g_entropy,
       int64_t start,
+      const CudaNoise* noise,
       int64_t stream
   ) const {
-    const PairArrays<CudaRows> pair(rows_, teacher_, logits, teacher_logits, start);
+    const PairArrays<CudaRows> pair(
+        rows_, teacher_, logits, teacher_logits, start, CudaNoise::on(noise, device().number())
+    );
     const int64_t n = rows_.n();
     const Array states = reads(state, "state"), out = writes(gradient, "gradient");
     const Array memory = writes(workspace, "workspace");
@@ -130,7 +140,7 @@ class CudaPair {
     const cuda::Upstream gd = upstream_of(of.g_divergence, n), ge = upstream_of(of.g_entropy, n);
     const cuda::Workspace lent = lent_for(pair, memory);
     const Array& others = pair.teacher_logits;
-    check_apart(rows_, teacher_, others, states, of, memory, out);
+    check_apart(rows_, teacher_, others, states, of, memory, out, noise);
     check_apart(pair.logits, memory);
     if (!same_elements(pair.logits.view(), out.view())) check_apart(pair.logits, out);
     const py::gil_scoped_release release;
@@ -163,6 +173,17 @@ class CudaPair {
 
 void register_cuda_divergence(py::module_& m) {
   const auto none = py::none();
+  py::class_<CudaNoise>(m, "CudaNoise", "Noise of which row_ids and sizes are on a CUDA device.")
+      .def(
+          py::init<py::handle, py::handle, uint64_t, uint64_t, int64_t, int>(),
+          py::arg("row_ids"),
+          py::arg("sizes"),
+          py::kw_only(),
+          py::arg("seed"),
+          py::arg("step"),
+          py::arg("start") = 0,
+          py::arg("device") = 0
+      );
   py::class_<CudaPair>(m, "CudaPair", "A student's rows beside a teacher's on a CUDA device.")
       .def(
           py::init<const CudaRows&, const CudaRows&>(),
@@ -189,6 +210,7 @@ void register_cuda_divergence(py::module_& m) {
           py::kw_only(),
           py::arg("start") = 0,
           py::arg("first") = true,
+          py::arg("noise") = none,
           py::arg("stream") = 0
       )
       .def(
@@ -204,6 +226,7 @@ void register_cuda_divergence(py::module_& m) {
           py::arg("beta"),
           py::arg("start") = 0,
           py::arg("first") = true,
+          py::arg("noise") = none,
           py::arg("stream") = 0
       )
       .def(
@@ -238,6 +261,7 @@ void register_cuda_divergence(py::module_& m) {
           py::arg("g_divergence") = none,
           py::arg("g_entropy") = none,
           py::arg("start") = 0,
+          py::arg("noise") = none,
           py::arg("stream") = 0
       );
 }

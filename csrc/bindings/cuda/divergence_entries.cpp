@@ -3,10 +3,12 @@
 // see.
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 
 #include "../../cuda/divergence/entries.h"
 #include "../arrays/pair_arrays.h"
+#include "noise.h"
 #include "rows.h"
 
 namespace py = pybind11;
@@ -14,11 +16,12 @@ namespace py = pybind11;
 namespace logitless::bindings {
 namespace {
 
-// Entries of both at the sets of rows without a bias.
+// Entries of both at the sets of rows without a bias; with noise also their columns.
 struct EntryArrays {
   const CudaRows &student_rows, &teacher_rows;
   Place place;
   Array offsets, logits, teacher_logits;
+  std::optional<Array> columns;
   PairRows rows;
   cuda::PairEntries entries;
 
@@ -27,14 +30,17 @@ struct EntryArrays {
       const CudaRows& teacher,
       py::handle offsets_,
       py::handle logits_,
-      py::handle teacher_logits_
+      py::handle teacher_logits_,
+      py::handle columns_,
+      const CudaNoise* noise
   )
       : student_rows(student),
         teacher_rows(teacher),
         place(student.device().place()),
         offsets(offsets_, "offsets", Access::read, place),
         logits(logits_, "logits", Access::read, place),
-        teacher_logits(teacher_logits_, "teacher_logits", Access::read, place) {
+        teacher_logits(teacher_logits_, "teacher_logits", Access::read, place),
+        columns(optional_array(columns_, "columns", Access::read, place)) {
     check_same_rows(student, teacher);
     const int own = student.device().number(), other = teacher.device().number();
     check(own == other, "teacher must be on device ", own, ", got ", other);
@@ -42,7 +48,9 @@ struct EntryArrays {
     entries.count = logits->size();
     entries.student = data_of<const float>(logits, Dtype::f32, entries.count);
     entries.teacher = data_of<const float>(teacher_logits, Dtype::f32, entries.count);
-    rows = {student.rows(), teacher.rows()};
+    entries.tokens = data_of<const int32_t>(columns, Dtype::i32, entries.count);
+    check(noise == nullptr || columns, "columns must be given with noise");
+    rows = {student.rows(), teacher.rows(), noise_of(CudaNoise::on(noise, own), student.n())};
     for (const logitless::Rows* side : {&rows.student, &rows.teacher}) {
       check(side->transform.bias == nullptr, "rows must have no bias: entries have it");
     }
@@ -52,6 +60,7 @@ struct EntryArrays {
     spans.take(student_rows);
     spans.take(teacher_rows);
     for (const Array* array : {&offsets, &logits, &teacher_logits}) spans.take(*array);
+    spans.take(columns);
   }
 };
 
@@ -62,12 +71,14 @@ void entries_forward(
     py::handle logits,
     py::handle teacher_logits,
     py::handle state,
+    py::handle columns,
+    const CudaNoise* noise,
     int64_t stream
 ) {
-  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits);
+  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits, columns, noise);
   const Array states(state, "state", Access::write, pair.place);
   auto* data = rows.arrays().states_of<PairState>(states);
-  check_apart(pair, states);
+  check_apart(pair, states, noise);
   const py::gil_scoped_release release;
   cuda::entries_forward(pair.rows, pair.entries, data, pair.queue(stream));
 }
@@ -81,15 +92,17 @@ void entries_mix(
     py::handle state,
     py::handle sums,
     double beta,
+    py::handle columns,
+    const CudaNoise* noise,
     int64_t stream
 ) {
-  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits);
+  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits, columns, noise);
   const Array states(state, "state", Access::read, pair.place);
   const Array totals(sums, "sums", Access::write, pair.place);
   const auto* data = rows.arrays().states_of<const PairState>(states);
   auto* out = reinterpret_cast<MixSums*>(data_of<double>(totals, Dtype::f64, 2 * rows.n()));
   beta_of(beta);
-  check_apart(pair, states, totals);
+  check_apart(pair, states, totals, noise);
   const py::gil_scoped_release release;
   cuda::entries_mix(pair.rows, pair.entries, data, beta, out, pair.queue(stream));
 }
@@ -107,9 +120,11 @@ void entries_gradient(
     py::handle sums,
     py::handle g_divergence,
     py::handle g_entropy,
+    py::handle columns,
+    const CudaNoise* noise,
     int64_t stream
 ) {
-  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits);
+  const EntryArrays pair(rows, teacher, offsets, logits, teacher_logits, columns, noise);
   const int64_t n = rows.n();
   const Array states(state, "state", Access::read, pair.place);
   const Array out(gradient, "gradient", Access::write, pair.place);
@@ -117,7 +132,7 @@ void entries_gradient(
   const auto* data = rows.arrays().states_of<const PairState>(states);
   const cuda::Upstream gd = upstream_of(of.g_divergence, n), ge = upstream_of(of.g_entropy, n);
   auto* d_values = data_of<float>(out, Dtype::f32, pair.entries.count);
-  check_apart(pair, states, of, out);
+  check_apart(pair, states, of, out, noise);
   const py::gil_scoped_release release;
   cuda::entries_gradient(
       pair.rows, pair.entries, data, of.sums, of.kind, beta, gd, ge, d_values, pair.queue(stream)
@@ -131,7 +146,7 @@ void register_cuda_divergence_entries(py::module_& m) {
   m.def(
       "cuda_entries_forward",
       &entries_forward,
-      "entries_forward on a CUDA device, without noise.",
+      "entries_forward on a CUDA device.",
       py::arg("rows"),
       py::arg("teacher"),
       py::arg("offsets"),
@@ -139,12 +154,14 @@ void register_cuda_divergence_entries(py::module_& m) {
       py::arg("teacher_logits"),
       py::arg("state"),
       py::kw_only(),
+      py::arg("columns") = none,
+      py::arg("noise") = none,
       py::arg("stream") = 0
   );
   m.def(
       "cuda_entries_mix",
       &entries_mix,
-      "entries_mix on a CUDA device, without noise.",
+      "entries_mix on a CUDA device.",
       py::arg("rows"),
       py::arg("teacher"),
       py::arg("offsets"),
@@ -154,12 +171,14 @@ void register_cuda_divergence_entries(py::module_& m) {
       py::arg("sums"),
       py::kw_only(),
       py::arg("beta"),
+      py::arg("columns") = none,
+      py::arg("noise") = none,
       py::arg("stream") = 0
   );
   m.def(
       "cuda_entries_gradient",
       &entries_gradient,
-      "entries_gradient on a CUDA device, without noise.",
+      "entries_gradient on a CUDA device.",
       py::arg("rows"),
       py::arg("teacher"),
       py::arg("offsets"),
@@ -173,6 +192,8 @@ void register_cuda_divergence_entries(py::module_& m) {
       py::arg("sums") = none,
       py::arg("g_divergence") = none,
       py::arg("g_entropy") = none,
+      py::arg("columns") = none,
+      py::arg("noise") = none,
       py::arg("stream") = 0
   );
 }

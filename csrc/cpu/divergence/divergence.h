@@ -37,10 +37,10 @@ const PairKernels& pair_kernels();
 
 // That of the teacher's block whose first column has this number.
 inline BlockNoise block_noise(const PairRows& rows, int64_t row, int64_t column) {
-  const PairNoise* noise = rows.noise;
-  if (noise == nullptr || noise->sizes[row] == 0) return {};
-  const NoiseKey key{noise->seed, noise->step, static_cast<uint64_t>(noise->row_ids[row])};
-  return {noise->sizes[row] / rows.teacher.scale_of(row), key, noise->start + column, nullptr};
+  const PairNoise& noise = rows.noise;
+  if (noise.sizes == nullptr || noise.sizes[row] == 0) return {};
+  const double size = noise.sizes[row] / rows.teacher.scale_of(row);
+  return {size, noise.key(row), noise.start + column, nullptr};
 }
 
 // Folds a tile into the state; with `first` the state is started afresh. Tiles start at multiples

@@ -22,7 +22,7 @@ struct Call {
   const PairTile& tile;
   Stream stream;
   int64_t n, columns, splits;
-  bool transformed;
+  Steps steps;
   PairTerms* terms;
   void* partials;
 
@@ -36,8 +36,11 @@ struct Call {
     n = rows.student.n;
     columns = tile.columns();
     splits = ceil_div(columns, kPairColumns);
-    transformed =
+    const bool transformed =
         rows.student.transform.changes_logits() || rows.teacher.transform.changes_logits();
+    steps = rows.noise.sizes != nullptr ? Steps::transform_and_noise
+            : transformed               ? Steps::transform
+                                        : Steps::none;
     const int64_t needed = pair_workspace_bytes(n, columns);
     const bool aligned = reinterpret_cast<uintptr_t>(workspace.data) % alignof(PairTerms) == 0;
     check(
@@ -71,16 +74,36 @@ struct Call {
   }
 };
 
-template <Divergence kKind>
-auto gradient_kernel(bool transformed) {
-  return transformed ? pair_gradient_kernel<kKind, true> : pair_gradient_kernel<kKind, false>;
+auto moments_kernel_of(Steps steps) {
+  switch (steps) {
+    case Steps::none: return pair_moments_kernel<Steps::none>;
+    case Steps::transform: return pair_moments_kernel<Steps::transform>;
+    default: return pair_moments_kernel<Steps::transform_and_noise>;
+  }
 }
 
-auto gradient_kernel_of(Divergence kind, bool transformed) {
+auto mix_kernel_of(Steps steps) {
+  switch (steps) {
+    case Steps::none: return mix_kernel<Steps::none>;
+    case Steps::transform: return mix_kernel<Steps::transform>;
+    default: return mix_kernel<Steps::transform_and_noise>;
+  }
+}
+
+template <Divergence kKind>
+auto gradient_kernel(Steps steps) {
+  switch (steps) {
+    case Steps::none: return pair_gradient_kernel<kKind, Steps::none>;
+    case Steps::transform: return pair_gradient_kernel<kKind, Steps::transform>;
+    default: return pair_gradient_kernel<kKind, Steps::transform_and_noise>;
+  }
+}
+
+auto gradient_kernel_of(Divergence kind, Steps steps) {
   switch (kind) {
-    case Divergence::reverse_kl: return gradient_kernel<Divergence::reverse_kl>(transformed);
-    case Divergence::forward_kl: return gradient_kernel<Divergence::forward_kl>(transformed);
-    default: return gradient_kernel<Divergence::jsd>(transformed);
+    case Divergence::reverse_kl: return gradient_kernel<Divergence::reverse_kl>(steps);
+    case Divergence::forward_kl: return gradient_kernel<Divergence::forward_kl>(steps);
+    default: return gradient_kernel<Divergence::jsd>(steps);
   }
 }
 
@@ -98,8 +121,7 @@ void pair_forward(
   const DeviceGuard guard(stream.device);
   auto* partials = static_cast<PairPartial*>(call.partials);
   const PairMomentsArgs moments = {rows, tile, call.columns, call.splits, partials};
-  const auto kernel = call.transformed ? pair_moments_kernel<true> : pair_moments_kernel<false>;
-  launch("moments", kernel, call.warps(), kPairThreads, stream, moments);
+  launch("moments", moments_kernel_of(call.steps), call.warps(), kPairThreads, stream, moments);
   const PairCombineArgs combine = {rows, call.splits, partials, state, first};
   const int64_t blocks = ceil_div(call.n, kPairCombineWarps);
   launch("combine", pair_combine_kernel, blocks, kPairCombineThreads, stream, combine);
@@ -122,8 +144,7 @@ void pair_mix(
   const auto own = static_cast<float>(mix_offset(beta));
   const auto others = static_cast<float>(teacher_mix_offset(beta));
   const MixArgs mix = {rows, tile, call.columns, call.splits, call.terms, own, others, partials};
-  const auto kernel = call.transformed ? mix_kernel<true> : mix_kernel<false>;
-  launch("mix", kernel, call.warps(), kPairThreads, stream, mix);
+  launch("mix", mix_kernel_of(call.steps), call.warps(), kPairThreads, stream, mix);
   const MixCombineArgs combine = {rows, call.splits, partials, state, sums, first};
   const int64_t blocks = ceil_div(call.n, kPairCombineWarps);
   launch("mix combine", mix_combine_kernel, blocks, kPairCombineThreads, stream, combine);
@@ -164,7 +185,7 @@ void pair_gradient(
   const int64_t blocks = ceil_div(call.columns, kGradientColumns);
   launch(
       "gradient",
-      gradient_kernel_of(kind, call.transformed),
+      gradient_kernel_of(kind, call.steps),
       call.n * blocks,
       kGradientThreads,
       stream,

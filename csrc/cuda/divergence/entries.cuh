@@ -9,6 +9,7 @@
 #include "../rows/transform.cuh"
 #include "columns.cuh"
 #include "entries.h"
+#include "noise.cuh"
 #include "row_terms.cuh"
 
 namespace logitless::cuda {
@@ -19,14 +20,22 @@ constexpr int kEntriesThreads = 128, kEntriesWarps = kEntriesThreads / kWarp;
 struct EntriesRow {
   int64_t row, first, stop;
   TransformMath own, other;
+  NoiseKey key;
+  float size;  // of noise; 0: none
+  int64_t start;
 
   LOGITLESS_DEVICE EntriesRow(const PairRows& rows, const PairEntries& entries)
       : row(block_index() * kEntriesWarps + threadIdx.x / kWarp),
         first(0),
         stop(0),
         own(rows.student.transform),
-        other(rows.teacher.transform) {
+        other(rows.teacher.transform),
+        key{},
+        size(0),
+        start(rows.noise.start) {
     if (row >= rows.student.n) return;
+    size = noise_size(rows, row);
+    if (size != 0.0f) key = rows.noise.key(row);
     const Range range = range_of(entries.offsets, entries.count, row);
     first = range.start + threadIdx.x % kWarp;
     stop = range.stop;
@@ -41,7 +50,9 @@ struct EntriesRow {
   }
   LOGITLESS_DEVICE float z(const PairEntries& entries, int64_t i) const {
     float slope;
-    return other.differentiate(entries.teacher[i], slope);
+    const float value = other.differentiate(entries.teacher[i], slope);
+    if (size == 0.0f) return value;
+    return value + product(size, normal_of(key, start + entries.tokens[i]));
   }
 };
 

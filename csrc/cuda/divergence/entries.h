@@ -1,6 +1,6 @@
 // Rows under two softmaxes over sets of the vocabulary on a CUDA device: the functions of
-// csrc/cpu/divergence/entries.h on the caller's stream, without noise. Built without CUDA,
-// absent.cpp defines the same symbols.
+// csrc/cpu/divergence/entries.h on the caller's stream. Built without CUDA, absent.cpp defines the
+// same symbols.
 #pragma once
 
 #include "divergence.h"
@@ -12,6 +12,7 @@ struct PairEntries {
   const int64_t* offsets = nullptr;  // [n + 1]
   int64_t count = 0;
   const float *student = nullptr, *teacher = nullptr;  // [count]
+  const int32_t* tokens = nullptr;                     // [count], with noise
 };
 
 // States of rows over their sets.

@@ -38,9 +38,11 @@ gradient_columns(const PairGradientArgs& args, int64_t row, int64_t first, int t
   return {first + own, left - own, kGradientThreads * kQuad, wide ? 1 : kGradientThreads};
 }
 
-template <Divergence kKind, bool kTransformed>
+template <Divergence kKind, Steps kSteps>
 LOGITLESS_KERNEL(kGradientThreads, 4)
 pair_gradient_kernel(const PairGradientArgs args) {
+  constexpr bool kTransformed = transforms(kSteps);
+  LOGITLESS_SHARED_ARRAY(float, noise, noise_room(kSteps, kGradientColumns));
   const uint64_t number = block_index(), blocks = args.blocks;
   // the last row of the grid's second dimension may have blocks to spare
   if (number >= args.rows.student.n * blocks) return;
@@ -52,6 +54,19 @@ pair_gradient_kernel(const PairGradientArgs args) {
   if (terms.active != 0.0f) {
     Raw raw, other;
     Quads z;
+    float size = 0.0f;
+    if constexpr (adds_noise(kSteps)) {
+      size = noise_size(args.rows, row);
+      if (size != 0.0f) {
+        const NoiseKey key = args.rows.noise.key(row);
+        const int64_t token = args.rows.noise.start + args.tile.start + first;
+        const int64_t rest = args.columns - first;
+        const int columns = static_cast<int>(rest < kGradientColumns ? rest : kGradientColumns);
+        const auto thread = static_cast<int>(threadIdx.x);
+        make_noise(key, size, token, columns, thread, kGradientThreads, noise, 0);
+        sync_block();
+      }
+    }
     load_quads(args.tile.student, row, at, raw);
     load_quads(args.tile.teacher, row, at, other);
     unpack_quads(args.tile.student.dtype, raw, y);
@@ -64,6 +79,12 @@ pair_gradient_kernel(const PairGradientArgs args) {
         own.add_bias(y[k], column, at.left_of(k), at.stride);
         others.apply(z[k], column, at.left_of(k), at.stride);
       }
+    }
+    if constexpr (adds_noise(kSteps)) {
+      if (size != 0.0f) add_noise(noise, static_cast<int>(at.first - first), at, z);
+    }
+#pragma unroll
+    for (int k = 0; k < kQuads; ++k) {
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) {
         float slope = 1.0f;

@@ -16,17 +16,19 @@ struct MixArgs {
   MixPartial* partials;
 };
 
-template <bool kTransformed>
+template <Steps kSteps>
 LOGITLESS_KERNEL(kPairThreads, 4)
 mix_kernel(const MixArgs args) {
+  LOGITLESS_SHARED_ARRAY(float, noise, noise_room(kSteps, kPairWarps * kPairColumns));
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const uint64_t number = block_index() * kPairWarps + threadIdx.x / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const uint64_t number = block_index() * kPairWarps + warp;
   if (number >= static_cast<uint64_t>(args.rows.student.n * args.splits)) return;
   const PairSplit split(number, args.splits, args.columns, lane);
   if (!args.rows.student.active(split.row)) return;
 
   Quads y, z;
-  read_pair<kTransformed>(args.rows, args.tile, split.row, split.at, y, z);
+  read_split<kSteps>(args.rows, args.tile, split, warp, lane, noise, y, z);
   const PairTerms row = args.terms[split.row];
   float student[2] = {}, teacher[2] = {};
 #pragma unroll

@@ -7,7 +7,7 @@
 #include <cuda/runtime/warp.cuh>
 
 #include "columns.cuh"
-#include "quads.cuh"
+#include "noise.cuh"
 
 namespace logitless::cuda {
 
@@ -31,17 +31,19 @@ LOGITLESS_DEVICE float quads_max(const Quads& y) {
   return m;
 }
 
-template <bool kTransformed>
+template <Steps kSteps>
 LOGITLESS_KERNEL(kPairThreads, 4)
 pair_moments_kernel(const PairMomentsArgs args) {
+  LOGITLESS_SHARED_ARRAY(float, noise, noise_room(kSteps, kPairWarps * kPairColumns));
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const uint64_t number = block_index() * kPairWarps + threadIdx.x / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const uint64_t number = block_index() * kPairWarps + warp;
   if (number >= static_cast<uint64_t>(args.rows.student.n * args.splits)) return;
   const PairSplit split(number, args.splits, args.columns, lane);
   if (!args.rows.student.active(split.row)) return;
 
   Quads y, z;
-  read_pair<kTransformed>(args.rows, args.tile, split.row, split.at, y, z);
+  read_split<kSteps>(args.rows, args.tile, split, warp, lane, noise, y, z);
   const float m = warp_max(quads_max(y)), m_other = warp_max(quads_max(z));
   const float from = reference_of(m), from_other = reference_of(m_other);
   const float scale = scale_in_bits(args.rows.student, split.row);

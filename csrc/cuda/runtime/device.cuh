@@ -18,6 +18,7 @@ namespace logitless::cuda {
 constexpr int kWarp = 32;
 
 LOGITLESS_DEVICE void sync_block() { __syncthreads(); }
+LOGITLESS_DEVICE void sync_warp() { __syncwarp(); }
 
 // The value of the lane whose number differs in the bits of `bits`; all lanes of a warp call it.
 template <typename T>

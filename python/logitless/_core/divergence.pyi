@@ -111,6 +111,8 @@ def cuda_entries_forward(
     teacher_logits: Array,
     state: Array,
     *,
+    columns: Array | None = None,
+    noise: CudaNoise | None = None,
     stream: int = 0,
 ) -> None: ...
 def cuda_entries_mix(
@@ -123,6 +125,8 @@ def cuda_entries_mix(
     sums: Array,
     *,
     beta: float,
+    columns: Array | None = None,
+    noise: CudaNoise | None = None,
     stream: int = 0,
 ) -> None: ...
 def cuda_entries_gradient(
@@ -139,8 +143,22 @@ def cuda_entries_gradient(
     sums: Array | None = None,
     g_divergence: Array | None = None,
     g_entropy: Array | None = None,
+    columns: Array | None = None,
+    noise: CudaNoise | None = None,
     stream: int = 0,
 ) -> None: ...
+
+class CudaNoise:
+    def __init__(
+        self,
+        row_ids: Array,
+        sizes: Array,
+        *,
+        seed: int,
+        step: int,
+        start: int = 0,
+        device: int = 0,
+    ) -> None: ...
 
 class CudaPair:
     def __init__(self, rows: CudaRows, teacher: CudaRows) -> None: ...
@@ -155,6 +173,7 @@ class CudaPair:
         *,
         start: int = 0,
         first: bool = True,
+        noise: CudaNoise | None = None,
         stream: int = 0,
     ) -> None: ...
     def mix(
@@ -168,6 +187,7 @@ class CudaPair:
         beta: float,
         start: int = 0,
         first: bool = True,
+        noise: CudaNoise | None = None,
         stream: int = 0,
     ) -> None: ...
     def finalize(
@@ -196,5 +216,6 @@ class CudaPair:
         g_divergence: Array | None = None,
         g_entropy: Array | None = None,
         start: int = 0,
+        noise: CudaNoise | None = None,
         stream: int = 0,
     ) -> None: ...

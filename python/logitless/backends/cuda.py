@@ -106,14 +106,16 @@ class CudaPair:
                 _core.rows.CudaRows(**x.shared, device=device.index or 0) for x in (rows, teacher)
             )
             self.kernels = _core.divergence.CudaPair(*both)
+            noise = teacher.noise
+            self.noise = None if noise is None else noise.on(device.index or 0)
 
     def forward(self, tile: Any, other: Any, state: Any, **options: Any) -> None:
         with self._lent(tile) as lent:
-            self.kernels.forward(tile, other, state, lent, **options, stream=self.stream)
+            self._queue(self.kernels.forward, tile, other, state, lent, **options)
 
     def mix(self, tile: Any, other: Any, state: Any, sums: Any, **options: Any) -> None:
         with self._lent(tile) as lent:
-            self.kernels.mix(tile, other, state, sums, lent, **options, stream=self.stream)
+            self._queue(self.kernels.mix, tile, other, state, sums, lent, **options)
 
     def finalize(self, state: Any, **outputs: Any) -> None:
         with current(self.device):
@@ -121,7 +123,10 @@ class CudaPair:
 
     def gradient(self, tile: Any, other: Any, state: Any, out: Any, **options: Any) -> None:
         with self._lent(tile) as lent:
-            self.kernels.gradient(tile, other, state, out, lent, **options, stream=self.stream)
+            self._queue(self.kernels.gradient, tile, other, state, out, lent, **options)
+
+    def _queue(self, kernel: Callable[..., None], *arrays: Any, **options: Any) -> None:
+        kernel(*arrays, **options, noise=self.noise, stream=self.stream)
 
     @contextmanager
     def _lent(self, tile: Any) -> Iterator[Tensor]:
@@ -191,6 +196,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         sampling=CudaSampling(),
         tokens=_tokens,
         divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, CudaPair),
+        noise=True,
         absent=ABSENT,
         asynchronous=True,
         described=described,

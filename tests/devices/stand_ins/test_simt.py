@@ -202,6 +202,18 @@ BUGS = {
         "for (int64_t i = lane; i + 1 < args.splits; i += kWarp) {\n    add_part", "pair_shapes",
         ("beyond tolerance",),
     ),
+    "noise_of_a_warp_not_awaited": Bug(
+        "cuda/divergence/noise.cuh", "      sync_warp();\n", "", "pair_noise",
+        ("race on shared noise[", "before anyone wrote it"),
+    ),
+    "noise_of_a_block_not_awaited": Bug(
+        "cuda/divergence/gradient.cuh", "        sync_block();\n", "", "pair_noise",
+        ("race on shared noise[", "before anyone wrote it"),
+    ),
+    "noise_of_a_group_from_its_start": Bug(
+        "cuda/divergence/noise.cuh", "i % 16 - skipped;", "i % 16;", "pair_noise",
+        ("beyond tolerance", "AssertionError", "before anyone wrote it"),
+    ),
     "reads_idle_pairs": Bug(
         "cuda/divergence/gradient.cuh", "if (terms.active != 0.0f) {", "{", "pair_masks",
         ("AddressSanitizer: SEGV",),

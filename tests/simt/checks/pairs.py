@@ -24,14 +24,25 @@ DTYPES = (
 
 
 def known(p: Pair) -> dict[str, Any]:
-    return {"mask": p.student.mask, "student": p.student.options, "teacher": p.teacher.options}
+    sides = {"student": p.student.options, "teacher": p.teacher.options}
+    return {"mask": p.student.mask, "noise": p.noise, **sides}
+
+
+def noise_of(p: Pair) -> Array:
+    if p.noise is None:
+        return np.zeros((p.n, p.vocab))
+    seed, step = p.noise["seed"], p.noise["step"]
+    normal = [
+        reference.teacher_noise(seed, step, i, np.arange(p.vocab)) for i in p.noise["row_ids"]
+    ]
+    return p.noise["sizes"][:, None] * np.reshape(normal, (p.n, p.vocab))
 
 
 def plain(p: Pair) -> dict[str, Array]:
     """KL, entropies and the divergences from the mix as float32 has them, of unmasked rows."""
     logs = []
-    for side in (p.student, p.teacher):
-        z = reference.logits_chain(side.values, **side.options).astype(np.float32)
+    for side, noise in ((p.student, 0.0), (p.teacher, noise_of(p))):
+        z = (reference.logits_chain(side.values, **side.options) + noise).astype(np.float32)
         x = z - z.max(1, keepdims=True)
         logs.append(x - np.log(np.exp(x).sum(1, keepdims=True)))
     log_p, log_q = logs
@@ -281,10 +292,48 @@ def pair_alone() -> None:
             tolerances.assert_bitwise_equal(ours, gradients[kind])
 
 
+def pair_noise() -> None:
+    """The oracle's, wherever tiles begin and in any order of threads, after the chain of a row; a
+    row of size 0 has the bits that it has without. A rank's columns have the noise of their
+    tokens."""
+    for dtypes, kinds in ((DTYPES[0], ("plain",) * 2), (DTYPES[3], ("all", "row_temperature"))):
+        for vocab in (5, SPLIT + 3, BLOCK + SPLIT + 77):
+            p = pairs.pair(5, vocab, dtypes, kinds)
+            p.noise = pairs.noise_of_rows(5)
+            whole, _ = both(p)
+            plain_pair = Pair(p.student, p.teacher)
+            quiet = pairs.stats(plain_pair)
+            tolerances.assert_bitwise_equal(
+                whole.outputs["forward_kl"][1], quiet.outputs["forward_kl"][1]
+            )
+            # a peaked row may round to the same
+            assert whole.outputs["forward_kl"][0] != quiet.outputs["forward_kl"][0]
+            tolerances.assert_bitwise_equal(pairs.stats(p.row(3)).state[0], whole.state[3])
+            if vocab < SPLIT:
+                continue
+            cuts = (37, 1000, 1001)
+            cut, parts = both(p, cuts=cuts)
+            for kind in KINDS:
+                again = pairs.gradient(p, cut, kind, pairs.upstream(5))
+                tolerances.assert_bitwise_equal(parts[kind], again)
+    p = pairs.pair(4, SPLIT + 90, DTYPES[2])
+    p.noise = pairs.noise_of_rows(4)
+    whole, g = pairs.stats(p), pairs.upstream(4)
+    shard = Pair(
+        *(Problem(x.dtype, x.logits[:, 77:].copy(), x.targets) for x in (p.student, p.teacher)),
+        p.noise,
+        77,
+    )
+    for kind in KINDS:
+        ours = pairs.gradient(shard, whole, kind, g)
+        right = pairs.gradient(p, whole, kind, g)[:, 77:]
+        tolerances.assert_bitwise_equal(ours, right)
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
         pair_shapes, pair_chains, pair_masks, pair_nowhere, pair_errors, pair_layout, pair_tiles,
-        pair_far, pair_alone,
+        pair_far, pair_alone, pair_noise,
     )
 }  # fmt: skip

@@ -218,7 +218,8 @@ def set_orders() -> None:
 
 
 def set_pairs() -> None:
-    """Values and gradients of every kind through chains of both; masked rows; nothing in common."""
+    """Values and gradients of every kind through chains of both; masked rows; nothing in common;
+    noise on the teacher."""
     n, vocab = 7, 2 * EDGE + 9
     for masked, *chains in (
         (False, "plain", "plain"), (True, "all", "softcap"), (False, "row_temperature", "all")
@@ -229,12 +230,18 @@ def set_pairs() -> None:
             one, other = filled(p.student, sets), Sets(sets.ids)
             two = filled(p.teacher, other)
             both, values = (one.rows(), two.rows()), (sets.values, other.values)
-            known = {"sets": sets.ids, "mask": p.student.mask, "student": p.student.options,
-                     "teacher": p.teacher.options}  # fmt: skip
+            p.noise = None if masked else pairs.noise_of_rows(n)
+            more = {"columns": sets.columns, "noise": p.noise_there()}
+            known = {
+                "noise": p.noise, "sets": sets.ids, "mask": p.student.mask,
+                "student": p.student.options, "teacher": p.teacher.options,
+            }  # fmt: skip
             arrays = p.student.values, p.teacher.values
             state, sums = np.full((n, 8), np.nan), np.full((n, 2), np.nan)
-            rows.module.cuda_entries_forward(*both, sets.offsets, *values, state)
-            rows.module.cuda_entries_mix(*both, sets.offsets, *values, state, sums, beta=BETA)
+            rows.module.cuda_entries_forward(*both, sets.offsets, *values, state, **more)
+            rows.module.cuda_entries_mix(
+                *both, sets.offsets, *values, state, sums, beta=BETA, **more
+            )
             outputs = {name: np.full(n, np.nan, np.float32) for name in pairs.OUTPUTS}
             flag = np.full(1, rows.NO_ERROR, np.int64)
             rows.module.CudaPair(*both).finalize(state, error=flag, **outputs)
@@ -249,7 +256,16 @@ def set_pairs() -> None:
             for kind in KINDS:
                 found = np.full(len(sets.values), np.nan, np.float32)
                 rows.module.cuda_entries_gradient(
-                    *both, sets.offsets, *values, state, found, kind=kind, beta=BETA, sums=sums, **g
+                    *both,
+                    sets.offsets,
+                    *values,
+                    state,
+                    found,
+                    kind=kind,
+                    beta=BETA,
+                    sums=sums,
+                    **g,
+                    **more,
                 )
                 right, _ = divergence.divergence_backward(
                     *arrays, kind=kind, beta=BETA, **g, **known

@@ -35,29 +35,42 @@ class CudaSets:
         _queue(_core.sets.cuda_gradient, state, (rows,), *csr, state, **arrays)
 
     def pair_forward(self, rows: Rows, teacher: Rows, *entries: Any, state: Any) -> None:
-        offsets, _, *both = entries
-        function = _core.divergence.cuda_entries_forward
-        _queue(function, state, (rows, teacher), offsets, *both, state)
+        _queue_pair(_core.divergence.cuda_entries_forward, (rows, teacher), entries, state)
 
     def pair_mix(
         self, rows: Rows, teacher: Rows, *entries: Any, state: Any, sums: Any, beta: float
     ) -> None:
-        offsets, _, *both = entries
         function = _core.divergence.cuda_entries_mix
-        _queue(function, state, (rows, teacher), offsets, *both, state, sums, beta=beta)
+        _queue_pair(function, (rows, teacher), entries, state, sums, beta=beta)
 
     def pair_gradient(
         self, rows: Rows, teacher: Rows, *entries: Any, state: Any, out: Any, **how: Any
     ) -> None:
-        offsets, _, *both = entries
         function = _core.divergence.cuda_entries_gradient
-        _queue(function, state, (rows, teacher), offsets, *both, state, out, **how)
+        _queue_pair(function, (rows, teacher), entries, state, out, **how)
 
 
 def _run(function: Callable[..., None], like: Any, *arguments: Any, **named: Any) -> None:
     device = like.device
     with current(device):
         function(*arguments, **named, device=device.index or 0, stream=stream_of(device))
+
+
+def _queue_pair(
+    function: Callable[..., None],
+    sides: tuple[Rows, Rows],
+    entries: tuple[Any, ...],
+    state: Any,
+    *arrays: Any,
+    **named: Any,
+) -> None:
+    """A function of both rows, with the teacher's noise."""
+    offsets, columns, *both = entries
+    noise = sides[1].noise
+    if noise is not None:
+        with current(state.device):
+            named |= {"noise": noise.on(state.device.index or 0), "columns": columns}
+    _queue(function, state, sides, offsets, *both, state, *arrays, **named)
 
 
 def _queue(

@@ -22,8 +22,8 @@ ABSENT = {
     "sampling": "the kernels that draw tokens are the compiled core's, for CUDA and the CPU: pass "
     "hidden.cpu() and weight.cpu(), or draw from logits by "
     "torch.multinomial((hidden @ weight.T).softmax(-1), 1), scored by linear_token_stats",
-    "noise": "the kernels that add noise to a teacher's logits run on the CPU only; "
-    "backend='torch' adds the same to full logits",
+    "noise": "the kernels that add noise to a teacher's logits are the compiled core's, for CUDA "
+    "and the CPU; backend='torch' adds the same to full logits",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
 

@@ -37,7 +37,8 @@ KINDS = (
     "it has no finite logit",
     "its target is outside {allowed}",
     "its logits times logit_scale / temperature overflow float32",
-    "its teacher's logits hold a +inf, a NaN, or no finite one",
+    "its teacher's logits hold a +inf, a NaN, or no finite one, or its teacher_noise is not finite "
+    "and >= 0",
     "a value of its token is not finite, or its token id is negative or that of another, or its "
     "sequence is not whole, or its loss or a coefficient is not finite in the dtype of logp",
 )

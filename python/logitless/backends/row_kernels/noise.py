@@ -36,6 +36,13 @@ class RowNoise:
             self.row_ids, self.sizes, seed=self.seed, step=self.step, start=self.start
         )
 
+    def on(self, device: int) -> _core.divergence.CudaNoise:
+        """For the kernels of a CUDA device, where the arrays are."""
+        return _core.divergence.CudaNoise(
+            self.row_ids, self.sizes, seed=self.seed, step=self.step, start=self.start,
+            device=device,
+        )  # fmt: skip
+
     def of_columns(self, width: int) -> Tensor:  # [n, width] float64
         """What is added to z, in torch's operations."""
         import torch

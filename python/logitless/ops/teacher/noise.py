@@ -41,6 +41,8 @@ class Noise(NamedTuple):
 
         if _per_token(self.sizes):
             sizes = self.sizes.detach().reshape(-1).to(torch.float64)
+            # a row that is wrong is found with its logits: nothing waits for a device's
+            sizes = torch.where(sizes.isfinite() & (sizes >= 0), sizes, torch.nan)
             # what stands outside the mask may be anything
             sizes = sizes if mask is None else torch.where(mask, sizes, 0.0)
         else:
@@ -66,6 +68,10 @@ def _per_token(sizes: Any) -> bool:
     return (is_tensor(sizes) or isinstance(sizes, np.ndarray)) and sizes.ndim > 0
 
 
+def _on_device(sizes: Any) -> bool:
+    return is_tensor(sizes) and sizes.device.type != "cpu"
+
+
 def check_noise(
     op: str, sizes: Any, seed: Any, step: Any, row_ids: Any, mask: Any, shape: tuple[int, ...]
 ) -> Noise | None:
@@ -83,7 +89,7 @@ def check_noise(
     else:
         check_shape(op, "teacher_noise", sizes, "a number or the shape of the tokens", shape)
         check_dtype(op, "teacher_noise", sizes, *FLOATS)
-        if not is_traced(sizes):
+        if not is_traced(sizes) and not _on_device(sizes):
             _check_sizes(op, sizes, mask)
     for name, value in (("seed", seed), ("row_ids", row_ids)):
         if value is None:
@@ -92,7 +98,7 @@ def check_noise(
 
 
 def _check_sizes(op: str, sizes: Any, mask: Any) -> None:
-    held = sizes.detach().double().cpu().numpy() if is_tensor(sizes) else sizes
+    held = sizes.detach().double().numpy() if is_tensor(sizes) else sizes
     wrong = ~(np.isfinite(held) & (held >= 0))
     if mask is not None:
         wrong &= mask.cpu().numpy() if is_tensor(mask) else mask

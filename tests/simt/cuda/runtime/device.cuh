@@ -21,6 +21,9 @@ namespace logitless::cuda {
 constexpr int kWarp = simt::kWarp;
 
 LOGITLESS_DEVICE void sync_block(simt::Where where = simt::Where::here()) { __syncthreads(where); }
+LOGITLESS_DEVICE void sync_warp(simt::Where where = simt::Where::here()) {
+  __syncwarp(0xffffffffu, where);
+}
 
 template <typename T>
 T exchange(T value, int bits, simt::Where where = simt::Where::here()) {
