@@ -22,9 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (
         ValueError,
         TypeError,
-        FileNotFoundError,
+        OSError,
         ModuleNotFoundError,
-        ConnectionError,
         NotImplementedError,
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")

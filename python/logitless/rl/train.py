@@ -6,7 +6,6 @@ All ranks run it, and write nothing but by the first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -51,22 +50,30 @@ def train(
     engine = make_engine(policy, recipe.update, recipe.steps, reference)
     follower = follower_of(name, spec, recipe.methods[name].controller)
 
-    def load(saved: Path) -> None:
+    def load_own(saved: Path) -> None:
         engine.load(saved)
         if follower is not None:
             follower.load(saved)
 
-    def save(write: Callable[[Path], None], part: Path) -> None:
-        write(part)
+    def load(saved: Path) -> None:
+        # one that a rank cannot read is none
+        ranks.together(partial(load_own, saved))
+
+    def save(done: int) -> None:
+        part = ranks.first(partial(checkpoint.begin, log.folder, done))
+        engine.save(part)
         if follower is not None:
-            follower.save(part)
+            ranks.first(partial(follower.save, part))
+        ranks.first(partial(checkpoint.finish, part))
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:
             progress.evaluated(name, record(log, done, now, task, recipe))
 
-    read = partial(checkpoint.resume, log.folder, load, progress.say)
-    start = ranks.same(read) if resume else 0
+    start = 0
+    if resume:
+        ranks.same(partial(checkpoint.newest_first, log.folder))
+        start = checkpoint.resume(log.folder, load, progress.say)
     progress.skip(min(start, recipe.steps))
     rows, evaluations = ranks.first(partial(log.begin, start))
     every = recipe.evaluation.every
@@ -128,8 +135,7 @@ def train(
             evaluate(done)
         stopping = stop.check()
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stopping:
-            with engine.saving() as write:
-                ranks.first(partial(checkpoint.save, log.folder, done, partial(save, write)))
+            save(done)
         if stopping:
             break
     return rows

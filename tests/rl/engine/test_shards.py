@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+
+from safetensors.torch import load_file  # noqa: E402
 
 from logitless.rl.demo.job import run  # noqa: E402
 from logitless.rl.recipe import Recipe  # noqa: E402
@@ -85,13 +88,44 @@ def test_two_shares_are_one_process(pair: Path, alone: Path) -> None:
     assert {"entropy_change", "entropy_change_predicted"} <= rows[2].keys()
 
 
-def test_a_checkpoint_knows_of_no_ranks(pair: Path, alone: Path) -> None:
+def test_a_checkpoint_is_that_of_one_process_but_for_shares(pair: Path, alone: Path) -> None:
     for method in METHODS:
         saved, expected = (checkpoint.latest(at / method) for at in (pair, alone))
         assert saved is not None and expected is not None
-        names = [sorted(path.name for path in at.iterdir()) for at in (saved, expected)]
-        assert names[0] == names[1]
+        names = [{path.name for path in at.iterdir()} for at in (saved, expected)]
+        apart = {path.name for path in saved.iterdir() if path.is_dir()}
+        assert "optimizer" in apart <= {"optimizer", "reference"}
+        assert names[0] - apart == names[1] - {f"{name}.safetensors" for name in apart}
         assert (saved / "config.json").read_bytes() == (expected / "config.json").read_bytes()
+
+
+def tensors_in(saved: Path) -> dict[str, Any]:
+    """Whole ones of all its files, by folder and name: what all ranks have is in any one's file."""
+    pieces: dict[str, list[Any]] = {}
+    for path in sorted(saved.rglob("*.safetensors")):
+        part = path.parent if path.parent != saved else path
+        for name, tensor in load_file(path).items():
+            pieces.setdefault(f"{part.relative_to(saved)} {name}", []).append(tensor)
+    return {name: torch.cat(few) if few[0].ndim else few[0] for name, few in pieces.items()}
+
+
+def test_a_damaged_share_gives_way_to_the_checkpoint_before(home: Path, pair: Path) -> None:
+    """Which one rank alone would have read."""
+    out = home / "damaged"
+    shutil.copytree(pair, out)
+    saved = checkpoint.latest(out / "siren")
+    assert saved is not None
+    share = max((saved / "optimizer").glob("*.safetensors"))
+    share.write_bytes(share.read_bytes()[:-4])
+    done = on_two(home, out.name, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"cannot read damaged/siren/{saved.name}: ") == 1, done.stdout
+    expected = checkpoint.latest(pair / "siren")
+    assert expected is not None
+    tensors = tensors_in(expected)
+    found = tensors_in(saved)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], x) for name, x in tensors.items())
 
 
 def test_one_process_goes_on_for_two_shares(home: Path, pair: Path, alone: Path) -> None:
@@ -120,8 +154,9 @@ def test_shares_go_on_bit_for_bit(home: Path, pair: Path) -> None:
     for method in METHODS:
         saved, expected = (checkpoint.latest(at / method) for at in (home / out, pair))
         assert saved is not None and expected is not None and saved.name == expected.name
-        for path in expected.glob("*.safetensors"):
-            assert (saved / path.name).read_bytes() == path.read_bytes(), path
+        found, tensors = tensors_in(saved), tensors_in(expected)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], x) for name, x in tensors.items())
 
 
 def test_a_method_that_diverges_ends_on_all_ranks_and_the_next_begins(home: Path) -> None:

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import layers, optimizer_state, ranks, shards
+from logitless.rl.engine import layers, optimizer_state, ranks, shards, stored
 from logitless.rl.engine.layers import checkpoint_layers, layers_of
 from logitless.rl.engine.parts import make_optimizer, parts_trained
-from logitless.rl.engine.reference import FILE as REFERENCE_FILE
 from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
@@ -130,39 +128,27 @@ class LocalEngine:
         if self.reference is not None:
             self.reference.advance(self._schedule.last_epoch)
 
-    @contextmanager
-    def saving(self) -> Iterator[Callable[[Path], None]]:
-        """In here a call with a folder writes all that `load` reads; one rank may make it alone.
-        Collective."""
-        optimizer = optimizer_state.state_of(self._optimizer, self._schedule)
-        reference = {} if self.reference is None else self.reference.state()
-        with self.whole() as policy:
-
-            def save(folder: Path) -> None:
-                policy.save(folder, self._weights())
-                optimizer_state.save(optimizer, folder)
-                if reference:
-                    save_file(reference, folder / REFERENCE_FILE)
-
-            yield save
-
-    def _weights(self) -> dict[str, Tensor] | None:
-        """Of the model, inside of `whole`, where it cannot be asked itself."""
-        return None
-
     def save(self, folder: Path) -> None:
-        with self.saving() as save:
-            save(folder)
+        """All that `load` reads, and the policy for `load_policy`. Collective."""
+        self._save_policy(folder)
+        optimizer_state.save(self._optimizer, self._schedule, folder)
+        if self.reference is not None:
+            self.reference.save(folder)
+
+    def _save_policy(self, folder: Path) -> None:
+        ranks.first(partial(self.policy.save, folder))
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote, bit for bit, on any device and any number of ranks."""
-        self._load_weights(folder)
+        weights = self.policy.weights_as_saved()
+        if weights is None:
+            shards.restore(self.policy, self.policy.read_weights(folder))
+        else:
+            place = folder / self.policy.saved_as
+            stored.read(stored.find(place), weights, place)
         optimizer_state.load(self._optimizer, self._schedule, folder)
         if self.reference is not None:
             self.reference.load(folder)
-
-    def _load_weights(self, folder: Path) -> None:
-        self.policy.load_weights(folder)
 
 
 def check_policy(

@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-import logitless as ll
-from logitless.rl.engine.shards import cut_like
+from logitless.rl.engine import stored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe
 
-FILE = "reference.safetensors"
+NAME = "reference"
 
 
 class Reference:
@@ -56,15 +54,15 @@ class Reference:
             for own, trained in self._pairs.values():
                 own.copy_(trained)
 
-    def state(self) -> dict[str, Tensor]:
-        """Whole tensors of what `load` needs. A frozen one is the policy that every run starts
-        with: there is nothing to save. Collective, where the parameters are spread."""
-        if self._recipe.kind == "frozen":
-            return {}
-        return {name: ll.gathered(own).contiguous() for name, (own, _) in self._pairs.items()}
+    def save(self, folder: Path) -> None:
+        """A frozen one is the policy that every run starts with: there is nothing to save.
+        Collective."""
+        if self._recipe.kind != "frozen":
+            stored.write(self._tensors(), folder / NAME)
 
     def load(self, folder: Path) -> None:
         if self._recipe.kind != "frozen":
-            tensors = load_file(folder / FILE)
-            for name, (own, _) in self._pairs.items():
-                own.copy_(cut_like(tensors[name], own))
+            stored.read(stored.find(folder / NAME), self._tensors(), folder / NAME)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: own for name, (own, _) in self._pairs.items()}

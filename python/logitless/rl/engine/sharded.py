@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import ranks, shards
+from logitless.rl.engine import ranks, shards, stored
 from logitless.rl.engine.local import LocalEngine
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
@@ -103,11 +103,16 @@ class ShardedEngine(LocalEngine):
         find = partial(next, (name for name, p in own if not bool(p.isfinite().all())), None)
         return next((name for name in ranks.each(find) if name is not None), None)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return shards.state_of(self.policy.model)
-
-    def _load_weights(self, folder: Path) -> None:
-        shards.restore(self.policy, self.policy.read_weights(folder))
+    def _save_policy(self, folder: Path) -> None:
+        weights = self.policy.weights_as_saved()
+        if weights is None:
+            with self.whole() as policy:
+                whole = shards.state_of(policy.model)
+                ranks.first(partial(policy.save, folder, whole))
+            return
+        # the files beside the weights, and of these none
+        ranks.first(partial(self.policy.save, folder, {}))
+        stored.write_joined(weights, folder / f"{self.policy.saved_as}{stored.SUFFIX}")
 
 
 def make_engine(

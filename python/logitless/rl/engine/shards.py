@@ -16,6 +16,7 @@ from logitless.rl.engine.layers import layers_of
 from logitless.rl.engine.parts import freeze_others
 from logitless.rl.policy import Policy
 from logitless.rl.policy.lora import of_layer
+from logitless.rl.policy.models import buffers
 from logitless.rl.recipe import UpdateRecipe
 
 KEY = "distributed.shard"
@@ -94,11 +95,8 @@ def groups(model: Any) -> list[Any]:
 
 def state_of(model: Any) -> dict[str, Tensor]:
     """state_dict() of a model that is gathered, which would give it back to the ranks."""
-    found = dict(model.named_parameters(remove_duplicate=False))
-    for prefix, module in model.named_modules():
-        lasting = module._buffers.keys() - module._non_persistent_buffers_set
-        found |= {f"{prefix}.{name}".lstrip("."): module._buffers[name] for name in lasting}
-    return {name: x.detach() for name, x in found.items() if x is not None}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: p.detach() for name, p in named} | buffers(model)
 
 
 def head_parameters(policy: Policy) -> dict[str, Tensor]:

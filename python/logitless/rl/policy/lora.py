@@ -14,7 +14,8 @@ from logitless.rl.recipe import LoraRecipe
 from logitless.rl.recipe.model import ALL_LINEAR
 
 # As peft names them, so that PeftModel.from_pretrained reads the folder.
-CONFIG_FILE, FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS = "adapter_config.json", "adapter_model"
+FILE = f"{WEIGHTS}.safetensors"
 PREFIX, ADAPTER = "base_model.model.", "default"
 
 
@@ -69,10 +70,16 @@ def of_layer(layer: Any) -> dict[str, Tensor]:
     return {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
 
 
-def save(model: Any, config: Any, folder: Path) -> None:
+def as_saved(model: Any) -> dict[str, Tensor]:
+    """The parameters of the adapters, by their names in FILE."""
+    return {_saved_name(name): p.detach() for name, p in adapters(model).items()}
+
+
+def save(model: Any, config: Any, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """weights: None: the model's own."""
     config.save_pretrained(folder)
-    tensors = {_saved_name(name): p.detach().contiguous() for name, p in adapters(model).items()}
-    save_file(tensors, folder / FILE)
+    tensors = as_saved(model) if weights is None else weights
+    save_file({name: x.contiguous() for name, x in tensors.items()}, folder / FILE)
 
 
 def read(model: Any, folder: Path) -> dict[str, Tensor]:

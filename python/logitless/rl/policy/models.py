@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from logitless.integrations.transformers.gguf import gguf_in, load_gguf, smollm2
 from logitless.rl.policy.tokenizers import make_tokenizer
@@ -15,6 +16,8 @@ from logitless.rl.recipe import ModelRecipe
 VOCAB_MULTIPLE = 128
 # model.path of the chat model that pip has, where no folder has that name.
 SMOLLM2_PATH = "smollm2"
+# As save_pretrained names the file, without its suffix.
+WEIGHTS = "model"
 
 
 def read_model(folder: str | Path) -> tuple[Any, Any]:
@@ -34,6 +37,31 @@ def read_model(folder: str | Path) -> tuple[Any, Any]:
         why = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
     return model, tokenizer
+
+
+def tensors_as_saved(model: Any) -> dict[str, Tensor] | None:
+    """Parameters and buffers by their names in what save_pretrained writes; None where it writes
+    others, made of them: experts apart that the model has in one tensor."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found = {name: p.detach() for name, p in model.named_parameters()} | buffers(model)
+    outline = {
+        name: torch.empty(x.shape, dtype=x.dtype, device="meta") for name, x in found.items()
+    }
+    after = revert_weight_conversion(model, {**outline})
+    same = after.keys() == outline.keys() and all(after[name] is x for name, x in outline.items())
+    # what torch joins are numbers with a point
+    same = same and all(x.is_floating_point() for x in found.values())
+    return found if same and not model._keys_to_ignore_on_save else None
+
+
+def buffers(model: Any) -> dict[str, Tensor]:
+    """Those of state_dict()."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        lasting = module._buffers.keys() - module._non_persistent_buffers_set
+        found |= {f"{prefix}.{name}".lstrip("."): module._buffers[name] for name in lasting}
+    return {name: x.detach() for name, x in found.items() if x is not None}
 
 
 def model_from_scratch(recipe: ModelRecipe, seed: int) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 import logitless as ll
 from logitless.rl.policy import lora as adapters
 from logitless.rl.policy.caches import is_recurrent, new_cache
-from logitless.rl.policy.models import read_model
+from logitless.rl.policy.models import WEIGHTS, read_model, tensors_as_saved
 from logitless.rl.policy.tokenizers import text_of
 
 
@@ -185,12 +185,23 @@ class Policy:
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
-        of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own."""
+        of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own; {}:
+        another writes them."""
         if self.lora is None:
             self.model.save_pretrained(folder, state_dict=weights)
         else:
-            adapters.save(self.model, self.lora, folder)
+            adapters.save(self.model, self.lora, folder, weights)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def saved_as(self) -> str:
+        """The file of the weights in that folder, without its suffix."""
+        return WEIGHTS if self.lora is None else adapters.WEIGHTS
+
+    def weights_as_saved(self) -> dict[str, Tensor] | None:
+        """The weights themselves by their names in that file; None: it has others, of which
+        transformers makes them."""
+        return tensors_as_saved(self.model) if self.lora is None else adapters.as_saved(self.model)
 
     def load_weights(self, folder: Path) -> None:
         """Copies the weights that `save` wrote, bit for bit."""

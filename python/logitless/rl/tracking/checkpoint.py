@@ -11,20 +11,30 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-PREFIX = "checkpoint-"
+PREFIX, PART = "checkpoint-", ".part"
 # How many are kept, so that a disk's fault in the newest is not the end of a run.
 KEPT = 2
 
 
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """folder/checkpoint-STEP, filled by `write(part)` and on the disk before it has that name; all
-    but the newest KEPT are removed.
-    """
-    final = folder / f"{PREFIX}{step:06d}"
-    part = folder / f"{final.name}.part"
+    """folder/checkpoint-STEP, filled by `write(part)`, in between of `begin` and `finish`."""
+    part = begin(folder, step)
+    write(part)
+    return finish(part)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder, which `finish` makes folder/checkpoint-STEP."""
+    part = folder / f"{PREFIX}{step:06d}{PART}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write(part)
+    return part
+
+
+def finish(part: Path) -> Path:
+    """Gives what `begin` made its name, once it is on the disk; all checkpoints but the newest KEPT
+    are removed."""
+    folder, final = part.parent, part.with_name(part.name.removesuffix(PART))
     for path in [*part.rglob("*"), part]:
         _to_disk(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -39,7 +49,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
 
 def newest_first(folder: Path) -> list[Path]:
     """The whole checkpoints of a run."""
-    found = (path for path in folder.glob(f"{PREFIX}*") if not path.name.endswith(".part"))
+    found = (path for path in folder.glob(f"{PREFIX}*") if not path.name.endswith(PART))
     return sorted(found, reverse=True)
 
 
