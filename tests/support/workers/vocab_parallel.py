@@ -137,7 +137,7 @@ def linear_token_stats() -> None:
         for dtype in cases.DTYPES:
             for kind in ("plain", "all"):
                 for budget in BUDGETS:
-                    one_head(ends, dtype, kind, {"memory_budget": budget})
+                    one_head(ends, dtype, kind, {"memory_budget": budget, "logits_dtype": dtype})
         one_head(ends, torch.bfloat16, "all", {"logits_dtype": torch.float32})
         one_head(ends, torch.float32, "all", {"batch_invariant": True})
 
