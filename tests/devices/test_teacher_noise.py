@@ -16,6 +16,7 @@ from logitless.backends import registry  # noqa: E402
 from logitless.backends.row_kernels.noise import RowNoise  # noqa: E402
 from logitless.backends.row_kernels.rows import STATE, Rows  # noqa: E402
 from logitless.inputs.records import changed  # noqa: E402
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import mask_cases, plans  # noqa: E402
 from tests.support.device.devices import Device  # noqa: E402
 from tests.support.teacher_cases import ANYONE, CHAINS, EXTRAS, KINDS, Call, N, V  # noqa: E402
@@ -164,7 +165,7 @@ def test_how_it_is_split_is_not_seen(
     assert_values(plain.divergence[none].cpu(), whole.divergence[none].cpu(), torch.float32)
     found = []
     call = there(Call(torch.float32, kind), device)
-    for tiling in (plans.Strategy(N, 5000, 5000), plans.Strategy(4, 1024 + 256, 0)):
+    for tiling in (Strategy(N, 5000, 5000), Strategy(4, 1024 + 256, 0)):
         plans.force(monkeypatch, tiling)
         leaves = [x.clone().requires_grad_() for x in call.heads[:2]]
         given = {**call.options, **noise_there(device)}

@@ -43,11 +43,13 @@ def stand_in(
         add_module(monkeypatch, name)
     for row in TABLE:
         put(row.module, row.name, of_parameters(row.parameters))
-    for name, parameters in (asynchronous.TAIL, asynchronous.DIVERGENCE):
+    called: tuple[tuple[str, tuple[str, ...]], ...] = (asynchronous.TAIL, asynchronous.DIVERGENCE)
+    for name, parameters in called:
         put(asynchronous.MODULE, name, of_parameters(parameters))
     for module in distillers:
         if module.endswith("loss_utils"):
-            for name, parameters in (self_distillation.TAIL, self_distillation.DIVERGENCE):
+            called = (self_distillation.TAIL, self_distillation.DIVERGENCE)
+            for name, parameters in called:
                 put(module, name, of_parameters(parameters))
     utils = sys.modules[hooks.UTILS]
     utils.__dict__[hooks.OUTPUT] = make_dataclass("Output", fields)

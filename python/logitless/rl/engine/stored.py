@@ -65,8 +65,8 @@ def find(place: Path) -> Stored:
 
     FileNotFoundError, and ValueError where a tensor of its index is not there.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     spread = place.is_dir()
     files = sorted(
@@ -97,14 +97,14 @@ def read(stored: Stored, into: dict[str, Tensor], place: Path) -> None:
 
     ValueError names what is missing, or has another shape.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     _check(place, stored.tensors, {name: x.shape for name, x in into.items()})
     if into:
         # each rank for itself, which torch takes for the only one
         with _own_error(0), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load({**into}, storage_reader=stored.reader, no_dist=True)
+            load({**into}, storage_reader=stored.reader, no_dist=True)
 
 
 def _check(place: Path, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
@@ -133,14 +133,13 @@ def _write_whole(tensors: dict[str, Tensor], file: Path, notes: str) -> None:
 
 
 def _write_shares(tensors: dict[str, Tensor], folder: Path, join: bool = False) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     # its files are on the disk when it returns
-    writer = dcp.HuggingFaceStorageWriter(
-        str(folder), save_distributed=True, enable_consolidation=join
-    )
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=join)
     with _room(tensors, folder), _own_error(ranks.number()):
-        dcp.save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
+        save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
 
 
 def _take_joined(apart: Path, file: Path) -> None:
