@@ -16,7 +16,7 @@ from logitless.backends import registry  # noqa: E402
 from logitless.backends.row_kernels.noise import RowNoise  # noqa: E402
 from logitless.backends.row_kernels.rows import STATE, Rows  # noqa: E402
 from logitless.inputs.records import changed  # noqa: E402
-from logitless.ops.head.planner.cost import Strategy
+from logitless.ops.head.planner.cost import Strategy  # noqa: E402
 from tests.support import mask_cases, plans  # noqa: E402
 from tests.support.device.devices import Device  # noqa: E402
 from tests.support.teacher_cases import ANYONE, CHAINS, EXTRAS, KINDS, Call, N, V  # noqa: E402
