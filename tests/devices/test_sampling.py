@@ -319,8 +319,9 @@ def test_linear_sample_from_the_top(
     key: dict[str, Any] = {"seed": 3, "step": 4, "top_p": 0.8, "min_p": 0.01}
     own = ll.linear_sample(h, w, **key, temperature=temperature, row_ids=ids)
     if budget is not None:
-        least = ll.plan(n, 8, vocab, dtype, backward=False, device=device.name).total_bytes
-        key["memory_budget"] = least + 3 * vocab * dtype.itemsize
+        plan = ll.plan(n, 8, vocab, dtype, backward=False, device=device.name)
+        of_row = vocab * getattr(torch, plan.logits_dtype).itemsize
+        key["memory_budget"] = plan.total_bytes + 3 * of_row
     calls: list[int] = []
     logits_of = whole_rows.logits_of
 

@@ -13,7 +13,15 @@ NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
     "triton": (),
-    "cuda": ("tokens", "batch_stats", "token_selection", "sampling", "sparse", "sets"),
+    "cuda": (
+        "tokens",
+        "batch_stats",
+        "token_selection",
+        "sampling",
+        "sparse",
+        "sets",
+        "teacher_noise",
+    ),
 }
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds.
 SKIPPED = {"triton": 1, "cuda": 0}
