@@ -163,7 +163,9 @@ def test_rollouts_of_vllm(
     }  # fmt: skip
     theirs, ours = (seeded(x, folder, made, **args) for x in ("trl", way))
     found = differences(theirs, ours)
-    assert found["gradient"] <= 1e-5 and found["metrics"] <= 1e-5, found
+    # vespo's weight is made of all log ratios of a sequence, and of what rounding left in them
+    limit = 3e-5 if loss_type == "vespo" else 1e-5
+    assert found["gradient"] <= limit and found["metrics"] <= 1e-5, found
     other = {**made, "importance_sampling_ratio": made["importance_sampling_ratio"] * 1.01 + 0.01}
     assert distance(theirs, seeded(way, folder, other, **args)) > 1e-4
 
