@@ -108,7 +108,7 @@ class CudaPair {
     const auto* data = rows_.arrays().states_of<const PairState>(states);
     auto* lowest = data_of<int64_t>(flag, Dtype::i64, 1);
     check_apart(rows_, teacher_, states, own, others, reverse, forwards, ids, flag);
-    const PairRows both{rows_.rows(), teacher_.rows()};
+    const PairRows both{rows_.rows(), teacher_.rows(), {}};
     const PairOutputs out{own.view(), others.view(), reverse.view(), forwards.view()};
     const py::gil_scoped_release release;
     cuda::pair_finalize(both, data, names, out, lowest, queue(stream));
