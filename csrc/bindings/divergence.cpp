@@ -46,7 +46,7 @@ void merge(const CpuRows& rows, const CpuRows& teacher, py::handle parts, py::ha
       reinterpret_cast<const PairState*>(data_of<const double>(all, Dtype::f64, all->size()));
   auto* merged = rows.arrays().states_of<PairState>(states);
   check_apart(rows, teacher, all, states);
-  const PairRows both{rows.rows(), teacher.rows()};
+  const PairRows both{rows.rows(), teacher.rows(), {}};
   const py::gil_scoped_release release;
   cpu::pair_merge(both, data, all->shape[0], merged);
 }
@@ -100,7 +100,7 @@ void finalize(
   const auto* names = data_of<const int64_t>(ids, Dtype::i64, n);
   const auto* data = rows.arrays().states_of<const PairState>(states);
   check_apart(rows, teacher, states, own, others, reverse, forwards, ids);
-  const PairRows both{rows.rows(), teacher.rows()};
+  const PairRows both{rows.rows(), teacher.rows(), {}};
   const PairOutputs out{own.view(), others.view(), reverse.view(), forwards.view()};
   const py::gil_scoped_release release;
   cpu::pair_finalize(both, data, names, out);
