@@ -81,9 +81,8 @@ def in_blocks(machine: Machine) -> Machine:
 # The answer does not change.
 @functools.cache
 def _slow_products() -> frozenset[str]:
-    """Those that this CPU has no instructions for. torch multiplies them by loops of its own: on
-    two cores with AVX2 alone bfloat16 takes 6 to 200 times as long as float32, most where neither
-    operand is transposed."""
+    """Those that this CPU has no instructions for. torch multiplies them by loops of its own, which
+    take many times as long as float32, most where neither operand is transposed: docs/head.md."""
     try:
         import torch
     except ImportError:

@@ -82,7 +82,7 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
                     for method in one.methods:
                         policy.restore(start)
                         if method == list(one.methods)[-1]:
-                            # a second copy of the weights, which no other method starts from
+                            # no other method starts from this second copy of the weights
                             start.clear()
                         log = log_of(one, out, Path(name, method))
                         diverged |= _train(method, policy, task, one, log, progress, stop, resume)
