@@ -234,8 +234,8 @@ def errors_of_heads(
 
     def values(dtype: torch.dtype) -> Truth:
         heads = ((x.hidden, x.weight), others)
-        logits = (hidden[few].to(dtype) @ weight.to(dtype).t() for hidden, weight in heads)
-        found = truth(Pair(*logits, up), torch.arange(len(few), device=few.device), kind)
+        z, q = (hidden[few].to(dtype) @ weight.to(dtype).t() for hidden, weight in heads)
+        found = truth(Pair(z, q, up), torch.arange(len(few), device=few.device), kind)
         d_hidden = found["dlogits"].to(dtype) @ x.weight.to(dtype)
         return {"divergence": found["divergence"], "d_hidden": d_hidden.double()}
 
