@@ -22,6 +22,7 @@ from logitless.ops.head.gemm import GradientSum, products_of
 from logitless.ops.head.sparse import SparseGradient, TopKSupport
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
+from logitless.ops.rows.whole import first_rows, part_of
 from logitless.ops.sharding.shard import Shard, sum_dtype
 
 # float16 tiles of d(logits) would lose what is below 6e-8, and a loss's coefficients are about
@@ -108,7 +109,8 @@ def forward(
 ) -> Forward:
     """The states of rows over the whole vocabulary."""
     n, shard, tiling = rows.n, head.shard, head.tiling
-    operand, state = tiling.operand(head.hidden, index, rows.mask), state[:n]
+    operand = tiling.operand(head.hidden, index, rows.mask)
+    state = first_rows(state, n)
     support = None if support is None else support.first(n)
     topk = None if support is None else support.topk(head.vocab, head.tail)
     store = LogitStore(kept, n, tiling)
@@ -261,10 +263,11 @@ def _dense(
 
     def weight_sum(start: int, stop: int, count: int) -> GradientSum | JoinedSum:
         single = whole and count == 1
-        of_weight = None if d_weight is None else sum_of(d_weight[start:stop], single)
+        place = slice(start, stop)
+        of_weight = None if d_weight is None else sum_of(part_of(d_weight, place), single)
         if d_up is not None:
             assert isinstance(head.weight, Joined)
-            return JoinedSum(head.weight.columns, of_weight, sum_of(d_up[start:stop], single))
+            return JoinedSum(head.weight.columns, of_weight, sum_of(part_of(d_up, place), single))
         assert of_weight is not None
         return of_weight
 

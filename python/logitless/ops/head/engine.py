@@ -26,6 +26,7 @@ from logitless.ops.head.planner.cost import tile_columns
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.rows.op import empty_states
+from logitless.ops.rows.whole import first_rows, part_of
 
 if TYPE_CHECKING:
     from logitless.ops.head.sets import Entries
@@ -56,17 +57,17 @@ def forward_tiles(
         for chunk in tiling.chunks(rows.n)
     ]
     for start, stop in tiling.spans(vocab):
-        w, width = weight[start:stop].to(tiling.operands), stop - start
+        w, width = tiling.columns_of(weight, start, stop), stop - start
         for chunk, part, largest in chunks:
-            operand = h[tiling.height(chunk)]
+            operand = part_of(h, tiling.height(chunk))
             if stop <= store.columns:
                 tile = store.tile(chunk, start, width)
             else:
                 tile = tiling.view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
             part.forward(
-                tile[: part.n], state[chunk], start=start, first=start == 0, extras=extras,
-                topk=largest,
+                first_rows(tile, part.n), part_of(state, chunk), start=start, first=start == 0,
+                extras=extras, topk=largest,
             )  # fmt: skip
         # A cast of weight goes before the next is made.
         del w
@@ -111,10 +112,10 @@ def backward_tiles(
     partial = _partial_products(tiling, rows, weight, out)
     sums = _hidden_sums(tiling, rows, len(spans), out)
     for start, stop in spans:
-        w, width = weight[start:stop].to(tiling.operands), stop - start
+        w, width = tiling.columns_of(weight, start, stop), stop - start
         d_weight = None if out.weight is None else out.weight(start, stop, len(chunks))
         for i, (chunk, part) in enumerate(chunks):
-            operand = h[tiling.height(chunk)]
+            operand = part_of(h, tiling.height(chunk))
             if stop <= store.columns and index is None:
                 tile = store.tile(chunk, start, width)
             else:
@@ -126,15 +127,17 @@ def backward_tiles(
                 else:
                     assert index is not None
                     store.gather(index[chunk], start, tile)
-            own = tile[: part.n]
+            own = first_rows(tile, part.n)
             if entries is None:
-                part.gradient(own, state[chunk], own, start=start, **g.at(chunk).kernel_arguments)
+                of_rows = part_of(state, chunk)
+                part.gradient(own, of_rows, own, start=start, **g.part(chunk).kernel_arguments)
             d_logits = narrowed(tile)
             if sums:
                 for piece, total in zip(tiling.pieces(tile.shape[0]), sums[i], strict=True):
-                    total.add(d_logits[piece], w, partial)
+                    total.add(part_of(d_logits, piece), w, partial)
             if d_weight is not None and transposed is not None:
-                d_weight.add(transposed(d_logits[: part.n]), operand[: part.n], partial)
+                of_tile = transposed(first_rows(d_logits, part.n))
+                d_weight.add(of_tile, first_rows(operand, part.n), partial)
             if out.bias is not None:
                 out.bias[start:stop].add_(own.sum(0, dtype=out.bias.dtype), alpha=out.alpha)
         if d_weight is not None:
@@ -153,11 +156,13 @@ def _hidden_sums(tiling: Tiling, rows: Rows, spans: int, out: TileSinks) -> list
     if not spans:
         out.hidden.zero_()
         return []
-    tall = (out.hidden[tiling.height(chunk)] for chunk in tiling.chunks(rows.n))
+    tall = (part_of(out.hidden, tiling.height(chunk)) for chunk in tiling.chunks(rows.n))
     products, mixed = products_of(rows.backend), mixes(rows, out.hidden)
     return [
         [
-            GradientSum(x[piece], products, mixed=mixed, single=spans == 1, alpha=out.alpha)
+            GradientSum(
+                part_of(x, piece), products, mixed=mixed, single=spans == 1, alpha=out.alpha
+            )
             for piece in tiling.pieces(x.shape[0])
         ]
         for x in tall

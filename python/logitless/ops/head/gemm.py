@@ -13,6 +13,7 @@ from logitless.backends.products import TORCH
 from logitless.ops.head.batch_invariance import require_row_independence
 from logitless.ops.head.planner.cost import transposes
 from logitless.ops.head.tiling import Tiling, view
+from logitless.ops.rows.whole import first_rows, part_of
 
 if TYPE_CHECKING:
     from logitless.ops.head.adapter.joined import Matrix
@@ -54,7 +55,7 @@ class LogitGemm:
     ) -> None:
         if self.scratch is None:
             for piece in self.tiling.pieces(operand.shape[0]):
-                self.multiply(operand[piece], w.t(), out[piece])
+                self.multiply(part_of(operand, piece), w.t(), part_of(out, piece))
             return
         other = view(self.scratch, 0, w.shape[0], operand.shape[0])
         self.multiply(w, operand.t(), other)
@@ -121,12 +122,12 @@ def logit_tiles(
         require_row_independence(tiling, weight, products_of(backend))
     scratch, product = tiling.scratch(n, weight), LogitGemm(n, tiling, weight, backend)
     for start, stop in tiling.spans(weight.shape[0]):
-        w, width = weight[start:stop].to(tiling.operands), stop - start
+        w, width = tiling.columns_of(weight, start, stop), stop - start
         for chunk in tiling.chunks(n):
-            operand = h[tiling.height(chunk)]
+            operand = part_of(h, tiling.height(chunk))
             tile = tiling.view(scratch, 0, operand.shape[0], width)
             product(operand, w, tile)
-            yield start, chunk, tile[: chunk.stop - chunk.start]
+            yield start, chunk, first_rows(tile, chunk.stop - chunk.start)
 
 
 def short_chains(a: Tensor, b: Tensor, at_once: int) -> Iterator[Tensor]:

@@ -44,6 +44,7 @@ from logitless.ops.losses.op import (
 from logitless.ops.losses.op import metric_names as loss_metric_names
 from logitless.ops.rows.arguments import RowArguments, RowGradients
 from logitless.ops.rows.outputs import differentiable_outputs, empty_outputs, requested
+from logitless.ops.rows.whole import flat
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.torch_op import Autograd, Needs, WrittenList, register
 
@@ -164,7 +165,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
         out = (
             requested(empty_outputs(part.n, True, hidden), True)
             if of_rows
-            else differentiable_outputs(part.n, hidden)
+            else values.outputs(part.n, ids)
         )
         part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
@@ -225,6 +226,8 @@ class _Values:
     def __init__(self, hidden: Tensor, loss: LossInputs) -> None:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.logp, self.entropy = (hidden.new_zeros(loss.mask.shape, dtype=wide) for _ in range(2))
+        self.flat = {"logp": flat(self.logp), "entropy": flat(self.entropy)}
+        self.hidden = hidden
         self.rows = loss.resolved(wide)
         self.found: LossTensors | None = None
 
@@ -238,15 +241,20 @@ class _Values:
             self.found = self.rows.whole(*self.shaped)
         return self.found
 
+    def outputs(self, n: int, ids: Tensor | None) -> dict[str, Tensor]:
+        """Memory for the results of n rows: of all rows their place."""
+        out = differentiable_outputs(n, self.hidden)
+        return out | self.flat if ids is None else out
+
     def gradients(
         self, ids: Tensor | None, out: dict[str, Tensor], *, all_rows: bool
     ) -> RowGradients:
         """The coefficients of some rows, whose results are `out`."""
-        for name, values in (("logp", self.logp), ("entropy", self.entropy)):
-            if ids is None:
-                values.view(-1).copy_(out[name])
-            else:
-                values.view(-1).index_copy_(0, ids, out[name])
+        for name, values in self.flat.items():
+            if ids is not None:
+                values.index_copy_(0, ids, out[name])
+            elif out[name] is not values:
+                values.copy_(out[name])
         if all_rows:
             # also of a loss whose coefficients need all of them
             _, g_logp, g_entropy = self.whole()

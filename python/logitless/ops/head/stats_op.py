@@ -210,7 +210,7 @@ def _gradients(
         of_active, index, None, state[:n], LogitStore(kept, n, head.tiling),
         support.first(n) if head.tail.mass else None,
     )  # fmt: skip
-    g = g if index is None else g.at(index)
+    g = g if index is None else g.select(index)
     served = Served.of(f, g, head.tail)
     out = new_gradients(head, f, served, needs)
     if not served.none:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from logitless.ops.rows.whole import cast, part_of
+
 if TYPE_CHECKING:
     from logitless.ops.head.adapter.joined import Matrix
     from logitless.ops.head.planner.plan import Plan
@@ -90,9 +92,14 @@ class Tiling(NamedTuple):
         if mask is not None:
             fill = h.masked_fill if index is None else h.masked_fill_
             h = fill(~mask[:, None], 0.0)
-        h = h.to(self.operands)
+        h = cast(h, self.operands)
         n = self.padded(h.shape[0])
         return h if n == h.shape[0] else torch.cat([h, h.new_zeros(n - h.shape[0], h.shape[1])])
+
+    def columns_of(self, weight: Matrix, start: int, stop: int) -> Tensor:
+        """weight[start:stop] in the dtype of operands."""
+        part = part_of(weight, slice(start, stop))
+        return cast(part, self.operands) if isinstance(part, Tensor) else part.to(self.operands)
 
     def row_columns(self, width: int) -> int:
         """From one row of a tile of so many columns to the next."""
@@ -111,7 +118,7 @@ class Tiling(NamedTuple):
     def view(self, buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
         """An [n, width] tile in a flat buffer."""
         if self.row_quantum == 1:
-            return buffer[offset : offset + n * width].view(n, width)
+            return view(buffer, offset, n, width)
         return view(buffer, offset, n, self.row_columns(width))[:, :width]
 
 
@@ -150,4 +157,4 @@ class LogitStore(NamedTuple):
 
 def view(buffer: Tensor, offset: int, n: int, width: int) -> Tensor:
     """A contiguous [n, width] window of a flat buffer."""
-    return buffer[offset : offset + n * width].view(n, width)
+    return part_of(buffer, slice(offset, offset + n * width)).view(n, width)

@@ -213,7 +213,7 @@ def _backward_kernel(
     )  # fmt: skip
     rows, index = _active(given)
     n, select = rows.n, rows.backend.select
-    g = g if index is None else g.at(index)
+    g = g if index is None else g.select(index)
     chosen = select(g.nonzero(state[:n, 0]))
     served = Served(chosen.new_empty(0), chosen, 0)
     tiles = _tiles(
