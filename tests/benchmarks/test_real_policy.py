@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.studies.real_policy import numbers, plots, setting, tables
 from benchmarks.studies.real_policy.__main__ import write
-from benchmarks.studies.real_policy.tasks import Pairs, Turn, Words, asked
+from benchmarks.studies.real_policy.tasks import Capitals, Larger, Pairs, Turn, Words, asked
 from benchmarks.studies.real_policy.training import CURVES, run
 from logitless.rl.policy import make_policy
 from logitless.rl.recipe import make_spec
@@ -63,6 +63,20 @@ def test_the_first_sum_of_an_answer_counts(answer: str, right: float) -> None:
 )
 def test_a_word_is_one_word(answer: str, right: float) -> None:
     assert Words().reward(Prompt("", "b"), answer) == right
+
+
+@pytest.mark.parametrize(("answer", "right"), [("8", 1.0), ("8 > 3", 0.0), ("It is 8.", 1.0)])
+def test_the_last_number_of_an_answer_counts(answer: str, right: float) -> None:
+    task = Larger(1, 9)
+    assert task.reward(Prompt("", 8), answer) == right
+    assert all(prompt.data in range(2, 10) for prompt in task.prompts(random.Random(0), 50))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("It is Oslo.", 1.0), ("Oslofjord", 0.0), ("oslo", 0.0)]
+)
+def test_a_capital_is_named_as_a_word(answer: str, right: float) -> None:
+    assert Capitals().reward(Prompt("", "Oslo"), answer) == right
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "products of 1 to 9": {"name": "arithmetic", "low": 1, "high": 9, "operation": "*"},
     "a sum that equals 5 to 15": {"name": f"{OWN}:Pairs", "low": 5, "high": 15},
     "a word with a first letter": {"name": f"{OWN}:Words"},
+    "the larger of two of 1 to 9": {"name": f"{OWN}:Larger", "low": 1, "high": 9},
+    "a country's capital": {"name": f"{OWN}:Capitals"},
 }
 
 
@@ -27,6 +29,7 @@ def _turn(title: str) -> str:
 SETTINGS: dict[str, tuple[str, ...]] = {
     "sums": (_turn("sums of 1 to 9"),),
     "sums_top_p": (_turn("sums of 1 to 9"), "rollout.top_p=0.9", "update.tail_mass=0"),
+    "capitals": (_turn("a country's capital"),),
     "words": (_turn("a word with a first letter"),),
 }
 
@@ -43,6 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "kl_cov": {"preset": "kl_cov", "change": {"control": {"fraction": 0.4, "coefficient": 1.0}}},
     "top_entropy": {"preset": "top_entropy"},
+    "top_entropy_50": {"preset": "top_entropy", "change": {"control": {"fraction": 0.5}}},
+    "top_entropy_80": {"preset": "top_entropy", "change": {"control": {"fraction": 0.8}}},
     "steer": {"preset": "steer"},
     "entropic": {
         "preset": "entropic",

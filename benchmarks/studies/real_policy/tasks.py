@@ -1,4 +1,4 @@
-"""Two tasks with many right answers, and how often the untrained model is right."""
+"""Tasks of the study's own, and how often the untrained model is right."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from logitless.rl.tasks import Prompt, load_task
 from logitless.rl.tracking.metrics import Row
 
 _SUM = re.compile(r"(\d+) *\+ *(\d+)")
+_NUMBER = re.compile(r"\d+")
 # Shorter ones may be abbreviations.
 SHORTEST = 3
+CAPITALS = {
+    "Austria": "Vienna", "China": "Beijing", "Cuba": "Havana", "Egypt": "Cairo",
+    "France": "Paris", "Germany": "Berlin", "Greece": "Athens", "Hungary": "Budapest",
+    "India": "New Delhi", "Ireland": "Dublin", "Italy": "Rome", "Japan": "Tokyo",
+    "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima", "Poland": "Warsaw",
+    "Portugal": "Lisbon", "Russia": "Moscow", "Spain": "Madrid", "Sweden": "Stockholm",
+}  # fmt: skip
 
 
 class Turn:
@@ -63,6 +71,33 @@ class Words:
         word = completion.strip().strip(".\"'").lower()
         one = word.isascii() and word.isalpha() and len(word) >= SHORTEST
         return float(one and word.startswith(prompt.data))
+
+
+class Larger:
+    """The larger of two different numbers: the answer's last number counts."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
+        pairs = [rng.sample(range(self.low, self.high + 1), 2) for _ in range(n)]
+        ask = "Which number is larger, {} or {}? Answer with the number only."
+        return [Prompt(ask.format(*pair), max(pair)) for pair in pairs]
+
+    def reward(self, prompt: Prompt, completion: str) -> float:
+        numbers = _NUMBER.findall(completion)
+        return float(bool(numbers) and int(numbers[-1]) == prompt.data)
+
+
+class Capitals:
+    """A country's capital, named anywhere in the answer."""
+
+    def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
+        countries = [rng.choice(sorted(CAPITALS)) for _ in range(n)]
+        return [Prompt(f"What is the capital of {x}?", CAPITALS[x]) for x in countries]
+
+    def reward(self, prompt: Prompt, completion: str) -> float:
+        return float(re.search(rf"\b{prompt.data}\b", completion) is not None)
 
 
 def measure(prompts: int, group: int) -> dict[str, Row]:
