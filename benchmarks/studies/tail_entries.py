@@ -1,8 +1,9 @@
 """How many entries a trained model's rows need, and what keeping them costs and saves.
 
-python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--json PATH]
+python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--float32] [--json PATH]
 
-Hidden states of tokens that a chat model sampled, in bfloat16; log-prob and entropy both have a
+Hidden states of tokens that a chat model sampled, in bfloat16; without products of bfloat16 in the
+processor it takes hours, and --float32 a minute. Log-prob and entropy both have a
 gradient. Times are over three bare products, which write logits into memory that is there:
 2 N H V operations each. It needs what benchmarks.studies.real_states needs.
 """
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from benchmarks.cases.peaked_head import peaked_head
+from benchmarks.harness.case import Case
 from benchmarks.harness.machine_info import machine
 from benchmarks.studies.real_states import TEMPERATURES, States, sampled
 
@@ -105,6 +108,11 @@ def study(x: States, rounds: int) -> list[Row]:
     return rows
 
 
+def peaked() -> States:
+    x = peaked_head(Case(rows=512, width=512))
+    return States(x.hidden, x.weight, x.targets, temperature=1.0)
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         "| T | tail_mass | tail_entries | rows served | error of d_hidden, d_weight | time |",
@@ -125,12 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=96, help="sampled for each prompt, at most")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--float32", action="store_true", help="states as the model has them")
+    parser.add_argument("--peaked", action="store_true", help="a peaked head of 151,936 instead")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     rows = []
-    for temperature in TEMPERATURES:
-        x = sampled(temperature, chosen.tokens).rounded()
-        rows += study(x, chosen.rounds)
+    for x in [peaked()] if chosen.peaked else (sampled(t, chosen.tokens) for t in TEMPERATURES):
+        rows += study(x if chosen.float32 else x.rounded(), chosen.rounds)
     sys.stdout.write(table(rows) + "\n")
     if chosen.json:
         found = {"machine": machine("cpu", {}), "tokens": chosen.tokens, "rounds": chosen.rounds}

@@ -305,9 +305,9 @@ def test_plan_counts_what_is_kept() -> None:
     exact = ll.plan(1000, 64, 5000, "bfloat16", one_pass=False)
     sparse = ll.plan(1000, 64, 5000, "bfloat16", one_pass=False, tail_mass=1e-3)
     assert exact.support_bytes == 0
-    assert sparse.support_bytes >= 1000 * 128 * 12
+    assert sparse.support_bytes >= 1000 * 2 * 128 * 12
     assert sparse.mode == "support"
-    assert "64 largest entries" in str(sparse)
+    assert "128 largest entries" in str(sparse)
     more = ll.plan(1000, 64, 5000, "bfloat16", one_pass=False, tail_mass=1e-3, tail_entries=512)
     assert more.support_bytes >= 1000 * 1024 * 12
     assert "512 largest entries" in str(more)

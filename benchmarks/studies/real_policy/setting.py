@@ -63,6 +63,7 @@ UNTRAINED = "untrained"
 # The tasks write their own turns.
 COMMON = (
     "notes=[]", "checkpoint_every=1000", "show_answers=4", "rollout.chat_template=false",
+    "update.tail_entries=64",
     "evaluation={every: 0, prompts: 16, group: 8}",
 )  # fmt: skip
 

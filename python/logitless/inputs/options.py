@@ -112,6 +112,7 @@ def check_extras(
 
 # Of the largest entries of a row: each row keeps a multiple of as many, with tail_mass > 0.
 ENTRY_STEP = 64
+TAIL_ENTRIES = 128  # unless asked otherwise
 MOST_ENTRIES = 1024
 
 
@@ -119,7 +120,7 @@ class Tail(NamedTuple):
     """What a row may drop, and of how many of its largest entries."""
 
     mass: float  # 0: exact
-    entries: int = ENTRY_STEP
+    entries: int = TAIL_ENTRIES
 
 
 EXACT = Tail(0.0)
@@ -161,7 +162,7 @@ class ComputeOptions:
     logits_dtype: Any = None
     batch_invariant: bool = False
     backend: str = "auto"
-    tail_entries: int = ENTRY_STEP
+    tail_entries: int = TAIL_ENTRIES
     active_capacity: int | None = None
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class UpdateRecipe:
         "0, or in [1e-5, 1)",
     )
     tail_entries: int = key(
-        64,
+        128,
         "How many of its largest entries a row may use, with `tail_mass`.",
         ENTRIES,
     )

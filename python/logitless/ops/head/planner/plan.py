@@ -15,7 +15,7 @@ from logitless.backends.machine import Machine, in_blocks
 from logitless.inputs.checks import INT64, choice, flag, shown, whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import (
-    ENTRY_STEP,
+    TAIL_ENTRIES,
     check_capacity,
     check_names,
     check_tail_entries,
@@ -149,7 +149,7 @@ def plan(
     split: bool = True,
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
-    tail_entries: int = ENTRY_STEP,
+    tail_entries: int = TAIL_ENTRIES,
     active_capacity: int | None = None,
     kept_entries: int = 0,
     sampled_ids: int = 0,
@@ -222,7 +222,7 @@ def plan_on(
     split: bool = True,
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
-    tail_entries: int = ENTRY_STEP,
+    tail_entries: int = TAIL_ENTRIES,
     active_capacity: int | None = None,
     kept_entries: int = 0,
     adapter_rank: int = 0,
