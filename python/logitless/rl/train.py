@@ -103,9 +103,10 @@ def train(
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)
-        row = describe(experience, recipe.task.right)
+        row, drawn = describe(experience, recipe.task.right), experience.sampled.answers.rollout
         row |= {
             "step": step,
+            "truncated": float(drawn.truncated(policy.ends).float().mean()),
             "logp_gap": update.logp_gap,
             "selected_tokens": update.selected_tokens,
             "actor/lr": rate,
