@@ -139,10 +139,19 @@ def test_answers_are_shown_token_by_token() -> None:
         "step": 4, "reward": 0.25, "prompt": "what & why", "completion": "",
         "pieces": [["<b>", 0.0, -0.1], ["x", 1.25, -2.0], ["y", 9.0, -3.0]],
     }  # fmt: skip
+    selected = answer | {"pieces": [["z", 1.25, -2.0, True]]}
     chat = answer | {"prompt": [{"role": "user", "content": "hello"}], "pieces": []}
     html = render({}, DETAILS, {}, {"grpo": [answer, chat]})
     assert "what &amp; why" in html and "hello" in html
     assert '<span style="--heat: 0.00" title="entropy 0.0, log-prob -0.1">&lt;b&gt;</span>' in html
+    assert 'class="selected"' not in html and "A frame is around" not in html
+    marked = render({}, DETAILS, {}, {"grpo": [answer, selected]})
+    assert (
+        '<span class="selected" style="--heat: 0.50" title="entropy 1.25, log-prob -2.0, selected">'
+        "z</span>"
+        in marked
+        and "A frame is around" in marked
+    )
     assert '--heat: 0.50"' in html and '--heat: 1.00"' in html
     assert "Answers</h2>" not in render({}, DETAILS, {}, {})
 

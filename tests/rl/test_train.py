@@ -32,6 +32,7 @@ from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import (
     EntropyProbe,
+    Update,
     batch_options,
     loss_backward,
     merge,
@@ -87,6 +88,8 @@ def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
     ]  # fmt: skip
     assert {"Truncation", "Gradient norm", "Gap between rollout and training"} < set(titles)
     assert report.count("<svg ") == len(titles)
+    # tokens that Clip-Cov has selected
+    assert 'class="selected"' in report and "A frame is around the tokens" in report
     # of both methods, eight steps
     assert report.count('data-x="1 2 3 4 5 6 7 8"') >= 2 * 10
     assert "http" not in report and not list(whole.glob("*.png"))
@@ -346,6 +349,28 @@ def test_every_preset_trains(started: Any, name: str) -> None:
     assert update.logp_gap < 1e-4
     assert all(math.isfinite(value) for value in update.metrics.values())
     assert not torch.equal(policy.weight, before)
+
+
+def test_selected_tokens_are_known_by_their_places(started: Any) -> None:
+    recipe, policy, rollout, advantages = started
+
+    def updated(name: str, minibatches: int, **control: Any) -> Update:
+        now = replace(recipe, update=replace(recipe.update, minibatches=minibatches))
+        spec = make_spec(name, LossRecipe(name, {"control": control} if control else {}))
+        engine = LocalEngine(policy, now.update)
+        return update_policy(engine, rollout, advantages, spec, now, 0, Stopwatch())
+
+    # all tokens are of one batch: those of the highest entropy
+    found = updated("top_entropy", 1, fraction=0.2)
+    least = rollout.entropy[found.selected].min()
+    assert 0 < found.selected.sum() == found.selected_tokens
+    assert not found.selected[~rollout.mask].any()
+    assert (rollout.entropy[rollout.mask & ~found.selected] <= least).all()
+    # a token is in one of the minibatches
+    found = updated("clip_cov", 4, fraction=0.2, low=0.0, high=50.0)
+    assert 0 < found.selected.sum() == found.selected_tokens
+    assert not found.selected[~rollout.mask].any()
+    assert not updated("grpo", 2).selected.any()
 
 
 @pytest.mark.parametrize("name", sorted(ll.presets))

@@ -127,7 +127,7 @@ def train(
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
         row["peak_memory_bytes"] = max(ranks.each(memory.peak))
-        lines = answer_rows(experience, step, recipe.show_answers, policy.text_of)
+        lines = answer_rows(experience, step, recipe.show_answers, policy.text_of, update.selected)
         ranks.first(partial(log.step, row, lines))
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])

@@ -70,6 +70,9 @@ def render(
         complete=details["complete"],
         answers=answers,
         full_heat=FULL_HEAT,
+        any_selected=any(
+            len(piece) > 3 for rows in answers.values() for row in rows for piece in row["pieces"]
+        ),
         comparison=text.comparisons(details),
         checks=text.checks(details),
         window=WINDOW,
