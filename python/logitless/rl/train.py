@@ -68,7 +68,9 @@ def train(
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:
-            progress.evaluated(name, record(log, done, now, task, recipe))
+            row = record(log, done, now, task, recipe, evaluations)
+        evaluations.append(row)
+        progress.evaluated(name, row)
 
     start = 0
     if resume:

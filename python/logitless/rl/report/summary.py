@@ -30,6 +30,13 @@ NUMBERS: dict[str, Callable[[list[Row]], Any]] = {
     "peak_memory_bytes": lambda rows: max(metrics.column(rows, "peak_memory_bytes")),
     "full_logits_bytes": lambda rows: max(metrics.column(rows, "full_logits_bytes")),
 }
+# Of an evaluation, see rl/diversity.py.
+DIVERSITY = {
+    "answer entropy": "answer_entropy",
+    "balance": "balance",
+    "prompts lost": "support_shrink",
+    "prompts gained": "support_expand",
+}
 # What the table of spreads has: of the last steps, and of the last evaluation.
 OF_STEPS = {
     "reward": "reward_last",
@@ -150,14 +157,17 @@ def mean(by_seed: Mapping[int, list[Row]]) -> list[Row]:
 
 
 def shared(rows: list[Row]) -> list[str]:
-    """The keys that all rows have."""
-    return [key for key in rows[0] if all(key in row for row in rows)]
+    """The keys of the numbers that all rows have."""
+    return [key for key in metrics.numbers(rows[0]) if all(key in row for row in rows)]
 
 
 def evaluation_keys(rows: list[Row]) -> dict[str, str]:
-    """Title and key of what tables show of an evaluation, with the largest k of pass@k."""
-    most = max(int(key[5:]) for key in shared(rows) if key.startswith("pass@"))
-    return {"right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right"}
+    """Title and key of what tables show of an evaluation, with the largest k of pass@k, and what
+    older logs lack."""
+    known = shared(rows)
+    most = max(int(key[5:]) for key in known if key.startswith("pass@"))
+    keys = {"right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right"}
+    return keys | {title: key for title, key in DIVERSITY.items() if key in known}
 
 
 def steps_of_all(seeds: list[list[Row]]) -> Iterable[tuple[int, list[Row]]]:

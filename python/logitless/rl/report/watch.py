@@ -93,14 +93,40 @@ WATCHED = (
     ),
 )  # fmt: skip
 
-# Those of an evaluation but for pass@k, whose k is the run's.
 PASS = "Share of the held-out prompts that one of {k} sampled answers gets right, unbiased. "
 EXPLOITS = "The first answer: how well the policy uses what it can do."
 EXPLORES = (
     "Where it falls while pass@1 rises, the policy is surer of less: it no longer solves what it "
     "could solve before."
 )
-EVALUATED: tuple[Watched, ...] = ()
+# Of an evaluation, but for pass@k, whose k is the run's.
+EVALUATED = (
+    Watched(
+        "Greedy answers", "greedy_right", "share of the prompts",
+        "The likeliest token at every place. Far above pass@1, the policy knows more than it "
+        "samples; below it, its likeliest answer is not its best.",
+    ),
+    Watched(
+        "Answer entropy", "answer_entropy", "nats per answer",
+        "Entropy of the distinct answers to a prompt, ln n at most for n answers. It can fall "
+        "while the entropy of tokens rises: more is open at each token, and less comes of it.",
+    ),
+    Watched(
+        "Balance", "balance", "B-STaR, 0 to 1",
+        "min(r / 8, 1) r / n for n distinct answers to a prompt, r of them right: high where many "
+        "answers differ and are right, low where the policy explores nothing, or errs.",
+    ),
+    Watched(
+        "Prompts lost", "support_shrink", "share of the prompts",
+        "Prompts of which some answer was right at the start, and none is now.", zero=True,
+    ),
+    Watched(
+        "Prompts gained", "support_expand", "share of the prompts",
+        "Prompts of which no answer was right at the start, and some is now. Where fewer are won "
+        "than lost, training has narrowed what the policy can solve. Rare successes come and go by "
+        "luck.", zero=True,
+    ),
+)  # fmt: skip
 
 # Of the charts that are no curves over the steps.
 LAW = (
