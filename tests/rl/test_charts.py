@@ -41,7 +41,7 @@ def test_ticks(low: float, high: float, whole: bool, expected: list[str]) -> Non
 
 def test_spans() -> None:
     assert span([1.0, 3.0, float("nan"), float("inf")], 0.1) == pytest.approx((0.8, 3.2))
-    assert span([4.0], 0.1) == (2.0, 6.0) and span([0.0, 0.0], 0.1) == (-0.5, 0.5)
+    assert span([4.0], 0.1) == (2.0, 6.0) and span([0.0, 0.0], 0.1) == (-0.1, 1.0)
     with pytest.raises(ValueError, match="needs a finite number"):
         span([float("nan")], 0.1)
     assert Scale(1.0, 3.0, 100.0, 0.0)(2.5) == 25.0

@@ -29,7 +29,10 @@ def span(values: Iterable[float], margin: float) -> tuple[float, float]:
     if not finite:
         raise ValueError("a chart needs a finite number, got none")
     low, high = min(finite), max(finite)
-    room = margin * (high - low) or 0.5 * abs(high) or 0.5
+    if low == high == 0.0:
+        # most often a share or a count, of which none is below 0
+        return -margin, 1.0
+    room = margin * (high - low) or 0.5 * abs(high)
     return low - room, high + room
 
 

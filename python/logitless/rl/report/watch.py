@@ -41,11 +41,11 @@ WATCHED = (
     Watched(
         "Groups without spread", "zero_spread", "share of the prompts",
         "Prompts whose answers all earn the same. The share that trains nothing grows as a task is "
-        "solved; `rollout.filter_groups` replaces them.",
+        "solved; rollout.filter_groups replaces them.",
     ),
     Watched(
         "Truncation", "truncated", "share of the answers",
-        "Answers that were cut off at `rollout.max_new_tokens`. They are often scored as wrong "
+        "Answers that were cut off at rollout.max_new_tokens. They are often scored as wrong "
         "whatever they were about to say; where the share grows, answers get longer without end.",
     ),
     Watched(
