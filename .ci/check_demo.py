@@ -45,8 +45,7 @@ for method, row in (("grpo", grpo), ("clip_cov", clip_cov)):
     assert row["reward_last"] > 0.65, f"{method}: reward {row['reward_last']}"
 
 report = (folder / "report.html").read_text()
-assert "<img" in report or "<svg" in report, "the report shows no picture"
-assert list(folder.glob("*.png")), "no PNG was written"
+assert "<svg" in report, "the report shows no chart"
 print(
     f"short demo: entropy {grpo['entropy_last']:.3f} under GRPO, "
     f"{clip_cov['entropy_last']:.3f} under Clip-Cov"

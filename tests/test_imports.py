@@ -98,8 +98,10 @@ rl.experience   the answers that a step trains on, and their worth
                 rl.tracking
 rl.answer_rows  the lines that a step's answers leave
                 rl.experience rl.tracking
+rl.diversity    how varied answers are, and what they have lost and gained since the start
 rl.evaluation   how good a policy is on prompts that it is not trained on
-                rl.recipe rl.tasks rl.policy rl.engine rl.answers rl.experience rl.tracking
+                rl.diversity rl.recipe rl.tasks rl.policy rl.engine rl.answers rl.experience
+                rl.tracking
 rl.train        the loop of one method, top to bottom
                 public rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.answer_rows
                 rl.evaluation rl.update rl.tracking

@@ -333,7 +333,6 @@ TRAIN_PACKAGES = (
     "tokenizers",
     "yaml",
     "rich",
-    "matplotlib",
     "jinja2",
 )
 

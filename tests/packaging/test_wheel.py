@@ -64,7 +64,8 @@ def wheel_files(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> set[st
 
 def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) -> None:
     package, kernels = ROOT / "python" / "logitless", ROOT / "kernels"
-    data = [p for p in package.rglob("*") if p.suffix in (".py", ".pyi", ".typed", ".yaml", ".j2")]
+    kinds = (".py", ".pyi", ".typed", ".yaml", ".j2", ".css", ".js")
+    data = [p for p in package.rglob("*") if p.suffix in kinds]
     expected = {f"logitless/{p.relative_to(package)}" for p in data}
     expected |= {f"logitless/kernels/{p.relative_to(kernels)}" for p in kernels.rglob("*.py")}
     assert expected - wheel_files == set()
@@ -75,7 +76,7 @@ def test_the_wheel_holds_python_kernels_core_and_types(wheel_files: set[str]) ->
 
 
 def test_the_wheel_holds_nothing_else(wheel_files: set[str]) -> None:
-    allowed = (".py", ".pyi", ".so", ".yaml", ".j2", "py.typed")
+    allowed = (".py", ".pyi", ".so", ".yaml", ".j2", ".css", ".js", "py.typed")
     strange = {
         f
         for f in wheel_files

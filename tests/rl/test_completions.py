@@ -31,7 +31,9 @@ def experience() -> Experience:
 
 
 def rows(shown: int = 2) -> list[metrics.Row]:
-    return answer_rows(experience(), 7, shown, lambda ids: f"<{ids[0]}>")
+    selected = torch.zeros(6, 3, dtype=torch.bool)
+    selected[1, 1] = selected[4, 0] = True
+    return answer_rows(experience(), 7, shown, lambda ids: f"<{ids[0]}>", selected)
 
 
 def test_every_answer_has_a_line() -> None:
@@ -48,7 +50,7 @@ def test_every_answer_has_a_line() -> None:
 def test_the_best_and_the_worst_answers_have_pieces() -> None:
     found = rows()
     assert [i for i, row in enumerate(found) if "pieces" in row] == [0, 1]
-    assert found[1]["pieces"] == [["<3>", 3.0, -3.0], ["<4>", 4.0, -4.0]]
+    assert found[1]["pieces"] == [["<3>", 3.0, -3.0], ["<4>", 4.0, -4.0, True]]
     assert not any("pieces" in row for row in rows(0))
     assert sum("pieces" in row for row in rows(9)) == 3
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from logitless import cli
 from logitless.rl.answers import Answers, task_of
 from logitless.rl.demo.job import run
-from logitless.rl.evaluation import evaluate, of_sampled, pass_at, powers_of_two
+from logitless.rl.evaluation import against_start, evaluate, of_sampled, pass_at, powers_of_two
 from logitless.rl.policy import make_policy
 from logitless.rl.report.text import evaluation_table
 from logitless.rl.rollout import Rollout
@@ -53,8 +54,22 @@ def test_numbers_of_given_answers() -> None:
     assert row == {
         "reward": 0.875, "right": 0.75, "pass@1": 0.75, "pass@2": 1.0,
         "distinct_right_answers": 1.0, "entropy": pytest.approx(15 / 9), "tokens": 1.5,
-        "skipped_prompts": 1,
+        # one answer twice, and two answers
+        "answer_entropy": pytest.approx(math.log(2) / 2),
+        "balance": pytest.approx((1 / 8 + 1 / 8 * 1 / 2) / 2),
+        "skipped_prompts": 1, "right_answers": [2, None, 1],
     }  # fmt: skip
+
+
+def test_the_start_is_the_first_evaluation_of_the_same() -> None:
+    def row(evaluated: str, *right: int) -> metrics.Row:
+        return {"evaluated": evaluated, "right_answers": list(right)}
+
+    before = [{"step": 0}, row("other", 1), row("same", 1, 0, 0, 2), row("same", 9, 9, 9, 9)]
+    assert against_start(row("same", 0, 1, 1, 2), before) == {
+        "support_shrink": 0.25, "support_expand": 0.5,
+    }  # fmt: skip
+    assert against_start(row("new", 1), before) == {}
 
 
 def test_an_evaluation_is_a_function_of_the_weights(tmp_path: Path) -> None:
@@ -72,10 +87,21 @@ def test_a_run_evaluates_at_both_ends_and_on_the_way(folder: Path) -> None:
         rows = metrics.read(folder / name / metrics.EVALUATION_FILE)
         assert [row["step"] for row in rows] == [0, 2, 3]
         assert all(row["pass@1"] <= row["pass@2"] <= row["pass@4"] for row in rows)
+        start = rows[0]
+        assert start["support_shrink"] == start["support_expand"] == 0.0
+        assert {row["evaluated"] for row in rows} == {start["evaluated"]}
+        for row in rows:
+            pairs = [*zip(start["right_answers"], row["right_answers"], strict=True)]
+            gained = sum(not before and after > 0 for before, after in pairs)
+            assert row["support_expand"] == gained / len(pairs)
+            solved = sum(after > 0 for _, after in pairs)
+            assert row["pass@4"] == pytest.approx(solved / len(pairs))
+            assert 0.0 <= row["answer_entropy"] <= math.log(4) + 1e-9
     # both start from the same weights
     first = [metrics.read(folder / x / metrics.EVALUATION_FILE)[0] for x in ("grpo", "clip_cov")]
     assert first[0] == first[1]
-    assert "pass@4" in (folder / "report.html").read_text("utf-8")
+    report = (folder / "report.html").read_text("utf-8")
+    assert "pass@4" in report and "prompts lost" in report and "<h3>Prompts lost</h3>" in report
 
 
 def test_a_resumed_run_has_each_evaluation_once(folder: Path, tmp_path: Path) -> None:
@@ -98,9 +124,13 @@ def test_the_command_has_the_numbers_of_the_run(
     lines = capsys.readouterr().out.splitlines()
     last = metrics.read(folder / "grpo" / metrics.EVALUATION_FILE)[-1]
     found = dict(line.split() for line in lines[1:])
-    assert found == {key: f"{value:.4g}" for key, value in last.items() if key != "step"}
+    expected = {key: f"{value:.4g}" for key, value in metrics.numbers(last).items()}
+    assert found == {key: value for key, value in expected.items() if key != "step"}
+    assert "support_shrink" in found
     assert cli.main(["eval", str(folder / "grpo"), "evaluation.group=2"]) == 0
-    assert "pass@4" not in capsys.readouterr().out
+    # the run has no start that was evaluated so
+    other = capsys.readouterr().out
+    assert "pass@2" in other and "pass@4" not in other and "support" not in other
 
 
 def test_what_cannot_be_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,4 +167,6 @@ def test_the_table_goes_from_the_first_to_the_last() -> None:
     assert table[0] == ["evaluation", "right", "pass@2", "greedy", "entropy", "distinct right"]
     assert table[1][:3] == ["grpo", "0.250 → 0.750", "0.500 → 0.500"]
     assert len(table) == 2
+    more = row | {"answer_entropy": 1.0, "balance": 0.5, "right_answers": [1, 2]}
+    assert evaluation_table({"grpo": [more]})[0][4:6] == ["answer entropy", "balance"]
     assert evaluation_table({"none": []}) == []

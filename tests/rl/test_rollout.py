@@ -257,3 +257,13 @@ def test_every_end_of_the_generation_config_ends_an_answer(
     assert {first, second} <= set(last[ended].tolist()) <= set(policy.ends)
     for row, length in zip(answers.tolist(), rollout.lengths.tolist(), strict=True):
         assert not set(row[: length - 1]) & set(policy.ends)
+
+
+def test_an_answer_without_an_end_token_is_truncated() -> None:
+    """Token 7 ends an answer, and so does 8; the last answer ends at the last place there is."""
+    ids = torch.tensor([[9, 1, 7, 0], [9, 1, 2, 3], [9, 8, 0, 0], [9, 7, 7, 1], [9, 2, 3, 8]])
+    lengths = torch.tensor([2, 3, 1, 3, 3])
+    mask = torch.arange(3) < lengths[:, None]
+    zeros = torch.zeros(5, 3)
+    rollout = Rollout(ids, torch.ones_like(ids, dtype=torch.bool), mask, zeros, zeros)
+    assert rollout.truncated([7, 8]).tolist() == [False, True, False, True, False]

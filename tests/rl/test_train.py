@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from logitless.rl.tracking.progress import Progress
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import (
     EntropyProbe,
+    Update,
     batch_options,
     loss_backward,
     merge,
@@ -78,11 +80,19 @@ def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
     report = (whole / "report.html").read_text("utf-8")
     # the best and the worst of the first and the last step, of each method
     assert report.count('class="text tokens"') == 2 * 2 * 2
-    assert report.count("data:image/png;base64,") == 5
-    assert report.count("<img ") == 5
-    assert "http" not in report
-    for picture in ("curves", "law", "covariance", "time", "entropy_change"):
-        assert (whole / f"{picture}.png").stat().st_size > 5000
+    titles = re.findall(r"<h3>(.*?)</h3>", report)
+    assert titles[:3] == ["Reward", "Entropy", "Distinct right answers"]
+    assert titles[-3:] == [
+        "Reward against exp(entropy)", "Entropy change of an update",
+        "Where a step&#39;s time goes",
+    ]  # fmt: skip
+    assert {"Truncation", "Gradient norm", "Gap between rollout and training"} < set(titles)
+    assert report.count("<svg ") == len(titles)
+    # tokens that Clip-Cov has selected
+    assert 'class="selected"' in report and "A frame is around the tokens" in report
+    # of both methods, eight steps
+    assert report.count('data-x="1 2 3 4 5 6 7 8"') >= 2 * 10
+    assert "http" not in report and not list(whole.glob("*.png"))
 
 
 def test_the_report_is_written_anew(
@@ -97,7 +107,7 @@ def test_the_report_is_written_anew(
     assert cli.main(["report", str(out)]) == 0
     assert "grpo" in capsys.readouterr().out
     assert set(json.loads((out / "summary.json").read_text("utf-8"))) == {"grpo"}
-    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+    assert "has not come to its end" in (out / "report.html").read_text("utf-8")
     # that of a finished run stays as it is, the comparison included
     before = [(whole / name).read_bytes() for name in ("summary.json", "report.html", "run.json")]
     assert cli.main(["report", str(whole)]) == 0
@@ -200,7 +210,7 @@ def test_a_stopped_run_leaves_a_usable_folder(
     assert [row["step"] for row in rows] == list(range(len(rows)))
     summary = json.loads((out / "summary.json").read_text("utf-8"))
     assert set(summary) == {"grpo"}
-    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+    assert "has not come to its end" in (out / "report.html").read_text("utf-8")
     # The step it was in was finished and saved: a resumed run loses nothing.
     saved = checkpoint.latest(out / "grpo")
     assert saved is not None
@@ -223,7 +233,7 @@ def test_a_method_that_diverges_is_named_and_costs_itself_alone(
     rows = metrics.read(out / "wild" / "metrics.jsonl")
     saved = checkpoint.latest(out / "wild")
     assert (0 if saved is None else checkpoint.step_of(saved)) == len(rows) < 4
-    assert "stopped before its end" in (out / "report.html").read_text("utf-8")
+    assert "has not come to its end" in (out / "report.html").read_text("utf-8")
 
 
 @pytest.fixture
@@ -339,6 +349,28 @@ def test_every_preset_trains(started: Any, name: str) -> None:
     assert update.logp_gap < 1e-4
     assert all(math.isfinite(value) for value in update.metrics.values())
     assert not torch.equal(policy.weight, before)
+
+
+def test_selected_tokens_are_known_by_their_places(started: Any) -> None:
+    recipe, policy, rollout, advantages = started
+
+    def updated(name: str, minibatches: int, **control: Any) -> Update:
+        now = replace(recipe, update=replace(recipe.update, minibatches=minibatches))
+        spec = make_spec(name, LossRecipe(name, {"control": control} if control else {}))
+        engine = LocalEngine(policy, now.update)
+        return update_policy(engine, rollout, advantages, spec, now, 0, Stopwatch())
+
+    # all tokens are of one batch: those of the highest entropy
+    found = updated("top_entropy", 1, fraction=0.2)
+    least = rollout.entropy[found.selected].min()
+    assert 0 < found.selected.sum() == found.selected_tokens
+    assert not found.selected[~rollout.mask].any()
+    assert (rollout.entropy[rollout.mask & ~found.selected] <= least).all()
+    # a token is in one of the minibatches
+    found = updated("clip_cov", 4, fraction=0.2, low=0.0, high=50.0)
+    assert 0 < found.selected.sum() == found.selected_tokens
+    assert not found.selected[~rollout.mask].any()
+    assert not updated("grpo", 2).selected.any()
 
 
 @pytest.mark.parametrize("name", sorted(ll.presets))

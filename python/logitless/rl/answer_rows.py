@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from logitless.rl.experience import NO_REWARD, Experience
 from logitless.rl.tracking.metrics import Row
 
@@ -13,10 +15,14 @@ DIGITS = 4
 
 
 def answer_rows(
-    experience: Experience, step: int, shown: int, text_of: Callable[[list[int]], str]
+    experience: Experience,
+    step: int,
+    shown: int,
+    text_of: Callable[[list[int]], str],
+    selected: Tensor,  # [B, T] bool, of the answers that are trained on
 ) -> list[Row]:
     """The lines of a step's answers, see tracking/completions.py; so many (`shown`) of the
-    first prompt that is trained on have their tokens as well."""
+    first prompt that is trained on have their tokens as well, and which of them are `selected`."""
     prompts, (rollout, texts, scores), fates, _ = experience.sampled
     group, lengths = scores.rewards.shape[1], rollout.lengths.tolist()
     rewards, advantages = scores.rewards.flatten().tolist(), iter(experience.advantages.tolist())
@@ -41,9 +47,11 @@ def answer_rows(
             row["dropped"] = fate
         if i in pieces:
             tokens = ids[i][rollout.prompt_length :][:n]
-            numbers = zip(tokens, entropy, logp, strict=True)
+            marks = selected[i - first, :n].tolist()
+            numbers = zip(tokens, entropy, logp, marks, strict=True)
             row["pieces"] = [
-                [text_of([t]), round(h, DIGITS), round(p, DIGITS)] for t, h, p in numbers
+                [text_of([t]), round(h, DIGITS), round(p, DIGITS), *([True] if mark else [])]
+                for t, h, p, mark in numbers
             ]
         rows.append(row)
     return rows

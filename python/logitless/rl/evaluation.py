@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from logitless.rl.answers import Answers, answers_to, hand_over, task_of
+from logitless.rl.diversity import answer_entropy, balance, support_changes
 from logitless.rl.engine import claim_device, ranks
 from logitless.rl.experience import distinct
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
 from logitless.rl.tasks import Task, load_task
-from logitless.rl.tracking import checkpoint, run_folder
+from logitless.rl.tracking import checkpoint, metrics, run_folder
 from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
@@ -23,6 +29,9 @@ from logitless.rl.tracking.stopwatch import Stopwatch
 # The noise of every evaluation is that of one step, which no training gets to: two policies differ
 # by what they have learnt, and by less luck.
 STEP = 2**31 - 1
+# What an evaluation has beside numbers: the right answers of each prompt (None: not scored), and
+# what it evaluated: prompts, and how they are answered.
+RIGHT_ANSWERS, EVALUATED = "right_answers", "evaluated"
 
 
 def held_out(recipe: Recipe, task: Task) -> Task:
@@ -36,9 +45,10 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     """The numbers of `evaluation.prompts` prompts, a function of the seed and the weights.
 
     reward, right (the share of right answers), pass@k for k = 1, 2, 4, ... up to the group,
-    distinct_right_answers of a prompt, entropy and tokens of an answer are those of sampled
-    answers; greedy_reward and greedy_right those of the likeliest token at every place.
-    `skipped_prompts` had an answer that could not be scored, and count nowhere else. Collective.
+    distinct_right_answers, answer_entropy and balance of a prompt (diversity.py), entropy and
+    tokens of an answer are those of sampled answers; greedy_reward and greedy_right those of the
+    likeliest token at every place. `skipped_prompts` had an answer that could not be scored, and
+    count nowhere else. Beside these numbers RIGHT_ANSWERS and EVALUATED. Collective.
     """
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
     prompts = ranks.together(lambda: held_out(recipe, task).prompts(rng, wanted.prompts))
@@ -52,7 +62,13 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
         )  # fmt: skip
 
     sampled, greedy = answers(wanted.group, recipe.rollout.truncation), answers(1, {"top_k": 1})
-    return of_sampled(sampled, recipe.task.right) | of_greedy(greedy, recipe.task.right)
+    how = [[prompt.text for prompt in prompts], wanted.group, temperature,
+           recipe.rollout.truncation, recipe.rollout.max_new_tokens]  # fmt: skip
+    return (
+        of_sampled(sampled, recipe.task.right)
+        | of_greedy(greedy, recipe.task.right)
+        | {EVALUATED: hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]}
+    )
 
 
 def of_sampled(answers: Answers, least: float) -> Row:
@@ -70,10 +86,42 @@ def of_sampled(answers: Answers, least: float) -> Row:
         "right": sum(right) / (len(right) * group),
         **rates,
         "distinct_right_answers": distinct(texts, is_right) / len(right),
+        **of_prompts(texts, is_right, scores.scored),
         "entropy": float(rollout.entropy[rollout.mask].mean()),
         "tokens": float(rollout.lengths.float().mean()),
         "skipped_prompts": int((~scores.scored).sum()),
     }
+
+
+def of_prompts(
+    texts: Sequence[str],
+    is_right: Tensor,  # [prompts, group] bool
+    scored: Tensor,  # [prompts] bool
+) -> Row:
+    """Means over the prompts that have rewards, and the right answers of each prompt."""
+    group, found = is_right.shape[1], is_right.tolist()
+    answered = [
+        (texts[i * group : (i + 1) * group], found[i])
+        for i, counts in enumerate(scored.tolist())
+        if counts
+    ]
+    return {
+        "answer_entropy": fmean(answer_entropy(of_one) for of_one, _ in answered),
+        "balance": fmean(balance(*of_one) for of_one in answered),
+        RIGHT_ANSWERS: [
+            sum(of_one) if counts else None
+            for of_one, counts in zip(found, scored.tolist(), strict=True)
+        ],
+    }
+
+
+def against_start(row: Row, before: Sequence[Row]) -> Row:
+    """`support_changes` since the first evaluation of the same prompts, answered in the same way;
+    nothing where there was none."""
+    for start in before:
+        if start.get(EVALUATED) == row[EVALUATED]:
+            return support_changes(start[RIGHT_ANSWERS], row[RIGHT_ANSWERS])
+    return {}
 
 
 def of_greedy(answers: Answers, least: float) -> Row:
@@ -94,16 +142,22 @@ def powers_of_two(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length())]
 
 
-def record(log: Log, done: int, policy: Policy, task: Task, recipe: Recipe) -> Row:
-    """Evaluates after so many steps, and writes that down. Collective."""
+def record(
+    log: Log, done: int, policy: Policy, task: Task, recipe: Recipe, before: Sequence[Row]
+) -> Row:
+    """Evaluates after so many steps, `before` having what was evaluated before, and writes that
+    down. Collective."""
     row = {"step": done} | evaluate(policy, task, recipe)
+    # the first one has lost and gained nothing
+    row |= against_start(row, [*before, row])
     ranks.first(partial(log.evaluation, row))
     return row
 
 
 def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row]]:
     """(method, numbers) of the newest checkpoints in a run's folder, or in that of one method; of
-    a run with several seeds (seed0/method, numbers).
+    a run with several seeds (seed0/method, numbers). Where the run itself has evaluated the same at
+    its start, what it has lost and gained since is among them.
 
     The recipe is the run's own, with changes to its keys. FileNotFoundError where there is no run.
     Of several ranks the first one yields what all have found.
@@ -115,7 +169,8 @@ def of_folder(folder: Path, overrides: Iterable[str]) -> Iterator[tuple[str, Row
                 task, policy = ranks.together(partial(read, path, recipe))
                 row = {"step": checkpoint.step_of(path)} | evaluate(policy, task, recipe)
                 if ranks.is_first():
-                    yield name, row
+                    before = metrics.read(path.parent / metrics.EVALUATION_FILE)
+                    yield name, metrics.numbers(row | against_start(row, before))
     except ranks.OtherRank as error:
         # one that has not been killed says itself what is wrong
         if error.lost:

@@ -68,7 +68,9 @@ def train(
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:
-            progress.evaluated(name, record(log, done, now, task, recipe))
+            row = record(log, done, now, task, recipe, evaluations)
+        evaluations.append(row)
+        progress.evaluated(name, row)
 
     start = 0
     if resume:
@@ -103,9 +105,10 @@ def train(
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)
-        row = describe(experience, recipe.task.right)
+        row, drawn = describe(experience, recipe.task.right), experience.sampled.answers.rollout
         row |= {
             "step": step,
+            "truncated": float(drawn.truncated(policy.ends).float().mean()),
             "logp_gap": update.logp_gap,
             "selected_tokens": update.selected_tokens,
             "actor/lr": rate,
@@ -126,7 +129,7 @@ def train(
         row |= {f"seconds/{part}": spent for part, spent in clock.seconds.items()}
         row |= {"seconds": seconds, "tokens_per_second": row["tokens"] / seconds}
         row["peak_memory_bytes"] = max(ranks.each(memory.peak))
-        lines = answer_rows(experience, step, recipe.show_answers, policy.text_of)
+        lines = answer_rows(experience, step, recipe.show_answers, policy.text_of, update.selected)
         ranks.first(partial(log.step, row, lines))
         rows.append(row)
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])

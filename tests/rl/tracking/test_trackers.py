@@ -71,9 +71,9 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 
 def written(out: Path) -> Told:
-    """What the JSON lines have, in the order that a tracker is told of it."""
+    """The numbers that the JSON lines have, in the order that a tracker is told of it."""
     found = [
-        (row.pop("step"), {prefix + key: value for key, value in row.items()})
+        (row.pop("step"), {prefix + key: value for key, value in metrics.numbers(row).items()})
         for file, prefix in ((metrics.EVALUATION_FILE, "evaluation/"), (metrics.FILE, ""))
         for row in metrics.read(out / "grpo" / file)
     ]

@@ -62,7 +62,7 @@ def finish(
 
 
 def written(out: Path, found: Found) -> list[str]:
-    # Here, so that matplotlib loads after the peak memory of the run was measured.
+    # Here, so that jinja2 loads after the peak memory of the run was measured.
     from logitless.rl.report import page
 
     path = page.write(out, *found)
@@ -105,6 +105,14 @@ def found_in(
     )
     done = [rows for by_seed in runs.values() for rows in by_seed.values()]
     gaps = [row["logp_gap"] for rows in done for row in rows]
+    rewards = numbers.rewards_of(
+        row["reward"]
+        for method in recipe.methods
+        for folder in seeds.values()
+        for row in metrics.read(folder / method / completions.FILE)
+        if row["reward"] is not None
+    )
+    largest = numbers.largest_of(rewards)
     details = {
         "complete": all(len(rows) == recipe.steps for rows in done),
         "comparison": comparison,
@@ -117,12 +125,13 @@ def found_in(
             "threads": torch.get_num_threads(),
         },
         "evaluations": {name: numbers.mean(rows) for name, rows in evaluations.items()},
-        "spread": numbers.spread(runs, evaluations),
+        "rewards": rewards,
+        "spread": numbers.spread(runs, evaluations, largest),
         "recipe": asdict(recipe),
     }
     first, *_ = seeds.values()
     answers = {name: rows for name in recipe.methods if (rows := completions.shown(first / name))}
-    return Found(numbers.summarize(runs, head_bytes), details, runs, answers)
+    return Found(numbers.summarize(runs, head_bytes, largest), details, runs, answers)
 
 
 def merged(found: Mapping[str, Found]) -> Found:

@@ -1,1 +1,1 @@
-"""The report of a run: numbers, lines, pictures, page. Jinja2 and matplotlib load with the page."""
+"""The report of a run: numbers, lines, charts, page. Jinja2 loads with the page."""

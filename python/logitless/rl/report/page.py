@@ -1,22 +1,26 @@
-"""The files of a report: summary.json, run.json, the pictures, and an HTML page that has it all."""
+"""The files of a report: summary.json, run.json, and an HTML page that has it all."""
 
 from __future__ import annotations
 
-import base64
 import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from logitless.rl.report import text
-from logitless.rl.report.plots import save_plots
-from logitless.rl.report.summary import Runs, begun, fit_law, pooled
+from logitless.rl.report.charts import SMOOTH
+from logitless.rl.report.figures import figures
+from logitless.rl.report.scales import MOST_POINTS
+from logitless.rl.report.summary import Runs
 from logitless.rl.tracking.metrics import WINDOW, Row
 
 SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
 TEMPLATE_FILE = "template.html.j2"
+# Files of this folder that the template has inside.
+INSIDE = {"style": "style.css", "script": "script.js"}
 # The entropy, in nats, of a token in full colour: that of an even choice among 12.
 FULL_HEAT = 2.5
 
@@ -28,15 +32,12 @@ def write(
     runs: Runs,
     answers: dict[str, list[Row]],
 ) -> Path:
-    """Writes summary.json, run.json, the PNGs and report.html; returns the report's path. answers:
-    those to show of each method."""
+    """Writes summary.json, run.json and report.html; returns the report's path. answers: those to
+    show of each method."""
     _write_json(folder / SUMMARY_FILE, summary)
     _write_json(folder / DETAILS_FILE, details)
-    drawn = {name: rows for name, by_seed in runs.items() if (rows := begun(by_seed))}
-    laws = {name: law for name, rows in drawn.items() if (law := fit_law(pooled(rows))) is not None}
-    pictures = save_plots(folder, drawn, laws) if drawn else {}
     path = folder / REPORT_FILE
-    path.write_text(render(summary, details, pictures, answers), "utf-8")
+    path.write_text(render(summary, details, runs, answers), "utf-8")
     return path
 
 
@@ -50,33 +51,37 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def render(
-    summary: dict[str, Any],
-    details: dict[str, Any],
-    pictures: dict[str, Path],
-    answers: dict[str, list[Row]],
+    summary: dict[str, Any], details: dict[str, Any], runs: Runs, answers: dict[str, list[Row]]
 ) -> str:
-    """The page as one HTML text with its pictures inside."""
+    """The page as one HTML text with its charts inside."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files(__package__).joinpath(TEMPLATE_FILE).read_text("utf-8")
+    files = resources.files(__package__)
+    source = files.joinpath(TEMPLATE_FILE).read_text("utf-8")
+    inside = {
+        name: Markup(files.joinpath(file).read_text("utf-8")) for name, file in INSIDE.items()
+    }
     return environment.from_string(source).render(
+        **inside,
         tables=text.tables(summary, details),
         seeds=text.most_seeds(details),
-        pictures={title: _base64(path) for title, path in pictures.items()},
+        figures=figures(summary, details, runs),
         complete=details["complete"],
         answers=answers,
         full_heat=FULL_HEAT,
+        any_selected=any(
+            len(piece) > 3 for rows in answers.values() for row in rows for piece in row["pieces"]
+        ),
         comparison=text.comparisons(details),
         checks=text.checks(details),
         window=WINDOW,
+        smooth=SMOOTH,
+        most_points=MOST_POINTS,
+        rewards=text.rewards(details),
         notes=text.notes(details),
         details=json.dumps(details, indent=2),
     )
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -29,6 +30,13 @@ NUMBERS: dict[str, Callable[[list[Row]], Any]] = {
     "peak_memory_bytes": lambda rows: max(metrics.column(rows, "peak_memory_bytes")),
     "full_logits_bytes": lambda rows: max(metrics.column(rows, "full_logits_bytes")),
 }
+# Of an evaluation, see rl/diversity.py.
+DIVERSITY = {
+    "answer entropy": "answer_entropy",
+    "balance": "balance",
+    "prompts lost": "support_shrink",
+    "prompts gained": "support_expand",
+}
 # What the table of spreads has: of the last steps, and of the last evaluation.
 OF_STEPS = {
     "reward": "reward_last",
@@ -37,12 +45,31 @@ OF_STEPS = {
 }
 
 
-def summarize(runs: Runs, head_bytes: Mapping[str, int | None]) -> dict[str, Any]:
+def rewards_of(rewards: Iterable[float]) -> Row | None:
+    """The scale of a run's rewards, from those of its answers: whether all are 0 or 1, the least
+    and the largest. One that has 0 or 1 alone can give 1, whether it has or not."""
+    seen = set(rewards)
+    if not seen:
+        return None
+    if seen <= {0.0, 1.0}:
+        return {"zero_or_one": True, "least": 0.0, "largest": 1.0}
+    return {"zero_or_one": False, "least": min(seen), "largest": max(seen)}
+
+
+def largest_of(rewards: Row | None) -> float:
+    """No ceiling is above that of rewards that nobody has seen."""
+    return math.inf if rewards is None else float(rewards["largest"])
+
+
+def summarize(
+    runs: Runs, head_bytes: Mapping[str, int | None], largest: float = math.inf
+) -> dict[str, Any]:
     """Per method: the numbers of summary.json, of several seeds their means, beside those of each
-    under `seeds`. Bytes of the head are None where they were not measured.
+    under `seeds`. Bytes of the head are None where they were not measured; so is a law's ceiling
+    above the `largest` reward.
     """
     return {
-        name: _summarize(rows, head_bytes.get(name))
+        name: _summarize(rows, head_bytes.get(name), largest)
         for name, by_seed in runs.items()
         if (rows := begun(by_seed))
     }
@@ -57,9 +84,9 @@ def pooled(by_seed: Mapping[int, list[Row]]) -> list[Row]:
     return [row for rows in by_seed.values() for row in rows]
 
 
-def _summarize(by_seed: dict[int, list[Row]], head_bytes: int | None) -> Row:
+def _summarize(by_seed: dict[int, list[Row]], head_bytes: int | None, largest: float) -> Row:
     each = {
-        seed: {key: of(rows) for key, of in NUMBERS.items()} | {"law": _law(rows)}
+        seed: {key: of(rows) for key, of in NUMBERS.items()} | {"law": _law(rows, largest)}
         for seed, rows in by_seed.items()
     }
     head = {"head_memory_bytes": head_bytes}
@@ -67,12 +94,15 @@ def _summarize(by_seed: dict[int, list[Row]], head_bytes: int | None) -> Row:
         (only,) = each.values()
         return only | head
     means = {key: statistics.fmean(row[key] for row in each.values()) for key in NUMBERS}
-    return means | {"law": _law(pooled(by_seed)), "seeds": each} | head
+    return means | {"law": _law(pooled(by_seed), largest), "seeds": each} | head
 
 
-def _law(rows: list[Row]) -> Row | None:
+def _law(rows: list[Row], largest: float) -> Row | None:
     law = fit_law(rows)
-    return None if law is None else {key: _plain(getattr(law, key)) for key in LAW_KEYS}
+    if law is None:
+        return None
+    found = {key: _plain(getattr(law, key)) for key in LAW_KEYS}
+    return found if found["ceiling"] <= largest else found | {"ceiling": None, "interval": None}
 
 
 def fit_law(rows: list[Row]) -> Any | None:
@@ -82,9 +112,9 @@ def fit_law(rows: list[Row]) -> Any | None:
     return ll.fit_entropy_law(entropy, metrics.column(rows, "reward"))
 
 
-def spread(runs: Runs, evaluations: Runs) -> dict[str, dict[str, Row]]:
+def spread(runs: Runs, evaluations: Runs, largest: float = math.inf) -> dict[str, dict[str, Row]]:
     """Of each method with several seeds: mean, std, min and max of the quantities that every one
-    of its seeds has."""
+    of its seeds has. A ceiling above the `largest` reward is none."""
     found = {}
     for name, by_seed in runs.items():
         rows = begun(by_seed)
@@ -93,8 +123,8 @@ def spread(runs: Runs, evaluations: Runs) -> dict[str, dict[str, Row]]:
         quantities: dict[str, list[Any]] = {
             title: [NUMBERS[key](x) for x in rows.values()] for title, key in OF_STEPS.items()
         }
-        laws = [fit_law(x) for x in rows.values()]
-        quantities["ceiling b - a"] = [None if law is None else law.ceiling for law in laws]
+        laws = [_law(x, largest) for x in rows.values()]
+        quantities["ceiling b - a"] = [None if law is None else law["ceiling"] for law in laws]
         last = [x[-1] for seed in rows if (x := evaluations[name].get(seed))]
         if len(last) == len(rows):
             keys = evaluation_keys(last)
@@ -127,14 +157,17 @@ def mean(by_seed: Mapping[int, list[Row]]) -> list[Row]:
 
 
 def shared(rows: list[Row]) -> list[str]:
-    """The keys that all rows have."""
-    return [key for key in rows[0] if all(key in row for row in rows)]
+    """The keys of the numbers that all rows have."""
+    return [key for key in metrics.numbers(rows[0]) if all(key in row for row in rows)]
 
 
 def evaluation_keys(rows: list[Row]) -> dict[str, str]:
-    """Title and key of what tables show of an evaluation, with the largest k of pass@k."""
-    most = max(int(key[5:]) for key in shared(rows) if key.startswith("pass@"))
-    return {"right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right"}
+    """Title and key of what tables show of an evaluation, with the largest k of pass@k, and what
+    older logs lack."""
+    known = shared(rows)
+    most = max(int(key[5:]) for key in known if key.startswith("pass@"))
+    keys = {"right": "right", f"pass@{most}": f"pass@{most}", "greedy": "greedy_right"}
+    return keys | {title: key for title, key in DIVERSITY.items() if key in known}
 
 
 def steps_of_all(seeds: list[list[Row]]) -> Iterable[tuple[int, list[Row]]]:

@@ -38,13 +38,17 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
             f"{row['reward_first']:.3f} → {row['reward_last']:.3f}",
             f"{row['entropy_first']:.3f} → {row['entropy_last']:.3f}",
             f"{row['distinct_right_answers_last']:.1f}",
-            "-" if row["law"] is None else f"{row['law']['ceiling']:.2f}",
+            ceiling(row["law"]),
             f"{row['selected_tokens']:.0f}",
             f"{row['seconds']:.0f}",
             megabytes(row["head_memory_bytes"]),
         ]
         for name, row in summary.items()
     ]
+
+
+def ceiling(law: Row | None) -> str:
+    return "-" if law is None or law["ceiling"] is None else f"{law['ceiling']:.2f}"
 
 
 def mean_of(seeds: int) -> str:
@@ -116,6 +120,27 @@ def checks(details: dict[str, Any]) -> list[str]:
         for label, run in runs_of(details).items()
         for line in (*support_lines(run), self_check(run))
     ]
+
+
+def rewards(details: dict[str, Any]) -> list[str]:
+    """What the rewards of each run are, and what its law can say of them."""
+    return [
+        f"{label}{reward_scale(run['rewards'], run['recipe']['task']['right'])}"
+        for label, run in runs_of(details).items()
+    ]
+
+
+def reward_scale(found: Row | None, right: float) -> str:
+    if found is None:
+        return "No answer has a reward in the log."
+    if not found["zero_or_one"]:
+        return (
+            f"Rewards are graded: the answers got {found['least']:g} to {found['largest']:g}, and "
+            f"one is right from {right:g} on. A ceiling above {found['largest']:g}, the largest "
+            "reward of any answer, is left out."
+        )
+    mean = ", so that their mean is the share of right answers" if 0.0 < right <= 1.0 else ""
+    return f"Rewards are 0 or 1{mean}. A ceiling above 1 is left out."
 
 
 def notes(details: dict[str, Any]) -> list[str]:

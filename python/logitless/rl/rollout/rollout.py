@@ -46,6 +46,11 @@ class Rollout:
     def lengths(self) -> Tensor:  # [B]
         return self.mask.sum(dim=1)
 
+    def truncated(self, ends: Sequence[int]) -> Tensor:  # [B] bool
+        """Which have no end token: their answers were cut off."""
+        last = self.ids[:, self.prompt_length :].gather(1, self.lengths[:, None] - 1)[:, 0]
+        return ~torch.isin(last, last.new_tensor(ends))
+
     def sequences(self, index: Tensor) -> Rollout:
         """The rollout of some sequences."""
         return Rollout(

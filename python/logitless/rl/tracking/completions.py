@@ -3,7 +3,8 @@
 A line an answer: step, prompt, completion, reward, advantage, tokens, logp (the sum) and entropy
 (the mean), in nats. Answers that are not trained on have no advantage (null), and `dropped` says
 why: "no reward" (theirs is null), "equal rewards" or "surplus". The answers that are shown also
-have `pieces`, their tokens one by one as [text, entropy, logp], which the report colours.
+have `pieces`, their tokens one by one as [text, entropy, logp], which the report colours; of
+those that the method's control has selected, [text, entropy, logp, true].
 """
 
 from __future__ import annotations

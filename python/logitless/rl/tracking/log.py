@@ -64,7 +64,8 @@ class Log:
 
     def _tell(self, kind: int, row: Row) -> None:
         if self._feed is not None:
-            numbers = {PREFIX[kind] + key: value for key, value in row.items() if key != "step"}
+            named = metrics.numbers(row).items()
+            numbers = {PREFIX[kind] + key: value for key, value in named if key != "step"}
             self._feed.tell(numbers, row["step"], 2 * row["step"] + kind)
 
     def close(self) -> None:

@@ -42,6 +42,11 @@ def _lines(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def numbers(row: Row) -> Row:
+    """What of a row is a number: an evaluation has more."""
+    return {key: value for key, value in row.items() if isinstance(value, (int, float))}
+
+
 def column(rows: list[Row], key: str) -> list[float]:
     return [row[key] for row in rows]
 

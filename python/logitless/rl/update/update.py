@@ -25,6 +25,8 @@ class Update(NamedTuple):
     metrics: dict[str, float]  # means over the optimizer steps
     logp_gap: float  # max |trained - sampled log-prob| before the first optimizer step
     selected_tokens: int
+    # [B, T] bool: tokens that the control has selected in some minibatch, not where each call does
+    selected: Tensor
 
 
 def update_policy(
@@ -50,6 +52,7 @@ def update_policy(
     sums: dict[str, float] = {}
     gap = 0.0
     selected = made = 0
+    places = torch.zeros_like(rollout.mask)
     for number in range(updates):
         if number % update.minibatches == 0:
             everything = rng.sample(range(len(rollout.mask)), len(rollout.mask))
@@ -61,6 +64,7 @@ def update_policy(
         now = spec if follower is None else follower.before(spec, minibatch)
         known = scored(engine, minibatch, now, recipe, clock, entropy_top_p, moved=number > 0)
         shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
+        mark_selected(places, shared)
         now = now if follower is None else follower.after(now, shared)
         own = alike(engine, rollout, index[ranks.share(len(index))]).tensor_split(
             update.micro_batches
@@ -79,7 +83,14 @@ def update_policy(
         for key, value in metrics.items():
             sums[key] = sums.get(key, 0.0) + value
         made += 1
-    return Update({key: value / made for key, value in sums.items()}, gap, selected)
+    return Update({key: value / made for key, value in sums.items()}, gap, selected, places)
+
+
+def mark_selected(places: Tensor, shared: dict[str, Any]) -> None:
+    """Sets those of `places`, [B, T], whose token ids (`pack`) a minibatch has selected."""
+    if "batch" in shared:
+        ids = torch.as_tensor(shared["batch"].selected, device=places.device)
+        places.view(-1)[ids[ids >= 0]] = True
 
 
 def alike(engine: LocalEngine, rollout: Rollout, index: Tensor) -> Tensor:
