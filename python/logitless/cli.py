@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from logitless._version import __version__
+from logitless.rl.tracking.files import NotWritten
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
-    2.
+    2; a full disk, or a folder that cannot be written, one and status 74 (EX_IOERR).
     """
     options = parse(arguments)
     try:
         return int(options.run(options))
+    except NotWritten as error:
+        sys.stderr.write(f"logitless: {error}\n")
+        return error.status
     except (
         ValueError,
         TypeError,

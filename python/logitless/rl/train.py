@@ -61,10 +61,11 @@ def train(
 
     def save(done: int) -> None:
         part = ranks.first(partial(checkpoint.begin, log.folder, done))
-        engine.save(part)
-        if follower is not None:
-            ranks.first(partial(follower.save, part))
-        ranks.first(partial(checkpoint.finish, part))
+        with checkpoint.filled(part):
+            engine.save(part)
+            if follower is not None:
+                ranks.first(partial(follower.save, part))
+            ranks.first(partial(checkpoint.finish, part))
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:

@@ -17,6 +17,7 @@ from logitless.rl.policy import lora as adapters
 from logitless.rl.policy.caches import is_recurrent, new_cache
 from logitless.rl.policy.models import WEIGHTS, read_model, tensors_as_saved
 from logitless.rl.policy.tokenizers import text_of
+from logitless.rl.tracking import files
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,19 @@ class Policy:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
         of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own; {}:
-        another writes them."""
-        if self.lora is None:
-            self.model.save_pretrained(folder, state_dict=weights)
-        else:
-            adapters.save(self.model, self.lora, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        another writes them. NotWritten names the folder and their bytes."""
+        with files.writing(folder, self._bytes_of(weights)):
+            if self.lora is None:
+                self.model.save_pretrained(folder, state_dict=weights)
+            else:
+                adapters.save(self.model, self.lora, folder, weights)
+            self.tokenizer.save_pretrained(folder)
+
+    def _bytes_of(self, weights: dict[str, Tensor] | None) -> int:
+        if weights is None:
+            named = dict(self.model.named_parameters())
+            weights = named if self.lora is None else adapters.adapters(self.model)
+        return sum(x.numel() * x.element_size() for x in weights.values())
 
     @property
     def saved_as(self) -> str:

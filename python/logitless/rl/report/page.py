@@ -13,6 +13,7 @@ import jinja2
 from logitless.rl.report import text
 from logitless.rl.report.plots import save_plots
 from logitless.rl.report.summary import Runs, begun, fit_law, pooled
+from logitless.rl.tracking import files
 from logitless.rl.tracking.metrics import WINDOW, Row
 
 SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
@@ -36,7 +37,7 @@ def write(
     laws = {name: law for name, rows in drawn.items() if (law := fit_law(pooled(rows))) is not None}
     pictures = save_plots(folder, drawn, laws) if drawn else {}
     path = folder / REPORT_FILE
-    path.write_text(render(summary, details, pictures, answers), "utf-8")
+    files.write(path, render(summary, details, pictures, answers))
     return path
 
 
@@ -80,4 +81,4 @@ def _base64(path: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    files.write(path, json.dumps(value, indent=2) + "\n")

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from logitless.rl.report.summary import Runs, pooled, steps_of_all
+from logitless.rl.tracking import files
 from logitless.rl.tracking.metrics import Row, column
 
 matplotlib.use("Agg")
@@ -52,7 +53,8 @@ def save_plots(folder: Path, runs: Runs, laws: dict[str, Any]) -> dict[str, Path
         )
     paths = {}
     for title, (name, figure) in figures.items():
-        figure.savefig(folder / name, dpi=110)
+        with files.replaced(folder / name) as part:
+            figure.savefig(part, dpi=110)
         paths[title] = folder / name
     return paths
 

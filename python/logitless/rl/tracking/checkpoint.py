@@ -6,10 +6,12 @@ optimizer and step are all there is to continue bit for bit.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from logitless.rl.tracking import files
 
 PREFIX, PART = "checkpoint-", ".part"
 # How many are kept, so that a disk's fault in the newest is not the end of a run.
@@ -19,16 +21,31 @@ KEPT = 2
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     """folder/checkpoint-STEP, filled by `write(part)`, in between of `begin` and `finish`."""
     part = begin(folder, step)
-    write(part)
-    return finish(part)
+    with filled(part):
+        write(part)
+        return finish(part)
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty folder, which `finish` makes folder/checkpoint-STEP."""
+    """An empty folder, which `finish` makes folder/checkpoint-STEP. What a kill has left of others
+    is removed."""
+    for old in folder.glob(f"{PREFIX}*{PART}"):
+        shutil.rmtree(old, ignore_errors=True)
     part = folder / f"{PREFIX}{step:06d}{PART}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    files.make(part)
     return part
+
+
+@contextmanager
+def filled(part: Path) -> Iterator[None]:
+    """Around what writes into `part`, and `finish`: after an error there is no part, which would
+    take the disk's room."""
+    try:
+        with files.writing(part):
+            yield
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def finish(part: Path) -> Path:
@@ -36,14 +53,13 @@ def finish(part: Path) -> Path:
     are removed."""
     folder, final = part.parent, part.with_name(part.name.removesuffix(PART))
     for path in [*part.rglob("*"), part]:
-        _to_disk(path)
+        files.to_disk(path)
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    _to_disk(folder)
-    kept = newest_first(folder)[:KEPT]
-    for other in folder.glob(f"{PREFIX}*"):
-        if other not in kept:
-            shutil.rmtree(other)
+    files.to_disk(folder)
+    for other in newest_first(folder)[KEPT:]:
+        # a kill leaves no half of a checkpoint under its name
+        shutil.rmtree(other.rename(f"{other}{PART}"))
     return final
 
 
@@ -80,11 +96,3 @@ def resume(folder: Path, read: Callable[[Path], None], say: Callable[[str], None
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def _to_disk(path: Path) -> None:
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)

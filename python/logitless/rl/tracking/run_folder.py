@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from logitless._version import __version__
-from logitless.rl.tracking import checkpoint, completions, metrics, trackers
+from logitless.rl.tracking import checkpoint, completions, files, metrics, trackers
 
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 # The folders of the seeds, where a run has several.
@@ -58,9 +58,7 @@ def record(folder: Path, recipe: Mapping[str, Any]) -> None:
         "versions": {"logitless": __version__, "python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
-    part = folder / f"{RECIPE_FILE}.part"
-    part.write_text(json.dumps(started, indent=2) + "\n", "utf-8")
-    part.replace(folder / RECIPE_FILE)
+    files.write(folder / RECIPE_FILE, json.dumps(started, indent=2) + "\n")
 
 
 def check(
@@ -167,9 +165,11 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make(folder)
     path, host = folder / LOCK_FILE, socket.gethostname()
-    with path.open("a+", encoding="utf-8") as file:
+    with files.writing(path):
+        opened = path.open("a+", encoding="utf-8")
+    with opened as file:
         file.seek(0)
         owner = file.read()
         if owner and not owner.endswith(f" on {host}\n"):
@@ -179,8 +179,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise _taken(folder, owner) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {host}\n")
-        file.flush()
+        with files.writing(path):
+            file.write(f"process {os.getpid()} on {host}\n")
+            file.flush()
         try:
             yield
         finally:

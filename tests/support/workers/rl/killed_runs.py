@@ -1,0 +1,110 @@
+"""A tiny recipe, run undisturbed and then killed and resumed again and again. Run by test_kill.py
+with a recipe's file, a folder and a number of kills; prints what each kill was.
+
+One process imports everything and forks the runs, whose starts then cost little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import logitless.rl.report.page  # noqa: F401
+from logitless.rl.demo.job import run
+from logitless.rl.recipe import Recipe, load_recipe
+
+SEED = 0
+# A run that hangs is none that was killed.
+LONGEST = 300.0
+
+
+class Touches:
+    """An audit hook that counts what a process does to the names and files in a folder, and kills
+    it before a certain one."""
+
+    def __init__(self, folder: Path, last: int | None = None) -> None:
+        self.folder, self.last, self.count = str(folder), last, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" or event.startswith("os."):
+            paths = [x for x in arguments if isinstance(x, (str, os.PathLike))]
+            if any(os.fspath(path).startswith(self.folder) for path in paths):
+                self.count += 1
+                if self.count == self.last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start(recipe: Recipe, out: Path, touches: Touches) -> int:
+    """The id of a process that runs the recipe, or goes on with it."""
+    child = os.fork()
+    if child:
+        return child
+    status = 99
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.addaudithook(touches)
+        status = run(recipe, out, resume=(out / "recipe.json").exists())
+        out.with_suffix(".touches").write_text(str(touches.count))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def wait(child: int, seconds: float = LONGEST, kill: bool = False) -> bool:
+    """Whether the process was killed, after so many seconds at the latest. An end of another kind
+    than a done run is an error."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() > deadline:
+            assert kill, "a run hangs"
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.001)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def main() -> None:
+    recipe, folder, kills = load_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    rng, whole = random.Random(SEED), folder / "whole"
+    began = time.monotonic()
+    assert not wait(start(recipe, whole, Touches(whole)))
+    seconds = time.monotonic() - began
+    count = int(whole.with_suffix(".touches").read_text())
+    found: list[str] = []
+    number = 0
+    while len(found) < kills:
+        out = folder / f"run{number}"
+        # half of them anywhere, and half between two steps of what is written
+        if len(found) % 2:
+            moment = rng.uniform(0, seconds)
+            killed = wait(start(recipe, out, Touches(out)), moment, kill=True)
+            what = f"{out.name}: after {moment:.2f} s"
+        else:
+            last = rng.randrange(1, count + 1)
+            killed = wait(start(recipe, out, Touches(out, last)))
+            what = f"{out.name}: at touch {last} of {count}"
+        if killed:
+            found.append(what)
+        else:
+            number += 1
+    out = folder / f"run{number}"
+    assert not wait(start(recipe, out, Touches(out)))
+    sys.stdout.write(json.dumps({"kills": found, "runs": number + 1}))
+
+
+if __name__ == "__main__":
+    main()
