@@ -63,9 +63,10 @@ def train(
         part = ranks.first(partial(checkpoint.begin, log.folder, done))
         with checkpoint.filled(part):
             engine.save(part)
+            ranks.first(partial(checkpoint.link_tokenizer, part, policy.save_tokenizer))
             if follower is not None:
                 ranks.first(partial(follower.save, part))
-            ranks.first(partial(checkpoint.finish, part))
+            ranks.first(partial(checkpoint.finish, part, recipe.checkpoint_keep))
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:

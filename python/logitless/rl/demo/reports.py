@@ -118,6 +118,7 @@ def found_in(
         },
         "evaluations": {name: numbers.mean(rows) for name, rows in evaluations.items()},
         "spread": numbers.spread(runs, evaluations),
+        "starts": run_folder.starts_in(out),
         "recipe": asdict(recipe),
     }
     first, *_ = seeds.values()

@@ -184,16 +184,24 @@ class Policy:
     def restore(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights, strict=self.lora is None)
 
-    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    def save(self, folder: Path) -> None:
         """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
-        of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own; {}:
-        another writes them. NotWritten names the folder and their bytes."""
+        of adapters alone, for `PeftModel.from_pretrained`."""
+        self.save_weights(folder)
+        self.save_tokenizer(folder)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        with files.writing(folder):
+            self.tokenizer.save_pretrained(folder)
+
+    def save_weights(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """That folder without the tokenizer. weights: None: the model's own; {}: another writes
+        them. NotWritten names the folder and their bytes."""
         with files.writing(folder, self._bytes_of(weights)):
             if self.lora is None:
                 self.model.save_pretrained(folder, state_dict=weights)
             else:
                 adapters.save(self.model, self.lora, folder, weights)
-            self.tokenizer.save_pretrained(folder)
 
     def _bytes_of(self, weights: dict[str, Tensor] | None) -> int:
         if weights is None:

@@ -93,6 +93,7 @@ def main() -> None:
     folder = store.parent / "saved"
     ranks.first(folder.mkdir)
     assert largest(partial(engine.save, folder)) <= share
+    ranks.first(partial(policy.save_tokenizer, folder))
     before = [x.detach().clone() for x in state_of(engine)]
     with torch.no_grad():
         for x in state_of(engine):
