@@ -96,7 +96,7 @@ def write_gguf(file: Path, without: str) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(8)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<end>", *"abcdefg"])
+    writer.add_token_list(["<end>", "ab", *"abcdef"])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     shapes = SIZES | {f"blk.0.{name}": shape for name, shape in LAYER.items()}

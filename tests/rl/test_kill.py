@@ -37,7 +37,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found["kills"]) == KILLS
+    assert len(found["kills"]) == KILLS, found
     whole, methods = tmp_path / "whole", list(TINY["methods"])
     assert all(len(metrics.read(whole / name / metrics.FILE)) == 3 for name in methods)
     expected = json.loads((whole / "summary.json").read_text("utf-8"))

@@ -34,12 +34,11 @@ def read_model(folder: str | Path) -> tuple[Any, Any]:
         return load_gguf(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, **REPORTED
-        )
+        found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **REPORTED)
     except (OSError, ValueError, SafetensorError) as error:
         why = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
+    model, report = found
     check_whole(folder, report)
     return model, tokenizer
 
