@@ -76,10 +76,10 @@ def load_gguf(file: Path) -> tuple[Any, Any]:  # (model, tokenizer)
 
     options = {"gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(file.parent, padding_side="left", **options)
-    model: Any
-    model, report = AutoModelForCausalLM.from_pretrained(
+    found: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, dtype=torch.float32, **options, **REPORTED
     )
+    model, report = found
     check_whole(file, report)
     # or the model can be neither trained nor saved
     del model.config.quantization_config
