@@ -84,7 +84,7 @@ rl.tasks        where prompts come from, and the reward of an answer
 rl.tracking     what a run records and says: its folder, metrics, times, checkpoints, progress
                 _version
 rl.policy       the causal LM that is trained: body, head, tokenizer
-                public integrations.transformers rl.recipe
+                public integrations.transformers rl.recipe rl.tracking
 rl.rollout      sampled answers as data, and the sampler
                 public rl.policy rl.tracking
 rl.engine       trains a policy on the machine at hand, and alone knows devices and ranks
@@ -109,7 +109,7 @@ rl.report       what a run leaves to read
                 public rl.tracking
 rl.demo         several methods from one start, and full logits beside them
                 public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.answers rl.experience
-                rl.update rl.tracking rl.train rl.report
+                rl.evaluation rl.update rl.tracking rl.train rl.report
 cli             the command line
                 _core _version backends ops public integrations.transformers
                 rl.recipe rl.policy rl.rollout rl.evaluation rl.tracking rl.demo

@@ -10,15 +10,58 @@ from pathlib import Path
 from typing import Any
 
 from logitless._version import __version__
+from logitless.rl.tracking.files import NotWritten
+
+# What `logitless COMMAND --help` ends with.
+EXAMPLES = {
+    "demo": """
+logitless demo
+logitless demo steps=10 'seeds=[0, 1, 2]' --out runs/seeds""",
+    "train": """
+logitless train short
+logitless train my.yaml update.body_lr=1e-5 methods.grpo.change.surrogate.high=0.28 --dry-run
+logitless train my.yaml steps=100 --resume""",
+    "eval": """
+logitless eval runs/my
+logitless eval runs/my/grpo evaluation.prompts=200 evaluation.group=16""",
+    "report": """
+logitless report runs/my
+logitless report runs/my runs/other --out runs/both""",
+    "sample": """
+logitless sample runs/my/grpo 'sum 17:' -n 4
+logitless sample my-model 'The capital of France is' --temperature 0.7 --max-new-tokens 8""",
+    "check": """
+logitless check my-model""",
+    "doctor": """
+logitless doctor""",
+    "plan": """
+logitless plan --tokens 8192 --hidden 4096 --vocab 151936
+logitless plan --tokens 8192 --hidden 4096 --vocab 151936 --dtype bfloat16 --device H200""",
+    "recipe": """
+logitless recipe
+logitless recipe --markdown > recipe.md""",
+    "losses": """
+logitless losses
+logitless losses --markdown > losses.md""",
+    "advantages": """
+logitless advantages
+logitless advantages --markdown > advantages.md""",
+    "preference": """
+logitless preference
+logitless preference --markdown > preference.md""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
-    2.
+    2; a full disk, or a folder that cannot be written, one and status 74 (EX_IOERR).
     """
     options = parse(arguments)
     try:
         return int(options.run(options))
+    except NotWritten as error:
+        sys.stderr.write(f"logitless: {error}\n")
+        return error.status
     except (
         ValueError,
         TypeError,
@@ -50,21 +93,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"logitless {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    demo = commands.add_parser(
-        "demo", help="the main job: GRPO, Clip-Cov and KL-Cov on a small policy, with a report"
+    demo = _command(
+        commands, "demo", "the main job: GRPO, Clip-Cov and KL-Cov on a small policy, with a report"
     )
     demo.set_defaults(run=_train, recipe="demo")
     _run_options(demo)
 
-    train = commands.add_parser("train", help="train by a recipe: a YAML file or a bundled name")
+    train = _command(commands, "train", "train by a recipe: a YAML file or a bundled name")
     train.add_argument(
         "recipe", metavar="RECIPE", help="path of a YAML file, or demo, short, smollm2"
     )
     train.set_defaults(run=_train)
     _run_options(train)
 
-    evaluation = commands.add_parser(
-        "eval", help="pass@k, greedy answers and entropy of a run's newest checkpoints"
+    evaluation = _command(
+        commands, "eval", "pass@k, greedy answers and entropy of a run's newest checkpoints"
     )
     evaluation.add_argument("folder", type=Path, help="a run's folder, or that of one method in it")
     evaluation.add_argument(
@@ -72,8 +115,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluation.set_defaults(run=_eval)
 
-    report = commands.add_parser(
-        "report", help="the report of a run as far as it has come, or of several side by side"
+    report = _command(
+        commands, "report", "the report of a run as far as it has come, or of several side by side"
     )
     report.add_argument(
         "folders",
@@ -88,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     report.set_defaults(run=_report)
 
-    sample = commands.add_parser("sample", help="answers of a trained policy")
+    sample = _command(commands, "sample", "answers of a trained policy")
     sample.add_argument(
         "folder", type=Path, help="a method's run folder, a checkpoint, or any causal LM folder"
     )
@@ -99,17 +142,17 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="(0)")
     sample.set_defaults(run=_sample)
 
-    check = commands.add_parser(
-        "check", help="the head of a Hugging Face model, as the head ops take it, or why not"
+    check = _command(
+        commands, "check", "the head of a Hugging Face model, as the head ops take it, or why not"
     )
     check.add_argument("folder", type=Path, metavar="MODEL", help="a folder with its config.json")
     check.set_defaults(run=_check)
 
-    commands.add_parser(
-        "doctor", help="versions, instruction sets, and which backend serves what"
+    _command(
+        commands, "doctor", "versions, instruction sets, and which backend serves what"
     ).set_defaults(run=_doctor)
 
-    plan = commands.add_parser("plan", help="memory and products of one linear_policy_loss call")
+    plan = _command(commands, "plan", "memory and products of one linear_policy_loss call")
     plan.add_argument("--tokens", type=int, required=True)
     plan.add_argument("--hidden", type=int, required=True)
     plan.add_argument("--vocab", type=int, required=True)
@@ -122,22 +165,32 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plan.set_defaults(run=_plan)
 
-    recipe = commands.add_parser("recipe", help="the table of a recipe's keys")
+    recipe = _command(commands, "recipe", "the table of a recipe's keys")
     recipe.add_argument("--markdown", action="store_true", help="as docs/recipe.md")
     recipe.set_defaults(run=_recipe)
 
-    losses = commands.add_parser("losses", help="the table of presets")
+    losses = _command(commands, "losses", "the table of presets")
     losses.add_argument("--markdown", action="store_true", help="as docs/losses.md")
     losses.set_defaults(run=_losses)
 
-    advantages = commands.add_parser("advantages", help="the table of advantages")
+    advantages = _command(commands, "advantages", "the table of advantages")
     advantages.add_argument("--markdown", action="store_true", help="as docs/advantages.md")
     advantages.set_defaults(run=_advantages)
 
-    preference = commands.add_parser("preference", help="the table of preference losses")
+    preference = _command(commands, "preference", "the table of preference losses")
     preference.add_argument("--markdown", action="store_true", help="as docs/preference.md")
     preference.set_defaults(run=_preference)
     return parser
+
+
+def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    lines = EXAMPLES[name].strip().splitlines()
+    made: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about,
+        epilog="\n  ".join(["examples:" if lines[1:] else "example:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    return made
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

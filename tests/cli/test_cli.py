@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +13,9 @@ import pytest
 import logitless as ll
 from logitless.backends import cuda, registry
 from logitless.backends.report import report
-from logitless.cli import main
+from logitless.cli import EXAMPLES, main, make_parser, parse
 from logitless.rl.policy import make_policy
+from logitless.rl.recipe import load_recipe
 from tests.support.paths import ROOT
 from tests.support.plans import machine
 from tests.support.recipes import tiny_recipe
@@ -25,6 +28,26 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in ("demo", "train", "sample", "check", "doctor", "plan", "losses", "--version"):
         assert command in text
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By lines that the parser takes, with keys that recipes have."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    *_, examples = capsys.readouterr().out.partition("example")
+    lines = [line.strip() for line in examples.splitlines() if line.startswith("  ")]
+    assert lines == EXAMPLES[command].strip().splitlines()
+    for line in lines:
+        program, *arguments = shlex.split(line.partition(" > ")[0])
+        options = parse(arguments)
+        assert (program, arguments[0]) == ("logitless", command)
+        load_recipe("demo", getattr(options, "overrides", ()))
+
+
+def test_every_command_has_examples() -> None:
+    listed = re.findall(r"^    (\w+) ", make_parser().format_help(), re.MULTILINE)
+    assert set(listed) == set(EXAMPLES)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,3 +72,47 @@ def test_the_real_model_is_read_trained_and_saved(tmp_path: Path) -> None:
     again = load_policy(tmp_path)
     assert torch.equal(again.weight, policy.weight)
     assert again.tokenizer.chat_template == policy.tokenizer.chat_template
+
+
+SIZES = {"token_embd": (8, 16), "output_norm": (16,)}
+LAYER = {
+    "attn_norm": (16,), "ffn_norm": (16,), "attn_q": (16, 16), "attn_k": (16, 16),
+    "attn_v": (16, 16), "attn_output": (16, 16), "ffn_gate": (32, 16), "ffn_up": (32, 16),
+    "ffn_down": (16, 32),
+}  # fmt: skip
+
+
+def write_gguf(file: Path, without: str) -> None:
+    """A Llama of one layer and a tied head, in GGUF's names."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<end>", "ab", *"abcdef"])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    shapes = SIZES | {f"blk.0.{name}": shape for name, shape in LAYER.items()}
+    for name, shape in shapes.items():
+        if name != without:
+            writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.skipif(not has("gguf", "accelerate"), reason="pip install 'logitless[gguf]'")
+def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", without="")
+    assert load_policy(tmp_path).tied
+    write_gguf(tmp_path / "tiny.gguf", without="blk.0.ffn_up")
+    with pytest.raises(ValueError, match=r"tiny\.gguf must have .*: it lacks \S+mlp\.up_proj\.wei"):
+        load_policy(tmp_path)

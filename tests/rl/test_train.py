@@ -41,6 +41,7 @@ from logitless.rl.update import (
 )
 from logitless.rl.update.update import scored
 from tests.support.recipes import tiny_file, tiny_recipe
+from tests.support.rl.runs_alike import timeless
 
 SUMMARY_KEYS = {
     "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",
@@ -127,11 +128,6 @@ def test_both_methods_start_alike(whole: Path) -> None:
 def test_warm_up_teaches_the_task(whole: Path) -> None:
     # Drawn blindly from 384 entries, two right digits and the end token come once in millions.
     assert metrics.read(whole / "grpo" / "metrics.jsonl")[0]["reward"] > 0.1
-
-
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clocks = ("seconds", "tokens_per_second", "peak_memory_bytes")
-    return [{k: v for k, v in row.items() if not k.startswith(clocks)} for row in rows]
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(whole: Path, tmp_path: Path) -> None:

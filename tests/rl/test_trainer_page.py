@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 PAGE = (ROOT / "docs" / "trainer.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PEFT = importlib.util.find_spec("peft") is not None
-COMMANDS = [text.strip() for kind, _, text in BLOCKS if kind == "sh"]
+COMMANDS = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_commands_in_their_order(folder: Path) -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 9
     for command in COMMANDS:
         program, *arguments = shlex.split(command)
         assert program == "logitless"
@@ -52,6 +52,8 @@ def test_the_commands_in_their_order(folder: Path) -> None:
         assert len(metrics.read(folder / "other" / method / "metrics.jsonl")) == 3
     for seed in ("seed0", "seed1"):
         assert len(metrics.read(folder / "several" / seed / "grpo" / "metrics.jsonl")) == 3
+    assert not (folder / "new").exists()
+    assert "clip_cov" in (folder / "both" / "report.html").read_text("utf-8")
     left = {path.name for path in (folder / "run").iterdir()}
     assert {"recipe.json", "report.html", "summary.json", "run.json", "run.lock"} <= left
 

@@ -61,10 +61,12 @@ def train(
 
     def save(done: int) -> None:
         part = ranks.first(partial(checkpoint.begin, log.folder, done))
-        engine.save(part)
-        if follower is not None:
-            ranks.first(partial(follower.save, part))
-        ranks.first(partial(checkpoint.finish, part))
+        with checkpoint.filled(part):
+            engine.save(part)
+            ranks.first(partial(checkpoint.link_tokenizer, part, policy.save_tokenizer))
+            if follower is not None:
+                ranks.first(partial(follower.save, part))
+            ranks.first(partial(checkpoint.finish, part, recipe.checkpoint_keep))
 
     def evaluate(done: int) -> None:
         with engine.whole() as now:

@@ -123,7 +123,7 @@ def test_adapters_are_those_of_one_process(home: Path) -> None:
     if base is None:
         assert run(recipe(home, (*SIZES, "steps=1")), home / "alone") == 0
         base = checkpoint.latest(home / "alone" / "warmup")
-    options, methods = (*LORA, f"model.path={base}"), ["grpo"]
+    options, methods = (*LORA, f"model={{path: {base}}}"), ["grpo"]
     assert run(recipe(home, options), home / "adapters") == 0
     pair = on_two(home, "adapters_pair", *options)
     assert_alike(pair, home / "adapters", methods)

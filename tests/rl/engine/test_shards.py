@@ -209,7 +209,7 @@ def test_adapters_are_those_of_one_process(home: Path, alone: Path) -> None:
     pytest.importorskip("peft", reason="adapters are peft's")
     base = checkpoint.latest(alone / "warmup")
     lora = (
-        "warmup.steps=0", "warmup.full_steps=0", f"model.path={base}", "lora.rank=4",
+        "warmup.steps=0", "warmup.full_steps=0", f"model={{path: {base}}}", "lora.rank=4",
         "lora.targets=[all-linear, lm_head]", "update.body_lr=3e-4", "update.head_lr=3e-4",
     )  # fmt: skip
     recipe, methods = tiny_recipe(home, *OPTIONS, *lora), list(METHODS)

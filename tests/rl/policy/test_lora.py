@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def overrides(base: Path, *more: str) -> tuple[str, ...]:
     return (
-        f"model.path={base}", "warmup.steps=0", "warmup.full_steps=0", "compare_repeats=0",
+        f"model={{path: {base}}}", "warmup.steps=0", "warmup.full_steps=0", "compare_repeats=0",
         "lora.rank=4", "lora.targets=[all-linear, lm_head]", "update.body_lr=0.01",
         "update.head_lr=0.01", *more,
     )  # fmt: skip
@@ -268,7 +268,7 @@ def test_commands_read_adapters(
     # r = 4 of (in + out) features: q, k, v, o of 16, three of 16 and 32, the head of 16 and 384
     trained = 4 * (4 * 32 + 3 * 48 + 400)
     assert f"of which {trained:,} are trained" in capsys.readouterr().out
-    adapted = f"model.path={checkpoint.latest(whole / 'grpo')}"
+    adapted = f"model={{path: {checkpoint.latest(whole / 'grpo')}}}"
     assert main(["train", str(tiny_file(tmp_path)), *overrides(base), adapted, *out]) == 2
     assert "'model.path' must be a whole model" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -88,17 +88,24 @@ def test_what_a_folder_holds_decides(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert files(tmp_path) == before
 
 
+PROMPTS, CHAT = (f"task={{prompts: {name}.jsonl, reward: 'r.py:score'}}" for name in ("p", "chat"))
+COLD = ("warmup.steps=0", "warmup.full_steps=0")
+HELD_OUT = ("evaluation.every=1", "evaluation.file=absent.jsonl")
 RATES = ("update.body_lr=0", "update.head_lr=0")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model.path=empty",), "no model can be read from empty: "),
+        (("model={path: empty}",), "no model can be read from empty: "),
         (("task.name=sum_two_n",), "did you mean 'sum_to_n'?"),
         (("update.advantage=best",), "'update.advantage' must be one of"),
         (RATES, "leave nothing to train: they are 0.0, 0.0"),
-        (("task={prompts: p.jsonl, reward: 'r.py:score'}",), "needs a task with solution"),
+        ((PROMPTS,), "needs a task with solution"),
+        (("rollout.chat_template=true",), "'rollout.chat_template' must be false with a tokenizer"),
+        ((CHAT, *COLD), "got the messages [{'role': 'user'"),
+        ((PROMPTS, *COLD, *HELD_OUT), "no such file: absent.jsonl"),
+        (("model.path=model",), "got model.tokenizer=bytes, model.vocab_size=384, model.hidden"),
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])
@@ -112,6 +119,8 @@ def test_what_a_run_refuses_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n', "utf-8")
+    chat = '{"prompt": [{"role": "user", "content": "hi"}]}'
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "hi"}\n' + chat, "utf-8")
     (tmp_path / "r.py").write_text("def score(prompt, completion):\n    return 0.0\n", "utf-8")
     arguments = ["train", str(tiny_file(tmp_path)), *overrides, "--out", "run"]
     monkeypatch.syspath_prepend(tmp_path)

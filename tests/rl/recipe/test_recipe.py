@@ -263,3 +263,13 @@ def test_an_entropy_of_the_likeliest_is_that_of_a_term(
         return
     with pytest.raises(ValueError, match=r"must be null with .*, which goes by the entropy of all"):
         make_spec("own", recipe.methods["own"])
+
+
+def test_a_model_that_is_read_has_its_own_sizes(tmp_path: Path) -> None:
+    message = (
+        r"'model\.path' excludes .*, got model\.layers=3 with model\.path=mine: leave them out"
+    )
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(tmp_path, "model={path: mine, layers: 3}")
+    # their defaults say nothing
+    assert tiny_recipe(tmp_path, "model={path: mine, layers: 2}").model.path == "mine"

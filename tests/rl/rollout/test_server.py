@@ -185,7 +185,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     good = served(stand_in, tmp_path)
     assert "need each other" in refused(good[0])
     assert "rollout.top_p" in refused(*good, "rollout.top_p=0.9")
-    assert "lora.rank" in refused(*good, "lora.rank=4", "model.path=somewhere", "warmup.steps=0")
+    assert "lora.rank" in refused(*good, "lora.rank=4", "model={path: somewhere}", "warmup.steps=0")
     assert "must begin with http" in refused("rollout.server=localhost", good[1])
     stand_in.dev_mode = False
     assert "VLLM_SERVER_DEV_MODE=1" in refused(*good)

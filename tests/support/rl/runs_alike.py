@@ -15,6 +15,8 @@ from tests.support.recipes import tiny_file
 
 # Rounding of gradients, of which AdamW makes steps; losses are of order 1.
 LOSS = 1e-6
+# Columns that begin like this are of the machine.
+CLOCKS = ("seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 @contextmanager
@@ -48,11 +50,27 @@ def assert_alike(found: Path, expected: Path, methods: Sequence[str], steps: int
 
 def assert_rows_alike(row: dict[str, Any], expected: dict[str, Any]) -> None:
     assert row.keys() == expected.keys()
-    clocks = ("seconds", "tokens_per_second", "peak_memory_bytes")
     for key, value in expected.items():
-        if not key.startswith(clocks):
+        if not key.startswith(CLOCKS):
             bound = LOSS if key.endswith("loss") else 1e-4
             assert row[key] == pytest.approx(value, rel=bound, abs=bound), (row["step"], key)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
+
+
+def assert_same(found: Path, expected: Path, methods: Sequence[str]) -> None:
+    """Bit for bit, but for times."""
+    for method in methods:
+        for file in (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE):
+            rows = [timeless(metrics.read(at / method / file)) for at in (found, expected)]
+            assert rows[0] == rows[1], (found, method, file)
+        saved = [checkpoint.newest_first(at / method) for at in (found, expected)]
+        assert [x.name for x in saved[0]] == [x.name for x in saved[1]] != []
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            mine, other = ((at[0] / file).read_bytes() for at in saved)
+            assert mine == other, (found, method, file)
 
 
 def last_weights(folder: Path, steps: int) -> dict[str, Any]:

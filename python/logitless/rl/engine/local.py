@@ -129,14 +129,15 @@ class LocalEngine:
             self.reference.advance(self._schedule.last_epoch)
 
     def save(self, folder: Path) -> None:
-        """All that `load` reads, and the policy for `load_policy`. Collective."""
+        """All that `load` reads; with the tokenizer beside it `load_policy` reads the policy.
+        Collective."""
         self._save_policy(folder)
         optimizer_state.save(self._optimizer, self._schedule, folder)
         if self.reference is not None:
             self.reference.save(folder)
 
     def _save_policy(self, folder: Path) -> None:
-        ranks.first(partial(self.policy.save, folder))
+        ranks.first(partial(self.policy.save_weights, folder))
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote, bit for bit, on any device and any number of ranks."""

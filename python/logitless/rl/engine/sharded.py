@@ -108,10 +108,10 @@ class ShardedEngine(LocalEngine):
         if weights is None:
             with self.whole() as policy:
                 whole = shards.state_of(policy.model)
-                ranks.first(partial(policy.save, folder, whole))
+                ranks.first(partial(policy.save_weights, folder, whole))
             return
         # the files beside the weights, and of these none
-        ranks.first(partial(self.policy.save, folder, {}))
+        ranks.first(partial(self.policy.save_weights, folder, {}))
         stored.write_joined(weights, folder / f"{self.policy.saved_as}{stored.SUFFIX}")
 
 

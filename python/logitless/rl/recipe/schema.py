@@ -45,6 +45,12 @@ class Recipe:
         at_least(0),
     )
     checkpoint_every: int = key(20, "Steps from one checkpoint to the next.", at_least(1))
+    checkpoint_keep: int = key(
+        2,
+        "How many checkpoints a method keeps, the newest: where the last cannot be read, a run "
+        "goes on from the one before.",
+        at_least(1),
+    )
     show_answers: int = key(
         2,
         "Answers to a step's first prompt, from the best to the worst, that the terminal shows now "

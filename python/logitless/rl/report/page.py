@@ -15,6 +15,7 @@ from logitless.rl.report.charts import SMOOTH
 from logitless.rl.report.figures import figures
 from logitless.rl.report.scales import MOST_POINTS
 from logitless.rl.report.summary import Runs
+from logitless.rl.tracking import files
 from logitless.rl.tracking.metrics import WINDOW, Row
 
 SUMMARY_FILE, DETAILS_FILE, REPORT_FILE = "summary.json", "run.json", "report.html"
@@ -37,7 +38,7 @@ def write(
     _write_json(folder / SUMMARY_FILE, summary)
     _write_json(folder / DETAILS_FILE, details)
     path = folder / REPORT_FILE
-    path.write_text(render(summary, details, runs, answers), "utf-8")
+    files.write(path, render(summary, details, runs, answers))
     return path
 
 
@@ -85,4 +86,4 @@ def render(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    files.write(path, json.dumps(value, indent=2) + "\n")

@@ -1,5 +1,7 @@
 """Atomic checkpoints: a folder is written under another name and renamed, so each one is whole.
 
+What is the same in all of them, the tokenizer, is written once: each has links to it.
+
 Nothing random is saved: every draw of the trainer is a function of (seed, step), so model,
 optimizer and step are all there is to continue bit for bit.
 """
@@ -8,42 +10,85 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from logitless.rl.tracking import files
+
 PREFIX, PART = "checkpoint-", ".part"
-# How many are kept, so that a disk's fault in the newest is not the end of a run.
-KEPT = 2
+# Beside the checkpoints of a method.
+TOKENIZER = "tokenizer"
+# What a method's folder has of them, as patterns.
+FOLDERS = (f"{PREFIX}*", TOKENIZER, f"{TOKENIZER}{PART}")
 
 
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """folder/checkpoint-STEP, filled by `write(part)`, in between of `begin` and `finish`."""
+    """The only one: folder/checkpoint-STEP, filled by `write(part)`."""
     part = begin(folder, step)
-    write(part)
-    return finish(part)
+    with filled(part):
+        write(part)
+        return finish(part, keep=1)
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty folder, which `finish` makes folder/checkpoint-STEP."""
+    """An empty folder, which `finish` makes folder/checkpoint-STEP. What a kill has left of others
+    is removed."""
+    for old in folder.glob(f"{PREFIX}*{PART}"):
+        shutil.rmtree(old, ignore_errors=True)
     part = folder / f"{PREFIX}{step:06d}{PART}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    files.make(part)
     return part
 
 
-def finish(part: Path) -> Path:
-    """Gives what `begin` made its name, once it is on the disk; all checkpoints but the newest KEPT
-    are removed."""
+@contextmanager
+def filled(part: Path) -> Iterator[None]:
+    """Around what writes into `part`, and `finish`: after an error there is no part, which would
+    take the disk's room."""
+    try:
+        with files.writing(part):
+            yield
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def link_tokenizer(part: Path, write: Callable[[Path], None]) -> None:
+    """Its files in `part`: links to those that `write(folder)` makes for the first checkpoint. They
+    take no room, and stay what they are where others are removed or copied."""
+    home = part.with_name(TOKENIZER)
+    if not home.is_dir():
+        making = home.with_name(f"{TOKENIZER}{PART}")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        write(making)
+        for path in [*making.rglob("*"), making]:
+            files.to_disk(path)
+        making.rename(home)
+    for source in sorted(home.rglob("*")):
+        to = part / source.relative_to(home)
+        if source.is_dir():
+            to.mkdir()
+            continue
+        try:
+            os.link(source, to)
+        except OSError:
+            # there are disks without links
+            shutil.copy2(source, to)
+
+
+def finish(part: Path, keep: int) -> Path:
+    """Gives what `begin` made its name, once it is on the disk; all checkpoints but the newest
+    `keep` are removed."""
     folder, final = part.parent, part.with_name(part.name.removesuffix(PART))
     for path in [*part.rglob("*"), part]:
-        _to_disk(path)
+        files.to_disk(path)
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    _to_disk(folder)
-    kept = newest_first(folder)[:KEPT]
-    for other in folder.glob(f"{PREFIX}*"):
-        if other not in kept:
-            shutil.rmtree(other)
+    files.to_disk(folder)
+    for other in newest_first(folder)[keep:]:
+        # a kill leaves no half of a checkpoint under its name
+        shutil.rmtree(other.rename(f"{other}{PART}"))
     return final
 
 
@@ -80,11 +125,3 @@ def resume(folder: Path, read: Callable[[Path], None], say: Callable[[str], None
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def _to_disk(path: Path) -> None:
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from logitless.rl.tracking import completions, metrics
+from logitless.rl.tracking import completions, files, metrics
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.trackers import Feed, Run
 
@@ -38,7 +38,7 @@ class Log:
     def begin(self, start: int) -> Kept:
         """Drops what a resumed run will write again; trackers are told what they lack of the
         rest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make(self.folder)
         kept = Kept(
             metrics.keep_before(self.folder / metrics.FILE, start),
             # those after a step have its number of steps done

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from logitless.rl.tracking import files
 
 Row = dict[str, Any]
 
@@ -19,8 +22,7 @@ WINDOW = 5
 
 def append(path: Path, *rows: Row) -> None:
     """A line each, on disk before the call returns: a killed run keeps every finished step."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_lines(rows))
+    files.append(path, _lines(rows))
 
 
 def read(path: Path) -> list[Row]:
@@ -32,9 +34,21 @@ def read(path: Path) -> list[Row]:
 
 
 def keep_before(path: Path, step: int) -> list[Row]:
-    """Drops the steps that a resumed run will write again; returns the rest."""
-    rows = [row for row in read(path) if row["step"] < step]
-    path.write_text(_lines(rows), "utf-8")
+    """Cuts off the steps that a resumed run will write again, and a line that a kill has cut short;
+    returns the rest, of which nothing is written anew. The file is there afterwards."""
+    rows: list[Row] = []
+    with files.writing(path), path.open("a+b") as file:
+        file.seek(0)
+        kept = 0
+        for line in file:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if row is None or row["step"] >= step:
+                break
+            rows.append(row)
+            kept += len(line)
+        file.truncate(kept)
+        os.fsync(file.fileno())
+    files.to_disk(path.parent)
     return rows
 
 

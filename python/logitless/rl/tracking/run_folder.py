@@ -1,25 +1,21 @@
 """The folder of a run: one process at a time writes to it, and nothing in it goes unasked.
 
-recipe.json says what the folder's runs were made with, and when, by which command; run.lock says
-which process writes now.
+recipe.json says what the folder's runs were made with, and when, by which command they were started
+and resumed; run.lock says which process writes now.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from logitless._version import __version__
-from logitless.rl.tracking import checkpoint, completions, metrics, trackers
+from logitless.rl.tracking import checkpoint, completions, files, metrics, origin, trackers
 
 RECIPE_FILE, LOCK_FILE = "recipe.json", "run.lock"
 # The folders of the seeds, where a run has several.
@@ -29,8 +25,8 @@ FILES = (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE, *trackers.FILE
 # What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
     "steps", "model.device", "distributed", "entropy_change_every", "checkpoint_every",
-    "compare_repeats", "show_answers", "log_to", "log_project", "rollout.max_rounds",
-    "rollout.server", "rollout.server_folder", "evaluation", "notes",
+    "checkpoint_keep", "compare_repeats", "show_answers", "log_to", "log_project",
+    "rollout.max_rounds", "rollout.server", "rollout.server_folder", "evaluation", "notes",
 )  # fmt: skip
 
 
@@ -46,21 +42,20 @@ def claim(
     check(folder, recipe, fixed, resume=resume, overwrite=overwrite)
     if overwrite:
         clear(folder, runs_in(folder))
-    record(folder, recipe)
+    record(folder, recipe, resume=resume)
 
 
-def record(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Writes down what the folder's runs are made with."""
-    started = {
-        "recipe": recipe,
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": {"logitless": __version__, "python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-    }
-    part = folder / f"{RECIPE_FILE}.part"
-    part.write_text(json.dumps(started, indent=2) + "\n", "utf-8")
-    part.replace(folder / RECIPE_FILE)
+def record(folder: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+    """Writes down what the folder's runs are made with. A resumed run leaves what is said of the
+    first start, and adds to `resumed` what is true of its own, and the keys that have changed."""
+    before, start = _recorded(folder) if resume else {}, origin.of_now()
+    if before:
+        changes = differences(before["recipe"], _as_json(recipe))
+        start["changed"] = {key: {"before": old, "now": new} for key, old, new in changes}
+        now = before | {"recipe": recipe, "resumed": [*before.get("resumed", []), start]}
+    else:
+        now = {"recipe": recipe} | start
+    files.write(folder / RECIPE_FILE, json.dumps(now, indent=2) + "\n")
 
 
 def check(
@@ -92,11 +87,27 @@ def check(
 
 def recipe_in(folder: Path) -> dict[str, Any] | None:
     """The recipe that the folder's runs were started with, as plain values; None: it has none."""
-    file = folder / RECIPE_FILE
-    if not file.is_file():
-        return None
-    recipe: dict[str, Any] = json.loads(file.read_text("utf-8"))["recipe"]
+    recipe: dict[str, Any] | None = _recorded(folder).get("recipe")
     return recipe
+
+
+def starts_in(folder: Path) -> list[dict[str, Any]]:
+    """When, by what and where the folder's runs were started, and then each time resumed."""
+    first = _recorded(folder)
+    resumed: list[dict[str, Any]] = first.pop("resumed", [])
+    first.pop("recipe", None)
+    return [first, *resumed]
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    file = folder / RECIPE_FILE
+    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return found
+
+
+def _as_json(recipe: Mapping[str, Any]) -> Any:
+    """Tuples are lists there."""
+    return json.loads(json.dumps(recipe))
 
 
 def runs_in(folder: Path) -> list[str]:
@@ -113,7 +124,7 @@ def clear(folder: Path, runs: list[str]) -> None:
     """Removes the checkpoints, metrics and answers of these runs, also those that trackers have
     there, and nothing else."""
     for name in runs:
-        for pattern in (f"{checkpoint.PREFIX}*", *trackers.FOLDERS):
+        for pattern in (*checkpoint.FOLDERS, *trackers.FOLDERS):
             for old in (folder / name).glob(pattern):
                 shutil.rmtree(old)
         for pattern in FILES:
@@ -128,11 +139,9 @@ def _check_same(
     if before is None:
         found = f"the runs {', '.join(held)} without {RECIPE_FILE}" if held else "no run"
         raise ValueError(f"--resume needs a run that was started in {folder}, which holds {found}")
-    # as JSON has it: tuples are lists there
-    now = json.loads(json.dumps(recipe))
     changes = [
         f"{key}: {old} before, {new} now"
-        for key, old, new in differences(before, now)
+        for key, old, new in differences(before, _as_json(recipe))
         if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
     ]
     if changes:
@@ -167,9 +176,11 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make(folder)
     path, host = folder / LOCK_FILE, socket.gethostname()
-    with path.open("a+", encoding="utf-8") as file:
+    with files.writing(path):
+        opened = path.open("a+", encoding="utf-8")
+    with opened as file:
         file.seek(0)
         owner = file.read()
         if owner and not owner.endswith(f" on {host}\n"):
@@ -179,8 +190,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise _taken(folder, owner) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {host}\n")
-        file.flush()
+        with files.writing(path):
+            file.write(f"process {os.getpid()} on {host}\n")
+            file.flush()
         try:
             yield
         finally:

@@ -118,6 +118,7 @@ def check_files(engine: LocalEngine, folder: Path) -> None:
     """A checkpoint is a whole model's, and comes back bit for bit."""
     ranks.first(partial(folder.mkdir, parents=True))
     engine.save(folder)
+    ranks.first(partial(engine.policy.save_tokenizer, folder))
     saved = dict(load_policy(folder).model.named_parameters())
     before = {name: whole(p.detach()) for name, p in engine.policy.model.named_parameters()}
     assert saved.keys() == before.keys()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from logitless.rl.tracking import files
 from logitless.rl.tracking.trackers import tensorboard
 from logitless.rl.tracking.trackers.base import Run, Tracker
 from logitless.rl.tracking.trackers.tensorboard import TensorBoard
@@ -79,6 +80,4 @@ class Feed:
             tracker.close()
 
     def _save(self) -> None:
-        part = self._file.with_suffix(".part")
-        part.write_text(json.dumps({"id": self._id, "told": self._told}) + "\n", "utf-8")
-        part.replace(self._file)
+        files.write(self._file, json.dumps({"id": self._id, "told": self._told}) + "\n")
