@@ -298,7 +298,7 @@ def test_opcheck() -> None:
     h, w, t = problem(12, 9, 16, 3000, torch.float32)
     rows = RowArguments(t, torch.rand(9) > 0.3, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, Tail(1e-2, 128), tiling, Shard(), None)
+    check_op(linear_stats, h, w, rows, True, Tail(1e-2, 128), tiling, Shard(), None, None)
 
 
 def test_plan_counts_what_is_kept() -> None:
