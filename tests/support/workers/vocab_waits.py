@@ -132,6 +132,14 @@ def under(mode: Any, name: str, call: Call, right: list[Tensor]) -> None:
         assert_bitwise_equal(x, y)
 
 
+def as_there() -> None:
+    """For all that follows, in this process."""
+    if registry.get(DEVICE.backend).asynchronous:
+        patch = pytest.MonkeyPatch()
+        as_on_device(DEVICE, patch)
+        losses_there(DEVICE, patch)
+
+
 def no_number_is_sent() -> None:
     """In calls whose backward, or mask, the host counts."""
     for name, call in calls():
@@ -143,8 +151,6 @@ def nothing_waits() -> None:
     if not registry.get(DEVICE.backend).asynchronous:
         return
     with pytest.MonkeyPatch.context() as patch:
-        as_on_device(DEVICE, patch)
-        losses_there(DEVICE, patch)
         for name, call in calls(active_capacity=N):
             right = call()
             with patch.context() as captured:
@@ -170,4 +176,4 @@ def a_list_is_found() -> None:
 
 
 if __name__ == "__main__":
-    run(no_number_is_sent, nothing_waits, a_list_is_found)
+    run(as_there, no_number_is_sent, nothing_waits, a_list_is_found)
