@@ -75,7 +75,8 @@ def counted(mask: Tensor | None, tiling: Tiling, backend: Backend) -> Tensor | N
     ops count for themselves."""
     if mask is None or is_fixed(tiling, backend) or is_tracing() or not memory.is_plain(mask):
         return None
-    return backend.select(mask)
+    places: Tensor = backend.select(mask)
+    return places
 
 
 def active(rows: Rows, tiling: Tiling, places: Tensor | None = None) -> tuple[Rows, Tensor | None]:

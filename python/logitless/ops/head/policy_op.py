@@ -179,7 +179,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
     loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
     if tail.mass:
         if support_metrics is None:
-            support_metrics = _no_support_metrics(True)
+            support_metrics = _no_support_metrics(True, metrics)
         metrics = torch.cat([metrics, support_metrics.to(metrics.device)])
     gradients = work.gradients(rounded=bool(tiling.question))
     return [loss_value, metrics, *values.shaped, *gradients]
