@@ -170,8 +170,8 @@ def markdown(shape: Shape, found: dict[str, list[Predicted]]) -> str:
         f"| predicted | {' | '.join(found)} |",
         "|---|" + "--:|" * len(found),
     ]
-    for op, each in by_op.items():
-        cells = [_cell(each[name]) if name in each else "" for name in found]
+    for op, row in by_op.items():
+        cells = [_cell(row[name]) if name in row else "" for name in found]
         lines.append(f"| {op} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
