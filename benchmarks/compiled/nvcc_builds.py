@@ -5,6 +5,7 @@ CMake is asked for its own commands, so the flags are those of the wheel.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.compiled.resources import Measured, Resources
@@ -83,11 +85,26 @@ def parse(report: str) -> list[Measured]:
         spilled = max(int(entry[name]) for name in ("stack", "stores", "loads"))
         taken = Resources(entry["registers"], spilled, int(entry["shared"] or 0))
         found.append(Measured(readable(entry["kernel"]), "", entry["target"], taken))
+    rows = Counter((m.kernel, m.target) for m in found)
+    if twice := [row for row, number in rows.items() if number > 1]:
+        raise RuntimeError(f"several kernels would share a row of the table: {twice}")
     return found
 
 
 def readable(mangled: str) -> str:
-    """`void logitless::cuda::partials_kernel<logitless::bf16>(...)` -> partials<bf16>."""
+    """`void logitless::cuda::partials_kernel<logitless::bf16>(...)` -> partials<bf16>, and of
+    mix_kernel<(logitless::cuda::Steps)1> mix<transform>."""
     done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
     name = re.sub(r"logitless::|cuda::|\(anonymous namespace\)::|^void ", "", done.stdout.strip())
+    name = re.sub(r"\((\w+)\)(\d+)", lambda value: enumerators(value[1])[int(value[2])], name)
     return name.split("(")[0].replace("_kernel", "")
+
+
+@functools.cache
+def enumerators(enum: str) -> list[str]:
+    """The names of an enum of the kernels' sources, 0, 1, 2, ..."""
+    for header in sorted(ROOT.glob("csrc/**/*.*h")):
+        found = re.search(rf"enum class {enum} : \w+ {{([\w\s,]+)}}", header.read_text())
+        if found:
+            return found[1].replace(",", " ").split()
+    raise RuntimeError(f"no enum {enum} without numbers of its own in csrc")

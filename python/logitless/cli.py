@@ -324,8 +324,10 @@ def _doctor(options: argparse.Namespace) -> int:
     for key, value in ll.build_info().items():
         if key != "cuda":
             print(f"{key:<14} {_joined(value)}")
-    for label, text in report():
-        print(f"{label:<40} {text}")
+    lines = list(report())
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        print(f"{label:<{width}}  {text}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -18,10 +19,14 @@ pytest.importorskip("torch")
 
 import torch
 
-from benchmarks.gpu import carry, contact, contact_table, predict
+import logitless as ll
+from benchmarks.gpu import carry, contact, contact_table
 from benchmarks.gpu.build_paths import sources_hash
 from benchmarks.gpu.contact import NAMES, STEPS, Run
+from benchmarks.gpu.predict import model as predict
+from benchmarks.gpu.predict import table as predicted
 from logitless import _core
+from logitless.backends.base import REQUIRES
 from logitless.backends.gpus import GPUS
 from tests.support.paths import ROOT, TESTS
 
@@ -274,7 +279,7 @@ H200 = predict.MACHINES["H200"]
 @pytest.mark.parametrize("op", TABLE)
 def test_the_model_gives_its_table(op: str) -> None:
     for expected, shape in zip(TABLE[op], SHAPES, strict=True):
-        found = 1e3 * predict.OPS[op][0](H200, shape)
+        found = 1e3 * predicted.OPS[op][0](H200, shape)
         # Of the last digit: these were read off a table.
         digit = 1.0 if expected > 190 else 0.1
         assert found == pytest.approx(expected, abs=digit), shape
@@ -299,18 +304,34 @@ def test_the_model_gives_its_table_by_tile_width(width: int) -> None:
 
 
 def test_every_header_says_predicted(capsys: pytest.CaptureFixture[str]) -> None:
-    predict.main(["--machine", "all", "--dtype", "float32", "--rows", "100"])
+    predicted.main(["--machine", "all", "--dtype", "float32", "--rows", "100"])
     text = capsys.readouterr().out
     assert text.count("predicted for ") == text.count("\npredicted  ") == len(predict.MACHINES)
-    predict.main(["--json", "--op", "forward"])
+    predicted.main(["--json", "--op", "forward"])
     found = json.loads(capsys.readouterr().out)
     assert found["predicted"]["H200"]["forward"]["ms"] == pytest.approx(13.8, abs=0.05)
     # A floor is one: whatever the op, machine and shape.
     for machine in predict.MACHINES.values():
         for shape in (*SHAPES, predict.Shape(1, 8, 300, "float32")):
-            assert all(p.seconds >= p.floor > 0 for p in predict.predict(machine, shape))
+            assert all(p.seconds >= p.floor > 0 for p in predicted.predict(machine, shape))
     with pytest.raises(SystemExit):
-        predict.main(["--rows", "0"])
+        predicted.main(["--rows", "0"])
+
+
+def test_every_op_of_the_library_is_predicted() -> None:
+    """And every option that a backend may lack; what is left out says why."""
+    served = {name for op in predicted.OPS.values() for name in op.serves.split()}
+    functions = {name for name in ll.__all__ if inspect.isfunction(getattr(ll, name))}
+    assert predicted.UNTIMED.keys() == functions - served
+    assert served == functions - predicted.UNTIMED.keys() | REQUIRES.keys() | {"adapter"}
+
+
+def test_the_committed_table_is_what_the_model_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """python -m benchmarks.gpu.predict --machine all --markdown > benchmarks/results/..."""
+    words = predicted.COMMAND.split()
+    assert words[:3] == ["python", "-m", "benchmarks.gpu.predict"]
+    predicted.main(words[3:-2])
+    assert capsys.readouterr().out == (ROOT / words[-1]).read_text()
 
 
 @pytest.mark.parametrize("name", predict.MACHINES)
@@ -321,8 +342,8 @@ def test_the_planner_rests_on_the_same_numbers(name: str) -> None:
     assert (ours.stream, ours.tile_bytes) == (machine.memory, machine.tile_bytes)
     assert (ours.launch, ours.column_quantum) == (predict.PAIR, predict.QUANTUM)
     shape = SHAPES[0]
-    found = {p.op: p for p in predict.planned(name, shape)}
-    assert found.keys() == predict.PLANNED.keys()
+    found = {p.op: p for p in predicted.planned(name, shape)}
+    assert found.keys() == predicted.PLANNED.keys()
     assert all(p.seconds > p.floor for p in found.values())
     forward = predict.forward(machine, shape)
     assert found["forward, as planned"].seconds == pytest.approx(forward, rel=0.03)

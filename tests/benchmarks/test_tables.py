@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,37 @@ def test_what_peers_hold_is_printed_beside_ours(capsys: pytest.CaptureFixture[st
     assert [float(line.split()[0]) for line in lines] == sorted(
         float(line.split()[0]) for line in lines
     )
+
+
+PTXAS = """\
+ptxas info    : Compiling entry function '{}' for 'sm_90'
+ptxas info    : Function properties for {}
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used {} registers, used 0 barriers, 1024 bytes smem
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="no c++filt")
+def test_every_variant_of_a_kernel_has_its_row() -> None:
+    """By the names of its template's arguments, an enum's among them."""
+    from benchmarks.compiled.nvcc_builds import parse
+
+    mangled = {
+        "_ZN9logitless4cuda10mix_kernelILNS0_5StepsE0EEEvNS0_7MixArgsE": "mix<none>",
+        "_ZN9logitless4cuda10mix_kernelILNS0_5StepsE2EEEvNS0_7MixArgsE":
+            "mix<transform_and_noise>",
+        "_ZN9logitless4cuda20pair_gradient_kernelILNS_10DivergenceE1ELNS0_5StepsE1EEEv"
+        "NS0_16PairGradientArgsE": "pair_gradient<forward_kl, transform>",
+        "_ZN9logitless4cuda15partials_kernelINS_4bf16ELb1ELb0EEEvNS0_12PartialsArgsE":
+            "partials<bf16, true, false>",
+        "_ZN9logitless4cuda10exp_kernelENS0_7ExpArgsE": "exp",
+    }  # fmt: skip
+    said = [PTXAS.format(name, name, 30 + i) for i, name in enumerate(mangled)]
+    found = parse("".join(said))
+    assert [m.kernel for m in found] == list(mangled.values())
+    assert [m.resources.registers for m in found] == ["30", "31", "32", "33", "34"]
+    with pytest.raises(RuntimeError, match=r"share a row of the table: \[\('exp', 'sm_90'\)\]"):
+        parse("".join([*said, said[-1]]))
 
 
 @pytest.mark.parametrize(

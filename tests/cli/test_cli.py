@@ -12,6 +12,7 @@ import pytest
 
 import logitless as ll
 from logitless.backends import cuda, registry
+from logitless.backends.base import REQUIRES
 from logitless.backends.report import report
 from logitless.cli import EXAMPLES, main, make_parser, parse
 from logitless.rl.policy import make_policy
@@ -253,7 +254,7 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["cuda kernels"] == ["for 80,90,100 by CUDA 13.0"]
     assert lines["cuda:0"] == ["A GPU, sm_90"]
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
-    of_tokens = "policy_loss, batch_stats, covariance"
+    of_tokens = "policy_loss, batch_stats, covariance, rollout_weights"
     for op in ("linear_sample", "tail_mass", of_tokens):
         assert lines[op] == ["cpu", "cuda"]
     assert lines["float64"] == ["torch"]
@@ -275,7 +276,24 @@ def test_doctor_lists_a_backend_that_was_added(monkeypatch: pytest.MonkeyPatch) 
     lines = reported({"cuda:0": "A GPU, sm_90"})
     assert lines["token_stats"][0] == "cpu, torch, added"
     assert lines["tail_mass"][0] == "cpu"
-    assert lines["not added"] == ["it keeps no entries", "it serves CPU tensors"]
+    assert lines["not added"] == ["tail_mass: it keeps no entries", "it serves CPU tensors"]
+
+
+def test_doctor_lists_every_op_and_option_of_one(build: dict[str, Any]) -> None:
+    """And of each backend that lacks one, the sentence that a call with it raises."""
+    build |= {"compiled": True, "architectures": "80,90,100", "toolkit": "13.0"}
+    both = reported({"cuda:0": "A GPU, sm_90"})
+    for need in REQUIRES:
+        named = next(label for label in both if label.split(", ")[0] == need)
+        assert len(both[named]) == 2
+        for served, device in zip(both[named], ("cpu", "cuda:0"), strict=True):
+            for backend in registry.BACKENDS.values():
+                support = backend.supports(need, device)
+                assert (backend.name in served.split(", ")) == support.ok
+                if support.ok or backend.why_not(device, "float32"):
+                    continue
+                said = [line for line in both[f"not {backend.name}"] if support.reason in line]
+                assert all(need in line.split(": ")[0].split(", ") for line in said) and said
 
 
 def test_doctor_works_without_torch() -> None:

@@ -14,11 +14,10 @@ import logitless as ll
 from logitless.backends import registry
 from logitless.backends.row_kernels import errors
 from logitless.ops.head import inputs as head_inputs
-from logitless.ops.losses import op as loss_op
 from tests.support import cases
-from tests.support.device.devices import Device, tokens_there
+from tests.support.device.devices import Device
+from tests.support.device.waits import NothingIsRead, NothingIsSent, as_on_device
 from tests.support.heads import B, T, batch, problem
-from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal, assert_values
 from tests.support.workers.ranks import run_ranks
@@ -145,12 +144,6 @@ def test_a_loss(
             near(device, ours, right)
 
 
-class NothingIsSent(NothingIsRead):
-    """Nor where it would send one: to make a tensor of its own numbers there."""
-
-    WAITS = (*NothingIsRead.WAITS, "lift_fresh")
-
-
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("capacity", [17, 20, None, B * T])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -159,16 +152,10 @@ def test_nothing_waits(
 ) -> None:
     """As while a graph is captured, where a call without a capacity takes all rows for active."""
     stands_in = registry.get(device.backend).tokens is None
-    if device.name == "cpu":
-        if stands_in:
-            tokens_there(TensorTokens(), monkeypatch)
-        # of a tensor that is on the CPU the gradient of the loss is looked at
-        monkeypatch.setattr(loss_op, "graph_is_kept", lambda: True)
+    as_on_device(device, monkeypatch)
     low = device.put(torch.randn(2, 8), torch.randn(2500, 2))
     run = loss_call(device, adapter=(*low, 0.5) if adapter else None)
     force(monkeypatch, way)
-    # what is said of a captured graph goes with it
-    monkeypatch.setattr(errors, "_watches", {})
     right = run()
     for module in (errors, head_inputs):
         monkeypatch.setattr(module, "capturing", lambda device: True)
@@ -238,8 +225,9 @@ def test_a_loss_of_more_rows(device: Device, way: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-def test_a_vocabulary_of_two_ranks(device: Device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", ["vocab_device_capacity", "vocab_waits"])
+def test_a_vocabulary_of_two_ranks(device: Device, worker: str, tmp_path: Path) -> None:
     if device.fake:
         pytest.skip("ranks are processes of their own, which have no fake kernels")
     store, where = str(tmp_path / "store"), [device.backend, device.name]
-    run_ranks("vocab_device_capacity", [[str(rank), "2", store, *where] for rank in range(2)], 300)
+    run_ranks(worker, [[str(rank), "2", store, *where] for rank in range(2)], 300)

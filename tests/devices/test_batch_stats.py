@@ -26,9 +26,9 @@ from tests.support.device.token_batches import (
     stats_of,
     there,
 )
+from tests.support.device.waits import NothingIsRead
 from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_specs import SELECTING, SPECS, Batch, make_batch
-from tests.support.losses.tensor_tokens import NothingIsRead
 
 # The papers' fractions select one token of a small batch.
 MANY = sorted(SELECTING.keys() - ll.presets.keys())

@@ -17,7 +17,7 @@ from tests.support import cases
 from tests.support.device.devices import Device
 from tests.support.device.draws import drawing_there, sampled, truncated
 from tests.support.device.mixed import as_gpu, gpu
-from tests.support.losses.tensor_tokens import NothingIsRead
+from tests.support.device.waits import NothingIsRead
 from tests.support.tolerances import assert_bitwise_equal
 from tests.support.workers.ranks import run_ranks
 

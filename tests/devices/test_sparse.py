@@ -373,7 +373,6 @@ class Shards:
 
     def __init__(self, start: int, sent: list[torch.Tensor] | None = None) -> None:
         self.start, self.sent = start, sent
-        self.order = [0] if sent is None else list(range(len(sent)))
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
         self.mine = mine

@@ -15,8 +15,8 @@ from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.selection import select
 from logitless.loss.evaluate.surveys import spec_means
 from tests.support.device.devices import Device
+from tests.support.device.waits import NothingIsRead
 from tests.support.losses.loss_specs import SELECTING, make_batch
-from tests.support.losses.tensor_tokens import NothingIsRead
 
 # Two blocks of the kernels with the largest ones, and some of a third.
 N = 2 * 4096 + 77

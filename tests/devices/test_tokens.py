@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import logitless as ll
 from logitless.backends import registry
 from logitless.backends.row_kernels import errors
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
@@ -17,11 +18,11 @@ from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.spec import ClipCov, ClipV, Entropic, PolicyLossSpec
 from tests.support.device.devices import Device
 from tests.support.device.token_batches import here, sized, stats_of, there
+from tests.support.device.waits import NothingIsRead
 from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_calls import tensors, with_grad
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, make_batch
-from tests.support.losses.tensor_tokens import NothingIsRead
 
 # of float32 and of float64 alike: a token's own numbers are the CPU's, sums over a sequence have
 # another order of additions
@@ -112,6 +113,38 @@ def test_policy_loss(
     for key, x in metrics.items():
         assert x.item() == pytest.approx(numbers[key].item(), rel=1e-6, abs=1e-9), key
     assert_near(g, truth)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("name", ll.corrections)
+def test_weights_of_a_rollout(device: Device, kernels: Any, name: str, packed: bool) -> None:
+    """Those of the CPU, made where the log-probs are; nothing is read."""
+    padded = make_batch(50, dtype=np.float32)
+    batch, cu_seqlens = padded.packed() if packed else (padded, None)
+    given = [batch.old_logp, batch.optional["rollout_logp"], batch.mask]
+    truth = ll.rollout_weights(*given, ll.corrections[name], cu_seqlens=cu_seqlens)
+    arrays = there(dict(zip("abc", given, strict=True)), device).values()
+    lengths = None if cu_seqlens is None else there(cu_seqlens, device)
+    with NothingIsRead():
+        found = ll.rollout_weights(*arrays, ll.corrections[name], cu_seqlens=lengths)
+    assert {x.device.type for x in found[:2]} == {torch.device(device.name).type}
+    # rounded to float32 behind sums in another order
+    np.testing.assert_allclose(here(found.weights), truth.weights, rtol=3e-7)
+    np.testing.assert_array_equal(here(found.keep), truth.keep)
+    for key, x in found.metrics.items():
+        assert x.item() == pytest.approx(truth.metrics[key], rel=1e-11, abs=1e-14), key
+    errors.raise_now(found.weights.device)
+
+
+def test_a_weight_that_is_none_is_flagged(device: Device, kernels: Any) -> None:
+    """One that its dtype does not hold, and one of a log-prob that is not finite."""
+    old, mask = torch.zeros(3), torch.ones(3, dtype=torch.bool)
+    for bad, correction in ((-800.0, ll.Correction("token", high=1e300)),
+                            (float("nan"), ll.corrections["tis"])):  # fmt: skip
+        rollout = torch.tensor([0.0, bad, 0.0])
+        ll.rollout_weights(*device.put(old, rollout, mask), correction)
+        with pytest.raises(RuntimeError, match="rollout_weights: row 1: a value of its token"):
+            errors.raise_now(torch.device(device.name))
 
 
 @pytest.mark.parametrize(

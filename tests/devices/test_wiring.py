@@ -143,7 +143,7 @@ def test_op_registration(device: Device) -> None:
     check_op(row_stats, z, rows, True, False, Shard())
     h.requires_grad_()
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, EXACT, tiling, Shard(), None)
+    check_op(linear_stats, h, w, rows, True, EXACT, tiling, Shard(), None, None)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,10 @@ def test_whoever_takes_values_to_the_host_names_a_bad_row(device: Device, consum
             end_of_losses(logp),
         ),
         "covariance": lambda: (ll.covariance(logp, old, mask), end_of_losses(logp)),
-        "rollout_weights": lambda: ll.rollout_weights(logp, old, mask, ll.Correction()),
+        "rollout_weights": lambda: (
+            ll.rollout_weights(logp, old, mask, ll.Correction()),
+            end_of_losses(logp),
+        ),
     }[consumer]
     with pytest.raises(RuntimeError, match=r"token_stats: row 3: its logits hold a \+inf"):
         consume()

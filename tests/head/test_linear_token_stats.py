@@ -257,5 +257,5 @@ def test_op_registration() -> None:
     h, w, t = problem(15, 4, 8, 50, torch.float32)
     rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, EXACT, tiling, Shard(), None)
+    check_op(linear_stats, h, w, rows, True, EXACT, tiling, Shard(), None, None)
     check_op(row_stats, h @ w.t(), rows, True, False, Shard())

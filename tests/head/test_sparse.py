@@ -296,9 +296,19 @@ def test_opcheck() -> None:
     from tests.support.opcheck import check_op
 
     h, w, t = problem(12, 9, 16, 3000, torch.float32)
-    rows = RowArguments(t, torch.rand(9) > 0.3, None, None, 1.0, 1.0, 0.0, "cpu")
+    rows = RowArguments(t, torch.arange(9) % 3 > 0, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, Tail(1e-2, 128), tiling, Shard(), None)
+    check_op(linear_stats, h, w, rows, True, Tail(1e-2, 128), tiling, Shard(), None, None)
+
+
+def test_a_loss_of_no_token() -> None:
+    """None went without being served."""
+    h, w, t = problem(12, 9, 16, 3000, torch.float32)
+    data = (t, torch.zeros(9), torch.ones(9), torch.zeros(9, dtype=torch.bool))
+    out = ll.linear_policy_loss(h, w, *data, ll.presets["ppo"], tail_mass=1e-2)
+    found = [float(x) for name, x in out.metrics.items() if "/support_" in name]
+    assert found == [0.0, 0.0, 1.0, 0.0]
+    assert all((x == 0).all() for x in torch.autograd.grad(out.loss, (h, w)))
 
 
 def test_plan_counts_what_is_kept() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import logitless as ll
 from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.evaluate.coefficients import rows_inputs
 from logitless.loss.evaluate.inputs import loss_data
@@ -32,8 +33,9 @@ from tests.support.device.token_batches import (  # noqa: E402
     stats_arrays,
     stats_of,
 )
+from tests.support.device.waits import NothingIsRead  # noqa: E402
 from tests.support.losses.loss_calls import ours as policy_loss_of  # noqa: E402
-from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens  # noqa: E402
+from tests.support.losses.tensor_tokens import TensorTokens  # noqa: E402
 
 # The core's own exp is used there too; what differs is the order in which torch adds.
 CLOSE = {"rtol": 1e-12, "atol": 1e-15}
@@ -113,6 +115,27 @@ def test_statistics_of_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert loss.item() == pytest.approx(float(truth), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ll.corrections)
+def test_weights_of_a_rollout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its metrics, of which nothing is read; of no token, of 16-bit log-probs too."""
+    correction, batch = ll.corrections[name], make_batch(50, dtype=np.float32)
+    given = (batch.old_logp, batch.optional["rollout_logp"], batch.mask)
+    for mask in (batch.mask, np.zeros_like(batch.mask)):
+        truth = ll.rollout_weights(*given[:2], mask, correction)
+        with monkeypatch.context() as patch:
+            tokens_there(KERNELS, patch)
+            tensors = [to_tensors(x) for x in (*given[:2], mask)]
+            with NothingIsRead():
+                found = ll.rollout_weights(*tensors, correction)
+                narrow = ll.rollout_weights(tensors[0].bfloat16(), *tensors[1:], correction)
+        np.testing.assert_allclose(found.weights.numpy(), truth.weights, rtol=3e-7)
+        np.testing.assert_array_equal(found.keep.numpy(), truth.keep)
+        assert found.metrics.keys() == truth.metrics.keys()
+        for key, x in found.metrics.items():
+            assert x.item() == pytest.approx(truth.metrics[key], rel=1e-12, abs=1e-15), key
+        assert (narrow.weights.dtype, narrow.keep.dtype) == (torch.bfloat16, torch.bool)
+
+
 def test_rows_of_tensors() -> None:
     """A chunk of a call, of which nothing else is evaluated."""
     spec, data, options = case(SPECS["entropy"], False, np.float32)
@@ -144,5 +167,5 @@ def test_metrics_of_a_device(total: int | None) -> None:
 def test_what_waits_is_found() -> None:
     x = torch.ones(3)
     for wait in (lambda: x[0].item(), lambda: bool(x.sum() > 0), lambda: x[x > 0]):
-        with pytest.raises(AssertionError, match=r"waits|waited"), NothingIsRead():
+        with pytest.raises(AssertionError, match="waits"), NothingIsRead():
             wait()

@@ -13,13 +13,14 @@ import logitless as ll
 from logitless import reference
 from logitless.loss.spec import PolicyLossSpec
 from logitless.ops.policy_loss import policy_loss
+from tests.support.device.waits import NothingIsRead
 from tests.support.heads import batch as head_batch
 from tests.support.heads import inputs_of, spec_of
 from tests.support.losses.loss_calls import ours, tensors, with_grad
 from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, Batch, chosen, make_batch
 from tests.support.losses.plain_losses import plain_loss
-from tests.support.losses.tensor_tokens import NothingIsRead, TensorTokens
+from tests.support.losses.tensor_tokens import TensorTokens
 from tests.support.plans import APART, CHUNKS, LEAVES, force
 from tests.support.tolerances import assert_gradients, assert_values
 

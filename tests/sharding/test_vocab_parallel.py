@@ -15,7 +15,7 @@ from tests.support.workers.ranks import run_ranks
 
 torch = pytest.importorskip("torch")
 
-WORKERS = ("parallel", "sample", "sparse", "masks", "adapter", "divergence")
+WORKERS = ("parallel", "sample", "sparse", "masks", "adapter", "divergence", "waits")
 # Processes that import torch and make some ten thousand small products.
 SECONDS = 400
 

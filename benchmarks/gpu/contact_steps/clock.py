@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import predict
 from benchmarks.gpu.contact_worker import Fields, Place
+from benchmarks.gpu.predict import model as predict
+from benchmarks.gpu.predict.table import OPS
 from benchmarks.harness.case import Call
 from benchmarks.harness.timing import Run as Timed
 from benchmarks.harness.timing import Timer
@@ -112,7 +113,7 @@ def predicted(place: Place, op: str, n: int, h: int, v: int, dtype: torch.dtype 
     m = machine(place)
     if m is None or place.tiny:
         return {}
-    formula, floor = predict.OPS[op]
+    formula, floor, _ = OPS[op]
     shape = predict.Shape(n, h, v, SHORT[dtype])
     return {"predicted_ms": 1e3 * formula(m, shape), "floor_ms": 1e3 * floor(m, shape)}
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import predict
 from benchmarks.gpu.contact_steps.checks import Head, check_head, few_rows, head_inputs
 from benchmarks.gpu.contact_steps.clock import (
     BF16,
@@ -39,6 +38,7 @@ from benchmarks.gpu.contact_steps.tiling import (
     tile_columns,
 )
 from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
+from benchmarks.gpu.predict import model as predict
 
 
 def heads(place: Place) -> Cases:

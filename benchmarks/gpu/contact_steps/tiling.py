@@ -11,10 +11,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu import predict
 from benchmarks.gpu.contact_steps.checks import Head
 from benchmarks.gpu.contact_steps.clock import machine
 from benchmarks.gpu.contact_worker import Fields, Place
+from benchmarks.gpu.predict import model as predict
 
 # A budget that is none.
 AMPLE = "64GiB"

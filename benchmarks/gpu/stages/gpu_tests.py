@@ -24,6 +24,7 @@ NAMES = (
     "sampling",
     "linear",
     "active_capacity",
+    "waits",
     "sparse",
     "wiring",
     "hardware",

@@ -1,4 +1,4 @@
-"""What serves what on this machine, op by op: what `logitless doctor` prints."""
+"""What serves what on this machine, by op and by option: what `logitless doctor` prints."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Iterator
 
 from logitless import _core
 from logitless.backends import registry
-from logitless.backends.base import TOKENS, Backend
+from logitless.backends.base import REQUIRES, TOKENS, Backend
 from logitless.backends.cuda import cuda_build
 
-_OPS = (
-    "token_stats", "linear_token_stats", "linear_policy_loss", "linear_sample",
-    TOKENS, "tail_mass", "vocab_group",
-)  # fmt: skip
 # What the same kernels serve.
-_ALIKE = {TOKENS: f"{TOKENS}, batch_stats, covariance"}
+_ALIKE = {TOKENS: f"{TOKENS}, batch_stats, covariance, rollout_weights"}
 
 
 def report(gpus: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
-    """Lines of (label, text): each device, the backends of each op there, and why not others.
+    """Lines of (label, text): each device, the backends of each op and option there, and why not
+    others.
 
     gpus: device -> its name; None: those of this machine.
     """
@@ -40,14 +37,15 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
     backends = list(registry.BACKENDS.values())
     reasons = {backend.name: backend.why_not(device, "float32") for backend in backends}
     able = [backend for backend in backends if not reasons[backend.name]]
-    for op in _OPS:
-        served = [backend.name for backend in able if backend.has(op).ok]
+    for need in REQUIRES:
+        served = [backend.name for backend in able if backend.has(need).ok]
         if not served:
             # the vectors come to the CPU from anywhere
-            served = ["cpu, on copies of its inputs" if op == TOKENS else "nothing"]
-        yield f"  {_ALIKE.get(op, op)}", ", ".join(served)
-        if op != TOKENS:
-            yield from _absent(op, able)
+            served = ["cpu, on copies of its inputs" if need == TOKENS else "nothing"]
+        yield f"  {_named(need)}", ", ".join(served)
+    for backend in able:
+        for reason, needs in _absent(backend).items():
+            yield f"  not {backend.name}", f"{', '.join(map(_named, needs))}: {reason}"
     for name, reason in reasons.items():
         if reason and not (name == "cpu" and device != "cpu"):
             yield f"  not {name}", reason
@@ -62,12 +60,18 @@ def _widened() -> Iterator[tuple[str, str]]:
         yield f"  {names}", "multiplied in float32, as logits are unless asked otherwise"
 
 
-def _absent(op: str, able: list[Backend]) -> Iterator[tuple[str, str]]:
-    """Why backends that serve the device do not have an op."""
-    for backend in able:
-        support = backend.has(op)
+def _named(need: str) -> str:
+    return _ALIKE.get(need, need)
+
+
+def _absent(backend: Backend) -> dict[str, list[str]]:
+    """Sentence -> the ops, and options of ops, that a backend lacks for this reason."""
+    found: dict[str, list[str]] = {}
+    for need in REQUIRES:
+        support = backend.has(need)
         if not support.ok:
-            yield f"    not {backend.name}", support.reason
+            found.setdefault(support.reason, []).append(need)
+    return found
 
 
 def found_gpus() -> dict[str, str]:

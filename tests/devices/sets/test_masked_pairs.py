@@ -13,7 +13,7 @@ from logitless import reference
 from logitless.backends.row_kernels.errors import raise_now
 from tests.support import mask_cases
 from tests.support.device.devices import Device
-from tests.support.losses.tensor_tokens import NothingIsRead
+from tests.support.device.waits import NothingIsRead
 from tests.support.plans import machine
 from tests.support.teacher_cases import ANYONE, EXTRAS, INF, KINDS, Call, V, beta_of, named
 from tests.support.tolerances import assert_values

@@ -14,8 +14,8 @@ from logitless import reference
 from logitless.backends.row_kernels.errors import raise_now
 from tests.support import cases
 from tests.support.device.devices import Device
+from tests.support.device.waits import NothingIsRead
 from tests.support.heads import V, batch, inputs_of, spec_of
-from tests.support.losses.tensor_tokens import NothingIsRead
 from tests.support.mask_cases import KINDS, mask_of, sets
 from tests.support.plans import machine
 from tests.support.row_outputs import EXTRAS

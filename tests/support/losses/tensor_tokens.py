@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import Candidates, ExactMeans, LossValues
@@ -79,31 +78,3 @@ class TensorTokens:
     def loss(self, tokens: Tokens, params: Any, terms: Any, **wanted: bool) -> LossValues:
         found: LossValues = there(CPU_TOKENS.loss(here(tokens), params, here(terms), **wanted))
         return found
-
-
-class NothingIsRead(TorchDispatchMode):
-    """Raises where the host would wait for a value of a tensor on a device."""
-
-    WAITS: tuple[str, ...] = (
-        "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITS, f"the host waits for {func}"
-        if name.startswith("index"):
-            indices = args[1] if len(args) > 1 and isinstance(args[1], (tuple, list)) else ()
-            assert all(i is None or i.dtype != torch.bool for i in indices), "a size is waited for"
-        if func.namespace == "logitless":
-            # what its kernel does is looked at as well
-            key = torch._C.DispatchKey.CUDA if _on_gpu(args) else torch._C.DispatchKey.CPU
-            with self:
-                return func.redispatch(torch._C.DispatchKeySet(key), *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _on_gpu(args: Any) -> bool:
-    return any(x.is_cuda for x in args if isinstance(x, Tensor))

@@ -423,7 +423,7 @@ def registered() -> None:
     shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
     rows = RowArguments(t, None, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 50, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, EXACT, tiling, shard, None)
+    check_op(linear_stats, h, w, rows, True, EXACT, tiling, shard, None, None)
     logits = (h @ w.t()).detach().requires_grad_()
     check_op(row_stats, logits, rows, True, False, shard)
 

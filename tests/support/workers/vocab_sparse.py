@@ -309,7 +309,7 @@ def compiled() -> None:
     shard = Shard(dist.group.WORLD.group_name, [bound for pair in ends for bound in pair])
     rows = RowArguments(t.contiguous(), None, None, None, 1.0, 1.0, 0.0, "cpu")
     tiling = Tiling(4, 2048, 0, torch.float32, 0, "", torch.float32)
-    check_op(linear_stats, h, w, rows, True, Tail(1e-2), tiling, shard, None)
+    check_op(linear_stats, h, w, rows, True, Tail(1e-2), tiling, shard, None, None)
 
 
 if __name__ == "__main__":

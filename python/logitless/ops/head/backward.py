@@ -14,6 +14,7 @@ from logitless.backends import memory
 from logitless.backends.base import Backend
 from logitless.backends.row_kernels import errors
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.inputs.checks import is_tracing
 from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
 from logitless.ops.head.adapter.joined import Joined, JoinedSum, Matrix, matrices, parts
@@ -68,12 +69,23 @@ def is_fixed(tiling: Tiling, backend: Backend) -> bool:
     return tiling.capacity > 0 and backend.asynchronous
 
 
-def active(rows: Rows, tiling: Tiling) -> tuple[Rows, Tensor | None]:
-    """The rows where the mask is true, and their places; None: all."""
+def counted(mask: Tensor | None, tiling: Tiling, backend: Backend) -> Tensor | None:
+    """The places where the mask is true, for a forward and its backward: of a device the host waits
+    for their number, and so once. None where there is none to count, or in a traced graph, whose
+    ops count for themselves."""
+    if mask is None or is_fixed(tiling, backend) or is_tracing() or not memory.is_plain(mask):
+        return None
+    places: Tensor = backend.select(mask)
+    return places
+
+
+def active(rows: Rows, tiling: Tiling, places: Tensor | None = None) -> tuple[Rows, Tensor | None]:
+    """The rows where the mask is true, and their places; None: all. `places`: what `counted` gave,
+    if anything."""
     n, mask, capacity = rows.n, rows.mask, tiling.capacity
     if is_fixed(tiling, rows.backend) and (mask is not None or capacity >= n):
         return (rows, None) if capacity >= n else _padded(rows, capacity)
-    index = None if mask is None else rows.backend.select(mask)
+    index = rows.backend.select(mask) if places is None and mask is not None else places
     count = n if index is None else index.shape[0]
     if capacity and count > capacity:
         raise ValueError(f"{rows.op}: {errors.more_active(count, capacity)}")
@@ -293,7 +305,8 @@ def _operand(head: Head, f: Forward, index: Tensor | None) -> Tensor:
 
 
 def power_of_two(g: RowGradients) -> float:
-    largest = max(float(x.abs().max()) for x in g if x is not None)
+    # of a device one number is waited for, whatever g has
+    largest = float(torch.stack([x.abs().max() for x in g if x is not None]).max())
     if not math.isfinite(largest):
         # a scaler of losses looks for this in the gradients
         return 1.0

@@ -25,7 +25,6 @@ from logitless.ops.head.backward import (
     active,
     backward,
     forward,
-    is_fixed,
     new_state,
     weight_gradient,
     wide_dtype,
@@ -105,7 +104,7 @@ class _Saved(NamedTuple):
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
     d_up: Tensor | None
     of_up: torch.dtype | None
-    waits: bool  # whether the backward may wait for the gradient of the loss
+    looks: bool  # whether the backward looks at the gradient of the loss
 
 
 def metric_names(loss: LossInputs, tail: Tail) -> tuple[str, ...]:
@@ -180,7 +179,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
     loss_value, metrics = loss_and_metrics(values.whole().sums, loss, hidden)
     if tail.mass:
         if support_metrics is None:
-            support_metrics = _no_support_metrics(True)
+            support_metrics = _no_support_metrics(True, metrics)
         metrics = torch.cat([metrics, support_metrics.to(metrics.device)])
     gradients = work.gradients(rounded=bool(tiling.question))
     return [loss_value, metrics, *values.shaped, *gradients]
@@ -352,20 +351,22 @@ def _gradient_dtypes(hidden: Tensor, one_chunk: bool) -> tuple[torch.dtype, ...]
     return unscaled, unscaled if one_chunk else wide, wide
 
 
-def _no_support_metrics(none: bool) -> Tensor:
+def _no_support_metrics(none: bool, like: Tensor) -> Tensor:
     """Of no sparse row. Where no row has a gradient, none went without being served."""
-    return torch.tensor([0.0, 0.0, float(none), 0.0])
+    found = like.new_zeros(len(SUPPORT_METRICS), dtype=torch.float32)
+    found[SUPPORT_METRICS.index("actor/support_rows")].fill_(float(none))
+    return found
 
 
 def _support_metrics(f: Forward, g: RowGradients, served: Served) -> Tensor:
     rows, sparse = f.rows, served.sparse
     assert f.support is not None
     if not sparse.shape[0]:
-        return _no_support_metrics(served.none)
+        return _no_support_metrics(served.none, f.state)
     scale = rows.scale if rows.row_scale is None else rows.row_scale[sparse]
     bound = f.support.bound(g)[sparse] * scale * rows.pre
     kept = f.support.counts[sparse].double().mean()
-    share = kept.new_tensor(sparse.shape[0] / (sparse.shape[0] + served.dense.shape[0]))
+    share = kept.new_full((), sparse.shape[0] / (sparse.shape[0] + served.dense.shape[0]))
     return torch.stack([bound.max(), bound.sum(), share, kept]).float()
 
 
@@ -401,10 +402,10 @@ def _fake_with_extras(hidden: Tensor, *rest: Any) -> HeadPolicyExtras:
     return HeadPolicyExtras(*_forward_fake(hidden, *given), d_up, table)
 
 
-def _scale(gradients: WrittenList, by: Tensor, waits: bool) -> None:
+def _scale(gradients: WrittenList, by: Tensor, looks: bool) -> None:
     # a Python number, or one with a dimension, multiplies in float32, whatever the tensor stores
-    factor = by.item() if waits else by.view(1)
-    if not waits or factor != 1.0:
+    factor = by.item() if looks else by.view(1)
+    if not looks or factor != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
 
@@ -415,24 +416,25 @@ _scale_op = register("scale_gradients_", _scale, lambda *_: None)
 def _save(given: _Arguments, out: HeadPolicyLoss) -> _Saved:
     dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
     gradients = out.d_hidden, out.d_weight, out.d_bias
-    return _Saved(*gradients, given.needs, dtypes, None, None, _waits(given))
+    return _Saved(*gradients, given.needs, dtypes, None, None, _looks(given))
 
 
 def _save_with_extras(given: _Arguments, out: HeadPolicyExtras) -> _Saved:
     dtypes = (given.hidden.dtype, given.weight.dtype, out.d_bias.dtype)
     gradients, up = (out.d_hidden, out.d_weight, out.d_bias), given.up
     d_up, of_up = (None, None) if up is None else (out.d_up, up.dtype)
-    return _Saved(*gradients, given.needs, dtypes, d_up, of_up, _waits(given))
+    return _Saved(*gradients, given.needs, dtypes, d_up, of_up, _looks(given))
 
 
-def _waits(given: _Arguments) -> bool:
-    return not is_fixed(given.tiling, registry.get(given.rows.backend))
+def _looks(given: _Arguments) -> bool:
+    """For a number of a device the host would wait: a product with 1 costs less."""
+    return not registry.get(given.rows.backend).asynchronous
 
 
 def _backward(saved: _Saved, upstream: HeadPolicyLoss, needs: Needs) -> dict[str, Tensor | None]:
     names, gradients = ("hidden", "weight", "rows.bias"), list(saved[:3])
     d_up = saved.d_up
-    _scale_op(gradients if d_up is None else [*gradients, d_up], upstream.loss, saved.waits)
+    _scale_op(gradients if d_up is None else [*gradients, d_up], upstream.loss, saved.looks)
     found = {
         name: gradient.to(dtype) if need else None
         for name, gradient, dtype, need in zip(

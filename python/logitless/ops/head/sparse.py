@@ -172,8 +172,10 @@ class SparseGradient(NamedTuple):
     def _only(self, some: Tensor) -> SparseGradient:  # [entries] bool
         before = self.offsets.new_zeros(len(some) + 1)
         torch.cumsum(some, 0, out=before[1:])
+        # Of a device the host waits here for how many these are.
+        index = some.nonzero().squeeze(1)
         return self._replace(
-            offsets=before[self.offsets], columns=self.columns[some], values=self.values[some]
+            offsets=before[self.offsets], columns=self.columns[index], values=self.values[index]
         )
 
     def transposed(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from logitless.inputs.options import DROPPED, LogitTransform
+from logitless.ops.head.backward import counted
 from logitless.ops.head.inputs import HeadInputs
 from logitless.ops.head.planner.plan import Plan
 from logitless.ops.head.stats_op import linear_stats
@@ -96,7 +97,7 @@ def statistics(
     tiling = inputs.tiling(inputs.plan(one_pass=False) if plan is None else plan)
     out = linear_stats(
         inputs.operand, inputs.weight, inputs.rows, bool(of_rows), tail, tiling, inputs.shard,
-        inputs.up,
+        inputs.up, counted(inputs.rows.mask, tiling, inputs.backend),
     )  # fmt: skip
     stats = to_stats(out.outputs._asdict(), shape, of_rows)
     if not tail.mass:

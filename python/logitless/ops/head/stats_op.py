@@ -76,6 +76,7 @@ class _Arguments(NamedTuple):
     tiling: Tiling
     shard: Shard
     up: Tensor | None
+    places: Tensor | None
 
 
 class _Saved(NamedTuple):
@@ -89,6 +90,7 @@ class _Saved(NamedTuple):
     tiling: Tiling
     shard: Shard
     up: Tensor | None
+    places: Tensor | None
 
 
 def _forward(
@@ -100,10 +102,11 @@ def _forward(
     tiling: Tiling,
     shard: Shard,
     up: Tensor | None,  # of adapters, whose other factor is the last columns of hidden
+    places: Tensor | None,  # see `counted`
 ) -> HeadStats:
     n = len(hidden)
     head = _head(hidden, weight, tiling, shard, tail, up)
-    of_active, index = active(rows.rows(OP), head.tiling)
+    of_active, index = active(rows.rows(OP), head.tiling, places)
     support = TopKSupport.empty(n if tail.mass else 0, tail, hidden.device)
     kept = _logits_memory(head)
     state = new_state(n, hidden)
@@ -147,6 +150,7 @@ def _forward_fake(
     tiling: Tiling,
     shard: Shard,
     up: Tensor | None,
+    places: Tensor | None,
 ) -> HeadStats:
     n = hidden.shape[0]
     out = empty_outputs(n, extras, hidden)
@@ -171,9 +175,10 @@ def _backward_kernel(
     tail: Tail,
     tiling: Tiling,
     shard: Shard,
+    places: Tensor | None,
 ) -> HeadGradients:
     head = _head(hidden, weight, tiling, shard, tail, None)
-    return HeadGradients(*_gradients(head, rows, state, kept, support, g, needs)[:3])
+    return HeadGradients(*_gradients(head, rows, state, kept, support, g, needs, places)[:3])
 
 
 def _adapter_backward_kernel(
@@ -188,10 +193,11 @@ def _adapter_backward_kernel(
     tail: Tail,
     tiling: Tiling,
     shard: Shard,
+    places: Tensor | None,
     up: Tensor,
 ) -> AdapterGradients:
     head = _head(hidden, weight, tiling, shard, tail, up)
-    return AdapterGradients(*_gradients(head, rows, state, kept, support, g, needs))
+    return AdapterGradients(*_gradients(head, rows, state, kept, support, g, needs, places))
 
 
 def _gradients(
@@ -202,9 +208,10 @@ def _gradients(
     support: TopKSupport,
     g: RowGradients,
     needs: list[bool],
+    places: Tensor | None,
 ) -> list[Tensor]:
     """Those of hidden, weight, bias and an adapter's B."""
-    of_active, index = active(rows.rows(OP), head.tiling)
+    of_active, index = active(rows.rows(OP), head.tiling, places)
     n = of_active.n
     f = Forward(
         of_active, index, None, state[:n], LogitStore(kept, n, head.tiling),
@@ -253,7 +260,7 @@ _adapter_backward_op = register(
 def _save(given: _Arguments, out: HeadStats) -> _Saved:
     return _Saved(
         given.hidden, given.weight, given.rows, out.state, out.kept, out.support, given.tail,
-        given.tiling, given.shard, given.up,
+        given.tiling, given.shard, given.up, given.places,
     )  # fmt: skip
 
 
@@ -261,8 +268,8 @@ def _backward(saved: _Saved, upstream: HeadStats, needs: Needs) -> dict[str, Ten
     names = ("hidden", "weight", "rows.bias")
     needed = [needs(name) for name in names]
     g = RowGradients.of(*upstream.outputs[:3])
-    *inputs, tail, tiling, shard, up = saved
-    given = (*inputs, g, needed, tail, tiling, shard)
+    *inputs, tail, tiling, shard, up, places = saved
+    given = (*inputs, g, needed, tail, tiling, shard, places)
     gradients = _backward_op(*given) if up is None else _adapter_backward_op(*given, up)
     found = {
         name: gradient if need else None

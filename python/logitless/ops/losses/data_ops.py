@@ -44,8 +44,9 @@ def _weights(
     correction: str,
 ) -> _Weights:
     out = correction_weights(old_logp, rollout_logp, mask, _decoded(correction), cu_seqlens)
-    numbers = list(out.metrics.values())
-    metrics = torch.tensor(numbers, dtype=torch.float64, device=old_logp.device)
+    # numbers of the host, or of a device: there they stay
+    numbers = [torch.as_tensor(x, dtype=torch.float64) for x in out.metrics.values()]
+    metrics = torch.stack(numbers).to(old_logp.device)
     return _Weights(out.weights, out.keep, metrics)
 
 

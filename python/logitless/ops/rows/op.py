@@ -66,7 +66,8 @@ def _forward_fake(
 def empty_states(state: Tensor) -> None:  # [n, STATE]
     """What `Rows.forward` leaves where there is no column: see csrc/core/row_state.h."""
     state.zero_()
-    state[:, 0], state[:, 6], state[:, 7] = -float("inf"), float("nan"), -1.0
+    for place, value in ((0, -float("inf")), (6, float("nan")), (7, -1.0)):
+        state[:, place].fill_(value)
 
 
 def _write_gradient(

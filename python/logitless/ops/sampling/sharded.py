@@ -36,7 +36,8 @@ def sample_shard(
     `draw` works on the same state and best, and starts nothing afresh.
     """
     empty_states(state)
-    best[:, 0], best[:, 1] = -float("inf"), -1.0
+    best[:, 0].fill_(-float("inf"))
+    best[:, 1].fill_(-1.0)
     n, start, stop = rows.n, shard.start, shard.start + len(weight)
     leads = _leads(h, weight, rows, tiling, shard)
     begin = start + _lead(start, stop)
@@ -71,16 +72,15 @@ def _leads(
     own = _lead(shard.start, shard.start + len(weight))
     if own:
         mine[:, :own] = all_logits(h, weight[:own], n, tiling, rows.backend)
-    everyone = shard.gather(mine)
     return [
-        (shard.ranges[rank][0], everyone[rank][:, : widths[rank]])
-        for rank in shard.order
+        (shard.ranges[rank][0], lead[:, : widths[rank]])
+        for rank, lead in zip(shard.order, shard.gather(mine).unbind(0), strict=True)
         if widths[rank]
     ]
 
 
 def _best_of_all(rows: Rows, state: Tensor, best: Tensor, shard: Shard) -> None:
-    everyone = shard.gather(torch.cat((state, best), 1))[shard.order]
+    everyone = shard.gather(torch.cat((state, best), 1))
     rows.merge(everyone[:, :, :STATE].contiguous(), state)
     # Of equal scores the earlier block's, as in one pass.
     winner = everyone[:, :, STATE].argmax(0)

@@ -58,8 +58,7 @@ class Shard(NamedTuple):
         if not self.group or not len(state):
             return
         state[:, 7] += self.start
-        parts = self.gather(state)
-        rows.merge(parts[self.order], state)
+        rows.merge(self.gather(state), state)
 
     def entire(self, rows: Rows) -> Rows:
         """With the bias of the whole vocabulary: its numbers are few where its logits are not."""
@@ -73,18 +72,25 @@ class Shard(NamedTuple):
             return mine
         padded = mine.new_zeros(*mine.shape[:-1], self.widest(0))
         padded[..., : mine.shape[-1]] = mine
-        everyone, ends = self.gather(padded), self.ranges
-        parts = [everyone[rank][..., : ends[rank][1] - ends[rank][0]] for rank in self.order]
-        return torch.cat(parts, -1)
+        widths = [stop - start for start, stop in (self.ranges[rank] for rank in self.order)]
+        everyone = self.gather(padded).unbind(0)
+        return torch.cat([x[..., :width] for x, width in zip(everyone, widths, strict=True)], -1)
 
     def gather(self, mine: Tensor) -> Tensor:
-        """[ranks, *mine.shape], in the order of ranks."""
-        group = process_group(self.group)
+        """[ranks that have columns, *mine.shape], in the order of their columns.
+
+        Each rank's part is received where it belongs: to index by a list of ranks would send that
+        list to the device, which waits and which a graph cannot capture.
+        """
+        group, order = process_group(self.group), self.order
         everyone = mine.new_empty(group.size(), *mine.shape)
         # As bytes, which every backend can send.
-        parts = [part.view(torch.uint8) for part in everyone.unbind(0)]
+        slots = [slot.view(torch.uint8) for slot in everyone.unbind(0)]
+        others = [rank for rank in range(group.size()) if rank not in order]
+        place = dict(zip([*order, *others], slots, strict=True))
+        parts = [place[rank] for rank in range(group.size())]
         dist.all_gather(parts, mine.contiguous().view(torch.uint8), group=group)
-        return everyone
+        return everyone[: len(order)]
 
     def reduce_hidden(self, total: Tensor) -> None:
         """Add d_hidden over the ranks, in place."""

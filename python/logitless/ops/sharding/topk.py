@@ -37,7 +37,7 @@ def finalize(
     size = keep * exact.itemsize
     kept.count.zero_()
     # One shard after the other joins what is kept so far; there is room for twice as much.
-    for part in everyone[shard.order]:
+    for part in everyone.unbind(0):
         _blank(kept)
         kept.values[:, keep:] = part[:, :size].contiguous().view(exact).view(n, keep)
         kept.ids[:, keep:] = part[:, size:].contiguous().view(torch.int32).view(n, keep)

@@ -12,6 +12,7 @@ from logitless.backends.forked import refuse_lost_threads
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
 from logitless.ops.head.adapter.low_rank import LowRank
+from logitless.ops.head.backward import counted
 from logitless.ops.head.inputs import HeadInputs, realised_dtype
 from logitless.ops.head.planner.plan import Plan, cached_plan
 from logitless.ops.head.tiling import Tiling
@@ -101,9 +102,10 @@ class Pair(NamedTuple):
             return self.of_logits(student.full_logits(), teacher.full_logits(), shard)
         tilings = self._tilings(student, teacher, shard)
         own = self._replace(teacher=self.teacher.on(shard))
+        places = counted(self.mask, tilings[0], student.backend)
         found: dict[str, Tensor] = linear_pairs(
             student.operand, student.weight, teacher.hidden, teacher.weight, *own, *tilings, shard,
-            student.up,
+            student.up, places,
         ).outputs._asdict()  # fmt: skip
         return found
 

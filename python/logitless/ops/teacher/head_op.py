@@ -58,6 +58,7 @@ class _Given(NamedTuple):
     teacher_tiling: Tiling
     shard: Shard
     up: Tensor | None  # [V, r] of adapters
+    places: Tensor | None  # see `counted`
 
     @property
     def matrix(self) -> Matrix:
@@ -85,6 +86,7 @@ class _Saved(NamedTuple):
     teacher_tiling: Tiling
     shard: Shard
     up: Tensor | None
+    places: Tensor | None
     state: Tensor
     sums: Tensor
     kept: Tensor
@@ -104,8 +106,9 @@ def _active(given: _Given) -> tuple[PairedRows, Tensor | None]:
     """The rows where the mask is true, without their tiles, and their places."""
     chains = given.student, given.teacher
     rows, index = active(
-        given.measure.rows(OP, len(given.hidden), given.hidden, given.mask, *chains), given.tiling
-    )
+        given.measure.rows(OP, len(given.hidden), given.hidden, given.mask, *chains),
+        given.tiling, given.places,
+    )  # fmt: skip
     assert isinstance(rows, PairedRows)
     return rows, index
 
@@ -132,10 +135,11 @@ def _forward(
     teacher_tiling: Tiling,
     shard: Shard,
     up: Tensor | None,
+    places: Tensor | None,
 ) -> PairStats:
     given = _Given(
         hidden, weight, teacher_hidden, teacher_weight, student, teacher, mask, measure, tiling,
-        teacher_tiling, shard, up,
+        teacher_tiling, shard, up, places,
     )  # fmt: skip
     n, (rows, index) = len(hidden), _active(given)
     kept, others = (
@@ -173,7 +177,7 @@ def _mix(rows: PairedRows, student: HeadTiles, state: Tensor, vocab: int) -> Non
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, *given: object) -> PairStats:
-    measure, tiling, teacher_tiling = given[-5:-2]
+    measure, tiling, teacher_tiling = given[-6:-3]
     assert isinstance(measure, Measure)
     assert isinstance(tiling, Tiling)
     assert isinstance(teacher_tiling, Tiling)
@@ -200,6 +204,7 @@ def _backward_kernel(
     teacher_tiling: Tiling,
     shard: Shard,
     up: Tensor | None,
+    places: Tensor | None,
     state: Tensor,
     sums: Tensor,
     kept: Written,
@@ -209,7 +214,7 @@ def _backward_kernel(
 ) -> PairHeadGradients:
     given = _Given(
         hidden, weight, teacher_hidden, teacher_weight, student, teacher, mask, measure, tiling,
-        teacher_tiling, shard, up,
+        teacher_tiling, shard, up, places,
     )  # fmt: skip
     rows, index = _active(given)
     n, select = rows.n, rows.backend.select
@@ -229,7 +234,7 @@ def _backward_kernel(
 
 
 def _backward_fake(hidden: Tensor, weight: Tensor, *given: object) -> PairHeadGradients:
-    up, needs = given[-7], given[-1]
+    up, needs = given[-8], given[-1]
     assert up is None or isinstance(up, Tensor)
     assert isinstance(needs, list)
     wide = wide_dtype(hidden)

@@ -146,7 +146,7 @@ class PairedRows(Rows):
     def merge_over(self, shard: Shard, state: Tensor) -> None:
         """The states of this rank's columns become those of all."""
         if shard.group and len(state):
-            self.pair.merge(shard.gather(state)[shard.order], state)
+            self.pair.merge(shard.gather(state), state)
 
     def add_over(self, shard: Shard) -> None:
         """The sums over this rank's columns become those over all, the same bits on every rank."""
@@ -154,8 +154,8 @@ class PairedRows(Rows):
             return
         parts = shard.gather(self.sums)
         self.sums.zero_()
-        for rank in shard.order:
-            self.sums.add_(parts[rank])
+        for part in parts.unbind(0):
+            self.sums.add_(part)
 
     def outputs(self, state: Tensor, like: Tensor, row_ids: Tensor | None = None) -> PairOutputs:
         """[n] each. A bad row raises, or is flagged."""
@@ -180,4 +180,4 @@ class PairedRows(Rows):
 def empty_pair_states(state: Tensor) -> None:  # [n, STATE]
     """What a forward leaves where there is no column: see csrc/core/divergence.h."""
     state.zero_()
-    state[:, [0, STATE // 2]] = -float("inf")
+    state[:, :: STATE // 2].fill_(-float("inf"))

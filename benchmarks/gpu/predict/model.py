@@ -1,22 +1,10 @@
-"""A model of the times on a GPU, to be refuted by a measurement: nothing here was measured.
-
-    python -m benchmarks.gpu.predict                      the table of an H200
-    python -m benchmarks.gpu.predict --machine A100 --rows 4096 --width 2048 --vocab 128256
-
-Products at the machine's rate for large ones, passes over the logits at its memory's, and a host
-that launches: that is all the model knows. The floor of an op is its products, or its bytes, alone.
-What is "as planned" has the tiles that the planner gives, and the times of its own, plainer model;
-it is left out where the package is not installed.
-"""
+"""What the model knows: machines, and times of products and of passes over the logits."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 GB, TB, MIB = 1e9, 1e12, 1 << 20
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -49,6 +37,19 @@ DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
 # write, their launches, and the bytes of what they are given. Ids are sorted twice, at 256 bytes;
 # five quantiles look at eight digits of 16 bytes.
 BATCH, COVARIANCE = (650, 90, 17), (900, 110, 9)
+# The same of a loss, forward and backward, of the weights of a rollout, of ids, and of the
+# log-probs of sequences: torch's ops and kernels of ours with the bytes of their arguments, counted
+# on the CPU, where the same array functions run.
+LOSS, WEIGHTS, IDS, SEQUENCES = (360, 87, 17), (310, 43, 14), (102, 13, 24), (141, 19, 5)
+# Name -> the public function, and these numbers.
+TOKENS = {
+    "loss of tokens, ppo": ("policy_loss", LOSS),
+    "weights of a rollout, tis": ("rollout_weights", WEIGHTS),
+    "ids of tokens": ("token_ids", IDS),
+    "log-probs of sequences": ("sequence_logp", SEQUENCES),
+    "statistics of a batch": ("batch_stats", BATCH),
+    "covariance of a batch": ("covariance", COVARIANCE),
+}
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,22 @@ class Machine:
     cache: float  # the same where a tile stays in the L2, assumed
     processors: int
     tile_bytes: int
+    link: float  # bytes a second that a rank sends in a collective, of ranks in one machine
 
 
 def _machine(
-    narrow: float, wide: float, memory: float, cache: float, processors: int, mib: int
+    narrow: float, wide: float, memory: float, cache: float, processors: int, mib: int, link: float
 ) -> Machine:
     flops = {"bfloat16": narrow * TB, "float16": narrow * TB, "float32": wide * TB}
-    return Machine(flops, memory * TB, cache * TB, processors, mib * MIB)
+    return Machine(flops, memory * TB, cache * TB, processors, mib * MIB, link * TB)
 
 
 MACHINES = {
-    "A100": _machine(250, 15, 1.75, 3.0, 108, 128),
-    "H100": _machine(725, 50, 2.9, 5.5, 132, 264),
-    "H200": _machine(790, 50, 4.0, 5.5, 132, 264),
-    "B200": _machine(1500, 57, 6.8, 8.0, 148, 512),
-    "MI300X": _machine(600, 100, 4.0, 6.0, 304, 512),
+    "A100": _machine(250, 15, 1.75, 3.0, 108, 128, 0.24),
+    "H100": _machine(725, 50, 2.9, 5.5, 132, 264, 0.36),
+    "H200": _machine(790, 50, 4.0, 5.5, 132, 264, 0.36),
+    "B200": _machine(1500, 57, 6.8, 8.0, 148, 512, 0.72),
+    "MI300X": _machine(600, 100, 4.0, 6.0, 304, 512, 0.3),
 }
 
 
@@ -233,68 +235,6 @@ def token_floor(counts: tuple[int, int, int]) -> Formula:
     return lambda m, s: counts[2] * s.rows / m.memory
 
 
-# Name -> the prediction, and the floor beside it.
-OPS: dict[str, tuple[Formula, Formula]] = {
-    "forward": (forward, product),
-    "forward, float32 logits": (wide_forward, product),
-    "forward, fused": (fused_forward, product),
-    "forward + backward, all kept": (keep, times(product, 3)),
-    "forward + backward, recomputed": (recompute, times(product, 4)),
-    "forward + backward in 1 GiB": (mixed, times(product, 3)),
-    "forward + backward, 20% of rows": (active_rows, times(product, 1 + 2 * ACTIVE)),
-    "forward + backward, tail_mass 1e-3": (sparse, times(product, 1 + 3 * DENSE)),
-    "forward + backward, sets of 8": (sets, lambda m, s: set_bytes(s) / m.memory),
-    "draw": (draw, weight_or_product),
-    "draw from the top": (draw_from_top, weight_or_product),
-    "rows forward": (one_pass, one_pass),
-    "rows backward in place": (times(one_pass, 2), times(one_pass, 2)),
-    # beside a teacher's logits; those of a mix are read twice
-    "two rows forward": (times(one_pass, 2), times(one_pass, 2)),
-    "two rows forward, jsd": (times(one_pass, 4), times(one_pass, 4)),
-    "two rows backward": (times(one_pass, 3), times(one_pass, 3)),
-    "two heads, all kept": (two_heads, times(product, 4)),
-    # of as many tokens as there are rows
-    "statistics of a batch": (of_tokens(BATCH), token_floor(BATCH)),
-    "covariance of a batch": (of_tokens(COVARIANCE), token_floor(COVARIANCE)),
-}
-
-
-def predict(machine: Machine, shape: Shape) -> list[Predicted]:
-    return [
-        Predicted(name, formula(machine, shape), floor(machine, shape))
-        for name, (formula, floor) in OPS.items()
-    ]
-
-
-# Name -> options of ll.plan, and products of the floor.
-PLANNED: dict[str, tuple[dict[str, Any], int]] = {
-    "forward, as planned": ({"backward": False}, 1),
-    "forward, float32, as planned": ({"backward": False, "logits_dtype": "float32"}, 1),
-    "forward + backward, as planned": ({"one_pass": False}, 3),
-    "forward + backward in 1 GiB, as planned": ({"one_pass": False, "budget": BUDGET}, 3),
-    "one pass, as planned": ({}, 3),
-}
-
-
-def planned(name: str, shape: Shape) -> list[Predicted]:
-    """What the planner makes of a machine of the package's own table, where there is room."""
-    try:
-        import logitless as ll
-    except ImportError:
-        return []
-    found, sizes = [], (shape.rows, shape.width, shape.vocab, shape.dtype)
-    for op, (options, count) in PLANNED.items():
-        # No less than its rows need.
-        try:
-            plan = ll.plan(*sizes, **options, device=name)
-        except ValueError:
-            continue
-        note = f"{plan.mode if count > 1 else 'tiles'}, {plan.rows} x {plan.columns}"
-        floor = count * product(MACHINES[name], shape)
-        found.append(Predicted(op, plan.expected_seconds, floor, note))
-    return found
-
-
 def rate_of_waves(m: Machine, rows: int, width: int) -> float:
     """Of a product's rate: the last wave of tiles over the processors is not full."""
     count = math.ceil(rows / TILE_ROWS) * math.ceil(width / TILE_COLUMNS)
@@ -307,57 +247,3 @@ def over_bare(m: Machine, s: Shape, width: int, *, in_cache: bool = False) -> fl
     rows = s.logits_bytes / (m.cache if in_cache else m.memory)
     count = math.ceil(s.vocab / width)
     return bare / (bare / rate_of_waves(m, s.rows, width) + rows + PAIR * count)
-
-
-def table(name: str, shape: Shape, found: list[Predicted]) -> str:
-    lines = [
-        f"predicted for {name}: {shape.rows} x {shape.width} x {shape.vocab} {shape.dtype};"
-        " not measured",
-        "",
-        f"{'predicted':40} {'ms':>9} {'floor':>9} {'ratio':>6}",
-        *(
-            f"{p.op:40} {1e3 * p.seconds:9.2f} {1e3 * p.floor:9.2f} {p.seconds / p.floor:6.2f}"
-            f"  {p.note}".rstrip()
-            for p in found
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--machine", choices=[*MACHINES, "all"], default="H200")
-    for name, default in (("rows", 8192), ("width", 4096), ("vocab", 151_936)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=list(ITEMSIZE), default="bfloat16")
-    parser.add_argument("--op", choices=[*OPS, *PLANNED], help="this one alone")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    if min(options.rows, options.width, options.vocab) < 1:
-        parser.error("--rows, --width and --vocab must be positive")
-    shape = Shape(options.rows, options.width, options.vocab, options.dtype)
-    names = list(MACHINES) if options.machine == "all" else [options.machine]
-    found = {
-        name: [
-            p
-            for p in (*predict(MACHINES[name], shape), *planned(name, shape))
-            if options.op in (None, p.op)
-        ]
-        for name in names
-    }
-    if options.json:
-        lines: dict[str, Any] = {
-            name: {p.op: {"ms": 1e3 * p.seconds, "floor_ms": 1e3 * p.floor} for p in each}
-            for name, each in found.items()
-        }
-        print(json.dumps({"predicted": lines, "shape": vars(shape)}, indent=1))
-    else:
-        print("\n\n".join(table(name, shape, each) for name, each in found.items()))
-
-
-if __name__ == "__main__":
-    main()
