@@ -172,7 +172,7 @@ def test_the_scale_of_rewards() -> None:
 
 
 def test_a_ceiling_above_the_largest_reward_is_left_out() -> None:
-    def of(top: float) -> dict[str, Any]:
+    def of(top: float) -> dict[int, Any]:
         """R = top - 0.1 exp(H): a ceiling of top - 0.1."""
         steps = [2.0 - 0.25 * i for i in range(7)]
         return {0: [row(i) | {"entropy": h, "reward": top - 0.1 * math.exp(h)} for i, h in

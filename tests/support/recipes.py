@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from logitless.rl.recipe import Recipe, load_recipe
 
-TINY = {
+TINY: dict[str, Any] = {
     "steps": 4,
     "entropy_change_every": 2,
     "checkpoint_every": 2,
