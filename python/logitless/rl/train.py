@@ -111,9 +111,8 @@ def train(
             "actor/lr": rate,
         }
         row |= update.metrics
-        # verl's names of them; a loss that knows entropies has said its own
+        # verl's name of it
         row["actor/grad_norm"] = row["grad_norm"]
-        row.setdefault("actor/entropy", row["entropy"])
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.
         rows_at_once = row["tokens"] / recipe.update.minibatches
         row["full_logits_bytes"] = int(rows_at_once * policy.head.vocab * 4)

@@ -15,7 +15,7 @@ from typing import Any
 
 # Frames in here are the library's, not the user's.
 PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
-IMPORTLIB = "<frozen importlib"
+IMPORTLIB = ("<frozen importlib", str(importlib.__file__))
 
 
 class UserCodeError(RuntimeError):
@@ -49,7 +49,7 @@ def of_user(what: str) -> Iterator[None]:
 
 
 def _is_users(place: TracebackType) -> bool:
-    return not place.tb_frame.f_code.co_filename.startswith((PACKAGE, IMPORTLIB))
+    return not place.tb_frame.f_code.co_filename.startswith((PACKAGE, *IMPORTLIB))
 
 
 def named(what: str, name: str) -> Any:
