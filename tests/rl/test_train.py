@@ -43,7 +43,7 @@ from tests.support.recipes import tiny_file, tiny_recipe
 SUMMARY_KEYS = {
     "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",
     "law", "selected_tokens", "seconds", "peak_memory_bytes", "head_memory_bytes",
-    "full_logits_bytes",
+    "full_logits_bytes", "rewards",
 }  # fmt: skip
 
 
