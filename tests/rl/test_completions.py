@@ -26,7 +26,8 @@ def experience() -> Experience:
     texts = [f"answer {i}" for i in range(6)]
     chat = [{"role": "user", "content": "and now?"}]
     scores = Scores(rewards, torch.tensor([True, True]), [])
-    sampled = Sampled(["first", chat], Answers(rollout, texts, scores), [None, None], 1)
+    cut = torch.tensor([False, True, False, False, False, False])
+    sampled = Sampled(["first", chat], Answers(rollout, texts, scores), [None, None], 1, cut)
     return Experience(rollout, rewards, rewards.flatten(), sampled)
 
 
@@ -41,6 +42,7 @@ def test_every_answer_has_a_line() -> None:
     assert [row["completion"] for row in found] == [f"answer {i}" for i in range(6)]
     assert [row["reward"] for row in found] == [0.25, 1.0, 0.5, 0.0, 0.0, 2.0]
     assert [row["tokens"] for row in found] == [1, 2, 3, 3, 2, 1]
+    assert [row["truncated"] for row in found] == [False, True, False, False, False, False]
     assert {row["step"] for row in found} == {7}
     assert found[2]["logp"] == -(6 + 7 + 8) and found[2]["entropy"] == 7.0
     assert found[0]["prompt"] == "first" and found[3]["prompt"][0]["content"] == "and now?"
@@ -53,6 +55,17 @@ def test_the_best_and_the_worst_answers_have_pieces() -> None:
     assert found[1]["pieces"] == [["<3>", 3.0, -3.0], ["<4>", 4.0, -4.0, True]]
     assert not any("pieces" in row for row in rows(0))
     assert sum("pieces" in row for row in rows(9)) == 3
+
+
+def test_marks_are_of_the_answers_that_are_trained_on() -> None:
+    of_all = experience()
+    sampled = of_all.sampled._replace(masked=True)
+    selected = torch.zeros(5, 3, dtype=torch.bool)
+    selected[1, 2] = True
+    found = answer_rows(of_all._replace(sampled=sampled), 7, 3, str, selected)
+    assert [row.get("dropped") for row in found[:3]] == [None, "truncated", None]
+    marked = [[len(piece) == 4 for piece in row["pieces"]] for row in found[:3]]
+    assert marked == [[False], [False, False], [False, False, True]]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from tests.support.rl.runs_alike import timeless
 SUMMARY_KEYS = {
     "reward_first", "reward_last", "entropy_first", "entropy_last", "distinct_right_answers_last",
     "law", "selected_tokens", "seconds", "peak_memory_bytes", "head_memory_bytes",
-    "full_logits_bytes",
+    "full_logits_bytes", "rewards",
 }  # fmt: skip
 
 

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from logitless.cli import main
-from logitless.rl.tasks import load_task
+from logitless.rl.answers import task_of
+from logitless.rl.recipe import recipe_of
+from logitless.rl.tasks import Prompt, load_task, score
 from logitless.rl.tracking import metrics
 from tests.support.paths import ROOT
 
@@ -63,3 +67,18 @@ def test_the_class(folder: Path) -> None:
     (prompt,) = task.prompts(random.Random(0), 1)
     assert prompt.text == "say hello loudly:"
     assert [task.reward(prompt, text) for text in ("HELLO", "hello")] == [1.0, 0.0]
+
+
+def test_several_rewards(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "rewards:" in text]
+    recipe = recipe_of(yaml.safe_load(text) | {"methods": {"grpo": {"preset": "grpo"}}}, "the page")
+    prompt = Prompt("sum 8:", {"total": 8})
+    found = score(task_of(recipe), [prompt], ["35", "3500", "no"], tokens=[3, 5, 3])
+    columns = {name: column.tolist()[0] for name, column in found.columns.items()}
+    assert columns == {
+        "accuracy": [1, 1, 0],
+        "format": [1, 1, 0],
+        "brevity": [0.5, 0, 0],
+        "length": [-0.5, -1, -0.5],
+    }
+    torch.testing.assert_close(found.rewards, torch.tensor([[1.45, 0.7, -0.25]]))

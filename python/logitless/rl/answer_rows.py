@@ -23,23 +23,27 @@ def answer_rows(
 ) -> list[Row]:
     """The lines of a step's answers, see tracking/completions.py; so many (`shown`) of the
     first prompt that is trained on have their tokens as well, and which of them are `selected`."""
-    prompts, (rollout, texts, scores), fates, _ = experience.sampled
+    sampled = experience.sampled
+    prompts, (rollout, texts, scores), fates = sampled[:3]
     group, lengths = scores.rewards.shape[1], rollout.lengths.tolist()
     rewards, advantages = scores.rewards.flatten().tolist(), iter(experience.advantages.tolist())
     entropies, logps, ids = rollout.entropy.tolist(), rollout.logp.tolist(), rollout.ids.tolist()
+    columns = {f"reward/{name}": x.flatten().tolist() for name, x in scores.columns.items()}
     first = group * fates.index(None)
     pieces = {first + i for i in chosen(rewards[first : first + group], shown)}
-    rows = []
+    rows, trained = list[Row](), 0
     for i, text in enumerate(texts):
-        n, fate = lengths[i], fates[i // group]
+        n, fate = lengths[i], sampled.fate(i)
         entropy, logp = entropies[i][:n], logps[i][:n]
         row: dict[str, Any] = {
             "step": step,
             "prompt": prompts[i // group],
             "completion": text,
             "reward": None if fate == NO_REWARD else rewards[i],
+            **{key: None if fate == NO_REWARD else x[i] for key, x in columns.items()},
             "advantage": next(advantages) if fate is None else None,
             "tokens": n,
+            "truncated": bool(sampled.truncated[i]),
             "logp": sum(logp),
             "entropy": sum(entropy) / n,
         }
@@ -47,12 +51,13 @@ def answer_rows(
             row["dropped"] = fate
         if i in pieces:
             tokens = ids[i][rollout.prompt_length :][:n]
-            marks = selected[i - first, :n].tolist()
+            marks = [False] * n if fate is not None else selected[trained, :n].tolist()
             numbers = zip(tokens, entropy, logp, marks, strict=True)
             row["pieces"] = [
                 [text_of([t]), round(h, DIGITS), round(p, DIGITS), *([True] if mark else [])]
                 for t, h, p, mark in numbers
             ]
+        trained += fate is None
         rows.append(row)
     return rows
 

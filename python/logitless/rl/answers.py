@@ -31,7 +31,7 @@ class Answers(NamedTuple):
         return Answers(
             self.rollout.sequences(of_answer.nonzero()[:, 0].to(self.rollout.mask.device)),
             [text for text, kept in zip(self.texts, of_answer.tolist(), strict=True) if kept],
-            Scores(self.scores.rewards[which], self.scores.scored[which], []),
+            self.scores.of_prompts(which),
         )
 
 
@@ -48,7 +48,7 @@ def joined(parts: Sequence[Answers], pad: int, error: BaseException | None = Non
 
 def task_of(recipe: Recipe) -> Task:
     task = recipe.task
-    return load_task(task.name, task.options, task.prompts, task.reward)
+    return load_task(task.name, task.options, task.prompts, task.reward, task.rewards)
 
 
 def hand_over(policy: Policy, recipe: Recipe, clock: Stopwatch) -> None:
@@ -90,7 +90,7 @@ def answers_to(
         own = prompts[place]
         rollout = sampler(recipe)(
             policy,
-            policy.encode([p.text for p in own], recipe.rollout.chat_template),
+            policy.encode([p.text for p in own], **recipe.rollout.template),
             group=group,
             max_new_tokens=recipe.rollout.max_new_tokens,
             seed=recipe.seed,
@@ -100,7 +100,11 @@ def answers_to(
         )
         with clock("reward"):
             texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
-            return Answers(rollout, texts, score(task, own, texts, recipe.task.threshold))
+            scores = score(
+                task, own, texts, recipe.task.threshold, tokens=rollout.lengths.tolist(),
+                seconds=recipe.task.reward_timeout,
+            )  # fmt: skip
+            return Answers(rollout, texts, scores)
 
     answers = of_all_ranks(ranks.together(of_own_prompts), policy)
     ranks.together(partial(check_any, answers.scores))

@@ -17,10 +17,10 @@ from torch import Tensor
 from logitless.rl.answers import Answers, answers_to, hand_over, task_of
 from logitless.rl.diversity import answer_entropy, balance, support_changes
 from logitless.rl.engine import claim_device, ranks
-from logitless.rl.experience import distinct
+from logitless.rl.experience import ask, distinct
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
-from logitless.rl.tasks import Task, load_task
+from logitless.rl.tasks import PromptFile, Task
 from logitless.rl.tracking import checkpoint, metrics, run_folder
 from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
@@ -34,11 +34,11 @@ STEP = 2**31 - 1
 RIGHT_ANSWERS, EVALUATED = "right_answers", "evaluated"
 
 
-def held_out(recipe: Recipe, task: Task) -> Task:
+def held_out(recipe: Recipe, task: Task) -> Task | PromptFile:
     """The task whose prompts an evaluation draws."""
     if recipe.evaluation.file is None:
         return task
-    return load_task(None, {}, recipe.evaluation.file, recipe.task.reward)
+    return PromptFile(recipe.evaluation.file)
 
 
 def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
@@ -51,7 +51,7 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     count nowhere else. Beside these numbers RIGHT_ANSWERS and EVALUATED. Collective.
     """
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
-    prompts = ranks.together(lambda: held_out(recipe, task).prompts(rng, wanted.prompts))
+    prompts = ranks.together(lambda: ask(held_out(recipe, task), rng, wanted.prompts))
     temperature = wanted.temperature or recipe.rollout.temperature
     hand_over(policy, recipe, Stopwatch())
 

@@ -107,15 +107,15 @@ def train(
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)
-        row, drawn = describe(experience, recipe.task.right), experience.sampled.answers.rollout
-        row |= {
+        row = describe(experience, recipe.task.right) | {
             "step": step,
-            "truncated": float(drawn.truncated(policy.ends).float().mean()),
             "logp_gap": update.logp_gap,
             "selected_tokens": update.selected_tokens,
             "actor/lr": rate,
         }
         row |= update.metrics
+        # verl's name of it
+        row["actor/grad_norm"] = row["grad_norm"]
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.
         rows_at_once = row["tokens"] / recipe.update.minibatches
         row["full_logits_bytes"] = int(rows_at_once * policy.head.vocab * 4)

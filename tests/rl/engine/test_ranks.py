@@ -134,7 +134,7 @@ def test_two_go_on_for_one_process(home: Path, alone: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        ("raise", "LookupError: the file of prompts is gone"),
+        ("raise", "of the task has failed: LookupError: the file of prompts is gone"),
         ("reward", "none of 5 prompts could be scored: ArithmeticError: no answer pleases"),
         ("SIGKILL", "rank 0 has lost another rank"),
     ],
@@ -147,7 +147,7 @@ def test_an_error_on_one_rank_ends_all(home: Path, end: str, message: str) -> No
     # far from the half hour that gloo would wait for
     assert time.monotonic() - began < 600
     assert done.returncode != 0
-    # the traceback ends with it, and who reports the other's end says nothing
+    # said after the user's traceback, and who reports the other's end says nothing
     assert sum(message in line for line in done.stderr.splitlines()) == 1, done.stderr
     # two steps were written, and their checkpoint
     assert len(metrics.read(home / out / "grpo" / metrics.FILE)) == 2

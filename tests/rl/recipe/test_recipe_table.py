@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from logitless.cli import main
-from logitless.rl.recipe import LossRecipe, Recipe, recipe_of
+from logitless.rl.recipe import LossRecipe, Recipe, RewardRecipe, recipe_of
 from logitless.rl.recipe.docs_table import MUST, NAME, rows, written
 from logitless.rl.recipe.keys import Range, within
 from logitless.rl.recipe.training import ADVANTAGE_NAMES
@@ -52,12 +52,13 @@ def test_defaults_are_those_of_a_recipe() -> None:
     values = dict(flat(recipe_of(SMALLEST, "smallest")))
     table = {row.key: row for row in rows()}
     sections = {key for key in table if any(other.startswith(f"{key}.") for other in table)}
-    # null as a whole, with keys of its own where it is not
-    controller = f"methods.{NAME}.controller"
-    inside = {key for key in table if key.startswith(f"{controller}.")}
-    assert values.keys() == table.keys() - inside - (sections - {controller})
+    # null or empty as a whole, with keys of its own where it is not
+    controller, rewards = f"methods.{NAME}.controller", "task.rewards"
+    inside = {key for key in table if key.startswith((f"{controller}.", f"{rewards}."))}
+    assert values.keys() == table.keys() - inside - (sections - {controller, rewards})
     given = {key for key, row in table.items() if row.default == MUST}
-    assert given == {"methods", f"methods.{NAME}.preset", f"{controller}.kind"}
+    reward = f"{rewards}.{NAME}.function"
+    assert given == {"methods", f"methods.{NAME}.preset", f"{controller}.kind", reward}
     for key, value in values.items():
         assert key in given or table[key].default == written(value), key
         assert table[key].about.endswith("."), key
@@ -71,6 +72,8 @@ def ranges(section: type[Any] = Recipe, path: str = "") -> Iterator[tuple[str, t
         name, allowed = f"{path}{field.name}", field.metadata.get("allowed")
         if name == "methods":
             yield from ranges(LossRecipe, f"{name}.grpo.")
+        elif name == "task.rewards":
+            yield from ranges(RewardRecipe, f"{name}.grpo.")
         elif is_dataclass(hints[field.name]):
             yield from ranges(hints[field.name], f"{name}.")
         elif isinstance(allowed, Range):
@@ -91,7 +94,12 @@ def test_what_is_out_of_a_range_is_refused(
     assert wrong
     for value in wrong:
         text = {"nan": ".nan", "inf": ".inf"}.get(str(value), str(value))
-        more = {"reference.decay": "reference.kind=ema", "reference.every": "reference.kind=anchor"}
+        more = {
+            "task.rewards.grpo.weight": "task.rewards.grpo.function=format",
+            "task.rewards.grpo.threshold": "task.rewards.grpo.function=format",
+            "reference.decay": "reference.kind=ema",
+            "reference.every": "reference.kind=anchor",
+        }
         with pytest.raises(ValueError, match=f"recipe key '{key}' must be ") as caught:
             tiny_recipe(tmp_path, f"{key}={text}", more.get(key, "seed=0"))
         assert str(caught.value).endswith(f"must be {allowed.text}, got {value}")

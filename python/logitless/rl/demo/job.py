@@ -16,10 +16,10 @@ from logitless.rl.demo.compare import compare
 from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
 from logitless.rl.engine import ranks, spread, take
-from logitless.rl.experience import TooFewGroups
+from logitless.rl.experience import TooFewGroups, ask
 from logitless.rl.policy import Policy, make_policy
 from logitless.rl.recipe import WARMUP, Recipe, of_seeds
-from logitless.rl.tasks import Task
+from logitless.rl.tasks import Task, of_user
 from logitless.rl.tracking import checkpoint, run_folder, trackers
 from logitless.rl.tracking.divergence import Diverged
 from logitless.rl.tracking.interrupt import Stopped, StopRequest
@@ -172,8 +172,9 @@ def warmed_up(
         return
     task = with_solutions(task)
     rng = random.Random(f"warm-up {recipe.seed}")
-    prompts = task.prompts(rng, recipe.warmup.examples)
-    answers = [task.solution(rng, prompt) for prompt in prompts]
+    prompts = ask(task, rng, recipe.warmup.examples)
+    with of_user("solution(rng, prompt) of the task"):
+        answers = [task.solution(rng, prompt) for prompt in prompts]
 
     def report_step(step: int, loss: float) -> None:
         progress.warm(step, steps, loss)

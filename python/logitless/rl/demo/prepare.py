@@ -62,6 +62,8 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     policy = make_policy(first.model, first.seed, first.lora)
     check_template(policy, recipe, asked)
     check_policy(policy, recipe.update, recipe.distributed)
+    # a template that is missing, or has no system's turn, is refused here
+    policy.encode(["a prompt"], **recipe.rollout.template)
     return Prepared(task, specs, advantages, policy)
 
 

@@ -16,7 +16,7 @@ import logitless as ll
 from logitless.rl.policy import lora as adapters
 from logitless.rl.policy.caches import is_recurrent, new_cache
 from logitless.rl.policy.models import WEIGHTS, read_model, tensors_as_saved
-from logitless.rl.policy.tokenizers import text_of
+from logitless.rl.policy.tokenizers import begin_of_text, begun, text_of
 from logitless.rl.tracking import files
 
 
@@ -93,24 +93,38 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None else int(pad)
 
-    def encode(self, prompts: Sequence[Any], chat_template: bool = False) -> list[list[int]]:
-        """Token ids of prompts: texts as they are, or as a user's turn in the chat template;
-        messages in the template always."""
-        ids: list[list[int]]
+    def encode(
+        self, prompts: Sequence[Any], chat_template: bool = False, system: str | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts: texts behind what the tokenizer itself puts before one (BOS), or
+        as a user's turn in the chat template, after the system's if there is one; messages in the
+        template always, which says itself how it begins."""
         if not chat_template and all(isinstance(prompt, str) for prompt in prompts):
-            ids = self.tokenizer(list(prompts), add_special_tokens=False).input_ids
-            return ids
-        return [self._ids(prompt, chat_template) for prompt in prompts]
+            begin = begin_of_text(self.tokenizer)
+            return [begun(ids, begin) for ids in self.encode_answers(prompts)]
+        return [self._ids(prompt, chat_template, system) for prompt in prompts]
 
-    def _ids(self, prompt: Any, chat_template: bool) -> list[int]:
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that go on with a prompt: nothing stands before them."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        return ids
+
+    def _ids(self, prompt: Any, chat_template: bool, system: str | None) -> list[int]:
         if isinstance(prompt, str) and not chat_template:
             return self.encode([prompt])[0]
-        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        chat = turns(prompt, system) if isinstance(prompt, str) else prompt
         if self.tokenizer.chat_template is None:
             raise ValueError("messages need a tokenizer with a chat template, got none")
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_dict=False
-        )
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_dict=False
+            )
+        # a template refuses what it has no place for, such as a system's turn, in its own way
+        except Exception as error:
+            roles = ", ".join(turn["role"] for turn in chat)
+            raise ValueError(
+                f"the tokenizer's chat template refuses messages of {roles}: {error}"
+            ) from error
         return ids
 
     def text_of(self, ids: list[int]) -> str:
@@ -229,6 +243,11 @@ class Policy:
             return adapters.read(self.model, folder)
         weights: dict[str, Tensor] = read_model(folder)[0].state_dict()
         return weights
+
+
+def turns(prompt: str, system: str | None) -> list[dict[str, str]]:
+    user = {"role": "user", "content": prompt}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
 def _cache_argument(model: Any) -> str:

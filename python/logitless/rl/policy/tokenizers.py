@@ -62,6 +62,26 @@ def _byte_tokenizer() -> Any:
     )
 
 
+def begin_of_text(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: most often nothing, or its BOS token. What some put
+    behind one (EOS) is none of it."""
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return list(whole[:start])
+    raise ValueError(
+        f"a tokenizer must make of a text the same tokens with its special ones and without, got "
+        f"{whole} and {bare} of 'a'"
+    )
+
+
+def begun(ids: list[int], begin: list[int]) -> list[int]:
+    """The tokens of a text behind those; a text that has them already, as one that a template has
+    made, does not get them twice."""
+    return ids if ids[: len(begin)] == begin else [*begin, *ids]
+
+
 def text_of(ids: list[int], tokenizer: Any, *, special_tokens: bool) -> str:
     """The text of tokens. One that has none, such as a row of the head that is there for padding,
     is the replacement character: an answer with it is not the answer without it."""

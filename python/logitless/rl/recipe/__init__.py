@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
+from logitless.rl.recipe.data import (
+    EvaluationRecipe,
+    RewardRecipe,
+    RolloutRecipe,
+    TaskRecipe,
+    WarmupRecipe,
+)
 from logitless.rl.recipe.load import bundled, load_recipe, recipe_of
 from logitless.rl.recipe.losses import make_spec
 from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
@@ -19,7 +25,7 @@ from logitless.rl.recipe.yaml_text import as_yaml
 
 __all__ = [
     "WARMUP", "ControllerRecipe", "DistributedRecipe", "EvaluationRecipe", "LoraRecipe",
-    "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe", "RolloutRecipe", "TaskRecipe",
-    "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled", "load_recipe", "make_spec", "of_seeds",
-    "recipe_of",
+    "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe", "RewardRecipe", "RolloutRecipe",
+    "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled", "load_recipe", "make_spec",
+    "of_seeds", "recipe_of",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from logitless.rl.recipe.keys import (
     FINITE,
+    REQUIRED,
     SHARE,
     SHARE_ABOVE_0,
     above,
@@ -18,6 +19,30 @@ from logitless.rl.recipe.keys import (
 
 # Rounds of a step that drops answers, where a recipe does not say.
 MAX_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class RewardRecipe:
+    """One of several rewards."""
+
+    function: str = key(
+        REQUIRED,
+        "A function of your own, a bundled one (`format`, `laser`, `over_length`, `worst_case`, "
+        "`lower_bound`, `math`), or `task`: the reward that a named task has itself.",
+    )
+    options: dict[str, Any] = key(
+        dict, "Arguments of the function, beside those of the prompt's row."
+    )
+    weight: float = key(
+        1.0, "What the reward is multiplied with; 0: it is logged, and trains nothing.", FINITE
+    )
+    threshold: float | None = key(
+        None, "It counts as 1 from here on, and as 0 below; null: as it is.", FINITE
+    )
+    of: list[str] = key(
+        list,
+        "Names of rewards above this one, which the function is given as a list `of`.",
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,18 @@ class TaskRecipe:
     reward: str | None = key(
         None,
         "The reward of these prompts: a function `score(prompt, completion, **other keys of the "
-        "row)`, named like a task of your own.",
+        "row)`, named like a task of your own, or a bundled one.",
+    )
+    rewards: dict[str, RewardRecipe] = key(
+        dict,
+        "In place of `reward`, or beside a named task, several, each by a name: the reward of an "
+        "answer is their weighted sum.",
+    )
+    reward_timeout: float | None = key(
+        None,
+        "Seconds of a call of a reward, at most; an answer whose reward takes longer has none. "
+        "null: there is no limit.",
+        above(0),
     )
     threshold: float | None = key(
         None,
@@ -55,6 +91,18 @@ class TaskRecipe:
 
     def __post_init__(self) -> None:
         check_ranges(self, "task")
+        for name, reward in self.rewards.items():
+            check_ranges(reward, f"task.rewards.{name}")
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"recipe key 'task.rewards.{name}': a reward is also a column's name; use "
+                    "letters, digits, - and _"
+                )
+        if self.rewards and self.reward is not None:
+            raise ValueError(
+                "recipe keys 'task.reward' and 'task.rewards' are one in place of the other, got "
+                f"{self.reward} and {', '.join(self.rewards)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,7 +174,14 @@ class RolloutRecipe:
     chat_template: bool = key(
         False, "Whether a prompt that is a text is a user's turn in the chat template."
     )
-
+    system_prompt: str | None = key(
+        None, "With `chat_template`: the system's turn before a prompt that is a text."
+    )
+    mask_truncated: bool = key(
+        False,
+        "Whether answers that `max_new_tokens` has cut off are not trained on, as DAPO's overlong "
+        "filtering has it. Their rewards count, in advantages and in metrics.",
+    )
     server: str | None = key(
         None,
         "Address of a vLLM server that samples the answers, like `http://localhost:8000`; null: "
@@ -156,6 +211,11 @@ class RolloutRecipe:
                 f"recipe key 'rollout.server' must be null with {names}: a server does not say "
                 f"which tokens were left to draw from; got {self.server}"
             )
+        if self.system_prompt is not None and not self.chat_template:
+            raise ValueError(
+                "recipe key 'rollout.system_prompt' needs rollout.chat_template=true, got "
+                f"{self.system_prompt!r} without"
+            )
         limits = (self.oversample, self.max_rounds)
         if not self.filter_groups and limits != (1.0, MAX_ROUNDS):
             raise ValueError(
@@ -172,6 +232,11 @@ class RolloutRecipe:
     def unfiltered(self) -> RolloutRecipe:
         """The same with one round, which nothing is dropped of."""
         return replace(self, filter_groups=False, oversample=1.0, max_rounds=MAX_ROUNDS)
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """Arguments of `encode`."""
+        return {"chat_template": self.chat_template, "system": self.system_prompt}
 
     @property
     def truncation(self) -> dict[str, Any]:

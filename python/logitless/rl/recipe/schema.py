@@ -96,7 +96,7 @@ class Recipe:
             )
         if self.evaluation.file is not None and self.task.prompts is None:
             raise ValueError(
-                "recipe key 'evaluation.file' needs task.prompts and task.reward, got "
+                "recipe key 'evaluation.file' needs task.prompts, got "
                 f"evaluation.file={self.evaluation.file} with task.name={self.task.name}"
             )
         if self.rollout.truncation and self.update.tail_mass:

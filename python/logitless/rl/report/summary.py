@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import logitless as ll
+from logitless.rl.report.reward_columns import reward_columns
 from logitless.rl.tracking import metrics
 from logitless.rl.tracking.metrics import Row
 
@@ -89,7 +90,7 @@ def _summarize(by_seed: dict[int, list[Row]], head_bytes: int | None, largest: f
         seed: {key: of(rows) for key, of in NUMBERS.items()} | {"law": _law(rows, largest)}
         for seed, rows in by_seed.items()
     }
-    head = {"head_memory_bytes": head_bytes}
+    head = {"head_memory_bytes": head_bytes, "rewards": reward_columns(mean(by_seed))}
     if len(each) == 1:
         (only,) = each.values()
         return only | head

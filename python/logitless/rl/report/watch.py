@@ -44,7 +44,7 @@ WATCHED = (
         "solved; rollout.filter_groups replaces them.",
     ),
     Watched(
-        "Truncation", "truncated", "share of the answers",
+        "Truncation", "response_length/clip_ratio", "share of the answers",
         "Answers that were cut off at rollout.max_new_tokens. They are often scored as wrong "
         "whatever they were about to say; where the share grows, answers get longer without end.",
     ),

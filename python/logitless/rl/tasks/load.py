@@ -9,12 +9,16 @@ from typing import Any
 
 from logitless.rl.tasks.arithmetic import Arithmetic
 from logitless.rl.tasks.base import Task
+from logitless.rl.tasks.bundled import BUNDLED
+from logitless.rl.tasks.judges import Column, FunctionJudge, Judge, Rewarded, TaskJudge, rewarded
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
 from logitless.rl.tasks.sum_to_n import SumToN
-from logitless.rl.tasks.user_code import named
+from logitless.rl.tasks.user_code import named, of_user
 
 TASKS: dict[str, Callable[..., Task]] = {"sum_to_n": SumToN, "arithmetic": Arithmetic}
+# In place of a function: the reward that the task has itself.
+OWN = "task"
 
 
 def load_task(
@@ -22,30 +26,48 @@ def load_task(
     options: Mapping[str, Any],
     prompts: str | None = None,
     reward: str | None = None,
+    rewards: Mapping[str, Any] | None = None,  # RewardRecipe
 ) -> Task:
     """The task a recipe names: built-in, "reasoning_gym:NAME", or "module:attribute" or
     "file.py:attribute" (a callable); None: sum_to_n. Or with `prompts`, a file, and `reward`, a
-    function named alike, the two together.
+    function named alike, the two together. With `rewards` an answer's reward is their weighted sum.
 
     ValueError where the name is unknown or what it names has no `prompts` and `reward`;
     ModuleNotFoundError where its module or extra is not installed.
     """
-    if prompts is not None or reward is not None:
-        return _of_file(name, options, prompts, reward)
+    if prompts is None and reward is None:
+        task = _of_name(name, options)
+        return rewarded(task, _columns(rewards, task)) if rewards else task
+    if prompts is None or (reward is None) == (not rewards):
+        given = (
+            f"task.prompts={prompts}, task.reward={reward} and task.rewards={list(rewards or {})}"
+        )
+        raise ValueError(
+            "task.prompts and task.reward go together, or task.prompts and task.rewards; got "
+            f"{given}"
+        )
+    if name is not None or options:
+        raise ValueError(
+            f"task.name and task.options make no sense with task.prompts={prompts}, got "
+            f"task.name={name} and task.options={dict(options)}"
+        )
+    if reward is None:
+        return rewarded(PromptFile(prompts), _columns(rewards or {}, None))
+    only = Column(_judge("task.reward", reward, {}, takes_of=False))
+    return Rewarded(PromptFile(prompts), {"reward": only}, apart=False)
+
+
+def _of_name(name: str | None, options: Mapping[str, Any]) -> Task:
     name = "sum_to_n" if name is None else name
     module, colon, attribute = name.partition(":")
     if not colon:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name[:200], TASKS, n=1)
-            known = f"known: {', '.join(TASKS)}, or 'module:attribute' of your own"
-            hint = f"did you mean '{near[0]}'?" if near else known
-            raise ValueError(f"task '{name[:200]}' is unknown; {hint}")
-        make = TASKS[name]
+        make = _known("task", name, TASKS)
     elif module == "reasoning_gym":
         make = partial(ReasoningGym, attribute)
     else:
         make = named("task", name)
-    task = make(**options)
+    with of_user(f"making task '{name}'"):
+        task = make(**options)
     if not isinstance(task, Task):
         raise ValueError(
             f"task '{name}' must have prompts(rng, n) and reward(prompt, completion), got {task!r}"
@@ -53,18 +75,51 @@ def load_task(
     return task
 
 
-def _of_file(
-    name: str | None, options: Mapping[str, Any], prompts: str | None, reward: str | None
-) -> Task:
-    if prompts is None or reward is None:
-        given = f"task.prompts={prompts} and task.reward={reward}"
-        raise ValueError(f"task.prompts and task.reward go together, got {given}")
-    if name is not None or options:
-        raise ValueError(
-            f"task.name and task.options make no sense with task.prompts={prompts}, got "
-            f"task.name={name} and task.options={dict(options)}"
-        )
-    score = named("task.reward", reward)
-    if not callable(score):
-        raise ValueError(f"task.reward '{reward}' must be a function, got {score!r}")
-    return PromptFile(prompts, score)
+def _columns(rewards: Mapping[str, Any], task: Task | None) -> dict[str, Column]:
+    """task: None: prompts that have no reward of their own."""
+    found: dict[str, Column] = {}
+    for name, wanted in rewards.items():
+        path = f"task.rewards.{name}"
+        for other in wanted.of:
+            if other not in found:
+                raise ValueError(
+                    f"recipe key '{path}.of' must name rewards that stand above it, got '{other}' "
+                    f"with {', '.join(found) or 'none'} above"
+                )
+        judge: Judge
+        if wanted.function == OWN:
+            if task is None or wanted.options or wanted.of:
+                raise ValueError(
+                    f"recipe key '{path}.function' can be '{OWN}' for a task with a reward of its "
+                    f"own, without options and of; got options={wanted.options}, of={wanted.of} "
+                    f"and {'a file of prompts' if task is None else 'such a task'}"
+                )
+            judge = TaskJudge(task)
+        else:
+            takes_of = bool(wanted.of)
+            judge = _judge(f"{path}.function", wanted.function, wanted.options, takes_of=takes_of)
+        found[name] = Column(judge, wanted.weight, wanted.threshold, wanted.of)
+    return found
+
+
+def _judge(key: str, function: str, options: Mapping[str, Any], *, takes_of: bool) -> FunctionJudge:
+    """A bundled function by its name, made with the options, or a user's, called with them."""
+    own = ":" in function or function.endswith(".py")
+    made = named(key, function) if own else _known(key, function, BUNDLED)
+    if not callable(made):
+        raise ValueError(f"{key} '{function}' must be a function, got {made!r}")
+    try:
+        if own:
+            return FunctionJudge(made, options, takes_of)
+        return FunctionJudge(made(**options), {}, takes_of)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} '{function}': {error}") from error
+
+
+def _known(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name[:200], table, n=1)
+    known = f"known: {', '.join(table)}, or 'module:attribute' of your own"
+    hint = f"did you mean '{near[0]}'?" if near else known
+    raise ValueError(f"{what} '{name[:200]}' is unknown; {hint}")

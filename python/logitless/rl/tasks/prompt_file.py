@@ -1,11 +1,9 @@
-"""A task of one's own without a class: a file of prompts, and a function that rewards answers."""
+"""Prompts of one's own without a class: a file."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import random
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,10 @@ from logitless.rl.tasks.base import Prompt
 
 
 class PromptFile:
-    """Rows of a JSON Lines file: `prompt`, a text or chat messages, and any other keys.
+    """Rows of a JSON Lines file: `prompt`, a text or chat messages, and any other keys."""
 
-    The function is score(prompt, completion, **row), where row has the other keys, and returns a
-    number. A function with parameters prompts, completions and rows is called once a step with the
-    lists of all answers, and returns a list of numbers.
-    """
-
-    def __init__(self, file: str, score: Callable[..., Any]) -> None:
-        self.rows, self.score = read_rows(Path(file)), score
-        names = inspect.signature(score).parameters
-        if {"prompts", "completions", "rows"} <= set(names):
-            self.rewards = self._all_at_once
+    def __init__(self, file: str) -> None:
+        self.rows = read_rows(Path(file))
 
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
         """n different rows; where there are not as many, all of them again and again."""
@@ -32,18 +22,6 @@ class PromptFile:
         rows = [row for _ in range(times) for row in rng.sample(self.rows, len(self.rows))]
         rows += rng.sample(self.rows, rest)
         return [Prompt(row["prompt"], _others(row)) for row in rows]
-
-    def reward(self, prompt: Prompt, completion: str) -> float:
-        reward: float = self.score(prompt.text, completion, **prompt.data)
-        return reward
-
-    def _all_at_once(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        rewards: list[float] = self.score(
-            prompts=[prompt.text for prompt in prompts],
-            completions=list(completions),
-            rows=[prompt.data for prompt in prompts],
-        )
-        return rewards
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import traceback
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from logitless.rl.tasks.base import Prompt, Task, TaskOfBatches
+from logitless.rl.tasks.attempts import Found, described
+from logitless.rl.tasks.base import Prompt, Task
+from logitless.rl.tasks.judges import Asked, Rewarded, TaskJudge
+from logitless.rl.tasks.user_code import UserCodeError
 
 
-class RewardError(RuntimeError):
+class RewardError(UserCodeError):
     """No answer of a step could be scored; the cause is the task's last error."""
 
 
@@ -24,42 +24,68 @@ class Scores(NamedTuple):
     failures: list[str]  # what went wrong, with file and line; each once
     # the last error; of the answers that this process has scored
     error: BaseException | None = None
+    # of a task with several rewards each, by its name: as `rewards`, before its weight
+    columns: Mapping[str, Tensor] = {}
+
+    def of_prompts(self, which: Tensor) -> Scores:  # [prompts] bool
+        """Those of some prompts, without what went wrong."""
+        columns = {name: column[which] for name, column in self.columns.items()}
+        return Scores(self.rewards[which], self.scored[which], [], columns=columns)
 
 
 def score(
-    task: Task, prompts: Sequence[Prompt], texts: Sequence[str], threshold: float | None = None
+    task: Task,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    threshold: float | None = None,
+    *,
+    tokens: Sequence[int] | None = None,  # of each answer; None: not known
+    seconds: float | None = None,
 ) -> Scores:
     """The reward of every answer; texts: [prompts * group], the answers of a prompt together.
 
     Rewards stay as the task returns them; with a threshold they become 1.0 from there on and 0.0
-    below. An error, NaN or an infinity has no reward: advantages compare the answers of a prompt,
-    so all of its group go without.
+    below. An error, NaN, an infinity, or a call that takes more than `seconds` is no reward:
+    advantages compare the answers of a prompt, so all of its group go without.
     """
     group = len(texts) // len(prompts)
     of_answers = [prompts[i // group] for i in range(len(texts))]
-    if isinstance(task, TaskOfBatches):
-        found = together(task, of_answers, texts)
+    asked = Asked(of_answers, texts, tokens, group)
+    columns: dict[str, Tensor] = {}
+    if isinstance(task, Rewarded):
+        each = task.found(asked, seconds)
+        found = [task.total(each, i) for i in range(len(texts))]
+        if task.apart:
+            columns = {name: numbers(column, group) for name, column in each.items()}
     else:
-        found = [
-            attempt(partial(task.reward, *each)) for each in zip(of_answers, texts, strict=True)
-        ]
+        found = TaskJudge(task).found(asked, (), seconds)
     errors = [x for x in found if isinstance(x, BaseException)]
     failures = list(dict.fromkeys(map(described, errors)))
     has = torch.tensor([not isinstance(x, BaseException) for x in found], device="cpu")
     scored = has.view(-1, group).all(dim=1)
-    rewards = torch.tensor(
-        [0.0 if isinstance(x, BaseException) else x for x in found], device="cpu"
-    )
+    rewards = numbers(found, group)
     if threshold is not None:
         rewards = (rewards >= threshold).float()
-    return Scores(rewards.view(-1, group), scored, failures, errors[-1] if errors else None)
+    return Scores(
+        rewards,
+        scored,
+        failures,
+        errors[-1] if errors else None,
+        columns,
+    )
+
+
+def numbers(found: Sequence[Found], group: int) -> Tensor:  # [prompts, group]
+    flat = [0.0 if isinstance(x, BaseException) else x for x in found]
+    return torch.tensor(flat, device="cpu").view(-1, group)
 
 
 def join_scores(parts: Sequence[Scores], error: BaseException | None) -> Scores:
     """The scores of all prompts from those of some each."""
-    rewards, scored, failures, _ = zip(*parts, strict=True)
+    rewards, scored, failures, _, columns = zip(*parts, strict=True)
     everything = dict.fromkeys(failure for part in failures for failure in part)
-    return Scores(torch.cat(rewards), torch.cat(scored), list(everything), error)
+    joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
+    return Scores(torch.cat(rewards), torch.cat(scored), list(everything), error, joined)
 
 
 def check_any(scores: Scores) -> None:
@@ -67,34 +93,3 @@ def check_any(scores: Scores) -> None:
     if not scores.scored.any():
         prompts, why = len(scores.scored), "; ".join(scores.failures)
         raise RewardError(f"none of {prompts} prompts could be scored: {why}") from scores.error
-
-
-def together(
-    task: TaskOfBatches, prompts: Sequence[Prompt], texts: Sequence[str]
-) -> list[float | BaseException]:
-    """An error of the one call is that of every answer."""
-    try:
-        rewards = list(task.rewards(prompts, texts))
-        if len(rewards) != len(texts):
-            raise ValueError(f"the rewards must be {len(texts)}, one an answer, got {len(rewards)}")
-    except (Exception, SystemExit) as error:
-        return [error] * len(texts)
-    return [attempt(lambda reward=reward: reward) for reward in rewards]  # type: ignore[misc]
-
-
-def attempt(reward_of: Callable[[], Any]) -> float | BaseException:
-    """The reward of an answer, or why it has none."""
-    try:
-        reward = float(reward_of())
-        if not math.isfinite(reward):
-            raise ValueError(f"the reward must be finite, got {reward}")
-    # sys.exit in a reward is a failure of the reward
-    except (Exception, SystemExit) as error:
-        return error
-    return reward
-
-
-def described(error: BaseException) -> str:
-    """Type, message, and the line of the innermost call."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

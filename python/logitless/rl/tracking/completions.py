@@ -1,10 +1,11 @@
 """The answers of a run, as JSON lines beside the metrics.
 
-A line an answer: step, prompt, completion, reward, advantage, tokens, logp (the sum) and entropy
-(the mean), in nats. Answers that are not trained on have no advantage (null), and `dropped` says
-why: "no reward" (theirs is null), "equal rewards" or "surplus". The answers that are shown also
-have `pieces`, their tokens one by one as [text, entropy, logp], which the report colours; of
-those that the method's control has selected, [text, entropy, logp, true].
+A line an answer: step, prompt, completion, reward, advantage, tokens, whether `max_new_tokens` has
+cut it off (truncated), logp (the sum) and entropy (the mean), in nats; of several rewards each as
+reward/NAME, before its weight. Answers that are not trained on have no advantage (null), and
+`dropped` says why: "no reward" (theirs is null), "equal rewards", "surplus" or "truncated". The
+answers that are shown also have `pieces`, their tokens one by one as [text, entropy, logp], which
+the report colours; of those that the method's control has selected, [text, entropy, logp, true].
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def warm_up(
         raise ValueError(
             "warmup moves rows of the head alone, and this model ties them to the embedding"
         )
-    pool = make_pool(policy, prompts, answers, recipe.rollout.chat_template)
+    pool = make_pool(policy, prompts, answers, recipe.rollout.template)
     generator = torch.Generator().manual_seed(recipe.seed)
 
     def batch() -> Rollout:
@@ -76,9 +76,9 @@ def warm_up(
 
 
 def make_pool(
-    policy: Policy, prompts: Sequence[Any], answers: list[str], chat_template: bool
+    policy: Policy, prompts: Sequence[Any], answers: list[str], template: dict[str, Any]
 ) -> Pool:
-    prompt_ids, answer_ids = policy.encode(prompts, chat_template), policy.encode(answers)
+    prompt_ids, answer_ids = policy.encode(prompts, **template), policy.encode_answers(answers)
     left, right = max(map(len, prompt_ids)), max(map(len, answer_ids)) + 1
     B = len(prompts)
     ids = torch.full((B, left + right), policy.pad, device="cpu")

@@ -104,7 +104,7 @@ def test_mistakes_are_named(
 
 def test_a_task_is_named_in_one_way(folder: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"go together, got task\.prompts=rows\.jsonl and task\.re"
+        ValueError, match=r"go together, or .*; got task\.prompts=rows\.jsonl, task\.reward=None"
     ):
         load_task(None, {}, "rows.jsonl")
     with pytest.raises(ValueError, match=r"make no sense with task\.prompts=rows\.jsonl"):

@@ -1,0 +1,131 @@
+"""Bundled rewards: their fields are the options of a recipe, a call is the reward of an answer."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitless.rl.tasks.math_answers import MathAnswers
+
+
+@dataclass(frozen=True)
+class Format:
+    """float(bool(re.fullmatch(pattern, completion))), or with `part` float(bool(re.search(...))).
+
+    pattern: a regular expression of Python's `re`; `(?s)` at its start lets `.` be a line's end.
+    """
+
+    pattern: str
+    part: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"pattern must be a regular expression, got {self.pattern!r}: {error}"
+            ) from None
+
+    def __call__(self, prompt: Any, completion: str, **row: Any) -> float:
+        match = re.search if self.part else re.fullmatch
+        return float(match(self.pattern, completion) is not None)
+
+
+@dataclass(frozen=True)
+class Laser:
+    """alpha * (right and answer_tokens <= target), where an answer is right if its reward in the
+    one column of `of` is at least `right`; that column is the other term of the paper's reward.
+
+    LASER, the step reward of arXiv:2505.15612, whose alpha is 0.5. Its LASER-D has a target for
+    each difficulty that follows a monitored set of prompts, and is not here.
+    """
+
+    target: int
+    alpha: float = 0.5
+    right: float = 0.99
+
+    def __post_init__(self) -> None:
+        _at_least_1("target", self.target)
+        _finite("alpha", self.alpha)
+        _finite("right", self.right)
+
+    def __call__(
+        self, prompt: Any, completion: str, *, of: Sequence[float], answer_tokens: int, **row: Any
+    ) -> float:
+        if len(of) != 1:
+            raise ValueError(f"of must name one reward, that of a right answer, got {len(of)}")
+        return self.alpha * (of[0] >= self.right and answer_tokens <= self.target)
+
+
+@dataclass(frozen=True)
+class OverLength:
+    """0 for up to limit - cache tokens, then falling in a straight line to -1 at `limit`, and -1
+    beyond: -clip((answer_tokens - (limit - cache)) / cache, 0, 1).
+
+    limit: the longest answer, as a rule `rollout.max_new_tokens`; cache: tokens of the way down.
+    The soft over-length punishment of DAPO, arXiv:2503.14476, equation 13.
+    """
+
+    limit: int
+    cache: int
+
+    def __post_init__(self) -> None:
+        _at_least_1("cache", self.cache)
+        _at_least_1("limit", self.limit)
+        if self.cache > self.limit:
+            raise ValueError(f"cache must be at most limit = {self.limit}, got {self.cache}")
+
+    def __call__(self, prompt: Any, completion: str, *, answer_tokens: int, **row: Any) -> float:
+        beyond = answer_tokens - (self.limit - self.cache)
+        return -min(max(beyond / self.cache, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """min(of): the least of several rewards, the worst case of an ensemble (arXiv:2310.02743)."""
+
+    def __call__(self, prompt: Any, completion: str, *, of: Sequence[float], **row: Any) -> float:
+        return min(of)
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """statistics.mean(of) - k * statistics.pstdev(of): what several rewards agree on.
+
+    The standard deviation is that of the rewards themselves, divided by their number. A lower
+    confidence bound of an ensemble; arXiv:2310.02743 subtracts the variance instead.
+    """
+
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        _finite("k", self.k)
+        if self.k < 0:
+            raise ValueError(f"k must be at least 0, got {self.k}")
+
+    def __call__(self, prompt: Any, completion: str, *, of: Sequence[float], **row: Any) -> float:
+        return statistics.fmean(of) - self.k * statistics.pstdev(of)
+
+
+BUNDLED: dict[str, Callable[..., Callable[..., float]]] = {
+    "format": Format,
+    "laser": Laser,
+    "over_length": OverLength,
+    "worst_case": WorstCase,
+    "lower_bound": LowerBound,
+    "math": MathAnswers,
+}
+
+
+def _at_least_1(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _finite(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
