@@ -109,7 +109,10 @@ def test_metrics_are_explained_that_the_run_has() -> None:
     assert "Gradient norm</h3>" in html and "A spike is one odd batch" in html
     assert "Truncation" not in html and "Evaluation</h2>" not in html
     # one method alone has it, and in some steps
-    some = {"a": {0: rows()}, "b": {0: [row(0), row(1) | {"response_length/clip_ratio": 0.5}, row(2)]}}
+    some = {
+        "a": {0: rows()},
+        "b": {0: [row(0), row(1) | {"response_length/clip_ratio": 0.5}, row(2)]},
+    }
     truncation = [svg for svg in charts_of(page_of(some)) if svg.get("aria-label") == "Truncation"]
     assert [g.get("data-name") for g in truncation[0].iter("g")] == ["b"]
 

@@ -123,7 +123,8 @@ def test_masked_ones_are_not_trained_on(tmp_path: Path) -> None:
     assert {key for key in one if one[key] != two[key]} <= {
         *of_batch, "critic/advantages/max", "critic/advantages/min"
     }  # fmt: skip
-    lines = answer_rows(found, 0, 1, str)
+    nothing = torch.zeros_like(found.rollout.mask)
+    lines = answer_rows(found, 0, 1, str, nothing)
     assert [line.get("dropped") == "truncated" for line in lines] == cut.tolist()
     assert [line["advantage"] is None for line in lines] == cut.tolist()
     assert [line["truncated"] for line in lines] == cut.tolist()

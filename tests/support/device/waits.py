@@ -40,11 +40,11 @@ class Waits(TorchDispatchMode):
             for name in ("tolist", "cpu"):
                 self.patch.setattr(Tensor, name, self.asked(name, getattr(Tensor, name)))
         self.depth += 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.depth -= 1
         if not self.depth:
             self.patch.undo()
