@@ -47,7 +47,7 @@ def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[s
 
 
 def test_every_command_has_examples() -> None:
-    listed = re.findall(r"^    (\w+) ", make_parser().format_help(), re.MULTILINE)
+    listed = re.findall(r"^ {4}(\w+)", make_parser().format_help(), re.MULTILINE)
     assert set(listed) == set(EXAMPLES)
 
 

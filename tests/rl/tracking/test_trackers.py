@@ -138,7 +138,7 @@ def test_a_run_without_trackers_writes_no_more_than_before(tmp_path: Path) -> No
     assert run(recipe(tmp_path, "steps=1"), tmp_path / "run") == 0
     left = {path.name for path in (tmp_path / "run" / "grpo").iterdir()}
     assert left == {
-        "checkpoint-000001", "completions.jsonl", "evaluation.jsonl", "metrics.jsonl",
+        "checkpoint-000001", "completions.jsonl", "evaluation.jsonl", "metrics.jsonl", "tokenizer",
     }  # fmt: skip
 
 

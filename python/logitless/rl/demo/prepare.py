@@ -14,6 +14,7 @@ from logitless.rl.policy import Policy, make_policy, silence_bars
 from logitless.rl.recipe import Recipe, make_spec, of_seeds
 from logitless.rl.rollout import Server
 from logitless.rl.tasks import Task, TaskWithSolutions
+from logitless.rl.tasks.judges import Rewarded
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tracking import run_folder, trackers
 from logitless.rl.update import advantage_name, follower_of
@@ -92,7 +93,8 @@ def check_template(
             "recipe key 'rollout.chat_template' must be false with a tokenizer that has no chat "
             "template, got true"
         )
-    rows = [row for task in tasks if isinstance(task, PromptFile) for row in task.rows]
+    asked = (task.task if isinstance(task, Rewarded) else task for task in tasks)
+    rows = [row for task in asked if isinstance(task, PromptFile) for row in task.rows]
     messages = next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None)
     if messages is not None:
         raise ValueError(
