@@ -82,9 +82,7 @@ def check_ranks(recipe: Recipe) -> None:
         )
 
 
-def check_template(
-    policy: Policy, recipe: Recipe, tasks: Sequence[Task | PromptFile]
-) -> None:
+def check_template(policy: Policy, recipe: Recipe, tasks: Sequence[Task | PromptFile]) -> None:
     """ValueError where a prompt needs a chat template and the tokenizer has none."""
     if policy.tokenizer.chat_template is not None:
         return
