@@ -63,7 +63,7 @@ def run(recipe: Recipe, folder: Path, policy: Policy) -> dict[str, Any] | None:
         "recipe": asdict(recipe),
         "curves": curves(rows),
         "entropy_change": probes(rows),
-        "evaluation": {key: short(value) for key, value in evaluated.items()},
+        "evaluation": {k: short(x) for k, x in evaluated.items() if isinstance(x, int | float)},
         "answers": [
             {"step": row["step"], **{key: row[key] for key in ANSWERED}}
             for row in completions.shown(log.folder)
