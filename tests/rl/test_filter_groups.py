@@ -86,7 +86,7 @@ def test_rounds_go_on_until_the_batch_is_full(tmp_path: Path) -> None:
     assert row["reward"] == pytest.approx((2 + 1 + 0 + 1 + 0.75) / 10)
     assert row["tokens"] == int(found.rollout.mask.sum())
 
-    lines = answer_rows(found, 3, 1, str)
+    lines = answer_rows(found, 3, 1, str, torch.zeros_like(found.rollout.mask))
     assert [line["prompt"] for line in lines[::2]] == [f"prompt {i}:" for i in range(6)]
     assert [line.get("dropped") for line in lines[::2]] == found.sampled.fates
     assert [line["advantage"] for line in lines] == [
