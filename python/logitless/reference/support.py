@@ -40,7 +40,7 @@ def support_backward(
     targets: Array,  # [N]
     *,
     tail_mass: float,
-    keep: int = 64,
+    keep: int = 128,
     step: int = 64,
     spare: float = 0.01,
     g_logp: float | Array = 0.0,

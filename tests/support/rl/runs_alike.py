@@ -69,7 +69,9 @@ def assert_same(found: Path, expected: Path, methods: Sequence[str]) -> None:
             rows = [timeless(metrics.read(at / method / file)) for at in (found, expected)]
             assert rows[0] == rows[1], (found, method, file)
         saved = [checkpoint.newest_first(at / method) for at in (found, expected)]
-        assert [x.name for x in saved[0]] == [x.name for x in saved[1]] != []
+        # a kill before the oldest is removed leaves it until the next one is written
+        assert {x.name for x in saved[0]} >= {x.name for x in saved[1]} != set()
+        assert saved[0][0].name == saved[1][0].name
         for file in ("model.safetensors", "optimizer.safetensors"):
             mine, other = ((at[0] / file).read_bytes() for at in saved)
             assert mine == other, (found, method, file)

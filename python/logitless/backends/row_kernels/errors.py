@@ -110,7 +110,8 @@ class _Watch:
             while self.calls and (not self.on_gpu or self.events[self.calls[0].slot].query()):
                 call = self.calls.popleft()
                 self.free.append(call.slot)
-                value = int(self.copies[call.slot])
+                # of the host: it waits for nothing
+                value = int(self.copies.numpy()[call.slot])
                 if value != CLEAR:
                     self.clear()
                     raise RuntimeError(_found_later(call, value))
