@@ -242,8 +242,9 @@ class _Values:
 
     def outputs(self, n: int, ids: Tensor | None) -> dict[str, Tensor]:
         """Memory for the results of n rows: of all rows their place."""
-        out = differentiable_outputs(n, self.hidden)
-        return out | self.flat if ids is None else out
+        if ids is None:
+            return {**self.flat, "lse": self.logp.new_empty(n)}
+        return differentiable_outputs(n, self.hidden)
 
     def gradients(
         self, ids: Tensor | None, out: dict[str, Tensor], *, all_rows: bool
