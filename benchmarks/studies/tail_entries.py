@@ -5,7 +5,8 @@ python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--float32]
 Hidden states of tokens that a chat model sampled, in bfloat16; without products of bfloat16 in the
 processor it takes hours, and --float32 a minute. Log-prob and entropy both have a
 gradient. Times are over three bare products, which write logits into memory that is there:
-2 N H V operations each. It needs what benchmarks.studies.real_states needs.
+2 N H V operations each. It needs what benchmarks.studies.real_states needs, and times the
+heads of other libraries beside where ./dev bench --install-peers has put them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,19 @@ import torch
 from torch import Tensor
 
 import logitless as ll
+from benchmarks.cases.contenders.peers import PEERS, libraries
+from benchmarks.cases.contenders.plain import plain_head
 from benchmarks.cases.peaked_head import peaked_head
-from benchmarks.harness.case import Case
-from benchmarks.harness.machine_info import machine
+from benchmarks.harness.case import Case, Results
+from benchmarks.harness.machine_info import installed, machine
 from benchmarks.studies.real_states import TEMPERATURES, States, sampled
 
 TAILS = (1e-2, 1e-3)
 ENTRIES = (64, 128, 256, 512)
 Row = dict[str, Any]
+# (tail_mass, tail_entries) of ours, or the name of a peer
+Key = tuple[float, int] | str
+Head = Callable[[Tensor, Tensor, Tensor], Results]
 
 
 def step(x: States, **options: Any) -> tuple[ll.TokenStats, Tensor, Tensor]:
@@ -60,15 +67,38 @@ def settings() -> list[tuple[float, int]]:
     return [(0.0, 64), *((tail, entries) for tail in TAILS for entries in ENTRIES)]
 
 
-def quotients(x: States, rounds: int) -> dict[tuple[float, int], list[float]]:
+def peer_step(head: Head, x: States) -> None:
+    """The same step with a head of others, whose states have the temperature in them."""
+    hidden, weight = (t.detach().requires_grad_() for t in (x.hidden, x.weight))
+    found = head(hidden / x.temperature, weight, x.targets)
+    (found["logp"] + 0.01 * found["entropy"]).sum().backward()
+
+
+def peers() -> dict[str, Head]:
+    """Plain torch and the libraries that are installed whose heads give log-prob and entropy."""
+    found: dict[str, Head] = {"plain torch": plain_head}
+    for peer in PEERS:
+        if "head" in peer.functions and "entropy" in peer.outputs and installed(peer.package):
+            found[peer.name] = peer.functions["head"]()
+    return found
+
+
+def contenders(x: States) -> dict[Key, Callable[[], Any]]:
+    ours = {
+        (tail, entries): partial(step, x, tail_mass=tail, tail_entries=entries)
+        for tail, entries in settings()
+    }
+    return {**ours, **{name: partial(peer_step, head, x) for name, head in peers().items()}}
+
+
+def quotients(x: States, rounds: int) -> dict[Key, list[float]]:
     """Seconds over those of the bare products of the same round, one after the other."""
-    found: dict[tuple[float, int], list[float]] = {key: [] for key in settings()}
-    products = bare(x)
+    calls, products = contenders(x), bare(x)
+    found: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in range(rounds + 1):
         floor = seconds(products)
-        for tail, entries in settings():
-            taken = seconds(lambda: step(x, tail_mass=tail, tail_entries=entries))  # noqa: B023
-            found[tail, entries].append(taken / floor)
+        for key, call in calls.items():
+            found[key].append(seconds(call) / floor)
     # the first round warms up
     return {key: values[1:] for key, values in found.items()}
 
@@ -94,17 +124,17 @@ def facts(x: States, tail: float, entries: int, exact: tuple[Tensor, Tensor]) ->
 
 def study(x: States, rounds: int) -> list[Row]:
     _, *exact = step(x)
-    times = quotients(x, rounds)
     rows = []
-    for tail, entries in settings():
-        found: Row = {"served": 0.0, "errors": [0.0, 0.0]}
-        if tail:
-            found = facts(x, tail, entries, (exact[0], exact[1]))
-        values = times[tail, entries]
-        rows.append({
-            "temperature": x.temperature, "tail_mass": tail, "entries": entries, **found,
-            "over_bare": statistics.median(values), "spread": [min(values), max(values)],
-        })  # fmt: skip
+    for key, values in quotients(x, rounds).items():
+        found: Row = {"temperature": x.temperature}
+        if isinstance(key, str):
+            found |= {"peer": key}
+        else:
+            found |= {"tail_mass": key[0], "entries": key[1], "served": 0.0, "errors": [0.0, 0.0]}
+            if key[0]:
+                found |= facts(x, *key, (exact[0], exact[1]))
+        spread = [min(values), max(values)]
+        rows.append({**found, "over_bare": statistics.median(values), "spread": spread})
     return rows
 
 
@@ -119,14 +149,17 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        errors = ", ".join(f"{x:.0e}" for x in row["errors"])
-        entries = row["entries"] if row["tail_mass"] else "-"
-        cells = (
-            row["temperature"], f"{row['tail_mass']:g}", entries, f"{row['served']:.0%}", errors,
-            f"{row['over_bare']:.2f}",
-        )  # fmt: skip
+        cells = (row["temperature"], *cells_of(row), f"{row['over_bare']:.2f}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    if "peer" in row:
+        return row["peer"], "", "", ""
+    errors = ", ".join(f"{x:.0e}" for x in row["errors"])
+    entries = str(row["entries"]) if row["tail_mass"] else "-"
+    return f"{row['tail_mass']:g}", entries, f"{row['served']:.0%}", errors
 
 
 def main() -> None:
@@ -142,7 +175,11 @@ def main() -> None:
         rows += study(x if chosen.float32 else x.rounded(), chosen.rounds)
     sys.stdout.write(table(rows) + "\n")
     if chosen.json:
-        found = {"machine": machine("cpu", {}), "tokens": chosen.tokens, "rounds": chosen.rounds}
+        found = {
+            "machine": machine("cpu", libraries()),
+            "tokens": chosen.tokens,
+            "rounds": chosen.rounds,
+        }
         chosen.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
 
 
