@@ -1,5 +1,5 @@
-"""Random models whose head is nearly all there is, a tokenizer with a word for each entry, prompts
-and a reward."""
+"""Random models, most with little beside their head, a tokenizer with a word for each entry, models
+from a folder, prompts and a reward."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def toy_model(vocab: int, hidden: int, *, layers: int = 1, tied: bool = False) -
         tie_word_embeddings=tied, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)
+
+
+def random_qwen(vocab: int) -> Any:
+    """Random weights in the shape of Qwen2.5-0.5B."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocab, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, rope_theta=1e6,
+        tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def saved_model(folder: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder, padding_side="left")
 
 
 def toy_tokenizer(vocab: int) -> Any:

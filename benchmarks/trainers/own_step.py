@@ -65,19 +65,20 @@ class Questions:
         return reward(completion)
 
 
-def recipe(work: Workload) -> Recipe:
+def recipe(work: Workload, tail_mass: float) -> Recipe:
     rollout = {
         "prompts": work.prompts, "group": work.group, "max_new_tokens": work.length,
         "chat_template": work.is_chat,
     }  # fmt: skip
-    update = {"minibatches": work.minibatches, "body_lr": 1e-5, "head_lr": 1e-5}
+    rates = dict.fromkeys(("body_lr", "head_lr", "embedding_lr"), 1e-5)
+    update = {"minibatches": work.minibatches, "tail_mass": tail_mass, **rates}
     methods = {METHOD: {"preset": METHOD}}
     return recipe_of({"rollout": rollout, "update": update, "methods": methods}, "benchmark")
 
 
-def run(work: Workload) -> tuple[list[Step], Shape]:
+def run(work: Workload, tail_mass: float = 0.0) -> tuple[list[Step], Shape]:
     torch.manual_seed(0)
-    policy, task, asked = as_policy(*work.make()), Questions(work), recipe(work)
+    policy, task, asked = as_policy(*work.make()), Questions(work), recipe(work, tail_mass)
     spec = make_spec(METHOD, asked.methods[METHOD], work.length)
     advantage = advantage_name(asked, METHOD)
     engine, meter = LocalEngine(policy, asked.update, 1 + work.steps), Meter()

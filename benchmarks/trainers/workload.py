@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.trainers.models import toy_model, toy_prompts, toy_tokenizer
+from benchmarks.trainers.models import (
+    random_qwen,
+    saved_model,
+    toy_model,
+    toy_prompts,
+    toy_tokenizer,
+)
 
-SMOLLM2 = "smollm2"
+SMOLLM2, QWEN = "smollm2", "qwen2.5-0.5b"
 TOY_LAYERS, TOY_WORDS = 2, 16
+# The sums that the demo asks for.
+SMALLEST_SUM = 10
 # None of their answers ends within a few dozen tokens.
 QUESTIONS = (
     "Write a short story about a lighthouse keeper.",
@@ -22,8 +31,9 @@ QUESTIONS = (
 
 
 class Workload(NamedTuple):
-    model: str  # "smollm2", or the width of a toy
-    vocab: int  # of a toy
+    # "smollm2", "qwen2.5-0.5b" with random weights, the width of a toy, or a folder of the demo's
+    model: str
+    vocab: int  # of the random models
     prompts: int
     group: int
     length: int
@@ -38,7 +48,13 @@ class Workload(NamedTuple):
     def is_chat(self) -> bool:
         return self.model == SMOLLM2
 
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.model).is_dir()
+
     def texts(self) -> list[str]:
+        if self.is_folder:
+            return [f"sum {SMALLEST_SUM + i}:" for i in range(self.prompts)]
         if not self.is_chat:
             return toy_prompts(self.prompts, TOY_WORDS)
         if self.prompts > len(QUESTIONS):
@@ -51,6 +67,10 @@ class Workload(NamedTuple):
             from logitless.integrations.transformers.gguf import smollm2
 
             return smollm2()
+        if self.is_folder:
+            return saved_model(self.model)
+        if self.model == QWEN:
+            return random_qwen(self.vocab), toy_tokenizer(self.vocab)
         model = toy_model(self.vocab, int(self.model), layers=TOY_LAYERS, tied=True)
         return model, toy_tokenizer(self.vocab)
 
@@ -59,20 +79,26 @@ class Shape(NamedTuple):
     """What a step was, as a trainer found it."""
 
     body: int  # parameters, without the embedding
-    head: int  # V * H, tied
+    head: int  # V * H
     prompt_tokens: int  # of all different prompts
     tokens: int  # generated
+    embedding: int = 0  # parameters, where it is not the head
 
 
 def shape_of(model: Any, prompt_tokens: int, tokens: int) -> Shape:
-    head = model.get_output_embeddings().weight
-    parameters = sum(p.numel() for p in model.parameters())
-    return Shape(parameters - head.numel(), head.numel(), prompt_tokens, tokens)
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    own = 0 if embedding is head else embedding.numel()
+    body = sum(p.numel() for p in model.parameters()) - head.numel() - own
+    return Shape(body, head.numel(), prompt_tokens, tokens, own)
+
+
+def parameters(shape: Shape) -> int:
+    return shape.body + shape.head + shape.embedding
 
 
 def resident(shape: Shape) -> int:
     """Bytes of weights, gradients and AdamW's two moments, which every trainer holds."""
-    return 16 * (shape.body + shape.head)
+    return 16 * parameters(shape)
 
 
 def flops(shape: Shape, work: Workload) -> dict[str, float]:
@@ -96,5 +122,5 @@ def moved(shape: Shape, work: Workload) -> dict[str, int]:
         # read forward and backward, gradients written
         "update": work.minibatches * 3 * weights,
         # weights, gradients and two moments are read; all but the gradients are written
-        "optimizer": work.minibatches * 7 * weights,
+        "optimizer": work.minibatches * 7 * 4 * parameters(shape),
     }

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from benchmarks.trainers import micro_batch, own_step, sizes, whole_step, workload  # noqa: E402
-from benchmarks.trainers.models import reward, toy_prompts, toy_tokenizer  # noqa: E402
+from benchmarks.trainers.models import (  # noqa: E402
+    reward,
+    toy_model,
+    toy_prompts,
+    toy_tokenizer,
+)
 from benchmarks.trainers.spans import (  # noqa: E402
     BESIDE,
     BODY,
@@ -26,6 +32,7 @@ from benchmarks.trainers.spans import (  # noqa: E402
     Step,
     watch_body,
 )
+from logitless.rl.policy.tokenizers import make_tokenizer  # noqa: E402
 
 SMALL = workload.Workload("64", 301, prompts=2, group=4, length=5, minibatches=2, steps=1)
 TINY = sizes.Sizes(vocab=301, hidden=64, tokens=24, rows=4, prompt=3)
@@ -141,6 +148,29 @@ def test_the_floor_of_a_step() -> None:
         "generation": 5 * 440, "update": 2 * 3 * 440, "optimizer": 2 * 7 * 440,
     }  # fmt: skip
     assert workload.resident(shape) == 16 * 110
+
+
+def test_an_embedding_of_its_own_is_no_product() -> None:
+    tied, apart = (toy_model(301, 64, tied=tied) for tied in (True, False))
+    shapes = [workload.shape_of(model, 32, 40) for model in (tied, apart)]
+    assert [shape.embedding for shape in shapes] == [0, 301 * 64]
+    assert shapes[0].body == shapes[1].body
+    needs, moves = ([f(shape, SMALL) for shape in shapes] for f in (workload.flops, workload.moved))
+    assert needs[0] == needs[1] and moves[0]["generation"] == moves[1]["generation"]
+    assert moves[1]["optimizer"] - moves[0]["optimizer"] == 2 * 7 * 4 * 301 * 64
+    for model, shape in zip((tied, apart), shapes, strict=True):
+        assert workload.resident(shape) == 16 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", [whole_step.OWN, whole_step.TAIL])
+def test_a_step_of_a_saved_model(tmp_path: Path, way: str) -> None:
+    toy_model(301, 64, tied=True).save_pretrained(tmp_path)
+    make_tokenizer("bytes").save_pretrained(tmp_path)
+    work = SMALL._replace(model=str(tmp_path))
+    assert work.texts() == ["sum 10:", "sum 11:"]
+    (step,), shape = whole_step.run(way, work)
+    assert shape.prompt_tokens == len("sum 10:sum 11:") and shape.head == 301 * 64
+    assert step.parts["update head"] > 0
 
 
 def test_a_toy_knows_its_words() -> None:
