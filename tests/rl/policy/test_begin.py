@@ -54,6 +54,14 @@ def test_a_tokenizer_without_bos_adds_nothing(policy: Policy) -> None:
     assert policy.encode(["sum 8:", "x"]) == [bare(policy, "sum 8:"), bare(policy, "x")]
 
 
+def test_a_prompt_without_tokens_is_refused(policy: Policy) -> None:
+    """Beside others it would be padding alone, and its answer that of no prompt."""
+    with pytest.raises(ValueError, match="at least one token, got '', of which"):
+        policy.encode(["sum 8:", ""])
+    # but BOS is one
+    assert with_bos(policy).encode(["sum 8:", ""])[1] == [policy.tokenizer.bos_token_id]
+
+
 @pytest.mark.parametrize("eos", [False, True])
 def test_texts_begin_with_bos_and_answers_do_not(policy: Policy, eos: bool) -> None:
     policy = with_bos(policy, eos=eos)

@@ -98,11 +98,19 @@ class Policy:
     ) -> list[list[int]]:
         """Token ids of prompts: texts behind what the tokenizer itself puts before one (BOS), or
         as a user's turn in the chat template, after the system's if there is one; messages in the
-        template always, which says itself how it begins."""
+        template always, which says itself how it begins. ValueError where a prompt has no token."""
         if not chat_template and all(isinstance(prompt, str) for prompt in prompts):
             begin = begin_of_text(self.tokenizer)
-            return [begun(ids, begin) for ids in self.encode_answers(prompts)]
-        return [self._ids(prompt, chat_template, system) for prompt in prompts]
+            ids = [begun(row, begin) for row in self.encode_answers(prompts)]
+        else:
+            ids = [self._ids(prompt, chat_template, system) for prompt in prompts]
+        for prompt, row in zip(prompts, ids, strict=True):
+            if not row:
+                raise ValueError(
+                    f"a prompt must have at least one token, got {prompt!r}, of which the tokenizer "
+                    "makes none"
+                )
+        return ids
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that go on with a prompt: nothing stands before them."""
