@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +32,18 @@ from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import advantage_name, update_policy
 
 METHOD = "grpo"
+
+
+class Options(NamedTuple):
+    """Of the recipe."""
+
+    tail_mass: float = 0.0
+    share_prompts: bool = False
+    body_dtype: str = "float32"
+
+
+EXACT = Options()
+
 # The trainer's names of what it times.
 PLACES = {
     "rollout body": (GENERATION, BODY),
@@ -65,20 +79,21 @@ class Questions:
         return reward(completion)
 
 
-def recipe(work: Workload, tail_mass: float) -> Recipe:
+def recipe(work: Workload, options: Options) -> Recipe:
     rollout = {
         "prompts": work.prompts, "group": work.group, "max_new_tokens": work.length,
         "chat_template": work.is_chat,
     }  # fmt: skip
     rates = dict.fromkeys(("body_lr", "head_lr", "embedding_lr"), 1e-5)
-    update = {"minibatches": work.minibatches, "tail_mass": tail_mass, **rates}
+    update = {"minibatches": work.minibatches, "tail_mass": options.tail_mass, **rates}
     methods = {METHOD: {"preset": METHOD}}
     return recipe_of({"rollout": rollout, "update": update, "methods": methods}, "benchmark")
 
 
-def run(work: Workload, tail_mass: float = 0.0) -> tuple[list[Step], Shape]:
+def run(work: Workload, options: Options = EXACT) -> tuple[list[Step], Shape]:
     torch.manual_seed(0)
-    policy, task, asked = as_policy(*work.make()), Questions(work), recipe(work, tail_mass)
+    policy, task, asked = as_policy(*work.make()), Questions(work), recipe(work, options)
+    policy = replace(policy.in_dtype(options.body_dtype), share_prompts=options.share_prompts)
     spec = make_spec(METHOD, asked.methods[METHOD], work.length)
     advantage = advantage_name(asked, METHOD)
     engine, meter = LocalEngine(policy, asked.update, 1 + work.steps), Meter()

