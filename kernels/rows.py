@@ -7,6 +7,7 @@ from torch import Tensor
 
 from logitless.kernels import backward, coefficients, finish, fold, pieces
 from logitless.kernels.arrays import GRADIENT_DTYPES, STATE, RowArrays
+from logitless.kernels.sampling import blocks, draw
 
 
 class TritonRows(RowArrays):
@@ -106,3 +107,33 @@ class TritonRows(RowArrays):
             self.chain,
             start=start,
         )
+
+    def draw(
+        self,
+        logits: Tensor,  # [n, width] or [b, t, width]
+        state: Tensor,  # [n, 8] float64, of `forward`
+        best: Tensor,  # [n, 2] float64
+        *,
+        start: int,
+        first: bool,
+        row_ids: Tensor,  # [n] int64
+        seed: int,
+        step: int,
+    ) -> None:
+        """Draw among the tile's blocks and those that `best` has seen: with `first`, none."""
+        self.check("state", state, torch.float64, shape=(self.n, STATE))
+        self.check("best", best, torch.float64, shape=(self.n, 2))
+        self.check("row_ids", row_ids, torch.int64)
+        strides = self.strides("logits", logits)
+        block = blocks.BLOCK.value
+        if start % block:
+            raise ValueError(f"start must be a multiple of {block} to draw, got {start}")
+        if self.n == 0:
+            return
+        bias = self.bias_of(logits.shape[-1], start)
+        chain = (self.row_scale, bias, self.scale, self.chain)
+        sums = blocks.block_sums(logits, strides, self.n, *chain)
+        draw.draw(
+            state, best, sums, logits, strides, row_ids, *chain,
+            start=start, first=first, seed=seed, step=step,
+        )  # fmt: skip

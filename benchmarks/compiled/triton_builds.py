@@ -181,8 +181,35 @@ def call_pair(
         )  # fmt: skip
 
 
+def call_draw(
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+) -> None:
+    """A draw, of the first tile or of a later one."""
+    TritonRows = import_module(f"{package}.rows").TritonRows
+    width = vocab + 3 if "odd" in options else vocab
+    shape = (2, n // 2, width) if "batched" in options else (n, width)
+    logits = torch.empty(2, *shape, dtype=dtype)[:, 0] if "batched" in options else torch.empty(
+        shape, dtype=dtype
+    )  # fmt: skip
+    given: dict[str, Any] = {}
+    if "chain" in options:
+        given = {"bias": torch.zeros(width), "softcap": 15.0, "pre": 0.5}
+        given["row_scale"] = torch.ones(n, dtype=torch.float64)
+    rows = TritonRows(n, targets=torch.zeros(n, dtype=torch.int64), **given)
+    state, best = (torch.empty(n, k, dtype=torch.float64) for k in (8, 2))
+    rows.draw(
+        logits, state, best, start=0, first="later" not in options, row_ids=torch.arange(n),
+        seed=2**63 + 1, step=3,
+    )  # fmt: skip
+
+
 # The others see no logits.
-BY_DTYPE = ("pieces", "fold", "backward", "moments", "mix", "gradient")
+BY_DTYPE = ("pieces", "fold", "backward", "moments", "mix", "gradient", "block_sums", "draw")
 
 
 def builds(target: str) -> list[Build]:
@@ -195,6 +222,7 @@ def builds(target: str) -> list[Build]:
                 # statistics beside the logp are of one side alone
                 if "extras" not in options or "chain" in options:
                     call_pair(4, 8192, DTYPES[dtype], options)
+                    call_draw(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:
                 name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))

@@ -255,7 +255,8 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["cuda:0"] == ["A GPU, sm_90"]
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
     of_tokens = "policy_loss, batch_stats, covariance, rollout_weights"
-    for op in ("linear_sample", "tail_mass", of_tokens):
+    assert lines["linear_sample"] == ["cpu", "cuda, triton"]
+    for op in ("tail_mass", of_tokens):
         assert lines[op] == ["cpu", "cuda"]
     assert lines["float64"] == ["torch"]
     refusing = cuda.backend(lambda: build, lambda index: "no code for sm_75")

@@ -86,10 +86,11 @@ def test_what_no_backend_of_a_device_has_is_refused_by_its_sentence(
         assert backends.choose_with(op, "cuda:0", "bfloat16") == "cuda"
     refusing = cuda.backend(lambda: build, lambda index: f"no code for device {index}")
     monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
+    assert backends.choose_with("linear_sample", "cuda:0", "float32") == "triton"
     with pytest.raises(NotImplementedError) as error:
-        backends.choose_with("linear_sample", "cuda:0", "float32")
-    start = "linear_sample of float32 tensors on cuda:0 is not built (triton: "
-    assert str(error.value).startswith(start + backends.get("triton").absent["sampling"])
+        backends.choose_with("tail_mass", "cuda:0", "float32")
+    start = "tail_mass of float32 tensors on cuda:0 is not built (triton: "
+    assert str(error.value).startswith(start + backends.get("triton").absent["topk"])
 
 
 def test_the_environment_names_a_backend(

@@ -61,6 +61,8 @@ def test_scores_have_the_bits_of_the_cpu(device: Device) -> None:
     """The same floats are added in the same order, which then fold in double."""
     if _core.runtime.build_info()["isas"] == ["scalar"]:
         pytest.skip("this CPU fuses no product and addition")
+    if device.backend == "triton":
+        pytest.skip("Triton adds floats up in an order of its own")
     for dtype in DTYPES:
         # Of bfloat16 the last columns, less than 64, are added in other lanes.
         z = cases.logits(4, 24, 4736, dtype)

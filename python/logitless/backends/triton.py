@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logitless.backends.base import Backend
 from logitless.backends.eager import no_torch
@@ -30,6 +30,35 @@ def _pair(rows: Rows, teacher: Rows, device: torch.device) -> TritonPair:
     return TritonPair(rows.shared, teacher.shared, device)
 
 
+class TritonSampling:
+    """Draws by Triton's kernels, and from a truncated distribution by torch's sort."""
+
+    keeps_largest = False
+
+    def sample(
+        self, rows: Rows, tile: Any, state: Any, best: Any, *, start: int, first: bool, **noise: Any
+    ) -> None:
+        rows.forward(tile, state, start=start, first=first)
+        kernels: Any = rows.kernels
+        kernels.core.draw(tile, state, best, start=start, first=first, **noise)
+
+    def draw_truncated(
+        self, rows: Rows, state: Any, drawn: Any, *, logits: Any = None, **options: Any
+    ) -> None:
+        from logitless.backends.row_kernels.sorted_draw import (
+            Limits,
+            draw_from_sorted,
+            truncated_numbers,
+        )
+
+        limits = Limits(*(options.pop(name) for name in Limits._fields))
+        key = [options.pop(name) for name in ("seed", "step", "row_ids")]
+        draw_from_sorted(
+            rows, state, drawn, logits=logits, limits=limits, numbers=truncated_numbers(*key),
+            **options,
+        )  # fmt: skip
+
+
 def _why_not(device: str, dtype: str) -> str:
     kind = device.split(":")[0]
     if no_torch():
@@ -47,6 +76,7 @@ BACKEND = Backend(
     why_not=_why_not,
     machine=machine_of,
     rows=_rows,
+    sampling=TritonSampling(),
     divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, _pair),
     absent=ABSENT,
     asynchronous=True,

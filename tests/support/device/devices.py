@@ -100,7 +100,7 @@ def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
         why_not=lambda device, dtype: "",
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
-        absent={**ABSENT, "divergence": "there is no fake of its kernels"},
+        absent={**ABSENT, **dict.fromkeys(("divergence", "sampling"), "there is no fake of it")},
         asynchronous=True,
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", fake)

@@ -19,9 +19,6 @@ ABSENT = {
     "tail_mass=0 is exact and everywhere",
     "sets": "the kernels of rows over sets of tokens are those of the compiled core, for the CPU "
     "and CUDA; backend='torch' renormalises full logits",
-    "sampling": "the kernels that draw tokens are the compiled core's, for CUDA and the CPU: pass "
-    "hidden.cpu() and weight.cpu(), or draw from logits by "
-    "torch.multinomial((hidden @ weight.T).softmax(-1), 1), scored by linear_token_stats",
     "noise": "the kernels that add noise to a teacher's logits are the compiled core's, for CUDA "
     "and the CPU; backend='torch' adds the same to full logits",
     "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",

@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from logitless import _core
+from logitless.backends.row_kernels.philox import philox_words
 from logitless.inputs.records import changed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SEED, _LOW = 0x7465616368657200, 0xFFFFFFFF
+_SEED = 0x7465616368657200
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class RowNoise:
         import torch
 
         tokens = torch.arange(self.start, self.start + width, device=self.sizes.device)
-        words = _words(self.seed, self.step, self.row_ids[:, None], tokens // 64 * 16 + tokens % 16)
+        counters = tokens // 64 * 16 + tokens % 16 + (self.step << 29)
+        words = philox_words(self.seed ^ _SEED, self.row_ids[:, None], counters)
         quarter = tokens // 16 % 4
         first, second = (torch.where(quarter < 2, words[i], words[i + 2]) for i in (0, 1))
         radius = (-2 * (((first >> 9).double() + 0.5) * 2.0**-23).log()).sqrt()
@@ -57,16 +59,3 @@ class RowNoise:
         normal = radius * torch.where(quarter % 2 == 0, angle.cos(), angle.sin())
         found: Tensor = self.sizes[:, None] * normal
         return found
-
-
-def _words(seed: int, step: int, rows: Tensor, counters: Tensor) -> list[Tensor]:
-    """Philox 4x32-10 of [n, columns]; words are int64, whose products wrap as unsigned ones do."""
-    place, seed = counters + (step << 29), seed ^ _SEED
-    words = [rows & _LOW, rows >> 32 & _LOW, place & _LOW, place >> 32 & _LOW]
-    keys = [seed & _LOW, seed >> 32]
-    for _ in range(10):
-        products = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]
-        (low0, high0), (low1, high1) = ((p & _LOW, p >> 32 & _LOW) for p in products)
-        words = [high1 ^ words[1] ^ keys[0], low1, high0 ^ words[3] ^ keys[1], low0]
-        keys = [(keys[0] + 0x9E3779B9) & _LOW, (keys[1] + 0xBB67AE85) & _LOW]
-    return words

@@ -107,8 +107,8 @@ class Policy:
         for prompt, row in zip(prompts, ids, strict=True):
             if not row:
                 raise ValueError(
-                    f"a prompt must have at least one token, got {prompt!r}, of which the tokenizer "
-                    "makes none"
+                    f"a prompt must have at least one token, got {prompt!r}, of which the "
+                    "tokenizer makes none"
                 )
         return ids
 

@@ -1,0 +1,1 @@
+"""Tokens drawn from rows of logits: block sums, then the draw."""
