@@ -263,7 +263,7 @@ def test_doctor_says_what_serves_on_a_gpu(
     monkeypatch.setitem(registry.BACKENDS, "cuda", refusing)
     lines = reported(gpus)
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
-    assert lines["linear_sample"] == ["cpu", "nothing"]
+    assert lines["linear_sample"] == ["cpu", "triton"]
     assert lines["tail_mass"] == ["cpu", "nothing"]
     assert lines[of_tokens] == ["cpu", "cpu, on copies of its inputs"]
     assert "no code for sm_75" in lines["not cuda"]
