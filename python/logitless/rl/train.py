@@ -99,8 +99,8 @@ def train(
             probe = None
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
-                    parts = recipe.update.minibatches * recipe.update.micro_batches
-                    probe = EntropyProbe(engine, rollout, recipe.rollout.temperature, parts)
+                    cut = engine.cut(recipe.update.minibatches)
+                    probe = EntropyProbe(engine, rollout, recipe.rollout.temperature, cut)
             update = update_policy(
                 engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
             )

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import LocalEngine, own_sequences, ranks
+from logitless.rl.engine import LocalEngine, own_parts, ranks
 from logitless.rl.policy import Policy
-from logitless.rl.rollout import Rollout, hidden_states
+from logitless.rl.rollout import Cut, Rollout, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 # Numbers of a tensor that are cast to fp64 at once.
@@ -36,17 +36,15 @@ class Share(NamedTuple):
 
 
 class EntropyProbe:
-    """Made before an update, asked after it. Costs two forwards and a backward, of `parts` of the
-    rollout one after the other, and a gradient's memory. Both are collective.
+    """Made before an update, asked after it. Costs two forwards and a backward, of a part of the
+    rollout after the other, and a gradient's memory. Both are collective.
     """
 
-    def __init__(
-        self, engine: LocalEngine, rollout: Rollout, temperature: float, parts: int = 1
-    ) -> None:
+    def __init__(self, engine: LocalEngine, rollout: Rollout, temperature: float, cut: Cut) -> None:
         self._engine, self._temperature = engine, temperature
-        own = own_sequences(rollout)
-        places = torch.arange(len(own.mask), device=own.mask.device).tensor_split(parts)
-        self._parts = [own.sequences(part) for part in places]
+        everything = torch.arange(len(rollout.mask), device=rollout.mask.device)
+        own = own_parts(engine.policy, rollout, everything, cut)
+        self._parts = [rollout.sequences(part) for part in own]
         self._tokens = int(rollout.mask.sum())
         self._entropy = sum(ranks.each(self._entropy_and_gradients))
         self._gradients = engine.take_gradients()
