@@ -100,7 +100,8 @@ def train(
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
                     cut = engine.cut(recipe.update.minibatches)
-                    probe = EntropyProbe(engine, rollout, recipe.rollout.temperature, cut)
+                    temperature, share = recipe.rollout.temperature, recipe.entropy_change_share
+                    probe = EntropyProbe(engine, rollout, temperature, cut, share)
             update = update_policy(
                 engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
             )
@@ -125,6 +126,7 @@ def train(
             row |= {
                 "entropy_change": change.measured,
                 "entropy_change_predicted": change.predicted,
+                "entropy_change_error": change.standard_error,
             }
 
         seconds = time.perf_counter() - began

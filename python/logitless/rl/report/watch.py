@@ -135,8 +135,9 @@ LAW = (
     "that is above the largest reward."
 )
 CHANGE = (
-    "A point is a probed step. The prediction is the gradient of the entropy times the step that "
-    "the optimizer made; on the line it is exact."
+    "A point is a probed step, both of the answers that its recipe's entropy_change_share takes. "
+    "The prediction is the gradient of the entropy times the step that the optimizer made; on the "
+    "line it is exact."
 )
 TIME = "Mean seconds of a step. What runs on some steps only is spread over all."
 
