@@ -12,6 +12,7 @@ from logitless.rl.answers import Answers, task_of
 from logitless.rl.demo.job import run
 from logitless.rl.evaluation import against_start, evaluate, of_sampled, pass_at, powers_of_two
 from logitless.rl.policy import make_policy
+from logitless.rl.report.reward_columns import evaluated_rewards_table
 from logitless.rl.report.text import evaluation_table
 from logitless.rl.rollout import Rollout
 from logitless.rl.tasks import Scores
@@ -52,13 +53,33 @@ def test_numbers_of_given_answers() -> None:
     scores = Scores(rewards, torch.tensor([True, False, True]), ["why"])
     row = of_sampled(Answers(rollout, ["a", "a", "b", "c", "d", "e"], scores), least=1.0)
     assert row == {
-        "reward": 0.875, "right": 0.75, "pass@1": 0.75, "pass@2": 1.0,
-        "distinct_right_answers": 1.0, "entropy": pytest.approx(15 / 9), "tokens": 1.5,
+        "reward": 0.875, "reward_std": pytest.approx(0.125**0.5 / 2), "right": 0.75,
+        "pass@1": 0.75, "pass@2": 1.0, "distinct_right_answers": 1.0,
+        "entropy": pytest.approx(15 / 9), "tokens": 1.5,
         # one answer twice, and two answers
         "answer_entropy": pytest.approx(math.log(2) / 2),
         "balance": pytest.approx((1 / 8 + 1 / 8 * 1 / 2) / 2),
         "skipped_prompts": 1, "right_answers": [2, None, 1],
     }  # fmt: skip
+
+
+def test_means_and_spreads_of_several_rewards() -> None:
+    """Of the prompts that could be scored; one answer to a prompt has no spread."""
+    columns = {
+        "a": torch.tensor([[1.0, 3.0], [9.0, 9.0], [2.0, 2.0]]),
+        "b": torch.tensor([[0.0, 4.0], [9.0, 9.0], [1.0, 2.0]]),
+    }
+    scored = torch.tensor([True, False, True])
+    found = Scores(columns["a"] + columns["b"], scored, [], columns=columns).means
+    assert found == {
+        "reward": 3.75, "reward/a": 2.0, "reward/b": 1.75,
+        "reward_std": pytest.approx((18**0.5 + 0.5**0.5) / 2),
+        "reward_std/a": pytest.approx(2**0.5 / 2),
+        "reward_std/b": pytest.approx((8**0.5 + 0.5**0.5) / 2),
+    }  # fmt: skip
+    alone = {name: x[:, :1] for name, x in columns.items()}
+    found = Scores(alone["a"] + alone["b"], scored, [], columns=alone).means
+    assert found == {"reward": 2.0, "reward/a": 1.5, "reward/b": 0.5}
 
 
 def test_the_start_is_the_first_evaluation_of_the_same() -> None:
@@ -158,6 +179,16 @@ def test_held_out_prompts_come_from_their_file(tmp_path: Path) -> None:
     )  # fmt: skip
     row = evaluate(make_policy(recipe.model, seed=0), task_of(recipe), recipe)
     assert row["reward"] == row["greedy_reward"] == 0.5 and row["right"] == 0.0
+
+
+def test_the_table_of_rewards_has_means_and_spreads() -> None:
+    row = {"reward": 1.0, "reward/a": 0.25, "reward_std/a": 0.5}
+    last = row | {"reward/a": 0.75, "reward/b": 0.125}
+    assert evaluated_rewards_table({"grpo": [row, row, last], "none": []}) == [
+        ["evaluation, before their weights", "a", "b"],
+        ["grpo", "0.250 ± 0.500 → 0.750 ± 0.500", "- → 0.125"],
+    ]
+    assert evaluated_rewards_table({"grpo": [{"reward": 1.0}], "none": []}) == []
 
 
 def test_the_table_goes_from_the_first_to_the_last() -> None:

@@ -300,7 +300,7 @@ def test_predicted_entropy_change_is_first_order(started: Any) -> None:
     errors = []
     for size in (1e-2, 1e-3):
         policy.model.load_state_dict(before)
-        probe = EntropyProbe(engine, rollout, 1.0)
+        probe = EntropyProbe(engine, rollout, 1.0, engine.cut())
         generator.manual_seed(0)
         with torch.no_grad():
             policy.weight.add_(size * torch.randn(policy.weight.shape, generator=generator))

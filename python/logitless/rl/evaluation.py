@@ -44,11 +44,12 @@ def held_out(recipe: Recipe, task: Task) -> Task | PromptFile:
 def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
     """The numbers of `evaluation.prompts` prompts, a function of the seed and the weights.
 
-    reward, right (the share of right answers), pass@k for k = 1, 2, 4, ... up to the group,
-    distinct_right_answers, answer_entropy and balance of a prompt (diversity.py), entropy and
-    tokens of an answer are those of sampled answers; greedy_reward and greedy_right those of the
-    likeliest token at every place. `skipped_prompts` had an answer that could not be scored, and
-    count nowhere else. Beside these numbers RIGHT_ANSWERS and EVALUATED. Collective.
+    reward, reward_std, right (the share of right answers), pass@k for k = 1, 2, 4, ... up to the
+    group, distinct_right_answers, answer_entropy and balance of a prompt (diversity.py), entropy
+    and tokens of an answer are those of sampled answers; greedy_reward and greedy_right those of
+    the likeliest token at every place. Of several rewards each has reward/NAME, reward_std/NAME and
+    greedy_reward/NAME, before its weight. `skipped_prompts` had an answer that could not be scored,
+    and count nowhere else. Beside these numbers RIGHT_ANSWERS and EVALUATED. Collective.
     """
     rng, wanted = random.Random(f"evaluation {recipe.seed}"), recipe.evaluation
     prompts = ranks.together(lambda: ask(held_out(recipe, task), rng, wanted.prompts))
@@ -74,7 +75,7 @@ def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:
 def of_sampled(answers: Answers, least: float) -> Row:
     """`least`: the smallest reward of a right answer."""
     rollout, texts, scores = answers
-    rewards, group = scores.rewards[scores.scored], scores.rewards.shape[1]
+    group = scores.rewards.shape[1]
     is_right = (scores.rewards >= least) & scores.scored[:, None]
     right = is_right[scores.scored].sum(dim=1).tolist()
     rates = {
@@ -82,7 +83,7 @@ def of_sampled(answers: Answers, least: float) -> Row:
         for k in powers_of_two(group)
     }
     return {
-        "reward": float(rewards.mean()),
+        **scores.means,
         "right": sum(right) / (len(right) * group),
         **rates,
         "distinct_right_answers": distinct(texts, is_right) / len(right),
@@ -127,7 +128,7 @@ def against_start(row: Row, before: Sequence[Row]) -> Row:
 def of_greedy(answers: Answers, least: float) -> Row:
     rewards = answers.scores.rewards[answers.scores.scored]
     return {
-        "greedy_reward": float(rewards.mean()),
+        **{f"greedy_{name}": mean for name, mean in answers.scores.means.items()},
         "greedy_right": float((rewards >= least).float().mean()),
     }
 

@@ -192,9 +192,7 @@ def describe(experience: Experience, right: float) -> Row:
     rewards, fates = scores.rewards, sampled.fates
     filtered = fates.count(NO_REWARD) + fates.count(EQUAL_REWARDS)
     row = {
-        "reward": float(rewards.mean()),
-        **{f"reward/{name}": float(x.mean()) for name, x in scores.columns.items()},
-        "reward_std": float(rewards.std(dim=1).mean()),
+        **scores.means,
         "zero_spread": float((rewards == rewards[:, :1]).all(dim=1).float().mean()),
         "skipped_prompts": fates.count(NO_REWARD),
         # verl's name

@@ -99,8 +99,9 @@ def train(
             probe = None
             if recipe.entropy_change_every and step % recipe.entropy_change_every == 0:
                 with clock("entropy probe"):
-                    parts = recipe.update.minibatches * recipe.update.micro_batches
-                    probe = EntropyProbe(engine, rollout, recipe.rollout.temperature, parts)
+                    cut = engine.cut(recipe.update.minibatches)
+                    temperature, share = recipe.rollout.temperature, recipe.entropy_change_share
+                    probe = EntropyProbe(engine, rollout, temperature, cut, share)
             update = update_policy(
                 engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
             )
@@ -125,6 +126,7 @@ def train(
             row |= {
                 "entropy_change": change.measured,
                 "entropy_change_predicted": change.predicted,
+                "entropy_change_error": change.standard_error,
             }
 
         seconds = time.perf_counter() - began

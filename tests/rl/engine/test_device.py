@@ -59,7 +59,7 @@ def test_every_tensor_is_made_where_it_is_needed(
     # rewards are the host's, and so is the choice of prompts by them
     hosts = {"check.py", "experience.py", "scoring.py", "warmup.py"}
     assert on_host - {"states.py"} == hosts
-    expected = {"generator.py", "loading.py", "reference.py", "update.py", "warmup.py"}
+    expected = {"generator.py", "loading.py", "parts.py", "update.py", "warmup.py"}
     assert expected | ({"rollout.py", "states.py"} if more else set()) <= on_device
 
 

@@ -118,6 +118,15 @@ def test_two_ranks_are_one_process(pair: Path, alone: Path) -> None:
     assert set(summary) == {"grpo", "clip_cov"}
 
 
+BY_TOKENS = ("update.micro_batches=1", "update.micro_tokens=25")
+
+
+def test_ranks_cut_their_shares_by_tokens(home: Path, alone: Path) -> None:
+    done = on_two(home, "by_tokens", *BY_TOKENS)
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / "by_tokens", alone, METHODS)
+
+
 def test_one_process_goes_on_for_two(home: Path, pair: Path, alone: Path) -> None:
     out = half_way(pair, home / "then_one", METHODS)
     assert run(recipe(home), home / out, resume=True) == 0

@@ -88,6 +88,15 @@ def test_two_shares_are_one_process(pair: Path, alone: Path) -> None:
     assert {"entropy_change", "entropy_change_predicted"} <= rows[2].keys()
 
 
+def test_shares_cut_their_sequences_by_tokens(home: Path) -> None:
+    """Ranks with other sequences have other parts, and go forward and backward equally often."""
+    more = ("update.micro_batches=1", "update.micro_tokens=25", "model.share_prompts=true")
+    assert run(tiny_recipe(home, *OPTIONS, *more), home / "by_tokens") == 0
+    done = on_two(home, "by_tokens_pair", *more)
+    assert done.returncode == 0, done.stderr
+    assert_alike(home / "by_tokens_pair", home / "by_tokens", list(METHODS))
+
+
 def test_a_checkpoint_is_that_of_one_process_but_for_shares(pair: Path, alone: Path) -> None:
     for method in METHODS:
         saved, expected = (checkpoint.latest(at / method) for at in (pair, alone))

@@ -58,6 +58,8 @@ def test_the_recipe_is_whole_and_reads_back(
         "4 prompts x 8 answers = 32 of up to 4 tokens; 2 optimizer steps on 16 answers each, "
         "in micro-batches of 16"
     )
+    _, cut = printed(capsys, "train", path, "update.micro_tokens=64", "--out", out)
+    assert cut["each step"].endswith("in micro-batches of up to 64 tokens")
     assert plan["warm-up"] == "60 + 2 supervised steps"
     assert plan["method grpo"].startswith("grpo: steps 1 to 7; advantage group_std; PolicyLossSpec")
     assert "fraction=0.2" in plan["method clip_cov"]

@@ -81,6 +81,10 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
         ("rollout.temperature=0.0", "'rollout.temperature' must be above 0"),
         ("update.tail_mass=1e-9", "'update': tail_mass must be 0 or >= 1e-5"),
         ("update.memory_budget=much", "'update': memory_budget must"),
+        (
+            "update={minibatches: 2, micro_batches: 2, micro_tokens: 64}",
+            "'update.micro_tokens' must be 0 with update.micro_batches = 2: .*; got 64",
+        ),
         ("update.minibatches=64", "cannot fill update.minibatches = 64"),
         ("methods={}", "'methods' must name at least one"),
         ("methods={a/b: {preset: grpo}}", "'methods.a/b': a method is also a folder's name"),

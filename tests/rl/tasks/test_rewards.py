@@ -152,6 +152,7 @@ def test_the_recipe_says_what_is_wrong(tmp_path: Path, change: str, message: str
 
 
 def test_a_run_logs_a_column_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In training and in evaluations, which the command and the report show as well."""
     rewards = (
         "{accuracy: {function: 'several_rewards.py:right'}, "
         "length: {function: 'several_rewards.py:short', weight: 0.125}}"
@@ -160,12 +161,29 @@ def test_a_run_logs_a_column_each(folder: Path, capsys: pytest.CaptureFixture[st
         "train", str(tiny_file(folder)), "steps=2", "compare_repeats=0", "warmup.steps=0",
         "warmup.full_steps=0", "task={prompts: rows.jsonl}", f"task.rewards={rewards}",
         "task.reward_timeout=60", "methods={grpo: {preset: grpo}}", "--out", "run",
+        "evaluation={every: 2, prompts: 2, group: 4}",
     ]  # fmt: skip
     assert main(command) == 0, capsys.readouterr().err
     for row in metrics.read(folder / "run" / "grpo" / metrics.FILE):
         assert row["reward"] == pytest.approx(row["reward/accuracy"] + row["reward/length"] / 8)
+        assert row["reward_std/length"] >= 0.0
+    start, last = metrics.read(folder / "run" / "grpo" / metrics.EVALUATION_FILE)
+    for row in (start, last):
+        for key in ("reward", "greedy_reward"):
+            columns = row[f"{key}/accuracy"] + row[f"{key}/length"] / 8
+            assert row[key] == pytest.approx(columns)
+        assert {"reward_std", "reward_std/accuracy", "reward_std/length"} <= row.keys()
+        assert "greedy_reward_std" not in row
     report = (folder / "run" / "report.html").read_text("utf-8")
     assert "rewards, before their weights" in report and ">accuracy<" in report
+    assert report.count("<h3>Reward: length</h3>") == 2
+    cells = [f"{x['reward/length']:.3f} ± {x['reward_std/length']:.3f}" for x in (start, last)]
+    assert "evaluation, before their weights" in report and " → ".join(cells) in report
+    capsys.readouterr()
+    assert main(["eval", "run"]) == 0
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    for key in ("reward/length", "reward_std/accuracy", "greedy_reward/length"):
+        assert told[key] == f"{last[key]:.4g}"
     lines = metrics.read(folder / "run" / "grpo" / completions.FILE)
     assert len(lines) == 2 * 4 * 8
     for line in lines:

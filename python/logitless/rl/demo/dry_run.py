@@ -60,13 +60,16 @@ def each_step(recipe: Recipe) -> str:
     rollout, update = recipe.rollout, recipe.update
     answers = rollout.prompts * rollout.group
     size = answers / update.minibatches
+    micro = f"{size / update.micro_batches:g}"
+    if update.micro_tokens:
+        micro = f"up to {update.micro_tokens} tokens"
     rounds = ""
     if rollout.filter_groups:
         rounds = f" from up to {rollout.max_rounds} rounds of {rollout.prompts_at_once} prompts"
     return (
         f"{rollout.prompts} prompts{rounds} x {rollout.group} answers = {answers} of up to "
         f"{rollout.max_new_tokens} tokens; {update.epochs * update.minibatches} optimizer steps on "
-        f"{size:g} answers each, in micro-batches of {size / update.micro_batches:g}"
+        f"{size:g} answers each, in micro-batches of {micro}"
     )
 
 

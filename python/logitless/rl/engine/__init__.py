@@ -9,9 +9,9 @@ from logitless.rl.engine.local import LocalEngine, check_policy
 from logitless.rl.engine.parts import make_optimizer, parts_trained
 from logitless.rl.engine.sharded import make_engine
 from logitless.rl.engine.shards import spread, take
-from logitless.rl.engine.shares import of_tokens, own_sequences
+from logitless.rl.engine.shares import of_tokens, own_parts
 
 __all__ = [
     "LocalEngine", "check_policy", "claim_device", "make_engine", "make_optimizer", "of_tokens",
-    "own_sequences", "parts_trained", "ranks", "spread", "take",
+    "own_parts", "parts_trained", "ranks", "spread", "take",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from logitless.rl.engine.reference import Reference
 from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import DistributedRecipe, ReferenceRecipe, UpdateRecipe
-from logitless.rl.rollout import Rollout, check_cache, check_shared, hidden_states
+from logitless.rl.rollout import Cut, Rollout, check_cache, check_shared, hidden_states
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
@@ -43,6 +43,7 @@ class LocalEngine:
         self.policy = policy
         self._begin_alike()
         self._clip_norm = update.clip_norm
+        self._cut = Cut(update.micro_batches, update.micro_tokens)
         self._optimizer = make_optimizer(policy, update)
         # of a method that ended amid a minibatch
         self._optimizer.zero_grad()
@@ -60,6 +61,10 @@ class LocalEngine:
     def whole(self) -> Iterator[Policy]:
         """The policy as it is now, for forwards without gradients. Collective."""
         yield self.policy
+
+    def cut(self, minibatches: int = 1) -> Cut:
+        """How the sequences of so many minibatches are cut for the body."""
+        return self._cut._replace(parts=minibatches * self._cut.parts)
 
     def forward_backward(
         self, rollout: Rollout, loss: Callable[[Tensor, Policy], Any], clock: Stopwatch

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
-from logitless.rl.recipe.keys import REQUIRED, at_least, check_ranges, key
+from logitless.rl.recipe.keys import REQUIRED, SHARE_ABOVE_0, at_least, check_ranges, key
 from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
 from logitless.rl.recipe.training import (
     DistributedRecipe,
@@ -40,9 +40,15 @@ class Recipe:
     )
     steps: int = key(40, "RL steps of each method.", at_least(1))
     entropy_change_every: int = key(
-        5,
+        10,
         "Every k-th step also gets its predicted and measured entropy change; 0: never.",
         at_least(0),
+    )
+    entropy_change_share: float = key(
+        0.25,
+        "The share of a step's answers that both are of, from every prompt where there are enough; "
+        "`entropy_change_error` in the metrics is the standard error of that sample.",
+        SHARE_ABOVE_0,
     )
     checkpoint_every: int = key(20, "Steps from one checkpoint to the next.", at_least(1))
     checkpoint_keep: int = key(

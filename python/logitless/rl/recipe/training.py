@@ -34,6 +34,13 @@ class UpdateRecipe:
     micro_batches: int = key(
         1, "Parts of a minibatch, with a forward each; gradients add up.", at_least(1)
     )
+    micro_tokens: int = key(
+        0,
+        "In place of `micro_batches`: a minibatch is cut into parts that bring at most this many "
+        "tokens to the body, padding included; a longer answer is a part of its own. 0: it is cut "
+        "into `micro_batches`.",
+        at_least(0),
+    )
     epochs: int = key(1, "Passes over the minibatches.", at_least(1))
     advantage: str | None = key(
         None,
@@ -97,6 +104,11 @@ class UpdateRecipe:
 
     def __post_init__(self) -> None:
         check_ranges(self, "update")
+        if self.micro_tokens and self.micro_batches > 1:
+            raise ValueError(
+                "recipe key 'update.micro_tokens' must be 0 with update.micro_batches = "
+                f"{self.micro_batches}: a minibatch is cut by one of them; got {self.micro_tokens}"
+            )
         if self.lr_decay_steps is not None and self.lr_decay_steps <= self.lr_warmup:
             raise ValueError(
                 f"recipe key 'update.lr_decay_steps' must be at least {self.lr_warmup + 1}, got "

@@ -47,7 +47,7 @@ def of_metrics(runs: Runs, slots: Slots) -> list[Figure]:
 
 
 def of_evaluations(evaluated: Mapping[str, list[Row]], slots: Slots) -> list[Figure]:
-    keys = {key for rows in evaluated.values() for row in rows for key in row}
+    keys = dict.fromkeys(key for rows in evaluated.values() for row in rows for key in row)
     return drawn(
         (charts.evaluations(evaluated, slots, one), one.tells) for one in watch.of_evaluation(keys)
     )

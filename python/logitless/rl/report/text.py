@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitless.rl.report.reward_columns import rewards_table
+from logitless.rl.report.reward_columns import evaluated_rewards_table, rewards_table
 from logitless.rl.report.summary import evaluation_keys
 from logitless.rl.tracking.metrics import Row
 
@@ -26,6 +26,7 @@ def tables(summary: dict[str, Any], details: dict[str, Any]) -> list[list[list[s
         table(summary),
         spread_table(details["spread"]),
         evaluation_table(details["evaluations"]),
+        evaluated_rewards_table(details["evaluations"]),
         rewards_table(summary),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from logitless.rl.report.reward_columns import PREFIX
 from logitless.rl.tracking.metrics import Row
 
 
@@ -128,6 +129,11 @@ EVALUATED = (
     ),
 )  # fmt: skip
 
+FUNCTION = (
+    "One of the functions whose weighted sum is the reward. Where one rises alone, it is what is "
+    "learnt, wanted or not."
+)
+
 # Of the charts that are no curves over the steps.
 LAW = (
     "A point is a step, a line the law R = -a exp(H) + b that fits a method's points. It goes down "
@@ -135,16 +141,17 @@ LAW = (
     "that is above the largest reward."
 )
 CHANGE = (
-    "A point is a probed step. The prediction is the gradient of the entropy times the step that "
-    "the optimizer made; on the line it is exact."
+    "A point is a probed step, both of the answers that its recipe's entropy_change_share takes. "
+    "The prediction is the gradient of the entropy times the step that the optimizer made; on the "
+    "line it is exact."
 )
 TIME = "Mean seconds of a step. What runs on some steps only is spread over all."
 
 
 def of_rows(rows: Iterable[Row]) -> list[Watched]:
     """Those that some of the steps have."""
-    keys = {key for row in rows for key in row}
-    return [one for one in WATCHED if one.key in keys]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [*(one for one in WATCHED if one.key in keys), *of_functions(keys)]
 
 
 def of_evaluation(keys: Iterable[str]) -> list[Watched]:
@@ -158,4 +165,13 @@ def of_evaluation(keys: Iterable[str]) -> list[Watched]:
         if ks
         else []
     )
-    return [*passes, *(one for one in EVALUATED if one.key in keys)]
+    return [*passes, *(one for one in EVALUATED if one.key in keys), *of_functions(keys)]
+
+
+def of_functions(keys: Iterable[str]) -> list[Watched]:
+    """The rewards of several functions, each before its weight."""
+    names = [key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX)]
+    return [
+        Watched(f"Reward: {name}", f"{PREFIX}{name}", "mean before its weight", FUNCTION)
+        for name in names
+    ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from logitless.rl.rollout.check import check_cache
 from logitless.rl.rollout.generator import sample
+from logitless.rl.rollout.parts import Cut, in_parts, of_parts
 from logitless.rl.rollout.remote import sample_remotely
 from logitless.rl.rollout.rollout import Rollout, join_rollouts
 from logitless.rl.rollout.server import Server
 from logitless.rl.rollout.states import check_shared, hidden_states
 
 __all__ = [
-    "Rollout", "Server", "check_cache", "check_shared", "hidden_states", "join_rollouts", "sample",
-    "sample_remotely",
+    "Cut", "Rollout", "Server", "check_cache", "check_shared", "hidden_states", "in_parts",
+    "join_rollouts", "of_parts", "sample", "sample_remotely",
 ]  # fmt: skip

@@ -59,12 +59,12 @@ class Rollout:
             self.mask[index],
             self.logp[index],
             self.entropy[index],
-            None if self.kept is None else self.kept.rows(self._rows(index).cpu()),
+            None if self.kept is None else self.kept.rows(self.places(index).cpu()),
             None if self.rollout_logp is None else self.rollout_logp[index],
             None if self.ref_logp is None else self.ref_logp[index],
         )
 
-    def _rows(self, index: Tensor) -> Tensor:
+    def places(self, index: Tensor) -> Tensor:
         """The places among the targets of those of some sequences."""
         ends, lengths = self.lengths.cumsum(0), self.lengths[index]
         first = (ends - self.lengths)[index] - (lengths.cumsum(0) - lengths)

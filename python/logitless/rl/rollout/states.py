@@ -11,6 +11,7 @@ answers apart, but for rounding, where tokens meet in attention alone; `check_sh
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -57,12 +58,10 @@ class Layout(NamedTuple):
 def layout(rollout: Rollout, pad: int) -> Layout:
     """Prompts that are alike are one; of an answer's last token no state is asked."""
     answers_of: dict[tuple[int, ...], list[int]] = {}
-    start = rollout.prompt_length
-    for i, (ids, real) in enumerate(
-        zip(rollout.ids[:, :start], rollout.attention[:, :start], strict=True)
-    ):
-        answers_of.setdefault(tuple(ids[real].tolist()), []).append(i)
+    for i, prompt in enumerate(prompts_of(rollout)):
+        answers_of.setdefault(prompt, []).append(i)
 
+    start = rollout.prompt_length
     lengths = rollout.lengths.tolist()
     ids, positions, parts = [], [], []
     places: dict[int, tuple[int, list[int]]] = {}
@@ -91,6 +90,13 @@ def layout(rollout: Rollout, pad: int) -> Layout:
         row=torch.tensor([row for row, place in ordered for _ in place], device=device),
         place=torch.tensor([spot for _, place in ordered for spot in place], device=device),
     )
+
+
+def prompts_of(rollout: Rollout, index: Tensor | slice = slice(None)) -> list[tuple[int, ...]]:
+    """Of each sequence, or of some, the tokens of the prompt."""
+    start = rollout.prompt_length
+    ids, real = (x[index, :start].tolist() for x in (rollout.ids, rollout.attention))
+    return [tuple(compress(*row)) for row in zip(ids, real, strict=True)]
 
 
 def padded(lines: list[list[int]], value: int, device: torch.device) -> Tensor:

@@ -27,6 +27,18 @@ class Scores(NamedTuple):
     # of a task with several rewards each, by its name: as `rewards`, before its weight
     columns: Mapping[str, Tensor] = {}
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Means of the rewards and of each column, and `reward_std`, the mean over the prompts of
+        the standard deviation within their answers, where a prompt has several. Of prompts that
+        have rewards."""
+        named = {"": self.rewards, **{f"/{name}": x for name, x in self.columns.items()}}
+        found = {f"reward{name}": float(x[self.scored].mean()) for name, x in named.items()}
+        if self.rewards.shape[1] == 1:
+            return found
+        spread = {name: x[self.scored].std(dim=1).mean() for name, x in named.items()}
+        return found | {f"reward_std{name}": float(x) for name, x in spread.items()}
+
     def of_prompts(self, which: Tensor) -> Scores:  # [prompts] bool
         """Those of some prompts, without what went wrong."""
         columns = {name: column[which] for name, column in self.columns.items()}

@@ -24,9 +24,10 @@ SEEDS = "seed[-0-9]*"
 FILES = (metrics.FILE, completions.FILE, metrics.EVALUATION_FILE, *trackers.FILES)
 # What may differ in a resumed run: how far it goes, where, and what it writes down on the way.
 MAY_CHANGE = (
-    "steps", "model.device", "distributed", "entropy_change_every", "checkpoint_every",
-    "checkpoint_keep", "compare_repeats", "show_answers", "log_to", "log_project",
-    "rollout.max_rounds", "rollout.server", "rollout.server_folder", "evaluation", "notes",
+    "steps", "model.device", "distributed", "entropy_change_every", "entropy_change_share",
+    "checkpoint_every", "checkpoint_keep", "compare_repeats", "show_answers", "log_to",
+    "log_project", "rollout.max_rounds", "rollout.server", "rollout.server_folder", "evaluation",
+    "notes",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,33 +23,28 @@ def with_reference(
     if engine.reference is None:
         return rollout
 
-    def of(own: Rollout) -> dict[str, Tensor]:
-        return {"logp": log_probs(policy, own, recipe)}
+    def of(part: Rollout) -> dict[str, Tensor]:
+        return {"logp": log_probs(policy, part, recipe)}
 
+    # in forwards of the size of the update's
+    cut = engine.cut(recipe.update.minibatches)
     with clock("reference"), engine.reference.in_place(), engine.whole() as policy:
-        logp = of_tokens(rollout, of)["logp"]
+        logp = of_tokens(policy, rollout, cut, of)["logp"]
     none = torch.zeros_like(rollout.logp)
     return replace(rollout, ref_logp=none.masked_scatter(rollout.mask, logp))
 
 
 @torch.no_grad()
 def log_probs(policy: Policy, rollout: Rollout, recipe: Recipe) -> Tensor:  # [N]
-    """Of the sampled tokens, in forwards of the size of the update's."""
-    update = recipe.update
-    logp = []
-    everything = torch.arange(len(rollout.mask), device=rollout.mask.device)
-    for index in everything.tensor_split(update.minibatches * update.micro_batches):
-        if not len(index):
-            continue
-        part = rollout.sequences(index)
-        stats = ll.linear_token_stats(
-            hidden_states(policy, part),
-            policy.weight,
-            part.targets,
-            temperature=recipe.rollout.temperature,
-            sampling_mask=part.kept,
-            memory_budget=update.memory_budget,
-            **policy.head_options,
-        )
-        logp.append(stats.logp)
-    return torch.cat(logp)
+    """Of the sampled tokens."""
+    stats: Any = ll.linear_token_stats(
+        hidden_states(policy, rollout),
+        policy.weight,
+        rollout.targets,
+        temperature=recipe.rollout.temperature,
+        sampling_mask=rollout.kept,
+        memory_budget=recipe.update.memory_budget,
+        **policy.head_options,
+    )
+    logp: Tensor = stats.logp
+    return logp

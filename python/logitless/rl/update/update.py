@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import logitless as ll
-from logitless.rl.engine import LocalEngine, of_tokens, ranks
+from logitless.rl.engine import LocalEngine, of_tokens, own_parts, ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout, hidden_states
@@ -66,9 +66,7 @@ def update_policy(
         shared = batch_options(minibatch, now, recipe.seed, step * updates + number, known)
         mark_selected(places, shared)
         now = now if follower is None else follower.after(now, shared)
-        own = alike(engine, rollout, index[ranks.share(len(index))]).tensor_split(
-            update.micro_batches
-        )
+        own = own_parts(engine.policy, rollout, index, engine.cut())
         packed = [pack(rollout, advantages, part) if len(part) else None for part in own]
         given = (engine, packed, now, recipe, shared, clock, entropy_top_p)
         parts = ranks.each(partial(passes, *given))
@@ -91,14 +89,6 @@ def mark_selected(places: Tensor, shared: dict[str, Any]) -> None:
     if "batch" in shared:
         ids = torch.as_tensor(shared["batch"].selected, device=places.device)
         places.view(-1)[ids[ids >= 0]] = True
-
-
-def alike(engine: LocalEngine, rollout: Rollout, index: Tensor) -> Tensor:
-    """These sequences in an order in which neighbours cost the body least together: answers to a
-    prompt that it reads once, else answers as long as each other."""
-    if engine.policy.share_prompts:
-        return index.sort().values
-    return index[rollout.lengths[index].argsort(stable=True)]
 
 
 class Passes(NamedTuple):
@@ -164,7 +154,7 @@ def scored(
         return found | ({"logp": stats.logp, "entropy": stats.entropy} if moves else {})
 
     with engine.whole() as policy:
-        found = of_tokens(packed.sequences, of)
+        found = of_tokens(policy, packed.sequences, engine.cut(), of)
     return found | ({"old_logp": packed.old_logp} if moves else {})
 
 

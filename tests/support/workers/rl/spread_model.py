@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig
 
-from logitless.rl.engine import LocalEngine, make_engine, ranks, spread
+from logitless.rl.engine import LocalEngine, make_engine, own_parts, ranks, spread
 from logitless.rl.policy import Policy, as_policy, load_policy, make_tokenizer
 from logitless.rl.recipe import LossRecipe, Recipe, load_recipe, make_spec
-from logitless.rl.rollout import Rollout, sample
+from logitless.rl.rollout import Cut, Rollout, sample
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import batch_options, loss_backward, pack
 
@@ -58,6 +58,16 @@ def backward(engine: LocalEngine, rollout: Rollout, own: list[int], recipe: Reci
         engine.idle()
 
 
+def by_tokens(engine: LocalEngine, rollout: Rollout) -> list[list[list[int]]]:
+    """Of each rank its parts."""
+    parts = own_parts(engine.policy, rollout, torch.tensor(ALL), Cut(tokens=20))
+    found = ranks.each(lambda: [part.tolist() for part in parts])
+    assert sorted(i for parts in found for part in parts for i in part) == list(ALL)
+    assert len(found[0]) == len(found[1])
+    assert found[0].count([]) > found[1].count([]) == 0
+    return found
+
+
 def whole(tensor: Any) -> Tensor:
     found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return found
@@ -80,11 +90,13 @@ def check(kind: str, recipe: Recipe, folder: Path) -> None:
     assert sum(held) == everything and max(held) < 0.52 * everything
     check_whole(engine, expected, rollout)
 
-    # micro-batches of each rank: a half each, all on the last one, and a minibatch of two
+    # micro-batches of each rank: a half each, all on the last one, and a minibatch of two; by their
+    # tokens the second rank, whose prompts are longer, has more
     for parts in (
         ([[0, 1, 2, 3]], [[4, 5, 6, 7]]),
         ([[]], [[0, 1, 2, 3, 4, 5, 6, 7]]),
         ([[0], []], [[4], [1, 2, 3, 5, 6, 7]]),
+        by_tokens(engine, rollout),
     ):
         backward(alone, rollout, list(ALL), recipe)
         for own in parts[rank]:
