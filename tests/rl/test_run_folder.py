@@ -80,6 +80,24 @@ def test_a_changed_recipe_is_not_resumed(tmp_path: Path) -> None:
     assert files(out) == before
 
 
+def test_a_run_of_a_version_without_a_key_goes_on(tmp_path: Path) -> None:
+    """With the key's default; what the key is set to now is a change."""
+    out, more = tmp_path / "run", (*ONE, "steps=2")
+    assert run(tiny_recipe(tmp_path, *ONE), out) == 0
+    file = out / "recipe.json"
+    record = json.loads(file.read_text("utf-8"))
+    del record["recipe"]["update"]["micro_tokens"], record["recipe"]["methods"]["grpo"]["advantage"]
+    file.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match=r"got update\.micro_tokens: 0 before, 500 now$"):
+        run(tiny_recipe(tmp_path, *more, "update.micro_tokens=500"), out, resume=True)
+    assert run(tiny_recipe(tmp_path, *more), out, resume=True) == 0
+    # and where a key is no more, that is said
+    record["recipe"]["update"]["no_more"] = 1
+    file.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match=r"update\.no_more: 1 before, None now"):
+        run(tiny_recipe(tmp_path, *more), out, resume=True)
+
+
 def test_what_a_resumed_run_may_change(tmp_path: Path) -> None:
     out, recipe = tmp_path / "run", tiny_recipe(tmp_path, *ONE)
     assert run(recipe, out) == 0

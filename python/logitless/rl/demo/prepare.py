@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from logitless.rl.answers import task_of
 from logitless.rl.engine import check_policy, claim_device, ranks
 from logitless.rl.evaluation import held_out
 from logitless.rl.policy import Policy, make_policy, silence_bars
-from logitless.rl.recipe import Recipe, make_spec, of_seeds
+from logitless.rl.recipe import Recipe, make_spec, of_seeds, recipe_of
 from logitless.rl.rollout import Server
 from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tasks.judges import Rewarded
@@ -57,7 +58,9 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
         check_clips(specs)
     if recipe.warmup.any_steps:
         with_solutions(task)
-    run_folder.check(out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite)
+    run_folder.check(
+        out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite, completed=completed
+    )
     silence_bars()
     first, *_ = of_seeds(recipe).values()
     policy = make_policy(first.model, first.seed, first.lora)
@@ -66,6 +69,15 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     # a template that is missing, or has no system's turn, is refused here
     policy.encode(["a prompt"], **recipe.rollout.template)
     return Prepared(task, specs, advantages, policy)
+
+
+def completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of an earlier version with the keys that it did not have, at their defaults; as it
+    is where it has keys that are no more."""
+    try:
+        return asdict(recipe_of(deepcopy(recorded), "of the run"))
+    except ValueError:
+        return recorded
 
 
 def check_ranks(recipe: Recipe) -> None:

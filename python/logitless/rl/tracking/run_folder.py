@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,11 @@ def check(
     *,
     resume: bool,
     overwrite: bool,
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
     """Whether a run may have the folder. recipe: as plain values; fixed: those of MAY_CHANGE that
-    may not, here.
+    may not, here; completed: adds to a recorded recipe the keys that have come since, with what
+    the run had without them.
 
     ValueError where it holds a run and neither `resume` nor `overwrite` is given, where there is
     nothing to resume, and where the run to resume had other values: each key is listed.
@@ -78,7 +80,7 @@ def check(
     held = runs_in(folder)
     if resume:
         may = [key for key in MAY_CHANGE if key not in fixed]
-        _check_same(folder, recipe, held, may)
+        _check_same(folder, recipe, held, may, completed)
     elif held and not overwrite:
         raise ValueError(
             f"{folder} holds a run ({', '.join(held)}): pass --resume to go on with it, "
@@ -134,7 +136,11 @@ def clear(folder: Path, runs: list[str]) -> None:
 
 
 def _check_same(
-    folder: Path, recipe: Mapping[str, Any], held: list[str], may_change: list[str]
+    folder: Path,
+    recipe: Mapping[str, Any],
+    held: list[str],
+    may_change: list[str],
+    completed: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     before = recipe_in(folder)
     if before is None:
@@ -142,7 +148,7 @@ def _check_same(
         raise ValueError(f"--resume needs a run that was started in {folder}, which holds {found}")
     changes = [
         f"{key}: {old} before, {new} now"
-        for key, old, new in differences(before, _as_json(recipe))
+        for key, old, new in differences(_as_json(completed(before)), _as_json(recipe))
         if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
     ]
     if changes:
