@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from logitless.rl.demo.compare import compare
-from logitless.rl.demo.prepare import Prepared, fixed, prepare, with_solutions
+from logitless.rl.demo.prepare import Prepared, completed, fixed, prepare, with_solutions
 from logitless.rl.demo.reports import finish
 from logitless.rl.engine import ranks, spread, take
 from logitless.rl.experience import TooFewGroups, ask
@@ -43,7 +43,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = Fa
 
             def claim() -> None:
                 held.enter_context(run_folder.locked(out))
-                run_folder.claim(out, asdict(recipe), fixed(recipe), **how)
+                run_folder.claim(out, asdict(recipe), fixed(recipe), **how, completed=completed)
 
             ranks.first(claim)
             return _run(recipe, prepared, out, resume)

@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "log_project", "rollout.max_rounds", "rollout.server", "rollout.server_folder", "evaluation",
     "notes",
 )  # fmt: skip
+# Of a recorded recipe: the same with the keys that have come since it was recorded.
+Completed = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def claim(
@@ -38,20 +40,23 @@ def claim(
     *,
     resume: bool,
     overwrite: bool,
+    completed: Completed = dict,
 ) -> None:
     """Makes the folder this recipe's, inside of `locked`; arguments and errors as `check`."""
-    check(folder, recipe, fixed, resume=resume, overwrite=overwrite)
+    check(folder, recipe, fixed, resume=resume, overwrite=overwrite, completed=completed)
     if overwrite:
         clear(folder, runs_in(folder))
-    record(folder, recipe, resume=resume)
+    record(folder, recipe, resume=resume, completed=completed)
 
 
-def record(folder: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+def record(
+    folder: Path, recipe: Mapping[str, Any], *, resume: bool, completed: Completed = dict
+) -> None:
     """Writes down what the folder's runs are made with. A resumed run leaves what is said of the
     first start, and adds to `resumed` what is true of its own, and the keys that have changed."""
     before, start = _recorded(folder) if resume else {}, origin.of_now()
     if before:
-        changes = differences(before["recipe"], _as_json(recipe))
+        changes = differences(_as_json(completed(before["recipe"])), _as_json(recipe))
         start["changed"] = {key: {"before": old, "now": new} for key, old, new in changes}
         now = before | {"recipe": recipe, "resumed": [*before.get("resumed", []), start]}
     else:
@@ -66,11 +71,10 @@ def check(
     *,
     resume: bool,
     overwrite: bool,
-    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    completed: Completed = dict,
 ) -> None:
     """Whether a run may have the folder. recipe: as plain values; fixed: those of MAY_CHANGE that
-    may not, here; completed: adds to a recorded recipe the keys that have come since, with what
-    the run had without them.
+    may not, here.
 
     ValueError where it holds a run and neither `resume` nor `overwrite` is given, where there is
     nothing to resume, and where the run to resume had other values: each key is listed.
@@ -140,7 +144,7 @@ def _check_same(
     recipe: Mapping[str, Any],
     held: list[str],
     may_change: list[str],
-    completed: Callable[[dict[str, Any]], dict[str, Any]],
+    completed: Completed,
 ) -> None:
     before = recipe_in(folder)
     if before is None:
