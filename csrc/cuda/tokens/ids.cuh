@@ -29,14 +29,17 @@ LOGITLESS_KERNEL(kTokenThreads, 4) unique_ids_kernel(const UniqueArgs args) {
   }
   const auto own = static_cast<int32_t>(i + 1);
   int64_t slot = slot_of(id, args.slots);
-  for (;;) {
+  // a table that held anything before ends the search, and reaches no other memory
+  for (int64_t step = 0; step < args.slots; ++step) {
     const int32_t first = atomic_claim(args.table + slot, own);
     if (first == 0) return;
-    if (args.ids[first - 1] == id) break;
+    if (first > 0 && first <= args.n && args.ids[first - 1] == id) {
+      const int32_t before = atomic_lower(args.table + slot, own);
+      flag_token(args.flag, (before > own ? before : own) - 1);
+      return;
+    }
     slot = slot + 1 < args.slots ? slot + 1 : 0;
   }
-  const int32_t before = atomic_lower(args.table + slot, own);
-  flag_token(args.flag, (before > own ? before : own) - 1);
 }
 
 LOGITLESS_KERNEL(kTokenThreads, 4) flag_tokens_kernel(const FlagArgs args) {
@@ -71,6 +74,11 @@ LOGITLESS_KERNEL(kTokenThreads, 4) members_kernel(const MembersArgs args) {
 
 constexpr int kGatherTokens = 16 * kTokenThreads;
 
+// How many ids were gathered, whatever the memory says.
+LOGITLESS_DEVICE int64_t gathered(const int64_t* found, int64_t n) {
+  return *found < 0 ? 0 : *found < n ? *found : n;
+}
+
 // The ids that are not negative, in any order.
 LOGITLESS_KERNEL(kTokenThreads, 4) gather_ids_kernel(const SortArgs args) {
   LOGITLESS_SHARED_ARRAY(int32_t, total, 1);
@@ -91,13 +99,14 @@ LOGITLESS_KERNEL(kTokenThreads, 4) gather_ids_kernel(const SortArgs args) {
   int64_t place = start[0] + before;
   for (int j = 0; j < kGatherTokens / kTokenThreads; ++j) {
     const int64_t i = first + j * kTokenThreads;
-    if (i < args.n && args.ids[i] >= 0) args.room[place++] = args.ids[i];
+    if (i >= args.n || args.ids[i] < 0) continue;
+    if (place >= 0 && place < args.n) args.room[place++] = args.ids[i];
   }
 }
 
 LOGITLESS_KERNEL(kTokenThreads, 2) sort_run_kernel(const SortArgs args) {
   LOGITLESS_SHARED_ARRAY(int64_t, run, kSortRun);
-  const int64_t begin = block_index() * kSortRun, left = *args.found - begin;
+  const int64_t begin = block_index() * kSortRun, left = gathered(args.found, args.n) - begin;
   if (left <= 0) return;
   const int thread = thread_index(), count = static_cast<int>(left < kSortRun ? left : kSortRun);
   int size = 2;
@@ -124,7 +133,7 @@ LOGITLESS_KERNEL(kTokenThreads, 2) sort_run_kernel(const SortArgs args) {
 // An id's place among those of kSortWays runs of `width`: how many of each are before it. The last
 // merge writes to `out`, behind a -1 for each token that is none.
 LOGITLESS_KERNEL(kTokenThreads, 4) merge_runs_kernel(const MergeArgs args) {
-  const int64_t i = token_index(), n = args.n, found = *args.found;
+  const int64_t i = token_index(), n = args.n, found = gathered(args.found, n);
   if (i >= n) return;
   if (args.last && i < n - found) args.to[i] = -1;
   if (i >= found) return;

@@ -317,11 +317,76 @@ BUGS = {
         "cuda/divergence/entries.cuh", "  m_other = warp_max(m_other);\n", "", "set_pairs",
         ("AssertionError",),
     ),
+    "pair_named_by_its_place": Bug(
+        "cuda/divergence/finalize.cuh", "args.row_ids != nullptr ? args.row_ids[row] : row", "row",
+        "pair_errors", ("AssertionError",),
+    ),
+    "idle_pairs_in_a_mix": Bug(
+        "cuda/divergence/mix.cuh", "  if (!args.rows.student.active(split.row)) return;\n", "",
+        "pair_masks", ("AddressSanitizer: SEGV",),
+    ),
+    "slope_without_the_softcap": Bug(
+        "cuda/divergence/row_terms.cuh", "student.transform.softcap != 0 ?", "false ?",
+        "pair_chains", ("beyond tolerance",),
+    ),
+    "terms_past_the_rows": Bug(
+        "cuda/divergence/terms.cuh", "  if (row >= args.from.rows.student.n) return;\n", "",
+        "pair_shapes", ("AddressSanitizer: heap-buffer-overflow",),
+    ),
+    "tie_to_the_later_tile": Bug(
+        "cuda/rows/combine.cuh", "m > state.moments.m", "m >= state.moments.m", "cut_tiles",
+        ("AssertionError",),
+    ),
+    "kernel_without_the_chain": Bug(
+        "cuda/rows/storage.cuh", "? backward_kernel<S, true>", "? backward_kernel<S, false>",
+        "chains", ("beyond tolerance",),
+    ),
+    "draw_from_the_whole_row": Bug(
+        "cuda/sampling/truncated.cuh", "row) * kept.mass, up)", "row) * whole.s0, up)",
+        "truncated_draws", ("AssertionError",),
+    ),
+    "tokens_dropped_by_a_warp": Bug(
+        "cuda/tokens/block.cuh", "bits > 0; bits /= 2) value +=", "bits > 1; bits /= 2) value +=",
+        "token_loss", ("AssertionError",),
+    ),
+    "band_without_an_end": Bug(
+        "cuda/tokens/scores.cuh", "value > args.low && value < args.high", "value > args.low",
+        "token_scores", ("AssertionError",),
+    ),
+    "slot_of_another_id": Bug(
+        "cuda/tokens/ids.cuh", " && args.ids[first - 1] == id)", ")", "token_ids",
+        ("AssertionError",),
+    ),
+    "share_of_no_tokens": Bug(
+        "cuda/tokens/numbers.cuh", "1 / (count > 1 ? count : 1)", "1 / count", "token_numbers",
+        ("AssertionError",),
+    ),
+    "search_left_too_early": Bug(
+        "cuda/tokens/report.cuh",
+        "    // nobody reads what the search before has left\n    sync_block();\n", "",
+        "token_report", ("race on shared found[",),
+    ),
+    "entries_below_the_margin": Bug(
+        "cuda/topk/entries.cuh", "keys[i] = key > floor ? key : 0;", "keys[i] = key;",
+        "topk_entries", ("AssertionError",),
+    ),
     "set_past_the_row": Bug(
         "cuda/sampling/slabs.cuh", "i < 8 && byte * 8 + i < columns_", "i < 8", "truncated_draws",
         ("AddressSanitizer: heap-buffer-overflow",),
     ),
 }  # fmt: skip
+
+
+# Headers without one.
+REPLACED = "the machine has a file of its own in its place"
+WITHOUT = {"cuda/runtime/device.cuh": REPLACED, "cuda/runtime/launch.cuh": REPLACED}
+
+
+def test_every_header_has_a_planted_bug() -> None:
+    """Or a reason why not."""
+    files = {str(path.relative_to(ROOT / "csrc")) for path in (ROOT / "csrc/cuda").rglob("*.cuh")}
+    planted = {bug.file for bug in BUGS.values()}
+    assert files - planted == WITHOUT.keys() and planted <= files
 
 
 @pytest.mark.parametrize("name", BUGS)
