@@ -173,6 +173,36 @@ BUGS = {
         "+ static_cast<int32_t>(row_offset(args.logits, row)) +", "far",
         ("AddressSanitizer: SEGV", "differ; first at"),
     ),
+    "narrow_capture": Bug(
+        "cuda/topk/capture.cuh", "+ row_offset(args.logits, row);",
+        "+ static_cast<int32_t>(row_offset(args.logits, row));", "topk_far",
+        ("AddressSanitizer: SEGV", "AssertionError"),
+    ),
+    "narrow_product": Bug(
+        "cuda/topk/multiply.cuh", "+ row * dense.strides[0];",
+        "+ static_cast<int32_t>(row * dense.strides[0]);", "sparse_far",
+        ("AddressSanitizer: SEGV", "AssertionError"),
+    ),
+    "narrow_set": Bug(
+        "cuda/topk/set_logits.cuh", "+ row * matrix.strides[0];",
+        "+ static_cast<int32_t>(row * matrix.strides[0]);", "set_far",
+        ("AddressSanitizer: SEGV", "AssertionError"),
+    ),
+    "narrow_set_of_a_tile": Bug(
+        "cuda/topk/set_tiles.cuh", "+ row * args.tile.strides[0];",
+        "+ static_cast<int32_t>(row * args.tile.strides[0]);", "set_far",
+        ("AddressSanitizer: SEGV", "AssertionError"),
+    ),
+    "narrow_draw": Bug(
+        "cuda/sampling/blocks.cuh", "+ row_offset(logits, row);",
+        "+ static_cast<int32_t>(row_offset(logits, row));", "draw_far",
+        ("AddressSanitizer: SEGV", "AssertionError"),
+    ),
+    "narrow_search": Bug(
+        "cuda/tokens/ids.cuh", "const int64_t middle = (low + high) / 2;",
+        "const int64_t middle = static_cast<int32_t>(low + high) / 2;", "token_far",
+        ("AddressSanitizer: SEGV", "AssertionError", "runtime error"),
+    ),
     "last_of_equal_maxima": Bug(
         "cuda/rows/partials.cuh", "for (int k = P::kVectors - 1; k >= 0; --k) {",
         "for (int k = 0; k < P::kVectors; ++k) {", "extras",

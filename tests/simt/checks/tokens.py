@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -122,6 +123,17 @@ def token_ids() -> None:
     good[[40, 9]] = False
     kernels().flag_tokens(good, np.arange(n)[::-1].copy(), error)
     assert error[0] == (n - 41) * 8 + BAD
+
+
+def token_far() -> None:
+    """Ids among more than 2^31 sorted ones, of which nearly all are memory that is not there."""
+    size = 2**31 + 40
+    memory = mmap.mmap(-1, 8 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | problem.NOT_RESERVED)
+    ordered = np.frombuffer(memory, np.int64)
+    ordered[-40:] = 2 * np.arange(1, 41)
+    ids, out = np.array([2, 3, 80, 81, 40]), np.zeros(5, np.bool_)
+    kernels().members(ids, ordered, out)
+    assert out.tolist() == [True, False, True, False, True]
 
 
 def token_report() -> None:
@@ -270,6 +282,6 @@ CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
         token_sums, token_selection, token_scores, token_sequences, token_loss, token_ids,
-        token_report, token_numbers,
+        token_far, token_report, token_numbers,
     )
 }  # fmt: skip
