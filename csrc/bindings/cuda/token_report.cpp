@@ -176,9 +176,7 @@ void CudaTokens::loss_outputs(
   for (int64_t i = 0; i < n; ++i) {
     const auto& [place, per_token] = metrics[static_cast<size_t>(i)];
     check_place(place);
-    check(place < 256, "a sum must be below 256, got ", place);
-    args.place[i] = static_cast<uint8_t>(place);
-    args.per_token[i] = per_token;
+    args.metric[i] = {place, per_token};
   }
   visit_real(loss, [&](auto tag, Dtype dtype) {
     using T = typename decltype(tag)::type;

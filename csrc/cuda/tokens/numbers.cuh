@@ -5,6 +5,8 @@
 
 namespace logitless::cuda {
 
+static_assert(kMostNumbers <= kWarp, "a thread has a number");
+
 LOGITLESS_KERNEL(kWarp, 1) collect_numbers_kernel(const NumbersArgs args) {
   const int thread = thread_index();
   if (thread >= args.n) return;
@@ -31,11 +33,11 @@ LOGITLESS_KERNEL(kWarp, 1) loss_outputs_kernel(const OutputsArgs args) {
       *args.loss = static_cast<float>(args.sums[0]);
   }
   if (thread >= args.n) return;
+  const MetricOf metric = args.metric[thread];
   double total = 1;
-  if (args.per_token[thread])
+  if (metric.per_token != 0)
     total = args.call ? args.sums[args.tokens] : static_cast<double>(args.total.get());
-  args.metrics[thread] =
-      static_cast<float>(args.sums[args.place[thread]] / (total > 1 ? total : 1));
+  args.metrics[thread] = static_cast<float>(args.sums[metric.sum] / (total > 1 ? total : 1));
 }
 
 }  // namespace logitless::cuda

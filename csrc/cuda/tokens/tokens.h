@@ -243,6 +243,11 @@ struct CountArgs {
 };
 void count_shares(const CountArgs& args, Stream stream);
 
+struct MetricOf {
+  int32_t sum;
+  int32_t per_token;  // 0 or 1: words, which a thread reads where the arguments are
+};
+
 // The loss, and its metrics: sums, or their means over the tokens of the batch.
 struct OutputsArgs {
   const double* sums;
@@ -250,8 +255,7 @@ struct OutputsArgs {
   bool call;   // means are over those
   Scalar<int64_t> total;
   int n;
-  uint8_t place[kMostNumbers];
-  bool per_token[kMostNumbers];
+  MetricOf metric[kMostNumbers];
   float* loss;
   double* wide_loss;  // one of both is null
   float* metrics;     // [n]
