@@ -201,6 +201,10 @@ void covariance_scores(const ScoresArgs<T>&, Stream) {
   fail();
 }
 template <typename T>
+void covariance_sums(const CovarianceArgs<T>&, Stream) {
+  fail();
+}
+template <typename T>
 void token_loss(const LossArgs<T>&, Stream) {
   fail();
 }
@@ -208,6 +212,8 @@ template void value_sums(const SumsArgs<float>&, Stream);
 template void value_sums(const SumsArgs<double>&, Stream);
 template void covariance_scores(const ScoresArgs<float>&, Stream);
 template void covariance_scores(const ScoresArgs<double>&, Stream);
+template void covariance_sums(const CovarianceArgs<float>&, Stream);
+template void covariance_sums(const CovarianceArgs<double>&, Stream);
 template void token_loss(const LossArgs<float>&, Stream);
 template void token_loss(const LossArgs<double>&, Stream);
 void sum_means(const MeansArgs&, Stream) { fail(); }
@@ -215,6 +221,14 @@ void ordered_scores(const OrderedArgs&, Stream) { fail(); }
 void random_scores(const RandomArgs&, Stream) { fail(); }
 void radix_levels(const RadixArgs&, int, int, Stream) { fail(); }
 void radix_take(const TakeArgs&, Stream) { fail(); }
+void unique_ids(const UniqueArgs&, Stream) { fail(); }
+void flag_tokens(const FlagArgs&, Stream) { fail(); }
+void sort_ids(const SortArgs&, Stream) { fail(); }
+void covariance_means(const CovarianceMeansArgs&, Stream) { fail(); }
+void quantile_levels(const QuantileArgs&, int, int, Stream) { fail(); }
+void collect_numbers(const NumbersArgs&, Stream) { fail(); }
+void count_shares(const CountArgs&, Stream) { fail(); }
+void loss_outputs(const OutputsArgs&, Stream) { fail(); }
 void members(const MembersArgs&, Stream) { fail(); }
 void fold_sequences(const FoldArgs&, Stream) { fail(); }
 void exp_values(const ExpArgs&, Stream) { fail(); }

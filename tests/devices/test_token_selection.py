@@ -10,13 +10,14 @@ import torch
 
 from logitless.backends.row_kernels import errors
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
-from logitless.backends.token_kernels.protocol import Candidates
+from logitless.backends.token_kernels.protocol import SUMS, Candidates
 from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.evaluate.metrics import CORRECTION_SUMS, Given, metric_table
 from logitless.loss.evaluate.selection import select
 from logitless.loss.evaluate.surveys import spec_means
 from tests.support.device.devices import Device
 from tests.support.device.waits import NothingIsRead
-from tests.support.losses.loss_specs import SELECTING, make_batch
+from tests.support.losses.loss_specs import SELECTING, SPECS, make_batch
 
 # Two blocks of the kernels with the largest ones, and some of a third.
 N = 2 * 4096 + 77
@@ -182,3 +183,60 @@ def test_the_same_random_order(device: Device, kernels: Any, rng: np.random.Gene
     empty = Candidates(*there(device, np.zeros(N, np.int64), ids))
     ours = kernels.shuffled(empty, 2**63 + 5, 7)
     np.testing.assert_array_equal(ours.scores.cpu(), cpu.scores)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.7, 1.0])
+def test_ids_in_order(device: Device, kernels: Any, rng: np.random.Generator, share: float) -> None:
+    """Of one block and of three, with ids as large as int64."""
+    ids = np.where(rng.random(N) < share, rng.permutation(3 * N)[:N] + 2**62, -1)
+    for some in (ids, ids[:300], ids[:0]):
+        (moved,) = there(device, some)
+        with NothingIsRead():
+            found = kernels.xp.sort(moved)
+        np.testing.assert_array_equal(found.cpu(), np.sort(some))
+
+
+@pytest.mark.parametrize("step", [1, 2**20, 2**41])
+def test_an_id_of_two_tokens(
+    device: Device, kernels: Any, rng: np.random.Generator, step: int
+) -> None:
+    """The second of them is flagged, of three as well; ids of masked tokens are nobody's."""
+    ids, mask = rng.permutation(N) * step, rng.random(N) < 0.9
+    mask[[7, 100, 5000]] = True
+    ids[~mask] = ids[7]
+    values, there_is = np.zeros(N), torch.device(device.name)
+    kernels.repeated_id(tokens_of(values, kernels, mask=mask, token_ids=ids))
+    kernels.done("batch_stats")
+    errors.raise_now(there_is)
+    ids[[100, 5000]] = ids[7]
+    kernels.repeated_id(tokens_of(values, kernels, mask=mask, token_ids=ids))
+    kernels.done("batch_stats")
+    with pytest.raises(RuntimeError, match="batch_stats: row 100: "):
+        errors.raise_now(there_is)
+
+
+def test_numbers_side_by_side(device: Device, kernels: Any) -> None:
+    """Of the host, of both dtypes, and one that the kernel does not read."""
+    given = torch.tensor([0.1, 3.0], dtype=torch.float64, device=device.name)
+    count, narrow = torch.tensor(2**40 + 1, device=device.name), torch.ones((), device=device.name)
+    for more in ((), (narrow,), (1.0,) * 40):
+        found = kernels.xp.vector((given[0], 0.25, count, *more), given)
+        assert found.tolist() == [0.1, 0.25, 2.0**40 + 1, *(1.0 for _ in more)]
+
+
+@pytest.mark.parametrize("total", [None, 0, 7])
+def test_metrics(device: Device, kernels: Any, total: int | None) -> None:
+    """As the host has them, and the loss."""
+    table = metric_table(SPECS["correction_tis"], Given(True, True, True, "call"))
+    sums = np.arange(1.0, len(SUMS) + len(CORRECTION_SUMS) + 1)
+    (moved,) = there(device, sums)
+    known = None if total is None else torch.tensor(total, device=device.name)
+    for given, wide in ((total, True), (known, False)):
+        with NothingIsRead():
+            loss, found = kernels.outputs(table.sums, moved, given, wide=wide)
+        assert loss.dtype == (torch.float64 if wide else torch.float32) and loss.item() == 1.0
+        truth, expected = CPU_TOKENS.outputs(table.sums, sums, total, wide=wide)
+        assert truth == 1.0 and expected[0] == np.float32(
+            sums[3] / max(10 if total is None else total, 1)
+        )
+        np.testing.assert_array_equal(found.cpu(), expected)

@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 
 import logitless as ll
-from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.evaluate.coefficients import rows_inputs
 from logitless.loss.evaluate.inputs import loss_data
-from logitless.loss.evaluate.metrics import (
-    CORRECTION_SUMS,
-    Given,
-    metric_table,
-    metric_values,
-)
 from logitless.loss.evaluate.token_loss import evaluate
 from logitless.loss.spec import ClipCov, ClipV, PolicyLossSpec
 from logitless.ops.batch_stats import batch_stats
@@ -25,7 +18,6 @@ from tests.support.losses.loss_outcomes import coefficients
 from tests.support.losses.loss_specs import SPECS, make_batch
 
 torch = pytest.importorskip("torch")
-from logitless.ops.losses.op import device_values  # noqa: E402
 from tests.support.device.devices import tokens_there  # noqa: E402
 from tests.support.device.token_batches import (  # noqa: E402
     assert_same,
@@ -153,15 +145,6 @@ def test_rows_of_tensors() -> None:
         found = evaluate(chunk)
     np.testing.assert_array_equal(found.g_logp.numpy(), expected.g_logp[index.numpy()])
     np.testing.assert_array_equal(found.g_entropy.numpy(), expected.g_entropy[index.numpy()])
-
-
-@pytest.mark.parametrize("total", [None, 0, 7])
-def test_metrics_of_a_device(total: int | None) -> None:
-    table = metric_table(SPECS["correction_tis"], Given(True, True, True, "call"))
-    sums = np.arange(1.0, len(SUMS) + len(CORRECTION_SUMS) + 1)
-    with NothingIsRead():
-        found = device_values(table, to_tensors(sums), total)
-    np.testing.assert_array_equal(found.numpy(), metric_values(table, sums, total))
 
 
 def test_what_waits_is_found() -> None:

@@ -100,3 +100,11 @@ T atomicAdd(T* address, T value) {
   *address = old + value;
   return old;
 }
+
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  simt::yield();
+  const T old = *address;
+  if (old == expected) *address = value;
+  return old;
+}

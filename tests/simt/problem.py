@@ -214,16 +214,29 @@ class Forbidden:
                 raise OSError("mprotect failed")
 
 
+# MAP_NORESERVE: Python names it from 3.13 on.
+NOT_RESERVED = 0x4000
+
+
 def far_apart(array: Array, stride: int) -> Array:
     """A copy of [N, V] whose rows are `stride` elements apart, most of the memory not there."""
     n, vocab = array.shape
     size = ((n - 1) * stride + vocab) * array.itemsize
-    # MAP_NORESERVE: Python names it from 3.13 on.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NOT_RESERVED
     strides = (stride * array.itemsize, array.itemsize)
     copy: Array = np.ndarray(array.shape, array.dtype, mmap.mmap(-1, size, flags), 0, strides)
     copy[...] = array
     return copy
+
+
+# Elements between rows: the second is beyond 2^31 of them, and the third beyond 2^32, where 32 bits
+# would meet the row before.
+FAR = 2**31 + 8
+
+
+def far(p: Problem) -> Problem:
+    """The same with such rows."""
+    return replace(p, logits=far_apart(p.logits, FAR))
 
 
 def chain(kind: str, n: int, vocab: int) -> dict[str, Any]:

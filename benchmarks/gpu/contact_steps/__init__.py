@@ -12,6 +12,7 @@ from collections.abc import Callable
 from benchmarks.gpu.contact_steps.ceilings import ceilings
 from benchmarks.gpu.contact_steps.correctness import correctness
 from benchmarks.gpu.contact_steps.draws import draws
+from benchmarks.gpu.contact_steps.head_options import head_options
 from benchmarks.gpu.contact_steps.heads import heads, tuning
 from benchmarks.gpu.contact_steps.losses import losses
 from benchmarks.gpu.contact_steps.masks import masks
@@ -24,5 +25,5 @@ from benchmarks.gpu.contact_worker import Cases, Place
 STEPS: dict[str, Callable[[Place], Cases]] = {
     "T1": ceilings, "T2": correctness, "T3": rows, "T4": heads, "T5": tuning, "T6": losses,
     "T7": streams, "T8": tests, "T9": limits,
-    "T10": teacher, "T11": draws, "T12": masks,
+    "T10": teacher, "T11": draws, "T12": masks, "T13": head_options,
 }  # fmt: skip

@@ -22,12 +22,15 @@ from benchmarks.gpu.predict.model import (
     product,
     set_bytes,
     sets,
+    two_heads,
 )
 
 # Columns of an adapter's factors, and ranks of a vocabulary.
 RANK, RANKS = 16, 4
 # Seconds in which ranks find each other in a collective.
 COLLECTIVE = 30e-6
+# Rows of a masked call.
+MASKED = 0.6
 # float64 numbers of a row's state.
 STATE = 8
 # Of a normal number: a quarter of ten rounds of Philox, half of a logarithm, a root, a sine and a
@@ -105,6 +108,11 @@ def pair_sets(m: Machine, s: Shape) -> float:
     return (pair_set_bytes(s) + gathered) / m.memory + SORTING + SET_LAUNCHES * PAIR
 
 
+def masked_heads(m: Machine, s: Shape) -> float:
+    """The mask's rows of both are gathered, and no other is computed."""
+    return two_heads(m, replace(s, rows=math.ceil(MASKED * s.rows))) + COMPACTING
+
+
 def noisy(m: Machine, s: Shape) -> float:
     """Both are read while the noise is made, which takes longer."""
     made = NOISE_FLOPS * s.rows * s.vocab / m.flops["float32"]
@@ -121,6 +129,11 @@ def _sent(m: Machine, s: Shape) -> float:
 def sharded(m: Machine, s: Shape) -> float:
     own = replace(s, vocab=math.ceil(s.vocab / RANKS))
     return keep(m, own) + 2 * COLLECTIVE + _sent(m, s)
+
+
+def alone(m: Machine, s: Shape) -> float:
+    """A group of one rank: its collectives bring nothing."""
+    return keep(m, s) + 2 * COLLECTIVE
 
 
 def sharded_floor(m: Machine, s: Shape) -> float:

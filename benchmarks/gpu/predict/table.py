@@ -64,6 +64,7 @@ OPS: dict[str, Op] = {
         options.weight_rows, lambda m, s: options.row_bytes(s) / m.memory, "weight_grad"
     ),
     "forward + backward, one of 4 ranks": Op(options.sharded, options.sharded_floor, "vocab_group"),
+    "forward + backward, a group of one rank": Op(options.alone, times(product, 3), "vocab_group"),
     "draw": Op(model.draw, model.weight_or_product, "linear_sample"),
     "draw from the top": Op(model.draw_from_top, model.weight_or_product, "linear_sample"),
     "rows forward": Op(one_pass, one_pass, "token_stats"),
@@ -74,6 +75,9 @@ OPS: dict[str, Op] = {
     "two rows backward": Op(THREE, THREE, "divergence"),
     "two rows forward, noisy teacher": Op(options.noisy, TWO, "teacher_noise"),
     "two heads, all kept": Op(model.two_heads, times(product, 4), "linear_divergence"),
+    "two heads, 60% of rows": Op(
+        options.masked_heads, times(product, 4 * options.MASKED), "linear_divergence"
+    ),
     "two heads, sets of 8": Op(
         options.pair_sets, lambda m, s: options.pair_set_bytes(s) / m.memory, "linear_divergence"
     ),

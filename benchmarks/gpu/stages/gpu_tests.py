@@ -21,6 +21,7 @@ NAMES = (
     "tokens",
     "batch_stats",
     "token_selection",
+    "launches",
     "sampling",
     "linear",
     "active_capacity",

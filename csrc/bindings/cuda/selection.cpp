@@ -180,9 +180,11 @@ void CudaTokens::radix_take(
   const Search search(place_, scores_object, ids_object, k_object, bins_object, states_object);
   const Array taken = writes(taken_object, "taken"), flag = writes(flag_object, "flag");
   const cuda::RadixArgs radix = search.args(false);
-  const cuda::TakeArgs args = {
-      radix, data_of<uint8_t>(taken, Dtype::boolean, radix.n), data_of<int64_t>(flag, Dtype::i64, 1)
-  };
+  cuda::TakeArgs args = {radix, nullptr, nullptr, data_of<int64_t>(flag, Dtype::i64, 1)};
+  if (taken->dtype == Dtype::i64)
+    args.taken_ids = data_of<int64_t>(taken, Dtype::i64, radix.n);
+  else
+    args.taken = data_of<uint8_t>(taken, Dtype::boolean, radix.n);
   check_apart(search, taken, flag);
   const py::gil_scoped_release release;
   cuda::radix_take(args, queue(stream));
@@ -204,6 +206,71 @@ void CudaTokens::members(
   check_apart(ids, sorted, out);
   const py::gil_scoped_release release;
   cuda::members(args, queue(stream));
+}
+
+void CudaTokens::unique_ids(
+    py::handle ids_object,
+    py::handle mask_object,
+    py::handle table_object,
+    py::handle flag_object,
+    int64_t stream
+) const {
+  const Array ids = reads(ids_object, "ids"), mask = reads(mask_object, "mask");
+  const Array table = writes(table_object, "table"), flag = writes(flag_object, "flag");
+  const int64_t n = ids->size(), slots = table->size();
+  check(n < INT32_MAX, "ids must be fewer than ", INT32_MAX, ", got ", n);
+  // or a search for a free slot would not end
+  check(slots > n, "table must have more slots than ids, got ", slots, " and ", n);
+  const cuda::UniqueArgs args = {
+      n,
+      data_of<const int64_t>(ids, Dtype::i64, n),
+      data_of<const uint8_t>(mask, Dtype::boolean, n),
+      data_of<int32_t>(table, Dtype::i32, slots),
+      slots,
+      data_of<int64_t>(flag, Dtype::i64, 1)
+  };
+  check_apart(ids, mask, table, flag);
+  const py::gil_scoped_release release;
+  cuda::unique_ids(args, queue(stream));
+}
+
+void CudaTokens::flag_tokens(
+    py::handle good_object, py::handle places_object, py::handle flag_object, int64_t stream
+) const {
+  const Array good = reads(good_object, "good"), flag = writes(flag_object, "flag");
+  const auto places = optional_array(places_object, "places", Access::read, place_);
+  const int64_t n = good->size();
+  const cuda::FlagArgs args = {
+      n,
+      data_of<const uint8_t>(good, Dtype::boolean, n),
+      data_of<const int64_t>(places, Dtype::i64, n),
+      data_of<int64_t>(flag, Dtype::i64, 1)
+  };
+  check_apart(good, places, flag);
+  const py::gil_scoped_release release;
+  cuda::flag_tokens(args, queue(stream));
+}
+
+void CudaTokens::sort_ids(
+    py::handle ids_object,
+    py::handle found_object,
+    py::handle room_object,
+    py::handle out_object,
+    int64_t stream
+) const {
+  const Array ids = reads(ids_object, "ids"), found = writes(found_object, "found");
+  const Array room = writes(room_object, "room"), out = writes(out_object, "out");
+  const int64_t n = ids->size();
+  const cuda::SortArgs args = {
+      n,
+      data_of<const int64_t>(ids, Dtype::i64, n),
+      data_of<int64_t>(found, Dtype::i64, 1),
+      data_of<int64_t>(room, Dtype::i64, 2 * n),
+      data_of<int64_t>(out, Dtype::i64, n)
+  };
+  check_apart(ids, found, room, out);
+  const py::gil_scoped_release release;
+  cuda::sort_ids(args, queue(stream));
 }
 
 }  // namespace logitless::bindings

@@ -118,6 +118,9 @@ void CudaTokens::token_loss(const py::kwargs& keywords) const {
 void register_cuda_tokens(py::module_& m) {
   m.attr("LOSS_TOKENS") = cuda::kLossTokens;
   m.attr("CUDA_SUM_WORDS") = cuda::kSumWords;
+  m.attr("COVARIANCE_WORDS") = cuda::kCovarianceWords;
+  m.attr("QUANTILES") = cuda::kQuantiles;
+  m.attr("MOST_NUMBERS") = cuda::kMostNumbers;
   py::class_<CudaTokens>(m, "CudaTokens", "Token kernels on a CUDA device; calls queue work.")
       .def(py::init<int>(), py::arg("device") = 0)
       .def(
@@ -192,7 +195,7 @@ void register_cuda_tokens(py::module_& m) {
       .def(
           "radix_take",
           &CudaTokens::radix_take,
-          "Which candidates are the k largest, after all levels.",
+          "Which candidates are the k largest, after all levels; or their ids and -1.",
           py::arg("scores"),
           py::arg("ids"),
           py::arg("k"),
@@ -208,6 +211,102 @@ void register_cuda_tokens(py::module_& m) {
           "Which ids are among the sorted ones.",
           py::arg("ids"),
           py::arg("sorted"),
+          py::arg("out"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "unique_ids",
+          &CudaTokens::unique_ids,
+          "Flags valid tokens whose id is negative or that of another.",
+          py::arg("ids"),
+          py::arg("mask"),
+          py::arg("table"),
+          py::arg("flag"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "flag_tokens",
+          &CudaTokens::flag_tokens,
+          "Flags each token that is not good, by its place.",
+          py::arg("good"),
+          py::arg("places"),
+          py::arg("flag"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "sort_ids",
+          &CudaTokens::sort_ids,
+          "In rising order, with -1 first in place of each that is negative.",
+          py::arg("ids"),
+          py::arg("found"),
+          py::arg("room"),
+          py::arg("out"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "covariance_sums",
+          &CudaTokens::covariance_sums,
+          "Adds the exact sums of a covariance report to words; the scores of each token.",
+          py::arg("logp"),
+          py::arg("advantages"),
+          py::arg("mask"),
+          py::arg("mean_advantage"),
+          py::arg("mean_logp"),
+          py::arg("above"),
+          py::arg("scores"),
+          py::arg("words"),
+          py::arg("flag"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "covariance_means",
+          &CudaTokens::covariance_means,
+          "The mean, the correlation and the share above the limit, from words.",
+          py::arg("words"),
+          py::arg("out"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "quantile_levels",
+          &CudaTokens::quantile_levels,
+          "Counts the digits from first up to last of the searches for quantiles of scores.",
+          py::arg("scores"),
+          py::arg("count"),
+          py::arg("shares"),
+          py::arg("bins"),
+          py::arg("states"),
+          py::arg("out"),
+          py::arg("first"),
+          py::arg("last"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "collect_numbers",
+          &CudaTokens::collect_numbers,
+          "Numbers, and arrays of one, side by side in float64.",
+          py::arg("numbers"),
+          py::arg("out"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "count_shares",
+          &CudaTokens::count_shares,
+          "1 / max(count, 1), and max(fraction * count, 1) rounded down.",
+          py::arg("count"),
+          py::arg("fraction"),
+          py::arg("inverse"),
+          py::arg("part"),
+          py::arg("stream") = 0
+      )
+      .def(
+          "loss_outputs",
+          &CudaTokens::loss_outputs,
+          "The loss and its metrics, (sum, whether it is per token) each, from the sums.",
+          py::arg("sums"),
+          py::arg("tokens"),
+          py::arg("total"),
+          py::arg("metrics"),
+          py::arg("loss"),
           py::arg("out"),
           py::arg("stream") = 0
       )

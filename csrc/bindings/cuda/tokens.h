@@ -2,8 +2,12 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "../../cuda/tokens/tokens.h"
 #include "../arrays/cuda_place.h"
@@ -111,6 +115,66 @@ class CudaTokens {
   ) const;
   void members(
       py::handle ids_object, py::handle sorted_object, py::handle out_object, int64_t stream
+  ) const;
+  void unique_ids(
+      py::handle ids_object,
+      py::handle mask_object,
+      py::handle table_object,
+      py::handle flag_object,
+      int64_t stream
+  ) const;
+  void flag_tokens(
+      py::handle good_object, py::handle places_object, py::handle flag_object, int64_t stream
+  ) const;
+  void sort_ids(
+      py::handle ids_object,
+      py::handle found_object,
+      py::handle room_object,
+      py::handle out_object,
+      int64_t stream
+  ) const;
+
+  // token_report.cpp
+  void covariance_sums(
+      py::handle logp_object,
+      py::handle advantages_object,
+      py::handle mask_object,
+      py::handle mean_advantage_object,
+      py::handle mean_logp_object,
+      double above,
+      py::handle scores_object,
+      py::handle words_object,
+      py::handle flag_object,
+      int64_t stream
+  ) const;
+  void covariance_means(py::handle words_object, py::handle out_object, int64_t stream) const;
+  void quantile_levels(
+      py::handle scores_object,
+      py::handle count_object,
+      const std::array<double, cuda::kQuantiles>& shares,
+      py::handle bins_object,
+      py::handle states_object,
+      py::handle out_object,
+      int first,
+      int last,
+      int64_t stream
+  ) const;
+  void collect_numbers(const py::sequence& numbers, py::handle out_object, int64_t stream) const;
+  void count_shares(
+      py::handle count_object,
+      double fraction,
+      py::handle inverse_object,
+      py::handle part_object,
+      int64_t stream
+  ) const;
+  void loss_outputs(
+      py::handle sums_object,
+      int tokens,
+      py::handle total_object,
+      const std::vector<std::pair<int, bool>>& metrics,
+      py::handle loss_object,
+      py::handle out_object,
+      int64_t stream
   ) const;
 
  private:

@@ -105,6 +105,20 @@ LOGITLESS_DEVICE void atomic_add(int64_t* address, int64_t value) {
 LOGITLESS_DEVICE int32_t atomic_add(int32_t& element, int32_t value) {
   return atomicAdd(&element, value);
 }
+// The same of memory, with what was there before.
+LOGITLESS_DEVICE int64_t atomic_take(int64_t* address, int64_t value) {
+  return static_cast<int64_t>(atomicAdd(
+      reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value)
+  ));
+}
+
+// Writes value where 0 is; gives back what was there before.
+LOGITLESS_DEVICE int32_t atomic_claim(int32_t* address, int32_t value) {
+  return atomicCAS(address, 0, value);
+}
+LOGITLESS_DEVICE int32_t atomic_lower(int32_t* address, int32_t value) {
+  return atomicMin(address, value);
+}
 
 // Storage types by the 32-bit word: how many a word holds, and what is done with it. The larger of
 // two words is that of each half, by number, where NaN counts only if both are.

@@ -26,4 +26,18 @@ LOGITLESS_DEVICE T sum_of_warp(T value) {
   return value;
 }
 
+// A thread a token, or a block so many.
+template <typename Args>
+void start(
+    const char* name,
+    void (*kernel)(Args),
+    int64_t n,
+    Stream stream,
+    const Args& args,
+    int64_t tokens = kTokenThreads
+) {
+  const DeviceGuard guard(stream.device);
+  launch(name, kernel, (n + tokens - 1) / tokens, kTokenThreads, stream, args);
+}
+
 }  // namespace logitless::cuda

@@ -98,7 +98,9 @@ LOGITLESS_KERNEL(kTokenThreads, 4) radix_take_kernel(const TakeArgs args) {
   const SelectionKey& least = state.prefix;
   const bool reaches =
       key.score > least.score || (key.score == least.score && key.inverted_id >= least.inverted_id);
-  args.taken[i] = static_cast<uint8_t>(id >= 0 && reaches);
+  const bool taken = id >= 0 && reaches;
+  if (args.taken != nullptr) args.taken[i] = static_cast<uint8_t>(taken);
+  if (args.taken_ids != nullptr) args.taken_ids[i] = taken ? id : -1;
   // all digits are known, and the last bin has more keys than are needed
   if (state.done == 0 && id >= 0 && key.score == least.score &&
       key.inverted_id == least.inverted_id)

@@ -1,4 +1,4 @@
-// The order in which tokens may be selected, as keys; and which tokens have some ids.
+// The order in which tokens may be selected, as keys.
 #pragma once
 
 #include "../../core/exp.h"
@@ -38,21 +38,6 @@ LOGITLESS_KERNEL(kTokenThreads, 4) random_scores_kernel(const RandomArgs args) {
   if (i >= args.n) return;
   const int64_t id = args.ids[i];
   args.scores[i] = id < 0 ? 0 : random_key(args.seed, args.step, static_cast<uint64_t>(id));
-}
-
-LOGITLESS_KERNEL(kTokenThreads, 4) members_kernel(const MembersArgs args) {
-  const int64_t i = token_index();
-  if (i >= args.n) return;
-  const int64_t id = args.ids[i];
-  int64_t low = 0, high = args.chosen;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (args.sorted[middle] < id)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  args.out[i] = static_cast<uint8_t>(low < args.chosen && args.sorted[low] == id);
 }
 
 LOGITLESS_KERNEL(kTokenThreads, 4) exp_kernel(const ExpArgs args) {

@@ -57,9 +57,9 @@ value_sums_kernel(const SumsArgs<T> args) {
   atomic_add(args.words + 2 * ExactSum::kDigits, count);
 }
 
-// The digits of one of both sums, read as those of an ExactSum.
+// The digits of one of several sums, read as those of an ExactSum.
 template <typename Words>
-struct HalfOf {
+struct DigitsOf {
   Words& words;
   int from;
   LOGITLESS_DEVICE auto operator[](int i) -> decltype(words[i]) { return words[from + i]; }
@@ -73,8 +73,8 @@ LOGITLESS_KERNEL(kTokenThreads, 1) sum_means_kernel(const MeansArgs args) {
   sync_block();
   if (thread % kWarp != 0 || thread / kWarp >= 2) return;
   const int which = thread / kWarp;
-  HalfOf<decltype(digits)> half{digits, which * ExactSum::kDigits};
-  args.means[which] = exact_mean(half, args.words[2 * ExactSum::kDigits]);
+  DigitsOf<decltype(digits)> own{digits, which * ExactSum::kDigits};
+  args.means[which] = exact_mean(own, args.words[2 * ExactSum::kDigits]);
 }
 
 }  // namespace logitless::cuda

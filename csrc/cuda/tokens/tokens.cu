@@ -1,27 +1,11 @@
-// Drivers of the token kernels but the loss.
+// Drivers of sums, scores and selection, and of the covariance report.
 #include "radix.cuh"
+#include "report.cuh"
 #include "scores.cuh"
 #include "sequences.cuh"
 #include "sums.cuh"
 
 namespace logitless::cuda {
-namespace {
-
-// A thread a token, or a block so many.
-template <typename Args>
-void start(
-    const char* name,
-    void (*kernel)(Args),
-    int64_t n,
-    Stream stream,
-    const Args& args,
-    int64_t tokens = kTokenThreads
-) {
-  const DeviceGuard guard(stream.device);
-  launch(name, kernel, (n + tokens - 1) / tokens, kTokenThreads, stream, args);
-}
-
-}  // namespace
 
 template <typename T>
 void value_sums(const SumsArgs<T>& args, Stream stream) {
@@ -60,10 +44,6 @@ void radix_take(const TakeArgs& args, Stream stream) {
   start("radix_take", radix_take_kernel, args.search.n, stream, last);
 }
 
-void members(const MembersArgs& args, Stream stream) {
-  start("members", members_kernel, args.n, stream, args);
-}
-
 void fold_sequences(const FoldArgs& args, Stream stream) {
   start("fold_sequences", fold_sequences_kernel, args.sequences, stream, args, 1);
 }
@@ -72,8 +52,30 @@ void exp_values(const ExpArgs& args, Stream stream) {
   start("exp", exp_kernel, args.n, stream, args);
 }
 
+template <typename T>
+void covariance_sums(const CovarianceArgs<T>& args, Stream stream) {
+  start("covariance_sums", covariance_sums_kernel<T>, args.n, stream, args, kSumTokens);
+}
+
+void covariance_means(const CovarianceMeansArgs& args, Stream stream) {
+  start("covariance_means", covariance_means_kernel, 1, stream, args);
+}
+
+void quantile_levels(const QuantileArgs& args, int first, int last, Stream stream) {
+  QuantileArgs of_level = args;
+  for (of_level.level = first; of_level.level < last; ++of_level.level) {
+    // one block at least, which keeps the states; and one that writes the numbers
+    const bool counts = of_level.level < kQuantileLevels && args.n > 0;
+    start(
+        "quantile_level", quantile_level_kernel, counts ? args.n : 1, stream, of_level, kRadixTokens
+    );
+  }
+}
+
 template void value_sums(const SumsArgs<float>&, Stream);
 template void value_sums(const SumsArgs<double>&, Stream);
+template void covariance_sums(const CovarianceArgs<float>&, Stream);
+template void covariance_sums(const CovarianceArgs<double>&, Stream);
 template void covariance_scores(const ScoresArgs<float>&, Stream);
 template void covariance_scores(const ScoresArgs<double>&, Stream);
 

@@ -114,6 +114,7 @@ void radix_levels(const RadixArgs& args, int first, int last, Stream stream);
 struct TakeArgs {
   RadixArgs search;
   uint8_t* taken;
+  int64_t* taken_ids;  // or -1; one of both is null
   int64_t* flag;
 };
 void radix_take(const TakeArgs& args, Stream stream);
@@ -137,6 +138,129 @@ struct FoldArgs {
   double* out;  // [sequences]; of no valid token 0
 };
 void fold_sequences(const FoldArgs& args, Stream stream);
+
+// Ids of valid tokens that are negative or another's lower *flag.
+struct UniqueArgs {
+  int64_t n;
+  const int64_t* ids;
+  const uint8_t* mask;
+  int32_t* table;  // [slots], zeros before; more of them than tokens
+  int64_t slots;
+  int64_t* flag;
+};
+void unique_ids(const UniqueArgs& args, Stream stream);
+
+// Ids that a block sorts, and how many sorted runs become one.
+constexpr int kSortRun = 4096, kSortWays = 16;
+
+// Into rising order, with -1 first in place of each that is negative.
+struct SortArgs {
+  int64_t n;
+  const int64_t* ids;
+  int64_t* found;  // [1], 0 before
+  int64_t* room;   // [2, n]
+  int64_t* out;    // [n]
+};
+void sort_ids(const SortArgs& args, Stream stream);
+
+// Of a launch: runs of `width` in `from`.
+struct MergeArgs {
+  int64_t n, width;
+  const int64_t *found, *from;
+  int64_t* to;
+  bool last;
+};
+
+// Words of the sums of a covariance, which add up over ranks: digits of three sums, the number of
+// tokens above a limit and that of all.
+constexpr int64_t kCovarianceWords = 3 * ExactSum::kDigits + 2;
+
+template <typename T>
+struct CovarianceArgs {
+  int64_t n;
+  const T *logp, *advantages;
+  const uint8_t* mask;
+  Means means;
+  double above;
+  uint64_t* scores;  // [n], 0 of what is no valid token
+  int64_t* words;    // [kCovarianceWords], zeros before
+  int64_t* flag;
+};
+template <typename T>
+void covariance_sums(const CovarianceArgs<T>& args, Stream stream);
+
+struct CovarianceMeansArgs {
+  const int64_t* words;
+  double* out;  // [3]: the mean, the correlation, the share above the limit
+};
+void covariance_means(const CovarianceMeansArgs& args, Stream stream);
+
+// Quantiles that are looked for at once, by the digits of their scores.
+constexpr int kQuantiles = 5, kQuantileLevels = kRadixLevels / 2;
+
+// The smallest value that a share of `count` scores does not exceed; NaN of none.
+struct QuantileArgs {
+  int64_t n;
+  const uint64_t* scores;
+  const int64_t* count;
+  double share[kQuantiles];
+  int64_t* bins;       // [kQuantileLevels, kQuantiles, kRadixBins], zeros before
+  RadixState* states;  // [kQuantileLevels, kQuantiles]
+  double* out;         // [kQuantiles], written by level kQuantileLevels
+  int level;           // of the launch
+};
+// Levels [first, last), as radix_levels.
+void quantile_levels(const QuantileArgs& args, int first, int last, Stream stream);
+
+// Tokens that are not good lower *flag, each as its place says, or its own number.
+struct FlagArgs {
+  int64_t n;
+  const uint8_t* good;
+  const int64_t* places;  // may be null
+  int64_t* flag;
+};
+void flag_tokens(const FlagArgs& args, Stream stream);
+
+// Numbers of a call as float64.
+struct NumberOf {
+  Number real;
+  const int64_t* whole;  // null: real
+};
+constexpr int kMostNumbers = 32;
+struct NumbersArgs {
+  int n;
+  NumberOf from[kMostNumbers];
+  double* out;
+};
+void collect_numbers(const NumbersArgs& args, Stream stream);
+
+// Of a count: 1 / max(count, 1), and max(fraction * count, 1) rounded down. Either may be null.
+struct CountArgs {
+  const int64_t* count;
+  double fraction;
+  double* inverse;
+  int64_t* part;
+};
+void count_shares(const CountArgs& args, Stream stream);
+
+struct MetricOf {
+  int32_t sum;
+  int32_t per_token;  // 0 or 1: words, which a thread reads where the arguments are
+};
+
+// The loss, and its metrics: sums, or their means over the tokens of the batch.
+struct OutputsArgs {
+  const double* sums;
+  int tokens;  // where the sums have the number of tokens of the call
+  bool call;   // means are over those
+  Scalar<int64_t> total;
+  int n;
+  MetricOf metric[kMostNumbers];
+  float* loss;
+  double* wide_loss;  // one of both is null
+  float* metrics;     // [n]
+};
+void loss_outputs(const OutputsArgs& args, Stream stream);
 
 struct ExpArgs {
   int64_t n;

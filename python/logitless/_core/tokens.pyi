@@ -122,6 +122,9 @@ def philox(x: int, y: int, seed: int) -> tuple[int, int, int, int]: ...
 
 LOSS_TOKENS: int
 CUDA_SUM_WORDS: int
+COVARIANCE_WORDS: int
+QUANTILES: int
+MOST_NUMBERS: int
 
 class CudaTokens:
     def __init__(self, device: int = 0) -> None: ...
@@ -184,6 +187,62 @@ class CudaTokens:
         stream: int = 0,
     ) -> None: ...
     def members(self, ids: Array, sorted: Array, out: Array, stream: int = 0) -> None: ...
+    def unique_ids(
+        self, ids: Array, mask: Array, table: Array, flag: Array, stream: int = 0
+    ) -> None: ...
+    def flag_tokens(
+        self, good: Array, places: Array | None, flag: Array, stream: int = 0
+    ) -> None: ...
+    def sort_ids(
+        self, ids: Array, found: Array, room: Array, out: Array, stream: int = 0
+    ) -> None: ...
+    def covariance_sums(
+        self,
+        logp: Array,
+        advantages: Array,
+        mask: Array,
+        mean_advantage: Array | float,
+        mean_logp: Array | float,
+        above: float,
+        scores: Array,
+        words: Array,
+        flag: Array,
+        stream: int = 0,
+    ) -> None: ...
+    def covariance_means(self, words: Array, out: Array, stream: int = 0) -> None: ...
+    def quantile_levels(
+        self,
+        scores: Array,
+        count: Array,
+        shares: Sequence[float],
+        bins: Array,
+        states: Array,
+        out: Array,
+        first: int,
+        last: int,
+        stream: int = 0,
+    ) -> None: ...
+    def collect_numbers(
+        self, numbers: Sequence[Array | float], out: Array, stream: int = 0
+    ) -> None: ...
+    def count_shares(
+        self,
+        count: Array,
+        fraction: float,
+        inverse: Array | None,
+        part: Array | None,
+        stream: int = 0,
+    ) -> None: ...
+    def loss_outputs(
+        self,
+        sums: Array,
+        tokens: int,
+        total: Array | int | None,
+        metrics: Sequence[tuple[int, bool]],
+        loss: Array,
+        out: Array,
+        stream: int = 0,
+    ) -> None: ...
     def fold_sequences(
         self,
         ends: Array,

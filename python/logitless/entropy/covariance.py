@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from logitless.backends import registry
-from logitless.backends.token_kernels.arrays import quotient, square_root
+from logitless.backends.token_kernels.protocol import (
+    CovarianceReport,
+    DeviceTokenKernels,
+    Reduce,
+)
 from logitless.inputs.arrays import framework
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
-from logitless.inputs.tokens import Array, Number
+from logitless.inputs.tokens import Array, Number, Tokens
+from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.means import batch_means, exact_means, ordinary, reduction, scaled_by
 from logitless.loss.evaluate.selection import covariance_candidates
-from logitless.loss.evaluate.sequences import valid
+from logitless.loss.evaluate.sequences import kernels_of, valid
 
 QUANTILES = (0.5, 0.8, 0.98, 0.998, 0.9998)
+# The lower end of Clip-Cov's band.
+ABOVE = 1.0
 
 
 class Covariance(NamedTuple):
@@ -69,48 +76,56 @@ def covariance(
         return out
     refuse_grad(logp=logp, advantages=advantages)
     kernels = registry.token_kernels_of(logp)
-    reduce, xp = reduction(data_group, kernels), kernels.xp
+    reduce = reduction(data_group, kernels)
     tokens = make_tokens(logp, advantages, mask, kernels=kernels)
     given = batch_means(tokens, reduce)
+    if kernels.on_host:
+        found = _report(tokens, given, reduce)
+    else:
+        there = cast(DeviceTokenKernels, kernels)
+        means = (given.advantage, given.logp)
+        found = there.covariance_report(tokens, means, given.tokens, QUANTILES, ABOVE, reduce)
+    kernels.done("covariance")
+    return Covariance(
+        mean=found.mean,
+        correlation=found.correlation,
+        mean_advantage=given.advantage,
+        mean_logp=given.logp,
+        count=given.tokens,
+        # none of no tokens, where the host knows that
+        quantiles=dict(zip(QUANTILES, found.quantiles, strict=False)),
+        above_one=found.above,
+    )
+
+
+def _report(tokens: Tokens, given: Means, reduce: Reduce) -> CovarianceReport:
+    """What a device's kernels do in one pass."""
+    kernels, xp = kernels_of(tokens), tokens.xp
     tokens, means = ordinary(tokens, given)
     exponent = sum(given.exponents)
     running = covariance_candidates(tokens, means)
     a = valid(tokens, tokens.advantages) - means.advantage
     lp = valid(tokens, tokens.logp) - means.logp
     cov = a * lp
-    above = xp.cast(cov > float(scaled_by(1.0, -exponent)), xp.float64)
+    above = xp.cast(cov > float(scaled_by(ABOVE, -exponent)), xp.float64)
     squares = ("(advantages - mean)^2", "(logp - mean)^2")
     variance_a, variance_lp, *_ = exact_means(tokens, a * a, lp * lp, squares, reduce)
     mean, share, count, *_ = exact_means(tokens, cov, above, ("covariances", "shares"), reduce)
-    spread = square_root(variance_a) * square_root(variance_lp)
-    some = not kernels.on_host or count > 0
-    quantiles = {
-        q: _unscaled(kernels.kth_largest(running, _from_top(q, count), reduce), exponent)
-        for q in (QUANTILES if some else ())
-    }
-    kernels.done("covariance")
-    return Covariance(
-        mean=_unscaled(mean, exponent),
-        correlation=quotient(mean, spread, at_zero=0.0),
-        mean_advantage=given.advantage,
-        mean_logp=given.logp,
-        count=count,
-        quantiles=quantiles,
-        above_one=share,
-    )
+    spread = math.sqrt(variance_a) * math.sqrt(variance_lp)
+    quantiles = [
+        _unscaled(kernels.kth_largest(running, _from_top(q, count), reduce), exponent)
+        for q in (QUANTILES if count else ())
+    ]
+    correlation = mean / spread if spread > 0 else 0.0
+    return CovarianceReport(_unscaled(mean, exponent), correlation, share, tuple(quantiles))
 
 
-def _from_top(q: float, count: Any) -> Any:
+def _from_top(q: float, count: int) -> int:
     """Which of so many in falling order is the first that at least a share q does not exceed."""
-    if isinstance(count, int):
-        return count - math.ceil(q * count) + 1
-    return count - (q * count.double()).ceil().long() + 1
+    return count - math.ceil(q * count) + 1
 
 
-def _unscaled(value: Any, exponent: int) -> Any:
-    if not isinstance(value, float):
-        # of a device, whose kernels do not scale
-        return value
+def _unscaled(value: float, exponent: int) -> float:
     result = float(scaled_by(value, exponent))
     if not math.isfinite(result):
         raise ValueError(

@@ -12,8 +12,8 @@ from logitless.inputs.checks import instance, is_tensor, whole
 from logitless.inputs.gradients import is_traced, refuse_grad
 from logitless.inputs.masks import as_mask
 from logitless.inputs.naming import public
-from logitless.inputs.tokens import Array, Tokens
-from logitless.loss.evaluate.aggregation import count
+from logitless.inputs.tokens import Array, Number, Tokens
+from logitless.loss.evaluate.aggregation import count_sequences
 from logitless.loss.evaluate.inputs import BatchStats, Means, Totals
 from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
 from logitless.loss.evaluate.means import reduction
@@ -118,8 +118,8 @@ def batch_stats(
         tokens.require_sequences()
     check_ids(tokens)
     reduce, xp = reduction(data_group, kernels), kernels.xp
-    totals = _totals(tokens, data_group, reduce)
     means = spec_means(tokens, spec, reduce)
+    totals = _totals(tokens, means.tokens, data_group, reduce)
     selected = xp.cast(xp.zeros((0,), tokens.logp), xp.int64)
     if spec.selects:
         selected = select(tokens, spec, means, seed=seed, step=step, reduce=reduce)
@@ -153,11 +153,12 @@ def batch_stats(
     )
 
 
-def _totals(tokens: Tokens, data_group: Any, reduce: Reduce) -> Totals:
+def _totals(tokens: Tokens, number: Number, data_group: Any, reduce: Reduce) -> Totals:
+    """number: of the valid tokens of all ranks."""
     xp, ranks = tokens.xp, 1 if data_group is None else data_group.size()
-    counts = reduce(xp.cast(xp.vector(count(tokens), tokens.logp), xp.int64))
+    sequences = reduce(count_sequences(tokens))
     # not the constructor, which reads what is on a device
-    return Totals._make([*xp.numbers(counts), ranks])
+    return Totals._make([number, *xp.numbers(sequences), ranks])
 
 
 @public

@@ -176,6 +176,16 @@ def truncated_bad_rows() -> None:
     assert found["state"][:3, 6].tolist() == [7.0] * 3
 
 
+def draw_far() -> None:
+    """Offsets beyond 2^31 elements."""
+    p = rows.problem(3, 300, "float32")
+    for near, far in zip(drawn(p), drawn(rows.far(p)), strict=True):
+        np.testing.assert_array_equal(far, near)
+    for near, far in zip(*(truncated(x, {"top_k": 9}).values() for x in (p, rows.far(p))),
+                         strict=True):  # fmt: skip
+        np.testing.assert_array_equal(far, near)
+
+
 def draw_orders() -> None:
     """The order in which threads and blocks come changes no bit."""
     p = rows.problem(2, 1203, "bfloat16", "bias")
@@ -195,6 +205,7 @@ def draw_orders() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        draws, draw_tiles, draw_bad_rows, truncated_draws, truncated_bad_rows, draw_orders,
+        draws, draw_tiles, draw_bad_rows, truncated_draws, truncated_bad_rows, draw_far,
+        draw_orders,
     )
 }  # fmt: skip

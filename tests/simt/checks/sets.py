@@ -116,6 +116,23 @@ def set_tiles() -> None:
                 tolerances.assert_bitwise_equal(out, expected)
 
 
+def set_far() -> None:
+    """Rows of every matrix beyond 2^31 elements."""
+    p = rows.problem(3, 40, "bfloat16")
+    far, sets = rows.far(p), Sets([[1], [0, 2], [1, 2]])
+    out = rows.far_apart(np.zeros_like(p.logits), rows.FAR)
+    rows.module.cuda_logits(*sets.csr, hidden=rows.exported(far.logits, p.dtype),
+                            weight=rows.exported(far.logits, p.dtype))  # fmt: skip
+    right = np.einsum("eh,eh->e", p.values[sets.row], p.values[sets.columns])
+    np.testing.assert_allclose(sets.values, right, rtol=2e-6, atol=2e-5)
+    rows.module.cuda_read_tile(*sets.csr, tile=rows.exported(far.logits, p.dtype), start=0)
+    assert sets.values.tolist() == p.values[sets.row, sets.columns].tolist()
+    rows.module.cuda_write_tile(*sets.csr, tile=rows.exported(out, p.dtype), start=0)
+    tolerances.assert_bitwise_equal(
+        out[sets.row, sets.columns].copy(), p.logits[sets.row, sets.columns]
+    )
+
+
 # ---- one softmax
 
 
@@ -280,5 +297,5 @@ def set_pairs() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
-    for check in (set_logits, set_tiles, set_rows, set_errors, set_orders, set_pairs)
+    for check in (set_logits, set_tiles, set_far, set_rows, set_errors, set_orders, set_pairs)
 }

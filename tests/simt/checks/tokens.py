@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -95,6 +96,91 @@ def token_selection() -> None:
     kernels().radix_levels(*twice, 0, 16, False)
     kernels().radix_take(*twice, taken, error)
     assert error[0] == 30 * 8 + BAD
+
+
+def token_ids() -> None:
+    """Ids that are another's, whatever comes first; and those that are some in rising order, from
+    one run, several, and as many as are merged twice."""
+    rng = np.random.default_rng(6)
+    for n in (*SIZES, 16 * 4096 + 70):
+        ids, mask = rng.permutation(3 * n)[:n] * 8, rng.random(n) < 0.9
+        ids[~mask] = 0
+        table, error = np.zeros(2 * n + 1, np.int32), flag()
+        kernels().unique_ids(ids, mask, table, error)
+        assert error[0] == NO_ERROR
+        some = np.where(rng.random(n) < 9000 / max(n, 9000), rng.permutation(3 * n)[:n], -1)
+        out, room = np.full(n, -9), np.full(2 * n, -9)
+        kernels().sort_ids(some, np.zeros(1, np.int64), room, out)
+        assert (out == np.sort(some)).all(), n
+    places = np.flatnonzero(mask)
+    for same in ([3000, 40, 500], [7, 2000]):
+        twice = ids.copy()
+        twice[places[same]] = ids[places[same[0]]]
+        table, error = np.zeros(2 * n, np.int32), flag()
+        kernels().unique_ids(twice, mask, table, error)
+        assert error[0] == places[sorted(same)[1]] * 8 + BAD
+    good, error = np.ones(n, np.bool_), flag()
+    good[[40, 9]] = False
+    kernels().flag_tokens(good, np.arange(n)[::-1].copy(), error)
+    assert error[0] == (n - 41) * 8 + BAD
+
+
+def token_far() -> None:
+    """Ids among more than 2^31 sorted ones, of which nearly all are memory that is not there."""
+    size = 2**31 + 40
+    memory = mmap.mmap(-1, 8 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | problem.NOT_RESERVED)
+    ordered = np.frombuffer(memory, np.int64)
+    ordered[-40:] = 2 * np.arange(1, 41)
+    ids, out = np.array([2, 3, 80, 81, 40]), np.zeros(5, np.bool_)
+    kernels().members(ids, ordered, out)
+    assert out.tolist() == [True, False, True, False, True]
+
+
+def token_report() -> None:
+    """Sums of a covariance, and its quantiles as a sort has them, ties and all."""
+    rng = np.random.default_rng(7)
+    shares = (0.5, 0.8, 0.98, 0.998, 0.9998)
+    for n in SIZES:
+        logp, a = rng.integers(-40, 1, n) / 8.0, rng.integers(-2, 3, n) / 2.0
+        mask, error = rng.random(n) < 0.7, flag()
+        logp[~mask] = np.nan
+        count, means = mask.sum(), (np.array([0.25]), -2.5)
+        words = np.zeros(problem.module.COVARIANCE_WORDS, np.int64)
+        scores, out = np.full(n, 9), np.full(3, np.nan)
+        kernels().covariance_sums(logp, a, mask, *means, 1.0, scores, words, error)
+        kernels().covariance_means(words, out)
+        x, y = (a - 0.25)[mask], (logp + 2.5)[mask]
+        mean = exact_mean(x * y)
+        spread = math.sqrt(exact_mean(x * x)) * math.sqrt(exact_mean(y * y))
+        above = (x * y > 1.0).sum() / max(count, 1)
+        assert out.tolist() == [mean, mean / spread if spread else 0.0, above]
+        assert (scores[~mask] == 0).all() and error[0] == NO_ERROR
+        bins, states = np.zeros((8, 5, 256), np.int64), np.zeros((8, 5, 4), np.int64)
+        values = np.full(5, 7.0)
+        kernels().quantile_levels(scores, np.array([count]), shares, bins, states, values, 0, 9)
+        if not count:
+            assert np.isnan(values).all()
+            continue
+        ordered = np.sort(x * y)
+        assert values.tolist() == [ordered[math.ceil(q * count) - 1] for q in shares]
+
+
+def token_numbers() -> None:
+    """Numbers of the host and of arrays side by side; shares of a count; a loss with metrics."""
+    out = np.full(3, np.nan)
+    kernels().collect_numbers((0.5, np.array([7]), np.array([-0.1])), out)
+    assert out.tolist() == [0.5, 7.0, -0.1]
+    for count in (0, 1, 7, 10**6):
+        inverse, part = np.full(1, np.nan), np.full(1, -1)
+        kernels().count_shares(np.array([count]), 0.3, inverse, part)
+        assert inverse[0] == 1 / max(count, 1) and part[0] == max(int(0.3 * count), 1)
+    sums, table = np.array([3e40, 2.0, 9.0, 4.0]), [(2, True), (1, False), (0, False)]
+    for dtype in (np.float32, np.float64):
+        for total, divisor in ((None, 4), (np.array([8]), 8), (0, 1)):
+            loss, metrics = np.zeros(1, dtype), np.zeros(3, np.float32)
+            kernels().loss_outputs(sums, 3, total, table, loss, metrics)
+            assert loss[0] == (np.inf if dtype == np.float32 else 3e40)
+            assert metrics.tolist() == [9.0 / divisor, 2.0, np.inf]
 
 
 def token_scores() -> None:
@@ -194,5 +280,8 @@ def token_loss() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
-    for check in (token_sums, token_selection, token_scores, token_sequences, token_loss)
-}
+    for check in (
+        token_sums, token_selection, token_scores, token_sequences, token_loss, token_ids,
+        token_far, token_report, token_numbers,
+    )
+}  # fmt: skip

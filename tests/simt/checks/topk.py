@@ -168,6 +168,14 @@ def plain_gradient(p: Problem, logp: Array, h: Array, g: dict[str, Array]) -> Ar
     return gp * (onehot - weights) - gh * weights * (logp + h[:, None]) + gl * weights
 
 
+def topk_far() -> None:
+    """Offsets beyond 2^31 elements."""
+    p = rows.problem(3, 300, "bfloat16")
+    (near, expected), (kept, state) = captured(p, 8), captured(rows.far(p), 8)
+    assert [kept.row(i) for i in range(3)] == [near.row(i) for i in range(3)]
+    np.testing.assert_array_equal(state, expected)
+
+
 def sparse_matrix(rng: Any, counts: Array, columns: int) -> tuple[Array, Array, Array]:
     offsets = np.concatenate(([0], np.cumsum(counts)))
     found = rng.integers(0, columns, offsets[-1]).astype(np.int32)
@@ -207,6 +215,23 @@ def sparse_products() -> None:
             size = 2.0**-8 if of_out == "bfloat16" else 2.0**-11 if of_out == "float16" else 1e-6
             assert (np.abs(ours - right) <= size * np.abs(right) + 4e-4).all(), (of_dense, of_out)
             assert (ours[[1, 4, 7]] == old[[1, 4, 7]]).all()
+    sparse_row_sums(rng, csr, names)
+
+
+def sparse_far() -> None:
+    """Rows of either matrix beyond 2^31 elements."""
+    rng = np.random.default_rng(7)
+    dense, before = (rng.standard_normal((3, 40)).astype(np.float32) for _ in range(2))
+    csr = (np.array([0, 1, 3]), np.array([2, 1, 0], np.int32), np.ones(3, np.float32))
+    out = rows.far_apart(before, rows.FAR)
+    rows.module.cuda_sparse_multiply(
+        *csr, names=np.array([2, 0], np.int32), dense=rows.far_apart(dense, rows.FAR), out=out,
+        add=False, chains=None, sums=None,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, [dense[1] + dense[0], before[1], dense[2]])
+
+
+def sparse_row_sums(rng: Any, csr: tuple[Array, Array, Array], names: Array) -> None:
     total = rng.standard_normal(10).astype(np.float32)
     right = total.astype(np.float64)
     rows.module.cuda_sparse_add_row_sums(*csr, names=names, out=total)
@@ -217,5 +242,7 @@ def sparse_products() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
-    for check in (topk_entries, topk_chain, topk_orders, topk_measures, sparse_products)
-}
+    for check in (
+        topk_entries, topk_chain, topk_orders, topk_measures, topk_far, sparse_products, sparse_far,
+    )
+}  # fmt: skip

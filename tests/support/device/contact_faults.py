@@ -95,6 +95,7 @@ def last(place: Place) -> Cases:
 STEPS: dict[str, Callable[[Place], Cases]] = {
     "T1": raises, "T2": crashes, "T4": loses_the_device, "T3": writes_garbage, "T5": hangs,
     "T6": broken, "T8": dies_at_once, "T7": last, "T9": last, "T10": last, "T11": last, "T12": last,
+    "T13": last,
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ MORE = {
         "tokens",
         "batch_stats",
         "token_selection",
+        "launches",
         "sampling",
         "sparse",
         "sets",

@@ -11,7 +11,6 @@ from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.evaluate.coefficients import call_inputs, check_loss_options, metrics_of
 from logitless.loss.evaluate.inputs import loss_data
-from logitless.loss.evaluate.metrics import metric_values
 from logitless.loss.evaluate.params import loss_fields
 from logitless.loss.evaluate.token_loss import evaluate
 from logitless.loss.spec import PolicyLossSpec
@@ -75,6 +74,7 @@ def coefficients(
     found, g_logp, g_entropy = evaluate(inputs)
     sums = np.asarray(found.cpu() if hasattr(found, "cpu") else found)
     table = metrics_of(data, entropy=entropy is not None)
-    values = metric_values(table, sums, data.total_tokens)
+    total = sums[SUMS.index("tokens")] if data.total_tokens is None else data.total_tokens
+    values = [sums[i] / (max(total, 1) if per_token else 1) for i, per_token in table.sums]
     metrics = dict(zip(table.names, values, strict=True))
     return inputs.tokens, Outcome(float(sums[0]), metrics, g_logp, g_entropy)

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
-from logitless.backends.token_kernels.protocol import Candidates, ExactMeans, LossValues
+from logitless.backends.token_kernels.protocol import (
+    SUMS,
+    Candidates,
+    ExactMeans,
+    LossValues,
+)
 from logitless.backends.token_kernels.torch_arrays import TorchArrays
 from logitless.inputs.tokens import Tokens
 
@@ -71,6 +76,14 @@ class TensorTokens:
     def take_largest(self, candidates: Candidates, k: Any, reduce: Any) -> Tensor:
         found: Tensor = there(CPU_TOKENS.take_largest(here(candidates), here(k), reduce))
         return found
+
+    def outputs(
+        self, metrics: tuple[tuple[int, bool], ...], sums: Tensor, total: Any, *, wide: bool
+    ) -> tuple[Tensor, Tensor]:
+        number = sums[SUMS.index("tokens")] if total is None else torch.as_tensor(total)
+        divisors = number.clamp(min=1)
+        values = [sums[i] / divisors if per_token else sums[i] for i, per_token in metrics]
+        return sums[0].to(torch.float64 if wide else torch.float32), torch.stack(values).float()
 
     def params(self, given: dict[str, Any]) -> Any:
         return CPU_TOKENS.params(given)

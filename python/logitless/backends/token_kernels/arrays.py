@@ -126,6 +126,16 @@ class NumpyArrays:
         return np.stack(parts, axis=1)
 
     @staticmethod
+    def inverse(count: int) -> float:
+        """1 / max(count, 1)"""
+        return 1.0 / max(count, 1)
+
+    @staticmethod
+    def part(fraction: float, count: int) -> int:
+        """So much of a count, rounded down, and at least 1."""
+        return max(int(fraction * count), 1)
+
+    @staticmethod
     def numbers(x: Any) -> Any:
         """Those of a vector, one by one: the host's numbers, or arrays without dimensions on a
         device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from logitless import _core
 from logitless.backends.row_kernels.device import current, stream_of
-from logitless.backends.row_kernels.errors import BAD_TOKEN, CLEAR, flag_of, lower, watched
+from logitless.backends.row_kernels.errors import CLEAR, flag_of, watched
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import (
     SUMS,
     Band,
     Candidates,
+    CovarianceReport,
     ExactMeans,
     LossTerms,
     LossValues,
@@ -29,17 +31,57 @@ from logitless.inputs.tokens import Tokens
 OP = "policy_loss"
 # int64 words of a RadixState of csrc/cuda/tokens/tokens.h.
 _STATE = 4
+# Slots of the table of ids for each token: at most half of them are taken.
+SLOTS = 2
 
 
 class DeviceArrays(TorchArrays):
-    """What a caller gives comes to the device of the kernels."""
+    """What a caller gives comes to the device of the kernels, and a call's few numbers are theirs:
+    a launch of one costs as much as that of many."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    # methods, which of the class there are functions
+    def __init__(self, device: torch.device, run: Callable[..., None]) -> None:
+        self.device, self.run = device, run
 
-    # of the class there it is a function
     def array(self, name: str, x: Tensor) -> Tensor:  # type: ignore[override]
         return TorchArrays.array(name, x).to(self.device)
+
+    def vector(self, values: tuple[Any, ...], like: Tensor) -> Tensor:  # type: ignore[override]
+        if len(values) > _core.tokens.MOST_NUMBERS or not all(map(self._is_number, values)):
+            return TorchArrays.vector(values, like)
+        out = torch.empty(len(values), dtype=torch.float64, device=self.device)
+        self.run("collect_numbers", values, out)
+        return out
+
+    def _is_number(self, value: Any) -> bool:
+        """Of the host's, or one that the kernels read where it is."""
+        if not isinstance(value, Tensor):
+            return True
+        return value.dtype in (torch.float64, torch.int64) and value.device == self.device
+
+    def inverse(self, count: Any) -> Any:  # type: ignore[override]
+        if isinstance(count, int):
+            return TorchArrays.inverse(count)
+        out = torch.empty((), dtype=torch.float64, device=self.device)
+        self.run("count_shares", count, 0.0, out, None)
+        return out
+
+    def part(self, fraction: float, count: Any) -> Any:  # type: ignore[override]
+        if isinstance(count, int):
+            return TorchArrays.part(fraction, count)
+        out = torch.empty((), dtype=torch.int64, device=self.device)
+        self.run("count_shares", count, fraction, None, out)
+        return out
+
+    def sort(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Of int64: ids, and those that are negative are -1."""
+        if x.dtype != torch.int64:
+            return TorchArrays.sort(x)
+        n = len(x)
+        found = torch.zeros(1, dtype=torch.int64, device=self.device)
+        room, out = (torch.empty(k, dtype=torch.int64, device=self.device) for k in (2 * n, n))
+        self.run("sort_ids", x.contiguous(), found, room, out)
+        return out
 
 
 class CudaTokens:
@@ -49,7 +91,7 @@ class CudaTokens:
     on_host = False
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.xp = device, DeviceArrays(device)
+        self.device, self.xp = device, DeviceArrays(device, self.run)
         self.kernels = _core.tokens.CudaTokens(device.index or 0)
         self.params = CPU_TOKENS.params
 
@@ -65,9 +107,7 @@ class CudaTokens:
         return torch.empty(n, dtype=dtype, device=self.device)
 
     def refuse(self, tokens: Tokens, good: Tensor, describe: Any) -> None:
-        places = tokens.places
-        rows = torch.arange(len(good), device=self.device) if places is None else places
-        lower(self.flag(), ~good, rows, BAD_TOKEN)
+        self.run("flag_tokens", good.contiguous(), tokens.places, self.flag())
 
     def done(self, op: str) -> None:
         with watched(op, self.device):
@@ -131,18 +171,10 @@ class CudaTokens:
 
     def repeated_id(self, tokens: Tokens) -> None:
         """One is flagged."""
-        ids, places = tokens.ids, torch.arange(len(tokens.ids), device=self.device)
-        if not len(ids):
-            return
-        sorted_ids, order = torch.where(tokens.mask, ids, -1).sort(stable=True)
-        twice = (sorted_ids[1:] == sorted_ids[:-1]) & (sorted_ids[1:] >= 0)
-        wrong = torch.cat([
-            torch.where(tokens.mask & (ids < 0), places, CLEAR // 8),
-            torch.where(twice, order[1:], CLEAR // 8),
-        ]).amin()  # fmt: skip
-        kind = torch.where(wrong < CLEAR // 8, wrong * 8 + BAD_TOKEN, CLEAR)
-        flag = self.flag()
-        torch.minimum(flag, kind, out=flag)
+        n = len(tokens.ids)
+        if n:
+            table = torch.zeros(SLOTS * n, dtype=torch.int32, device=self.device)
+            self.run("unique_ids", tokens.ids, tokens.mask, table, self.flag())
 
     def covariances(
         self, tokens: Tokens, band: Band, old_logp: Tensor | None, most: Any
@@ -174,12 +206,12 @@ class CudaTokens:
 
     def take_largest(self, candidates: Candidates, k: Any, reduce: Reduce) -> Tensor:
         """As many as candidates, -1 in place of each that is not taken."""
-        return torch.where(self._taken(candidates, k, reduce), candidates.ids, -1)
+        return self._taken(candidates, k, reduce, torch.int64)
 
     def chosen(self, tokens: Tokens, candidates: Candidates, k: Any) -> Tensor:
         if k is None:
             return torch.as_tensor(candidates.ids >= 0)
-        return self._taken(candidates, k, lambda values: values)
+        return self._taken(candidates, k, lambda values: values, torch.bool)
 
     def _search(
         self, candidates: Candidates, k: Any, reduce: Reduce, levels: int, *, exact: bool = False
@@ -194,9 +226,10 @@ class CudaTokens:
                 counts.copy_(added)
         return arrays
 
-    def _taken(self, candidates: Candidates, k: Any, reduce: Reduce) -> Tensor:
+    def _taken(self, candidates: Candidates, k: Any, reduce: Reduce, dtype: torch.dtype) -> Tensor:
+        """Which are, or their ids and -1."""
         arrays = self._search(candidates, k, reduce, LEVELS)
-        taken = self.empty(len(candidates.ids), torch.bool)
+        taken = self.empty(len(candidates.ids), dtype)
         self.run("radix_take", *arrays, taken, self.flag())
         return taken
 
@@ -218,6 +251,46 @@ class CudaTokens:
         number = reduce((running.ids >= 0).sum()[None])
         least, most = (self.kth_largest(running, k, reduce) for k in (number, 1))
         return least.where(number[0] > 0, 0.0), most.where(number[0] > 0, 0.0)
+
+    def covariance_report(
+        self,
+        tokens: Tokens,
+        means: tuple[Tensor, Tensor],
+        number: Tensor,
+        quantiles: tuple[float, ...],
+        above: float,
+        reduce: Reduce,
+    ) -> CovarianceReport:
+        levels, words = LEVELS // 2, _core.tokens.COVARIANCE_WORDS
+        searches = levels * len(quantiles)
+        zeros = torch.zeros(words + searches * BINS, dtype=torch.int64, device=self.device)
+        states = self.empty(searches * _STATE, torch.int64)
+        scores, found = self.empty(len(tokens.logp), torch.int64), self.empty(3, torch.float64)
+        self.run(
+            "covariance_sums", tokens.logp, tokens.advantages, tokens.mask, *means, above, scores,
+            zeros[:words], self.flag(),
+        )  # fmt: skip
+        self.run("covariance_means", reduce(zeros[:words]), found)
+        bins, values = zeros[words:], self.empty(len(quantiles), torch.float64)
+        for level, counts in enumerate(bins.view(levels, -1)):
+            self.run(
+                "quantile_levels", scores, number, quantiles, bins, states, values, level, level + 1
+            )
+            if (added := reduce(counts)) is not counts:
+                counts.copy_(added)
+        self.run(
+            "quantile_levels", scores, number, quantiles, bins, states, values, levels, levels + 1
+        )
+        mean, correlation, share = found.unbind()
+        return CovarianceReport(mean, correlation, share, values.unbind())
+
+    def outputs(
+        self, metrics: tuple[tuple[int, bool], ...], sums: Tensor, total: Any, *, wide: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss = torch.empty((), dtype=torch.float64 if wide else torch.float32, device=self.device)
+        values = self.empty(len(metrics), torch.float32)
+        self.run("loss_outputs", sums, SUMS.index("tokens"), total, metrics, loss, values)
+        return loss, values
 
     def members(self, tokens: Tokens, ids: Tensor) -> Tensor:
         out = self.empty(len(tokens.ids), torch.bool)

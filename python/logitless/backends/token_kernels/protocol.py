@@ -40,6 +40,16 @@ class ExactMeans(NamedTuple):
     bad: int
 
 
+class CovarianceReport(NamedTuple):
+    """The mean covariance of the valid tokens of all ranks, the correlation, the share of tokens
+    whose covariance is above a limit, and some quantiles."""
+
+    mean: Any
+    correlation: Any
+    above: Any
+    quantiles: tuple[Any, ...]
+
+
 class Band(NamedTuple):
     """Covariances strictly inside (low, high), of tokens whose log ratio does not leave
     [log_low, log_high] on the side of their advantage."""
@@ -172,6 +182,13 @@ class TokenKernels(Protocol):
     def members(self, tokens: Tokens, ids: Int64s) -> Bools:
         """Tokens whose id is among these, which are sorted."""
 
+    def outputs(
+        self, metrics: tuple[tuple[int, bool], ...], sums: Float64s, total: Any, *, wide: bool
+    ) -> tuple[Any, Any]:
+        """The loss in float32 or float64, without dimensions, and metrics in float32: of each the
+        place of its sum, and whether it is a mean over `total` tokens; None: over those of the
+        call. What float32 cannot hold is infinite."""
+
     def params(self, fields: dict[str, Any]) -> Any:
         """What never changes about a loss, as `loss` takes it."""
 
@@ -180,3 +197,18 @@ class TokenKernels(Protocol):
     ) -> LossValues:
         """The loss of each token with its derivatives in closed form, csrc/core/token_loss.h.
         entropy: with g_entropy. policy: with g_policy."""
+
+
+class DeviceTokenKernels(TokenKernels, Protocol):
+    """Those of a device: what is one pass there, and array functions on the host."""
+
+    def covariance_report(
+        self,
+        tokens: Tokens,
+        means: tuple[Any, Any],  # of advantages and logp
+        number: Any,  # valid tokens of all ranks
+        quantiles: tuple[float, ...],
+        above: float,
+        reduce: Reduce,
+    ) -> CovarianceReport:
+        """Every number of it stays where it is."""

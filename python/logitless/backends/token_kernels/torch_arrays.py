@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitless.backends.token_kernels.arrays import NumpyArrays
+
 
 class TorchArrays:
     float32, float64, int64, int32 = torch.float32, torch.float64, torch.int64, torch.int32
@@ -101,6 +103,18 @@ class TorchArrays:
     @staticmethod
     def columns(*parts: Tensor) -> Tensor:
         return torch.stack(parts, dim=1)
+
+    @staticmethod
+    def inverse(count: Any) -> Any:
+        if isinstance(count, int):
+            return NumpyArrays.inverse(count)
+        return 1.0 / count.double().clip(min=1)
+
+    @staticmethod
+    def part(fraction: float, count: Any) -> Any:
+        if isinstance(count, int):
+            return NumpyArrays.part(fraction, count)
+        return (fraction * count.double()).long().clip(min=1)
 
     @staticmethod
     def numbers(x: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from logitless.backends.token_kernels.arrays import at_least, at_most
-from logitless.inputs.tokens import Float64s, Tokens
+from logitless.inputs.tokens import Float64s, Int64s, Tokens
 from logitless.loss.evaluate.inputs import Totals
 from logitless.loss.evaluate.sequences import kernels_of, per_token
 from logitless.loss.spec import PolicyLossSpec, TopEntropy
@@ -23,16 +23,15 @@ def count(tokens: Tokens, *, sequences: bool = True) -> Counts:
     """The totals of a call that is the whole batch."""
     if not sequences or tokens.sequences is None:
         return Counts(tokens.number_valid, 0)
-    present = kernels_of(tokens).lengths(tokens) > 0
-    number = present.sum()
-    return Counts(tokens.number_valid, int(number) if tokens.kernels.on_host else number)
+    (number,) = tokens.xp.numbers(count_sequences(tokens))
+    return Counts(tokens.number_valid, number)
 
 
-def selection_size(fraction: float, tokens: Any) -> Any:
-    """k of a control that selects a share of the batch's valid tokens: at least one."""
-    if isinstance(tokens, int):
-        return max(int(fraction * tokens), 1)
-    return (fraction * tokens.double()).long().clip(min=1)
+def count_sequences(tokens: Tokens) -> Int64s:
+    """[1]"""
+    if tokens.sequences is None:
+        return tokens.xp.lengths(1, 0, tokens.logp)
+    return (kernels_of(tokens).lengths(tokens) > 0).sum().reshape(1)
 
 
 def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> Float64s:
@@ -41,20 +40,19 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
     One number where it is the same for all, else [N] with 0 outside the mask. totals=None: this
     call is the whole batch.
     """
-    local = count(tokens, sequences=spec.per_sequence)
+    local, xp = count(tokens, sequences=spec.per_sequence), tokens.xp
     if totals is not None and tokens.kernels.on_host:
         _check_counts(spec, local, totals)
     total: Any = local if totals is None else totals
     if spec.aggregation == "token-sum":
         return 1.0
     if spec.aggregation == "token-mean":
-        return 1.0 / at_least(_counted(spec, total.tokens), 1)
+        return xp.inverse(_counted(xp, spec, total.tokens))
     sequences = tokens.require_sequences()
-    per_batch = 1.0 / at_least(total.sequences, 1)
+    per_batch = xp.inverse(total.sequences)
     if spec.aggregation == "seq-mean-token-sum":
         return per_batch
     if spec.aggregation == "seq-mean-token-mean":
-        xp = tokens.xp
         lengths = xp.cast(kernels_of(tokens).lengths(tokens), xp.float64)
         shares = per_batch / xp.maximum(lengths, 1)
         return xp.where(tokens.mask, per_token(tokens, shares), 0.0)
@@ -74,14 +72,14 @@ def mean_scales(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -> 
     if totals is None:
         return tuple([1.0 for _ in spec.parts])
     local = count(tokens, sequences=spec.per_sequence)
-    return tuple([_mean_scale(part, local, totals) for part in spec.parts])
+    return tuple([_mean_scale(tokens.xp, part, local, totals) for part in spec.parts])
 
 
-def _mean_scale(spec: PolicyLossSpec, local: Counts, total: Totals) -> Any:
+def _mean_scale(xp: Any, spec: PolicyLossSpec, local: Counts, total: Totals) -> Any:
     if spec.aggregation == "token-sum":
         return 1.0
     if spec.aggregation == "token-mean":
-        return _counted(spec, total.tokens) / at_least(_counted(spec, local.tokens), 1)
+        return _counted(xp, spec, total.tokens) / at_least(_counted(xp, spec, local.tokens), 1)
     return total.sequences / at_least(local.sequences, 1)
 
 
@@ -101,10 +99,10 @@ def _check_counts(spec: PolicyLossSpec, local: Counts, total: Totals) -> None:
         )
 
 
-def _counted(spec: PolicyLossSpec, tokens: Any) -> Any:
+def _counted(xp: Any, spec: PolicyLossSpec, tokens: Any) -> Any:
     """The tokens that a token mean divides by."""
     if isinstance(spec.control, TopEntropy) and spec.control.normaliser == "selected":
-        return at_most(selection_size(spec.control.fraction, tokens), tokens)
+        return at_most(xp.part(spec.control.fraction, tokens), tokens)
     return tokens
 
 

@@ -127,9 +127,9 @@ class Means(NamedTuple):
 
     @property
     def numbers(self) -> list[float]:
-        """What is known of a batch, as `from_numbers` takes it."""
+        """What is known of a batch, as `from_numbers` takes it; the count of a device as it is."""
         tokens: Any = self.tokens
-        count = float(tokens) if isinstance(tokens, int) else tokens.double()
+        count = float(tokens) if isinstance(tokens, int) else tokens
         return [
             self.advantage, self.logp, count, *self.credit, self.importance, *self.log_bounds,
             *self.change_range, self.likely, self.selected_entropy,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from logitless.backends.token_kernels.protocol import SUMS
 from logitless.loss.spec import Correction, PolicyLossSpec
@@ -84,24 +80,6 @@ class MetricTable(NamedTuple):
 
     names: tuple[str, ...]
     sums: tuple[tuple[int, bool], ...]
-
-
-TOKENS = SUMS.index("tokens")
-
-
-def metric_values(
-    table: MetricTable, sums: npt.NDArray[np.float64], total_tokens: int | None
-) -> list[float]:
-    """In the order of the names. total_tokens: of the batch; None: the call is all of it."""
-    # a dozen Python numbers take less time than calls of NumPy
-    known = sums.tolist()
-    total = max(known[TOKENS] if total_tokens is None else total_tokens, 1)
-    return [known[place] / (total if per_token else 1) for place, per_token in table.sums]
-
-
-def float32_values(values: list[float]) -> npt.NDArray[np.float32]:
-    """What float32 cannot hold is infinite, of which `array` does not warn."""
-    return np.frombuffer(array("f", values), np.float32)
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,6 @@ import numpy as np
 
 from logitless.backends.token_kernels.protocol import Band, Candidates, Reduce
 from logitless.inputs.tokens import Bools, Float64s, Floats, Int64s, Tokens
-from logitless.loss.evaluate.aggregation import selection_size
 from logitless.loss.evaluate.inputs import Means
 from logitless.loss.evaluate.means import finite_values, moments, one_rank, ordinary, scaled_by
 from logitless.loss.evaluate.params import log_range
@@ -42,7 +41,7 @@ def candidates(
     if isinstance(control, ClipCov):
         return _clip_cov_candidates(tokens, spec, control, means)
     if isinstance(control, KLCov):
-        k = selection_size(control.fraction, means.tokens)
+        k = tokens.xp.part(control.fraction, means.tokens) if tokens.kernels.on_host else None
         tokens, means = ordinary(tokens, means)
         # of each rank: the k largest of all are among them
         return _covariance_candidates(tokens, _band(means), None, k)
@@ -88,7 +87,7 @@ def _running(
     running = candidates(tokens, spec, means, reduce)
     if isinstance(spec.control, ClipCov):
         running = kernels_of(tokens).shuffled(running, seed, step)
-    return running, most_selected(spec, means.tokens)
+    return running, most_selected(tokens, spec, means.tokens)
 
 
 def select_in_call(
@@ -96,20 +95,20 @@ def select_in_call(
 ) -> Bools:
     """verl's selection: statistics and k of this call; Clip-Cov takes the first k of `permute`."""
     place, kernels = dataclasses.replace(tokens, given_ids=None), kernels_of(tokens)
-    running, k = candidates(place, spec, means), most_selected(spec, means.tokens)
+    running, k = candidates(place, spec, means), most_selected(tokens, spec, means.tokens)
     assert k is not None
     if isinstance(spec.control, ClipCov):
         return kernels.members(place, tokens.xp.sort(kernels.drawn(running, permute, k)))
     return kernels.chosen(place, running, k)
 
 
-def most_selected(spec: PolicyLossSpec, tokens: Any) -> Any:
+def most_selected(tokens: Tokens, spec: PolicyLossSpec, number: Any) -> Any:
     """How many of the batch's valid tokens are selected at most; None: all candidates."""
     control = spec.control
     if isinstance(control, ClipV):
-        return selection_size(control.max_fraction, tokens)
+        return tokens.xp.part(control.max_fraction, number)
     if isinstance(control, (ClipCov, KLCov, TopEntropy)):
-        return selection_size(control.fraction, tokens)
+        return tokens.xp.part(control.fraction, number)
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +14,8 @@ from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.loss.evaluate.coefficients import call_inputs, completed, rows_inputs
 from logitless.loss.evaluate.inputs import BatchFacts, BatchStats, LossData, Means, Totals
 from logitless.loss.evaluate.metrics import (
-    TOKENS,
     Given,
-    MetricTable,
-    float32_values,
     metric_table,
-    metric_values,
 )
 from logitless.loss.evaluate.token_loss import (
     TokenInputs,
@@ -162,7 +157,7 @@ def loss_inputs(
         sequences = None if batch.sequences is None else torch.as_tensor(batch.sequences)
         means: Any = Means.of(batch).numbers
         if isinstance(batch.count, Tensor):
-            device_means = torch.stack(means)
+            device_means = torch.stack([x.double() for x in means])
         else:
             numbers += means
     if torch.compiler.is_compiling():
@@ -212,28 +207,11 @@ def loss_and_metrics(
     """The loss and the metrics of all tokens, from the sums of all."""
     table = metric_table(decode(inputs.spec), Given(*_given(inputs, entropy)))
     total, wide = inputs.total_tokens, like.dtype == torch.float64
-    if not registry.token_kernels_of(sums).on_host:
-        loss = sums[0].to(torch.float64 if wide else torch.float32)
-        return loss, device_values(table, sums, total).float()
-    here = sums.numpy()
-    total = None if total is None else int(total)
-    values = float32_values(metric_values(table, here, total))
-    # what float32 cannot hold is infinite
-    with np.errstate(over="ignore"):
-        number = here[:1].astype(np.float64 if wide else np.float32).reshape(())
-    loss, metrics = torch.from_numpy(number), torch.from_numpy(values)
+    kernels = registry.token_kernels_of(sums)
+    if not kernels.on_host:
+        return kernels.outputs(table.sums, sums, total, wide=wide)
+    loss, metrics = map(_tensor, kernels.outputs(table.sums, sums.numpy(), total, wide=wide))
     return (loss, metrics) if like.is_cpu else (loss.to(like.device), metrics.to(like.device))
-
-
-def device_values(table: MetricTable, sums: Tensor, total_tokens: Any) -> Tensor:
-    """`metric_values`, of which the host reads nothing."""
-    total = sums[TOKENS] if total_tokens is None else total_tokens
-    if isinstance(total, int):
-        total = sums.new_full((), total)
-    divisors, one = total.clamp(min=1), sums.new_ones(())
-    return torch.stack([
-        sums[place] / (divisors if per_token else one) for place, per_token in table.sums
-    ])  # fmt: skip
 
 
 def loss_and_metrics_fake(names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Tensor]:

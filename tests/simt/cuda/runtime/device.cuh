@@ -92,6 +92,15 @@ template <typename T>
 T atomic_add(const simt::SharedElement<T>& element, T value) {
   return element.add_atomically(value);
 }
+LOGITLESS_DEVICE int64_t atomic_take(int64_t* address, int64_t value) {
+  return atomicAdd(address, value);
+}
+LOGITLESS_DEVICE int32_t atomic_claim(int32_t* address, int32_t value) {
+  return atomicCAS(address, 0, value);
+}
+LOGITLESS_DEVICE int32_t atomic_lower(int32_t* address, int32_t value) {
+  return atomicMin(address, value);
+}
 
 // float -> 16 bits with round to nearest even, for `digits` binary digits of which one is implied
 // and a smallest normal number of 2^lowest.
