@@ -65,7 +65,8 @@ def truncated_numbers(seed: int, step: int, row_ids: Tensor) -> Tensor:  # [n] f
     # the sign bit keeps these counters apart from those of random token selection
     place = (step << 20 | TRUNCATED_DRAW) - (1 << 63)
     high, low, *_ = philox_words(seed, row_ids, torch.full_like(row_ids, place))
-    return (((high << 21) ^ (low >> 11)).double() + 0.5) * 2.0**-53
+    numbers: Tensor = (((high << 21) ^ (low >> 11)).double() + 0.5) * 2.0**-53
+    return numbers
 
 
 def _draw(
