@@ -132,4 +132,5 @@ def _bits(members: Tensor) -> Tensor:  # [n, ceil(V / 8)] uint8
     """The first id in the lowest bit."""
     padded = torch.nn.functional.pad(members, (0, -members.shape[1] % 8))
     places = 2 ** torch.arange(8, device=members.device)
-    return (padded.unflatten(1, (-1, 8)) * places).sum(-1).to(torch.uint8)
+    bits: Tensor = (padded.unflatten(1, (-1, 8)) * places).sum(-1).to(torch.uint8)
+    return bits
