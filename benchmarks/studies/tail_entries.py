@@ -84,7 +84,7 @@ def peers() -> dict[str, Head]:
 
 
 def contenders(x: States) -> dict[Key, Callable[[], Any]]:
-    ours = {
+    ours: dict[Key, Callable[[], Any]] = {
         (tail, entries): partial(step, x, tail_mass=tail, tail_entries=entries)
         for tail, entries in settings()
     }

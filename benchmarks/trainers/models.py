@@ -30,7 +30,7 @@ def random_qwen(vocab: int) -> Any:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocab, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-        num_attention_heads=14, num_key_value_heads=2, rope_theta=1e6,
+        num_attention_heads=14, num_key_value_heads=2,
         tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)
