@@ -16,6 +16,7 @@ from benchmarks.studies.real_policy.numbers import (
     smooth,
     trained,
 )
+from benchmarks.studies.real_policy.setting import VARIANTS
 
 matplotlib.use("Agg")
 
@@ -37,6 +38,7 @@ def draw(settings: dict[str, Methods], picture: Path) -> list[Path]:
 
 
 def figure(methods: Methods) -> Figure:
+    methods = {name: runs for name, runs in methods.items() if name not in VARIANTS}
     made = Figure(figsize=(17, 7.6), layout="constrained")
     axes = made.subplots(2, 4).flatten()
     for axis in axes:

@@ -60,6 +60,9 @@ METHODS: dict[str, dict[str, Any]] = {
 # The model as it comes, evaluated and not trained.
 UNTRAINED = "untrained"
 
+# What differs from another method by a number alone, and is in the tables, not in the picture.
+VARIANTS = ("top_entropy_50", "top_entropy_80")
+
 # The tasks write their own turns.
 COMMON = (
     "notes=[]", "checkpoint_every=1000", "show_answers=4", "rollout.chat_template=false",
