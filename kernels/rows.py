@@ -7,7 +7,7 @@ from torch import Tensor
 
 from logitless.kernels import backward, coefficients, finish, fold, pieces
 from logitless.kernels.arrays import GRADIENT_DTYPES, STATE, RowArrays
-from logitless.kernels.sampling import blocks, draw
+from logitless.kernels.sampling import block_sums, draw
 
 
 class TritonRows(RowArrays):
@@ -125,14 +125,14 @@ class TritonRows(RowArrays):
         self.check("best", best, torch.float64, shape=(self.n, 2))
         self.check("row_ids", row_ids, torch.int64)
         strides = self.strides("logits", logits)
-        block = blocks.BLOCK.value
+        block = block_sums.BLOCK.value
         if start % block:
             raise ValueError(f"start must be a multiple of {block} to draw, got {start}")
         if self.n == 0:
             return
         bias = self.bias_of(logits.shape[-1], start)
         chain = (self.row_scale, bias, self.scale, self.chain)
-        sums = blocks.block_sums(logits, strides, self.n, *chain)
+        sums = block_sums.block_sums(logits, strides, self.n, *chain)
         draw.draw(
             state, best, sums, logits, strides, row_ids, *chain,
             start=start, first=first, seed=seed, step=step,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from logitless.kernels.jit import INF, row_offset, row_scale_of
 from logitless.kernels.launch import OPTIONS, Chain, Strides, device_of
-from logitless.kernels.sampling.blocks import BLOCK, columns_at, weights_of
+from logitless.kernels.sampling.block_sums import BLOCK, block_of, weights_of
 from logitless.kernels.sampling.noise import block_words, gumbel, uniform
 
 # Blocks a step: 262,144 columns are 128.
@@ -89,21 +89,21 @@ def draw_kernel(
     )  # fmt: skip
     if score > before:
         tile_ptr = logits_ptr + row_offset(row32, stride_batch, stride_row, rows_per_batch, BATCHED)
-        o = tl.arange(0, BLOCK)
-        column = block.to(tl.int64) * BLOCK + o
-        y = columns_at(tile_ptr, bias_ptr, column, column < width, slope, softcap, HAS_SOFTCAP)
+        first = block * tl.full((), BLOCK, tl.int64)
+        y = block_of(tile_ptr, bias_ptr, first, width, slope, softcap, HAS_SOFTCAP)
         m = tl.load(sums_ptr + block * 2).to(tl.float32)
         weights = weights_of(y, m, scale).to(tl.float64)
         through = tl.cumsum(weights, 0)
         _0, _1, words2, words3 = block_words(seed, step, row_id, first_block + block)
         threshold = uniform(words2, words3) * tl.sum(weights, 0)
         weighs = weights > 0
+        o = tl.arange(0, BLOCK)
         passing = tl.min(tl.where(weighs & (through > threshold), o, BLOCK), 0)
         # roundings may leave none
         last = tl.max(tl.where(weighs, o, -1), 0)
         at = tl.where(passing < BLOCK, passing, last)
         tl.store(best_ptr, score)
-        tl.store(best_ptr + 1, (start + block.to(tl.int64) * BLOCK + at).to(tl.float64))
+        tl.store(best_ptr + 1, (start + first + at).to(tl.float64))
         y_of_token = tl.max(tl.where(o == at, y, -INF), 0)
         tl.store(state_ptr + row * 8 + 6, y_of_token.to(tl.float64))
 

@@ -8,7 +8,7 @@ import triton.language as tl
 def uniform(high, low):
     # (0, 1), never an end: 53 bits and a half.
     bits = (high.to(tl.uint64) << 21) ^ (low >> 11).to(tl.uint64)
-    return (bits.to(tl.int64).to(tl.float64) + 0.5) * (0.5**53)
+    return (bits.to(tl.float64) + 0.5) * (0.5**53)
 
 
 @triton.jit

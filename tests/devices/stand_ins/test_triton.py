@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
-from benchmarks.compiled.triton_builds import TARGETS, call, call_pair, compiling
+from benchmarks.compiled.triton_builds import TARGETS, call, call_draw, call_pair, compiling
 
 KERNELS = ROOT / "kernels"
 
@@ -124,7 +124,7 @@ def test_a_missing_cast_to_64_bits_is_seen(
     with compiling("sm_90", package, only=USERS.get(kernel, (kernel,))) as launched:
         for name in ("plain", "all") if module == "jit" else ("all",):
             options = triton_builds.CONFIGURATIONS[name]
-            run = call_pair if room == "divergence" else call
+            run = {"divergence": call_pair, "sampling": call_draw}.get(room, call)
             run(4, 8192, torch.bfloat16, options, package=package)
     assert any(narrow_offsets(code.asm["ttir"]) for _, code in launched)
 

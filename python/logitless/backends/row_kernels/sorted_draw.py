@@ -81,9 +81,7 @@ def _draw(
     set_sizes: Tensor,
     kept_logp: Tensor,
 ) -> None:
-    scale = torch.as_tensor(
-        rows.scale if rows.row_scale is None else rows.row_scale, device=state.device
-    ).double()
+    scale = state.new_full((), rows.scale) if rows.row_scale is None else rows.row_scale
     largest, mass = state[:, MAXIMUM], state[:, MASS]
     good = (mass > 0) & (largest < math.inf) & scale.isfinite()
     entries = _ordered(_values(rows, logits), largest, scale)

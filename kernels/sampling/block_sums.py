@@ -21,13 +21,15 @@ NUM_WARPS = 2
 
 
 @triton.jit
-def columns_at(
-    logits_ptr, bias_ptr, column, inside, slope, softcap, HAS_SOFTCAP: tl.constexpr
-):  # fmt: skip
-    # y of some columns of a row, -inf outside of it.
-    y = tl.load(logits_ptr + column, mask=inside, other=-INF).to(tl.float32)
+def block_of(logits_ptr, bias_ptr, first, width, slope, softcap, HAS_SOFTCAP: tl.constexpr):
+    # y of the block of a row that begins at column `first`, int64; -inf beyond the row.
+    o = tl.arange(0, BLOCK)
+    inside = o < width - first.to(tl.int32)
+    logits_ptr += first
+    y = tl.load(logits_ptr + o, mask=inside, other=-INF).to(tl.float32)
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + column, mask=inside, other=0.0)
+        bias_ptr += first
+        y += tl.load(bias_ptr + o, mask=inside, other=0.0)
     if HAS_SOFTCAP:
         y = tl.where(inside, softcapped(y, slope, softcap), -INF)
     return y
@@ -61,10 +63,10 @@ def block_sums_kernel(
     row32 = program // blocks
     first = (program % blocks).to(tl.int64) * BLOCK
     tile_ptr = logits_ptr + row_offset(row32, stride_batch, stride_row, rows_per_batch, BATCHED)
-    o = first + tl.arange(0, BLOCK)
-    y = columns_at(tile_ptr, bias_ptr, o, o < width, slope, softcap, HAS_SOFTCAP)
+    y = block_of(tile_ptr, bias_ptr, first, width, slope, softcap, HAS_SOFTCAP)
     m = tl.max(y, 0)
-    s0 = tl.sum(weights_of(y, m, row_scale_of(row_scale_ptr, row32.to(tl.int64), scale)), 0)
+    scale = row_scale_of(row_scale_ptr, row32.to(tl.int64), scale)
+    s0 = tl.sum(weights_of(y, m, scale), 0)
     sums_ptr += program.to(tl.int64) * 2
     tl.store(sums_ptr, m.to(tl.float64))
     tl.store(sums_ptr + 1, s0.to(tl.float64))
