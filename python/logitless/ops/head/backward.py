@@ -258,7 +258,9 @@ def _dense(
     whole: bool,
     rescale: bool,
 ) -> None:
-    index = None if chosen.shape[0] == f.rows.n else chosen
+    # Beside kept entries any number of backwards may follow: kept logits stay as they are.
+    in_place = f.support is None or not f.store.columns
+    index = None if chosen.shape[0] == f.rows.n and in_place else chosen
     g = g if index is None else g.select(index)
     of_operands = head.tiling.operands
     rescale = rescale or of_operands != head.tiling.dtype

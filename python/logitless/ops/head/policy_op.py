@@ -1,8 +1,8 @@
 """torch op of the policy loss from hidden x weight: forward and backward at once.
 
-Rows go through in chunks whose logits are all held, or with tail_mass > 0 all at once with no
-logits held: statistics, the loss's coefficients, gradients. What is left for the backward is to
-multiply the gradients by that of the loss.
+Rows go through in chunks whose logits are all held, or with tail_mass > 0 all at once with as many
+held as there is room for: statistics, the loss's coefficients, gradients. What is left for the
+backward is to multiply the gradients by that of the loss.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _forward_fake(
     out = empty_outputs(n, extras, hidden)
     mass, entropy = (out["logp"].new_empty(n if tail.mass else 0) for _ in DROPPED)
     # How many logits are kept the plan will tell.
-    late = bool(tiling.question) and not tail.mass
+    late = bool(tiling.question)
     held = torch.library.get_ctx().new_dynamic_size() if late else tiling.stored(n)
     kept = hidden.new_empty(held, dtype=tiling.dtype)
     support = TopKSupport.empty(n if tail.mass else 0, tail, hidden.device)
@@ -282,6 +282,6 @@ linear_stats = register(
     "linear_stats",
     _forward,
     _forward_fake,
-    # A backward of kept logits writes over them; one of kept entries leaves all as it was.
+    # A backward of kept logits writes over them; beside kept entries it takes copies.
     autograd=Autograd(OP, DIFFERENTIATED, _save, _backward, lambda saved: not saved.tail.mass),
 )

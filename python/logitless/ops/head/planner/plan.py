@@ -89,12 +89,15 @@ class Plan:
         return self.tokens * self.vocab * ITEMSIZE[self.logits_dtype]
 
     def __str__(self) -> str:
+        again = {0: "made again", self.vocab: "kept, too"}.get(
+            self.kept_columns, f"kept in {self.kept_columns} columns, made again in others"
+        )
         held = {
             "one-pass": f"{self.chunk_rows} rows at a time, forward and backward at once",
             "keep": "all logits kept for the backward",
             "recompute": "logits made again in the backward",
             "support": f"the {self.kept_entries} largest entries of each row kept, logits of the"
-            " rows that need more made again",
+            f" rows that need more {again}",
             "mix": f"logits of {self.kept_columns} columns kept, others made again",
             "sets": f"softmax over sets of {self.sampled_ids} ids in all, "
             + ("their rows of weight gathered" if self.gathered else "out of dense products")
@@ -277,9 +280,6 @@ def plan_on(
         # First, so that it is taken where it costs the same: it lets go of the logits at once.
         once = strategies.one_pass(problem, limit, fixed, split, machine) if at_once else []
         fitting = once + fitting
-    if tail_mass:
-        # Dense rows are few: their logits are made again.
-        fitting = [strategy for strategy in fitting if not strategy.kept_columns]
     if not fitting:
         least = support + min(cost.total_bytes(problem, strategy, machine) for strategy in bare)
         least, limit = heads * least, limit if budget is None else parse_bytes(budget)
