@@ -181,11 +181,12 @@ def active_rows(m: Machine, s: Shape) -> float:
 
 
 def sparse(m: Machine, s: Shape) -> float:
-    """92% of the rows from their largest entries, the others made again."""
+    """92% of the rows from their largest entries, kept logits of the others: gathered, then read
+    and written."""
     capture = 0.6 * one_pass(m, s)
     gathered = 2 * ENTRIES * s.width * s.item * s.rows / m.memory
     scattered = 1.3 * s.vocab * s.width * s.item / m.memory
-    dense = DENSE * (3 * product(m, s) / DENSE_ROWS_RATE + 3 * one_pass(m, s))
+    dense = DENSE * (2 * product(m, s) / DENSE_ROWS_RATE + 4 * one_pass(m, s))
     return forward(m, s) + capture + gathered + scattered + SORTING + dense
 
 

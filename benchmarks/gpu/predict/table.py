@@ -51,7 +51,7 @@ OPS: dict[str, Op] = {
         options.batch_invariant, times(product, 3), "batch_invariant"
     ),
     "forward + backward, tail_mass 1e-3": Op(
-        model.sparse, times(product, 1 + 3 * DENSE), "tail_mass"
+        model.sparse, times(product, 1 + 2 * DENSE), "tail_mass"
     ),
     "forward + backward, adapter of rank 16": Op(options.adapter, options.adapter_floor, "adapter"),
     "forward + backward, entropy_top_p": Op(
