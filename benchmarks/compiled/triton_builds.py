@@ -97,6 +97,14 @@ def compiling(
         yield launched
 
 
+def tile(n: int, vocab: int, dtype: torch.dtype, options: frozenset[str]) -> torch.Tensor:
+    """Logits [n, width], or rows of batches that do not follow one another: two strides."""
+    width = vocab + 3 if "odd" in options else vocab
+    if "batched" in options:
+        return torch.empty(2, 2, n // 2, width, dtype=dtype)[:, 0]
+    return torch.empty(n, width, dtype=dtype)
+
+
 def call(
     n: int,
     vocab: int,
@@ -109,12 +117,8 @@ def call(
 ) -> None:
     """A forward, a finish and a backward in place, as the ops call them."""
     TritonRows = import_module(f"{package}.rows").TritonRows
-    width = vocab + 3 if "odd" in options else vocab
-    shape = (2, n // 2, width) if "batched" in options else (n, width)
-    # Rows of a batch that do not follow the rows of the last: two strides.
-    logits = torch.empty(2, *shape, dtype=dtype)[:, 0] if "batched" in options else torch.empty(
-        shape, dtype=dtype
-    )  # fmt: skip
+    logits = tile(n, vocab, dtype, options)
+    width = logits.shape[-1]
     given: dict[str, Any] = dict(chain)
     if "mask" in options:
         given["mask"] = torch.ones(n, dtype=torch.bool)
@@ -151,14 +155,8 @@ def call_pair(
 ) -> None:
     """The same beside a teacher's float32 logits: a mix, and a backward of each kind."""
     TritonPair = import_module(f"{package}.divergence.pair").TritonPair
-    width = vocab + 3 if "odd" in options else vocab
-    shape = (2, n // 2, width) if "batched" in options else (n, width)
-    logits, other = (
-        torch.empty(2, *shape, dtype=of)[:, 0]
-        if "batched" in options
-        else torch.empty(shape, dtype=of)
-        for of in (dtype, torch.float32)
-    )
+    logits, other = (tile(n, vocab, of, options) for of in (dtype, torch.float32))
+    width = logits.shape[-1]
     side: dict[str, Any] = {"n": n}
     if "chain" in options:
         side |= {"bias": torch.zeros(start + width), "softcap": 15.0, "pre": 0.5}
@@ -191,14 +189,10 @@ def call_draw(
 ) -> None:
     """A draw, of the first tile or of a later one."""
     TritonRows = import_module(f"{package}.rows").TritonRows
-    width = vocab + 3 if "odd" in options else vocab
-    shape = (2, n // 2, width) if "batched" in options else (n, width)
-    logits = torch.empty(2, *shape, dtype=dtype)[:, 0] if "batched" in options else torch.empty(
-        shape, dtype=dtype
-    )  # fmt: skip
+    logits = tile(n, vocab, dtype, options)
     given: dict[str, Any] = {}
     if "chain" in options:
-        given = {"bias": torch.zeros(width), "softcap": 15.0, "pre": 0.5}
+        given = {"bias": torch.zeros(logits.shape[-1]), "softcap": 15.0, "pre": 0.5}
         given["row_scale"] = torch.ones(n, dtype=torch.float64)
     rows = TritonRows(n, targets=torch.zeros(n, dtype=torch.int64), **given)
     state, best = (torch.empty(n, k, dtype=torch.float64) for k in (8, 2))

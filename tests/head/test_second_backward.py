@@ -76,6 +76,7 @@ AGAIN = {
     "token_stats, torch": rows(backend="torch", inplace_backward=True),
     "linear_token_stats, tail_mass": head(tail_mass=0.5),
     "linear_token_stats, tail_mass, dense": head(tail_mass=1e-5),
+    "linear_token_stats, tail_mass, kept": head(tail_mass=1e-5),
     "linear_token_stats, torch": head(backend="torch"),
     "linear_policy_loss, torch": policy(backend="torch"),
     "policy_loss": loss(SPEC),
@@ -98,7 +99,7 @@ TWICE_DIFFERENTIABLE = ("token_stats, torch", "linear_token_stats, torch")
 def make_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, Any]:
     if name == "linear_policy_loss, one-pass":
         force(monkeypatch, CHUNKS["whole"])
-    elif name == "linear_policy_loss, apart":
+    elif name in ("linear_policy_loss, apart", "linear_token_stats, tail_mass, kept"):
         force(monkeypatch, APART)
     make, *shapes = (AGAIN | ONCE)[name]
     generator = torch.Generator().manual_seed(0)
