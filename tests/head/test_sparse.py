@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import logitless as ll
 from logitless import _core, reference
+from logitless.ops.head.planner.cost import Strategy
 from tests.support import cases, sparse_cases
+from tests.support.plans import force
 from tests.support.sparse_cases import ROUNDING, off, problem, upstream
 from tests.support.tolerances import assert_bitwise_equal
 
@@ -212,6 +214,30 @@ def test_bits_do_not_depend_on_threads_or_budget(dtype: torch.dtype) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert_bitwise_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_logits_that_are_kept_change_no_gradient(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows by entries and of dense ones, in one call, with all, some and no columns kept."""
+    z, t = sparse_cases.rows("zipf", 8, 24, 5000)
+    # the head's own product is exact, since hidden is the identity
+    hidden = torch.eye(24, dtype=dtype).requires_grad_()
+    weight = z.t().to(dtype).contiguous().requires_grad_()
+    results = []
+    for kept in (0, 4096, 5000):
+        force(monkeypatch, Strategy(16, 2048, kept))
+        stats, found = gradients(
+            hidden, weight, t, cases.upstream(8, 24), (hidden, weight), tail_mass=1e-2,
+            extras=("dropped_mass",),
+        )  # fmt: skip
+        results.append(found)
+    served = stats.extras["dropped_mass"] <= 1e-2
+    assert 0 < int(served.sum()) < 24
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert off(a, b) <= (1e-6 if dtype == torch.float32 else 1e-14)
 
 
 def test_every_instruction_set_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
