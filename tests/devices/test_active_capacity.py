@@ -225,7 +225,7 @@ def test_a_loss_of_more_rows(device: Device, way: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-@pytest.mark.parametrize("worker", ["vocab_device_capacity", "vocab_waits"])
+@pytest.mark.parametrize("worker", ["vocab.device_capacity", "vocab.waits"])
 def test_a_vocabulary_of_two_ranks(device: Device, worker: str, tmp_path: Path) -> None:
     if device.fake:
         pytest.skip("ranks are processes of their own, which have no fake kernels")

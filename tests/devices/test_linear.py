@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.support.device.mixed import as_gpu, gpu
 from tests.support.heads import problem
 from tests.support.plans import APART, CHUNKS, force
 from tests.support.tolerances import assert_gradients, assert_values
+from tests.support.workers.ranks import run_ranks
 
 BF16, F32 = torch.bfloat16, torch.float32
 WAYS = {"apart": APART, "one-pass": CHUNKS["whole"]}
@@ -128,3 +130,10 @@ def test_a_head_in_a_gpus_tiles(
     for a, b in zip(ours[1:], right[1:], strict=True):
         scale = 2 + float(b.abs().max()) * (2e4 if dtype == BF16 else 9)
         device.assert_gradients(a, cases.to_numpy(b), scale=scale)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_a_vocabulary_of_two_ranks(device: Device, tmp_path: Path) -> None:
+    """With an adapter, kept entries and a teacher."""
+    store, where = str(tmp_path / "store"), [device.backend, device.name]
+    run_ranks("vocab.device_heads", [[str(rank), "2", store, *where] for rank in range(2)], 300)

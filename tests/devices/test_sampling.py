@@ -213,7 +213,7 @@ def test_scoring_gives_the_bits_of_the_draw(
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_a_vocabulary_of_two_ranks(device: Device, tmp_path: Path) -> None:
     store, where = str(tmp_path / "store"), [device.backend, device.name]
-    run_ranks("vocab_device_sample", [[str(rank), "2", store, *where] for rank in range(2)], 300)
+    run_ranks("vocab.device_sample", [[str(rank), "2", store, *where] for rank in range(2)], 300)
 
 
 # ---- top_k, top_p, min_p: the same sets

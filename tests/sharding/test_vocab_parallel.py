@@ -27,7 +27,7 @@ def test_ranks_with_parts_of_the_vocabulary_are_one(
     worker: str, world: int, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store")
-    run_ranks(f"vocab_{worker}", [[str(rank), str(world), store] for rank in range(world)], SECONDS)
+    run_ranks(f"vocab.{worker}", [[str(rank), str(world), store] for rank in range(world)], SECONDS)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")

@@ -310,7 +310,7 @@ def test_no_rows(device: Device) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_a_vocabulary_of_two_ranks(device: Device, tmp_path: Path) -> None:
     store, where = str(tmp_path / "store"), [device.backend, device.name]
-    run_ranks("vocab_device_masks", [[str(rank), "2", store, *where] for rank in range(2)], 300)
+    run_ranks("vocab.device_masks", [[str(rank), "2", store, *where] for rank in range(2)], 300)
 
 
 # ---- errors

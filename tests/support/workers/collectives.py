@@ -18,7 +18,7 @@ from tests.support import cases
 from tests.support.heads import V, batch, problem
 from tests.support.plans import CHUNKS, force
 from tests.support.tolerances import assert_bitwise_equal
-from tests.support.workers.shards import RANK, group, run
+from tests.support.workers.vocab.shards import RANK, group, run
 
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",

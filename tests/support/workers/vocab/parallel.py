@@ -22,7 +22,7 @@ from tests.support.heads import batch, inputs_of, problem, spec_of
 from tests.support.plans import APART, CHUNKS, LEAVES, force, took_one_pass
 from tests.support.row_outputs import EXTRAS
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     LAYOUTS,
     RANK,
     SLACK,

@@ -12,7 +12,15 @@ from torch import Tensor
 import logitless as ll
 from tests.support.device.devices import Device
 from tests.support.device.draws import drawing_there
-from tests.support.workers.shards import V, compare, layouts, mine, part, run, same_on_all_ranks
+from tests.support.workers.vocab.shards import (
+    V,
+    compare,
+    layouts,
+    mine,
+    part,
+    run,
+    same_on_all_ranks,
+)
 
 DEVICE = Device(*sys.argv[4:6])
 N = 3

@@ -14,7 +14,7 @@ import logitless as ll
 from tests.support.device.devices import Device
 from tests.support.heads import batch, problem
 from tests.support.tolerances import assert_bitwise_equal
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     LAYOUTS,
     RANK,
     H,

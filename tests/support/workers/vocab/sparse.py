@@ -22,7 +22,7 @@ from tests.support.plans import LEAVES
 from tests.support.row_outputs import EXTRAS
 from tests.support.sparse_cases import ROUNDING, off, problem, upstream
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     LAYOUTS,
     RANK,
     WORLD,

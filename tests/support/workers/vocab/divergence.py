@@ -11,7 +11,7 @@ from torch import Tensor
 import logitless as ll
 from tests.support.mask_cases import mask_of
 from tests.support.tolerances import assert_gradients
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     RANK,
     SLACK,
     H,
@@ -24,7 +24,7 @@ from tests.support.workers.shards import (
     refusal,
     run,
 )
-from tests.support.workers.shards import group as everyone
+from tests.support.workers.vocab.shards import group as everyone
 
 KINDS = {"reverse_kl": 0.5, "forward_kl": 0.5, "jsd": 0.3}
 EXTRAS = ("reverse_kl", "forward_kl")

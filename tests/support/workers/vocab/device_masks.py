@@ -13,7 +13,7 @@ from tests.support import cases
 from tests.support.device.devices import Device
 from tests.support.mask_cases import mask_of
 from tests.support.tolerances import assert_gradients
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     V,
     compare,
     layouts,

@@ -11,7 +11,7 @@ import logitless as ll
 from tests.support import cases
 from tests.support.heads import problem
 from tests.support.tolerances import assert_gradients
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     LAYOUTS,
     RANK,
     H,

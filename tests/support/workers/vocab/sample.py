@@ -15,7 +15,7 @@ from logitless.backends import registry
 from logitless.backends.cpu import CpuSampling
 from tests.support import cases
 from tests.support.tolerances import assert_bitwise_equal
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     LAYOUTS,
     RANK,
     WORLD,

@@ -25,7 +25,7 @@ from tests.support.device.devices import Device, losses_there
 from tests.support.device.draws import drawing_there
 from tests.support.device.waits import NoNumberIsSent, NothingIsSent, as_on_device
 from tests.support.tolerances import assert_bitwise_equal
-from tests.support.workers.shards import LAYOUTS, RANK, WORLD, H, N, V, group, mine, run
+from tests.support.workers.vocab.shards import LAYOUTS, RANK, WORLD, H, N, V, group, mine, run
 
 DEVICE = Device(*(sys.argv[4:6] or ("cpu", "cpu")))
 # An order that is not that of ranks, or a rank with nothing.

@@ -17,7 +17,7 @@ from tests.support.mask_cases import KINDS, mask_of
 from tests.support.plans import machine
 from tests.support.row_outputs import EXTRAS
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients
-from tests.support.workers.shards import (
+from tests.support.workers.vocab.shards import (
     RANK,
     SLACK,
     WORLD,
