@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.browser import browser
 from benchmarks.studies import demo_picture
 
-needs_browser = pytest.mark.skipif(demo_picture.browser() is None, reason="no Chromium on PATH")
+needs_browser = pytest.mark.skipif(browser() is None, reason="no Chromium on PATH")
 
 
 @needs_browser
@@ -42,5 +43,6 @@ def test_it_has_the_legend_and_three_charts_of_the_first_section(tmp_path: Path)
 
 def test_a_browser_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "report.html").write_text("<html></html>", "utf-8")
     with pytest.raises(FileNotFoundError, match=r"none of chromium, .* is on PATH"):
         demo_picture.draw(tmp_path / "report.html", tmp_path / "demo.png")

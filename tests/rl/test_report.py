@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.harness.browser import browser
 from logitless.rl.report import page, watch
 from logitless.rl.report.page import render
 from logitless.rl.report.summary import rewards_of, summarize
@@ -198,9 +198,7 @@ def test_a_ceiling_above_the_largest_reward_is_left_out() -> None:
     assert "A ceiling above 1 is left out." in html and "cannot exceed" not in html
 
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
+BROWSER = browser() or ""
 MEASURE = """<script>
 const { scrollWidth, clientWidth } = document.documentElement;
 document.title = [scrollWidth, clientWidth, innerWidth].join(" ");
