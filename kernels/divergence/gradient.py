@@ -103,8 +103,8 @@ def gradient_kernel(
             factor += tl.where(gap != 0, gap * (x - u), 0.0)
         if KIND == 2:
             factor += gap * mix_share((x - u) + tl.load(t_ptr + 5))
-        # By choice: a gap may be anything where p has no mass.
-        d = tl.where(p > 0, factor * p, 0.0)
+        # By choice: a gap may be anything where p has no mass, and a bad row's p is NaN.
+        d = tl.where(p == 0, 0.0, factor * p)
         if KIND == 1:
             d += tl.load(t_ptr + 9) * tl.exp2(with_mass(u))
         if HAS_SOFTCAP:

@@ -224,6 +224,99 @@ def test_a_loss_of_more_rows(device: Device, way: Any, monkeypatch: pytest.Monke
         run()
 
 
+# ---- a student beside a teacher
+
+
+def pair_of(device: Device, kind: str, dtype: torch.dtype = F32) -> Callable[..., list[Tensor]]:
+    """Values and gradients of two heads of 9 active rows; others are not even numbers."""
+    h, w, _ = problem(5, N, H, V, dtype)
+    other, columns, _ = problem(6, N, 8, V, dtype)
+    mask = mask_of(9)
+    h, other = (x.detach().masked_fill(~mask[:, None], float("nan")) for x in (h, other))
+    leaves = [x.requires_grad_() for x in device.put(h, w)]
+    given = device.put(other, columns, mask)
+    # of tokens, so that every row has a gradient and another temperature
+    g, temperature = device.put(torch.linspace(0.5, 2, N), torch.linspace(0.7, 1.3, N))
+
+    def run(**options: Any) -> list[Tensor]:
+        out = ll.linear_divergence(
+            *leaves, *given, kind=kind, temperature=temperature, backend=device.backend, **options
+        )
+        values = [out.divergence, out.entropy, out.teacher_entropy]
+        loss = (values[0] * g + values[1]).sum()
+        return [*(x.detach() for x in values), *torch.autograd.grad(loss, leaves)]
+
+    return run
+
+
+@pytest.fixture
+def two_heads(device: Device) -> None:
+    if device.fake:
+        pytest.skip("the fake kernels have no teacher")
+
+
+KINDS = ("reverse_kl", "forward_kl", "jsd")
+# Each kind, and each capacity.
+PAIRS = [
+    ("reverse_kl", "exact"), ("reverse_kl", "all"), ("forward_kl", "larger"), ("jsd", "exact"),
+    ("jsd", "larger"), ("jsd", "beyond"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("two_heads")
+@pytest.mark.parametrize(("kind", "capacity"), PAIRS)
+def test_two_heads(device: Device, kind: str, capacity: str) -> None:
+    for dtype, budget in ((F32, None), (F32, 1_600_000), (BF16, None)):
+        run = pair_of(device, kind, dtype)
+        right = run(memory_budget=budget)
+        ours = run(memory_budget=budget, active_capacity=CAPACITIES[capacity])
+        for a, b in zip(ours, right, strict=True):
+            if capacity == "exact":
+                assert_bitwise_equal(a, b)
+            assert b.isfinite().all() and b.abs().max() > 0
+            near(device, a, b)
+
+
+@pytest.mark.usefixtures("two_heads")
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_two_heads_waits(
+    device: Device, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_device(device, monkeypatch)
+    run = pair_of(device, kind)
+    right = run()
+    with pytest.raises(AssertionError, match="waits"), NothingIsRead():
+        run()
+    with NothingIsRead():
+        fixed = run(active_capacity=12)
+    for module in (errors, head_inputs):
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+    with NothingIsRead():
+        captured = run()
+    for found in (fixed, captured):
+        for a, b in zip(found, right, strict=True):
+            near(device, a, b)
+
+
+@pytest.mark.usefixtures("two_heads")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_heads_of_more_rows(device: Device, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pair_of(device, kind)
+    named = "linear_divergence: " + MESSAGE.format(9, 8)
+    with monkeypatch.context() as later:
+        later.setattr("logitless.ops.rows.arguments.raise_found", lambda device: None)
+        divergence, entropy, _, d_hidden, d_weight = run(active_capacity=8)
+    for x in (divergence, entropy, d_hidden.sum(1)):
+        assert x.isnan().sum() == 8
+    assert d_weight.isnan().all()
+    device.wait()
+    with pytest.raises(RuntimeError, match=named):
+        run()
+    monkeypatch.setenv("LOGITLESS_CHECK", "1")
+    with pytest.raises(ValueError, match=named):
+        run(active_capacity=8)
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize("worker", ["vocab.device_capacity", "vocab.waits"])
 def test_a_vocabulary_of_two_ranks(device: Device, worker: str, tmp_path: Path) -> None:

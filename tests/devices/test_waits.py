@@ -47,9 +47,9 @@ def loss(plan: Any, **options: Any) -> Call:
     return Call(ll.linear_policy_loss, takes, {"spec": ll.presets["ppo"], **options}, plan=plan)
 
 
-def divergence(*takes: str) -> Call:
+def divergence(*takes: str, **options: Any) -> Call:
     given = (*LEAVES, "other_hidden", "other_weight", *takes)
-    return Call(ll.linear_divergence, given, {}, "linear_divergence")
+    return Call(ll.linear_divergence, given, options, "linear_divergence")
 
 
 MASKED = stats("mask")
@@ -76,6 +76,9 @@ CALLS = {
     ),
     "`linear_divergence`": divergence(),
     "`linear_divergence` with a mask": divergence("mask"),
+    "`linear_divergence` with a mask and `active_capacity`": divergence(
+        "mask", active_capacity=B * T
+    ),
 }
 
 

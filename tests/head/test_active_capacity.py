@@ -100,6 +100,32 @@ def test_what_cannot_have_it_says_so() -> None:
         ll.plan(8, 8, 100, tail_mass=1e-3, active_capacity=4)
 
 
+def test_two_heads() -> None:
+    """The bits that they have without; and what they refuse."""
+    h, w, _, mask = head()
+    other, columns, _ = problem(2, N, 5, V, torch.float32)
+
+    def run(capacity: int | None, **options: Any) -> list[torch.Tensor]:
+        found = ll.linear_divergence(
+            h, w, other, columns, mask, kind="jsd", active_capacity=capacity, **options
+        )
+        return [found.divergence, *torch.autograd.grad(found.divergence.sum(), (h, w))]
+
+    right = run(None)
+    for capacity in (9, 10, 1000):
+        for a, b in zip(run(capacity), right, strict=True):
+            assert_bitwise_equal(a, b)
+    with pytest.raises(ValueError, match=f"^linear_divergence: {MESSAGE.format(9, 8)}$"):
+        run(8)
+    with pytest.raises(NotImplementedError, match="active_capacity with a sampling_mask is not"):
+        run(9, sampling_mask=ll.SamplingMask.from_lists([[i] for i in range(N)]))
+    with pytest.raises(NotImplementedError, match="active_capacity is not built for backend 'tor"):
+        run(9, backend="torch")
+    arrays = (x.detach().numpy() for x in (h, w, other, columns))
+    with pytest.raises(ValueError, match="active_capacity must be left at its default for NumPy"):
+        ll.linear_divergence(*arrays, active_capacity=N)
+
+
 def test_plans_of_a_device_are_of_so_many_rows() -> None:
     """A CPU's are of all tokens: it takes no more than are active."""
     asked = (8192, 2048, 151936, "bfloat16")

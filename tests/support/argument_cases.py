@@ -105,7 +105,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "hidden": HEAD["hidden"], "weight": HEAD["weight"], "teacher_hidden": floats(N, G),
         "teacher_weight": floats(V, G), **PAIR, **ADAPTER, "extras": (), "vocab_group": None,
         "vocab_start": 0, "memory_budget": "64MiB", "logits_dtype": None, "weight_grad": "dense",
-        "backend": "auto",
+        "active_capacity": None, "backend": "auto",
     },
     "policy_loss": {"logp": logp(), "entropy": logp().abs(), **LOSS},
     "linear_policy_loss": {

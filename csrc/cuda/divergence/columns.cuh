@@ -66,8 +66,8 @@ LOGITLESS_DEVICE float pair_slope(const PairTerms& row, float x, float u) {
   } else {
     other = row.other * exp2_fast(u);
   }
-  // by select: a gap may be anything where p has no mass
-  return (p > 0.0f ? factor * p : 0.0f) + other;
+  // by select: a gap may be anything where p has no mass, and a bad row's p is NaN
+  return (p == 0.0f ? 0.0f : factor * p) + other;
 }
 
 }  // namespace logitless::cuda

@@ -49,6 +49,7 @@ def linear_divergence(
     memory_budget: int | str | None = None,
     logits_dtype: Any = None,
     weight_grad: str = "dense",
+    active_capacity: int | None = None,
     backend: str = "auto",
 ) -> Divergence:
     """Full-vocabulary distillation straight from what both heads are given.
@@ -82,6 +83,10 @@ def linear_divergence(
         W + scale * B A, no [V, H] beside weight is ever made, A and B have gradients. A teacher's
         adapters are data: merge them into teacher_weight.
 
+    active_capacity: as in `linear_token_stats`, the most rows that the mask may hold: on a device
+        forward and backward take so many, nothing waits, and a CUDA graph can hold them. Not with a
+        sampling_mask.
+
     vocab_group, vocab_start: as in `linear_token_stats`, for the rows of both weights.
 
     kind, beta, teacher_noise, extras, results, the other options and errors as in `divergence`;
@@ -95,7 +100,7 @@ def linear_divergence(
             tail(hidden), tail(weight, 2), tail(teacher_hidden), tail(teacher_weight, 2), kind,
             beta, sampling_mask, temperature, softcap, logit_scale, bias, teacher_temperature,
             teacher_softcap, teacher_logit_scale, teacher_bias, teacher_noise, row_ids, extras,
-            memory_budget, str(logits_dtype), backend, adapter_kind(adapter),
+            memory_budget, str(logits_dtype), active_capacity, backend, adapter_kind(adapter),
         )  # fmt: skip
 
     ranks = ShardRendezvous(op, vocab_group, vocab_start, call_kind)
@@ -107,7 +112,10 @@ def linear_divergence(
             (temperature, softcap, logit_scale, bias),
             (teacher_temperature, teacher_softcap, teacher_logit_scale, teacher_bias),
         )
-        compute = ComputeOptions(memory_budget, logits_dtype=logits_dtype, backend=backend)
+        compute = ComputeOptions(
+            memory_budget, logits_dtype=logits_dtype, backend=backend,
+            active_capacity=active_capacity,
+        )  # fmt: skip
         beta = check_measure(kind, beta)
         extras = check_names("extras", extras, EXTRAS)
         mask = as_mask(mask)
@@ -138,6 +146,7 @@ def linear_divergence(
 
         from logitless.backends import registry
         from logitless.ops.head.adapter.low_rank import low_rank
+        from logitless.ops.head.inputs import of_a_graph, refuse_capacity
         from logitless.ops.rows.masked import mask_facts
         from logitless.ops.teacher.calls import Pair, facts_of_student, pair_facts
         from logitless.ops.torch_op import backend_of
@@ -146,8 +155,12 @@ def linear_divergence(
         registry.get(name).require(
             op, linear_divergence=True, vocab_group=ranks.sharded,
             sampling_mask=sampling_mask is not None, teacher_noise=noise is not None,
-            weight_grad=weight_grad == "rows",
+            weight_grad=weight_grad == "rows", active_capacity=active_capacity,
         )  # fmt: skip
+        if sampling_mask is not None:
+            refuse_capacity(op, compute, "a sampling_mask")
+        else:
+            compute = of_a_graph(compute, hidden.device, len(hidden))
         pair = Pair.of(op, heads, mask, hidden, kind, beta, name, noise)
         differentiated = torch.is_grad_enabled()
         of_hidden, of_weight, of_bias = (

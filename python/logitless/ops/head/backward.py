@@ -152,7 +152,7 @@ class Served(NamedTuple):
         if is_fixed(f.store.tiling, f.rows.backend):
             everyone = torch.arange(f.rows.n, device=f.state.device)
             return cls(everyone[:0], everyone, 0)
-        some, select = g.nonzero(f.rows.targets), f.rows.backend.select
+        some, select = g.nonzero(f.state), f.rows.backend.select
         if f.support is None:
             return cls(some.new_empty(0, dtype=torch.int64), select(some), 0)
         served = f.support.serves(f.rows, g, tail)

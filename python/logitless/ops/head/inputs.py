@@ -152,13 +152,9 @@ def head_inputs(
         vocab_group=ranks.sharded, sampling_mask=sets, entropy_top_p=likeliest,
         weight_grad=weight_rows, active_capacity=compute.active_capacity,
     )  # fmt: skip
-    if compute.active_capacity is not None and (sets or likeliest):
-        what = "a sampling_mask" if sets else "entropy_top_p"
-        raise NotImplementedError(
-            f"{op}: active_capacity with {what} is not built: how many ids the sets have the host "
-            "has to know"
-        )
-    compute = _of_a_graph(compute, hidden.device, targets.numel())
+    if sets or likeliest:
+        refuse_capacity(op, compute, "a sampling_mask" if sets else "entropy_top_p")
+    compute = of_a_graph(compute, hidden.device, targets.numel())
     differentiated = torch.is_grad_enabled()
     hidden_needs, weight_needs, bias_needs = (
         differentiated and t is not None and t.requires_grad for t in (hidden, weight, head.bias)
@@ -179,7 +175,16 @@ def head_inputs(
     )
 
 
-def _of_a_graph(compute: ComputeOptions, device: torch.device, tokens: int) -> ComputeOptions:
+def refuse_capacity(op: str, compute: ComputeOptions, what: str) -> None:
+    """Of a call that has sets."""
+    if compute.active_capacity is not None:
+        raise NotImplementedError(
+            f"{op}: active_capacity with {what} is not built: how many ids the sets have the host "
+            "has to know"
+        )
+
+
+def of_a_graph(compute: ComputeOptions, device: torch.device, tokens: int) -> ComputeOptions:
     """While a CUDA graph is captured nothing can be waited for: all rows are taken for active."""
     asks = compute.active_capacity is not None or compute.tail_mass > 0
     if asks or torch.compiler.is_compiling() or not capturing(device):

@@ -18,6 +18,19 @@ from logitless.ops.rows.outputs import TokenStats, split_extras, with_nothing_dr
 from logitless.ops.rows.selected import with_selected
 
 
+def refuse_for_numpy(compute: ComputeOptions) -> None:
+    """What NumPy inputs have no use for."""
+    plain = ComputeOptions()
+    for name in (
+        "logits_dtype", "batch_invariant", "tail_mass", "tail_entries", "active_capacity"
+    ):  # fmt: skip
+        value, default = getattr(compute, name), getattr(plain, name)
+        if value is not default and not (name.startswith("tail_") and value == default):
+            raise ValueError(
+                f"{name} must be left at its default for NumPy inputs, got {shown(value)}"
+            )
+
+
 def numpy_statistics(
     op: str,
     hidden: Any,  # [..., H]
@@ -31,15 +44,7 @@ def numpy_statistics(
     sampling_mask: SamplingMask | None = None,
     adapters: tuple[Adapter, ...] = (),
 ) -> TokenStats:
-    plain = ComputeOptions()
-    for name in (
-        "logits_dtype", "batch_invariant", "tail_mass", "tail_entries", "active_capacity"
-    ):  # fmt: skip
-        value, default = getattr(compute, name), getattr(plain, name)
-        if value is not default and not (name.startswith("tail_") and value == default):
-            raise ValueError(
-                f"{name} must be left at its default for NumPy inputs, got {shown(value)}"
-            )
+    refuse_for_numpy(compute)
     of_rows, _ = split_extras(extras)
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = numpy_rows(op, targets, mask, head, flat.dtype)

@@ -70,11 +70,11 @@ class RowGradients(NamedTuple):
             )
         )
 
-    def nonzero(self, targets: Tensor) -> Tensor:
+    def nonzero(self, state: Tensor) -> Tensor:  # [n, STATE]
         """[n] bool: the rows that have any gradient at all."""
         some = [gradient for gradient in self if gradient is not None]
         if not some:
-            return torch.zeros_like(targets, dtype=torch.bool)
+            return state.new_zeros(len(state), dtype=torch.bool)
         return reduce(torch.logical_or, some) if len(some) > 1 else some[0].bool()
 
     def part(self, chunk: slice) -> RowGradients:

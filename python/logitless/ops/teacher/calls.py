@@ -128,7 +128,7 @@ class Pair(NamedTuple):
             self.measure.backend, hidden.device, fixed(hidden.shape[0]), width,
             shard.widest(vocab), wider, logits, fixed(student.compute.memory_budget), gradients,
             # a mix is the second pass of a forward
-            any(needs) or self.measure.mixed, rank,
+            any(needs) or self.measure.mixed, rank, fixed(student.compute.active_capacity),
         )  # fmt: skip
         own, other = (Tiling.of(plan, vocab, x.hidden.dtype, x.logits_dtype) for x in both)
         return own, other
@@ -148,11 +148,13 @@ def _plan(
     gradients: tuple[str, ...],
     backward: bool,
     rank: int,
+    capacity: int | None,
 ) -> Plan:
     refuse_lost_threads()
     return cached_plan(
         registry.get(backend).machine(device), n, width, vocab, dtype, budget, logits_dtype=logits,
         gradients=gradients, backward=backward, one_pass=False, heads=2, adapter_rank=rank,
+        active_capacity=capacity,
     )  # fmt: skip
 
 

@@ -217,16 +217,14 @@ def _backward_kernel(
         teacher_tiling, shard, up, places,
     )  # fmt: skip
     rows, index = _active(given)
-    n, select = rows.n, rows.backend.select
-    g = g if index is None else g.select(index)
-    chosen = select(g.nonzero(state[:n, 0]))
-    served = Served(chosen.new_empty(0), chosen, 0)
+    n, g = rows.n, g if index is None else g.select(index)
     tiles = _tiles(
         teacher_hidden, teacher_weight, teacher_tiling, teacher_kept, rows, index, filled=True
     )
     rows = rows.beside(tiles, sums[:n] if measure.mixed else None)
     head = Head(hidden.detach(), given.matrix, tiling, shard, EXACT)
     f = Forward(rows, index, None, state[:n], LogitStore(kept, n, tiling), None)
+    served = Served.of(f, g, EXACT)
     out = new_gradients(head, f, served, needs)
     if not served.none:
         backward(head, f, g, served, out)

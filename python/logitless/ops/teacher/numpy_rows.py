@@ -11,12 +11,11 @@ from logitless.backends import registry
 from logitless.backends.row_kernels.rows import STATE, Rows
 from logitless.backends.threads import thread_count
 from logitless.inputs.adapter import Adapter
-from logitless.inputs.checks import shown
 from logitless.inputs.naming import of_teacher
 from logitless.inputs.options import ComputeOptions
 from logitless.inputs.records import changed
 from logitless.inputs.sampling_mask import SamplingMask, Sets
-from logitless.ops.head.numpy_statistics import low_ranks
+from logitless.ops.head.numpy_statistics import low_ranks, refuse_for_numpy
 from logitless.ops.head.planner.plan import cached_plan
 from logitless.ops.rows.numpy_rows import numpy_rows
 from logitless.ops.teacher.noise import Noise
@@ -115,11 +114,7 @@ def numpy_linear_divergence(
     adapters: tuple[Adapter, ...] = (),  # of the student's
 ) -> dict[str, Any]:
     """Flat results, by tiles of all rows."""
-    if compute.logits_dtype is not None:
-        raise ValueError(
-            f"logits_dtype must be left at its default for NumPy inputs, got "
-            f"{shown(compute.logits_dtype)}"
-        )
+    refuse_for_numpy(compute)
     (hidden, weight), (others, other_weight) = student, teacher
     dtype, n, vocab = hidden.dtype, len(hidden), len(weight)
     if sampling_mask is not None:

@@ -107,14 +107,17 @@ def kept_entries() -> None:
 def two_heads() -> None:
     """Of the student and of a teacher, whose columns are cut as the student's are."""
     teacher = random(5, hidden=(N, R), weight=(V, R))
-    for kind, beta in (("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.3)):
+    active = int(MASK.sum())
+    for kind, beta, capacity in (
+        ("reverse_kl", 0.5, None), ("forward_kl", 0.5, active), ("jsd", 0.3, active + 1),
+    ):  # fmt: skip
 
         def call(
             hidden: Tensor, weight: Tensor, *, t: Tensor, mask: Tensor, g: Any, **options: Any
         ) -> Any:
             start = options.get("vocab_start", 0)
             other = (teacher["hidden"], teacher["weight"][start : start + len(weight)])
-            options |= {"kind": kind, "beta": beta}  # noqa: B023
+            options |= {"kind": kind, "beta": beta, "active_capacity": capacity}  # noqa: B023
             there = [x.to(hidden.device) for x in other]
             out = ll.linear_divergence(hidden, weight, *there, mask, **options)
             outputs = [out.divergence, out.entropy, out.teacher_entropy]
