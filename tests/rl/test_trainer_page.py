@@ -17,7 +17,7 @@ import yaml
 from logitless.cli import main
 from logitless.rl.answers import task_of
 from logitless.rl.recipe import recipe_of
-from logitless.rl.tasks import Prompt, load_task, score
+from logitless.rl.tasks import FollowsTraining, Prompt, load_task, score
 from logitless.rl.tracking import metrics
 from tests.support.paths import ROOT
 
@@ -70,7 +70,7 @@ def test_the_class(folder: Path) -> None:
 
 
 def test_several_rewards(folder: Path) -> None:
-    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "rewards:" in text]
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "over_length" in text]
     recipe = recipe_of(yaml.safe_load(text) | {"methods": {"grpo": {"preset": "grpo"}}}, "the page")
     prompt = Prompt("sum 8:", {"total": 8})
     found = score(task_of(recipe), [prompt], ["35", "3500", "no"], tokens=[3, 5, 3])
@@ -82,3 +82,20 @@ def test_several_rewards(folder: Path) -> None:
         "length": [-0.5, -1, -0.5],
     }
     torch.testing.assert_close(found.rewards, torch.tensor([[1.45, 0.7, -0.25]]))
+
+
+def test_rewards_that_follow_training(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "laser_d" in text]
+    own = "task.rewards.novelty={function: 'novelty.py:Novelty', weight: 0.1}"
+    (folder / "following.yaml").write_text(
+        text + "model: {tokenizer: bytes, hidden_size: 16, intermediate_size: 32, layers: 1}\n"
+        "methods: {grpo: {preset: grpo}}\n"
+        "rollout: {prompts: 3, group: 4, max_new_tokens: 4}\n"
+    )  # fmt: skip
+    assert main(["train", "following.yaml", "steps=2", own, "--out", "following"]) == 0
+    rows = metrics.read(folder / "following" / "grpo" / "metrics.jsonl")
+    for level in ("easy", "medium", "hard"):
+        assert rows[0][f"reward_state/brevity/target_{level}"] == 4
+    assert rows[1]["reward/novelty"] < rows[0]["reward/novelty"] == 1
+    assert rows[1]["reward_state/novelty/beginnings"] > 0
+    assert issubclass(sys.modules["novelty"].Novelty, FollowsTraining)

@@ -16,7 +16,7 @@ from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout
-from logitless.rl.tasks import Prompt, PromptFile, Scores, Task, join_scores, of_user
+from logitless.rl.tasks import Answered, Prompt, PromptFile, Scores, Task, join_scores, of_user
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
 from logitless.rl.update import advantages_of
@@ -53,6 +53,21 @@ class Sampled(NamedTuple):
         if of_prompt is None and self.masked and self.truncated[i]:
             return TRUNCATED
         return of_prompt
+
+    def answered(self) -> Answered:
+        """What rewards that follow training are told of a step."""
+        scored = self.answers.scores.scored
+        rollout, texts, scores = self.answers.of_prompts(scored)
+        return Answered(
+            [
+                text
+                for text, has_reward in zip(self.prompts, scored.tolist(), strict=True)
+                if has_reward
+            ],
+            texts,
+            rollout.lengths.tolist(),
+            {name: column.tolist() for name, column in scores.columns.items()},
+        )
 
 
 class Experience(NamedTuple):

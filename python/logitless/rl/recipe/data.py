@@ -27,11 +27,12 @@ class RewardRecipe:
 
     function: str = key(
         REQUIRED,
-        "A function of your own, a bundled one (`format`, `laser`, `over_length`, `worst_case`, "
-        "`lower_bound`, `math`), or `task`: the reward that a named task has itself.",
+        "A function of your own, or a class of one; a bundled one (`format`, `laser`, `laser_d`, "
+        "`over_length`, `worst_case`, `lower_bound`, `math`); or `task`: the reward that a named "
+        "task has itself.",
     )
     options: dict[str, Any] = key(
-        dict, "Arguments of the function, beside those of the prompt's row."
+        dict, "Arguments of the function, beside those of the prompt's row; of a class its own."
     )
     weight: float = key(
         1.0, "What the reward is multiplied with; 0: it is logged, and trains nothing.", FINITE

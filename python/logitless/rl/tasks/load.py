@@ -103,15 +103,18 @@ def _columns(rewards: Mapping[str, Any], task: Task | None) -> dict[str, Column]
 
 
 def _judge(key: str, function: str, options: Mapping[str, Any], *, takes_of: bool) -> FunctionJudge:
-    """A bundled function by its name, made with the options, or a user's, called with them."""
+    """A bundled function by its name, or a class of a user's, made with the options; or a user's
+    function, called with them."""
     own = ":" in function or function.endswith(".py")
     made = named(key, function) if own else _known(key, function, BUNDLED)
     if not callable(made):
         raise ValueError(f"{key} '{function}' must be a function, got {made!r}")
     try:
-        if own:
+        if own and not isinstance(made, type):
             return FunctionJudge(made, options, takes_of)
-        return FunctionJudge(made(**options), {}, takes_of)
+        with of_user(f"making {key} '{function}'"):
+            reward = made(**options)
+        return FunctionJudge(reward, {}, takes_of)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} '{function}': {error}") from error
 
