@@ -26,6 +26,12 @@ BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE, re.MULTILINE | re.
 PEFT = importlib.util.find_spec("peft") is not None
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
+SMALL = """
+model: {tokenizer: bytes, hidden_size: 16, intermediate_size: 32, layers: 1, heads: 2}
+methods: {grpo: {preset: grpo}}
+rollout: {prompts: 3, group: 4, max_new_tokens: 4}
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -87,11 +93,7 @@ def test_several_rewards(folder: Path) -> None:
 def test_rewards_that_follow_training(folder: Path) -> None:
     (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "laser_d" in text]
     own = "task.rewards.novelty={function: 'novelty.py:Novelty', weight: 0.1}"
-    (folder / "following.yaml").write_text(
-        text + "model: {tokenizer: bytes, hidden_size: 16, intermediate_size: 32, layers: 1}\n"
-        "methods: {grpo: {preset: grpo}}\n"
-        "rollout: {prompts: 3, group: 4, max_new_tokens: 4}\n"
-    )  # fmt: skip
+    (folder / "following.yaml").write_text(text + SMALL)
     assert main(["train", "following.yaml", "steps=2", own, "--out", "following"]) == 0
     rows = metrics.read(folder / "following" / "grpo" / "metrics.jsonl")
     for level in ("easy", "medium", "hard"):
@@ -99,3 +101,14 @@ def test_rewards_that_follow_training(folder: Path) -> None:
     assert rows[1]["reward/novelty"] < rows[0]["reward/novelty"] == 1
     assert rows[1]["reward_state/novelty/beginnings"] > 0
     assert issubclass(sys.modules["novelty"].Novelty, FollowsTraining)
+
+
+def test_rewards_of_steps(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "pure" in text]
+    (folder / "steps.yaml").write_text(text + SMALL)
+    assert main(["train", "steps.yaml", "steps=1", "--out", "steps"]) == 0
+    (row,) = metrics.read(folder / "steps" / "grpo" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["reward/accuracy"] + row["reward/steps"] / 2)
+    score_steps = sys.modules["steps"].steps
+    assert score_steps("sum 8:", "359", 8) == [(1, 1), (2, 1), (3, 0)]
+    assert score_steps("sum 8:", "", 8) == [(0, 0)]

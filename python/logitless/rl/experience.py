@@ -19,7 +19,7 @@ from logitless.rl.rollout import Rollout
 from logitless.rl.tasks import Answered, Prompt, PromptFile, Scores, Task, join_scores, of_user
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import advantages_of
+from logitless.rl.update import OF_STEPS, advantages_of, of_each_token, step_advantages
 
 # Why the answers to a prompt are not trained on.
 NO_REWARD, EQUAL_REWARDS, SURPLUS = "no reward", "equal rewards", "surplus"
@@ -75,7 +75,7 @@ class Experience(NamedTuple):
 
     rollout: Rollout  # of B = prompts * group sequences, or fewer without truncated ones
     rewards: Tensor  # [prompts, group], on the host
-    advantages: Tensor  # [B]
+    advantages: Tensor  # [B], or of tokens [B, T]
     sampled: Sampled
 
     @property
@@ -95,7 +95,7 @@ def collect(
     sampled = sample_rounds(policy, task, recipe, step, clock)
     kept = torch.tensor([fate is None for fate in sampled.fates], device="cpu")
     rollout, _, scores = sampled.answers.of_prompts(kept)
-    advantages = advantages_of(scores.rewards, advantage).to(rollout.mask.device)
+    advantages = compared(scores, rollout, recipe, advantage).to(rollout.mask.device)
     if recipe.rollout.mask_truncated:
         # after the advantages: a group is compared as a whole
         whole = trained_on(sampled, step).to(rollout.mask.device)
@@ -103,6 +103,14 @@ def collect(
     of_all = int(sampled.answers.rollout.mask.sum())
     clock.share(1.0 - int(rollout.mask.sum()) / of_all, SAMPLING, DROPPED)
     return Experience(rollout, scores.rewards, advantages, sampled)
+
+
+def compared(scores: Scores, rollout: Rollout, recipe: Recipe, advantage: str) -> Tensor:
+    """The advantages of whole groups, on the host: [B], or of tokens [B, T]."""
+    if advantage in OF_STEPS:
+        assert scores.steps is not None
+        return step_advantages(scores.columns, scores.steps, rollout.mask, recipe, advantage)
+    return advantages_of(scores.rewards, advantage)
 
 
 def trained_on(sampled: Sampled, step: int) -> Tensor:
@@ -198,7 +206,7 @@ def describe(experience: Experience, right: float) -> Row:
     others of all that have a reward."""
     rollout, _, advantages, sampled = experience
     tokens = int(rollout.mask.sum())
-    per_token = advantages.repeat_interleave(rollout.lengths)
+    per_token = of_each_token(advantages, rollout.mask)
     logp = rollout.logp[rollout.mask]
     covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
     has_reward = sampled.answers.scores.scored

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from logitless.rl.tasks.attempts import Found, at_once, one_by_one
+from logitless.rl.tasks.attempts import Found, Read, at_once, number, one_by_one
 from logitless.rl.tasks.base import Prompt, Task, TaskOfBatches, TaskWithSolutions
 from logitless.rl.tasks.following import Following
 
@@ -45,10 +45,10 @@ class TaskJudge:
     ) -> list[Found]:
         if isinstance(self.task, TaskOfBatches):
             call = partial(self.task.rewards, asked.prompts, asked.texts)
-            return at_once(call, len(asked.texts), seconds)
+            return at_once(call, asked.texts, seconds=seconds)
         pairs = zip(asked.prompts, asked.texts, strict=True)
         calls = [partial(self.task.reward, prompt, text) for prompt, text in pairs]
-        return one_by_one(calls, asked.group, seconds)
+        return one_by_one(calls, asked.texts, asked.group, seconds=seconds)
 
 
 class FunctionJudge:
@@ -65,12 +65,18 @@ class FunctionJudge:
     """
 
     def __init__(
-        self, function: Callable[..., Any], options: Mapping[str, Any], takes_of: bool
+        self,
+        function: Callable[..., Any],
+        options: Mapping[str, Any],
+        takes_of: bool,
+        read: Read = number,
     ) -> None:
-        """ValueError where the function has no `of` and should, or the other way round, or one of
+        """read: what the function returns for an answer, as a reward.
+
+        ValueError where the function has no `of` and should, or the other way round, or one of
         the options is none of its parameters."""
         parameters = inspect.signature(function).parameters
-        self.function, self.options = function, dict(options)
+        self.function, self.options, self.read = function, dict(options), read
         self.of_all = {"prompts", "completions", "rows"} <= set(parameters)
         self.of_group = {"prompt", "completions"} <= set(parameters)
         self.known = [name for name in KNOWN if name in parameters]
@@ -90,12 +96,12 @@ class FunctionJudge:
     ) -> list[Found]:
         if self.of_all:
             call = partial(self.call_of_all, asked)
-            return at_once(call, len(asked.texts), seconds)
+            return at_once(call, asked.texts, self.read, seconds)
         if self.of_group:
             return self.found_of_groups(asked, of, seconds)
         every = range(len(asked.texts))
         calls = [partial(self.call, asked, i, [column[i] for column in of]) for i in every]
-        return one_by_one(calls, asked.group, seconds)
+        return one_by_one(calls, asked.texts, asked.group, self.read, seconds)
 
     def found_of_groups(
         self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
@@ -104,7 +110,7 @@ class FunctionJudge:
         for start in range(0, len(asked.texts), asked.group):
             place = slice(start, start + asked.group)
             call = partial(self.call_of_group, asked, place, [column[place] for column in of])
-            found += at_once(call, asked.group, seconds)
+            found += at_once(call, asked.texts[place], self.read, seconds)
         return found
 
     def call(self, asked: Asked, i: int, of: Sequence[Found]) -> Any:
@@ -148,6 +154,8 @@ class Column(NamedTuple):
     threshold: float | None = None
     # the columns before this one that the judge is given
     of: Sequence[str] = ()
+    # whether its rewards are Stepwise
+    by_steps: bool = False
 
 
 class Rewarded:
@@ -156,6 +164,8 @@ class Rewarded:
     def __init__(self, task: Any, columns: Mapping[str, Column], *, apart: bool = True) -> None:
         """apart: whether the columns are worth a number each."""
         self.task, self.columns, self.apart = task, dict(columns), apart
+        # the column whose rewards are of steps; None: there is none
+        self.stepwise = next((name for name, x in self.columns.items() if x.by_steps), None)
         self.following = Following(
             {
                 name: (column.judge.function, column.of)

@@ -1,16 +1,14 @@
-"""Bundled rewards: their fields are the options of a recipe, a call is the reward of an answer."""
+"""Bundled rewards of an answer by its text, its length or other rewards."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitless.rl.tasks.laser import Laser, LaserD
-from logitless.rl.tasks.math_answers import MathAnswers
-from logitless.rl.tasks.option_checks import at_least_1, finite
+from logitless.rl.tasks.bundled.option_checks import at_least_1, finite
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,3 @@ class LowerBound:
 
     def __call__(self, prompt: Any, completion: str, *, of: Sequence[float], **row: Any) -> float:
         return statistics.fmean(of) - self.k * statistics.pstdev(of)
-
-
-BUNDLED: dict[str, Callable[..., Callable[..., Any]]] = {
-    "format": Format,
-    "laser": Laser,
-    "laser_d": LaserD,
-    "over_length": OverLength,
-    "worst_case": WorstCase,
-    "lower_bound": LowerBound,
-    "math": MathAnswers,
-}

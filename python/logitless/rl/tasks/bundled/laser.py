@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, TypeVar
 
+from logitless.rl.tasks.bundled.option_checks import at_least_1, finite, one_of
 from logitless.rl.tasks.following import Group
-from logitless.rl.tasks.option_checks import at_least_1, finite, one_of
 
 T = TypeVar("T")
 
