@@ -17,7 +17,7 @@ import yaml
 from logitless.cli import main
 from logitless.rl.answers import task_of
 from logitless.rl.recipe import recipe_of
-from logitless.rl.tasks import Prompt, load_task, score
+from logitless.rl.tasks import FollowsTraining, Prompt, load_task, score
 from logitless.rl.tracking import metrics
 from tests.support.paths import ROOT
 
@@ -25,6 +25,12 @@ PAGE = (ROOT / "docs" / "trainer.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PEFT = importlib.util.find_spec("peft") is not None
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+SMALL = """
+model: {tokenizer: bytes, hidden_size: 16, intermediate_size: 32, layers: 1, heads: 2}
+methods: {grpo: {preset: grpo}}
+rollout: {prompts: 3, group: 4, max_new_tokens: 4}
+"""
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_the_class(folder: Path) -> None:
 
 
 def test_several_rewards(folder: Path) -> None:
-    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "rewards:" in text]
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "over_length" in text]
     recipe = recipe_of(yaml.safe_load(text) | {"methods": {"grpo": {"preset": "grpo"}}}, "the page")
     prompt = Prompt("sum 8:", {"total": 8})
     found = score(task_of(recipe), [prompt], ["35", "3500", "no"], tokens=[3, 5, 3])
@@ -82,3 +88,27 @@ def test_several_rewards(folder: Path) -> None:
         "length": [-0.5, -1, -0.5],
     }
     torch.testing.assert_close(found.rewards, torch.tensor([[1.45, 0.7, -0.25]]))
+
+
+def test_rewards_that_follow_training(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "laser_d" in text]
+    own = "task.rewards.novelty={function: 'novelty.py:Novelty', weight: 0.1}"
+    (folder / "following.yaml").write_text(text + SMALL)
+    assert main(["train", "following.yaml", "steps=2", own, "--out", "following"]) == 0
+    rows = metrics.read(folder / "following" / "grpo" / "metrics.jsonl")
+    for level in ("easy", "medium", "hard"):
+        assert rows[0][f"reward_state/brevity/target_{level}"] == 4
+    assert rows[1]["reward/novelty"] < rows[0]["reward/novelty"] == 1
+    assert rows[1]["reward_state/novelty/beginnings"] > 0
+    assert issubclass(sys.modules["novelty"].Novelty, FollowsTraining)
+
+
+def test_rewards_of_steps(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "pure" in text]
+    (folder / "steps.yaml").write_text(text + SMALL)
+    assert main(["train", "steps.yaml", "steps=1", "--out", "steps"]) == 0
+    (row,) = metrics.read(folder / "steps" / "grpo" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["reward/accuracy"] + row["reward/steps"] / 2)
+    score_steps = sys.modules["steps"].steps
+    assert score_steps("sum 8:", "359", 8) == [(1, 1), (2, 1), (3, 0)]
+    assert score_steps("sum 8:", "", 8) == [(0, 0)]

@@ -35,13 +35,14 @@ def answer_rows(
     for i, text in enumerate(texts):
         n, fate = lengths[i], sampled.fate(i)
         entropy, logp = entropies[i][:n], logps[i][:n]
+        advantage = next(advantages) if fate is None else None
         row: dict[str, Any] = {
             "step": step,
             "prompt": prompts[i // group],
             "completion": text,
             "reward": None if fate == NO_REWARD else rewards[i],
             **{key: None if fate == NO_REWARD else x[i] for key, x in columns.items()},
-            "advantage": next(advantages) if fate is None else None,
+            "advantage": mean_of(advantage, n),
             "tokens": n,
             "truncated": bool(sampled.truncated[i]),
             "logp": sum(logp),
@@ -49,6 +50,8 @@ def answer_rows(
         }
         if fate is not None:
             row["dropped"] = fate
+        if scores.steps is not None:
+            row["steps"] = None if fate == NO_REWARD else scores.steps[i]
         if i in pieces:
             tokens = ids[i][rollout.prompt_length :][:n]
             marks = [False] * n if fate is not None else selected[trained, :n].tolist()
@@ -57,9 +60,16 @@ def answer_rows(
                 [text_of([t]), round(h, DIGITS), round(p, DIGITS), *([True] if mark else [])]
                 for t, h, p, mark in numbers
             ]
+            if isinstance(advantage, list):
+                row["advantages"] = [round(x, DIGITS) for x in advantage[:n]]
         trained += fate is None
         rows.append(row)
     return rows
+
+
+def mean_of(advantage: float | list[float] | None, tokens: int) -> float | None:
+    """An answer's own, or the mean of those of its tokens."""
+    return sum(advantage[:tokens]) / tokens if isinstance(advantage, list) else advantage
 
 
 def chosen(rewards: list[float], count: int) -> list[int]:

@@ -13,7 +13,14 @@ from torch import Tensor
 from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
-from logitless.rl.rollout import Rollout, Server, join_rollouts, sample, sample_remotely
+from logitless.rl.rollout import (
+    Rollout,
+    Server,
+    join_rollouts,
+    sample,
+    sample_remotely,
+    token_ends,
+)
 from logitless.rl.tasks import Prompt, Scores, Task, check_any, join_scores, load_task, score
 from logitless.rl.tracking.stopwatch import Stopwatch
 
@@ -99,10 +106,14 @@ def answers_to(
             **options,
         )
         with clock("reward"):
-            texts = rollout.texts(policy.tokenizer, special_tokens=recipe.task.special_tokens)
+            special, ids = recipe.task.special_tokens, rollout.answers()
+            texts = rollout.texts(policy.tokenizer, special_tokens=special)
             scores = score(
                 task, own, texts, recipe.task.threshold, tokens=rollout.lengths.tolist(),
                 seconds=recipe.task.reward_timeout,
+                token_ends=lambda i, places: token_ends(
+                    ids[i], places, policy.tokenizer, special_tokens=special
+                ),
             )  # fmt: skip
             return Answers(rollout, texts, scores)
 

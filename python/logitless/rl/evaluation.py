@@ -20,7 +20,7 @@ from logitless.rl.engine import claim_device, ranks
 from logitless.rl.experience import ask, distinct
 from logitless.rl.policy import Policy, load_policy
 from logitless.rl.recipe import Recipe, of_seeds, recipe_of
-from logitless.rl.tasks import PromptFile, Task
+from logitless.rl.tasks import PromptFile, Task, following_of
 from logitless.rl.tracking import checkpoint, metrics, run_folder
 from logitless.rl.tracking.log import Log
 from logitless.rl.tracking.metrics import Row
@@ -201,6 +201,8 @@ def checkpoints_of(folder: Path, overrides: Iterable[str]) -> list[tuple[str, Pa
 
 
 def read(path: Path, recipe: Recipe) -> tuple[Task, Policy]:
-    """The task, and the policy of a checkpoint."""
+    """The task with its rewards as they were, and the policy of a checkpoint."""
     policy = load_policy(path, recipe.model.draw_padding, recipe.model.device)
-    return task_of(recipe), policy.in_dtype(recipe.model.body_dtype)
+    task = task_of(recipe)
+    following_of(task).load(path)
+    return task, policy.in_dtype(recipe.model.body_dtype)

@@ -16,10 +16,10 @@ from logitless.rl.engine import ranks
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe
 from logitless.rl.rollout import Rollout
-from logitless.rl.tasks import Prompt, PromptFile, Scores, Task, join_scores, of_user
+from logitless.rl.tasks import Answered, Prompt, PromptFile, Scores, Task, join_scores, of_user
 from logitless.rl.tracking.metrics import Row
 from logitless.rl.tracking.stopwatch import Stopwatch
-from logitless.rl.update import advantages_of
+from logitless.rl.update import OF_STEPS, advantages_of, of_each_token, step_advantages
 
 # Why the answers to a prompt are not trained on.
 NO_REWARD, EQUAL_REWARDS, SURPLUS = "no reward", "equal rewards", "surplus"
@@ -54,13 +54,28 @@ class Sampled(NamedTuple):
             return TRUNCATED
         return of_prompt
 
+    def answered(self) -> Answered:
+        """What rewards that follow training are told of a step."""
+        scored = self.answers.scores.scored
+        rollout, texts, scores = self.answers.of_prompts(scored)
+        return Answered(
+            [
+                text
+                for text, has_reward in zip(self.prompts, scored.tolist(), strict=True)
+                if has_reward
+            ],
+            texts,
+            rollout.lengths.tolist(),
+            {name: column.tolist() for name, column in scores.columns.items()},
+        )
+
 
 class Experience(NamedTuple):
     """The answers that a step trains on, and their worth."""
 
     rollout: Rollout  # of B = prompts * group sequences, or fewer without truncated ones
     rewards: Tensor  # [prompts, group], on the host
-    advantages: Tensor  # [B]
+    advantages: Tensor  # [B], or of tokens [B, T]
     sampled: Sampled
 
     @property
@@ -80,7 +95,7 @@ def collect(
     sampled = sample_rounds(policy, task, recipe, step, clock)
     kept = torch.tensor([fate is None for fate in sampled.fates], device="cpu")
     rollout, _, scores = sampled.answers.of_prompts(kept)
-    advantages = advantages_of(scores.rewards, advantage).to(rollout.mask.device)
+    advantages = compared(scores, rollout, recipe, advantage).to(rollout.mask.device)
     if recipe.rollout.mask_truncated:
         # after the advantages: a group is compared as a whole
         whole = trained_on(sampled, step).to(rollout.mask.device)
@@ -88,6 +103,14 @@ def collect(
     of_all = int(sampled.answers.rollout.mask.sum())
     clock.share(1.0 - int(rollout.mask.sum()) / of_all, SAMPLING, DROPPED)
     return Experience(rollout, scores.rewards, advantages, sampled)
+
+
+def compared(scores: Scores, rollout: Rollout, recipe: Recipe, advantage: str) -> Tensor:
+    """The advantages of whole groups, on the host: [B], or of tokens [B, T]."""
+    if advantage in OF_STEPS:
+        assert scores.steps is not None
+        return step_advantages(scores.columns, scores.steps, rollout.mask, recipe, advantage)
+    return advantages_of(scores.rewards, advantage)
 
 
 def trained_on(sampled: Sampled, step: int) -> Tensor:
@@ -183,7 +206,7 @@ def describe(experience: Experience, right: float) -> Row:
     others of all that have a reward."""
     rollout, _, advantages, sampled = experience
     tokens = int(rollout.mask.sum())
-    per_token = advantages.repeat_interleave(rollout.lengths)
+    per_token = of_each_token(advantages, rollout.mask)
     logp = rollout.logp[rollout.mask]
     covariance = ll.covariance(logp, per_token, torch.ones_like(logp, dtype=torch.bool))
     has_reward = sampled.answers.scores.scored

@@ -15,7 +15,7 @@ from logitless.rl.evaluation import record
 from logitless.rl.experience import collect, describe, unscored
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import Recipe, make_spec
-from logitless.rl.tasks import Task
+from logitless.rl.tasks import Task, following_of
 from logitless.rl.tracking import checkpoint, divergence, memory
 from logitless.rl.tracking.interrupt import StopRequest
 from logitless.rl.tracking.log import Log
@@ -49,11 +49,14 @@ def train(
     reference = recipe.reference if "ref_logp" in spec.needs else None
     engine = make_engine(policy, recipe.update, recipe.steps, reference)
     follower = follower_of(name, spec, recipe.methods[name].controller)
+    following = following_of(task)
+    following.begin()
 
     def load_own(saved: Path) -> None:
         engine.load(saved)
         if follower is not None:
             follower.load(saved)
+        following.load(saved)
 
     def load(saved: Path) -> None:
         # one that a rank cannot read is none
@@ -66,6 +69,7 @@ def train(
             ranks.first(partial(checkpoint.link_tokenizer, part, policy.save_tokenizer))
             if follower is not None:
                 ranks.first(partial(follower.save, part))
+            ranks.first(partial(following.save, part))
             ranks.first(partial(checkpoint.finish, part, recipe.checkpoint_keep))
 
     def evaluate(done: int) -> None:
@@ -91,6 +95,7 @@ def train(
         with divergence.watched(name, step, engine.broken):
             with engine.whole() as now:
                 experience = collect(now, task, recipe, advantage, step, clock)
+            followed = ranks.together(partial(following.after_step, experience.sampled.answered()))
             rollout = with_reference(engine, experience.rollout, recipe, clock)
             advantages = experience.advantages
             if experience.failures:
@@ -114,7 +119,7 @@ def train(
             "selected_tokens": update.selected_tokens,
             "actor/lr": rate,
         }
-        row |= update.metrics
+        row |= update.metrics | followed
         # verl's name of it
         row["actor/grad_norm"] = row["grad_norm"]
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.

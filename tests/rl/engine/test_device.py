@@ -25,10 +25,12 @@ EVERYTHING = (
     "steps=1", "compare_repeats=0", "entropy_change_every=1", "evaluation.every=1",
     "evaluation.group=2", "evaluation.prompts=3", "warmup.steps=3", "update.epochs=2",
     "update.micro_batches=2", "reference={kind: ema, decay: 0.5}", "task.name=hosts:Moody",
+    "task.rewards={own: {function: task}, steps: {function: 'hosts:steps', steps: min}}",
 )  # fmt: skip
 METHODS = (
     "methods={grpo: {preset: grpo, change: {kl: {coefficient: 0.1}}}, "
-    "clip_cov: {preset: clip_cov}, m2po: {preset: m2po}, clip_v: {preset: clip_v}}"
+    "clip_cov: {preset: clip_cov}, m2po: {preset: m2po}, clip_v: {preset: clip_v}, "
+    "pure: {preset: clip_cov, advantage: pure}, process: {preset: grpo, advantage: process}}"
 )
 TASK = """
 from logitless.rl.tasks import SumToN
@@ -41,6 +43,9 @@ class Moody(SumToN):
         if self.calls % 40 == 1:
             raise KeyError("no mood for this answer")
         return super().reward(prompt, completion)
+
+def steps(prompt, completion, data):
+    return [(len(completion), float(len(completion) > 2))]
 """
 
 
@@ -57,7 +62,7 @@ def test_every_tensor_is_made_where_it_is_needed(
     on_host = {file for file, host in watched.made if host}
     on_device = {file for file, host in watched.made if not host}
     # rewards are the host's, and so is the choice of prompts by them
-    hosts = {"check.py", "experience.py", "scoring.py", "warmup.py"}
+    hosts = {"check.py", "experience.py", "scoring.py", "step_advantages.py", "warmup.py"}
     assert on_host - {"states.py"} == hosts
     expected = {"generator.py", "loading.py", "parts.py", "update.py", "warmup.py"}
     assert expected | ({"rollout.py", "states.py"} if more else set()) <= on_device

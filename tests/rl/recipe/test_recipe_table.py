@@ -15,7 +15,7 @@ from logitless.rl.recipe import LossRecipe, Recipe, RewardRecipe, recipe_of
 from logitless.rl.recipe.docs_table import MUST, NAME, rows, written
 from logitless.rl.recipe.keys import Range, within
 from logitless.rl.recipe.training import ADVANTAGE_NAMES
-from logitless.rl.update import ADVANTAGES
+from logitless.rl.update import ADVANTAGES, OF_STEPS
 from tests.support.paths import ROOT
 from tests.support.recipes import tiny_recipe
 
@@ -112,5 +112,5 @@ def test_numbers_have_a_range_but_for_the_seed() -> None:
 
 
 def test_names_of_advantages_are_those_of_the_trainer() -> None:
-    assert ADVANTAGE_NAMES.split(", ") == list(ADVANTAGES)
+    assert ADVANTAGE_NAMES.split(", ") == [*ADVANTAGES, *OF_STEPS]
     assert "advantage" in get_type_hints(LossRecipe)

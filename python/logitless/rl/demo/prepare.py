@@ -18,7 +18,7 @@ from logitless.rl.tasks import Task, TaskWithSolutions
 from logitless.rl.tasks.judges import Rewarded
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tracking import run_folder, trackers
-from logitless.rl.update import advantage_name, follower_of
+from logitless.rl.update import advantage_name, check_steps, follower_of
 
 # Of the difference of a token's log-probs in a rollout and in training, where the body computes in
 # bfloat16: up to 0.009 in 30 layers of width 576.
@@ -48,6 +48,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     advantages = {name: advantage_name(recipe, name) for name in recipe.methods}
     for name, loss in recipe.methods.items():
         follower_of(name, specs[name], loss.controller)
+        check_steps(recipe, name, advantages[name], specs[name])
     kind = recipe.reference.kind
     if kind != "frozen" and not any("ref_logp" in spec.needs for spec in specs.values()):
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from logitless.rl.recipe.keys import (
     FINITE,
@@ -27,11 +27,12 @@ class RewardRecipe:
 
     function: str = key(
         REQUIRED,
-        "A function of your own, a bundled one (`format`, `laser`, `over_length`, `worst_case`, "
-        "`lower_bound`, `math`), or `task`: the reward that a named task has itself.",
+        "A function of your own, or a class of one; a bundled one (`format`, `laser`, `laser_d`, "
+        "`over_length`, `worst_case`, `lower_bound`, `math`); or `task`: the reward that a named "
+        "task has itself.",
     )
     options: dict[str, Any] = key(
-        dict, "Arguments of the function, beside those of the prompt's row."
+        dict, "Arguments of the function, beside those of the prompt's row; of a class its own."
     )
     weight: float = key(
         1.0, "What the reward is multiplied with; 0: it is logged, and trains nothing.", FINITE
@@ -43,6 +44,27 @@ class RewardRecipe:
         list,
         "Names of rewards above this one, which the function is given as a list `of`.",
     )
+    steps: Literal["min", "sum"] | None = key(
+        None,
+        "The function returns a reward for each step of an answer, as `[(end, reward), ...]`, and "
+        "the answer's is the least of them, or their sum. Advantages `pure` and `process` are of "
+        "steps. null: it returns the answer's reward.",
+    )
+
+    def check_steps(self, path: str) -> None:
+        """ValueError where it cannot be of steps and is."""
+        if self.steps is None:
+            return
+        if ":" not in self.function and not self.function.endswith(".py"):
+            raise ValueError(
+                f"recipe key '{path}.steps' must be null with {path}.function={self.function}, "
+                f"which rewards whole answers; got {self.steps}"
+            )
+        if self.threshold is not None:
+            raise ValueError(
+                f"recipe key '{path}.threshold' must be null with {path}.steps={self.steps}, got "
+                f"{self.threshold}"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,11 +115,18 @@ class TaskRecipe:
         check_ranges(self, "task")
         for name, reward in self.rewards.items():
             check_ranges(reward, f"task.rewards.{name}")
+            reward.check_steps(f"task.rewards.{name}")
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(
                     f"recipe key 'task.rewards.{name}': a reward is also a column's name; use "
                     "letters, digits, - and _"
                 )
+        by_steps = [name for name, reward in self.rewards.items() if reward.steps is not None]
+        if len(by_steps) > 1:
+            raise ValueError(
+                f"recipe key 'task.rewards.{by_steps[1]}.steps' must be null with "
+                f"task.rewards.{by_steps[0]}.steps: one reward may be of steps"
+            )
         if self.rewards and self.reward is not None:
             raise ValueError(
                 "recipe keys 'task.reward' and 'task.rewards' are one in place of the other, got "

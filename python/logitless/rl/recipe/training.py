@@ -18,7 +18,7 @@ from logitless.rl.recipe.keys import (
     key,
 )
 
-ADVANTAGE_NAMES = "group_std, group_mean, leave_one_out, gpg, max_rl, qae"
+ADVANTAGE_NAMES = "group_std, group_mean, leave_one_out, gpg, max_rl, qae, pure, process"
 
 
 ENTRIES = Range("a multiple of 64 up to 1024", lambda x: x % 64 == 0 and 0 < x <= 1024)
@@ -46,6 +46,12 @@ class UpdateRecipe:
         None,
         "Of every method that has none of its own; null: that of the method's preset.",
         ADVANTAGE_NAMES,
+    )
+    pure_temperature: float = key(
+        0.1,
+        "Of advantage `pure`: of the softmax that makes the rewards of steps add up to about the "
+        "least of them.",
+        above(0),
     )
     memory_budget: str | None = key(
         None,

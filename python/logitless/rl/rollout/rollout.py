@@ -79,9 +79,12 @@ class Rollout:
 
     def texts(self, tokenizer: Any, *, special_tokens: bool = False) -> list[str]:
         """The answers as a reward reads them; special tokens are left out unless asked for."""
+        return [text_of(row, tokenizer, special_tokens=special_tokens) for row in self.answers()]
+
+    def answers(self) -> list[list[int]]:
+        """The sampled tokens of each sequence."""
         completions = self.ids[:, self.prompt_length :].tolist()
-        rows = [ids[:n] for ids, n in zip(completions, self.lengths.tolist(), strict=True)]
-        return [text_of(row, tokenizer, special_tokens=special_tokens) for row in rows]
+        return [ids[:n] for ids, n in zip(completions, self.lengths.tolist(), strict=True)]
 
 
 def join_rollouts(parts: Sequence[Rollout], pad: int) -> Rollout:

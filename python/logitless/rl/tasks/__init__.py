@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from logitless.rl.tasks.base import Prompt, Task, TaskWithSolutions
 from logitless.rl.tasks.bundled import BUNDLED
+from logitless.rl.tasks.following import Answered, Following, FollowsTraining, Group
+from logitless.rl.tasks.judges import following_of
 from logitless.rl.tasks.load import TASKS, load_task
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
@@ -22,7 +24,7 @@ from logitless.rl.tasks.sum_to_n import SumToN
 from logitless.rl.tasks.user_code import UserCodeError, of_user
 
 __all__ = [
-    "BUNDLED", "TASKS", "Prompt", "PromptFile", "ReasoningGym", "RewardError", "Scores", "SumToN",
-    "Task", "TaskWithSolutions", "UserCodeError", "check_any", "join_scores", "load_task",
-    "of_user", "score",
+    "BUNDLED", "TASKS", "Answered", "Following", "FollowsTraining", "Group", "Prompt", "PromptFile",
+    "ReasoningGym", "RewardError", "Scores", "SumToN", "Task", "TaskWithSolutions", "UserCodeError",
+    "check_any", "following_of", "join_scores", "load_task", "of_user", "score",
 ]  # fmt: skip

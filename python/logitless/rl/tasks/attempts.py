@@ -6,54 +6,75 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Thread
 from types import TracebackType
 from typing import Any, TypeAlias
 
 # A reward, or why an answer has none.
 Found: TypeAlias = float | BaseException
+# From what a function has returned for an answer, and the answer's text, to its reward.
+Read: TypeAlias = Callable[[Any, str], float]
 
 
 class RewardTimeout(TimeoutError):
     """A reward has not come in its time; its traceback ends where the call was then."""
 
 
-def attempt(reward_of: Callable[[], Any], seconds: float | None = None) -> Found:
-    """The reward of an answer, or why it has none."""
-    try:
-        reward = float(within(seconds, reward_of))
-        if not math.isfinite(reward):
-            raise ValueError(f"the reward must be finite, got {reward}")
-    # sys.exit in a reward is a failure of the reward
-    except (Exception, SystemExit) as error:
-        return error
+def number(returned: Any, text: str) -> float:
+    """What a function has returned for an answer of this text, as its reward."""
+    reward = float(returned)
+    if not math.isfinite(reward):
+        raise ValueError(f"the reward must be finite, got {reward}")
     return reward
 
 
+def attempt(reward_of: Callable[[], float]) -> Found:
+    """The reward of an answer, or why it has none."""
+    try:
+        return reward_of()
+    # sys.exit in a reward is a failure of the reward
+    except (Exception, SystemExit) as error:
+        return error
+
+
 def one_by_one(
-    calls: Sequence[Callable[[], Any]], group: int, seconds: float | None = None
+    calls: Sequence[Callable[[], Any]],
+    texts: Sequence[str],
+    group: int,
+    read: Read = number,
+    seconds: float | None = None,
 ) -> list[Found]:
     """The rewards of answers, so many (`group`) to a prompt. A prompt with an answer that took too
     long is lost: the answers after it are not asked."""
+
+    def ask(call: Callable[[], Any], text: str) -> float:
+        return read(within(seconds, call), text)
+
     found: list[Found] = []
-    for i, call in enumerate(calls):
+    for i, (call, text) in enumerate(zip(calls, texts, strict=True)):
         of_prompt = found[i - i % group :]
         late = next((x for x in of_prompt if isinstance(x, RewardTimeout)), None)
-        found.append(attempt(call, seconds) if late is None else late)
+        found.append(attempt(partial(ask, call, text)) if late is None else late)
     return found
 
 
 def at_once(
-    rewards_of: Callable[[], Sequence[Any]], count: int, seconds: float | None = None
+    rewards_of: Callable[[], Sequence[Any]],
+    texts: Sequence[str],
+    read: Read = number,
+    seconds: float | None = None,
 ) -> list[Found]:
-    """The rewards of so many answers by one call, whose error is that of every answer."""
+    """The rewards of these answers by one call, whose error is that of every answer."""
+    count = len(texts)
     try:
         rewards = list(within(seconds, rewards_of))
         if len(rewards) != count:
             raise ValueError(f"the rewards must be {count}, one an answer, got {len(rewards)}")
     except (Exception, SystemExit) as error:
         return [error] * count
-    return [attempt(lambda reward=reward: reward) for reward in rewards]  # type: ignore[misc]
+    pairs = zip(rewards, texts, strict=True)
+    return [attempt(partial(read, reward, text)) for reward, text in pairs]
 
 
 def within(seconds: float | None, work: Callable[[], Any]) -> Any:

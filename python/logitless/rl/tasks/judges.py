@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from logitless.rl.tasks.attempts import Found, at_once, one_by_one
+from logitless.rl.tasks.attempts import Found, Read, at_once, number, one_by_one
 from logitless.rl.tasks.base import Prompt, Task, TaskOfBatches, TaskWithSolutions
+from logitless.rl.tasks.following import Following
 
 # What the trainer knows of an answer, for functions that have a parameter of that name.
 KNOWN = ("answer_tokens", "of")
@@ -44,29 +45,40 @@ class TaskJudge:
     ) -> list[Found]:
         if isinstance(self.task, TaskOfBatches):
             call = partial(self.task.rewards, asked.prompts, asked.texts)
-            return at_once(call, len(asked.texts), seconds)
+            return at_once(call, asked.texts, seconds=seconds)
         pairs = zip(asked.prompts, asked.texts, strict=True)
         calls = [partial(self.task.reward, prompt, text) for prompt, text in pairs]
-        return one_by_one(calls, asked.group, seconds)
+        return one_by_one(calls, asked.texts, asked.group, seconds=seconds)
 
 
 class FunctionJudge:
-    """score(prompt, completion, **row, **options), a number; or one with parameters prompts,
-    completions and rows, which is called once with the lists of all answers and gives a list.
+    """A function, which is called in one of three ways, by the names of its parameters:
+
+        score(prompt, completion, **row, **options)     for each answer, a number
+        score(prompt, completions, **row, **options)    for each prompt, a list
+        score(prompts, completions, rows, **options)    once for all answers, a list
 
     A row has the other keys of a prompt's line, or is {"data": prompt.data} where a task has data
     of another kind. A function that has a parameter `answer_tokens` is given the number of tokens
-    of the answer, one that has `of` the list of the answer's rewards in other columns.
+    of the answer, one that has `of` the list of the answer's rewards in other columns; where it is
+    called for several answers each of these numbers is a list, an entry an answer.
     """
 
     def __init__(
-        self, function: Callable[..., Any], options: Mapping[str, Any], takes_of: bool
+        self,
+        function: Callable[..., Any],
+        options: Mapping[str, Any],
+        takes_of: bool,
+        read: Read = number,
     ) -> None:
-        """ValueError where the function has no `of` and should, or the other way round, or one of
+        """read: what the function returns for an answer, as a reward.
+
+        ValueError where the function has no `of` and should, or the other way round, or one of
         the options is none of its parameters."""
         parameters = inspect.signature(function).parameters
-        self.function, self.options = function, dict(options)
+        self.function, self.options, self.read = function, dict(options), read
         self.of_all = {"prompts", "completions", "rows"} <= set(parameters)
+        self.of_group = {"prompt", "completions"} <= set(parameters)
         self.known = [name for name in KNOWN if name in parameters]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in self.options:
@@ -84,15 +96,25 @@ class FunctionJudge:
     ) -> list[Found]:
         if self.of_all:
             call = partial(self.call_of_all, asked)
-            return at_once(call, len(asked.texts), seconds)
+            return at_once(call, asked.texts, self.read, seconds)
+        if self.of_group:
+            return self.found_of_groups(asked, of, seconds)
         every = range(len(asked.texts))
         calls = [partial(self.call, asked, i, [column[i] for column in of]) for i in every]
-        return one_by_one(calls, asked.group, seconds)
+        return one_by_one(calls, asked.texts, asked.group, self.read, seconds)
+
+    def found_of_groups(
+        self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
+    ) -> list[Found]:
+        found: list[Found] = []
+        for start in range(0, len(asked.texts), asked.group):
+            place = slice(start, start + asked.group)
+            call = partial(self.call_of_group, asked, place, [column[place] for column in of])
+            found += at_once(call, asked.texts[place], self.read, seconds)
+        return found
 
     def call(self, asked: Asked, i: int, of: Sequence[Found]) -> Any:
-        for other in of:
-            if isinstance(other, BaseException):
-                raise other
+        raise_first(of)
         given: dict[str, Any] = {}
         if "of" in self.known:
             given["of"] = list(of)
@@ -101,6 +123,18 @@ class FunctionJudge:
         prompt = asked.prompts[i]
         more = together(row_of(prompt), self.options, given)
         return self.function(prompt.text, asked.texts[i], **more)
+
+    def call_of_group(self, asked: Asked, place: slice, of: Sequence[Sequence[Found]]) -> Any:
+        for column in of:
+            raise_first(column)
+        given: dict[str, Any] = {}
+        if "of" in self.known:
+            given["of"] = [list(column) for column in of]
+        if "answer_tokens" in self.known:
+            given["answer_tokens"] = list(known_tokens(asked)[place])
+        prompt = asked.prompts[place.start]
+        more = together(row_of(prompt), self.options, given)
+        return self.function(prompt.text, list(asked.texts[place]), **more)
 
     def call_of_all(self, asked: Asked) -> Any:
         given = {"answer_tokens": list(known_tokens(asked))} if self.known else {}
@@ -120,6 +154,8 @@ class Column(NamedTuple):
     threshold: float | None = None
     # the columns before this one that the judge is given
     of: Sequence[str] = ()
+    # whether its rewards are Stepwise
+    by_steps: bool = False
 
 
 class Rewarded:
@@ -128,6 +164,15 @@ class Rewarded:
     def __init__(self, task: Any, columns: Mapping[str, Column], *, apart: bool = True) -> None:
         """apart: whether the columns are worth a number each."""
         self.task, self.columns, self.apart = task, dict(columns), apart
+        # the column whose rewards are of steps; None: there is none
+        self.stepwise = next((name for name, x in self.columns.items() if x.by_steps), None)
+        self.following = Following(
+            {
+                name: (column.judge.function, column.of)
+                for name, column in self.columns.items()
+                if isinstance(column.judge, FunctionJudge)
+            }
+        )
 
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
         found: list[Prompt] = self.task.prompts(rng, n)
@@ -169,6 +214,18 @@ def rewarded(task: Any, columns: Mapping[str, Column]) -> Rewarded:
     """A warm-up still has the task's solutions."""
     kind = RewardedWithSolutions if isinstance(task, TaskWithSolutions) else Rewarded
     return kind(task, columns)
+
+
+def following_of(task: Any) -> Following:
+    """The rewards of a task that follow training."""
+    return task.following if isinstance(task, Rewarded) else Following({})
+
+
+def raise_first(found: Sequence[Found]) -> None:
+    """The first error among rewards."""
+    for reward in found:
+        if isinstance(reward, BaseException):
+            raise reward
 
 
 def known_tokens(asked: Asked) -> Sequence[int]:

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 from logitless.rl.tasks.arithmetic import Arithmetic
+from logitless.rl.tasks.attempts import number
 from logitless.rl.tasks.base import Task
 from logitless.rl.tasks.bundled import BUNDLED
 from logitless.rl.tasks.judges import Column, FunctionJudge, Judge, Rewarded, TaskJudge, rewarded
 from logitless.rl.tasks.prompt_file import PromptFile
 from logitless.rl.tasks.reasoning_gym import ReasoningGym
+from logitless.rl.tasks.stepwise import Stepwise
 from logitless.rl.tasks.sum_to_n import SumToN
 from logitless.rl.tasks.user_code import named, of_user
 
@@ -97,21 +99,36 @@ def _columns(rewards: Mapping[str, Any], task: Task | None) -> dict[str, Column]
             judge = TaskJudge(task)
         else:
             takes_of = bool(wanted.of)
-            judge = _judge(f"{path}.function", wanted.function, wanted.options, takes_of=takes_of)
-        found[name] = Column(judge, wanted.weight, wanted.threshold, wanted.of)
+            judge = _judge(
+                f"{path}.function", wanted.function, wanted.options, takes_of=takes_of,
+                steps=wanted.steps,
+            )  # fmt: skip
+        by_steps = wanted.steps is not None
+        found[name] = Column(judge, wanted.weight, wanted.threshold, wanted.of, by_steps)
     return found
 
 
-def _judge(key: str, function: str, options: Mapping[str, Any], *, takes_of: bool) -> FunctionJudge:
-    """A bundled function by its name, made with the options, or a user's, called with them."""
+def _judge(
+    key: str,
+    function: str,
+    options: Mapping[str, Any],
+    *,
+    takes_of: bool,
+    steps: str | None = None,
+) -> FunctionJudge:
+    """A bundled function by its name, or a class of a user's, made with the options; or a user's
+    function, called with them."""
+    read = number if steps is None else partial(Stepwise.read, whole=steps)
     own = ":" in function or function.endswith(".py")
     made = named(key, function) if own else _known(key, function, BUNDLED)
     if not callable(made):
         raise ValueError(f"{key} '{function}' must be a function, got {made!r}")
     try:
-        if own:
-            return FunctionJudge(made, options, takes_of)
-        return FunctionJudge(made(**options), {}, takes_of)
+        if own and not isinstance(made, type):
+            return FunctionJudge(made, options, takes_of, read)
+        with of_user(f"making {key} '{function}'"):
+            reward = made(**options)
+        return FunctionJudge(reward, {}, takes_of, read)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} '{function}': {error}") from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain, compress
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from logitless.rl.tasks.attempts import Found, described
 from logitless.rl.tasks.base import Prompt, Task
 from logitless.rl.tasks.judges import Asked, Rewarded, TaskJudge
+from logitless.rl.tasks.stepwise import Step, Stepwise
 from logitless.rl.tasks.user_code import UserCodeError
 
 
@@ -26,6 +29,8 @@ class Scores(NamedTuple):
     error: BaseException | None = None
     # of a task with several rewards each, by its name: as `rewards`, before its weight
     columns: Mapping[str, Tensor] = {}
+    # where a reward is of steps, of each answer: the tokens up to a step's end, and its reward
+    steps: Sequence[Sequence[Step]] | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -42,7 +47,11 @@ class Scores(NamedTuple):
     def of_prompts(self, which: Tensor) -> Scores:  # [prompts] bool
         """Those of some prompts, without what went wrong."""
         columns = {name: column[which] for name, column in self.columns.items()}
-        return Scores(self.rewards[which], self.scored[which], [], columns=columns)
+        steps = self.steps
+        if steps is not None:
+            of_answer = which.repeat_interleave(self.rewards.shape[1]).tolist()
+            steps = list(compress(steps, of_answer))
+        return Scores(self.rewards[which], self.scored[which], [], columns=columns, steps=steps)
 
 
 def score(
@@ -53,6 +62,8 @@ def score(
     *,
     tokens: Sequence[int] | None = None,  # of each answer; None: not known
     seconds: float | None = None,
+    # from an answer's number and places in its text to how many tokens it takes to get there
+    token_ends: Callable[[int, Sequence[int]], Sequence[int]] | None = None,
 ) -> Scores:
     """The reward of every answer; texts: [prompts * group], the answers of a prompt together.
 
@@ -64,11 +75,14 @@ def score(
     of_answers = [prompts[i // group] for i in range(len(texts))]
     asked = Asked(of_answers, texts, tokens, group)
     columns: dict[str, Tensor] = {}
+    steps: list[Sequence[Step]] | None = None
     if isinstance(task, Rewarded):
         each = task.found(asked, seconds)
         found = [task.total(each, i) for i in range(len(texts))]
         if task.apart:
             columns = {name: numbers(column, group) for name, column in each.items()}
+        if task.stepwise is not None and token_ends is not None:
+            steps = [steps_of(x, partial(token_ends, i)) for i, x in enumerate(each[task.stepwise])]
     else:
         found = TaskJudge(task).found(asked, (), seconds)
     errors = [x for x in found if isinstance(x, BaseException)]
@@ -84,7 +98,16 @@ def score(
         failures,
         errors[-1] if errors else None,
         columns,
+        steps,
     )
+
+
+def steps_of(found: Found, token_ends: Callable[[Sequence[int]], Sequence[int]]) -> list[Step]:
+    """The steps of an answer by tokens; none where it has no reward."""
+    if not isinstance(found, Stepwise):
+        return []
+    ends, rewards = zip(*found.steps, strict=True)
+    return list(zip(token_ends(ends), rewards, strict=True))
 
 
 def numbers(found: Sequence[Found], group: int) -> Tensor:  # [prompts, group]
@@ -94,10 +117,11 @@ def numbers(found: Sequence[Found], group: int) -> Tensor:  # [prompts, group]
 
 def join_scores(parts: Sequence[Scores], error: BaseException | None) -> Scores:
     """The scores of all prompts from those of some each."""
-    rewards, scored, failures, _, columns = zip(*parts, strict=True)
+    rewards, scored, failures, _, columns, steps = zip(*parts, strict=True)
     everything = dict.fromkeys(failure for part in failures for failure in part)
     joined = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
-    return Scores(torch.cat(rewards), torch.cat(scored), list(everything), error, joined)
+    all_steps = None if steps[0] is None else [*chain.from_iterable(steps)]
+    return Scores(torch.cat(rewards), torch.cat(scored), list(everything), error, joined, all_steps)
 
 
 def check_any(scores: Scores) -> None:

@@ -6,6 +6,10 @@ reward/NAME, before its weight. Answers that are not trained on have no advantag
 `dropped` says why: "no reward" (theirs is null), "equal rewards", "surplus" or "truncated". The
 answers that are shown also have `pieces`, their tokens one by one as [text, entropy, logp], which
 the report colours; of those that the method's control has selected, [text, entropy, logp, true].
+
+Where a reward is of steps, `steps` has of each the number of tokens up to its end, and its reward.
+Where advantages are of tokens, `advantage` is their mean, and answers with `pieces` have all of
+them, `advantages`.
 """
 
 from __future__ import annotations

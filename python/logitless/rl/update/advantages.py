@@ -10,6 +10,7 @@ from torch import Tensor
 
 import logitless as ll
 from logitless.rl.recipe import Recipe
+from logitless.rl.update.step_advantages import OF_STEPS
 
 # What a recipe calls them: functions of rewards alone.
 ADVANTAGES: dict[str, Callable[[Tensor], Any]] = {
@@ -31,10 +32,9 @@ def advantage_name(recipe: Recipe, method: str) -> str:
     for key, name in given.items():
         if name is None:
             continue
-        if name not in ADVANTAGES:
-            raise ValueError(
-                f"recipe key '{key}' must be one of {sorted(ADVANTAGES)}, got {name!r}"
-            )
+        if name not in ADVANTAGES and name not in OF_STEPS:
+            known = sorted([*ADVANTAGES, *OF_STEPS])
+            raise ValueError(f"recipe key '{key}' must be one of {known}, got {name!r}")
         return name
     return OF_PRESETS.get(loss.preset, "group_std")
 

@@ -28,7 +28,7 @@ class Packed(NamedTuple):
 
 def pack(
     rollout: Rollout,
-    advantages: Tensor,  # one number per sequence of the rollout
+    advantages: Tensor,  # of each sequence of the rollout a number, or a row of its tokens
     index: Tensor,  # [B]: the sequences to pack
 ) -> Packed:
     part = rollout.sequences(index)
@@ -42,11 +42,20 @@ def pack(
         old_entropy=part.entropy[mask],
         rollout_logp=None if part.rollout_logp is None else part.rollout_logp[mask],
         ref_logp=None if part.ref_logp is None else part.ref_logp[mask],
-        advantages=advantages[index].repeat_interleave(lengths),
+        advantages=of_each_token(advantages[index], mask),
         mask=torch.ones_like(sequence, dtype=torch.bool),
         cu_seqlens=torch.cat([ends.new_zeros(1), ends]),
         token_ids=ll.token_ids(index[sequence], position, mask.shape[1]),
     )
+
+
+def of_each_token(
+    advantages: Tensor,  # [B], or [B, T]
+    mask: Tensor,  # [B, T] bool
+) -> Tensor:  # [N]
+    if advantages.ndim == 1:
+        return advantages.repeat_interleave(mask.sum(dim=1))
+    return advantages[mask]
 
 
 def batch_options(

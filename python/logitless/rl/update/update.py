@@ -32,7 +32,7 @@ class Update(NamedTuple):
 def update_policy(
     engine: LocalEngine,
     rollout: Rollout,
-    advantages: Tensor,  # [B]
+    advantages: Tensor,  # [B], or of tokens [B, T]
     spec: Any,  # PolicyLossSpec
     recipe: Recipe,
     step: int,

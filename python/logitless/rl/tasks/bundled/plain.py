@@ -1,15 +1,14 @@
-"""Bundled rewards: their fields are the options of a recipe, a call is the reward of an answer."""
+"""Bundled rewards of an answer by its text, its length or other rewards."""
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitless.rl.tasks.math_answers import MathAnswers
+from logitless.rl.tasks.bundled.option_checks import at_least_1, finite
 
 
 @dataclass(frozen=True)
@@ -36,32 +35,6 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Laser:
-    """alpha * (right and answer_tokens <= target), where an answer is right if its reward in the
-    one column of `of` is at least `right`; that column is the other term of the paper's reward.
-
-    LASER, the step reward of arXiv:2505.15612, whose alpha is 0.5. Its LASER-D has a target for
-    each difficulty that follows a monitored set of prompts, and is not here.
-    """
-
-    target: int
-    alpha: float = 0.5
-    right: float = 0.99
-
-    def __post_init__(self) -> None:
-        _at_least_1("target", self.target)
-        _finite("alpha", self.alpha)
-        _finite("right", self.right)
-
-    def __call__(
-        self, prompt: Any, completion: str, *, of: Sequence[float], answer_tokens: int, **row: Any
-    ) -> float:
-        if len(of) != 1:
-            raise ValueError(f"of must name one reward, that of a right answer, got {len(of)}")
-        return self.alpha * (of[0] >= self.right and answer_tokens <= self.target)
-
-
-@dataclass(frozen=True)
 class OverLength:
     """0 for up to limit - cache tokens, then falling in a straight line to -1 at `limit`, and -1
     beyond: -clip((answer_tokens - (limit - cache)) / cache, 0, 1).
@@ -74,8 +47,8 @@ class OverLength:
     cache: int
 
     def __post_init__(self) -> None:
-        _at_least_1("cache", self.cache)
-        _at_least_1("limit", self.limit)
+        at_least_1("cache", self.cache)
+        at_least_1("limit", self.limit)
         if self.cache > self.limit:
             raise ValueError(f"cache must be at most limit = {self.limit}, got {self.cache}")
 
@@ -103,29 +76,9 @@ class LowerBound:
     k: float = 1.0
 
     def __post_init__(self) -> None:
-        _finite("k", self.k)
+        finite("k", self.k)
         if self.k < 0:
             raise ValueError(f"k must be at least 0, got {self.k}")
 
     def __call__(self, prompt: Any, completion: str, *, of: Sequence[float], **row: Any) -> float:
         return statistics.fmean(of) - self.k * statistics.pstdev(of)
-
-
-BUNDLED: dict[str, Callable[..., Callable[..., float]]] = {
-    "format": Format,
-    "laser": Laser,
-    "over_length": OverLength,
-    "worst_case": WorstCase,
-    "lower_bound": LowerBound,
-    "math": MathAnswers,
-}
-
-
-def _at_least_1(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _finite(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
