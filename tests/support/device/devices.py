@@ -83,9 +83,7 @@ def losses_there(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
         tokens_there(make(device.name), monkeypatch, device.name)
 
 
-def tokens_there(
-    there: TokenKernels, monkeypatch: pytest.MonkeyPatch, device: str = "cpu"
-) -> None:
+def tokens_there(there: TokenKernels, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> None:
     """Losses of tensors on such a device are these kernels'."""
     of_array = backends.token_kernels_of
 
