@@ -92,6 +92,32 @@ def test_the_same_as_on_the_cpu(device: Device, kernels: Any, name: str, packed:
     errors.raise_now(arrays[0].device)
 
 
+FAR = ("abs+", "aspo_tight", "bounded", "cispo", "dcpo_tight", "dro", "dual", "floor", "k2", "kl_ratio",
+       "kl_two_sided", "low_var", "low_var+", "many_kl_cov_ref", "sapo", "tv_narrow", "vespo")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_far_policies(device: Device, kernels: Any, name: str) -> None:
+    """Ratios and estimates that reach every bound of a term; some advantages are 0."""
+    rng, n, spec = np.random.default_rng(3), 600, SPECS[name]
+    x = {key: -20 * rng.random(n) for key in ("logp", "old_logp", "ref_logp", "rollout_logp")}
+    x["old_logp"][::3] = x["logp"][::3] + rng.normal(0, 0.2, len(x["logp"][::3]))
+    x["entropy"] = 2 * rng.random(n)
+    x |= {"advantages": rng.normal(size=n) * (rng.random(n) < 0.9), "mask": rng.random(n) < 0.9}
+    cu_seqlens = np.arange(0, n + 1, 50, dtype=np.int32)
+    options = {"cu_seqlens": cu_seqlens, "token_ids": rng.permutation(n)}
+    _, expected = coefficients(**x, spec=spec, **options)
+    with NothingIsRead():
+        arrays, more = there(x, device), there(options, device)
+        _, out = coefficients(**arrays, spec=spec, kernels=kernels, **more)
+    assert out.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert out.metrics == pytest.approx(expected.metrics, rel=1e-11)
+    assert_near(out.g_logp, expected.g_logp)
+    if expected.g_entropy is not None:
+        assert_near(out.g_entropy, expected.g_entropy)
+    errors.raise_now(arrays["logp"].device)
+
+
 @pytest.mark.parametrize("name", ["dapo", "clip_cov", "kl_cov", "gspo", "m2po", "own_kl"])
 def test_policy_loss(
     device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, name: str

@@ -24,14 +24,12 @@ class Found(NamedTuple):
     # how many keys are equal to it, and how many of those are among the k largest
     same: Tensor
     needed: Tensor
-    # keys of all ranks
-    total: Tensor
 
 
 def search(words: tuple[Tensor, ...], among: Tensor, k: Tensor, reduce: Reduce) -> Found:
     """The k-th largest [Q] of the keys [n] that are `among`, whose 64-bit words these are, the most
-    significant first; where there are fewer than k, any."""
-    needed, total = k, None
+    significant first; where there are fewer than k, 0."""
+    needed = k
     starting = among.expand(len(k), -1)
     found = []
     for word in words:
@@ -40,7 +38,6 @@ def search(words: tuple[Tensor, ...], among: Tensor, k: Tensor, reduce: Reduce) 
             digit = word >> shift & BINS - 1
             counts = reduce(_histogram(digit, starting)).view(-1, BINS).flip(1)
             from_top = counts.cumsum(1)
-            total = from_top[:, -1] if total is None else total
             place = (from_top < needed[:, None]).sum(1, keepdim=True).clamp(max=BINS - 1)
             same = counts.gather(1, place)[:, 0]
             needed = needed - (from_top.gather(1, place)[:, 0] - same)
@@ -48,8 +45,7 @@ def search(words: tuple[Tensor, ...], among: Tensor, k: Tensor, reduce: Reduce) 
             prefix = prefix | bin_of_it[:, 0] << shift
             starting = starting & (digit == bin_of_it)
         found.append(prefix)
-    assert total is not None
-    return Found(found, same, needed, total)
+    return Found(found, same, needed)
 
 
 def _histogram(digit: Tensor, which: Tensor) -> Tensor:
@@ -66,10 +62,8 @@ def taken(candidates: Candidates, k: Tensor, reduce: Reduce) -> tuple[Tensor, Te
     among = candidates.ids >= 0
     found = search((score, key), among, k, reduce)
     least, least_key = found.words
-    all_are = found.total <= k
-    equal = score == least
+    # as unsigned words
     above = (score ^ SIGN) > (least ^ SIGN)
-    # as unsigned words: those of ids are all negative
-    reaches = above | (equal & (key >= least_key))
-    repeated = among & equal & (key == least_key) & ~all_are & (found.same > found.needed)
-    return among & (reaches | all_are), repeated
+    equal, reaches = score == least, (key ^ SIGN) >= (least_key ^ SIGN)
+    repeated = among & equal & (key == least_key) & (found.same > found.needed)
+    return among & (above | (equal & reaches)), repeated
