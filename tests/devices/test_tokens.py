@@ -15,7 +15,8 @@ from logitless.backends.row_kernels import errors
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.loss.evaluate.coefficients import call_inputs
 from logitless.loss.evaluate.inputs import loss_data
-from logitless.loss.spec import ClipCov, ClipV, Entropic, PolicyLossSpec
+from logitless.loss.evaluate.make_tokens import make_tokens
+from logitless.loss.spec import KL, ClipCov, ClipV, Entropic, PolicyLossSpec
 from tests.support.device.devices import Device
 from tests.support.device.token_batches import here, sized, stats_of, there
 from tests.support.device.waits import NothingIsRead
@@ -118,6 +119,19 @@ def test_far_policies(device: Device, kernels: Any, name: str) -> None:
     errors.raise_now(arrays["logp"].device)
 
 
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+def test_a_term_without_weight_may_be_infinite(
+    device: Device, kernels: Any, aggregation: Any
+) -> None:
+    spec = PolicyLossSpec(kl=KL("k3", 0.0), aggregation=aggregation)
+    logp, advantages = torch.full((2, 3), -1.0), torch.ones(2, 3)
+    t = device.put(logp, logp, advantages, advantages > 0, logp + 800)
+    _, out = coefficients(*t[:4], spec, ref_logp=t[4], kernels=kernels)
+    assert out.loss == pytest.approx(-1)
+    np.testing.assert_allclose(here(out.g_logp), -1 / 6)
+    errors.raise_now(t[0].device)
+
+
 @pytest.mark.parametrize("name", ["dapo", "clip_cov", "kl_cov", "gspo", "m2po", "own_kl"])
 def test_policy_loss(
     device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, name: str
@@ -173,6 +187,17 @@ def test_a_weight_that_is_none_is_flagged(device: Device, kernels: Any) -> None:
         ll.rollout_weights(*device.put(old, rollout, mask), correction)
         with pytest.raises(RuntimeError, match="rollout_weights: row 1: a value of its token"):
             errors.raise_now(torch.device(device.name))
+
+
+def test_some_tokens_are_flagged_by_their_places(device: Device, kernels: Any) -> None:
+    values, mask = torch.zeros(12), torch.ones(12, dtype=torch.bool)
+    index, good = torch.tensor([5, 9, 2]), torch.tensor([True, False, True])
+    values, mask, index, good = device.put(values, mask, index, good)
+    some = make_tokens(values, values, mask, kernels=kernels).at(index)
+    kernels.refuse(some, good, lambda i: "")
+    kernels.done("batch_stats")
+    with pytest.raises(RuntimeError, match="batch_stats: row 9: "):
+        errors.raise_now(values.device)
 
 
 @pytest.mark.parametrize(
