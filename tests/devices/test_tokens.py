@@ -93,15 +93,18 @@ def test_the_same_as_on_the_cpu(device: Device, kernels: Any, name: str, packed:
     errors.raise_now(arrays[0].device)
 
 
-FAR = ("abs+", "aspo_tight", "bounded", "cispo", "dcpo_tight", "dro", "dual", "floor", "k2", "kl_ratio",
-       "kl_two_sided", "low_var", "low_var+", "many_kl_cov_ref", "sapo", "tv_narrow", "vespo")  # fmt: skip
+FAR = ("abs+", "aspo_tight", "bounded", "cispo", "dcpo_tight", "dro", "dual", "floor", "k2",
+       "kl_ratio", "kl_two_sided", "low_var", "low_var+", "many_kl_cov_ref", "sapo",
+       "tv_narrow")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAR)
 def test_far_policies(device: Device, kernels: Any, name: str) -> None:
     """Ratios and estimates that reach every bound of a term; some advantages are 0."""
     rng, n, spec = np.random.default_rng(3), 600, SPECS[name]
-    x = {key: -20 * rng.random(n) for key in ("logp", "old_logp", "ref_logp", "rollout_logp")}
+    x: dict[str, Any] = {
+        key: -20 * rng.random(n) for key in ("logp", "old_logp", "ref_logp", "rollout_logp")
+    }
     x["old_logp"][::3] = x["logp"][::3] + rng.normal(0, 0.2, len(x["logp"][::3]))
     x["entropy"] = 2 * rng.random(n)
     x |= {"advantages": rng.normal(size=n) * (rng.random(n) < 0.9), "mask": rng.random(n) < 0.9}
