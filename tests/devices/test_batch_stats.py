@@ -253,8 +253,7 @@ def _rank(rank: int, folder: str, name: str, backend: str, names: list[str]) -> 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     device = Device(backend, name)
     with pytest.MonkeyPatch.context() as patch:
-        if name == "cpu":
-            losses_there(device, patch)
+        losses_there(device, patch)
         batch = make_batch(12)
         # unequal shares; and two ranks whose tokens are all masked
         for cut in (3, 0):

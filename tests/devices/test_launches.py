@@ -14,6 +14,7 @@ from torch import Tensor
 
 import logitless as ll
 from benchmarks.gpu.predict.model import TOKENS
+from logitless.backends.token_kernels.cuda import CudaTokens
 from tests.support.device.devices import Device
 from tests.support.device.launches import Launches
 from tests.support.device.waits import as_on_device, nothing_is_flagged
@@ -81,14 +82,19 @@ def launched(device: Device, name: str, monkeypatch: pytest.MonkeyPatch, folder:
     return found
 
 
+def promised() -> dict[str, tuple[int, int]]:
+    """Function -> launches of the compiled kernels and of torch's operations, in the docs."""
+    text = (ROOT / "docs/gpu.md").read_text()
+    section = text.partition("## What a call of tokens launches")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`[^|]* \| (\d+) \| \d+ \| (\d+) \| ", section, re.M)
+    return {name: (int(compiled), int(torch_ops)) for name, compiled, torch_ops in rows}
+
+
 def test_every_call_is_counted() -> None:
     """As often as the docs say."""
     assert CALLS.keys() == TOKENS.keys()
-    text = (ROOT / "docs/gpu.md").read_text()
-    section = text.partition("## What a call of tokens launches")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)`[^|]* \| (\d+) \| ", section, re.M)
     counted = {function: launches for function, (_, launches, _) in TOKENS.values()}
-    assert {name: int(number) for name, number in rows} == counted
+    assert {name: launches for name, (launches, _) in promised().items()} == counted
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -96,10 +102,14 @@ def test_launches(
     device: Device, kernels: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     if device.name != "cpu":
-        pytest.skip("the emulator counts kernels; on a GPU benchmarks.gpu.contact does")
+        pytest.skip("stand-ins count kernels; on a GPU benchmarks.gpu.contact does")
     found = launched(device, name, monkeypatch, tmp_path)
-    _, (_, launches, _) = TOKENS[name]
-    counted = sum(found.seen.values()) + MORE.get(name, FLAG)
-    assert counted == launches
+    function, (_, launches, _) = TOKENS[name]
+    counted = sum(found.seen.values())
+    if isinstance(kernels, CudaTokens):
+        assert counted + MORE.get(name, FLAG) == launches
+    else:
+        # an older torch may make another op of one
+        assert 0.9 < (counted + min(MORE.get(name, FLAG), FLAG)) / promised()[function][1] <= 1
     # and a mode that sees none would count none
     assert found.moved > N

@@ -15,7 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import logitless as ll
 from logitless.backends import cuda
 from logitless.backends import registry as backends
+from logitless.backends.base import TOKENS
 from logitless.backends.row_kernels.device import current
+from logitless.backends.token_kernels.cpu import CPU_TOKENS
+from logitless.backends.token_kernels.torch_tokens import torch_tokens
 from tests.support.device.devices import register
 from tests.support.device.fakes import FakeCurrent, FakeRows
 
@@ -35,6 +38,28 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "triton" else found(name)
     )
+
+
+def test_losses_have_kernels_wherever_float64_is(
+    build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled ones, else torch's operations; the CPU's, on copies, where neither computes."""
+
+    def served() -> str:
+        found = backends.first_with(TOKENS, "cuda:1")
+        assert found is not None
+        return found.name
+
+    assert served() == "cuda"
+    refusing = cuda.backend(lambda: build, lambda index: "no code for it")
+    monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
+    for name in ("triton", "torch"):
+        assert served() == name
+        assert backends.token_kernels("cuda:1") is torch_tokens("cuda:1")
+        without_triton(monkeypatch)
+    assert not torch_tokens("cuda:1").on_host
+    for device in ("cpu", "mps"):
+        assert backends.token_kernels(device) is CPU_TOKENS
 
 
 def test_auto_takes_the_best_that_serves(

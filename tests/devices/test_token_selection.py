@@ -10,7 +10,7 @@ import torch
 
 from logitless.backends.row_kernels import errors
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
-from logitless.backends.token_kernels.protocol import SUMS, Candidates
+from logitless.backends.token_kernels.protocol import SUMS, Band, Candidates
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.evaluate.metrics import CORRECTION_SUMS, Given, metric_table
 from logitless.loss.evaluate.selection import select
@@ -77,6 +77,32 @@ def test_selection(device: Device, kernels: Any, name: str) -> None:
     assert int(found_means.tokens) == means.tokens
     np.testing.assert_array_equal(found[found >= 0].cpu(), expected)
     errors.raise_now(found.device)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_have_the_bits_of_the_cpu(
+    device: Device, kernels: Any, rng: np.random.Generator, dtype: Any
+) -> None:
+    """Of covariances inside a band, and of values of both signs of 0."""
+    logp, advantages, old = (rng.normal(size=N).astype(dtype) for _ in range(3))
+    mask, ids = rng.random(N) < 0.9, rng.permutation(3 * N)[:N]
+    band = Band(0.1234567890123, -0.2345678901234, -1.5, 2.5, -0.3, 0.3)
+    given = {"logp": logp, "advantages": advantages, "mask": mask, "token_ids": ids}
+    own = make_tokens(**given)
+    moved = dict(zip(given, there(device, *given.values()), strict=True))
+    other, (old_there,) = make_tokens(**moved, kernels=kernels), there(device, old)
+    zeros = rng.choice([-1.0, -0.0, 0.0, 5e-324, -np.inf], N)
+    found = (kernels.covariances(other, band, None, N)[0],
+             kernels.covariances(other, band, old_there, N)[0],
+             kernels.ordered(other, *there(device, mask, zeros)))  # fmt: skip
+    expected = (CPU_TOKENS.covariances(own, band, None, N)[0],
+                CPU_TOKENS.covariances(own, band, old, N)[0],
+                CPU_TOKENS.ordered(own, mask, zeros))  # fmt: skip
+    for ours, theirs in zip(found, expected, strict=True):
+        inside = (ours.ids >= 0).cpu()
+        assert 0 < len(theirs.ids) == inside.sum() < N
+        np.testing.assert_array_equal(ours.ids.cpu()[inside], theirs.ids)
+        np.testing.assert_array_equal(ours.scores.cpu()[inside], theirs.scores)
 
 
 @pytest.mark.parametrize("exponents", [(0, 0), (-40, 40), (-300, -250), (60, 200)])

@@ -89,11 +89,11 @@ def choose_with(need: str, device: str, dtype: str) -> str:
 
 
 def token_kernels(device: str) -> TokenKernels:
-    """Those that work on the arrays of a device. Where no backend of it has any they are the CPU's,
-    which works on copies: `absent["tokens"]` says so."""
-    make = (first_with(TOKENS, device) or get("cpu")).tokens
-    assert make is not None
-    return make(device)
+    """Those of the first backend that serves a device: the compiled ones, else torch's operations;
+    `eager.tokens_of` has what works on copies."""
+    found = first_with(TOKENS, device)
+    assert found is not None and found.tokens is not None, device
+    return found.tokens(device)
 
 
 def token_kernels_of(like: Any, *, custom: bool = False) -> TokenKernels:

@@ -39,10 +39,7 @@ def _served(device: str) -> Iterator[tuple[str, str]]:
     able = [backend for backend in backends if not reasons[backend.name]]
     for need in REQUIRES:
         served = [backend.name for backend in able if backend.has(need).ok]
-        if not served:
-            # the vectors come to the CPU from anywhere
-            served = ["cpu, on copies of its inputs" if need == TOKENS else "nothing"]
-        yield f"  {_named(need)}", ", ".join(served)
+        yield f"  {_named(need)}", ", ".join(served or ["nothing"])
     for backend in able:
         for reason, needs in _absent(backend).items():
             yield f"  not {backend.name}", f"{', '.join(map(_named, needs))}: {reason}"

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.base import Backend
-from logitless.backends.eager import no_torch
+from logitless.backends.eager import no_torch, tokens_of
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
 
@@ -78,6 +78,7 @@ BACKEND = Backend(
     rows=_rows,
     sampling=TritonSampling(),
     divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, _pair),
+    tokens=tokens_of,
     absent=ABSENT,
     asynchronous=True,
 )

@@ -63,8 +63,8 @@ def covariance(
         quantiles = np.quantile(cov[mask], (0.5, 0.8, 0.98, 0.998, 0.9998), method="inverted_cdf")
 
     With `data_group` (a torch.distributed group) over all its ranks, all of which have to call; the
-    same bits on any split. CUDA tensors stay on the device where the compiled CUDA core is, as in
-    `batch_stats`, and so do the results. Raises ValueError where a valid value is not finite, for
+    same bits on any split. CUDA tensors stay on the device, as in `batch_stats`, and so
+    do the results. Raises ValueError where a valid value is not finite, for
     covariances beyond float64 and for shapes that differ. Paper: arXiv:2505.22617.
     """
     mask = as_mask(mask)

@@ -65,10 +65,10 @@ def batch_stats(
     With `data_group` (a torch.distributed group) sums, counts and histograms are added over its
     ranks, all of which have to call with arrays on one kind of device; None is one rank.
 
-    CUDA tensors stay on the device where the compiled CUDA core is, with the numbers that follow
-    from them (`BatchStats`): the host waits for nothing, except in a group that is gloo's, and what
-    would be an error of a value is raised by a later call. Values beyond 2^256 there, or all below
-    2^-256, are not scaled.
+    CUDA tensors (AMD's too) stay on the device, with the numbers that follow from them
+    (`BatchStats`): the host waits for nothing, except in a group that is gloo's, and what would be
+    an error of a value is raised by a later call. Values beyond 2^256 there, or all below 2^-256,
+    are not scaled.
 
     The same input bits select the same tokens on any number of ranks and micro-batches, in any
     order: sums are exact and round once, equal scores go to the smaller token id, and the

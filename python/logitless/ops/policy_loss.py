@@ -77,8 +77,8 @@ def policy_loss(
     float64 (computed in float64 per token; loss in float32, or float64 where logp is); NumPy arrays
     give values only. The ratio is exp of an unclamped difference: a token of ratio 1e30 that the
     surrogate does not clip makes the loss that large, and one that makes it no number at all is an
-    error. CUDA tensors stay on the device where the compiled CUDA core is, and go through a copy to
-    the CPU elsewhere, and with a custom surrogate or control.
+    error. CUDA tensors (AMD's too) stay on the device; those of other devices go through a copy to
+    the CPU, and so do all with a custom surrogate or control.
 
     metrics="shares" gives what this call adds to the batch's metrics: sum them over micro-batches
     and ranks, as losses. "means" gives the means of the call itself, to be averaged by whoever

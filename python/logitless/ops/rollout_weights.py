@@ -29,9 +29,8 @@ def rollout_weights(
     normaliser. To leave them out, as verl does, call this first and use `mask & keep` as the mask
     of batch_stats and policy_loss.
 
-    Tensors of a device that has token kernels (`logitless doctor`) are not waited for: metrics are
-    0-d tensors there, and a value that is not finite is named at the next call. Elsewhere the CPU
-    computes, on copies.
+    CUDA tensors (AMD's too) are not waited for: metrics are 0-d tensors there, and a value that is
+    not finite is named at the next call. For other devices the CPU computes, on copies.
 
     Raises ValueError for shapes that differ, values that are not finite where the mask is true, or
     a correction per sequence without sequences; TypeError for dtypes.

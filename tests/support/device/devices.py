@@ -70,25 +70,26 @@ def prepare(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
         register(monkeypatch, FakeRows)
         monkeypatch.setattr(torch.Tensor, "cpu", to_host)
-    elif device.name == "cpu":
+    else:
         losses_there(device, monkeypatch)
     return device
 
 
 def losses_there(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of the emulator's tensors are its own token kernels', as a device's are."""
+    """Losses of its tensors are its own token kernels', where another backend's would come first:
+    the CPU's where it stands in for a device, CUDA's on a GPU that has both."""
     make = backends.get(device.backend).tokens
-    if make is not None:
-        tokens_there(make(device.name), monkeypatch)
+    if make is not None and make(device.name) is not backends.token_kernels(device.name):
+        tokens_there(make(device.name), monkeypatch, device.name)
 
 
-def tokens_there(there: TokenKernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of tensors on the CPU are these kernels'."""
+def tokens_there(there: TokenKernels, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> None:
+    """Losses of tensors on such a device are these kernels'."""
     of_array = backends.token_kernels_of
 
     def kernels(like: Any, *, custom: bool = False) -> TokenKernels:
-        on_host = custom or not isinstance(like, torch.Tensor)
-        return of_array(like, custom=custom) if on_host else there
+        ours = isinstance(like, torch.Tensor) and like.device.type == torch.device(device).type
+        return there if ours and not custom else of_array(like, custom=custom)
 
     monkeypatch.setattr(backends, "token_kernels_of", kernels)
 
@@ -100,7 +101,10 @@ def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
         why_not=lambda device, dtype: "",
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
-        absent={**ABSENT, **dict.fromkeys(("divergence", "sampling"), "there is no fake of it")},
+        absent={
+            **ABSENT,
+            **dict.fromkeys(("divergence", "sampling", "tokens"), "there is no fake of it"),
+        },
         asynchronous=True,
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", fake)

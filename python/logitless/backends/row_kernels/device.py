@@ -21,7 +21,6 @@ ABSENT = {
     "and CUDA; backend='torch' renormalises full logits",
     "noise": "the kernels that add noise to a teacher's logits are the compiled core's, for CUDA "
     "and the CPU; backend='torch' adds the same to full logits",
-    "tokens": "the kernels of the [N] vectors run on the CPU, on copies of the inputs",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 LOW = 0xFFFFFFFF
 
 
-def philox_words(key: int, x: Tensor, y: Tensor) -> list[Tensor]:
+def philox_words(key: int, x: Tensor, y: Tensor | int) -> list[Tensor]:
     """Four words of (key, x, y), csrc/core/philox.h: 64 bits each, x and y int64 of one shape or
-    such that they broadcast. Words are int64, whose products wrap as unsigned ones do."""
-    words = [x & LOW, x >> 32 & LOW, y & LOW, y >> 32 & LOW]
+    such that they broadcast; y may be the host's. Words are int64, whose products wrap as unsigned
+    ones do."""
+    words: list[Any] = [x & LOW, x >> 32 & LOW, y & LOW, y >> 32 & LOW]
     keys = [key & LOW, key >> 32]
     for _ in range(10):
         products = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]

@@ -1,4 +1,4 @@
-"""The token kernels of a CUDA device, on its tensors: what they find out stays there."""
+"""The token kernels of a CUDA device: those of the compiled core in place of torch's operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logitless import _core
 from logitless.backends.row_kernels.device import current, stream_of
-from logitless.backends.row_kernels.errors import CLEAR, flag_of, watched
+from logitless.backends.row_kernels.errors import watched
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.protocol import (
     SUMS,
@@ -25,26 +25,22 @@ from logitless.backends.token_kernels.protocol import (
 )
 from logitless.backends.token_kernels.radix_select import BINS, LEVELS
 from logitless.backends.token_kernels.torch_arrays import TorchArrays
+from logitless.backends.token_kernels.torch_numbers import from_ordered_bits
+from logitless.backends.token_kernels.torch_tokens import OP, DeviceArrays, TorchTokens
 from logitless.inputs.tokens import Tokens
 
-# Whose wrong tokens these are.
-OP = "policy_loss"
 # int64 words of a RadixState of csrc/cuda/tokens/tokens.h.
 _STATE = 4
 # Slots of the table of ids for each token: at most half of them are taken.
 SLOTS = 2
 
 
-class DeviceArrays(TorchArrays):
-    """What a caller gives comes to the device of the kernels, and a call's few numbers are theirs:
-    a launch of one costs as much as that of many."""
+class CudaArrays(DeviceArrays):
+    """A call's few numbers are the kernels': a launch of one costs as much as that of many."""
 
-    # methods, which of the class there are functions
     def __init__(self, device: torch.device, run: Callable[..., None]) -> None:
-        self.device, self.run = device, run
-
-    def array(self, name: str, x: Tensor) -> Tensor:  # type: ignore[override]
-        return TorchArrays.array(name, x).to(self.device)
+        super().__init__(device)
+        self.run = run
 
     def vector(self, values: tuple[Any, ...], like: Tensor) -> Tensor:  # type: ignore[override]
         if len(values) > _core.tokens.MOST_NUMBERS or not all(map(self._is_number, values)):
@@ -84,34 +80,27 @@ class DeviceArrays(TorchArrays):
         return out
 
 
-class CudaTokens:
-    """`TokenKernels` of a device. Candidates are all tokens of a call: where the id is -1, a token
-    is none. Float64 values beyond 2^256, or all below 2^-256, are not scaled as on the CPU."""
-
-    on_host = False
+class CudaTokens(TorchTokens):
+    """`TokenKernels` of a CUDA device; what has no kernel is the base's."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.xp = device, DeviceArrays(device, self.run)
+        super().__init__(device)
+        self.xp = CudaArrays(device, self.run)
         self.kernels = _core.tokens.CudaTokens(device.index or 0)
-        self.params = CPU_TOKENS.params
+
+    def params(self, fields: dict[str, Any]) -> Any:
+        return CPU_TOKENS.params(fields)
 
     def run(self, name: str, *arguments: Any, **named: Any) -> None:
         """A kernel on torch's current stream, with arrays of the current device."""
         with current(self.device):
             getattr(self.kernels, name)(*arguments, **named, stream=stream_of(self.device))
 
-    def flag(self) -> Tensor:
-        return flag_of(OP, self.device)
-
     def empty(self, n: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(n, dtype=dtype, device=self.device)
 
     def refuse(self, tokens: Tokens, good: Tensor, describe: Any) -> None:
         self.run("flag_tokens", good.contiguous(), tokens.places, self.flag())
-
-    def done(self, op: str) -> None:
-        with watched(op, self.device):
-            pass
 
     def exp(self, tokens: Tokens, x: Tensor) -> Tensor:
         out = torch.empty_like(x)
@@ -124,39 +113,6 @@ class CudaTokens:
         ends = sequences.lengths.cumsum(0)
         self.run("fold_sequences", ends, tokens.mask, values.contiguous(), largest, out)
         return out
-
-    def lengths(self, tokens: Tokens) -> Tensor:
-        return self._fold(tokens, tokens.mask.double()).long()
-
-    def sums(self, tokens: Tokens, values: Tensor) -> Tensor:
-        return self._fold(tokens, values)
-
-    def largest(self, tokens: Tokens, values: Tensor) -> Tensor:
-        return self._fold(tokens, values, largest=True)
-
-    def ranked(self, tokens: Tokens, values: Tensor, quantile: float) -> Tensor:
-        sequences, lengths = tokens.require_sequences(), self.lengths(tokens)
-        group = torch.where(tokens.mask, sequences.of_token, sequences.number)
-        order = values.argsort()
-        order = order[group[order].argsort(stable=True)]
-        # torch multiplies an integer in float32
-        places = lengths.cumsum(0) - lengths + (quantile * (lengths - 1).double()).long()
-        sorted_values = torch.cat([values[order], values.new_zeros(1)])
-        found = sorted_values[places.clamp(0, len(values))]
-        return torch.where(lengths > 0, found, 0.0)
-
-    def first_ids(self, tokens: Tokens) -> Tensor:
-        sequences = tokens.require_sequences()
-        none = torch.full((sequences.number,), CLEAR, dtype=torch.int64, device=self.device)
-        ids = torch.where(tokens.mask, tokens.ids, CLEAR)
-        return none.scatter_reduce(0, sequences.of_token, ids, "amin")
-
-    def total(self, tokens: Tokens, values: Tensor) -> Tensor:
-        return torch.where(tokens.mask, values, 0.0).sum()
-
-    def count(self, tokens: Tokens, which: Tensor | None) -> Tensor:
-        found: Tensor = (tokens.mask if which is None else which & tokens.mask).sum()
-        return found
 
     def exact_means(
         self, tokens: Tokens, first: Tensor, second: Tensor, reduce: Reduce
@@ -179,7 +135,7 @@ class CudaTokens:
     def covariances(
         self, tokens: Tokens, band: Band, old_logp: Tensor | None, most: Any
     ) -> tuple[Candidates, int]:
-        found = self._candidates(tokens)
+        found = self._room(tokens)
         self.run(
             "covariance_scores", tokens.logp, tokens.advantages, tokens.mask, old_logp, tokens.ids,
             band._asdict(), found.scores, found.ids, self.flag(),
@@ -187,31 +143,17 @@ class CudaTokens:
         return found, -1
 
     def ordered(self, tokens: Tokens, which: Tensor, values: Tensor) -> Candidates:
-        found = self._candidates(tokens)
+        found = self._room(tokens)
         self.run("ordered_scores", values, which, tokens.ids, found.scores, found.ids)
         return found
 
-    def _candidates(self, tokens: Tokens) -> Candidates:
+    def _room(self, tokens: Tokens) -> Candidates:
         n = len(tokens.logp)
         return Candidates(self.empty(n, torch.int64), self.empty(n, torch.int64))
 
     def shuffled(self, candidates: Candidates, seed: int, step: int) -> Candidates:
         self.run("random_scores", candidates.ids, seed, step, candidates.scores)
         return candidates
-
-    def drawn(self, candidates: Candidates, permute: Any, k: Any) -> Tensor:
-        """Waits: the host draws a permutation of the candidates, whose number it has to know."""
-        ids: Tensor = candidates.ids[candidates.ids >= 0]
-        return ids[torch.from_numpy(permute(len(ids))[: int(k)]).to(self.device)]
-
-    def take_largest(self, candidates: Candidates, k: Any, reduce: Reduce) -> Tensor:
-        """As many as candidates, -1 in place of each that is not taken."""
-        return self._taken(candidates, k, reduce, torch.int64)
-
-    def chosen(self, tokens: Tokens, candidates: Candidates, k: Any) -> Tensor:
-        if k is None:
-            return torch.as_tensor(candidates.ids >= 0)
-        return self._taken(candidates, k, lambda values: values, torch.bool)
 
     def _search(
         self, candidates: Candidates, k: Any, reduce: Reduce, levels: int, *, exact: bool = False
@@ -227,7 +169,6 @@ class CudaTokens:
         return arrays
 
     def _taken(self, candidates: Candidates, k: Any, reduce: Reduce, dtype: torch.dtype) -> Tensor:
-        """Which are, or their ids and -1."""
         arrays = self._search(candidates, k, reduce, LEVELS)
         taken = self.empty(len(candidates.ids), dtype)
         self.run("radix_take", *arrays, taken, self.flag())
@@ -239,18 +180,7 @@ class CudaTokens:
         arrays = self._search(candidates, k, reduce, half, exact=True)
         # the level after the last one finds where that has led to
         self.run("radix_levels", *arrays, half, half + 1, True)
-        score = arrays[-1].view(-1, _STATE)[half, 0]
-        bits = torch.where(score < 0, score ^ -(2**63), ~score)
-        return bits.view(torch.float64)
-
-    def extremes(
-        self, tokens: Tokens, which: Tensor, values: Tensor, reduce: Reduce
-    ) -> tuple[Any, Any]:
-        """Arrays without dimensions."""
-        running = self.ordered(tokens, which, values)
-        number = reduce((running.ids >= 0).sum()[None])
-        least, most = (self.kth_largest(running, k, reduce) for k in (number, 1))
-        return least.where(number[0] > 0, 0.0), most.where(number[0] > 0, 0.0)
+        return from_ordered_bits(arrays[-1].view(-1, _STATE)[half, 0])
 
     def covariance_report(
         self,

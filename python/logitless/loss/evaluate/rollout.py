@@ -35,7 +35,7 @@ def correction_weights(
     correction: Correction,
     cu_seqlens: Array | None,
 ) -> RolloutWeights:
-    """Where old_logp is, if its device has token kernels: there nothing waits."""
+    """Where the token kernels of old_logp's device compute."""
     kernels = registry.token_kernels_of(old_logp)
     tokens = make_tokens(
         old_logp,

@@ -1,0 +1,77 @@
+"""Exact sums and means in torch's operations against Python's integers, whose division rounds once.
+The tests of device kernels compare them with the CPU's on tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from logitless.backends.token_kernels.torch_sums import DIGITS, LOWEST, exact_digits, means_of
+
+
+def whole(digits: torch.Tensor) -> int:
+    """The sum in units of 2^LOWEST."""
+    return sum(int(x) << (32 * i) for i, x in enumerate(digits.tolist()))
+
+
+def rounded(total: int, count: int) -> float:
+    try:
+        return total / (count << -LOWEST)
+    except OverflowError:
+        return math.copysign(math.inf, total)
+
+
+def check(digits: torch.Tensor, count: int) -> None:
+    found = means_of(digits, torch.tensor(count)).tolist()
+    assert found == [rounded(whole(row), count) for row in digits]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 77, 10**6, 2**31 - 1])
+@pytest.mark.parametrize("most", [2, 2**31 - 2, 2**31 + 1, 2**62])
+def test_means_round_once(count: int, most: int) -> None:
+    """Of sums of all sizes, with digits that cancel, or that carry all the way up."""
+    rng = np.random.default_rng(count + most)
+    digits = rng.integers(-most, most, (400, DIGITS), endpoint=True)
+    digits[np.arange(DIGITS) >= rng.integers(0, DIGITS - 1, (400, 1))] = 0
+    digits[rng.random(digits.shape) < rng.random((400, 1))] = 0
+    digits[:40, :60] = most
+    check(torch.from_numpy(digits), count)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_halves_go_to_even(more: int) -> None:
+    """Of normal and of subnormal numbers; what is far below tells which side it is."""
+    rows = []
+    # 2^-1075 is half of the least number
+    for low in (-1075, -1070, -60, 0, 900):
+        for mantissa in (1, 2**20 + 1, 2**53 + 1, 2**53 + 3, 2**54 - 1):
+            for sign in (-1, 1):
+                total = sign * ((mantissa << low - LOWEST) + more)
+                rows.append([total >> 32 * i & 2**32 - 1 for i in range(DIGITS - 1)])
+                rows[-1].append(total >> 32 * (DIGITS - 1))
+    digits = torch.tensor(rows)
+    check(digits, 1)
+    check(digits * 3, 3)
+
+
+def test_none_and_too_much() -> None:
+    digits = torch.zeros(2, DIGITS, dtype=torch.int64)
+    digits[1, 66] = -1
+    assert means_of(digits, torch.tensor(1)).tolist() == [0.0, -math.inf]
+    assert means_of(digits, torch.tensor(2)).tolist() == [0.0, -(2.0**1023)]
+    assert means_of(digits, torch.tensor(0)).tolist() == [0.0, 0.0]
+
+
+def test_digits_are_the_sum() -> None:
+    """Of every magnitude, subnormal numbers too; what does not count is not looked at."""
+    rng = np.random.default_rng(3)
+    bits = rng.integers(-(2**63), 2**63, (3, 1000), dtype=np.int64)
+    bits[2] >>= 11
+    values = torch.from_numpy(bits).view(torch.float64)
+    counted = values.isfinite().all(0) & torch.from_numpy(rng.random(1000) < 0.9)
+    for row, found in zip(values, exact_digits(values, counted), strict=True):
+        parts = (x.as_integer_ratio() for x in row[counted].tolist())
+        assert whole(found) == sum((a << -LOWEST) // b for a, b in parts)
