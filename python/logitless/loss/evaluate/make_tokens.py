@@ -109,11 +109,13 @@ def _of_tokens_or_sequences(
 
 def name_bad_rows(kernels: TokenKernels, logp: Array) -> None:
     """Where the kernels are the CPU's, the values of a device are waited for. What made a NaN of
-    one of them, an op on a bad row, is to be named before anyone looks at them."""
-    if kernels.on_host and is_tensor(logp):
-        from logitless.backends.row_kernels.errors import raise_now
+    one of them, an op on a bad row, is to be named before anyone looks at them. Elsewhere what an
+    earlier call flagged, be it a loss, is named if that is known by now."""
+    if is_tensor(logp):
+        from logitless.backends.row_kernels.errors import raise_found, raise_now
 
-        raise_now(logp.device)
+        name = raise_now if kernels.on_host else raise_found
+        name(logp.device)
 
 
 def make_ids(sequence_ids: Array, positions: Array, max_length: int) -> Array:
