@@ -192,6 +192,18 @@ def test_a_weight_that_is_none_is_flagged(device: Device, kernels: Any) -> None:
             errors.raise_now(torch.device(device.name))
 
 
+def test_the_next_loss_names_a_wrong_token(device: Device, kernels: Any) -> None:
+    """Where no other op is called."""
+    x, mask = device.put(torch.zeros(3), torch.ones(3, dtype=torch.bool))
+    bad = torch.where(torch.arange(3, device=x.device) == 1, float("nan"), x)
+    ll.policy_loss(bad, x, x, mask, ll.presets["ppo"])
+    device.wait()
+    with pytest.raises(RuntimeError, match="policy_loss: row 1: a value of its token"):
+        ll.policy_loss(x, x, x, mask, ll.presets["ppo"])
+    ll.policy_loss(x, x, x, mask, ll.presets["ppo"])
+    errors.raise_now(x.device)
+
+
 def test_some_tokens_are_flagged_by_their_places(device: Device, kernels: Any) -> None:
     values, mask = torch.zeros(12), torch.ones(12, dtype=torch.bool)
     index, good = torch.tensor([5, 9, 2]), torch.tensor([True, False, True])

@@ -15,7 +15,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array, Number, Tokens
 from logitless.loss.evaluate.aggregation import count_sequences
 from logitless.loss.evaluate.inputs import BatchStats, Means, Totals
-from logitless.loss.evaluate.make_tokens import make_ids, make_tokens
+from logitless.loss.evaluate.make_tokens import make_ids, make_tokens, name_flagged
 from logitless.loss.evaluate.means import reduction
 from logitless.loss.evaluate.micro_batches import joined, micro_batches
 from logitless.loss.evaluate.selection import check_ids, select
@@ -110,6 +110,7 @@ def batch_stats(
             token_ids=token_ids, data_group=data_group, seed=seed, step=step,
         )  # fmt: skip
         return stats
+    name_flagged(first)
     kernels = registry.token_kernels_of(first, custom=spec.custom)
     tokens = joined([
         make_tokens(**{**part, "mask": as_mask(part["mask"])}, kernels=kernels) for part in parts

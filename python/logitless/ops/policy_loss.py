@@ -12,6 +12,7 @@ from logitless.inputs.naming import public
 from logitless.inputs.tokens import Array
 from logitless.loss.evaluate.coefficients import check_loss_options
 from logitless.loss.evaluate.inputs import BatchStats, Totals, loss_data
+from logitless.loss.evaluate.make_tokens import name_flagged
 from logitless.loss.evaluate.numpy_loss import numpy_loss
 from logitless.loss.spec import PolicyLossSpec
 
@@ -131,4 +132,5 @@ def policy_loss(
         return PolicyLossOutput(*numpy_loss(logp, entropy, loss_data(*data)))
     from logitless.ops.losses.op import loss_inputs, torch_loss
 
+    name_flagged(logp)
     return PolicyLossOutput(*torch_loss(logp, entropy, loss_inputs(*data)))

@@ -11,6 +11,7 @@ from logitless.backends.threads import thread_count
 from logitless.backends.token_kernels.arrays import tensor_like
 from logitless.backends.token_kernels.protocol import TokenKernels
 from logitless.inputs.checks import is_tensor, shown
+from logitless.inputs.gradients import is_traced
 from logitless.inputs.sequences import sequences_of
 from logitless.inputs.tokens import Array, Floats, Sequences, Tokens
 
@@ -114,6 +115,15 @@ def name_bad_rows(kernels: TokenKernels, logp: Array) -> None:
         from logitless.backends.row_kernels.errors import raise_now
 
         raise_now(logp.device)
+
+
+def name_flagged(logp: Array) -> None:
+    """At the start of a loss: what an earlier call flagged on the device is named if it is known by
+    now. Where no row kernel is called nobody else asks."""
+    if is_tensor(logp) and not is_traced(logp):
+        from logitless.backends.row_kernels.errors import raise_found
+
+        raise_found(logp.device)
 
 
 def make_ids(sequence_ids: Array, positions: Array, max_length: int) -> Array:
