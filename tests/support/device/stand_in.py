@@ -12,7 +12,7 @@ from tests.support.paths import ROOT, TESTS
 NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
-    "triton": ("sampling",),
+    "triton": ("sampling", "sets"),
     "cuda": (
         "tokens",
         "batch_stats",

@@ -24,9 +24,7 @@ class CudaTopK:
         _run(_core.topk.cuda_finalize, state, _core_of(rows), state, topk.bound(self))
 
     def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
-        _run(
-            _core.topk.cuda_measure, state, _core_of(rows), state, topk.bound(self), **outputs
-        )
+        _run(_core.topk.cuda_measure, state, _core_of(rows), state, topk.bound(self), **outputs)
 
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         function = _core.topk.cuda_sparse_gradient
