@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.coefficients import COEFFICIENTS
-from logitless.kernels.jit import INF, LOWEST, row_offset, tanh, tanh_slope
+from logitless.kernels.coefficients import COEFFICIENTS, slope_of
+from logitless.kernels.jit import INF, row_offset, tanh, tanh_slope
 from logitless.kernels.launch import OPTIONS, Chain, Strides, device_of, same_batches
 
 # 8 KiB over four warps: 53 registers and 15 instructions a bfloat16 element on sm_90, where reading
@@ -70,9 +70,7 @@ def backward_kernel(
             capped = tanh(u)
             steepness = tanh_slope(u, capped)
             y = softcap * capped
-        t = (y - tl.load(c_ptr + 1)) * tl.load(c_ptr + 2)
-        t = tl.maximum(t, LOWEST, propagate_nan=tl.PropagateNan.ALL)
-        d = tl.exp2(t) * (tl.load(c_ptr + 3) + tl.load(c_ptr + 4) * t)
+        d = slope_of(c_ptr, y)
         # Lane of the target; int32 once it is known to lie in this block.
         lane = tl.load(targets_ptr + row) - start - first
         lane = tl.where((lane >= 0) & (lane < BLOCK), lane, -1).to(tl.int32)

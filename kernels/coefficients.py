@@ -16,13 +16,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from logitless.kernels.jit import LN2, LOG2E
+from logitless.kernels.jit import LN2, LOG2E, LOWEST
 from logitless.kernels.launch import OPTIONS, Chain, device_of
 
 # Floats a row: whether it has a gradient at all, m, scale * log2(e), constant, linear, own, 0, 0.
 COEFFICIENTS = tl.constexpr(8)
 ROWS = 128
 NUM_WARPS = 4
+
+
+@triton.jit
+def slope_of(c_ptr, y):
+    # d(y) of the columns of a row, without the target's own part.
+    t = (y - tl.load(c_ptr + 1)) * tl.load(c_ptr + 2)
+    t = tl.maximum(t, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp2(t) * (tl.load(c_ptr + 3) + tl.load(c_ptr + 4) * t)
 
 
 @triton.jit

@@ -8,8 +8,8 @@
     entropy_change = (q1 - q0 * s1 / s0) / s0**2 - exp(logp) * (logp + entropy)
 
 A masked row is 0 (argmax -1). A bad row is NaN (argmax -1) and lowers the error flag to
-row_id * 8 + kind: 1 a +inf, 2 a NaN, 3 no finite logit, 4 a target outside [0, vocab), 5 an lse
-beyond float32.
+row_id * 8 + kind: 1 a +inf, 2 a NaN, 3 no finite logit, 4 a target outside [0, vocab) or
+without a logit, 5 an lse beyond float32.
 """
 
 from collections.abc import Mapping
@@ -83,7 +83,8 @@ def finish_kernel(
     lse = m * scale + log_s0
 
     kind = tl.where(tl.abs(lse.to(tl.float32)) == INF, 5, 0)
-    kind = tl.where((target < 0) | (target >= vocab), 4, kind)
+    # A row over a set has seen no logit of a target outside of it.
+    kind = tl.where((target < 0) | (target >= vocab) | (target_y != target_y), 4, kind)
     kind = tl.where(s0 == 0, 3, kind)
     kind = tl.where(s0 != s0, 2, kind)
     kind = tl.where(m == INF, 1, kind)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -202,8 +202,59 @@ def call_draw(
     )  # fmt: skip
 
 
-# The others see no logits.
-BY_DTYPE = ("pieces", "fold", "backward", "moments", "mix", "gradient", "block_sums", "draw")
+def call_sets(
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+    kinds: tuple[str, ...] = ("reverse_kl", "forward_kl", "jsd"),
+) -> None:
+    """Rows over sets of `vocab` ids: of a head both ways, of given logits, and beside a teacher."""
+    kernel = _kernels(f"{package}.sets")
+    side: dict[str, Any] = {"n": n}
+    if "chain" in options:
+        side |= {"softcap": 15.0, "pre": 0.5, "row_scale": torch.ones(n, dtype=torch.float64)}
+    mask = {"mask": torch.ones(n, dtype=torch.bool)} if "mask" in options else {}
+    columns, width = torch.zeros(n, dtype=torch.int32), 1027 if "odd" in options else 1024
+    csr = torch.arange(n + 1), columns, torch.zeros(n)
+    head = torch.empty(vocab, width, dtype=dtype)
+    kernel("set_logits")(*csr, hidden=head[:n], weight=head)
+    for add in (False, True):
+        kernel("sparse_multiply")(*csr, names=columns, dense=head, out=head[:n], add=add)
+    for read in (False, True):
+        of_head = tile(n, vocab, dtype, options - {"batched"})
+        kernel("set_tile")(*csr, tile=of_head, start=0, read=read)
+    targets = torch.zeros(n, dtype=torch.int64)
+    rows = import_module(f"{package}.rows").TritonRows(targets=targets, **side, **mask)
+    entries = import_module(f"{package}.sets.entries").Entries(*csr)
+    state, sums = (torch.empty(n, k, dtype=torch.float64) for k in (8, 2))
+    kernel("set_forward")(rows, targets, entries, state, extras="extras" in options)
+    kernel("set_gradient")(rows, targets, entries, state, torch.empty(n), g_logp=torch.ones(n))
+    pair = import_module(f"{package}.divergence.pair").TritonPair(
+        {**side, **mask}, side, state.device
+    )
+    both = pair.student, pair.teacher, entries, torch.zeros(n)
+    kernel("set_pair")(*both, state)
+    kernel("set_pair_mix")(*both, state, sums, beta=0.3)
+    for kind in kinds:
+        kernel("set_pair_gradient")(
+            *both, state, torch.empty(n), kind=kind, beta=0.3, sums=sums,
+            g_divergence=torch.ones(n), g_entropy=None,
+        )  # fmt: skip
+
+
+def _kernels(room: str) -> Callable[[str], Callable[..., None]]:
+    """The launcher of a file of a room."""
+    return lambda name: getattr(import_module(f"{room}.{name}"), name)
+
+
+# The others see no logits, or float32 ones alone.
+BY_DTYPE = (
+    "pieces", "fold", "backward", "moments", "mix", "gradient", "block_sums", "draw",
+    "set_logits", "set_tile", "sparse_multiply",
+)  # fmt: skip
 
 
 def builds(target: str) -> list[Build]:
@@ -217,6 +268,7 @@ def builds(target: str) -> list[Build]:
                 if "extras" not in options or "chain" in options:
                     call_pair(4, 8192, DTYPES[dtype], options)
                     call_draw(4, 8192, DTYPES[dtype], options)
+                call_sets(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:
                 name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))

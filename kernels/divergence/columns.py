@@ -70,3 +70,44 @@ def mix_share(d):
     # d is +inf, and this 0.
     apart = with_mass(-tl.abs(d))
     return tl.where(d > 0, 0.0, d) - log2_1p(tl.exp2(apart))
+
+
+@triton.jit
+def mass_of(x, apart):
+    # What columns add to a side's s0, s1 and gap: x bits from its maximum, `apart` from the other.
+    low = with_mass(x)
+    p = tl.exp2(low)
+    # By choice: both sides may be -inf there, and the other one where this has mass.
+    return p, low * p, tl.where(p > 0, apart * p, 0.0)
+
+
+@triton.jit
+def apart_from_mix(t_ptr, x, u, offset, other_offset):
+    # What columns add to the sums of a mix, of either side.
+    d = (x - u) + tl.load(t_ptr + 5)
+    share = mix_share(d)
+    # Where p has no mass both of these are -inf, and it is 0.
+    rest = tl.where(d > -INF, share - d, 0.0)
+    p = tl.exp2(with_mass(x))
+    q = tl.exp2(with_mass(u))
+    own = tl.where(p > 0, (share + offset) * p, 0.0)
+    return own, tl.where(q > 0, (rest + other_offset) * q, 0.0)
+
+
+@triton.jit
+def pair_slope(t_ptr, x, u, KIND: tl.constexpr):
+    # d(y) of columns by the terms of their row.
+    low = with_mass(x)
+    p = tl.exp2(low)
+    factor = tl.load(t_ptr + 6) + tl.load(t_ptr + 7) * low
+    gap = tl.load(t_ptr + 8)
+    if KIND == 0:
+        # Only where the row's divergence has a gradient: a gap may be infinite.
+        factor += tl.where(gap != 0, gap * (x - u), 0.0)
+    if KIND == 2:
+        factor += gap * mix_share((x - u) + tl.load(t_ptr + 5))
+    # By choice: a gap may be anything where p has no mass, and a bad row's p is NaN.
+    d = tl.where(p == 0, 0.0, factor * p)
+    if KIND == 1:
+        d += tl.load(t_ptr + 9) * tl.exp2(with_mass(u))
+    return d

@@ -17,9 +17,8 @@ from logitless.kernels.divergence.columns import (
     COLUMNS,
     capped,
     capped_slope,
-    mix_share,
+    pair_slope,
     raw_columns,
-    with_mass,
 )
 from logitless.kernels.divergence.terms import KINDS, TERMS
 from logitless.kernels.jit import row_offset
@@ -94,19 +93,7 @@ def gradient_kernel(
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
         x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
         u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
-        low = with_mass(x)
-        p = tl.exp2(low)
-        factor = tl.load(t_ptr + 6) + tl.load(t_ptr + 7) * low
-        gap = tl.load(t_ptr + 8)
-        if KIND == 0:
-            # Only where the row's divergence has a gradient: a gap may be infinite.
-            factor += tl.where(gap != 0, gap * (x - u), 0.0)
-        if KIND == 2:
-            factor += gap * mix_share((x - u) + tl.load(t_ptr + 5))
-        # By choice: a gap may be anything where p has no mass, and a bad row's p is NaN.
-        d = tl.where(p == 0, 0.0, factor * p)
-        if KIND == 1:
-            d += tl.load(t_ptr + 9) * tl.exp2(with_mass(u))
+        d = pair_slope(t_ptr, x, u, KIND)
         if HAS_SOFTCAP:
             d *= capped_slope(raw, slope)
         tl.store(out_ptr + o, d.to(gradient_ptr.dtype.element_ty), mask=inside)

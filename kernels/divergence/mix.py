@@ -16,13 +16,12 @@ from logitless.kernels.arrays import RowArrays
 from logitless.kernels.divergence.columns import (
     COLUMNS,
     NUM_WARPS,
+    apart_from_mix,
     capped,
-    mix_share,
     raw_columns,
-    with_mass,
 )
 from logitless.kernels.divergence.terms import TERMS
-from logitless.kernels.jit import INF, LOG2E, is_active
+from logitless.kernels.jit import LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, Strides, device_of
 
 
@@ -76,15 +75,10 @@ def mix_kernel(
         t_ptr = terms_ptr + row * TERMS
         x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
         u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
-        d = (x - u) + tl.load(t_ptr + 5)
-        share = mix_share(d)
-        # Where p has no mass both of these are -inf, and it is 0.
-        rest = tl.where(d > -INF, share - d, 0.0)
-        p = tl.exp2(with_mass(x))
-        q = tl.exp2(with_mass(u))
+        own, others = apart_from_mix(t_ptr, x, u, offset, other_offset)
         record_ptr = records_ptr + program.to(tl.int64) * 2
-        tl.store(record_ptr, tl.sum(tl.where(p > 0, (share + offset) * p, 0.0), 0))
-        tl.store(record_ptr + 1, tl.sum(tl.where(q > 0, (rest + other_offset) * q, 0.0), 0))
+        tl.store(record_ptr, tl.sum(own, 0))
+        tl.store(record_ptr + 1, tl.sum(others, 0))
 
 
 def mix(

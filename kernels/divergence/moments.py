@@ -18,9 +18,9 @@ from logitless.kernels.divergence.columns import (
     COLUMNS,
     NUM_WARPS,
     capped,
+    mass_of,
     raw_columns,
     scale_in_bits,
-    with_mass,
 )
 from logitless.kernels.jit import INF, LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, Strides, device_of
@@ -38,13 +38,11 @@ def _from_maximum(y, scale):
 
 @triton.jit
 def _store_sums(record_ptr, m, x, apart):
-    low = with_mass(x)
-    p = tl.exp2(low)
+    s0, s1, gap = mass_of(x, apart)
     tl.store(record_ptr, m)
-    tl.store(record_ptr + 1, tl.sum(p, 0))
-    tl.store(record_ptr + 2, tl.sum(low * p, 0))
-    # By choice: both sides may be -inf there, and the other one where this has mass.
-    tl.store(record_ptr + 3, tl.sum(tl.where(p > 0, apart * p, 0.0), 0))
+    tl.store(record_ptr + 1, tl.sum(s0, 0))
+    tl.store(record_ptr + 2, tl.sum(s1, 0))
+    tl.store(record_ptr + 3, tl.sum(gap, 0))
 
 
 @triton.jit(do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces"])

@@ -137,7 +137,7 @@ def test_a_token_that_many_rows_have_kept() -> None:
     dense[0] *= 1e4
     columns, row = torch.arange(n, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     out = torch.zeros(1, width)
-    SparseGradient(torch.tensor([0, n]), columns, values, row, registry.get("cpu").topk).multiply(
+    SparseGradient(torch.tensor([0, n]), columns, values, row, registry.get("cpu").sparse).multiply(
         dense, out, add=True
     )
     assert error(out[0].double(), values.double() @ dense.double()) < 5e-7

@@ -31,7 +31,7 @@ NAMES = (
     "hardware",
 )
 # Of rows over sets of tokens.
-OF_SETS = ("masked_rows", "masked_pairs", "drawn_sets")
+OF_SETS = ("masked_rows", "masked_pairs", "drawn_sets", "sparse_products")
 DEVICES = ROOT / "tests" / "devices"
 FILES = (
     *(DEVICES / f"test_{name}.py" for name in NAMES),

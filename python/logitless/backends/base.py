@@ -56,20 +56,8 @@ class RowKernels(Protocol):
         g_lse: [n] float64 or None."""
 
 
-class TopKKernels(Protocol):
-    """The largest logits of rows, and sparse rows made of them: offsets, columns and values."""
-
-    def bind(self, topk: TopK) -> Any:
-        """As `RowKernels.forward` of the same backend takes it."""
-
-    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
-        """After the last tile: leave the entries of each row sorted, largest first."""
-
-    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
-        """Write to `dropped_mass` and `dropped_entropy` what is not kept of each row."""
-
-    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
-        """d(logits) of the kept entries of some rows, as sparse rows."""
+class SparseKernels(Protocol):
+    """Products with sparse rows: offsets, columns and values."""
 
     def transpose(
         self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
@@ -82,6 +70,22 @@ class TopKKernels(Protocol):
         add: bool, threads: int,
     ) -> None:  # fmt: skip
         """out[names] = rows @ dense, or with `add` += it."""
+
+
+class TopKKernels(Protocol):
+    """The largest logits of rows, and sparse rows made of them."""
+
+    def bind(self, topk: TopK) -> Any:
+        """As `RowKernels.forward` of the same backend takes it."""
+
+    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
+        """After the last tile: leave the entries of each row sorted, largest first."""
+
+    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
+        """Write to `dropped_mass` and `dropped_entropy` what is not kept of each row."""
+
+    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
+        """d(logits) of the kept entries of some rows, as sparse rows."""
 
     def add_row_sums(
         self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
@@ -241,6 +245,8 @@ class Backend:
     # statistics of full logits, differentiable by autograd: what a backend without row kernels has
     statistics: Callable[..., dict[str, Any]] | None = None
     topk: TopKKernels | None = None
+    # what `topk` and `sets` make gradients of a head by: a backend that has one of them has this
+    sparse: SparseKernels | None = None
     sets: SetKernels | None = None
     sampling: SamplingKernels | None = None
     # makes the token kernels of a device

@@ -40,6 +40,12 @@ class CpuTopK:
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         _core.topk.sparse_gradient(_core_of(rows), state, topk.bound(self), **arrays)
 
+    add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
+
+
+class CpuSparse:
+    """Products with sparse rows."""
+
     def transpose(
         self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
     ) -> tuple[Any, Any, Any, Any]:
@@ -56,7 +62,6 @@ class CpuTopK:
         return starts[: n + 1], rows, transposed, names[:n]
 
     multiply = staticmethod(_core.topk.sparse_multiply)
-    add_row_sums = staticmethod(_core.topk.sparse_add_row_sums)
 
 
 class CpuSets:
@@ -164,6 +169,7 @@ BACKEND = Backend(
     machine=lambda device: CPU,
     rows=CpuRows,
     topk=CpuTopK(),
+    sparse=CpuSparse(),
     sets=CpuSets(),
     sampling=CpuSampling(),
     tokens=lambda device: CPU_TOKENS,

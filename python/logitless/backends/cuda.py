@@ -11,7 +11,7 @@ from logitless import _core
 from logitless.backends.base import Backend
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.cuda_sets import CudaSets
-from logitless.backends.row_kernels.cuda_topk import CudaTopK
+from logitless.backends.row_kernels.cuda_topk import CudaSparse, CudaTopK
 from logitless.backends.row_kernels.device import (
     ABSENT,
     DeviceDivergence,
@@ -192,6 +192,7 @@ def backend(build: Callable[[], dict[str, Any]], device_reason: Callable[[int], 
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, CudaCore(rows)),
         topk=CudaTopK(),
+        sparse=CudaSparse(),
         sets=CudaSets(),
         sampling=CudaSampling(),
         tokens=_tokens,

@@ -10,6 +10,7 @@ from logitless.backends.base import Backend
 from logitless.backends.eager import no_torch, tokens_of
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
+from logitless.backends.row_kernels.triton_sets import TritonSets, TritonSparse
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,8 @@ BACKEND = Backend(
     why_not=_why_not,
     machine=machine_of,
     rows=_rows,
+    sparse=TritonSparse(),
+    sets=TritonSets(),
     sampling=TritonSampling(),
     divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, _pair),
     tokens=tokens_of,

@@ -79,7 +79,7 @@ def test_against_the_oracle(
 ) -> None:
     """Values, extras and all gradients; masked rows and rows without a set among them."""
     machine(monkeypatch, gathered=way)
-    n, vocab = 11, 4133
+    n, vocab = 11, device.fewer(4133) if way == GATHERED else 4133
     h, w = head(3, n, vocab, torch.float32)
     t, mask, g = cases.targets(3, n, vocab), cases.mask(3, n), cases.upstream(3, n)
     options, ids = cases.chain(chain, 3, n, vocab), sets(kind, 4, t, vocab)
@@ -110,8 +110,9 @@ def test_every_dtype(
     """As near to the truth as plain code in the same dtype; widths that are no vectors; the same
     bits twice."""
     machine(monkeypatch, gathered=way)
-    n, vocab = 23, 3001
-    h, w = head(5, n, vocab, dtype, hidden=71)
+    n, vocab = 9 if device.interpreted else 23, device.fewer(3001)
+    h, w = head(5, n, vocab, dtype, hidden=271)
+    h /= 2
     t, g = cases.targets(5, n, vocab), cases.upstream(5, n)
     for kind in ("few", "mixed", "large"):
         ids = sets(kind, 6, t, vocab)
@@ -167,9 +168,10 @@ def test_a_row_depends_on_nothing_else(device: Device, monkeypatch: pytest.Monke
     """A gathered row has the same bits in any batch, few or so many that they go by the
     vocabulary."""
     machine(monkeypatch, gathered=GATHERED)
-    h, w = head(10, 23, 1301, torch.bfloat16, hidden=130)
-    t, g = cases.targets(10, 23, 1301), cases.upstream(10, 23)
-    ids = sets("large", 3, t, 1301)
+    vocab = device.fewer(1301)
+    h, w = head(10, 23, vocab, torch.bfloat16, hidden=130)
+    t, g = cases.targets(10, 23, vocab), cases.upstream(10, 23)
+    ids = sets("large", 3, t, vocab)
     whole, (d_hidden, _) = run(device, h, w, t, g, ids)
     for n in (1, 9):
         stats, (d, _) = run(device, h[:n], w, t[:n], [x[:n] for x in g], ids[:n])
@@ -196,7 +198,7 @@ def test_impossible_tokens_of_a_set(device: Device) -> None:
 
 def test_rows_without_a_gradient_are_not_read(device: Device) -> None:
     """Nor are the weight's rows of no set, and a row of weight that no served row asks for."""
-    h, w = head(11, 20, 900, torch.float32)
+    h, w = head(11, 20, 100, torch.float32)
     t, ids = torch.arange(20) * 3, [[i * 3, i * 3 + 1] for i in range(20)]
     g = cases.upstream(11, 20)
     assert (g[0][::4] == 0).all()
@@ -207,10 +209,12 @@ def test_rows_without_a_gradient_are_not_read(device: Device) -> None:
     assert (d_weight[:2] == 0).all() and (d_weight[3:5] != 0).any(1).all()
 
 
-def test_the_gradient_of_weight_as_rows(device: Device) -> None:
-    h, w = head(12, 20, 3000, torch.bfloat16)
-    t, g = cases.targets(12, 20, 3000), cases.upstream(12, 20)
-    ids = sets("few", 1, t, 3000)
+def test_the_gradient_of_weight_as_rows(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, gathered=GATHERED)
+    vocab = device.fewer(3000)
+    h, w = head(12, 20, vocab, torch.bfloat16)
+    t, g = cases.targets(12, 20, vocab), cases.upstream(12, 20)
+    ids = sets("few", 1, t, vocab)
     _, dense = run(device, h, w, t, g, ids)
     _, rows = run(device, h, w, t, g, ids, weight_grad="rows")
     assert rows[1].is_sparse and rows[1].is_coalesced()
@@ -224,9 +228,10 @@ def test_the_gradient_of_weight_as_rows(device: Device) -> None:
 
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_frozen_parts(device: Device, frozen: int) -> None:
-    h, w = head(11, 20, 3000, torch.float32)
-    t = cases.targets(11, 20, 3000)
-    mask = mask_of("few", 1, t, 3000)
+    vocab = device.fewer(3000)
+    h, w = head(11, 20, vocab, torch.float32)
+    t = cases.targets(11, 20, vocab)
+    mask = mask_of("few", 1, t, vocab)
     g = cases.upstream(11, 20)
     _, both = run(device, h, w, t, g, mask)
     leaves = device.put(h, w)
@@ -241,9 +246,10 @@ def test_frozen_parts(device: Device, frozen: int) -> None:
 
 
 def test_an_adapter_has_its_gradients(device: Device) -> None:
-    h, w = head(4, 12, 700, torch.float32, hidden=16)
-    t, ids = cases.targets(4, 12, 700), sets("few", 2, cases.targets(4, 12, 700), 700)
-    a, b = torch.randn(3, 16) * 0.1, torch.randn(700, 3) * 0.1
+    vocab = device.fewer(700)
+    h, w = head(4, 12, vocab, torch.float32, hidden=16)
+    t, ids = cases.targets(4, 12, vocab), sets("few", 2, cases.targets(4, 12, vocab), vocab)
+    a, b = torch.randn(3, 16) * 0.1, torch.randn(vocab, 3) * 0.1
     found = []
     for where in (Device("cpu", "cpu"), device):
         leaves = [x.requires_grad_() for x in where.put(h, w, a, b)]
@@ -282,9 +288,10 @@ def test_the_host_waits_for_nothing(
 ) -> None:
     """Sets are known on the host, so their sizes are: forward and backward ask for no number."""
     machine(monkeypatch, gathered=way)
-    h, w = head(10, 23, 901, torch.bfloat16, hidden=40)
-    t = cases.targets(10, 23, 901)
-    mask = mask_of(kind, 3, t, 901)
+    vocab = device.fewer(901)
+    h, w = head(10, 23, vocab, torch.bfloat16, hidden=40)
+    t = cases.targets(10, 23, vocab)
+    mask = mask_of(kind, 3, t, vocab)
     if kind == "mixed":
         # rows that have no set are counted as those of a mask are, which is one wait
         mask = ll.SamplingMask.from_lists(

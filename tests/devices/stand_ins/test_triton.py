@@ -21,7 +21,14 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
-from benchmarks.compiled.triton_builds import TARGETS, call, call_draw, call_pair, compiling
+from benchmarks.compiled.triton_builds import (
+    TARGETS,
+    call,
+    call_draw,
+    call_pair,
+    call_sets,
+    compiling,
+)
 
 KERNELS = ROOT / "kernels"
 
@@ -97,6 +104,16 @@ def test_offsets_are_64_bits_wide(builds: list[triton_builds.Build]) -> None:
         assert narrow_offsets(ttir) == [], f"{build.kernel}, {build.configuration}"
 
 
+def test_ids_times_strides_are_64_bits_wide(builds: list[triton_builds.Build]) -> None:
+    """An id that memory holds is 32 bits wide, and a row of weight lies id * stride behind the
+    first: 2^31 elements at 262,144 ids of 8,192."""
+    of_ids = [build for build in builds if build.kernel in ("set_logits", "sparse_multiply")]
+    assert len({build.kernel for build in of_ids}) == 2
+    for build in of_ids:
+        narrow = re.findall(r"arith\.muli .*i32.*", build.code.asm["ttir"])
+        assert narrow == [], f"{build.kernel}, {build.configuration}"
+
+
 CASTS = [
     (path.relative_to(KERNELS).with_suffix("").as_posix(), i)
     for path in sorted(KERNELS.rglob("*.py"))
@@ -104,6 +121,7 @@ CASTS = [
     if ".to(tl.int64)" in line and "store" not in line
 ]
 USERS = {"jit": ("pieces", "backward")}
+RUNS: dict[str, Any] = {"divergence": call_pair, "sampling": call_draw, "sets": call_sets}
 
 
 @pytest.mark.parametrize(("module", "line"), CASTS, ids=lambda x: str(x))
@@ -124,8 +142,7 @@ def test_a_missing_cast_to_64_bits_is_seen(
     with compiling("sm_90", package, only=USERS.get(kernel, (kernel,))) as launched:
         for name in ("plain", "all") if module == "jit" else ("all",):
             options = triton_builds.CONFIGURATIONS[name]
-            run = {"divergence": call_pair, "sampling": call_draw}.get(room, call)
-            run(4, 8192, torch.bfloat16, options, package=package)
+            RUNS.get(room, call)(4, 8192, torch.bfloat16, options, package=package)
     assert any(narrow_offsets(code.asm["ttir"]) for _, code in launched)
 
 

@@ -26,6 +26,8 @@ from logitless.backends.token_kernels.protocol import TokenKernels
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
+# Of a fake backend there are rows alone.
+GROUPS = ("sets", "sampling", "divergence", "tokens")
 
 
 class Device(NamedTuple):
@@ -33,13 +35,22 @@ class Device(NamedTuple):
     name: str
     fake: bool = False
 
+    @property
+    def interpreted(self) -> bool:
+        """By Triton's interpreter, where a program takes milliseconds."""
+        return self == Device("triton", "cpu")
+
+    def fewer(self, vocab: int) -> int:
+        """A vocabulary for kernels that have a program for each of its rows of weight."""
+        return vocab // 16 if self.interpreted else vocab
+
     def put(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """Copies there: leaves of their own, strides kept."""
         return [x.detach().to(self.name, copy=True) for x in tensors]
 
     def assert_gradients(self, ours: torch.Tensor, truth: Any, *, scale: float = 1.0) -> None:
         """Triton's interpreter cuts bfloat16 off where the hardware rounds: another half ulp."""
-        cut = self == Device("triton", "cpu") and ours.dtype == torch.bfloat16
+        cut = self.interpreted and ours.dtype == torch.bfloat16
         plain = np.asarray(truth) * (1 + 2**-9) if cut else None
         assert_gradients(ours, truth, ours.dtype, plain=plain, scale=scale)
 
@@ -101,10 +112,7 @@ def register(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
         why_not=lambda device, dtype: "",
         machine=machine_of,
         rows=lambda rows: DeviceRows(rows, kernels(**rows.shared)),
-        absent={
-            **ABSENT,
-            **dict.fromkeys(("divergence", "sampling", "tokens"), "there is no fake of it"),
-        },
+        absent={**ABSENT, **dict.fromkeys(GROUPS, "there is no fake of it")},
         asynchronous=True,
     )
     monkeypatch.setitem(backends.BACKENDS, "triton", fake)

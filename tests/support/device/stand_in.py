@@ -12,7 +12,7 @@ from tests.support.paths import ROOT, TESTS
 NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
-    "triton": ("tokens", "batch_stats", "token_selection", "launches", "sampling"),
+    "triton": ("tokens", "batch_stats", "token_selection", "launches", "sampling", "sets"),
     "cuda": (
         "tokens",
         "batch_stats",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitless import _core
 from logitless.backends.row_kernels.device import current, stream_of
+from logitless.backends.row_kernels.sorted_transpose import sorted_transpose
 from logitless.backends.row_kernels.topk import CHAIN
 
 if TYPE_CHECKING:
@@ -14,59 +15,49 @@ if TYPE_CHECKING:
 
 
 class CudaTopK:
-    """Kernels of `_core.topk`, on torch's current stream. A transpose is a sort of torch's, stable
-    and so the same every time; no kernel adds by atomics."""
+    """Kernels of `_core.topk`, on torch's current stream."""
 
     def bind(self, topk: TopK) -> _core.topk.CudaTopK:
         return _core.topk.CudaTopK(**topk.arrays, device=topk.values.device.index or 0)
 
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
-        self._run(_core.topk.cuda_finalize, state, _core_of(rows), state, topk.bound(self))
+        _run(_core.topk.cuda_finalize, state, _core_of(rows), state, topk.bound(self))
 
     def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
-        self._run(
-            _core.topk.cuda_measure, state, _core_of(rows), state, topk.bound(self), **outputs
-        )
+        _run(_core.topk.cuda_measure, state, _core_of(rows), state, topk.bound(self), **outputs)
 
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         function = _core.topk.cuda_sparse_gradient
-        self._run(function, state, _core_of(rows), state, topk.bound(self), **arrays)
+        _run(function, state, _core_of(rows), state, topk.bound(self), **arrays)
 
-    def transpose(
-        self, offsets: Any, columns: Any, values: Any, *, row_names: Any, vocab: int
-    ) -> tuple[Any, Any, Any, Any]:
-        """All columns, those without entries among them: how many have some is never asked."""
-        import torch
+    def add_row_sums(
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
+    ) -> None:
+        _run(
+            _core.topk.cuda_sparse_add_row_sums, out, offsets, columns, values, names=names,
+            out=out, device=out.device.index or 0,
+        )  # fmt: skip
 
-        found, order = columns.sort(stable=True)
-        counts, entries = offsets.diff(), len(values)
-        rows = row_names.repeat_interleave(counts, output_size=entries)[order]
-        names = torch.arange(vocab + 1, dtype=torch.int32, device=values.device)
-        starts = torch.searchsorted(found, names)
-        return starts, rows, values[order], names[:-1]
+
+class CudaSparse:
+    """Products with sparse rows. No kernel adds by atomics."""
+
+    transpose = staticmethod(sorted_transpose)
 
     def multiply(
         self, offsets: Any, columns: Any, values: Any, *, names: Any, dense: Any, out: Any,
         add: bool, threads: int,
     ) -> None:  # fmt: skip
         chains = _chains(offsets, len(values), dense)
-        self._run(
+        _run(
             _core.topk.cuda_sparse_multiply, dense, offsets, columns, values, names=names,
             dense=dense, out=out, add=add, device=dense.device.index or 0, **chains,
         )  # fmt: skip
 
-    def add_row_sums(
-        self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
-    ) -> None:
-        self._run(
-            _core.topk.cuda_sparse_add_row_sums, out, offsets, columns, values, names=names,
-            out=out, device=out.device.index or 0,
-        )  # fmt: skip
 
-    @staticmethod
-    def _run(function: Any, like: Any, *arguments: Any, **named: Any) -> None:
-        with current(like.device):
-            function(*arguments, **named, stream=stream_of(like.device))
+def _run(function: Any, like: Any, *arguments: Any, **named: Any) -> None:
+    with current(like.device):
+        function(*arguments, **named, stream=stream_of(like.device))
 
 
 def _chains(offsets: Any, entries: int, dense: Any) -> dict[str, Any]:

@@ -339,4 +339,6 @@ def _sparse(
             if d is not None:
                 columns.multiply(head.hidden[:, place], d, add=True)
         if out.bias is not None:
-            columns.add_row_sums(out.bias)
+            topk = f.rows.backend.topk
+            assert topk is not None
+            topk.add_row_sums(*columns[:3], names=columns.names, out=out.bias)

@@ -110,14 +110,14 @@ def _gather(sets: RowSets, h: Tensor, weight: Tensor, values: Tensor, backend: B
     by once, and h stays in a cache (512 ids a row of 1024, H = 1024, bfloat16: a third of the
     time). A product has the same bits either way.
     """
-    assert backend.sets is not None and backend.topk is not None
+    assert backend.sets is not None and backend.sparse is not None
     threads, (vocab, entries) = torch.get_num_threads(), (len(weight), len(values))
     if entries < vocab:
         backend.sets.logits(*sets[1:], values, hidden=h, weight=weight, threads=threads)
         return
     numbers = torch.arange(entries, dtype=torch.float64, device=h.device)
     each = torch.arange(len(h), device=h.device)
-    by_row = SparseGradient(*sets[1:], numbers, each.int(), backend.topk)
+    by_row = SparseGradient(*sets[1:], numbers, each.int(), backend.sparse)
     offsets, rows, places, names, _ = by_row.transposed(vocab, each)
     counts = offsets.new_zeros(vocab)
     counts[names.long()] = offsets.diff()
@@ -154,9 +154,9 @@ def _backward_kernel(
         _dense(hidden, weight, sets, how, tiling, g, own, d_weight if needs[1] else None)
     else:
         backend = registry.get(how.backend)
-        assert backend.topk is not None
+        assert backend.sparse is not None
         each = torch.arange(n, dtype=torch.int32, device=hidden.device)
-        gradient = SparseGradient(*sets[1:], g, each, backend.topk)
+        gradient = SparseGradient(*sets[1:], g, each, backend.sparse)
         if not backend.asynchronous:
             # of a device nobody asks how many: its products pass them by
             gradient = gradient.without_zeros()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logitless.backends.base import TopKKernels
+from logitless.backends.base import SparseKernels
 from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.options import ENTRY_STEP, Tail
@@ -123,7 +123,7 @@ class SparseGradient(NamedTuple):
     columns: Tensor  # [entries] int32
     values: Tensor  # [entries] float32, or float64 like hidden
     names: Tensor  # [rows] int32
-    kernels: TopKKernels
+    kernels: SparseKernels
 
     @classmethod
     def of(
@@ -142,14 +142,14 @@ class SparseGradient(NamedTuple):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         columns = index.new_empty(entries, dtype=torch.int32)
         values = index.new_empty(entries, dtype=wide)
-        kernels = rows.backend.topk
-        assert kernels is not None
-        kernels.gradient(
+        backend = rows.backend
+        assert backend.topk is not None and backend.sparse is not None
+        backend.topk.gradient(
             rows, state, kept, index=index, offsets=offsets, columns=columns, values=values,
             **g.kernel_arguments,
         )  # fmt: skip
         names = torch.arange(len(index), dtype=torch.int32, device=index.device)
-        return cls(offsets, columns, values, names, kernels)
+        return cls(offsets, columns, values, names, backend.sparse)
 
     def within(self, start: int, stop: int) -> SparseGradient:
         """Its columns from start to stop, counted from start."""
@@ -192,6 +192,3 @@ class SparseGradient(NamedTuple):
         self.kernels.multiply(
             *self[:3], names=self.names, dense=dense, out=out, add=add, threads=threads
         )
-
-    def add_row_sums(self, out: Tensor) -> None:
-        self.kernels.add_row_sums(*self[:3], names=self.names, out=out)

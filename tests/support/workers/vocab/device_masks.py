@@ -39,8 +39,11 @@ def masks() -> None:
     g = cases.upstream(3, N)
     h, w = (torch.randn(n, H, generator=torch.Generator().manual_seed(2)) for n in (N, V))
     t, mask = cases.targets(2, N, V), cases.mask(2, N)
-    for ends in layouts():
+    first, *others = layouts()
+    for ends in (first, *others):
         for kind in ("few", "mixed", "borders"):
+            # of the interpreter each row of d_weight takes milliseconds
+            frozen = DEVICE.interpreted and (ends != first or kind != "few")
             known = {"sampling_mask": mask_of(kind, 1, t, V), "extras": ("argmax", "sum_p2")}
             found = []
             for where, columns, own in (
@@ -48,8 +51,9 @@ def masks() -> None:
                 (DEVICE, mine(ends), part(ends, {})),
             ):
                 given = there(where, {"targets": t, "mask": mask, **own})
-                leaves = [x.requires_grad_() for x in where.put(h, w[columns])]
-                stats = ll.linear_token_stats(*leaves, **known, **given, backend=where.backend)
+                head = where.put(h, w[columns])
+                leaves = [x.requires_grad_() for x in (head[:1] if frozen else head)]
+                stats = ll.linear_token_stats(*head, **known, **given, backend=where.backend)
                 on = [x.to(where.name) for x in g]
                 loss = (stats.logp * on[0] + stats.entropy * on[1] + stats.lse * on[2]).sum()
                 gradients = torch.autograd.grad(loss, leaves)
@@ -57,7 +61,9 @@ def masks() -> None:
             (right, of_one), (ours, of_ranks) = found
             same_on_all_ranks(*ours, of_ranks[0])
             compare(ours, right, torch.float32)
-            for x, y in zip(of_ranks, (of_one[0], of_one[1][mine(ends)]), strict=True):
+            assert len(of_ranks) == len(of_one) == 2 - frozen
+            right_here = (of_one[0], *(d[mine(ends)] for d in of_one[1:]))
+            for x, y in zip(of_ranks, right_here, strict=True):
                 assert_gradients(x.cpu(), y, torch.float32, scale=40.0)
 
 

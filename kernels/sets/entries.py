@@ -1,0 +1,46 @@
+"""What the kernels of sets share: the entries of a row, and the arrays of a call."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from logitless.kernels.arrays import STATE, RowArrays
+from logitless.kernels.divergence.columns import capped
+from logitless.kernels.jit import INF
+
+# Entries of a row that a program has in its registers at a time: 8 floats a lane.
+BLOCK = 1024
+NUM_WARPS = 4
+
+
+class Entries(NamedTuple):
+    """Those of [n] rows."""
+
+    offsets: Tensor  # [n + 1] int64
+    columns: Tensor  # [entries] int32
+    values: Tensor  # [entries] float32
+
+    def check(self, rows: RowArrays, state: Tensor, *others: Tensor) -> None:
+        """Their arrays, `others` like the values, and the states of the rows."""
+        count = self.values.shape
+        rows.check("offsets", self.offsets, torch.int64, shape=(rows.n + 1,))
+        rows.check("columns", self.columns, torch.int32, shape=count)
+        for values in (self.values, *others):
+            rows.check("values", values, torch.float32, shape=count)
+        rows.check("state", state, torch.float64, shape=(rows.n, STATE))
+
+
+@triton.jit
+def ends_of(offsets_ptr, row):
+    # Where the entries of a row start, and where they end.
+    return tl.load(offsets_ptr + row), tl.load(offsets_ptr + row + 1)
+
+
+@triton.jit
+def y_of(values_ptr, at, inside, slope, softcap, HAS_SOFTCAP: tl.constexpr):
+    # The logits of entries, after the softcap; those past the end are -inf.
+    raw = tl.load(values_ptr + at, mask=inside, other=-INF)
+    return capped(raw, inside, slope, softcap, HAS_SOFTCAP)
