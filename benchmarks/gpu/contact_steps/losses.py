@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from benchmarks.gpu.contact_steps.clock import F32, bare, close, predicted, traf
 from benchmarks.gpu.contact_worker import Cases, Fields, Place
 
 TOKENS, TINY_TOKENS = 1 << 20, 512
+T = TypeVar("T")
 
 
 def losses(place: Place) -> Cases:
@@ -33,6 +35,30 @@ def losses(place: Place) -> Cases:
         yield f"batch_stats of {name}, {n} tokens", case
     case = functools.partial(same, place, covariance, n, "covariance of a batch")
     yield f"covariance, {n} tokens", case
+    # as where there is no compiled core
+    for name, function in ours.items():
+        run = functools.partial(one_loss, place, function, n, where=in_torch)
+        yield f"{name} in torch, {n} tokens", run
+    run = functools.partial(batch_stats, spec=CLIP_COV)
+    for name, what in (("batch_stats of clip_cov", run), ("covariance", covariance)):
+        case = functools.partial(same, place, what, n, where=in_torch)
+        yield f"{name} in torch, {n} tokens", case
+
+
+def as_it_is(run: Callable[..., T], *arguments: Any) -> T:
+    return run(*arguments)
+
+
+def in_torch(run: Callable[..., T], *arguments: Any) -> T:
+    """By torch's operations, whatever else serves the tokens."""
+    from logitless.backends import registry
+    from logitless.backends.token_kernels.torch_tokens import torch_tokens
+
+    def kernels(like: Any, *, custom: bool = False) -> Any:
+        return torch_tokens(str(like.device))
+
+    with mock.patch.object(registry, "token_kernels_of", kernels):
+        return run(*arguments)
 
 
 def tokens_of(place: Place, n: int) -> tuple[Any, Any]:
@@ -60,16 +86,20 @@ def covariance(tokens: Any) -> list[Any]:
     return [found.mean, found.correlation, found.above_one, *found.quantiles.values()]
 
 
-def same(place: Place, run: Callable[..., list[Any]], n: int, op: str) -> Fields:
+def same(
+    place: Place, run: Callable[..., list[Any]], n: int, op: str = "",
+    where: Callable[..., Any] = as_it_is,
+) -> Fields:  # fmt: skip
     """Of the CPU's bits: a selected token of -1 is none."""
     here, there = tokens_of(place, n)
-    for mine, truth in zip(run(here), run(there), strict=True):
+    for mine, truth in zip(where(run, here), run(there), strict=True):
         values = torch.as_tensor(mine).cpu()
         values = values[values >= 0] if values.ndim else values
         expected = torch.as_tensor(truth, dtype=values.dtype)
         if not torch.equal(values, expected):
             raise AssertionError(f"not the CPU's: {values} in place of {expected}")
-    return {**measured(place, lambda: run(here)), **predicted(place, op, n, 1, 1, F32)}
+    note = predicted(place, op, n, 1, 1, F32) if op else {}
+    return {**measured(place, lambda: where(run, here)), **note}
 
 
 def measured(place: Place, run: Callable[[], Any]) -> Fields:
@@ -79,7 +109,9 @@ def measured(place: Place, run: Callable[[], Any]) -> Fields:
     return {**bare(place, run), **counts}
 
 
-def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
+def one_loss(
+    place: Place, function: Callable[..., Fields], n: int, where: Callable[..., Any] = as_it_is
+) -> Fields:
     here, there = tokens_of(place, n)
 
     def run(tokens: Any) -> tuple[Tensor, Tensor]:
@@ -87,7 +119,7 @@ def one_loss(place: Place, function: Callable[..., Fields], n: int) -> Fields:
         loss = function(logp, tokens)["loss"]
         return loss.detach(), torch.autograd.grad(loss, logp)[0]
 
-    found, expected = run(here), run(there)
+    found, expected = where(run, here), run(there)
     for mine, truth in zip(found, expected, strict=True):
         close(mine.cpu(), truth.double(), 1e-5)
-    return measured(place, lambda: run(here))
+    return measured(place, lambda: where(run, here))

@@ -26,6 +26,8 @@ from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
 SHAPE, TINY = (8192, 4096, VOCAB), (24, 16, 5000)
 # Ids of a row -> the op of the prediction.
 SIZES = {8: "forward + backward, sets of 8", 64: "", 512: ""}
+# Of those the ones that backends are asked for which are not the first.
+OTHERS = 64
 # Numbers of gathered rows that are held at a time, in float64.
 HELD = 1 << 25
 
@@ -35,12 +37,17 @@ def masks(place: Place) -> Cases:
     inputs = functools.lru_cache(maxsize=1)(lambda: head_inputs(n, h, v, BF16, place.device))
     product: dict[str, float] = {}
     yield "bare 3", functools.partial(bare_products, place, inputs, product)
+    first, *others = (name for name in backends_here(place) if name != "torch")
     for size, op in SIZES.items():
         for grad in ("dense", "rows"):
             run = functools.partial(
-                masked_head, place, inputs, size, grad, op * (grad == "dense"), product
+                masked_head, place, inputs, size, grad, op * (grad == "dense"), product, first
             )
             yield f"sets of {size}, weight_grad {grad}", run
+    for backend in others:
+        for grad in ("dense", "rows"):
+            run = functools.partial(masked_head, place, inputs, OTHERS, grad, "", product, backend)
+            yield f"sets of {OTHERS}, weight_grad {grad}, {backend}", run
     inputs.cache_clear()
     empty_caches(place)
 
@@ -93,12 +100,11 @@ def truth(x: Head, ids: Tensor, probe: Tensor) -> dict[str, Tensor]:
 
 def masked_head(
     place: Place, inputs: Callable[[], Head], size: int, grad: str, op: str,
-    product: dict[str, float],
+    product: dict[str, float], backend: str,
 ) -> Fields:  # fmt: skip
     import logitless as ll
     from logitless.backends import registry
 
-    backend = next(b for b in backends_here(place) if b != "torch")
     support = registry.get(backend).has("sampling_mask")
     if not support.ok:
         raise Leave(support.reason)
