@@ -26,6 +26,7 @@ NAMES = (
     "linear",
     "active_capacity",
     "waits",
+    "trainer",
     "sparse",
     "wiring",
     "hardware",

@@ -20,6 +20,7 @@ MORE = {
         "launches",
         "sampling",
         "sparse",
+        "trainer",
         "sets",
         "teacher_noise",
     ),
