@@ -37,10 +37,13 @@ def losses(place: Place) -> Cases:
     yield f"covariance, {n} tokens", case
     # as where there is no compiled core
     for name, function in ours.items():
-        run = functools.partial(one_loss, place, function, n, where=in_torch)
-        yield f"{name} in torch, {n} tokens", run
+        case = functools.partial(one_loss, place, function, n, where=in_torch)
+        yield f"{name} in torch, {n} tokens", case
     run = functools.partial(batch_stats, spec=CLIP_COV)
-    for name, what in (("batch_stats of clip_cov", run), ("covariance", covariance)):
+    of_batch: dict[str, Callable[..., list[Any]]] = {
+        "batch_stats of clip_cov": run, "covariance": covariance,
+    }  # fmt: skip
+    for name, what in of_batch.items():
         case = functools.partial(same, place, what, n, where=in_torch)
         yield f"{name} in torch, {n} tokens", case
 
