@@ -18,11 +18,11 @@ from tests.support.device.devices import Device
 from tests.support.device.draws import drawing_there
 from tests.support.recipes import tiny_recipe
 
-# Every step starts where the one before has ended, so that roundings grow: of the largest value of
-# a curve, over so many steps.
+# The largest difference of two curves over so many steps, as a share of the largest value. A step
+# starts where the one before has ended, so that roundings grow.
 STEPS, BOUND = 4, 1e-3
 CURVES = ("reward", "entropy", "grad_norm", "covariance", "actor/pg_loss", "critic/advantages/max")
-# How a step is made; what it comes from is the same.
+# Exact gradients, gradients from the largest entries, and draws under top-p.
 WAYS = ("update.tail_mass=0", "update.tail_mass=0.01", "rollout.top_p=0.9")
 
 

@@ -39,7 +39,7 @@ DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
 BATCH, COVARIANCE = (178, 33, 17), (90, 16, 9)
 # The same of a loss, forward and backward, of the weights of a rollout, of ids, and of the
 # log-probs of sequences: torch's ops, and kernels of ours with the bytes of their arguments.
-# tests/devices/test_launches.py counts the launches.
+# tests/devices/tokens/test_launches.py counts the launches.
 LOSS, WEIGHTS, IDS, SEQUENCES = (36, 11, 17), (358, 48, 14), (102, 10, 24), (138, 18, 5)
 # Name -> the public function, and these numbers.
 TOKENS = {

@@ -18,10 +18,6 @@ NAMES = (
     "scaling",
     "divergence",
     "teacher_noise",
-    "tokens",
-    "batch_stats",
-    "token_selection",
-    "launches",
     "sampling",
     "linear",
     "active_capacity",
@@ -31,12 +27,15 @@ NAMES = (
     "wiring",
     "hardware",
 )
-# Of rows over sets of tokens.
-OF_SETS = ("masked_rows", "masked_pairs", "drawn_sets", "sparse_products")
+# By their folders.
+MORE = {
+    "tokens": ("tokens", "batch_stats", "token_selection", "launches"),
+    "sets": ("masked_rows", "masked_pairs", "drawn_sets", "sparse_products"),
+}
 DEVICES = ROOT / "tests" / "devices"
 FILES = (
     *(DEVICES / f"test_{name}.py" for name in NAMES),
-    *(DEVICES / "sets" / f"test_{name}.py" for name in OF_SETS),
+    *(DEVICES / folder / f"test_{name}.py" for folder, names in MORE.items() for name in names),
 )
 # A new version of torch or of Triton may warn of something: no failure of ours. And a file that
 # cannot be imported takes no other with it.

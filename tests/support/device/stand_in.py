@@ -12,18 +12,8 @@ from tests.support.paths import ROOT, TESTS
 NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
-    "triton": ("tokens", "batch_stats", "token_selection", "launches", "sampling", "sets"),
-    "cuda": (
-        "tokens",
-        "batch_stats",
-        "token_selection",
-        "launches",
-        "sampling",
-        "sparse",
-        "trainer",
-        "sets",
-        "teacher_noise",
-    ),
+    "triton": ("tokens", "sampling", "sets"),
+    "cuda": ("tokens", "sampling", "sparse", "trainer", "sets", "teacher_noise"),
 }
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds; and one of a draw's
 # bits.
