@@ -19,32 +19,56 @@ void finalize(const CpuRows& rows, py::handle state, const CpuTopK& topk) {
   cpu::finalize_topk(rows.rows(), data, kept);
 }
 
+void recapture(
+    const CpuRows& rows,
+    py::handle logits,
+    py::handle state,
+    const CpuTopK& topk,
+    int64_t start,
+    bool first
+) {
+  const Array tile(logits, "logits", Access::read);
+  const Array states(state, "state", Access::read);
+  const auto* data = rows.arrays().states_of<const RowState>(states);
+  const logitless::Rows here = rows.of_tile(tile, start);
+  check_ids(tile, start, INT32_MAX, "topk");
+  check_apart(rows, tile, states, topk);
+  const TopK& kept = first ? topk.of_rows(here.n) : topk.filled(here.n, topk.capacity());
+  const py::gil_scoped_release release;
+  cpu::recapture_topk(here, tile.view(), start, first, data, kept);
+}
+
 void measure(
     const CpuRows& rows,
     py::handle state,
     const CpuTopK& topk,
     py::handle dropped_mass,
     py::handle dropped_entropy,
+    py::handle wider,
     int64_t step,
+    int64_t most,
     double enough,
     double slack
 ) {
   const Array states(state, "state", Access::read);
   const Array masses(dropped_mass, "dropped_mass", Access::write);
   const Array entropies(dropped_entropy, "dropped_entropy", Access::write);
+  const Array more(wider, "wider", Access::write);
   rows.arrays().check_targets();
-  const Economy economy = economy_of(step, enough, slack);
+  const Economy economy = economy_of(step, most, enough, slack);
   const int64_t n = rows.n();
   const auto* data = rows.arrays().states_of<const RowState>(states);
   const TopK& kept = topk.finalized(n);
   const Dropped dropped{
-      data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)
+      data_of<double>(masses, Dtype::f64, n),
+      data_of<double>(entropies, Dtype::f64, n),
+      data_of<uint8_t>(more, Dtype::boolean, n)
   };
   const logitless::Rows here = rows.rows();
   for (int64_t row = 0; row < n; ++row) {
     if (here.active(row)) count_of(here.targets[row], INT32_MAX, "targets");
   }
-  check_apart(rows, states, topk, masses, entropies);
+  check_apart(rows, states, topk, masses, entropies, more);
   const py::gil_scoped_release release;
   cpu::measure_topk(here, data, kept, economy, dropped);
 }
@@ -187,18 +211,32 @@ void register_topk(py::module_& m) {
       py::arg("topk")
   );
   m.def(
+      "recapture",
+      &recapture,
+      "What rows.Rows.forward keeps in a topk, of active rows whose state is known.",
+      py::arg("rows"),
+      py::arg("logits"),
+      py::arg("state"),
+      py::arg("topk"),
+      py::kw_only(),
+      py::arg("start"),
+      py::arg("first")
+  );
+  m.def(
       "measure",
       &measure,
       "Of a finalized topk: leave the entries that are kept, the target among them, as few as "
-      "leave "
-      "enough of mass, and measure the mass and the entropy of the dropped.",
+      "leave enough of mass; measure the mass and the entropy of the dropped, and say which rows "
+      "may be served by more entries than there is room for, up to most.",
       py::arg("rows"),
       py::arg("state"),
       py::arg("topk"),
       py::kw_only(),
       py::arg("dropped_mass"),
       py::arg("dropped_entropy"),
+      py::arg("wider"),
       py::arg("step"),
+      py::arg("most"),
       py::arg("enough"),
       py::arg("slack")
   );

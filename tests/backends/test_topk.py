@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,34 @@ def test_every_instruction_set_keeps_the_same(monkeypatch: pytest.MonkeyPatch) -
         assert all(result == results[0] for result in results)
 
 
+def test_rows_that_more_entries_might_serve() -> None:
+    """None that 64 serve, and none that 512 could not, were all as large as the 64th."""
+    z, sizes = torch.full((4, 3000), -40.0), (40, 200, 500, 3000)
+    for row, size in zip(z, sizes, strict=True):
+        row[:size] = 0.0
+    cpu = registry.get("cpu")
+    rows = Rows(cpu, 4, torch.zeros(4, dtype=torch.int64))
+    state, kept = torch.empty(4, STATE, dtype=torch.float64), TopK.empty(4, 64, margin=20.0)
+    rows.forward(z, state, topk=kept)
+    assert cpu.topk is not None
+    cpu.topk.finalize(rows, state, kept)
+    mass, entropy = torch.empty(2, 4, dtype=torch.float64)
+    for most, right in (
+        (64, [False] * 4), (128, [False] * 4), (256, [False, True, False, False]),
+        (512, [False, True, True, False]),
+    ):  # fmt: skip
+        wider = torch.ones(4, dtype=torch.bool)
+        again = TopK(
+            kept.values.clone(), kept.ids.clone(), kept.threshold, kept.count.clone(), 20.0
+        )
+        cpu.topk.measure(
+            rows, state, again, dropped_mass=mass, dropped_entropy=entropy, wider=wider, step=64,
+            most=most, enough=1e-3, slack=1e-5,
+        )  # fmt: skip
+        assert wider.tolist() == right
+        assert (mass <= 1e-3).tolist() == [True, False, False, False]
+
+
 def test_statistics_are_what_they_are_without() -> None:
     z = cases.logits(8, 20, 5000, torch.float32)
     t = cases.targets(8, 20, 5000)
@@ -174,3 +203,16 @@ def test_wrong_arrays_are_named() -> None:
         rows.forward(z, state, topk=TopK.empty(3, 2048))
     with pytest.raises(ValueError, match="margin must be > 0, got 0"):
         rows.forward(z, state, topk=TopK.empty(3, 8, margin=0.0))
+    good = TopK.empty(3, 8)
+    for name, wrong, problem in (
+        ("values", good.values.t().contiguous().t(), "values must have contiguous rows"),
+        (
+            "ids",
+            torch.empty(3, 20, dtype=torch.int32)[:, :16],
+            "ids must have as many .* 16, got 20",
+        ),
+        ("ids", good.ids[:, :8], r"ids must be \[n, capacity\] = \[3, 16\]"),
+        ("values", good.values.float(), "values must be float64, got float32"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            rows.forward(z, state, topk=replace(good, **{name: wrong}))

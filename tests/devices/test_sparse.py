@@ -46,19 +46,24 @@ def rows_on(device: Device, n: int, **options: Any) -> Rows:
     return Rows(registry.get(device.backend), n, targets, **there)
 
 
+def tiles(device: Device, z: torch.Tensor, cuts: Any) -> list[tuple[int, torch.Tensor]]:
+    """The first column of each tile between the cuts, and the tile."""
+    parts = [
+        (start, z[:, start:stop]) for start, stop in itertools.pairwise((0, *cuts, z.shape[1]))
+    ]
+    return [(start, x.contiguous() if device == CPU else x.to(device.name)) for start, x in parts]
+
+
 def captured(
     device: Device, z: torch.Tensor, *, keep: int, margin: float = math.inf, cuts: Any = (),
-    **options: Any,
+    into: TopK | None = None, **options: Any,
 ) -> tuple[Rows, torch.Tensor, TopK]:  # fmt: skip
     """The state and the entries of each row after the tiles between the cuts."""
-    n, vocab = z.shape
-    rows, z = rows_on(device, n, **options), z.to(device.name)
+    n = len(z)
+    rows = rows_on(device, n, **options)
     state = torch.empty(n, STATE, dtype=torch.float64, device=device.name)
-    kept = TopK.empty(n, keep, margin=margin, device=device.name)
-    edges = [0, *cuts, vocab]
-    for start, stop in itertools.pairwise(edges):
-        tile = z[:, start:stop]
-        tile = tile.contiguous() if device == CPU else tile
+    kept = into or TopK.empty(n, keep, margin=margin, device=device.name)
+    for start, tile in tiles(device, z.to(device.name), cuts):
         rows.forward(tile, state, start=start, first=start == 0, topk=kept)
     kernels_of(device).finalize(rows, state, kept)
     return rows, state, kept
@@ -112,6 +117,24 @@ def test_masks_temperatures_and_a_row_after_another(device: Device) -> None:
     assert (kept.count.cpu() > 0).tolist() == mask.tolist()
 
 
+@pytest.mark.parametrize("cuts", [(), (1280, 2560)], ids=str)
+def test_rows_that_are_looked_through_once_more(device: Device, cuts: Any) -> None:
+    """Room for more in the same memory, of which the forward had a part; other rows stay."""
+    z, some = awkward(4, 3001, F32), torch.tensor([True, False] * 4)
+    *_, few = captured(device, z, keep=64, margin=9.0)
+    *_, more = captured(device, z, keep=200, margin=9.0)
+    everything = TopK.empty(8, 200, margin=9.0, device=device.name)
+    values, ids = everything.values[:, :128], everything.ids[:, :128]
+    first = replace(everything, values=values, ids=ids)
+    rows, state, _ = captured(device, z, keep=64, margin=9.0, cuts=cuts, into=first)
+    again = replace(rows, mask=some.to(device.name))
+    for start, tile in tiles(device, z, cuts):
+        kernels_of(device).recapture(again, tile, state, everything, start=start, first=start == 0)
+    kernels_of(device).finalize(again, state, everything)
+    for i, row in enumerate(entries(everything)):
+        assert row == entries(more if some[i] else few)[i]
+
+
 def test_entries_of_a_chain_are_ordered_by_what_the_softmax_sees(device: Device) -> None:
     z, bias = cases.logits(5, 6, 2500, F32), torch.randn(2500)
     options = {"bias": bias, "pre": 0.5, "softcap": 3.0}
@@ -127,8 +150,9 @@ def test_entries_of_a_chain_are_ordered_by_what_the_softmax_sees(device: Device)
 def measured(device: Device, rows: Rows, state: torch.Tensor, kept: TopK, step: int) -> Any:
     dropped = torch.empty(2, rows.n, dtype=torch.float64, device=device.name)
     kernels_of(device).measure(
-        rows, state, kept, dropped_mass=dropped[0], dropped_entropy=dropped[1], step=step,
-        enough=1e-2, slack=1e-4,
+        rows, state, kept, dropped_mass=dropped[0], dropped_entropy=dropped[1],
+        wider=torch.zeros(rows.n, dtype=torch.bool, device=device.name), step=step,
+        most=kept.values.shape[1] // 2, enough=1e-2, slack=1e-4,
     )  # fmt: skip
     return dropped
 
@@ -245,6 +269,23 @@ def gradients(
     return stats, [x.cpu() for x in torch.autograd.grad(loss, own)]
 
 
+@pytest.mark.parametrize("kind", ["zipf", "gaussian"])
+def test_rows_keep_the_same_entries_where_logits_stay(
+    device: Device, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, t = sparse_cases.rows(kind, 9, 12, 2600)
+    g, found = tuple(x.float().numpy() for x in cases.upstream(9, 12)), []
+    for kept in (0, 2600):
+        force(monkeypatch, Strategy(7, 2048, kept))
+        stats, ours = of_logits(device, z.float(), t, g, tail_mass=1e-2)
+        mass, entropy = (x.cpu() for x in stats.extras.values())
+        served = (mass <= 1e-2) & entropy.isfinite()
+        found.append((mass, entropy, ours.where(served[:, None], 0.0)))
+    assert served.any() and not served.all()
+    for a, b in zip(*found, strict=True):
+        assert_bitwise_equal(a, b)
+
+
 @pytest.mark.parametrize("kind", ["plain", "all"])
 @pytest.mark.parametrize("dtypes", [(F32, None), (BF16, None), (F16, None), (BF16, F32)], ids=str)
 def test_every_option_of_the_head(
@@ -339,7 +380,7 @@ def test_the_host_waits_once(device: Device, monkeypatch: pytest.MonkeyPatch) ->
 
     before = type(backend).select
     monkeypatch.setattr(type(backend), "select", select)
-    gradients(device, (h, w), t, cases.upstream(7, 16), tail_mass=1e-2)
+    gradients(device, (h, w), t, cases.upstream(7, 16), tail_mass=1e-2, tail_entries=64)
     assert len(numbers) == 2 and None not in numbers
     assert min(numbers) > 0
 

@@ -165,15 +165,24 @@ def finalize(core: Any, rng: Rng) -> Case:
     )  # fmt: skip
 
 
+def recapture(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
+    p = Problem(core, rng, cuda=cuda)
+    kept, state = p.topk(), p.state()
+    return p.case(
+        "topk.cuda_recapture" if cuda else "topk.recapture", written=(), kept=kept,
+        logits=p.logits, state=state, start=p.start, first=bool(rng.integers(2)),
+    )  # fmt: skip
+
+
 def measure(core: Any, rng: Rng, *, cuda: bool = False) -> Case:
     p = Problem(core, rng, cuda=cuda)
     state, kept = p.finalized()
     return p.case(
         "topk.cuda_measure" if cuda else "topk.measure",
-        written=("dropped_mass", "dropped_entropy"), kept=kept, state=state,
-        dropped_mass=np.zeros(p.n), dropped_entropy=np.zeros(p.n),
-        step=int(rng.integers(1, 5)), enough=float(rng.choice([0, 1e-2, 1])),
-        slack=float(rng.choice([0, 1e-3, 0.5])),
+        written=("dropped_mass", "dropped_entropy", "wider"), kept=kept, state=state,
+        dropped_mass=np.zeros(p.n), dropped_entropy=np.zeros(p.n), wider=np.zeros(p.n, bool),
+        step=int(rng.integers(1, 5)), most=int(rng.integers(1, 9)),
+        enough=float(rng.choice([0, 1e-2, 1])), slack=float(rng.choice([0, 1e-3, 0.5])),
     )  # fmt: skip
 
 
@@ -327,6 +336,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
     "rows.Rows.gradient": gradient,
     "topk.TopK.__init__": topk_init,
     "topk.finalize": topk_finalize,
+    "topk.recapture": recapture,
     "topk.measure": measure,
     "topk.sparse_gradient": sparse_gradient,
     "sampling.sample": sample,
@@ -343,6 +353,7 @@ MAKERS: dict[str, Callable[[Any, Rng], Case]] = {
         "topk.CudaTopK.__init__", Problem(core, rng).topk()
     ),
     "topk.cuda_finalize": cuda_topk_finalize,
+    "topk.cuda_recapture": functools.partial(recapture, cuda=True),
     "topk.cuda_measure": functools.partial(measure, cuda=True),
     "topk.cuda_sparse_gradient": functools.partial(sparse_gradient, cuda=True),
 }

@@ -165,6 +165,10 @@ BUGS = {
         "cuda/topk/capture.cuh", "turn = 1 - turn;", "turn = 0;", "topk_entries",
         ("race on shared totals[",),
     ),
+    "masked_rows_captured_again": Bug(
+        "cuda/topk/capture.cuh", "if (all && !active) return;", "", "topk_again",
+        ("AssertionError",),
+    ),
     "no_room_looked_for": Bug(
         "cuda/topk/capture.cuh", "again = found.count + all > kRoom;", "again = false;",
         "topk_entries", ("shared keys[2048] is out of bounds",),

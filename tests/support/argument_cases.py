@@ -58,7 +58,7 @@ CHAIN: dict[str, Any] = {
     "vocab_group": None, "vocab_start": 0,
 }  # fmt: skip
 COMPUTE: dict[str, Any] = {
-    "memory_budget": "64MiB", "tail_mass": 0.0, "tail_entries": 128, "active_capacity": None,
+    "memory_budget": "64MiB", "tail_mass": 0.0, "tail_entries": 512, "active_capacity": None,
     "logits_dtype": None, "batch_invariant": False, "backend": "auto",
 }  # fmt: skip
 LOSS: dict[str, Any] = {
@@ -137,7 +137,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
         "one_pass": True, "split": True, "batch_invariant": False,
-        "tail_mass": 0.0, "tail_entries": 128, "active_capacity": None,
+        "tail_mass": 0.0, "tail_entries": 512, "active_capacity": None,
         "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {

@@ -30,11 +30,12 @@ inline void check_same_width(const Array& dense, const Array& out) {
   );
 }
 
-inline Economy economy_of(int64_t step, double enough, double slack) {
+inline Economy economy_of(int64_t step, int64_t most, double enough, double slack) {
   check(step > 0, "step must be positive, got ", step);
+  check(most > 0, "most must be positive, got ", most);
   check(enough >= 0, "enough must not be negative, got ", enough);
   check(slack >= 0, "slack must not be negative, got ", slack);
-  return {step, enough, slack};
+  return {step, most, enough, slack};
 }
 
 }  // namespace logitless::bindings

@@ -6,6 +6,43 @@ namespace py = pybind11;
 
 namespace logitless::bindings {
 
+namespace {
+
+// [n, capacity], contiguous but for what may lie between rows.
+template <typename T>
+T* rows_of(const Array& array, Dtype dtype, int64_t n, int64_t capacity, int64_t stride) {
+  const char* name = array.name();
+  check(
+      array->dtype == dtype,
+      name,
+      " must be ",
+      dtype_name(dtype),
+      ", got ",
+      dtype_name(array->dtype)
+  );
+  check(
+      array->ndim == 2 && array->shape[0] == n && array->shape[1] == capacity,
+      name,
+      " must be [n, capacity] = [",
+      n,
+      ", ",
+      capacity,
+      "]"
+  );
+  check(n == 0 || array->strides[1] == 1, name, " must have contiguous rows (last stride 1)");
+  check(
+      n <= 1 || array->strides[0] == stride,
+      name,
+      " must have as many elements from row to row as values, ",
+      stride,
+      ", got ",
+      array->strides[0]
+  );
+  return static_cast<T*>(array->data);
+}
+
+}  // namespace
+
 TopKArrays::TopKArrays(
     py::handle values,
     py::handle ids,
@@ -29,9 +66,10 @@ TopKArrays::TopKArrays(
   );
   check(margin > 0, "margin must be > 0, got ", margin);
   view_.capacity = capacity;
+  view_.stride = values_->strides[0];
   view_.margin = margin;
-  view_.values = data_of<double>(values_, Dtype::f64, n * capacity);
-  view_.ids = data_of<int32_t>(ids_, Dtype::i32, n * capacity);
+  view_.values = rows_of<double>(values_, Dtype::f64, n, capacity, view_.stride);
+  view_.ids = rows_of<int32_t>(ids_, Dtype::i32, n, capacity, view_.stride);
   view_.threshold = data_of<double>(threshold_, Dtype::f64, n);
   view_.count = data_of<int64_t>(count_, Dtype::i64, n);
   check_apart(*this);

@@ -20,13 +20,36 @@ void finalize(const CudaRows& rows, py::handle state, const CudaTopK& topk, int6
   cuda::topk_finalize(rows.rows(), data, kept, rows.device().queue(stream));
 }
 
+void recapture(
+    const CudaRows& rows,
+    py::handle logits,
+    py::handle state,
+    const CudaTopK& topk,
+    int64_t start,
+    bool first,
+    int64_t stream
+) {
+  const Place place = rows.device().place();
+  const Array tile(logits, "logits", Access::read, place);
+  const Array states(state, "state", Access::read, place);
+  const auto* data = rows.arrays().states_of<const RowState>(states);
+  const logitless::Rows here = rows.of_tile(tile, start);
+  const TopK& kept = rows.device().kept(topk, here.n);
+  check_ids(tile, start, INT32_MAX, "topk");
+  check_apart(rows, tile, states, topk);
+  const py::gil_scoped_release release;
+  cuda::topk_recapture(here, tile.view(), start, first, data, kept, rows.device().queue(stream));
+}
+
 void measure(
     const CudaRows& rows,
     py::handle state,
     const CudaTopK& topk,
     py::handle dropped_mass,
     py::handle dropped_entropy,
+    py::handle wider,
     int64_t step,
+    int64_t most,
     double enough,
     double slack,
     int64_t stream
@@ -35,15 +58,18 @@ void measure(
   const Array states(state, "state", Access::read, place);
   const Array masses(dropped_mass, "dropped_mass", Access::write, place);
   const Array entropies(dropped_entropy, "dropped_entropy", Access::write, place);
+  const Array more(wider, "wider", Access::write, place);
   rows.arrays().check_targets();
-  const Economy economy = economy_of(step, enough, slack);
+  const Economy economy = economy_of(step, most, enough, slack);
   const int64_t n = rows.n();
   const auto* data = rows.arrays().states_of<const RowState>(states);
   const TopK& kept = rows.device().kept(topk, n);
   const Dropped dropped{
-      data_of<double>(masses, Dtype::f64, n), data_of<double>(entropies, Dtype::f64, n)
+      data_of<double>(masses, Dtype::f64, n),
+      data_of<double>(entropies, Dtype::f64, n),
+      data_of<uint8_t>(more, Dtype::boolean, n)
   };
-  check_apart(rows, states, topk, masses, entropies);
+  check_apart(rows, states, topk, masses, entropies, more);
   const py::gil_scoped_release release;
   cuda::topk_measure(rows.rows(), data, kept, economy, dropped, rows.device().queue(stream));
 }
@@ -161,6 +187,19 @@ void register_cuda_topk(py::module_& m) {
       py::arg("stream") = 0
   );
   m.def(
+      "cuda_recapture",
+      &recapture,
+      "recapture on a CUDA device.",
+      py::arg("rows"),
+      py::arg("logits"),
+      py::arg("state"),
+      py::arg("topk"),
+      py::kw_only(),
+      py::arg("start"),
+      py::arg("first"),
+      py::arg("stream") = 0
+  );
+  m.def(
       "cuda_measure",
       &measure,
       "measure on a CUDA device.",
@@ -170,7 +209,9 @@ void register_cuda_topk(py::module_& m) {
       py::kw_only(),
       py::arg("dropped_mass"),
       py::arg("dropped_entropy"),
+      py::arg("wider"),
       py::arg("step"),
+      py::arg("most"),
       py::arg("enough"),
       py::arg("slack"),
       py::arg("stream") = 0

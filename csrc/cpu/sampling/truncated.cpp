@@ -113,13 +113,13 @@ void draw_from_topk(
     out.token[row] = 0;
     if (out.kept != nullptr) out.kept[row] = 0;
     if (is_bad(state[row].moments)) return;
-    const double* y = topk.values + row * topk.capacity;
+    const double* y = topk.values_of(row);
     const int64_t n = topk.count[row];
     const bool everything = n < topk.keep() && topk.margin == INFINITY;
     const Sorted top{y, n, everything, state[row].moments, rows.scale_of(row)};
     const auto [i, kept] = draw(top, truncation, truncated_number(key, row));
     check(i < n, "row ", row, ": it has nothing to draw from");
-    out.token[row] = i < 0 ? -1 : topk.ids[row * topk.capacity + i];
+    out.token[row] = i < 0 ? -1 : topk.ids_of(row)[i];
     if (out.kept != nullptr) out.kept[row] = kept;
     if (i >= 0) state[row].target = y[i];
   });

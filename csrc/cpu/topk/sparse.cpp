@@ -29,11 +29,7 @@ void measure_topk(
     const Dropped& dropped
 ) {
   parallel_for(rows.n, rows.threads, [&](int64_t row) {
-    if (!rows.active(row)) {
-      topk.count[row] = 0;
-      dropped.mass[row] = dropped.entropy[row] = 0;
-      return;
-    }
+    if (!rows.active(row)) return;
     const int64_t target = rows.targets[row], found = topk.count[row];
     measure_row(topk, row, found, state[row], target, rows.scale_of(row), economy, dropped);
   });
@@ -52,8 +48,8 @@ void sparse_gradient(
   const auto at = [](const double* g, int64_t row) { return g != nullptr ? g[row] : 0; };
   parallel_for(out.n, rows.threads, [&](int64_t i) {
     const int64_t row = index[i], start = out.offsets[i];
-    const double* y = topk.values + row * topk.capacity;
-    const int32_t* ids = topk.ids + row * topk.capacity;
+    const double* y = topk.values_of(row);
+    const int32_t* ids = topk.ids_of(row);
     const RowGradient g =
         row_gradient(state[row].moments, at(g_logp, row), at(g_entropy, row), at(g_lse, row));
     for (int64_t j = 0; j < out.offsets[i + 1] - start; ++j) {

@@ -6,7 +6,7 @@
 
 namespace logitless::cpu {
 
-// After finalize_topk: measure_row of every active row.
+// After finalize_topk: measure_row of every active row. Masked rows stay as they are.
 void measure_topk(
     const Rows& rows,
     const RowState* state,

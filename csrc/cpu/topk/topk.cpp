@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../rows/tiles.h"
 #include "../runtime/parallel.h"
 #include "kernels.h"
 
@@ -26,8 +27,8 @@ bool before(const Entry& a, const Entry& b) { return a.y != b.y ? a.y > b.y : a.
 class Row {
  public:
   Row(const TopK& all, int64_t row)
-      : y_(all.values + row * all.capacity),
-        ids_(all.ids + row * all.capacity),
+      : y_(all.values_of(row)),
+        ids_(all.ids_of(row)),
         threshold_(all.threshold[row]),
         count_(all.count[row]),
         capacity_(all.capacity),
@@ -156,9 +157,30 @@ void TopKObserver::push(
   kept.add(y, ids, n, row_max, 1 / block.scale);
 }
 
+void recapture_topk(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool first,
+    const RowState* state,
+    const TopK& topk
+) {
+  check_tile(rows, logits, "logits", start);
+  const TopKObserver observer(topk);
+  parallel_for(rows.n, rows.threads, [&](int64_t row) {
+    if (!rows.active(row)) return;
+    if (first) clear_topk(topk, row);
+    const TileRow tile = tile_row(rows, logits, row);
+    for (int64_t i = 0; i < tile.blocks(); ++i) {
+      const double m = state[row].moments.m;
+      observer.push(row, tile.dtype, tile.block(i), start + i * kBlock, INFINITY, m);
+    }
+  });
+}
+
 void finalize_topk(const Rows& rows, const RowState* state, const TopK& topk) {
   parallel_for(rows.n, rows.threads, [&](int64_t row) {
-    if (!rows.active(row)) return clear_topk(topk, row);
+    if (!rows.active(row)) return;
     Row kept(topk, row);
     kept.finalize(state[row].moments.m - topk.margin / rows.scale_of(row));
   });

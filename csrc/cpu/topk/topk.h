@@ -29,8 +29,19 @@ class TopKObserver final : public BlockObserver {
   const TopK& topk_;
 };
 
+// What TopKObserver keeps, of whole rows, whose state is known and whose tiles are still there.
+// Masked rows stay as they are.
+void recapture_topk(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool first,
+    const RowState* state,
+    const TopK& topk
+);
+
 // After the last tile: sorts each row, largest first, and drops what the whole row rules out.
-// Masked rows are left empty.
+// Masked rows stay as they are: empty, where rows_forward had the same mask.
 void finalize_topk(const Rows& rows, const RowState* state, const TopK& topk);
 
 }  // namespace logitless::cpu

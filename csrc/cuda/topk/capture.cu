@@ -15,6 +15,18 @@ void capture(CaptureArgs args, Stream stream) {
 
 }  // namespace
 
+void topk_recapture(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool first,
+    const RowState* state,
+    const TopK& topk,
+    Stream stream
+) {
+  topk_capture(rows, logits, start, first, state, nullptr, topk, stream);
+}
+
 void topk_capture(
     const Rows& rows,
     const TensorView& logits,

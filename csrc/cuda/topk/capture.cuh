@@ -15,7 +15,7 @@ struct CaptureArgs {
   int64_t columns;
   int64_t splits;  // of a row
   int64_t split_columns;
-  const Partial* partials;  // [n, splits]
+  const Partial* partials;  // [n, splits]; null: every split is read, of active rows alone
   const RowState* state;
   TopK topk;
   bool first;
@@ -72,26 +72,25 @@ LOGITLESS_KERNEL(kTopKThreads, 6) capture_kernel(const CaptureArgs args) {
   const int64_t row = block_index();
   const TopK& topk = args.topk;
   if (row >= args.rows.n) return;
+  const bool active = args.rows.active(row), all = args.partials == nullptr;
+  if (all && !active) return;
   const int thread = static_cast<int>(threadIdx.x), keep = static_cast<int>(topk.keep());
   const double limit = args.state[row].moments.m - topk.margin / args.rows.scale_of(row);
   const double before = args.first ? -INFINITY : topk.threshold[row];
   Collected<decltype(keys)> found = {keys, 0, floor_of(limit)};
   if (floor_of(before) > found.floor) found.floor = floor_of(before);
-  const int held = args.first || !args.rows.active(row)
-                       ? 0
-                       : count_of(topk, row, static_cast<int>(topk.capacity));
+  const int held = args.first || !active ? 0 : count_of(topk, row, static_cast<int>(topk.capacity));
   const Partial* partials = args.partials + row * args.splits;
   const S* source = static_cast<const S*>(args.logits.data) + row_offset(args.logits, row);
   const TransformMath transform(args.rows.transform);
   bool read = false;
   int turn = 0;
 
-  for (int64_t split = 0; split < args.splits && args.rows.active(row); ++split) {
-    if (ordered(partials[split].m) <= static_cast<uint32_t>(found.floor >> 32)) continue;
+  for (int64_t split = 0; split < args.splits && active; ++split) {
+    if (!all && ordered(partials[split].m) <= static_cast<uint32_t>(found.floor >> 32)) continue;
     if (!read) {
       for (int i = thread; i < held; i += kTopKThreads) {
-        const int64_t place = row * topk.capacity + i;
-        keys[i] = key_of(static_cast<float>(topk.values[place]), topk.ids[place]);
+        keys[i] = key_at(topk, row, i);
       }
       found.count = held;
       read = true;

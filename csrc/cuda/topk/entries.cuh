@@ -19,16 +19,14 @@ LOGITLESS_KERNEL(kTopKThreads, 8) finalize_topk_kernel(const EntriesArgs args) {
   LOGITLESS_SHARED_ARRAY(Key, keys, kRoom);
   const int64_t row = block_index();
   const TopK& topk = args.topk;
-  if (row >= args.rows.n) return;
+  if (row >= args.rows.n || !args.rows.active(row)) return;
   const int thread = static_cast<int>(threadIdx.x);
-  const bool active = args.rows.active(row);
   // the threshold may be the y of the least kept: what is ruled out is below the limit
   const double limit = args.state[row].moments.m - topk.margin / args.rows.scale_of(row);
   const Key floor = floor_of(limit);
-  const int held = active ? count_of(topk, row, static_cast<int>(topk.capacity)) : 0;
+  const int held = count_of(topk, row, static_cast<int>(topk.capacity));
   for (int i = thread; i < held; i += kTopKThreads) {
-    const int64_t place = row * topk.capacity + i;
-    const Key key = key_of(static_cast<float>(topk.values[place]), topk.ids[place]);
+    const Key key = key_at(topk, row, i);
     keys[i] = key > floor ? key : 0;
   }
   sort_keys(keys, held);
@@ -41,7 +39,6 @@ LOGITLESS_KERNEL(kTopKThreads, 8) finalize_topk_kernel(const EntriesArgs args) {
     if (next == 0) topk.count[row] = i + 1;
   }
   if (thread == 0 && (held == 0 || static_cast<Key>(keys[0]) == 0)) topk.count[row] = 0;
-  if (thread == 0 && !active) topk.threshold[row] = -INFINITY;
 }
 
 struct MeasureArgs {
@@ -55,12 +52,7 @@ LOGITLESS_KERNEL(kMeasureThreads, 8) measure_topk_kernel(const MeasureArgs args)
   const int64_t row = block_index() * kMeasureThreads + threadIdx.x;
   const Rows& rows = args.of.rows;
   const TopK& topk = args.of.topk;
-  if (row >= rows.n) return;
-  if (!rows.active(row)) {
-    topk.count[row] = 0;
-    args.dropped.mass[row] = args.dropped.entropy[row] = 0;
-    return;
-  }
+  if (row >= rows.n || !rows.active(row)) return;
   measure_row(
       topk,
       row,
@@ -96,8 +88,8 @@ LOGITLESS_KERNEL(kTopKThreads, 8) sparse_gradient_kernel(const SparseGradientArg
   );
   const double scale = rows.scale_of(row);
   for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp) {
-    const double y = topk.values[row * topk.capacity + j];
-    const int32_t id = topk.ids[row * topk.capacity + j];
+    const double y = topk.values_of(row)[j];
+    const int32_t id = topk.ids_of(row)[j];
     const bool is_target = id == rows.targets[row];
     args.out.columns[range.start + j] = id;
     args.out.values[range.start + j] =

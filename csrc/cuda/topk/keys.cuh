@@ -51,9 +51,13 @@ LOGITLESS_DEVICE int count_of(const TopK& topk, int64_t row, int64_t most) {
   return count < 0 || count > most ? 0 : static_cast<int>(count);
 }
 
+LOGITLESS_DEVICE Key key_at(const TopK& topk, int64_t row, int i) {
+  return key_of(static_cast<float>(topk.values_of(row)[i]), topk.ids_of(row)[i]);
+}
+
 LOGITLESS_DEVICE void write_entry(const TopK& topk, int64_t row, int i, Key key) {
-  topk.values[row * topk.capacity + i] = y_of(key);
-  topk.ids[row * topk.capacity + i] = id_of(key);
+  topk.values_of(row)[i] = y_of(key);
+  topk.ids_of(row)[i] = id_of(key);
 }
 
 // Sorts `count` keys, largest first. All threads of the block call it, and no barrier is needed

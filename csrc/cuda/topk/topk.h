@@ -24,11 +24,23 @@ void topk_capture(
     Stream stream
 );
 
+// The same of whole rows, whose state is known and whose tiles are still there. Masked rows stay as
+// they are.
+void topk_recapture(
+    const Rows& rows,
+    const TensorView& logits,
+    int64_t start,
+    bool first,
+    const RowState* state,
+    const TopK& topk,
+    Stream stream
+);
+
 // After the last tile: sorts each row, largest first, and drops what the whole row rules out.
-// Masked rows are left empty.
+// Masked rows stay as they are: empty, where topk_capture had the same mask.
 void topk_finalize(const Rows& rows, const RowState* state, const TopK& topk, Stream stream);
 
-// After topk_finalize: measure_row of every active row.
+// After topk_finalize: measure_row of every active row. Masked rows stay as they are.
 void topk_measure(
     const Rows& rows,
     const RowState* state,

@@ -26,6 +26,9 @@ class CudaTopK:
     ) -> None: ...
 
 def finalize(rows: Rows, state: Array, topk: TopK) -> None: ...
+def recapture(
+    rows: Rows, logits: Array, state: Array, topk: TopK, *, start: int, first: bool
+) -> None: ...
 def measure(
     rows: Rows,
     state: Array,
@@ -33,7 +36,9 @@ def measure(
     *,
     dropped_mass: Array,
     dropped_entropy: Array,
+    wider: Array,
     step: int,
+    most: int,
     enough: float,
     slack: float,
 ) -> None: ...
@@ -77,6 +82,16 @@ def sparse_add_row_sums(
     offsets: Array, columns: Array, values: Array, *, names: Array, out: Array
 ) -> None: ...
 def cuda_finalize(rows: CudaRows, state: Array, topk: CudaTopK, stream: int = 0) -> None: ...
+def cuda_recapture(
+    rows: CudaRows,
+    logits: Array,
+    state: Array,
+    topk: CudaTopK,
+    *,
+    start: int,
+    first: bool,
+    stream: int = 0,
+) -> None: ...
 def cuda_measure(
     rows: CudaRows,
     state: Array,
@@ -84,7 +99,9 @@ def cuda_measure(
     *,
     dropped_mass: Array,
     dropped_entropy: Array,
+    wider: Array,
     step: int,
+    most: int,
     enough: float,
     slack: float,
     stream: int = 0,

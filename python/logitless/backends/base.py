@@ -78,11 +78,19 @@ class TopKKernels(Protocol):
     def bind(self, topk: TopK) -> Any:
         """As `RowKernels.forward` of the same backend takes it."""
 
+    # Rows outside the mask stay as they are, in all three.
+
+    def recapture(
+        self, rows: Rows, tile: Any, state: Any, topk: TopK, *, start: int, first: bool
+    ) -> None:
+        """What `RowKernels.forward` keeps of a tile, of rows whose whole state is known."""
+
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
         """After the last tile: leave the entries of each row sorted, largest first."""
 
     def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
-        """Write to `dropped_mass` and `dropped_entropy` what is not kept of each row."""
+        """Write to `dropped_mass` and `dropped_entropy` what is not kept of each row, and to
+        `wider` whether more entries might serve it."""
 
     def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
         """d(logits) of the kept entries of some rows, as sparse rows."""

@@ -31,6 +31,9 @@ class CpuTopK:
     def bind(self, topk: TopK) -> _core.topk.TopK:
         return _core.topk.TopK(**topk.arrays)
 
+    def recapture(self, rows: Rows, tile: Any, state: Any, topk: TopK, **place: Any) -> None:
+        _core.topk.recapture(_core_of(rows), tile, state, topk.bound(self), **place)
+
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
         _core.topk.finalize(_core_of(rows), state, topk.bound(self))
 

@@ -112,7 +112,7 @@ def check_extras(
 
 # Of the largest entries of a row: each row keeps a multiple of as many, with tail_mass > 0.
 ENTRY_STEP = 64
-TAIL_ENTRIES = 128  # unless asked otherwise
+TAIL_ENTRIES = 512  # unless asked otherwise
 MOST_ENTRIES = 1024
 
 

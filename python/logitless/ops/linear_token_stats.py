@@ -42,7 +42,7 @@ def linear_token_stats(
     vocab_start: int = 0,
     memory_budget: int | str | None = None,
     tail_mass: float = 0.0,
-    tail_entries: int = 128,
+    tail_entries: int = 512,
     active_capacity: int | None = None,
     logits_dtype: Any = None,
     batch_invariant: bool = False,

@@ -85,6 +85,30 @@ def topk_entries() -> None:
             assert y == p.values[i][right].tolist()
 
 
+def topk_again() -> None:
+    """Rows that are looked through once more, for more; others stay."""
+    p, cuts = awkward(ROOM + 5, "bfloat16", 2), (STEP, STEP + 1)
+    kept, state = captured(p, 16, 9.0, cuts)
+    before = [kept.row(i) for i in range(p.n)]
+    p.mask = np.arange(p.n) % 2 == 0
+    more = Kept(p.n, 300, 9.0)
+    more.count[:] = -5
+    for tile in rows.tiles(p.vocab, cuts):
+        part = rows.exported(p.logits[..., tile], p.dtype)
+        rows.module.cuda_recapture(
+            p.rows(), part, state, more.core, start=tile.start, first=tile.start == 0
+        )
+    rows.module.cuda_finalize(p.rows(), state, more.core)
+    for i in range(p.n):
+        if not p.mask[i]:
+            assert more.count[i] == -5
+            continue
+        ids, y = more.row(i)
+        assert ids == largest(p.values[i], 300, 9.0)
+        assert ids[:16] == before[i][0]
+        assert y == p.values[i][ids].tolist()
+
+
 def topk_chain() -> None:
     """Through bias, softcap and temperatures: the largest of what the softmax sees."""
     p = rows.problem(4, ROOM + 77, "bfloat16", "all")
@@ -117,8 +141,9 @@ def topk_orders() -> None:
 def measured(p: Problem, kept: Kept, state: Array, step: int, enough: float) -> Array:
     dropped = np.full((2, p.n), np.nan)
     rows.module.cuda_measure(
-        p.rows(), state, kept.core, dropped_mass=dropped[0], dropped_entropy=dropped[1], step=step,
-        enough=enough, slack=0.01 * enough,
+        p.rows(), state, kept.core, dropped_mass=dropped[0], dropped_entropy=dropped[1],
+        wider=np.zeros(p.n, bool), step=step, most=kept.values.shape[1] // 2, enough=enough,
+        slack=0.01 * enough,
     )  # fmt: skip
     return dropped
 
@@ -243,6 +268,7 @@ def sparse_row_sums(rng: Any, csr: tuple[Array, Array, Array], names: Array) -> 
 CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
-        topk_entries, topk_chain, topk_orders, topk_measures, topk_far, sparse_products, sparse_far,
+        topk_entries, topk_again, topk_chain, topk_orders, topk_measures, topk_far,
+        sparse_products, sparse_far,
     )
 }  # fmt: skip

@@ -20,6 +20,10 @@ class CudaTopK:
     def bind(self, topk: TopK) -> _core.topk.CudaTopK:
         return _core.topk.CudaTopK(**topk.arrays, device=topk.values.device.index or 0)
 
+    def recapture(self, rows: Rows, tile: Any, state: Any, topk: TopK, **place: Any) -> None:
+        function = _core.topk.cuda_recapture
+        _run(function, state, _core_of(rows), tile, state, topk.bound(self), **place)
+
     def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
         _run(_core.topk.cuda_finalize, state, _core_of(rows), state, topk.bound(self))
 

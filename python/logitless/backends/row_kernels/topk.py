@@ -28,7 +28,9 @@ class TopK:
     with value > max - margin / scale: at most half of the room.
     """
 
-    values: Tensor  # [n, room] float64: y, see csrc/core/row_state.h; on a device float32 numbers
+    # [n, room] float64: y, see csrc/core/row_state.h; on a device float32 numbers. Rows may lie
+    # apart, those of ids as far.
+    values: Tensor
     ids: Tensor  # [n, room] int32, global vocabulary ids
     threshold: Tensor  # [n] float64
     count: Tensor  # [n] int64

@@ -14,13 +14,14 @@ from logitless.backends import memory
 from logitless.backends.base import Backend
 from logitless.backends.row_kernels import errors
 from logitless.backends.row_kernels.rows import STATE, Rows
+from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.checks import is_tracing
 from logitless.inputs.options import Tail
 from logitless.inputs.records import changed
 from logitless.ops.head.adapter.joined import Joined, JoinedSum, Matrix, matrices, parts
 from logitless.ops.head.engine import TileSinks, backward_tiles, forward_tiles, mixes
 from logitless.ops.head.gemm import GradientSum, products_of
-from logitless.ops.head.sparse import SparseGradient, TopKSupport
+from logitless.ops.head.sparse import SparseGradient, TopKSupport, first_entries
 from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
 from logitless.ops.rows.whole import first_rows, part_of
@@ -124,7 +125,10 @@ def forward(
     operand = tiling.operand(head.hidden, index, rows.mask)
     state = first_rows(state, n)
     support = None if support is None else support.first(n)
-    topk = None if support is None else support.topk(head.vocab, head.tail)
+    topk: TopK | None = None
+    if support is not None:
+        entries = first_entries(head.tail, tiling, head.vocab, shard)
+        topk = support.topk(head.vocab, head.tail, entries)
     store = LogitStore(kept, n, tiling)
     forward_tiles(operand, head.weight, shard.local(rows), state, store, extras, topk)
     shard.merge(state, rows)

@@ -168,7 +168,7 @@ def _both_ways(given: _Arguments, asked: _Extras | None) -> list[Tensor]:
         )
         part.finalize(f.state, head.vocab, row_ids=ids, **out)
         if f.support is not None:
-            f.support.measure(part, f.state, head.vocab, tail, shard, found.dtype)
+            f.support.measure(part, f.state, head.vocab, tail, shard, f.store)
         if asked is not None:
             asked.take(ids, out, f.support)
         g = values.gradients(ids, out, all_rows=part.n == of_active.n)

@@ -1,11 +1,14 @@
 """Backward from the largest entries of a row alone, for the rows that lose little by it.
 
 A row's distribution is often all but contained in a few entries. While the forward streams tiles,
-the largest of each row are kept (backends/row_kernels/topk.py): 64, or as many as were asked for.
-Then the mass of the other entries is known exactly, and a row whose kept entries hold all but
-`tail_mass` of it is served by a gather of so many rows of weight and a scatter into so many of its
-gradient, in place of three dense products. Of the entries it keeps as few, in steps of 64, as will
-do.
+the largest of each row are kept (backends/row_kernels/topk.py). Then the mass of the other entries
+is known exactly, and a row whose kept entries hold all but `tail_mass` of it is served by a gather
+of so many rows of weight and a scatter into so many of its gradient, in place of three dense
+products. Of the entries it keeps as few, in steps of 64, as will do.
+
+Where all logits stay, the forward keeps 64 of each row. Rows which these do not serve, but more
+might, are looked through once more for as many as were asked for. Where logits do not stay, so
+many are kept of every row at once. Either way finds the same entries.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from logitless.backends.base import SparseKernels
 from logitless.backends.row_kernels.rows import Rows
 from logitless.backends.row_kernels.topk import TopK
 from logitless.inputs.options import ENTRY_STEP, Tail
+from logitless.inputs.records import changed
+from logitless.ops.head.tiling import LogitStore, Tiling
 from logitless.ops.rows.arguments import RowGradients
+from logitless.ops.rows.whole import first_rows
 from logitless.ops.sharding.shard import Shard
 from logitless.ops.sharding.topk import finalize
 
@@ -33,15 +39,29 @@ LEAST_SLOPE = 2.0**-6
 
 
 def margin(tail: Tail, vocab: int) -> float:
-    """Nats below a row's maximum that are kept: log max(vocab, entries / (SLACK * tail.mass)).
+    """Nats below a row's maximum that are kept: log max(vocab, ENTRY_STEP / (SLACK * tail.mass)).
 
-    The entries that could be kept of what lies lower hold no more than SLACK * tail.mass
-    together, and each less than e^-H, since H <= log vocab. A smaller margin would send rows to
-    the dense products that their largest entries could serve. A margin of log(vocab /
-    tail.mass), below which all entries together hold no more than tail.mass, makes the forward
-    look into more blocks for entries that are dropped in the end.
+    Of what lies lower ENTRY_STEP entries hold no more than SLACK * tail.mass together, and each
+    less than e^-H, since H <= log vocab. A smaller margin would send rows to the dense products
+    that their largest entries could serve. A margin of log(vocab / tail.mass), below which all
+    entries together hold no more than tail.mass, makes the forward look into more blocks for
+    entries that are dropped in the end.
     """
-    return math.log(max(vocab, tail.entries / (SLACK * tail.mass)))
+    return math.log(max(vocab, ENTRY_STEP / (SLACK * tail.mass)))
+
+
+def first_entries(tail: Tail, tiling: Tiling, vocab: int, shard: Shard) -> int:
+    """How many entries of each row the forward keeps. Ranks must agree: they keep all at once."""
+    return ENTRY_STEP if tiling.kept >= vocab and not shard.group else tail.entries
+
+
+def recapture(rows: Rows, state: Tensor, store: LogitStore, vocab: int, kept: TopK) -> None:
+    """The largest entries of rows, of which all logits are kept."""
+    kernels = rows.backend.topk
+    assert kernels is not None
+    for start, stop in store.tiling.spans(vocab):
+        tile = first_rows(store.tile(slice(0, store.n), start, stop - start), rows.n)
+        kernels.recapture(rows, tile, state, kept, start=start, first=start == 0)
 
 
 class TopKSupport(NamedTuple):
@@ -68,8 +88,11 @@ class TopKSupport(NamedTuple):
         """That of the first n rows, those of a forward."""
         return TopKSupport(*(x[:n] for x in self))
 
-    def topk(self, vocab: int, tail: Tail) -> TopK:
-        return TopK(*self[:4], margin(tail, vocab))
+    def topk(self, vocab: int, tail: Tail, entries: int = 0) -> TopK:
+        """`entries`: room for so many; 0: for all."""
+        room = 2 * (entries or tail.entries)
+        values, ids = (x if x.shape[1] == room else x[:, :room] for x in self[:2])
+        return TopK(values, ids, self.threshold, self.counts, margin(tail, vocab))
 
     def measure(
         self,
@@ -78,18 +101,33 @@ class TopKSupport(NamedTuple):
         vocab: int,  # of all shards
         tail: Tail,
         shard: Shard,
-        dtype: torch.dtype,  # of the logits
+        store: LogitStore,
     ) -> None:
         """After the last tile and `rows.finalize`, which checks targets. From here on the entries
         are those of the whole vocabulary, and have the same bits on every rank."""
-        kept = self.topk(vocab, tail)
+        entries = first_entries(tail, store.tiling, vocab, shard)
+        dtype = store.tiling.dtype
+        wider = self._settle(rows, state, self.topk(vocab, tail, entries), tail, shard, dtype)
+        if entries == tail.entries or (not rows.backend.asynchronous and not wider.any()):
+            return
+        # Of a device the host does not ask how many these are.
+        some, kept = changed(rows, mask=wider), self.topk(vocab, tail)
+        recapture(some, state, store, vocab, kept)
+        self._settle(some, state, kept, tail, shard, dtype)
+
+    def _settle(
+        self, rows: Rows, state: Tensor, kept: TopK, tail: Tail, shard: Shard, dtype: torch.dtype
+    ) -> Tensor:
+        """[n] bool: the rows that `kept` does not serve, and more entries might."""
         finalize(rows, state, kept, shard, dtype)
+        wider = torch.zeros(rows.n, dtype=torch.bool, device=state.device)
         assert rows.backend.topk is not None
         rows.backend.topk.measure(
             rows, state, kept, dropped_mass=self.dropped_mass,
-            dropped_entropy=self.dropped_entropy, step=ENTRY_STEP, enough=tail.mass,
-            slack=SLACK * tail.mass,
+            dropped_entropy=self.dropped_entropy, wider=wider, step=ENTRY_STEP, most=tail.entries,
+            enough=tail.mass, slack=SLACK * tail.mass,
         )  # fmt: skip
+        return wider
 
     def serves(self, rows: Rows, g: RowGradients, tail: Tail) -> Tensor:
         """[n] bool: of the rows those whose gradients may come from kept entries alone."""
@@ -102,10 +140,10 @@ class TopKSupport(NamedTuple):
 
     def _steep(self, softcap: float) -> Tensor:
         """[n] bool: whether the softcap's slope is known of all that is kept of a row."""
-        places = torch.arange(self.values.shape[1], device=self.counts.device)
-        kept = places < self.counts[:, None]
         most = softcap * math.sqrt(1 - LEAST_SLOPE)
-        return ((self.values.abs() <= most) | ~kept).all(1)
+        # Entries are sorted, and a target that is not of the largest comes last.
+        first, last = self.values[:, 0], self.values.gather(1, self.counts[:, None] - 1)[:, 0]
+        return (first <= most) & (last >= -most)
 
     def bound(self, g: RowGradients) -> Tensor:
         """[n]: ||error of dz||_1 at most, where a row is served."""

@@ -115,7 +115,7 @@ def _forward(
     of_active.finalize(f.state, head.vocab, row_ids=index, **requested(out, extras))
     dropped = state.new_empty(0), state.new_empty(0)
     if f.support is not None:
-        f.support.measure(of_active, f.state, head.vocab, tail, shard, head.tiling.dtype)
+        f.support.measure(of_active, f.state, head.vocab, tail, shard, f.store)
         dropped = f.support.dropped_mass, f.support.dropped_entropy
     for name, value in zip(DROPPED, dropped, strict=True):
         out[name] = out["logp"].new_empty(len(value)).copy_(value)

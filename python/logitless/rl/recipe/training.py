@@ -65,7 +65,7 @@ class UpdateRecipe:
         "0, or in [1e-5, 1)",
     )
     tail_entries: int = key(
-        128,
+        512,
         "How many of its largest entries a row may use, with `tail_mass`.",
         ENTRIES,
     )
