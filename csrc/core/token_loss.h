@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "config.h"
+#include "exp.h"
 
 namespace logitless {
 
@@ -139,7 +140,7 @@ LOGITLESS_HD inline Term cispo_term(const PolicyToken& t, const TokenLossParams&
 // constants: tau where A > 0, tau elsewhere. -A 4/tau sigmoid(tau (r - 1)).
 LOGITLESS_HD inline Term sapo_term(const PolicyToken& t, const TokenLossParams& p) {
   const double tau = t.advantage > 0 ? p.constants[0] : p.constants[1];
-  const double e = std::exp(-tau * std::fabs(t.ratio - 1));
+  const double e = exp_of(-tau * std::fabs(t.ratio - 1));
   const double gate = (t.ratio > 1 ? 1 : e) / (1 + e);
   // q (1 - q) of the sigmoid; 0 for a large ratio, which may be infinite
   const double bell = e / ((1 + e) * (1 + e));
@@ -151,8 +152,8 @@ LOGITLESS_HD inline Term sapo_term(const PolicyToken& t, const TokenLossParams& 
 LOGITLESS_HD inline double bernoulli_kl(double old_logp, double logp) {
   // what keeps log(1 - p) finite where p rounds to 1
   const double tiny = 1e-8;
-  const double old_p = std::exp(old_logp);
-  const double p = std::exp(logp);
+  const double old_p = exp_of(old_logp);
+  const double p = exp_of(logp);
   return old_p * (old_logp - logp) + (1 - old_p) * std::log((1 - old_p + tiny) / (1 - p + tiny));
 }
 
@@ -163,7 +164,7 @@ LOGITLESS_HD inline Term trust_mask_term(const PolicyToken& t, const TokenLossPa
   const double cap = p.constants[2];
   const bool two_sided = p.constants[3] == 1 || p.constants[3] == 3;
   const double old_logp = t.logp - t.log_ratio;
-  const double move = std::exp(t.logp) - std::exp(old_logp);
+  const double move = exp_of(t.logp) - exp_of(old_logp);
   const bool up = t.advantage > 0;
   bool kept;
   if (p.constants[3] >= 2) {
@@ -189,7 +190,7 @@ LOGITLESS_HD inline Term vespo_term(const PolicyToken& t, const TokenLossParams&
   const bool down = t.advantage < 0;
   const double k = down ? p.constants[2] : p.constants[0];
   const double lambda = down ? p.constants[3] : p.constants[1];
-  return score_term(t, std::exp(lambda + k * t.log_ratio - lambda * t.ratio));
+  return score_term(t, exp_of(lambda + k * t.log_ratio - lambda * t.ratio));
 }
 
 // constants: the factors of what a clipped token keeps, below and above. The bound in place of the
@@ -207,7 +208,7 @@ LOGITLESS_HD inline Term bounded_term(const PolicyToken& t, const TokenLossParam
 // (1 + sqrt(1 - 4 low / p)) / 2 and (1 + sqrt(1 + 4 high / p)) / 2, p of the old policy.
 LOGITLESS_HD inline Term dcpo_term(const PolicyToken& t, const TokenLossParams& p) {
   // above 0, so that a bound of width 0 stays one
-  const double old_p = std::fmax(std::exp(t.logp - t.log_ratio), 1e-300);
+  const double old_p = std::fmax(exp_of(t.logp - t.log_ratio), 1e-300);
   const double below = std::fmax(1 - 4 * p.constants[0] / old_p, 0.0);
   const double low = 0.5 + 0.5 * std::sqrt(below);
   const double high =
@@ -277,7 +278,7 @@ LOGITLESS_HD inline Term plain_kl(double x, KlEstimator estimator) {
     return {10, 0};
   }
   // e^-x - 1 + x without cancellation near 0
-  const double surplus = std::expm1(-x);
+  const double surplus = expm1_of(-x);
   if (clamped && surplus + x > 10) return {10, 0};
   return {surplus + x, -surplus};
 }
@@ -288,7 +289,7 @@ LOGITLESS_HD inline Term kl_term(double x, double d, const KlParams& p) {
   if (p.straight_through) term.slope = x;
   if (p.weight == KlWeight::score) term.slope += term.loss;
   if (p.weight == KlWeight::ratio) {
-    const double ratio = std::exp(d);
+    const double ratio = exp_of(d);
     term = {ratio * term.loss, ratio * (term.slope + term.loss)};
   }
   return term;

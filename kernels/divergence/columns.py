@@ -55,6 +55,18 @@ def with_mass(x):
 
 
 @triton.jit
+def maxima_of(t_ptr):
+    # Of a row's terms: maximum and bits of both sides.
+    return tl.load(t_ptr + 1), tl.load(t_ptr + 2), tl.load(t_ptr + 3), tl.load(t_ptr + 4)
+
+
+@triton.jit
+def from_maxima(maxima, y, z):
+    # x and u: bits of both sides from their maxima.
+    return (y - maxima[0]) * maxima[1], (z - maxima[2]) * maxima[3]
+
+
+@triton.jit
 def log2_1p(e):
     # log2(1 + e) of e in [0, 1], as in csrc/core/divergence.h.
     s = e / (e + 2.0)

@@ -17,6 +17,8 @@ from logitless.kernels.divergence.columns import (
     COLUMNS,
     capped,
     capped_slope,
+    from_maxima,
+    maxima_of,
     pair_slope,
     raw_columns,
 )
@@ -91,8 +93,7 @@ def gradient_kernel(
         )  # fmt: skip
         y = capped(raw, inside, slope, softcap, HAS_SOFTCAP)
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
-        x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
-        u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
+        x, u = from_maxima(maxima_of(t_ptr), y, z)
         d = pair_slope(t_ptr, x, u, KIND)
         if HAS_SOFTCAP:
             d *= capped_slope(raw, slope)

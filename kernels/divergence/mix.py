@@ -18,6 +18,8 @@ from logitless.kernels.divergence.columns import (
     NUM_WARPS,
     apart_from_mix,
     capped,
+    from_maxima,
+    maxima_of,
     raw_columns,
 )
 from logitless.kernels.divergence.terms import TERMS
@@ -73,8 +75,7 @@ def mix_kernel(
         y = capped(y, inside, slope, softcap, HAS_SOFTCAP)
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
         t_ptr = terms_ptr + row * TERMS
-        x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
-        u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
+        x, u = from_maxima(maxima_of(t_ptr), y, z)
         own, others = apart_from_mix(t_ptr, x, u, offset, other_offset)
         record_ptr = records_ptr + program.to(tl.int64) * 2
         tl.store(record_ptr, tl.sum(own, 0))

@@ -5,7 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
-from logitless.kernels.divergence.columns import capped, capped_slope, pair_slope
+from logitless.kernels.divergence.columns import (
+    capped,
+    capped_slope,
+    from_maxima,
+    maxima_of,
+    pair_slope,
+)
 from logitless.kernels.divergence.terms import KINDS, TERMS, terms
 from logitless.kernels.jit import INF
 from logitless.kernels.launch import OPTIONS, device_of
@@ -40,8 +46,7 @@ def set_pair_gradient_kernel(
             raw = tl.load(values_ptr + at, mask=inside, other=-INF)
             y = capped(raw, inside, slope, softcap, HAS_SOFTCAP)
             z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
-            x = (y - tl.load(t_ptr + 1)) * tl.load(t_ptr + 2)
-            u = (z - tl.load(t_ptr + 3)) * tl.load(t_ptr + 4)
+            x, u = from_maxima(maxima_of(t_ptr), y, z)
             d = pair_slope(t_ptr, x, u, KIND)
             if HAS_SOFTCAP:
                 d *= capped_slope(raw, slope)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
-from logitless.kernels.divergence.columns import apart_from_mix
+from logitless.kernels.divergence.columns import apart_from_mix, from_maxima, maxima_of
 from logitless.kernels.divergence.terms import TERMS, terms
 from logitless.kernels.jit import LN2, LOG2E
 from logitless.kernels.launch import OPTIONS, device_of
@@ -39,17 +39,14 @@ def set_pair_mix_kernel(
     own = tl.full((), 0.0, tl.float64)
     other = own
     if tl.load(t_ptr) != 0:
-        m = tl.load(t_ptr + 1)
-        scale = tl.load(t_ptr + 2)
-        other_m = tl.load(t_ptr + 3)
-        other_scale = tl.load(t_ptr + 4)
+        # ahead of the loop, in which they cost registers
+        maxima = maxima_of(t_ptr)
         for i in range(start, stop, BLOCK):
             at = i + tl.arange(0, BLOCK)
             inside = at < stop
             y = y_of(values_ptr, at, inside, slope, softcap, HAS_SOFTCAP)
             z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
-            x = (y - m) * scale
-            u = (z - other_m) * other_scale
+            x, u = from_maxima(maxima, y, z)
             mine, theirs = apart_from_mix(t_ptr, x, u, offset, other_offset)
             own += tl.sum(mine, 0).to(tl.float64)
             other += tl.sum(theirs, 0).to(tl.float64)

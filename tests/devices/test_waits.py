@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +15,8 @@ from logitless.ops.head import policy_op, statistics
 from logitless.ops.head.backward import counted
 from logitless.ops.head.tiling import Tiling
 from tests.support.device.devices import Device
-from tests.support.device.waits import Waits, as_on_device, nothing_is_flagged
+from tests.support.device.waits import Waits, as_on_device, nothing_is_flagged, promised
 from tests.support.heads import B, T, V, batch
-from tests.support.paths import ROOT
 from tests.support.plans import APART, CHUNKS, force
 
 pytestmark = pytest.mark.fakes
@@ -82,12 +80,6 @@ CALLS = {
 }
 
 
-def promised() -> dict[str, tuple[int, int]]:
-    """Call -> waits of its forward and of its backward, in the table of the docs."""
-    rows = re.findall(r"^\| (`.*) \| (\d+) \| (\d+) \|$", (ROOT / "docs/gpu.md").read_text(), re.M)
-    return {name: (int(there), int(back)) for name, there, back in rows}
-
-
 def data_on(device: Device) -> dict[str, Tensor]:
     given = batch()
     given["logits"] = (given["hidden"] @ given["weight"].T).contiguous()
@@ -126,7 +118,7 @@ def waits(device: Device, call: Call, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 def test_every_call_of_the_table_is_tried() -> None:
-    assert promised().keys() == CALLS.keys()
+    assert promised("docs/gpu.md").keys() == CALLS.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -134,7 +126,7 @@ def test_the_host_waits_as_often_as_it_must(
     device: Device, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = waits(device, CALLS[name], monkeypatch)
-    assert tuple(map(len, seen)) == promised()[name], seen
+    assert tuple(map(len, seen)) == promised("docs/gpu.md")[name], seen
 
 
 def test_a_mask_that_is_counted_twice_is_found(

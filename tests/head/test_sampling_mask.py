@@ -434,6 +434,6 @@ def test_ops_are_registered_as_torch_wants_them() -> None:
     tiling = Tiling(4, 300, 0, torch.float32, 0, "", torch.float32)
     for dense in (False, True):
         how = SetProducts("cpu", dense, False)
-        check_op(set_logits, h, w, masked.sets, how, tiling, Shard())
+        check_op(set_logits, h, w, masked.sets, how, tiling, Shard(), None)
     values = torch.randn(len(masked.sets.columns), requires_grad=True)
     check_op(set_stats, values, masked.sets, rows, True, 300, Shard())

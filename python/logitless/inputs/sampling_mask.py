@@ -114,6 +114,10 @@ class Sets(NamedTuple):
         """[entries] the row of each among those of the call."""
         return np.repeat(self.places, np.diff(self.offsets))
 
+    def named(self, vocab: int) -> np.ndarray[Any, Any]:
+        """int64, ascending: the ids that are in any set, each once."""
+        return np.flatnonzero(np.bincount(self.ids, minlength=vocab))
+
     def within(self, start: int, stop: int) -> Sets:
         """Their ids from start to stop, counted from start."""
         inside = (start <= self.ids) & (self.ids < stop)

@@ -20,7 +20,7 @@ from logitless.ops.head.numpy_statistics import numpy_selected, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.rows.selected import check_selected, refuse_selected, selected_facts
-from logitless.ops.sampling.likeliest import check_entropy_top_p, top_p_facts, with_likeliest
+from logitless.ops.sampling.likeliest import check_entropy_top_p, statistics_with, top_p_facts
 from logitless.ops.sharding.rendezvous import Facts, ShardRendezvous, fingerprint, tail
 
 if TYPE_CHECKING:
@@ -275,7 +275,6 @@ def _run(
         head_policy_loss,
         metric_names,
     )
-    from logitless.ops.head.statistics import statistics
     from logitless.ops.losses.op import torch_loss
 
     tail, plan = inputs.compute.tail, None
@@ -297,7 +296,7 @@ def _run(
             metrics = named(metric_names(loss, tail), out.metrics)
             of_row = asked.pop("lse", None)
             return out.loss, metrics, TokenStats(out.logp, out.entropy, of_row, asked)
-    stats = with_likeliest(statistics(inputs, shape, extras, plan=plan), inputs, top_p)
+    stats = statistics_with(top_p, inputs, shape, extras, plan)
     return *torch_loss(stats.logp, stats.entropy, loss), _detached(stats)
 
 

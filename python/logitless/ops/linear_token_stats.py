@@ -15,7 +15,7 @@ from logitless.ops.head.numpy_statistics import numpy_selected, numpy_statistics
 from logitless.ops.head.parse import check_head_arrays, check_masked_head, under_autocast
 from logitless.ops.rows.outputs import TokenStats
 from logitless.ops.rows.selected import check_selected, refuse_selected, selected_facts
-from logitless.ops.sampling.likeliest import check_entropy_top_p, top_p_facts, with_likeliest
+from logitless.ops.sampling.likeliest import check_entropy_top_p, statistics_with, top_p_facts
 from logitless.ops.sharding.rendezvous import ShardRendezvous, tail
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def linear_token_stats(
             )  # fmt: skip
             return numpy_selected(stats, hidden, weight, selected_ids, mask, head, adapters)
         from logitless.ops.head.inputs import head_inputs
-        from logitless.ops.head.statistics import extras_facts, selected, statistics
+        from logitless.ops.head.statistics import extras_facts, selected
 
         inputs = head_inputs(
             op, hidden, weight, targets, mask, head, compute, ranks, sampling_mask is not None,
@@ -199,5 +199,5 @@ def linear_token_stats(
         shape,
         lambda: (*extras_facts(extras), *selected_facts(selected_ids), *top_p_facts(top_p)),
     )
-    stats = with_likeliest(statistics(inputs, shape, extras), inputs, top_p)
+    stats = statistics_with(top_p, inputs, shape, extras)
     return selected(op, stats, inputs, hidden, weight, selected_ids, mask, head)

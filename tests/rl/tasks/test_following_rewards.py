@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,11 @@ pytest.importorskip("transformers")
 
 from logitless.cli import main  # noqa: E402
 from logitless.rl.demo.job import run  # noqa: E402
-from logitless.rl.recipe import Recipe, RewardRecipe  # noqa: E402
+from logitless.rl.recipe import RewardRecipe  # noqa: E402
 from logitless.rl.tasks import Prompt, load_task, score  # noqa: E402
 from logitless.rl.tracking import checkpoint, metrics  # noqa: E402
-from tests.support.recipes import tiny_recipe  # noqa: E402
-from tests.support.rl.runs_alike import (  # noqa: E402
-    assert_alike,
-    assert_same,
-    half_way,
-    home_in,
-)
-from tests.support.workers import torchrun  # noqa: E402
+from tests.support.rl.runs_alike import assert_alike, assert_same, half_way  # noqa: E402
+from tests.support.rl.task_runs import TaskRuns  # noqa: E402
 
 CODE = """
 from logitless.rl.tasks import Prompt
@@ -89,23 +82,8 @@ RUN = (
     "evaluation={every: 2, prompts: 3, group: 3}",
 )
 METHODS = ("grpo", "clip_cov")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with home_in(tmp_path_factory.mktemp("following")) as folder:
-        (folder / "padded_tasks.py").write_text(CODE, "utf-8")
-        yield folder
-
-
-def recipe(home: Path, *more: str) -> Recipe:
-    return tiny_recipe(home, *OPTIONS, *more)
-
-
-@pytest.fixture(scope="module")
-def alone(home: Path) -> Path:
-    assert run(recipe(home, *RUN), home / "alone") == 0
-    return home / "alone"
+RUNS = TaskRuns("padded_tasks.py", CODE, OPTIONS, RUN, METHODS)
+home, alone = RUNS.fixtures()
 
 
 def states(run: Path) -> list[dict[str, dict[str, object]]]:
@@ -130,10 +108,9 @@ def test_what_they_follow_is_in_metrics_and_checkpoints(alone: Path) -> None:
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(home: Path, alone: Path) -> None:
-    out = half_way(alone, home / "resumed", METHODS)
-    assert run(recipe(home, *RUN), home / out, resume=True) == 0
-    assert_same(home / out, alone, METHODS)
-    assert states(home / out) == states(alone)
+    found = RUNS.resumed(home, alone)
+    assert_same(found, alone, METHODS)
+    assert states(found) == states(alone)
 
 
 def test_a_checkpoint_without_them_is_none(home: Path, alone: Path) -> None:
@@ -141,19 +118,15 @@ def test_a_checkpoint_without_them_is_none(home: Path, alone: Path) -> None:
     for method in METHODS:
         (home / out / method / "checkpoint-000002" / "rewards.json").unlink()
     with pytest.raises(ValueError, match=r"no checkpoint can be read: .*rewards\.json"):
-        run(recipe(home, *RUN), home / out, resume=True)
+        run(RUNS.recipe(home, *RUN), home / out, resume=True)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_two_ranks_are_one_process(home: Path, alone: Path) -> None:
     """From the middle on, which reads the state on both."""
-    out = half_way(alone, home / "pair", METHODS)
-    done = torchrun.run(
-        2, "train", "tiny.yaml", *OPTIONS, *RUN, "--resume", "--out", out, folder=home
-    )
-    assert done.returncode == 0, done.stderr
-    assert_alike(home / out, alone, METHODS)
-    assert states(home / out) == states(alone)
+    found = RUNS.resumed_on_two(home, alone)
+    assert_alike(found, alone, METHODS)
+    assert states(found) == states(alone)
 
 
 def test_an_evaluation_of_a_checkpoint_has_its_rewards(
@@ -175,7 +148,7 @@ def test_laser_d_shortens_answers_that_stay_right(home: Path) -> None:
             f"{{function: laser_d, of: [right], weight: {weight}, options: {{limit: 8, every: 4}}}}"
         )
         rewards = f"task.rewards={{right: {{function: task}}, short: {short}}}"
-        assert run(recipe(home, rewards, *more), home / name) == 0
+        assert run(RUNS.recipe(home, rewards, *more), home / name) == 0
         rows = metrics.read(home / name / "grpo" / metrics.FILE)
         last[name] = {
             key: sum(row[key] for row in rows[-3:]) / 3
@@ -219,7 +192,7 @@ def test_a_function_of_groups(home: Path) -> None:
 )
 def test_a_class_is_made_with_the_options(home: Path, reward: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(recipe(home, f"task.rewards={{a: {reward}}}"), home / "none")
+        run(RUNS.recipe(home, f"task.rewards={{a: {reward}}}"), home / "none")
     assert not (home / "none").exists()
 
 

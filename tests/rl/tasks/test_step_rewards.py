@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,8 @@ from logitless.rl.recipe import Recipe, RewardRecipe  # noqa: E402
 from logitless.rl.tasks import load_task  # noqa: E402
 from logitless.rl.tracking import completions, metrics  # noqa: E402
 from logitless.rl.tracking.stopwatch import Stopwatch  # noqa: E402
-from tests.support.recipes import tiny_recipe  # noqa: E402
-from tests.support.rl.runs_alike import (  # noqa: E402
-    assert_alike,
-    assert_same,
-    half_way,
-    home_in,
-)
-from tests.support.workers import torchrun  # noqa: E402
+from tests.support.rl.runs_alike import assert_alike, assert_same  # noqa: E402
+from tests.support.rl.task_runs import TaskRuns  # noqa: E402
 
 CODE = """
 import random
@@ -68,23 +61,8 @@ RUN = (
     "show_answers=7",
 )
 METHODS = ("pure", "sums")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with home_in(tmp_path_factory.mktemp("steps")) as folder:
-        (folder / "twice_tasks.py").write_text(CODE, "utf-8")
-        yield folder
-
-
-def recipe(home: Path, *more: str) -> Recipe:
-    return tiny_recipe(home, *OPTIONS, *more)
-
-
-@pytest.fixture(scope="module")
-def alone(home: Path) -> Path:
-    assert run(recipe(home, *RUN), home / "alone") == 0
-    return home / "alone"
+RUNS = TaskRuns("twice_tasks.py", CODE, OPTIONS, RUN, METHODS)
+home, alone = RUNS.fixtures()
 
 
 def test_a_step_that_is_bad_has_negative_advantages(home: Path, alone: Path) -> None:
@@ -131,25 +109,18 @@ def test_the_least_step_is_the_answers_reward(alone: Path) -> None:
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(home: Path, alone: Path) -> None:
-    out = half_way(alone, home / "resumed", METHODS)
-    assert run(recipe(home, *RUN), home / out, resume=True) == 0
-    assert_same(home / out, alone, METHODS)
+    assert_same(RUNS.resumed(home, alone), alone, METHODS)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_two_ranks_are_one_process(home: Path, alone: Path) -> None:
-    out = half_way(alone, home / "pair", METHODS)
-    done = torchrun.run(
-        2, "train", "tiny.yaml", *OPTIONS, *RUN, "--resume", "--out", out, folder=home
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert_alike(home / out, alone, METHODS)
+    assert_alike(RUNS.resumed_on_two(home, alone), alone, METHODS)
 
 
 def test_micro_batches_are_one(home: Path, alone: Path) -> None:
     cut = ("update.micro_batches=1", "update.micro_tokens=40")
     out = "cut"
-    assert run(recipe(home, *RUN, *cut), home / out) == 0
+    assert run(RUNS.recipe(home, *RUN, *cut), home / out) == 0
     assert_alike(home / out, alone, METHODS)
 
 
@@ -159,14 +130,14 @@ def test_it_trains(home: Path) -> None:
         "methods={pure: {preset: grpo, advantage: pure}}", f"task.rewards={{{STEPS}}}", "steps=20",
         "checkpoint_every=20", "rollout.prompts=8", "rollout.group=8", "entropy_change_every=0",
     )  # fmt: skip
-    assert run(recipe(home, *more), home / "trained") == 0
+    assert run(RUNS.recipe(home, *more), home / "trained") == 0
     rows = metrics.read(home / "trained" / "pure" / metrics.FILE)
     least = [row["reward/steps"] for row in rows]
     assert sum(least[:3]) / 3 < -0.3 and sum(least[-3:]) / 3 > 0.3
 
 
 def collected(folder: Path, advantage: str, *more: str) -> tuple[Recipe, Experience]:
-    wanted = recipe(folder, *RUN, *more)
+    wanted = RUNS.recipe(folder, *RUN, *more)
     rewards = {
         "right": RewardRecipe("task", weight=0.5),
         "steps": RewardRecipe("twice_tasks.py:steps", steps="min"),
@@ -231,11 +202,11 @@ def test_what_does_not_go_together_is_refused(
     home: Path, more: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(recipe(home, *RUN, *more), home / "none")
+        run(RUNS.recipe(home, *RUN, *more), home / "none")
     assert not (home / "none").exists()
 
 
 def test_sequence_ratios_of_tokens_take_them(home: Path) -> None:
     gspo = "methods={gspo: {preset: gspo_token, advantage: pure}}"
-    assert run(recipe(home, *RUN, gspo, "steps=1"), home / "gspo") == 0
+    assert run(RUNS.recipe(home, *RUN, gspo, "steps=1"), home / "gspo") == 0
     assert metrics.read(home / "gspo" / "gspo" / metrics.FILE)[0]["grad_norm"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from logitless.backends.row_kernels import errors
 from logitless.ops.losses import op as loss_op
 from tests.support.device.devices import Device, tokens_there
 from tests.support.losses.tensor_tokens import TensorTokens
+from tests.support.paths import ROOT
 
 # A value of a tensor, or how many elements it has, becomes the host's.
 READS = (
@@ -106,6 +108,12 @@ def nothing_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a first call: what calls before have flagged, which is a look at a number of the
     host's, is not looked at."""
     monkeypatch.setattr(errors, "capturing", lambda device: True)
+
+
+def promised(page: str) -> dict[str, tuple[int, int]]:
+    """Call -> waits of its forward and of its backward, in the table of a page of the docs."""
+    rows = re.findall(r"^\| (`.*) \| (\d+) \| (\d+) \|$", (ROOT / page).read_text(), re.M)
+    return {name: (int(there), int(back)) for name, there, back in rows}
 
 
 def _by_mask(name: str, args: Any) -> bool:

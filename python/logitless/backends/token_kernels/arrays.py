@@ -81,6 +81,11 @@ class NumpyArrays:
             return a.astype(np.float64) - b
 
     @staticmethod
+    def divided(x: Any, y: Any) -> Any:
+        """x / y of arrays and numbers, rounded once."""
+        return x / y
+
+    @staticmethod
     def arange(n: int, like: Any) -> Any:
         return np.arange(n, dtype=np.int64)
 

@@ -41,6 +41,16 @@ class TorchArrays:
         return a.double() - b
 
     @staticmethod
+    def divided(x: Any, y: Any) -> Any:
+        """Torch would multiply by a reciprocal where one of the two is a number: everywhere if that
+        is x, on a GPU if it is y."""
+        if isinstance(x, Tensor) and not isinstance(y, Tensor):
+            y = x.new_full((), y, dtype=torch.float64)
+        elif isinstance(y, Tensor) and not isinstance(x, Tensor):
+            x = y.new_full((), x, dtype=torch.float64)
+        return x / y
+
+    @staticmethod
     def where(condition: Tensor, a: Any, b: Any) -> Tensor:
         if not isinstance(a, Tensor) and not isinstance(b, Tensor):
             a = condition.new_full((), a, dtype=torch.float64)

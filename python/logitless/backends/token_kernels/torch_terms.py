@@ -12,8 +12,9 @@ from torch import Tensor
 
 from logitless.backends.token_kernels.protocol import Band
 from logitless.backends.token_kernels.torch_arrays import TorchArrays
+from logitless.backends.token_kernels.torch_numbers import exp_of, expm1_of
 
-where = TorchArrays.where
+where, divided = TorchArrays.where, TorchArrays.divided
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _cispo(t: PolicyTokens, p: LossParams) -> Term:
 
 def _sapo(t: PolicyTokens, p: LossParams) -> Term:
     tau = where(t.advantage > 0, *p.constants[:2])
-    e = torch.exp(-tau * (t.ratio - 1).abs())
+    e = exp_of(-tau * (t.ratio - 1).abs())
     gate = where(t.ratio > 1, 1.0, e) / (1 + e)
     bell = e / ((1 + e) * (1 + e))
     slope = where(bell > 0, -t.advantage * 4 * bell * t.ratio, 0.0)
@@ -110,7 +111,7 @@ def _sapo(t: PolicyTokens, p: LossParams) -> Term:
 
 def _bernoulli_kl(old_logp: Tensor, logp: Tensor) -> Tensor:
     tiny = 1e-8
-    old_p, p = old_logp.exp(), logp.exp()
+    old_p, p = exp_of(old_logp), exp_of(logp)
     return old_p * (old_logp - logp) + (1 - old_p) * torch.log((1 - old_p + tiny) / (1 - p + tiny))
 
 
@@ -118,7 +119,7 @@ def _trust_mask(t: PolicyTokens, p: LossParams) -> Term:
     low, high, cap, kind = p.constants
     two_sided, up = kind in (1, 3), t.advantage > 0
     old_logp = t.logp - t.log_ratio
-    move = t.logp.exp() - old_logp.exp()
+    move = exp_of(t.logp) - exp_of(old_logp)
     if kind >= 2:
         kept = _bernoulli_kl(old_logp, t.logp) <= where(up, high, low)
         if not two_sided:
@@ -139,7 +140,7 @@ def _dro(t: PolicyTokens, p: LossParams) -> Term:
 def _vespo(t: PolicyTokens, p: LossParams) -> Term:
     down = t.advantage < 0
     k, rate = (where(down, p.constants[2 + i], p.constants[i]) for i in range(2))
-    return _score(t, torch.exp(rate + k * t.log_ratio - rate * t.ratio))
+    return _score(t, exp_of(rate + k * t.log_ratio - rate * t.ratio))
 
 
 def _bounded(t: PolicyTokens, p: LossParams) -> Term:
@@ -149,9 +150,9 @@ def _bounded(t: PolicyTokens, p: LossParams) -> Term:
 
 
 def _dcpo(t: PolicyTokens, p: LossParams) -> Term:
-    old_p = (t.logp - t.log_ratio).exp().clamp(min=1e-300)
-    low = 0.5 + 0.5 * (1 - 4 * p.constants[0] / old_p).clamp(min=0).sqrt()
-    high = (0.5 + 0.5 * (1 + 4 * p.constants[1] / old_p).sqrt()).clamp(max=p.constants[2])
+    old_p = exp_of(t.logp - t.log_ratio).clamp(min=1e-300)
+    low = 0.5 + 0.5 * (1 - divided(4 * p.constants[0], old_p)).clamp(min=0).sqrt()
+    high = (0.5 + 0.5 * (1 + divided(4 * p.constants[1], old_p)).sqrt()).clamp(max=p.constants[2])
     up = t.advantage > 0
     clipped = torch.where(up, t.ratio > high, (t.advantage < 0) & (t.ratio < low))
     return _bounded_term(t, p, clipped, torch.where(up, high, low))
@@ -200,7 +201,7 @@ def kl_term(x: Tensor, d: Tensor, estimator: str, straight_through: bool, weight
     if weight == "score":
         slope = slope + loss
     if weight == "ratio":
-        ratio = d.exp()
+        ratio = exp_of(d)
         return Term(ratio * loss, ratio * (slope + loss))
     return Term(loss, slope)
 
@@ -214,7 +215,7 @@ def _plain_kl(x: Tensor, estimator: str) -> Term:
         return Term(0.5 * x * x, x)
     if estimator == "abs":
         return Term(x.abs(), x.sign())
-    surplus = torch.expm1(-x)
+    surplus = expm1_of(-x)
     term = Term(surplus + x, -surplus)
     if estimator == "k3":
         return term
@@ -250,5 +251,5 @@ def entropy_term(entropy: Tensor, coefficient: Any, p: LossParams) -> Term:
     if p.entropy_target == 0:
         return Term(-coefficient * entropy, torch.zeros_like(entropy) - coefficient)
     gap = (p.entropy_target - entropy).clamp(min=0)
-    slope = -coefficient * gap / p.entropy_target
+    slope = divided(-coefficient * gap, p.entropy_target)
     return Term(-0.5 * slope * gap, slope)

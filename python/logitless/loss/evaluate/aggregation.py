@@ -54,7 +54,7 @@ def token_weights(tokens: Tokens, spec: PolicyLossSpec, totals: Totals | None) -
         return per_batch
     if spec.aggregation == "seq-mean-token-mean":
         lengths = xp.cast(kernels_of(tokens).lengths(tokens), xp.float64)
-        shares = per_batch / xp.maximum(lengths, 1)
+        shares = xp.divided(per_batch, xp.maximum(lengths, 1))
         return xp.where(tokens.mask, per_token(tokens, shares), 0.0)
     # a batch padded to no width has no token whose share this would be
     return per_batch / max(_norm(spec, sequences.width if totals is None else None), 1)

@@ -20,7 +20,7 @@ def chosen_mean(tokens: Tokens, term: Siren, reduce: Reduce) -> Any:
     xp, names = tokens.xp, ("entropy", "entropy")
     lengths = xp.cast(kernels_of(tokens).lengths(tokens), xp.float64)
     # each sequence is 1 of its tokens' shares
-    share = 1.0 / xp.maximum(per_token(tokens, lengths), 1.0)
+    share = xp.divided(1.0, xp.maximum(per_token(tokens, lengths), 1.0))
     found = exact_means(tokens, chosen_weights(tokens, term, share) * h, share, names, reduce)
     return found.advantage / positive_or_one(found.logp)
 

@@ -39,6 +39,8 @@ class HeadInputs(NamedTuple):
     needs: tuple[bool, bool, bool]
     shard: Shard = Shard()
     adapter: LowRank | None = None
+    # where the mask of rows is true, once the host knows
+    places: Tensor | None = None
 
     @property
     def backend(self) -> Backend:

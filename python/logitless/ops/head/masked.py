@@ -35,20 +35,22 @@ def masked_statistics(
         logits = inputs.full_logits()
         return eager_masked_stats(eager, logits, rows, sampling_mask, shape, extras)
     n, _, width = inputs.sizes
-    masked = MaskedRows.of(sampling_mask, rows, inputs.shard, width)
+    masked = MaskedRows.of(sampling_mask, rows, inputs.shard, width, weight_rows=weight_rows)
     sets = masked.sets
     if weight_rows:
         require_sets(masked)
 
-    def whole(served: RowArguments, of_rows: tuple[str, ...], gradients: bool) -> TokenStats:
-        given = inputs._replace(rows=served)
+    def whole(
+        served: RowArguments, places: Tensor | None, of_rows: tuple[str, ...], gradients: bool
+    ) -> TokenStats:
+        given = inputs._replace(rows=served, places=places)
         if gradients:
             return statistics(given, (n,), of_rows)
         with torch.no_grad():
             return statistics(given._replace(needs=(False,) * 3), (n,), of_rows)
 
     def of_sets(with_extras: bool) -> RowOutputs:
-        return set_statistics(inputs, sets, with_extras, weight_rows)
+        return set_statistics(inputs, sets, with_extras, weight_rows, masked.named)
 
     return joined(masked, rows, shape, extras, whole, of_sets)
 
@@ -56,7 +58,7 @@ def masked_statistics(
 def require_sets(masked: MaskedRows) -> None:
     """What a gradient of weight as rows needs."""
     if masked.others is not None:
-        row = int(masked.others.nonzero()[0])
+        row = int(masked.others.places[0])
         raise ValueError(
             f"weight_grad='rows' needs a set of tokens for every row of the mask, got none in "
             f"sampling_mask for row {row}"
@@ -64,24 +66,30 @@ def require_sets(masked: MaskedRows) -> None:
 
 
 def set_statistics(
-    inputs: HeadInputs, sets: RowSets, extras: bool = False, weight_rows: bool = False
+    inputs: HeadInputs,
+    sets: RowSets,
+    extras: bool = False,
+    weight_rows: bool = False,
+    named: Tensor | None = None,  # as in `MaskedRows`
 ) -> RowOutputs:  # [n]
     """Of the rows that have a set, whose ids are checked."""
     rows, shard = inputs.rows, inputs.shard
-    values = set_values(inputs, sets, weight_rows)
+    values = set_values(inputs, sets, weight_rows, named)
     own, vocab = rows_of_sets(rows, sets), shard.vocab(inputs.sizes[2])
     out: RowOutputs = set_stats(values, sets, own, extras, vocab, shard).outputs
     return out
 
 
-def set_values(inputs: HeadInputs, sets: RowSets, weight_rows: bool = False) -> Tensor:
+def set_values(
+    inputs: HeadInputs, sets: RowSets, weight_rows: bool = False, named: Tensor | None = None
+) -> Tensor:
     """Their logits with bias, [entries] float32 or float64."""
     how, tiling = _products(inputs, sets, weight_rows)
-    values = set_logits(inputs.hidden, inputs.weight, sets, how, tiling, inputs.shard)
+    values = set_logits(inputs.hidden, inputs.weight, sets, how, tiling, inputs.shard, named)
     if inputs.adapter is not None:
         low, up = inputs.adapter
         how, up = how._replace(weight_rows=False), up.to(low.dtype)
-        values = values + set_logits(low, up, sets, how, tiling, inputs.shard)
+        values = values + set_logits(low, up, sets, how, tiling, inputs.shard, None)
     return biased(values, sets, inputs.rows.bias)
 
 

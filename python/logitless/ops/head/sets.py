@@ -48,6 +48,7 @@ class _Arguments(NamedTuple):
     how: SetProducts
     tiling: Tiling  # of dense products
     shard: Shard
+    named: Tensor | None  # int64, of `weight_rows`: as in `MaskedRows`
 
 
 class Entries(NamedTuple):
@@ -87,7 +88,13 @@ def _rows(matrix: Tensor) -> Tensor:
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, sets: RowSets, how: SetProducts, tiling: Tiling, shard: Shard
+    hidden: Tensor,
+    weight: Tensor,
+    sets: RowSets,
+    how: SetProducts,
+    tiling: Tiling,
+    shard: Shard,
+    named: Tensor | None,
 ) -> Tensor:  # [entries] float32 or float64
     backend, n = registry.get(how.backend), len(sets.places)
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -140,6 +147,7 @@ def _backward_kernel(
     how: SetProducts,
     tiling: Tiling,
     shard: Shard,
+    named: Tensor | None,
     g: Tensor,  # [entries]
     needs: list[bool],
 ) -> SetGradients:
@@ -165,7 +173,10 @@ def _backward_kernel(
         if needs[1]:
             columns = gradient.transposed(weight.shape[0], sets.places)
             if how.weight_rows:
-                columns = columns.without_empty(weight.shape[0])
+                if named is None:
+                    columns = columns.without_empty(weight.shape[0])
+                else:
+                    columns = _of_names(columns, named)
                 names = columns.names.long()
                 each = torch.arange(len(names), dtype=torch.int32, device=hidden.device)
                 d_weight = weight.new_empty(len(names), width)
@@ -184,6 +195,12 @@ def _backward_kernel(
         d_hidden = torch.zeros_like(hidden)
         d_hidden.index_copy_(0, sets.places, own.to(hidden.dtype))
     return SetGradients(d_hidden, d_weight, names)
+
+
+def _of_names(columns: SparseGradient, named: Tensor) -> SparseGradient:
+    """Of a transpose with a row for every id; the others are empty."""
+    offsets = torch.cat((columns.offsets[named], columns.offsets[-1:]))
+    return columns._replace(offsets=offsets, names=columns.names[named])
 
 
 def _dense(
@@ -223,11 +240,13 @@ def _backward_fake(
     how: SetProducts,
     tiling: Tiling,
     shard: Shard,
+    named: Tensor | None,
     g: Tensor,
     needs: list[bool],
 ) -> SetGradients:
     if how.weight_rows:
-        names = hidden.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+        number = torch.library.get_ctx().new_dynamic_size() if named is None else named.shape[0]
+        names = hidden.new_empty(number, dtype=torch.int64)
         d_weight = weight.new_empty(names.shape[0], weight.shape[1])
     else:
         names, d_weight = hidden.new_empty(0, dtype=torch.int64), torch.empty_like(weight)

@@ -95,9 +95,12 @@ def statistics(
         inputs = inputs.exact()
     tail = inputs.compute.tail
     tiling = inputs.tiling(inputs.plan(one_pass=False) if plan is None else plan)
+    places = inputs.places
+    if places is None:
+        places = counted(inputs.rows.mask, tiling, inputs.backend)
     out = linear_stats(
         inputs.operand, inputs.weight, inputs.rows, bool(of_rows), tail, tiling, inputs.shard,
-        inputs.up, counted(inputs.rows.mask, tiling, inputs.backend),
+        inputs.up, places,
     )  # fmt: skip
     stats = to_stats(out.outputs._asdict(), shape, of_rows)
     if not tail.mass:

@@ -26,8 +26,9 @@ from logitless.ops.sharding.shard import Shard
 if TYPE_CHECKING:
     from logitless.ops.rows.arguments import RowArguments, RowOutputs
 
-# (rows, extras, whether there are gradients) -> statistics of the whole vocabulary, [N]
-Whole = Callable[["RowArguments", tuple[str, ...], bool], TokenStats]
+# (rows, where their mask is true if the host knows, extras, whether there are gradients) ->
+# statistics of the whole vocabulary, [N]
+Whole = Callable[["RowArguments", Tensor | None, tuple[str, ...], bool], TokenStats]
 # (whether there are extras) -> those of the rows that have a set, [n]
 OfSets = Callable[[bool], "RowOutputs"]
 
@@ -46,8 +47,10 @@ def joined(
     places, others = masked.sets.places, masked.others
     asks, base = any(name in FULL for name in extras), None
     if asks or others is not None:
-        served = rows if asks or others is None else rows._replace(mask=others)
-        base = whole(served, of_rows, others is not None)
+        served, known = rows, None
+        if others is not None and not asks:
+            served, known = rows._replace(mask=others.mask), others.places
+        base = whole(served, known, of_rows, others is not None)
     stats = base
     # also of no row at all, whose results are differentiable like others
     if len(places) or others is None:
@@ -102,7 +105,9 @@ def masked_token_stats(
     masked = MaskedRows.of(sampling_mask, rows, shard, width)
     sets = masked.sets
 
-    def whole(served: RowArguments, of_rows: tuple[str, ...], gradients: bool) -> TokenStats:
+    def whole(
+        served: RowArguments, places: Tensor | None, of_rows: tuple[str, ...], gradients: bool
+    ) -> TokenStats:
         given = logits if gradients else logits.detach()
         out = row_stats(given, served, bool(of_rows), False, shard).outputs
         return to_stats(out._asdict(), (n,), of_rows)

@@ -37,21 +37,38 @@ class RowSets(NamedTuple):
         return each.repeat_interleave(counts, output_size=len(self.columns))
 
 
+class OtherRows(NamedTuple):
+    """Those of a call's mask without a set."""
+
+    mask: Tensor  # [N] bool
+    places: Tensor  # int64: where it is true, known to the host
+
+
 class MaskedRows(NamedTuple):
     """The rows of a call by how they are served."""
 
     sets: RowSets
-    # [N] bool: those of the call's mask without a set; None: there are none
-    others: Tensor | None
+    others: OtherRows | None  # None: there are none
+    # int64, ascending: this rank's ids in any set, of a device; None: nobody has asked for them
+    named: Tensor | None
 
     @classmethod
     def of(
-        cls, sampling_mask: SamplingMask, rows: RowArguments, shard: Shard, width: int
+        cls,
+        sampling_mask: SamplingMask,
+        rows: RowArguments,
+        shard: Shard,
+        width: int,
+        *,
+        weight_rows: bool = False,
     ) -> MaskedRows:
         # what is wrong with a device's targets its kernels find
         on_host = not registry.get(rows.backend).asynchronous
         targets, device = rows.targets if on_host else None, rows.targets.device
-        return cls.among(sampling_mask, targets, rows.mask, shard, width, device)
+        return cls.among(
+            sampling_mask, targets, rows.mask, shard, width, device,
+            name_ids=weight_rows and not on_host,
+        )  # fmt: skip
 
     @classmethod
     def among(
@@ -62,8 +79,11 @@ class MaskedRows(NamedTuple):
         shard: Shard,
         width: int,
         device: torch.device,
+        *,
+        name_ids: bool = False,
     ) -> MaskedRows:
-        """Sets are sorted and checked on the host, which waits for a mask that is on a device."""
+        """Sets are sorted and checked on the host, which waits for a mask that is on a device and
+        then knows all sizes."""
         n, wanted = len(sampling_mask), None if targets is None else targets.numpy()
         others = np.ones(n, bool) if mask is None else mask.cpu().numpy().copy()
         found = sampling_mask.sets(wanted, others, shard.vocab(width))
@@ -71,7 +91,9 @@ class MaskedRows(NamedTuple):
         if shard.group:
             found = found.within(shard.start, shard.start + width)
         sets = RowSets(*(sent(array, device) for array in found))
-        return cls(sets, sent(others, device) if others.any() else None)
+        places = np.flatnonzero(others)
+        apart = OtherRows(sent(others, device), sent(places, device)) if len(places) else None
+        return cls(sets, apart, sent(found.named(width), device) if name_ids else None)
 
 
 def sent(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from logitless.ops.head.inputs import HeadInputs
+    from logitless.ops.head.planner.plan import Plan
 
 
 def check_entropy_top_p(op: str, top_p: Any, hidden: Any, sampling_mask: Any) -> float | None:
@@ -42,11 +43,24 @@ def top_p_facts(top_p: float | None) -> Facts:
     return () if top_p is None else (("entropy_top_p", top_p),)
 
 
-def with_likeliest(stats: TokenStats, inputs: HeadInputs, top_p: float | None) -> TokenStats:
-    """With the entropy of the tokens within top_p; None: of all."""
+def statistics_with(
+    top_p: float | None,
+    inputs: HeadInputs,
+    shape: tuple[int, ...],
+    extras: tuple[str, ...],
+    plan: Plan | str | None = None,
+) -> TokenStats:
+    """`statistics`, with the entropy of the tokens within top_p; None: of all."""
+    from logitless.ops.head.statistics import statistics
+
     if top_p is None:
-        return stats
-    return stats._replace(entropy=_entropy(inputs, top_p).reshape(stats.logp.shape))
+        return statistics(inputs, shape, extras, plan=plan)
+    mask, backend = inputs.rows.mask, inputs.backend
+    if mask is not None and backend.statistics is None:
+        # of a device the host waits for them, once for both
+        inputs = inputs._replace(places=backend.select(mask))
+    stats = statistics(inputs, shape, extras, plan=plan)
+    return stats._replace(entropy=_entropy(inputs, top_p).reshape(shape))
 
 
 def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
@@ -68,8 +82,9 @@ def _entropy(inputs: HeadInputs, top_p: float) -> Tensor:  # [N]
         entropy: Tensor = eager(logits, targets, *rows[1:-1], kept)["entropy"]
         return entropy
     n, hidden, low = inputs.sizes[0], inputs.hidden.detach(), inputs.adapter
-    everyone = torch.arange(n, device=hidden.device)
-    index = everyone if rows.mask is None else inputs.backend.select(rows.mask)
+    index = inputs.places
+    if index is None:
+        index = torch.arange(n, device=hidden.device)
     if low is not None:
         low = low._replace(low=low.low.detach()[index], up=low.up.detach())
     row_scale = None if rows.row_scale is None else rows.row_scale[index]

@@ -96,13 +96,20 @@ class Pair(NamedTuple):
             other = inputs((detached[0], detached[1]), self.teacher.transform, (False,) * 3)
         return own, other
 
-    def of_heads(self, student: HeadInputs, teacher: HeadInputs, shard: Shard) -> dict[str, Tensor]:
+    def of_heads(
+        self,
+        student: HeadInputs,
+        teacher: HeadInputs,
+        shard: Shard,
+        places: Tensor | None = None,  # where the mask is true, if the host knows
+    ) -> dict[str, Tensor]:
         """Flat results of two heads."""
         if registry.get(self.measure.backend).full_divergence is not None:
             return self.of_logits(student.full_logits(), teacher.full_logits(), shard)
         tilings = self._tilings(student, teacher, shard)
         own = self._replace(teacher=self.teacher.on(shard))
-        places = counted(self.mask, tilings[0], student.backend)
+        if places is None:
+            places = counted(self.mask, tilings[0], student.backend)
         found: dict[str, Tensor] = linear_pairs(
             student.operand, student.weight, teacher.hidden, teacher.weight, *own, *tilings, shard,
             student.up, places,

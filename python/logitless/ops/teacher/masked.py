@@ -34,14 +34,14 @@ def masked_of_logits(
         kept = kept_entries(rows[0], None, pair.mask, sampling_mask)
         return eager(*rows, *pair.eager_arguments, kept, pair.teacher.noise)
 
-    def entries(sets: RowSets) -> tuple[Tensor, Tensor]:
+    def entries(sets: RowSets, named: Tensor | None) -> tuple[Tensor, Tensor]:
         both = (logits, pair.student), (teacher_logits, pair.teacher)
         own, other = (biased(entries_of(x, sets), sets, chain.bias) for x, chain in both)
         return own, other
 
     return _joined(
-        pair, sampling_mask, lambda dense: dense.of_logits(logits, teacher_logits, shard), entries,
-        shard, logits.shape[-1], logits.device,
+        pair, sampling_mask, lambda dense, _: dense.of_logits(logits, teacher_logits, shard),
+        entries, shard, logits.shape[-1], logits.device,
     )  # fmt: skip
 
 
@@ -59,14 +59,14 @@ def masked_of_heads(
         both = student.full_logits(), teacher.full_logits()
         return masked_of_logits(pair, *both, sampling_mask, shard)
 
-    def entries(sets: RowSets) -> tuple[Tensor, Tensor]:
+    def entries(sets: RowSets, named: Tensor | None) -> tuple[Tensor, Tensor]:
         own, other = (x._replace(shard=shard) for x in (student, teacher))
-        values = set_values(own, sets, weight_rows)
+        values = set_values(own, sets, weight_rows, named)
         with torch.no_grad():
             return values, set_values(other, sets)
 
-    def whole(dense: Pair) -> dict[str, Tensor]:
-        return dense.of_heads(student, teacher, shard)
+    def whole(dense: Pair, places: Tensor) -> dict[str, Tensor]:
+        return dense.of_heads(student, teacher, shard, places)
 
     return _joined(
         pair, sampling_mask, whole, entries, shard, len(student.weight), student.weight.device,
@@ -77,26 +77,32 @@ def masked_of_heads(
 def _joined(
     pair: Pair,
     sampling_mask: SamplingMask,
-    whole: Callable[[Pair], dict[str, Tensor]],  # of the whole vocabulary, [N]
-    entries: Callable[[RowSets], tuple[Tensor, Tensor]],  # the logits of both at sets
+    # of the whole vocabulary, [N], and where its mask is true
+    whole: Callable[[Pair, Tensor], dict[str, Tensor]],
+    # the logits of both at sets, whose ids are named
+    entries: Callable[[RowSets, Tensor | None], tuple[Tensor, Tensor]],
     shard: Shard,
     width: int,
     device: torch.device,
     *,
     weight_rows: bool = False,
 ) -> dict[str, Tensor]:  # [N]
-    masked = MaskedRows.among(sampling_mask, None, pair.mask, shard, width, device)
+    on_device = registry.get(pair.measure.backend).asynchronous
+    masked = MaskedRows.among(
+        sampling_mask, None, pair.mask, shard, width, device, name_ids=weight_rows and on_device
+    )
     sets, others = masked.sets, masked.others
     if weight_rows:
         require_sets(masked)
     # of no row at all it is by sets, whose results are differentiable like others
     if not len(sets.places) and others is not None:
-        return whole(pair)
+        return whole(pair._replace(mask=others.mask), others.places)
     chains = _of_sets(pair.student, sets), pair.teacher.of_rows(sets.places).on(shard)
-    some = set_pairs(*entries(sets), sets, *chains, pair.measure, shard).outputs._asdict()
+    values = entries(sets, masked.named)
+    some = set_pairs(*values, sets, *chains, pair.measure, shard).outputs._asdict()
     if others is None:
         return scattered(some, sets.places, len(sampling_mask))
-    base = whole(pair._replace(mask=others))
+    base = whole(pair._replace(mask=others.mask), others.places)
     return {name: base[name].index_copy(0, sets.places, some[name]) for name in some}
 
 

@@ -36,7 +36,9 @@ def pushed(tokens: Tokens, coefficient: float) -> Tokens:
 
 def likely_weights(tokens: Tokens, control: Entropic, weight: Any, share: Any) -> Float64s:
     """[N] of a token's weight in a mean over all: its weight in one over the likely ones."""
-    return tokens.xp.where(_likely(tokens, control), weight / positive_or_one(share), 0.0)
+    xp = tokens.xp
+    each = xp.divided(weight, positive_or_one(share))
+    return xp.where(_likely(tokens, control), each, 0.0)
 
 
 def _likely(tokens: Tokens, control: Entropic) -> Bools:

@@ -43,7 +43,8 @@ def policy_weights(
         found = importance(tokens, spec.correction)
         # a mean of 0 is that of no valid token, or of weights that all are 0
         scale = positive_or_one(means.importance) if spec.correction.normalize else 1.0
-        corrected = tokens.xp.where(found.keep, found.weights / scale, 0.0)
+        xp = tokens.xp
+        corrected = xp.where(found.keep, xp.divided(found.weights, scale), 0.0)
         weights = corrected if weights is None else corrected * weights
     if tokens.weights is not None:
         given = _given_weights(tokens, tokens.weights)
@@ -55,7 +56,7 @@ def entropy_credit(tokens: Tokens, control: EntropyWeights) -> Float64s:
     """H where A > 0, 1 / H where A < 0, 0 elsewhere: what EntropyWeights shares out."""
     assert tokens.entropy is not None
     xp, h, a = tokens.xp, valid(tokens, tokens.entropy), valid(tokens, tokens.advantages)
-    return xp.where(a > 0, h, xp.where(a < 0, 1.0 / xp.maximum(h, control.floor), 0.0))
+    return xp.where(a > 0, h, xp.where(a < 0, xp.divided(1.0, xp.maximum(h, control.floor)), 0.0))
 
 
 def entropy_change(tokens: Tokens) -> Float64s:
@@ -74,10 +75,10 @@ def _steered(tokens: Tokens, control: Steer, least: float, most: float) -> Float
     xp, x, low, high = tokens.xp, entropy_change(tokens), control.low, control.high
     if control.linear:
         span = most - least
-        falls = high - (high - low) * (x - least) / positive_or_one(span)
+        falls = high - xp.divided((high - low) * (x - least), positive_or_one(span))
         weights = xp.where(x * 0.0 + span > 0, falls, 0.5 * (low + high))
     else:
-        k = math.log(high / low) / at_least(most, control.floor)
+        k = xp.divided(math.log(high / low), at_least(most, control.floor))
         weights = high * kernels_of(tokens).exp(tokens, -k * x)
     # what has moved since the batch was looked at may lie outside of its range
     return xp.clip(weights, low, high)

@@ -22,5 +22,5 @@ def _advantages(tokens: Tokens, control: AdvantageControl, coefficient: float) -
     assert tokens.entropy is not None
     h = valid(tokens, tokens.entropy)
     if isinstance(control, EntropyAdvantage):
-        return a + xp.minimum(control.alpha * h, abs(a) / control.kappa)
+        return a + xp.minimum(control.alpha * h, xp.divided(abs(a), control.kappa))
     return a - coefficient * (logp + h)
