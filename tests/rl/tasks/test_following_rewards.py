@@ -148,7 +148,7 @@ def test_a_checkpoint_without_them_is_none(home: Path, alone: Path) -> None:
 def test_two_ranks_are_one_process(home: Path, alone: Path) -> None:
     """From the middle on, which reads the state on both."""
     out = half_way(alone, home / "pair", METHODS)
-    done = torchrun.run(
+    done = torchrun.forked(
         2, "train", "tiny.yaml", *OPTIONS, *RUN, "--resume", "--out", out, folder=home
     )
     assert done.returncode == 0, done.stderr

@@ -139,7 +139,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(home: Path, alone: Path) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_two_ranks_are_one_process(home: Path, alone: Path) -> None:
     out = half_way(alone, home / "pair", METHODS)
-    done = torchrun.run(
+    done = torchrun.forked(
         2, "train", "tiny.yaml", *OPTIONS, *RUN, "--resume", "--out", out, folder=home
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
