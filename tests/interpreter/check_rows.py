@@ -21,9 +21,11 @@ from logitless.kernels import finish
 from logitless.kernels.rows import TritonRows
 from tests.interpreter.rounding import round_to_nearest
 from tests.support import cases
+from tests.support.device.interpreter import patch_once
 from tests.support.row_outputs import REALS
 from tests.support.tolerances import assert_bitwise_equal, assert_gradients, assert_values
 
+patch_once()
 round_to_nearest()
 
 # The interpreter computes with NumPy, which warns of what the kernels do on purpose: 0 / 0 in bad

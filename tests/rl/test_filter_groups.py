@@ -282,7 +282,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(home: Path, alone: Path) -> None:
 
 
 def test_two_ranks_choose_the_same_groups(home: Path, alone: Path) -> None:
-    done = torchrun.run(2, "train", "tiny.yaml", *OPTIONS, "--out", "pair", folder=home)
+    done = torchrun.forked(2, "train", "tiny.yaml", *OPTIONS, "--out", "pair", folder=home)
     assert done.returncode == 0, done.stderr
     assert_alike(home / "pair", alone, METHODS)
     dropped = [

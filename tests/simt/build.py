@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
 import functools
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,21 +84,16 @@ def link_package(core: Path, out: Path) -> None:
     (out / "sitecustomize.py").write_text(SITE.format(out=str(out.resolve())))
 
 
-def rows_module(out: Path, *, tree: Path = ROOT) -> Path:
+def rows_module(out: Path, *, tree: Path = ROOT, rooms: tuple[str, ...] = ROOMS) -> Path:
     """Module `simt_rows` of the kernels and their bindings alone, under ASan and UBSan, into `out`.
 
-    The kernels are those of tree/csrc/cuda. Objects are kept by what the preprocessor made of
-    them, so a changed line costs its own files.
+    The kernels are those of tree/csrc/cuda, a copy where little is changed; those of other rooms
+    are ROOT's. Objects are kept by what the preprocessor made of them, so a changed line costs its
+    own files.
     """
-    bindings = ROOT / "csrc" / "bindings"
-    sources = [
-        *(file for room in ROOMS for file in (tree / "csrc" / "cuda" / room).glob("*.cu")),
-        *(bindings / "cuda").glob("*.cpp"),
-        bindings / "loss_params.cpp",
-        *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
-        *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
-        *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
-    ]
+    copies = _changed(tree, rooms)
+    # Of what is inline the linker keeps the first: that of the tree.
+    sources = [*copies.values(), *(file for file in _sources() if file not in copies)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(_object, sources))
     module = out / f"simt_rows{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -143,23 +140,50 @@ def sanitizer_environment(**more: str) -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": asan, **more}
 
 
+def _sources() -> list[Path]:
+    bindings = ROOT / "csrc" / "bindings"
+    return [
+        *(file for room in ROOMS for file in (ROOT / "csrc" / "cuda" / room).glob("*.cu")),
+        *(bindings / "cuda").glob("*.cpp"),
+        bindings / "loss_params.cpp",
+        *(bindings / "arrays" / f"{name}.cpp" for name in ARRAYS),
+        *(ROOT / "csrc" / "cpu" / "runtime" / name for name in ("errors.cpp", "mapping.cpp")),
+        *(SIMT / name for name in ("simt.cpp", "runtime.cpp", "module.cpp")),
+    ]
+
+
+def _changed(tree: Path, rooms: tuple[str, ...]) -> dict[Path, Path]:
+    """Kernels of these rooms that include another file in `tree`: ROOT's source, and the tree's."""
+    if tree == ROOT:
+        return {}
+    kernels = [file for file in _sources() if file.suffix == ".cu" and file.parent.name in rooms]
+    return {
+        source: tree / source.relative_to(ROOT)
+        for source in kernels
+        if not all(
+            filecmp.cmp(file, tree / file.relative_to(ROOT)) for file in _compiled(source)[1]
+        )
+    }
+
+
 @functools.cache
-def _object(source: Path) -> Path:
-    """`source` compiled; the headers of its own tree go before this one's."""
+def _compiled(source: Path) -> tuple[Path, list[Path]]:
+    """The object of `source`, and the files of csrc that it is made of; the headers of its own tree
+    go before this one's."""
     tree = next(folder for folder in source.parents if folder.name in ("csrc", "simt"))
-    options = [COMPILER, "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+    options = [COMPILER, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
     # Kernels are compiled more often than they run. What wraps them for Python is slow to compile,
     # and not what is looked at here.
-    wraps = source.parent.name in ("bindings", "arrays") or source.name == "module.cpp"
-    options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else SANITIZE)]
+    wraps = "bindings" in source.parts or source.name == "module.cpp"
+    options += ["-O1" if source.parent == SIMT else "-O0", *([] if wraps else ["-g1", *SANITIZE])]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     include = [SIMT, tree, ROOT / "csrc", pybind11().get_include()]
     include.append(sysconfig.get_path("include"))
     command = [*options, *(f"-I{folder}" for folder in include), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, check=False).stdout
     # The same file of another tree is the same object.
-    text = text.replace(str(tree).encode(), b"")
-    key = hashlib.sha256(" ".join(options).encode() + text).hexdigest()[:24]
+    key_text = text.replace(str(tree).encode(), b"")
+    key = hashlib.sha256(" ".join(options).encode() + key_text).hexdigest()[:24]
     target = CACHE / "objects" / f"{source.stem}-{key}.o"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +191,13 @@ def _object(source: Path) -> Path:
         run([*command, "-c", "-o", str(part)])
         part.replace(target)
     target.touch()
-    return target
+    names = set(re.findall(rb'^# \d+ "([^"<]+)"', text, re.MULTILINE))
+    files = [Path(name.decode()) for name in names]
+    return target, [file for file in files if ROOT / "csrc" in file.parents]
+
+
+def _object(source: Path) -> Path:
+    return _compiled(source)[0]
 
 
 def _forget() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -30,8 +28,6 @@ from tests.support.tolerances import (  # noqa: E402
     assert_gradients,
     assert_values,
 )
-
-ISAS = _core.runtime.build_info()["isas"]
 
 
 def check_values(out: ll.Divergence, truth: dict[str, Any], dtype: Any, plain: Any = None) -> None:
@@ -168,17 +164,6 @@ def test_threads_change_no_bit(kind: str) -> None:
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert_bitwise_equal(a, b)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    test = "test_given_logits_are_the_oracle"
-    monkeypatch.setenv("LOGITLESS_ISA", isa)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        [*command, "-k", f"{test} and auto and both"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @pytest.mark.parametrize("kind", KINDS)

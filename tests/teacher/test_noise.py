@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,6 @@ from tests.support.tolerances import (  # noqa: E402
     assert_values,
 )
 
-ISAS = _core.runtime.build_info()["isas"]
 SEED, STEP = (1 << 64) - 3, (1 << 34) - 1
 ROW_IDS = torch.arange(N) * 1_000_003 - 5
 # rows 4 and 8 have none
@@ -210,15 +207,6 @@ def test_masked_rows_may_hold_anything() -> None:
     sizes = torch.where(call.mask, SIZES, math.nan)
     for a, b in zip(want, outcome(call, teacher_noise=sizes), strict=True):
         assert_bitwise_equal(a, b)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOGITLESS_ISA", isa)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    which = "(test_given_logits_are_the_oracle and auto and both) or oracles_numbers"
-    run = subprocess.run([*command, "-k", which], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @pytest.mark.parametrize("sets", [None, "mixed"])

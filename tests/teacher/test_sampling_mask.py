@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 import logitless as ll  # noqa: E402
-from logitless import _core, reference  # noqa: E402
+from logitless import reference  # noqa: E402
 from logitless.ops.rows.arguments import Transform  # noqa: E402
 from logitless.ops.rows.sets import RowSets  # noqa: E402
 from logitless.ops.sharding.shard import Shard  # noqa: E402
@@ -41,7 +39,6 @@ from tests.support.tolerances import (  # noqa: E402
     assert_values,
 )
 
-ISAS = _core.runtime.build_info()["isas"]
 SETS = [kind for kind in mask_cases.KINDS if kind != "target"]
 
 
@@ -210,17 +207,6 @@ def test_masked_rows_are_not_read_and_give_zeros() -> None:
         assert not want[0][~call.mask].any() and not want[5][~call.mask].any()
     call.mask[:] = False
     assert not any(x.any() for x in outcome(call, ids))
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOGITLESS_ISA", isa)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        [*command, "-k", "test_given_logits_are_the_oracle and auto and both"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
 
 
 def test_tokens_without_mass_within_a_set() -> None:

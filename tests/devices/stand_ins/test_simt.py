@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.simt import build
-from tests.simt.checks import CHECKS
+from tests.simt.checks import CHECKS, ROOMS
 from tests.simt.planted_bugs import BUGS, WITHOUT
 from tests.support.paths import ROOT
 
@@ -119,14 +119,14 @@ def test_every_header_has_a_planted_bug() -> None:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bugs_are_found(sanitized: Path, module: Path, name: str) -> None:
-    """`module` passes the same check, in test_kernels."""
+    """In the kernels that the check runs. `module` passes the same check, in test_kernels."""
     bug, tree = BUGS[name], sanitized / name
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     file = tree / "csrc" / bug.file
     text = file.read_text()
     assert text.count(bug.right) == 1, f"{bug.file} has not exactly one {bug.right!r}"
     file.write_text(text.replace(bug.right, bug.wrong))
-    build.rows_module(tree, tree=tree)
+    build.rows_module(tree, tree=tree, rooms=ROOMS[bug.check])
     run = checks(tree, bug.check)
     assert run.returncode != 0, "the bug was not found"
     assert any(word in run.stdout + run.stderr for word in bug.words), run.stderr[-3000:]

@@ -85,10 +85,8 @@ def recipe(home: Path, *overrides: str) -> Recipe:
     return tiny_recipe(home, *OPTIONS, *overrides)
 
 
-def on_two(home: Path, out: str, *overrides: str) -> Any:
-    return torchrun.run(
-        2, "train", "tiny.yaml", *OPTIONS, *overrides, "--out", out, folder=home
-    )  # fmt: skip
+def on_two(home: Path, out: str, *overrides: str, run: Any = torchrun.forked) -> Any:
+    return run(2, "train", "tiny.yaml", *OPTIONS, *overrides, "--out", out, folder=home)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +97,7 @@ def alone(home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(home: Path) -> Path:
-    done = on_two(home, "pair")
+    done = on_two(home, "pair", run=torchrun.run)
     assert done.returncode == 0, done.stderr
     # one of them speaks
     assert done.stdout.count("report: pair/report.html") == 1
@@ -152,7 +150,7 @@ def test_an_error_on_one_rank_ends_all(home: Path, end: str, message: str) -> No
     out, options = f"dead_{end}", f"task.options={{low: 8, high: 10, digits: 2, end: {end}}}"
     began = time.monotonic()
     more = ("task.name=moody_tasks.py:Dies", options, "warmup.steps=5", "evaluation.every=0")
-    done = on_two(home, out, *more)
+    done = on_two(home, out, *more, run=torchrun.run)
     # far from the half hour that gloo would wait for
     assert time.monotonic() - began < 600
     assert done.returncode != 0
@@ -165,7 +163,7 @@ def test_an_error_on_one_rank_ends_all(home: Path, end: str, message: str) -> No
 
 
 def test_what_is_refused_is_said_once(home: Path) -> None:
-    done = on_two(home, "refused", "rollout.prompts=1", "rollout.group=35")
+    done = on_two(home, "refused", "rollout.prompts=1", "rollout.group=35", run=torchrun.run)
     assert done.returncode != 0
     message = "recipe key 'rollout.prompts' must be at least 2, a prompt for each rank, got 1"
     assert done.stderr.count(message) == 1

@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def on_two(home: Path, out: str, *options: str) -> Path:
-    done = torchrun.run(2, "train", "tiny.yaml", *options, "--out", out, folder=home)
+    done = torchrun.forked(2, "train", "tiny.yaml", *options, "--out", out, folder=home)
     assert done.returncode == 0, done.stderr
     return home / out
 
@@ -144,9 +144,9 @@ def test_an_evaluation_has_the_work_of_all_ranks(
     capsys.readouterr()
     assert main(["eval", str(alone / "pi")]) == 0
     expected = capsys.readouterr().out
-    done = torchrun.run(2, "eval", alone / "pi", folder=home)
+    done = torchrun.forked(2, "eval", alone / "pi", folder=home)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected and "pi after 4 steps" in expected
-    refused = torchrun.run(2, "eval", alone / "pi", "evaluation.prompts=1", folder=home)
+    refused = torchrun.forked(2, "eval", alone / "pi", "evaluation.prompts=1", folder=home)
     message = "recipe key 'evaluation.prompts' must be at least 2, a prompt for each rank, got 1"
     assert refused.returncode != 0 and refused.stderr.count(message) == 1

@@ -57,8 +57,8 @@ def recipe(home: Path) -> Recipe:
     return tiny_recipe(home, *OPTIONS)
 
 
-def on_two(home: Path, out: str, *options: str) -> Any:
-    return torchrun.run(2, "train", "tiny.yaml", *OPTIONS, *options, "--out", out, folder=home)
+def on_two(home: Path, out: str, *options: str, run: Any = torchrun.forked) -> Any:
+    return run(2, "train", "tiny.yaml", *OPTIONS, *options, "--out", out, folder=home)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_who_fails_inside_of_the_model_is_missed(home: Path) -> None:
     )
     began = time.monotonic()
     more = ("task.name=broken.py:Task", "evaluation.every=0", "update.body_lr=0.001")
-    done = on_two(home, "broken", *more)
+    done = on_two(home, "broken", *more, run=torchrun.run)
     assert done.returncode != 0 and time.monotonic() - began < 300
     assert "MemoryError: no room for a layer" in done.stderr
     assert not metrics.read(home / "broken" / "clip_cov" / metrics.FILE)

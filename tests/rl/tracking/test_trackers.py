@@ -203,7 +203,7 @@ def test_the_first_rank_alone_tells(tmp_path: Path) -> None:
     tiny_file(tmp_path)
     (tmp_path / "wandb.py").write_text(STAND_IN, "utf-8")
     options = [*OPTIONS, "log_to=[wandb]", "steps=2"]
-    done = torchrun.run(2, "train", "tiny.yaml", *options, "--out", "run", folder=tmp_path)
+    done = torchrun.forked(2, "train", "tiny.yaml", *options, "--out", "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "told.txt").read_text("utf-8").splitlines()
     assert told == [f"0 {step} True" for step, _ in PLACES[:4]]

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from tests.simt.checks import pairs, rows, sampling, sets, tokens, topk
 
-CHECKS = {
-    name: check
-    for room in (rows, tokens, topk, pairs, sampling, sets)
-    for name, check in room.CHECKS.items()
-}
+# The rooms of csrc/cuda whose kernels they run.
+_ROOMS = (
+    (rows, ("rows",)),
+    (tokens, ("tokens",)),
+    (topk, ("topk",)),
+    (pairs, ("divergence",)),
+    (sampling, ("sampling",)),
+    (sets, ("topk", "divergence")),
+)
+CHECKS = {name: check for checks, _ in _ROOMS for name, check in checks.CHECKS.items()}
+ROOMS = {name: rooms for checks, rooms in _ROOMS for name in checks.CHECKS}

@@ -23,11 +23,15 @@ from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels import errors as row_errors
 from logitless.backends.row_kernels.device import ABSENT, DeviceRows
 from logitless.backends.token_kernels.protocol import TokenKernels
+from tests.support.device.interpreter import patch_once
 from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
 # Of a fake backend there are rows alone.
 GROUPS = ("sets", "sampling", "divergence", "tokens")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_once()
 
 
 class Device(NamedTuple):

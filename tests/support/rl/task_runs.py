@@ -51,6 +51,6 @@ class TaskRuns(NamedTuple):
         """On two ranks."""
         out = half_way(alone, home / "pair", self.methods)
         given = (*self.options, *self.run, "--resume", "--out", out)
-        done = torchrun.run(2, "train", "tiny.yaml", *given, folder=home)
+        done = torchrun.forked(2, "train", "tiny.yaml", *given, folder=home)
         assert done.returncode == 0, done.stderr
         return home / out

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.support.workers import forks
 
 
 def start(ranks: int, *arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
@@ -31,3 +35,30 @@ def run(
             process.terminate()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def forked(
+    ranks: int, *arguments: str | Path, folder: Path, seconds: int = 600
+) -> subprocess.CompletedProcess[str]:
+    """`run` without torchrun, by ranks that need not import anything."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked",
+        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    given = [str(argument) for argument in arguments]
+    with TemporaryDirectory() as logs:
+        out, errors = Path(logs, "out"), Path(logs, "errors")
+        started = [
+            forks.start(
+                rank, "logitless", given, out=out, errors=errors, folder=folder,
+                preload=forks.TRAINING, RANK=str(rank), LOCAL_RANK=str(rank), **around,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        codes = forks.ends(started, seconds, together=True)
+        return subprocess.CompletedProcess(
+            given, max(codes, key=abs), out.read_text("utf-8"), errors.read_text("utf-8")
+        )
