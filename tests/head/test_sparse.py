@@ -365,14 +365,17 @@ def test_plan_counts_what_is_kept() -> None:
     assert sparse.support_bytes >= 1000 * 2 * 512 * 12
     assert sparse.mode == "support"
     assert "512 largest entries" in str(sparse)
-    more = ll.plan(1000, 64, 5000, "bfloat16", one_pass=False, tail_mass=1e-3, tail_entries=512)
-    assert more.support_bytes >= 1000 * 1024 * 12
-    assert "512 largest entries" in str(more)
+    more = ll.plan(1000, 64, 5000, "bfloat16", one_pass=False, tail_mass=1e-3, tail_entries=1024)
+    assert more.support_bytes >= 1000 * 2048 * 12
+    assert "1024 largest entries" in str(more)
     with pytest.raises(ValueError, match="memory_budget must be at least") as error:
         ll.plan(1000, 64, 5000, "bfloat16", 1000, one_pass=False, tail_mass=1e-3)
-    found = re.search(r"at least (\d+)", str(error.value))
+    found = re.search(
+        r"at least (\d+) bytes \((\d+) of them for tail_entries=512\)", str(error.value)
+    )
     assert found is not None
     least = int(found[1])
+    assert int(found[2]) == sparse.support_bytes
     assert ll.plan(1000, 64, 5000, "bfloat16", least, tail_mass=1e-3).total_bytes <= least
 
 

@@ -283,9 +283,10 @@ def plan_on(
     if not fitting:
         least = support + min(cost.total_bytes(problem, strategy, machine) for strategy in bare)
         least, limit = heads * least, limit if budget is None else parse_bytes(budget)
+        entries = f" ({heads * support} of them for tail_entries={tail_entries})"
         raise ValueError(
-            f"memory_budget must be at least {least} bytes for {tokens} tokens x {hidden} hidden x "
-            f"{vocab} vocabulary in {realised}, got {limit}"
+            f"memory_budget must be at least {least} bytes{entries if tail_mass else ''} for "
+            f"{tokens} tokens x {hidden} hidden x {vocab} vocabulary in {realised}, got {limit}"
         )
     best = min(fitting, key=lambda strategy: cost.seconds(problem, strategy, machine))
     return Plan(
