@@ -1,6 +1,7 @@
 """How many entries a trained model's rows need, and what keeping them costs and saves.
 
-python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--float32] [--json PATH]
+python -m benchmarks.studies.tail_entries [--tokens 96] [--rounds 7] [--float32] [--peaked]
+    [--budget 64MiB] [--json PATH]
 
 Hidden states of tokens that a chat model sampled, in bfloat16; without products of bfloat16 in the
 processor it takes hours, and --float32 a minute. Log-prob and entropy both have a
@@ -83,17 +84,19 @@ def peers() -> dict[str, Head]:
     return found
 
 
-def contenders(x: States) -> dict[Key, Callable[[], Any]]:
+def contenders(x: States, budget: str | None) -> dict[Key, Callable[[], Any]]:
     ours: dict[Key, Callable[[], Any]] = {
-        (tail, entries): partial(step, x, tail_mass=tail, tail_entries=entries)
+        (tail, entries): partial(
+            step, x, tail_mass=tail, tail_entries=entries, memory_budget=budget
+        )
         for tail, entries in settings()
     }
     return {**ours, **{name: partial(peer_step, head, x) for name, head in peers().items()}}
 
 
-def quotients(x: States, rounds: int) -> dict[Key, list[float]]:
+def quotients(x: States, rounds: int, budget: str | None) -> dict[Key, list[float]]:
     """Seconds over those of the bare products of the same round, one after the other."""
-    calls, products = contenders(x), bare(x)
+    calls, products = contenders(x, budget), bare(x)
     found: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in range(rounds + 1):
         floor = seconds(products)
@@ -122,10 +125,10 @@ def facts(x: States, tail: float, entries: int, exact: tuple[Tensor, Tensor]) ->
     return {"served": float(served.float().mean()), "errors": errors}
 
 
-def study(x: States, rounds: int) -> list[Row]:
+def study(x: States, rounds: int, budget: str | None = None) -> list[Row]:
     _, *exact = step(x)
     rows = []
-    for key, values in quotients(x, rounds).items():
+    for key, values in quotients(x, rounds, budget).items():
         found: Row = {"temperature": x.temperature}
         if isinstance(key, str):
             found |= {"peer": key}
@@ -168,17 +171,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--float32", action="store_true", help="states as the model has them")
     parser.add_argument("--peaked", action="store_true", help="a peaked head of 151,936 instead")
+    parser.add_argument("--budget", help="memory_budget of ours, as 64MiB; else the default")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     rows = []
     for x in [peaked()] if chosen.peaked else (sampled(t, chosen.tokens) for t in TEMPERATURES):
-        rows += study(x if chosen.float32 else x.rounded(), chosen.rounds)
+        rows += study(x if chosen.float32 else x.rounded(), chosen.rounds, chosen.budget)
     sys.stdout.write(table(rows) + "\n")
     if chosen.json:
         found = {
             "machine": machine("cpu", libraries()),
             "tokens": chosen.tokens,
             "rounds": chosen.rounds,
+            "budget": chosen.budget,
         }
         chosen.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
 

@@ -58,11 +58,6 @@ void topk_capture(
 ) {
   fail();
 }
-void topk_recapture(
-    const Rows&, const TensorView&, int64_t, bool, const RowState*, const TopK&, Stream
-) {
-  fail();
-}
 void topk_finalize(const Rows&, const RowState*, const TopK&, Stream) { fail(); }
 void topk_measure(
     const Rows&, const RowState*, const TopK&, const Economy&, const Dropped&, Stream

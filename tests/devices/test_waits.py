@@ -15,7 +15,7 @@ from logitless.ops.head import policy_op, statistics
 from logitless.ops.head.backward import counted
 from logitless.ops.head.tiling import Tiling
 from tests.support.device.devices import Device
-from tests.support.device.waits import Waits, as_on_device, nothing_is_flagged, promised
+from tests.support.device.waits import as_on_device, promised, waits_of
 from tests.support.heads import B, T, V, batch
 from tests.support.plans import APART, CHUNKS, force
 
@@ -107,14 +107,7 @@ def waits(device: Device, call: Call, monkeypatch: pytest.MonkeyPatch) -> tuple[
         total: Tensor = out.loss / 3 if hasattr(out, "loss") else out[0].sum() + out[1].sum()
         return total
 
-    torch.autograd.grad(run(), leaves)
-    with monkeypatch.context() as patch:
-        nothing_is_flagged(patch)
-        with Waits() as there:
-            found = run()
-        with Waits() as back:
-            torch.autograd.grad(found, leaves)
-    return there.seen, back.seen
+    return waits_of(run, leaves, monkeypatch)
 
 
 def test_every_call_of_the_table_is_tried() -> None:

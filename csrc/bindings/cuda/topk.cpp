@@ -38,7 +38,9 @@ void recapture(
   check_ids(tile, start, INT32_MAX, "topk");
   check_apart(rows, tile, states, topk);
   const py::gil_scoped_release release;
-  cuda::topk_recapture(here, tile.view(), start, first, data, kept, rows.device().queue(stream));
+  cuda::topk_capture(
+      here, tile.view(), start, first, data, nullptr, kept, rows.device().queue(stream)
+  );
 }
 
 void measure(

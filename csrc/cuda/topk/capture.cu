@@ -15,18 +15,6 @@ void capture(CaptureArgs args, Stream stream) {
 
 }  // namespace
 
-void topk_recapture(
-    const Rows& rows,
-    const TensorView& logits,
-    int64_t start,
-    bool first,
-    const RowState* state,
-    const TopK& topk,
-    Stream stream
-) {
-  topk_capture(rows, logits, start, first, state, nullptr, topk, stream);
-}
-
 void topk_capture(
     const Rows& rows,
     const TensorView& logits,

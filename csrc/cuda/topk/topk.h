@@ -12,7 +12,8 @@
 namespace logitless::cuda {
 
 // After rows_forward of the same tile, whose workspace it reads: keeps the largest logits of each
-// row. y are float numbers.
+// row. y are float numbers. Without a workspace, once whole rows are known: every column is read,
+// and masked rows stay as they are.
 void topk_capture(
     const Rows& rows,
     const TensorView& logits,
@@ -20,18 +21,6 @@ void topk_capture(
     bool first,
     const RowState* state,
     const void* workspace,
-    const TopK& topk,
-    Stream stream
-);
-
-// The same of whole rows, whose state is known and whose tiles are still there. Masked rows stay as
-// they are.
-void topk_recapture(
-    const Rows& rows,
-    const TensorView& logits,
-    int64_t start,
-    bool first,
-    const RowState* state,
     const TopK& topk,
     Stream stream
 );

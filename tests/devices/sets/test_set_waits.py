@@ -10,7 +10,7 @@ import torch
 import logitless as ll
 from logitless.ops.rows.sets import MaskedRows
 from tests.support.device.devices import Device
-from tests.support.device.waits import Waits, as_on_device, nothing_is_flagged, promised
+from tests.support.device.waits import as_on_device, promised, waits_of
 
 N, H, V = 12, 8, 60
 
@@ -51,14 +51,7 @@ def waits(device: Device, call: Call, monkeypatch: pytest.MonkeyPatch) -> tuple[
         )  # fmt: skip
         return stats.logp.sum() + stats.entropy.sum()
 
-    torch.autograd.grad(run(), leaves)
-    with monkeypatch.context() as patch:
-        nothing_is_flagged(patch)
-        with Waits() as there:
-            found = run()
-        with Waits() as back:
-            torch.autograd.grad(found, leaves)
-    return there.seen, back.seen
+    return waits_of(run, leaves, monkeypatch)
 
 
 def test_every_call_of_the_table_is_tried() -> None:

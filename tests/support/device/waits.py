@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,6 +109,20 @@ def nothing_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a first call: what calls before have flagged, which is a look at a number of the
     host's, is not looked at."""
     monkeypatch.setattr(errors, "capturing", lambda device: True)
+
+
+def waits_of(
+    run: Callable[[], Tensor], leaves: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[str]]:
+    """Of a forward and of its backward, by name, once both have run."""
+    torch.autograd.grad(run(), leaves)
+    with monkeypatch.context() as patch:
+        nothing_is_flagged(patch)
+        with Waits() as there:
+            found = run()
+        with Waits() as back:
+            torch.autograd.grad(found, leaves)
+    return there.seen, back.seen
 
 
 def promised(page: str) -> dict[str, tuple[int, int]]:
