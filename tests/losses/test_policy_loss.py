@@ -227,6 +227,8 @@ def test_data_may_not_require_grad(name: str) -> None:
         ours(t, SPECS["k3"])
 
 
+# torch 2.15 looks at .grad of what it makes itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", ["ppo", "entropy"])
 def test_the_op_is_a_good_citizen(name: str) -> None:
     """torch's own checks: schema, fake kernel, autograd registration, compilation."""

@@ -101,7 +101,7 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
         return loss
     if kind in ("M2po", "Bapo"):
         low, high = _bounds(s, r.detach(), a, mask)
-        loss = torch.max(-a * r, -a * r.clamp(low, high))
+        loss = torch.max(-a * r, -a * _clipped(r, low, high))
         dual = getattr(s, "dual", None)
         return loss if dual is None else torch.where(a < 0, torch.min(loss, -a * dual), loss)
     if kind == "BoundedClip":
@@ -142,6 +142,12 @@ def _policy(x: dict[str, Any], spec: PolicyLossSpec, mask: Any) -> Any:
     keep = _trusted(s, a, logp.detach().exp(), (logp - u).detach().exp())
     loss = -a * r if s.cap is None else -a * r.clamp(max=s.cap).detach() * logp
     return torch.where(keep, loss, ZERO)
+
+
+def _clipped(r: Any, low: float, high: float) -> Any:
+    """r.clamp(low, high), where a bound that is the ratio of a token itself leaves it its gradient.
+    That of torch's clamp is 0 there since torch 2.15, and was 1 before."""
+    return torch.where(r > high, high, torch.where(r < low, low, r))
 
 
 def _bounds(s: Any, r: Any, a: Any, mask: Any) -> tuple[float, float]:
