@@ -36,8 +36,8 @@ class M2po(BatchClip):
         loss = -torch.min(A * r, A * r.clamp(lowest, highest))
 
     A token counts as harmful where its ratio has already moved to the side that A pushes to. Within
-    the budget nothing is clipped, and the bounds are never tighter than 1 - low and 1 + high. Of the
-    token whose log ratio is t the ratio is a bound: the token keeps its gradient.
+    the budget nothing is clipped, and the bounds are never tighter than 1 - low and 1 + high. The
+    token whose log ratio is t stands on a bound, and keeps its gradient.
     """
 
     budget: float = 0.04
