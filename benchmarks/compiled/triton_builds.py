@@ -32,13 +32,16 @@ TARGETS: dict[str, tuple[Any, ...]] = {
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a call may have beside its logits. "odd": no row but the first starts at 16 bytes.
+# What a call may have beside its logits. "odd": no row but the first starts at 16 bytes; "noise":
+# on the logits of a teacher.
 CONFIGURATIONS: dict[str, frozenset[str]] = {
     "plain": frozenset(),
     "extras": frozenset({"extras"}),
     "all": frozenset({"extras", "chain", "mask", "batched", "later"}),
     "odd": frozenset({"odd"}),
     "odd, all": frozenset({"odd", "extras", "chain", "mask", "batched", "later"}),
+    "noise": frozenset({"noise"}),
+    "noise, all": frozenset({"noise", "extras", "chain", "mask", "batched", "later"}),
 }
 
 
@@ -162,7 +165,8 @@ def call_pair(
         side |= {"bias": torch.zeros(start + width), "softcap": 15.0, "pre": 0.5}
         side["row_scale"] = torch.ones(n, dtype=torch.float64)
     mask = {"mask": torch.ones(n, dtype=torch.bool)} if "mask" in options else {}
-    pair = TritonPair({**side, **mask}, side, logits.device)
+    noise = noise_on(n, start) if "noise" in options else None
+    pair = TritonPair({**side, **mask}, side, logits.device, noise)
     state, sums = torch.empty(n, 8, dtype=torch.float64), torch.empty(n, 2, dtype=torch.float64)
     where = {"start": start, "first": "later" not in options}
     pair.forward(logits, other, state, **where)
@@ -177,6 +181,12 @@ def call_pair(
             sums=sums if kind == "jsd" else None, g_divergence=torch.ones(n),
             g_entropy=torch.ones(n, dtype=torch.float64), start=start,
         )  # fmt: skip
+
+
+def noise_on(n: int, start: int = 0) -> dict[str, Any]:
+    """That of a teacher's rows."""
+    sizes, row_ids = torch.ones(n, dtype=torch.float64), torch.arange(n)
+    return {"seed": 2**63 + 1, "step": 3, "row_ids": row_ids, "sizes": sizes, "start": start}
 
 
 def call_draw(
@@ -232,10 +242,11 @@ def call_sets(
     state, sums = (torch.empty(n, k, dtype=torch.float64) for k in (8, 2))
     kernel("set_forward")(rows, targets, entries, state, extras="extras" in options)
     kernel("set_gradient")(rows, targets, entries, state, torch.empty(n), g_logp=torch.ones(n))
+    noise = noise_on(n) if "noise" in options else None
     pair = import_module(f"{package}.divergence.pair").TritonPair(
-        {**side, **mask}, side, state.device
+        {**side, **mask}, side, state.device, noise
     )
-    both = pair.student, pair.teacher, entries, torch.zeros(n)
+    both = pair.student, pair.teacher, pair.noise, entries, torch.zeros(n)
     kernel("set_pair")(*both, state)
     kernel("set_pair_mix")(*both, state, sums, beta=0.3)
     for kind in kinds:
@@ -263,12 +274,12 @@ def builds(target: str) -> list[Build]:
     for dtype in DTYPES:
         for configuration, options in CONFIGURATIONS.items():
             with compiling(target) as launched:
-                call(4, 8192, DTYPES[dtype], options)
-                # statistics beside the logp are of one side alone
-                if "extras" not in options or "chain" in options:
-                    call_pair(4, 8192, DTYPES[dtype], options)
-                    call_draw(4, 8192, DTYPES[dtype], options)
-                call_sets(4, 8192, DTYPES[dtype], options)
+                # statistics beside the logp are of one side alone, and noise is of a teacher's
+                beside = "extras" not in options or "chain" in options
+                alone = "noise" not in options
+                of = [call] * alone + [call_pair] * beside + [call_draw] * (alone and beside)
+                for run in (*of, call_sets):
+                    run(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:
                 name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))

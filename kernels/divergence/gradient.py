@@ -22,6 +22,14 @@ from logitless.kernels.divergence.columns import (
     pair_slope,
     raw_columns,
 )
+from logitless.kernels.divergence.noise import (
+    GROUP,
+    Noise,
+    arguments,
+    columns_inside,
+    noise_of_columns,
+    programs,
+)
 from logitless.kernels.divergence.terms import KINDS, TERMS
 from logitless.kernels.jit import row_offset
 from logitless.kernels.launch import OPTIONS, Strides, device_of
@@ -35,6 +43,8 @@ NUM_WARPS = 4
         "rows_per_batch",
         "other_rows_per_batch",
         "blocks",
+        "seed",
+        "counters",
     ]
 )
 def gradient_kernel(
@@ -59,6 +69,11 @@ def gradient_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of the tile's first column; None: no noise
     GRADIENT_BATCHED: tl.constexpr,
     BATCHED: tl.constexpr,
     OTHER_BATCHED: tl.constexpr,
@@ -72,13 +87,16 @@ def gradient_kernel(
     # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
     first = (program % blocks).to(tl.int64) * COLUMNS
     o = tl.arange(0, COLUMNS)
-    inside = o < width - first.to(tl.int32)
+    if token is not None:
+        first -= token % GROUP
+    inside = columns_inside(first, o, width, token)
     out_ptr = gradient_ptr + first
     out_ptr += row_offset(
         row32, gradient_stride_batch, gradient_stride_row, gradient_rows_per_batch,
         GRADIENT_BATCHED,
     )  # fmt: skip
-    t_ptr = terms_ptr + row32.to(tl.int64) * TERMS
+    row = row32.to(tl.int64)
+    t_ptr = terms_ptr + row * TERMS
     if tl.load(t_ptr) == 0:
         zeros = tl.full((COLUMNS,), 0.0, gradient_ptr.dtype.element_ty)
         tl.store(out_ptr + o, zeros, mask=inside)
@@ -93,6 +111,10 @@ def gradient_kernel(
         )  # fmt: skip
         y = capped(raw, inside, slope, softcap, HAS_SOFTCAP)
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        if token is not None:
+            z += noise_of_columns(
+                sizes_ptr, row_ids_ptr, row, seed, counters, token + first.to(tl.int32), COLUMNS
+            )
         x, u = from_maxima(maxima_of(t_ptr), y, z)
         d = pair_slope(t_ptr, x, u, KIND)
         if HAS_SOFTCAP:
@@ -113,10 +135,11 @@ def gradient(
     *,
     kind: str,
     start: int,
+    noise: Noise | None,
 ) -> None:
     """Write the gradient of a tile whose first column is `start`."""
     width = logits.shape[-1]
-    blocks = triton.cdiv(width, COLUMNS)
+    blocks = programs(width, noise, start)
     with device_of(logits):
         gradient_kernel[(student.n * blocks,)](
             out,
@@ -140,6 +163,7 @@ def gradient(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, start),
             GRADIENT_BATCHED=out_strides.batched,
             BATCHED=strides.batched,
             OTHER_BATCHED=other_strides.batched,

@@ -22,12 +22,22 @@ from logitless.kernels.divergence.columns import (
     maxima_of,
     raw_columns,
 )
+from logitless.kernels.divergence.noise import (
+    GROUP,
+    Noise,
+    arguments,
+    columns_inside,
+    noise_of_columns,
+    programs,
+)
 from logitless.kernels.divergence.terms import TERMS
 from logitless.kernels.jit import LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, Strides, device_of
 
 
-@triton.jit(do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces"])
+@triton.jit(
+    do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces", "seed", "counters"]
+)
 def mix_kernel(
     records_ptr,  # [n, pieces, 2] float32, out
     logits_ptr,  # rows of `width` columns, and so the next
@@ -50,6 +60,11 @@ def mix_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of the tile's first column; None: no noise
     BATCHED: tl.constexpr,
     OTHER_BATCHED: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -63,7 +78,9 @@ def mix_kernel(
         # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
         first = (program % pieces).to(tl.int64) * COLUMNS
         o = tl.arange(0, COLUMNS)
-        inside = o < width - first.to(tl.int32)
+        if token is not None:
+            first -= token % GROUP
+        inside = columns_inside(first, o, width, token)
         y = raw_columns(
             logits_ptr, bias_ptr, row32, first, o, inside, stride_batch, stride_row,
             rows_per_batch, BATCHED,
@@ -74,6 +91,10 @@ def mix_kernel(
         )  # fmt: skip
         y = capped(y, inside, slope, softcap, HAS_SOFTCAP)
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        if token is not None:
+            z += noise_of_columns(
+                sizes_ptr, row_ids_ptr, row, seed, counters, token + first.to(tl.int32), COLUMNS
+            )
         t_ptr = terms_ptr + row * TERMS
         x, u = from_maxima(maxima_of(t_ptr), y, z)
         own, others = apart_from_mix(t_ptr, x, u, offset, other_offset)
@@ -93,10 +114,11 @@ def mix(
     *,
     beta: float,
     start: int,
+    noise: Noise | None,
 ) -> Tensor:
     """[n, pieces, 2]. Those of masked rows are left as they come."""
     n, width = student.n, logits.shape[-1]
-    count = triton.cdiv(width, COLUMNS)
+    count = programs(width, noise, start)
     records = torch.empty(n, count, 2, dtype=torch.float32, device=logits.device)
     if count == 0:
         return records
@@ -123,6 +145,7 @@ def mix(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, start),
             BATCHED=strides.batched,
             OTHER_BATCHED=other_strides.batched,
             HAS_SOFTCAP=student.chain.softcap != 0,

@@ -22,6 +22,14 @@ from logitless.kernels.divergence.columns import (
     raw_columns,
     scale_in_bits,
 )
+from logitless.kernels.divergence.noise import (
+    GROUP,
+    Noise,
+    arguments,
+    columns_inside,
+    noise_of_columns,
+    programs,
+)
 from logitless.kernels.jit import INF, LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, Strides, device_of
 
@@ -45,7 +53,9 @@ def _store_sums(record_ptr, m, x, apart):
     tl.store(record_ptr + 3, tl.sum(gap, 0))
 
 
-@triton.jit(do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces"])
+@triton.jit(
+    do_not_specialize=["rows_per_batch", "other_rows_per_batch", "pieces", "seed", "counters"]
+)
 def moments_kernel(
     records_ptr,  # [n, pieces, RECORD] float32, out
     logits_ptr,  # rows of `width` columns, and so the next
@@ -69,6 +79,11 @@ def moments_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of the tile's first column; None: no noise
     BATCHED: tl.constexpr,
     OTHER_BATCHED: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -82,7 +97,9 @@ def moments_kernel(
         # What depends on the program stays in one int64 scalar; a lane's column fits into int32.
         first = (program % pieces).to(tl.int64) * COLUMNS
         o = tl.arange(0, COLUMNS)
-        inside = o < width - first.to(tl.int32)
+        if token is not None:
+            first -= token % GROUP
+        inside = columns_inside(first, o, width, token)
         y = raw_columns(
             logits_ptr, bias_ptr, row32, first, o, inside, stride_batch, stride_row,
             rows_per_batch, BATCHED,
@@ -93,6 +110,10 @@ def moments_kernel(
         )  # fmt: skip
         y = capped(y, inside, slope, softcap, HAS_SOFTCAP)
         z = capped(z, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        if token is not None:
+            z += noise_of_columns(
+                sizes_ptr, row_ids_ptr, row, seed, counters, token + first.to(tl.int32), COLUMNS
+            )
         m, x = _from_maximum(y, scale_in_bits(row_scale_ptr, row, scale))
         other_m, u = _from_maximum(z, scale_in_bits(other_row_scale_ptr, row, other_scale))
         record_ptr = records_ptr + program.to(tl.int64) * RECORD
@@ -109,10 +130,11 @@ def moments(
     teacher: RowArrays,
     *,
     start: int,
+    noise: Noise | None,
 ) -> Tensor:
     """The records [n, pieces, RECORD]. Those of masked rows are left as they come."""
     n, width = student.n, logits.shape[-1]
-    count = triton.cdiv(width, COLUMNS)
+    count = programs(width, noise, start)
     records = torch.empty(n, count, RECORD.value, dtype=torch.float32, device=logits.device)
     if count == 0:
         return records
@@ -140,6 +162,7 @@ def moments(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, start),
             BATCHED=strides.batched,
             OTHER_BATCHED=other_strides.batched,
             HAS_SOFTCAP=student.chain.softcap != 0,

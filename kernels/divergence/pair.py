@@ -11,6 +11,7 @@ from logitless.kernels.divergence.gradient import gradient
 from logitless.kernels.divergence.mix import mix
 from logitless.kernels.divergence.mix_sums import mix_sums
 from logitless.kernels.divergence.moments import moments
+from logitless.kernels.divergence.noise import Noise
 from logitless.kernels.divergence.terms import terms
 from logitless.kernels.divergence.values import OUTPUTS, values
 from logitless.kernels.launch import Strides
@@ -28,6 +29,7 @@ class TritonPair:
         student: dict[str, Any],  # n and what RowArrays takes
         teacher: dict[str, Any],
         device: torch.device,
+        noise: dict[str, Any] | None = None,  # what Noise.of takes, of the teacher's rows
     ) -> None:
         own, other = (
             RowArrays(**_without_targets(side), device=device, like="states")
@@ -36,6 +38,7 @@ class TritonPair:
         if own.n != other.n:
             raise ValueError(f"teacher must have {own.n} rows, got {other.n}")
         self.student, self.teacher, self.n = own, other, own.n
+        self.noise = None if noise is None else Noise.of(other, **noise)
 
     def forward(
         self,
@@ -52,7 +55,7 @@ class TritonPair:
         if self.n == 0:
             return
         rows = self.student, self.teacher
-        records = moments(logits, other, *strides, *rows, start=start)
+        records = moments(logits, other, *strides, *rows, start=start, noise=self.noise)
         combine(records, state, *rows, first=first)
 
     def mix(
@@ -74,7 +77,9 @@ class TritonPair:
             return
         rows = self.student, self.teacher
         per_row = terms(state, None, *rows, kind="jsd", beta=beta)
-        records = mix(logits, other, *strides, per_row, *rows, beta=beta, start=start)
+        records = mix(
+            logits, other, *strides, per_row, *rows, beta=beta, start=start, noise=self.noise
+        )
         mix_sums(records, state, sums, self.student.mask, first=first)
 
     def finalize(
@@ -124,7 +129,10 @@ class TritonPair:
             state, sums, *rows, kind=kind, beta=beta, differentiated=True,
             g_divergence=g_divergence, g_entropy=g_entropy,
         )  # fmt: skip
-        gradient(logits, other, out, *strides, out_strides, per_row, *rows, kind=kind, start=start)
+        gradient(
+            logits, other, out, *strides, out_strides, per_row, *rows, kind=kind, start=start,
+            noise=self.noise,
+        )  # fmt: skip
 
     def _check_state(self, state: Tensor) -> None:
         self.student.check("state", state, torch.float64, shape=(self.n, STATE))

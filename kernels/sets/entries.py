@@ -13,6 +13,8 @@ from logitless.kernels.jit import INF
 
 # Entries of a row that a program has in its registers at a time: 8 floats a lane.
 BLOCK = 1024
+# Words and normal numbers take registers of their own.
+BLOCK_OF_NOISE = 256
 NUM_WARPS = 4
 
 

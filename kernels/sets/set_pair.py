@@ -14,9 +14,10 @@ from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
 from logitless.kernels.divergence.columns import mass_of, scale_in_bits
+from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
 from logitless.kernels.jit import INF, LN2, LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def _store(state_ptr, m, s0, s1, gap):
     tl.store(state_ptr + 3, gap * LN2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "counters", "token"])
 def set_pair_kernel(
     state_ptr,  # [n, 8] float64, out
     offsets_ptr,  # [n + 1] int64
@@ -51,6 +52,12 @@ def set_pair_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of column 0; None: no noise
+    columns_ptr,  # [entries] int32, or None without noise
     HAS_SOFTCAP: tl.constexpr,
     OTHER_HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -67,6 +74,10 @@ def set_pair_kernel(
         inside = at < stop
         y = y_of(values_ptr, at, inside, slope, softcap, HAS_SOFTCAP)
         z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        if token is not None:
+            z += noise_of_entries(
+                columns_ptr, at, inside, sizes_ptr, row_ids_ptr, row, seed, counters, token
+            )
         m = tl.maximum(m, tl.max(y, 0))
         other_m = tl.maximum(other_m, tl.max(z, 0))
     # Of a row without any mass from 0: -inf - -inf would be NaN.
@@ -81,6 +92,10 @@ def set_pair_kernel(
         inside = at < stop
         y = y_of(values_ptr, at, inside, slope, softcap, HAS_SOFTCAP)
         z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+        if token is not None:
+            z += noise_of_entries(
+                columns_ptr, at, inside, sizes_ptr, row_ids_ptr, row, seed, counters, token
+            )
         x = (y - base) * scale
         u = (z - other_base) * other_scale
         s0, s1, gap = _add(s0, s1, gap, x, x - u)
@@ -93,6 +108,7 @@ def set_pair_kernel(
 def set_pair(
     student: RowArrays,
     teacher: RowArrays,
+    noise: Noise | None,  # of the teacher's rows
     entries: Entries,
     others: Tensor,  # [entries] float32, the teacher's values
     state: Tensor,  # [n, 8] float64, out
@@ -116,9 +132,11 @@ def set_pair(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, 0),
+            None if noise is None else entries.columns,
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
-            BLOCK=BLOCK,
+            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
             num_warps=NUM_WARPS,
             **OPTIONS,
         )

@@ -12,13 +12,14 @@ from logitless.kernels.divergence.columns import (
     maxima_of,
     pair_slope,
 )
+from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
 from logitless.kernels.divergence.terms import KINDS, TERMS, terms
 from logitless.kernels.jit import INF
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "counters", "token"])
 def set_pair_gradient_kernel(
     gradient_ptr,  # [entries] float32, out
     offsets_ptr,  # [n + 1] int64
@@ -29,6 +30,12 @@ def set_pair_gradient_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of column 0; None: no noise
+    columns_ptr,  # [entries] int32, or None without noise
     HAS_SOFTCAP: tl.constexpr,
     OTHER_HAS_SOFTCAP: tl.constexpr,
     KIND: tl.constexpr,
@@ -46,6 +53,10 @@ def set_pair_gradient_kernel(
             raw = tl.load(values_ptr + at, mask=inside, other=-INF)
             y = capped(raw, inside, slope, softcap, HAS_SOFTCAP)
             z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+            if token is not None:
+                z += noise_of_entries(
+                    columns_ptr, at, inside, sizes_ptr, row_ids_ptr, row, seed, counters, token
+                )
             x, u = from_maxima(maxima_of(t_ptr), y, z)
             d = pair_slope(t_ptr, x, u, KIND)
             if HAS_SOFTCAP:
@@ -56,6 +67,7 @@ def set_pair_gradient_kernel(
 def set_pair_gradient(
     student: RowArrays,
     teacher: RowArrays,
+    noise: Noise | None,  # of the teacher's rows
     entries: Entries,
     others: Tensor,  # [entries] float32, the teacher's values
     state: Tensor,  # [n, 8] float64
@@ -86,10 +98,12 @@ def set_pair_gradient(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, 0),
+            None if noise is None else entries.columns,
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
             KIND=KINDS[kind],
-            BLOCK=BLOCK,
+            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
             num_warps=NUM_WARPS,
             **OPTIONS,
         )

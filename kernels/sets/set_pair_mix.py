@@ -9,13 +9,14 @@ from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
 from logitless.kernels.divergence.columns import apart_from_mix, from_maxima, maxima_of
+from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
 from logitless.kernels.divergence.terms import TERMS, terms
 from logitless.kernels.jit import LN2, LOG2E
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "counters", "token"])
 def set_pair_mix_kernel(
     sums_ptr,  # [n, 2] float64, out
     state_ptr,  # [n, 8] float64
@@ -29,6 +30,12 @@ def set_pair_mix_kernel(
     softcap,
     other_slope,
     other_softcap,
+    sizes_ptr,  # [n] float32 of noise, or None
+    row_ids_ptr,  # [n] int64 of noise
+    seed: tl.uint64,
+    counters: tl.uint64,
+    token,  # of column 0; None: no noise
+    columns_ptr,  # [entries] int32, or None without noise
     HAS_SOFTCAP: tl.constexpr,
     OTHER_HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,6 +53,10 @@ def set_pair_mix_kernel(
             inside = at < stop
             y = y_of(values_ptr, at, inside, slope, softcap, HAS_SOFTCAP)
             z = y_of(others_ptr, at, inside, other_slope, other_softcap, OTHER_HAS_SOFTCAP)
+            if token is not None:
+                z += noise_of_entries(
+                    columns_ptr, at, inside, sizes_ptr, row_ids_ptr, row, seed, counters, token
+                )
             x, u = from_maxima(maxima, y, z)
             mine, theirs = apart_from_mix(t_ptr, x, u, offset, other_offset)
             own += tl.sum(mine, 0).to(tl.float64)
@@ -59,6 +70,7 @@ def set_pair_mix_kernel(
 def set_pair_mix(
     student: RowArrays,
     teacher: RowArrays,
+    noise: Noise | None,  # of the teacher's rows
     entries: Entries,
     others: Tensor,  # [entries] float32, the teacher's values
     state: Tensor,  # [n, 8] float64
@@ -86,9 +98,11 @@ def set_pair_mix(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
+            *arguments(noise, 0),
+            None if noise is None else entries.columns,
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
-            BLOCK=BLOCK,
+            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
             num_warps=NUM_WARPS,
             **OPTIONS,
         )

@@ -357,16 +357,3 @@ def test_float64_is_refused(device: Device) -> None:
     x = torch.zeros(2, 5, dtype=torch.float64, device=device.name)
     with pytest.raises((ValueError, RuntimeError, NotImplementedError), match="float32"):
         ll.divergence(x, x, backend=device.backend)
-
-
-def test_what_is_not_built_is_refused(device: Device) -> None:
-    logits = torch.zeros(3, 5, device=device.name)
-    ids = torch.arange(3, device=device.name)
-    options: dict[str, dict[str, Any]] = {}
-    if registry.get(device.backend).noise is None:
-        options["teacher_noise"] = {"teacher_noise": 1.0, "seed": 0, "row_ids": ids}
-    if registry.get(device.backend).sets is None:
-        options["sampling_mask"] = {"sampling_mask": ll.SamplingMask.from_lists([[1], [2, 3], []])}
-    for name, given in options.items():
-        with pytest.raises(NotImplementedError, match=f"{name} is not built for backend"):
-            ll.divergence(logits, logits, backend=device.backend, **given)

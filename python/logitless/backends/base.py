@@ -232,7 +232,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     "sampling_mask": ("sets", "statistics"),
     "weight_grad": ("sets",),
     "entropy_top_p": ("sets", "statistics"),
-    "teacher_noise": ("noise", "full_divergence"),
+    "teacher_noise": ("divergence", "full_divergence"),
     "vocab_group": ("rows",),
     "batch_invariant": ("rows",),
     "active_capacity": ("rows",),
@@ -263,8 +263,6 @@ class Backend:
     divergence: Callable[[Rows, Rows], DivergenceKernels] | None = None
     # of full logits of both, differentiable by autograd: as `statistics`
     full_divergence: Callable[..., dict[str, Any]] | None = None
-    # whether `divergence` and `sets` add the noise of a teacher's rows; None: they do not
-    noise: bool | None = None
     # dense products; None: torch's
     products: Products | None = None
     absent: Mapping[str, str] = field(default_factory=dict)

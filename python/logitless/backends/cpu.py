@@ -177,7 +177,6 @@ BACKEND = Backend(
     sampling=CpuSampling(),
     tokens=lambda device: CPU_TOKENS,
     divergence=CpuDivergence,
-    noise=True,
     transpose=_core.rows.transpose,
     prefers_transposed=_prefers_transposed,
 )

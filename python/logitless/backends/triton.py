@@ -10,7 +10,7 @@ from logitless.backends.base import Backend
 from logitless.backends.eager import no_torch, tokens_of
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
-from logitless.backends.row_kernels.triton_sets import TritonSets, TritonSparse
+from logitless.backends.row_kernels.triton_sets import TritonSets, TritonSparse, noise_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def _rows(rows: Rows) -> DeviceRows:
 def _pair(rows: Rows, teacher: Rows, device: torch.device) -> TritonPair:
     from logitless.kernels.divergence.pair import TritonPair
 
-    return TritonPair(rows.shared, teacher.shared, device)
+    return TritonPair(rows.shared, teacher.shared, device, noise_of(teacher))
 
 
 class TritonSampling:

@@ -59,7 +59,12 @@ def test_every_kernel_is_built_in_every_configuration(builds: list[triton_builds
         path.stem for path in KERNELS.rglob("*.py") if "_kernel(" in path.read_text()
     }
     pieces = {build.configuration for build in builds if build.kernel == "pieces"}
-    assert len(pieces) == len(triton_builds.DTYPES) * len(triton_builds.CONFIGURATIONS)
+    of_one_side = [x for x in triton_builds.CONFIGURATIONS.values() if "noise" not in x]
+    assert len(pieces) == len(triton_builds.DTYPES) * len(of_one_side)
+    noisy = {build.kernel for build in builds if build.configuration.endswith("noise")}
+    assert noisy == {
+        path.stem for path in KERNELS.rglob("*.py") if "*arguments(noise" in path.read_text()
+    }
 
 
 def test_no_spills_and_no_more_shared_memory_than_there_is(
@@ -188,6 +193,10 @@ def test_neither_do_those_of_a_pair() -> None:
     odd = [{**few, "vocab": width} for width in (4096, 8191, 4097, 3)]
     narrow = {**once, "moments": 2, "mix": 2, "gradient": 2}
     assert variants(*odd, run=call_pair) == narrow
+    # a rank's tokens may start anywhere
+    noisy: dict[str, Any] = {**few, "options": frozenset({"noise"})}
+    assert variants(*({**noisy, "start": x} for x in (0, 16, 18_992)), run=call_pair) == once
+    assert variants(*({**noisy, "start": x} for x in (0, 5, 77)), run=call_pair) == narrow
 
 
 def test_a_stale_table_is_told_from_one_of_another_compiler() -> None:

@@ -23,7 +23,7 @@ class TritonSparse:
 
 
 class TritonSets:
-    """The kernels of `logitless.kernels.sets`, without noise."""
+    """The kernels of `logitless.kernels.sets`."""
 
     def logits(self, *csr: Any, hidden: Any, weight: Any, threads: int) -> None:
         from logitless.kernels.sets.set_logits import set_logits
@@ -80,11 +80,19 @@ def _of(rows: Rows, csr: tuple[Any, ...]) -> tuple[RowArrays, Any, Any]:
     return own, own.targets, Entries(*csr)
 
 
-def _pair(rows: Rows, teacher: Rows, entries: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
-    """Both sides, their entries, and the teacher's values."""
+def _pair(rows: Rows, teacher: Rows, entries: tuple[Any, ...]) -> tuple[Any, Any, Any, Any, Any]:
+    """Both sides, the teacher's noise, the entries, and the teacher's values."""
     from logitless.kernels.divergence.pair import TritonPair
     from logitless.kernels.sets.entries import Entries
 
     *csr, others = entries
-    pair = TritonPair(rows.shared, teacher.shared, others.device)
-    return pair.student, pair.teacher, Entries(*csr), others
+    pair = TritonPair(rows.shared, teacher.shared, others.device, noise_of(teacher))
+    return pair.student, pair.teacher, pair.noise, Entries(*csr), others
+
+
+def noise_of(teacher: Rows) -> dict[str, Any] | None:
+    """As a TritonPair takes that of a teacher's rows."""
+    noise = teacher.noise
+    if noise is None:
+        return None
+    return {name: getattr(noise, name) for name in ("seed", "step", "row_ids", "sizes", "start")}
