@@ -1,6 +1,6 @@
 """What the kernels of kept entries share: the arrays of a call, and the order of entries."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,7 +16,8 @@ LEAST = tl.constexpr(-(2**31) + 0x7FFFFF)
 BITS = tl.constexpr(0x7FFFFFFF)
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True)
+class Kept:
     """Entries of [n] rows, room for `room` of each, of which the first half stays in the end. Rows
     may lie apart, those of ids as far."""
 

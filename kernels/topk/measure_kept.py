@@ -195,7 +195,7 @@ def measure_kept(
     with device_of(state):
         measure_kept_kernel[(triton.cdiv(rows.n, ROWS),)](
             kept.values, kept.ids, kept.count, dropped_mass, dropped_entropy, wider, state,
-            rows.targets, rows.mask, rows.row_scale, kept.stride, rows.n, kept.room // 2, economy.step,
-            economy.most, rows.scale, kept.margin, economy.enough, economy.slack, ROWS=ROWS,
-            num_warps=NUM_WARPS, **OPTIONS,
+            rows.targets, rows.mask, rows.row_scale, kept.stride, rows.n, kept.room // 2,
+            economy.step, economy.most, rows.scale, kept.margin, economy.enough, economy.slack,
+            ROWS=ROWS, num_warps=NUM_WARPS, **OPTIONS,
         )  # fmt: skip
