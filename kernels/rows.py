@@ -8,6 +8,8 @@ from torch import Tensor
 from logitless.kernels import backward, coefficients, finish, fold, pieces
 from logitless.kernels.arrays import GRADIENT_DTYPES, STATE, RowArrays
 from logitless.kernels.sampling import block_sums, draw
+from logitless.kernels.topk.capture import capture
+from logitless.kernels.topk.kept import Kept
 
 
 class TritonRows(RowArrays):
@@ -36,8 +38,9 @@ class TritonRows(RowArrays):
         start: int = 0,
         first: bool = True,
         extras: bool = False,
+        topk: Kept | None = None,
     ) -> None:
-        """Fold logits[:, start : start + width] into the state."""
+        """Fold logits[:, start : start + width] into the state, and keep the largest of them."""
         self.check("state", state, torch.float64, shape=(self.n, STATE))
         strides = self.strides("logits", logits)
         if self.n == 0:
@@ -50,6 +53,24 @@ class TritonRows(RowArrays):
         fold.fold(
             records, state, logits, *rows, self.scale, start=start, first=first, extras=extras
         )
+        if topk is not None:
+            topk.check(self, state)
+            capture(self, logits, strides, state, records, topk, start=start, first=first)
+
+    def recapture(
+        self,
+        logits: Tensor,  # [n, width] or [b, t, width]
+        state: Tensor,  # [n, 8] float64, of whole rows
+        topk: Kept,
+        *,
+        start: int,
+        first: bool,
+    ) -> None:
+        """What `forward` keeps of a tile; masked rows stay as they are."""
+        topk.check(self, state)
+        strides = self.strides("logits", logits)
+        if self.n:
+            capture(self, logits, strides, state, None, topk, start=start, first=first)
 
     def finalize(
         self,

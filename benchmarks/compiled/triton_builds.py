@@ -256,6 +256,47 @@ def call_sets(
         )  # fmt: skip
 
 
+def call_topk(
+    n: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: frozenset[str] = frozenset(),
+    *,
+    package: str = "logitless.kernels",
+    entries: tuple[int, ...] = (64, 512, 1024),
+) -> None:
+    """Entries of a tile and of whole rows, few and as many as a row may keep; their gradients."""
+    kernel = _kernels(f"{package}.topk")
+    logits = tile(n, vocab, dtype, options)
+    given: dict[str, Any] = {}
+    if "mask" in options:
+        given["mask"] = torch.ones(n, dtype=torch.bool)
+    if "chain" in options:
+        given |= {"bias": torch.zeros(logits.shape[-1]), "softcap": 15.0, "pre": 0.5}
+        given["row_scale"] = torch.ones(n, dtype=torch.float64)
+    targets = torch.zeros(n, dtype=torch.int64)
+    rows = import_module(f"{package}.rows").TritonRows(n, targets=targets, **given)
+    state, (mass, entropy) = torch.empty(n, 8, dtype=torch.float64), torch.zeros(2, n).double()
+    economy = import_module(f"{package}.topk.measure_kept").Economy(64, 512, 1e-3, 1e-5)
+    columns = torch.zeros(n, dtype=torch.int32)
+    for keep in entries:
+        ids = torch.empty(n, 2 * keep, dtype=torch.int32)
+        kept = import_module(f"{package}.topk.kept").Kept(ids.double(), ids, mass, targets, 9.0)
+        rows.forward(logits, state, first="later" not in options, topk=kept)
+        rows.recapture(logits, state, kept, start=0, first="later" not in options)
+        kernel("sort_kept")(rows, state, kept)
+        kernel("measure_kept")(
+            rows, state, kept, economy, dropped_mass=mass, dropped_entropy=entropy,
+            wider=torch.ones(n, dtype=torch.bool),
+        )  # fmt: skip
+    lse = {"g_lse": mass} if "chain" in options else {}
+    kernel("kept_gradient")(
+        rows, state, kept, index=targets, offsets=torch.arange(n + 1), columns=columns,
+        values=torch.zeros(n), g_logp=mass, g_entropy=mass, **lse,
+    )  # fmt: skip
+    kernel("row_sums")(torch.arange(n + 1), torch.zeros(n), names=columns, out=torch.zeros(n))
+
+
 def _kernels(room: str) -> Callable[[str], Callable[..., None]]:
     """The launcher of a file of a room."""
     return lambda name: getattr(import_module(f"{room}.{name}"), name)
@@ -264,7 +305,7 @@ def _kernels(room: str) -> Callable[[str], Callable[..., None]]:
 # The others see no logits, or float32 ones alone.
 BY_DTYPE = (
     "pieces", "fold", "backward", "moments", "mix", "gradient", "block_sums", "draw",
-    "set_logits", "set_tile", "sparse_multiply",
+    "set_logits", "set_tile", "sparse_multiply", "capture",
 )  # fmt: skip
 
 
@@ -276,8 +317,9 @@ def builds(target: str) -> list[Build]:
             with compiling(target) as launched:
                 # statistics beside the logp are of one side alone, and noise is of a teacher's
                 beside = "extras" not in options or "chain" in options
-                alone = "noise" not in options
-                of = [call] * alone + [call_pair] * beside + [call_draw] * (alone and beside)
+                alone = beside and "noise" not in options
+                of = [call] * ("noise" not in options) + [call_pair] * beside
+                of += [call_draw, call_topk] * alone
                 for run in (*of, call_sets):
                     run(4, 8192, DTYPES[dtype], options)
             for kernel, code in launched:

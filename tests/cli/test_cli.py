@@ -256,7 +256,7 @@ def test_doctor_says_what_serves_on_a_gpu(
     assert lines["linear_token_stats"] == ["cpu, torch", "cuda, triton, torch"]
     of_tokens = "policy_loss, batch_stats, covariance, rollout_weights"
     assert lines["linear_sample"] == ["cpu", "cuda, triton"]
-    assert lines["tail_mass"] == ["cpu", "cuda"]
+    assert lines["tail_mass"] == ["cpu", "cuda, triton"]
     # the first is what serves
     assert lines[of_tokens] == ["cpu, torch", "cuda, triton, torch"]
     assert lines["float64"] == ["torch"]
@@ -265,7 +265,7 @@ def test_doctor_says_what_serves_on_a_gpu(
     lines = reported(gpus)
     assert lines["token_stats"] == ["cpu, torch", "triton, torch"]
     assert lines["linear_sample"] == ["cpu", "triton"]
-    assert lines["tail_mass"] == ["cpu", "nothing"]
+    assert lines["tail_mass"] == ["cpu", "triton"]
     assert lines[of_tokens] == ["cpu, torch", "triton, torch"]
     assert "no code for sm_75" in lines["not cuda"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,10 +113,15 @@ def test_what_no_backend_of_a_device_has_is_refused_by_its_sentence(
     refusing = cuda.backend(lambda: build, lambda index: f"no code for device {index}")
     monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
     assert backends.choose_with("linear_sample", "cuda:0", "float32") == "triton"
+    assert backends.choose_with("tail_mass", "cuda:0", "float32") == "triton"
+    keeping_none = replace(
+        backends.get("triton"), topk=None, absent={"topk": "it keeps no entries"}
+    )
+    monkeypatch.setitem(backends.BACKENDS, "triton", keeping_none)
     with pytest.raises(NotImplementedError) as error:
         backends.choose_with("tail_mass", "cuda:0", "float32")
-    start = "tail_mass of float32 tensors on cuda:0 is not built (triton: "
-    assert str(error.value).startswith(start + backends.get("triton").absent["topk"])
+    start = "tail_mass of float32 tensors on cuda:0 is not built (triton: it keeps no entries"
+    assert str(error.value).startswith(start)
 
 
 def test_the_environment_names_a_backend(

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from logitless.backends.row_kernels.rows import Rows
+    from logitless.backends.row_kernels.topk import TopK
     from logitless.kernels.divergence.pair import TritonPair
+    from logitless.kernels.rows import TritonRows
+    from logitless.kernels.topk.kept import Kept
 
 
 def _rows(rows: Rows) -> DeviceRows:
@@ -25,10 +28,51 @@ def _rows(rows: Rows) -> DeviceRows:
     return DeviceRows(rows, TritonRows(**rows.shared))
 
 
+def _core_of(rows: Rows) -> TritonRows:
+    kernels: Any = rows.kernels
+    core: TritonRows = kernels.core
+    return core
+
+
 def _pair(rows: Rows, teacher: Rows, device: torch.device) -> TritonPair:
     from logitless.kernels.divergence.pair import TritonPair
 
     return TritonPair(rows.shared, teacher.shared, device, noise_of(teacher))
+
+
+class TritonTopK:
+    """The kernels of `logitless.kernels.topk`. `bind` makes the arrays of a call."""
+
+    def bind(self, topk: TopK) -> Kept:
+        from logitless.kernels.topk.kept import Kept
+
+        return Kept(**topk.arrays)
+
+    def recapture(self, rows: Rows, tile: Any, state: Any, topk: TopK, **place: Any) -> None:
+        _core_of(rows).recapture(tile, state, topk.bound(self), **place)
+
+    def finalize(self, rows: Rows, state: Any, topk: TopK) -> None:
+        from logitless.kernels.topk.sort_kept import sort_kept
+
+        sort_kept(_core_of(rows), state, topk.bound(self))
+
+    def measure(self, rows: Rows, state: Any, topk: TopK, **outputs: Any) -> None:
+        from logitless.kernels.topk.measure_kept import Economy, measure_kept
+
+        economy = Economy(*(outputs.pop(name) for name in Economy._fields))
+        measure_kept(_core_of(rows), state, topk.bound(self), economy, **outputs)
+
+    def gradient(self, rows: Rows, state: Any, topk: TopK, **arrays: Any) -> None:
+        from logitless.kernels.topk.kept_gradient import kept_gradient
+
+        kept_gradient(_core_of(rows), state, topk.bound(self), **arrays)
+
+    def add_row_sums(
+        self, offsets: Any, columns: Any, values: Any, *, names: Any, out: Any
+    ) -> None:
+        from logitless.kernels.topk.row_sums import row_sums
+
+        row_sums(offsets, values, names=names, out=out)
 
 
 class TritonSampling:
@@ -40,8 +84,7 @@ class TritonSampling:
         self, rows: Rows, tile: Any, state: Any, best: Any, *, start: int, first: bool, **noise: Any
     ) -> None:
         rows.forward(tile, state, start=start, first=first)
-        kernels: Any = rows.kernels
-        kernels.core.draw(tile, state, best, start=start, first=first, **noise)
+        _core_of(rows).draw(tile, state, best, start=start, first=first, **noise)
 
     def draw_truncated(
         self, rows: Rows, state: Any, drawn: Any, *, logits: Any = None, **options: Any
@@ -77,6 +120,7 @@ BACKEND = Backend(
     why_not=_why_not,
     machine=machine_of,
     rows=_rows,
+    topk=TritonTopK(),
     sparse=TritonSparse(),
     sets=TritonSets(),
     sampling=TritonSampling(),

@@ -27,6 +27,7 @@ from benchmarks.compiled.triton_builds import (
     call_draw,
     call_pair,
     call_sets,
+    call_topk,
     compiling,
 )
 
@@ -126,7 +127,12 @@ CASTS = [
     if ".to(tl.int64)" in line and "store" not in line
 ]
 USERS = {"jit": ("pieces", "backward")}
-RUNS: dict[str, Any] = {"divergence": call_pair, "sampling": call_draw, "sets": call_sets}
+RUNS: dict[str, Any] = {
+    "divergence": call_pair,
+    "sampling": call_draw,
+    "sets": call_sets,
+    "topk": call_topk,
+}
 
 
 @pytest.mark.parametrize(("module", "line"), CASTS, ids=lambda x: str(x))

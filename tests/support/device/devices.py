@@ -28,7 +28,7 @@ from tests.support.tolerances import assert_gradients
 
 NO_GPU = "no CUDA device"
 # Of a fake backend there are rows alone.
-GROUPS = ("sets", "sampling", "divergence", "tokens")
+GROUPS = ("topk", "sets", "sampling", "divergence", "tokens")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     patch_once()
@@ -47,6 +47,10 @@ class Device(NamedTuple):
     def fewer(self, vocab: int) -> int:
         """A vocabulary for kernels that have a program for each of its rows of weight."""
         return vocab // 16 if self.interpreted else vocab
+
+    def quarter(self, columns: int) -> int:
+        """The same for tests whose rows keep more entries than such a vocabulary has."""
+        return columns // 4 if self.interpreted else columns
 
     def put(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """Copies there: leaves of their own, strides kept."""

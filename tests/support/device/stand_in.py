@@ -12,7 +12,7 @@ from tests.support.paths import ROOT, TESTS
 NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
 # The tests of the kernel groups that not every backend has.
 MORE = {
-    "triton": ("tokens", "sampling", "sets", "teacher_noise"),
+    "triton": ("tokens", "sampling", "sparse", "sets", "teacher_noise"),
     "cuda": ("tokens", "sampling", "sparse", "trainer", "sets", "teacher_noise"),
 }
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds; and one of a draw's

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 ABSENT = {
     "statistics": "it has row kernels",
-    "topk": "the kernels of kept entries are those of the compiled core, for the CPU and CUDA; "
-    "tail_mass=0 is exact and everywhere",
 }
 
 
