@@ -1,4 +1,5 @@
-"""T4: a head of peaked rows, exact and with tail_mass, beside its bare products."""
+"""T4: a head of peaked rows, exact and with tail_mass, beside its bare products. The kernels are those
+that serve the device, and one case has those of the other backends."""
 
 from __future__ import annotations
 
@@ -32,13 +33,14 @@ def peaked_heads(place: Place, n: int, h: int, v: int, bare_3: Callable[..., Fie
     inputs = functools.lru_cache(maxsize=1)(lambda: peaked_inputs(place, n, h, v))
     found: dict[int, float] = {}
     yield "peaked, bare 3", lambda: bare_3(place, inputs, 3, found)
+    first, *others = (b for b in backends_here(place) if b != "torch")
     for tail, op in TAILS.items():
-        for entries in (64, 1024) if tail == 1e-3 else (64,):
-            name = f"peaked, tail_mass {tail:g}" + (f", {entries} entries" if entries > 64 else "")
-            run = functools.partial(
-                served_head, place, inputs, tail, entries, op if entries == 64 else "", found
-            )
-            yield name, run
+        name, run = f"peaked, tail_mass {tail:g}", functools.partial(served_head, place, inputs)
+        yield name, functools.partial(run, first, tail, 64, op, found)
+        if tail == 1e-3:
+            yield f"{name}, 1024 entries", functools.partial(run, first, tail, 1024, "", found)
+            for other in others:
+                yield f"{name}, {other}", functools.partial(run, other, tail, 64, op, found)
     inputs.cache_clear()
     peaked_head.cache_clear()
     empty_caches(place)
@@ -63,13 +65,12 @@ def gradients(ll: Any, x: Head, backend: str, **options: Any) -> Fields:
 
 
 def served_head(
-    place: Place, inputs: Callable[[], Head], tail: float, entries: int, op: str,
+    place: Place, inputs: Callable[[], Head], backend: str, tail: float, entries: int, op: str,
     bare_ms: dict[int, float],
 ) -> Fields:  # fmt: skip
     import logitless as ll
     from logitless.backends import registry
 
-    backend = next(b for b in backends_here(place) if b != "torch")
     support = registry.get(backend).has("tail_mass")
     if tail and not support.ok:
         raise Leave(support.reason)
