@@ -1,5 +1,7 @@
-"""T4: a head of peaked rows, exact and with tail_mass, beside its bare products. The kernels are those
-that serve the device, and one case has those of the other backends."""
+"""T4: a head of peaked rows, exact and with tail_mass, beside its bare products.
+
+The kernels are those that serve the device; one case has those of the other backends.
+"""
 
 from __future__ import annotations
 
