@@ -316,12 +316,16 @@ def builds(target: str) -> list[Build]:
         for configuration, options in CONFIGURATIONS.items():
             with compiling(target) as launched:
                 # statistics beside the logp are of one side alone, and noise is of a teacher's
-                beside = "extras" not in options or "chain" in options
-                alone = beside and "noise" not in options
-                of = [call] * ("noise" not in options) + [call_pair] * beside
-                of += [call_draw, call_topk] * alone
-                for run in (*of, call_sets):
-                    run(4, 8192, DTYPES[dtype], options)
+                beside, noisy = "extras" not in options or "chain" in options, "noise" in options
+                given = 4, 8192, DTYPES[dtype], options
+                if not noisy:
+                    call(*given)
+                if beside:
+                    call_pair(*given)
+                if beside and not noisy:
+                    call_draw(*given)
+                    call_topk(*given)
+                call_sets(*given)
             for kernel, code in launched:
                 name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))
