@@ -40,6 +40,7 @@ class Options(NamedTuple):
     tail_mass: float = 0.0
     share_prompts: bool = False
     body_dtype: str = "float32"
+    micro_tokens: int = 0
 
 
 EXACT = Options()
@@ -85,7 +86,10 @@ def recipe(work: Workload, options: Options) -> Recipe:
         "chat_template": work.is_chat,
     }  # fmt: skip
     rates = dict.fromkeys(("body_lr", "head_lr", "embedding_lr"), 1e-5)
-    update = {"minibatches": work.minibatches, "tail_mass": options.tail_mass, **rates}
+    update = {
+        "minibatches": work.minibatches, "tail_mass": options.tail_mass,
+        "micro_tokens": options.micro_tokens, **rates,
+    }  # fmt: skip
     methods = {METHOD: {"preset": METHOD}}
     return recipe_of({"rollout": rollout, "update": update, "methods": methods}, "benchmark")
 

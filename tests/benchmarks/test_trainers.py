@@ -162,7 +162,7 @@ def test_an_embedding_of_its_own_is_no_product() -> None:
         assert workload.resident(shape) == 16 * sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("way", [whole_step.OWN, "tail", "shared", "narrow"])
+@pytest.mark.parametrize("way", [whole_step.OWN, "tail", "shared", "narrow", "parts"])
 def test_a_step_of_a_saved_model(tmp_path: Path, way: str) -> None:
     toy_model(301, 64, tied=True).save_pretrained(tmp_path)
     make_tokenizer("bytes").save_pretrained(tmp_path)

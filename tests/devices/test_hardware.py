@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,26 @@ def test_a_device_that_is_not_the_current_one(backend: str) -> None:
     assert stats.logp.device == torch.device("cuda:1")
     assert_bitwise_equal(stats.logp, expected.logp)
     stats.logp.sum().backward()
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("option", [{}, {"tail_mass": 1e-2}, {"active_capacity": 8}], ids=str)
+def test_a_head_on_a_device_that_is_not_the_current_one(
+    backend: str, option: dict[str, float]
+) -> None:
+    h, w = torch.randn(8, 64, device="cuda:0"), torch.randn(5000, 64, device="cuda:0")
+    ids = torch.arange(8, device="cuda:0")
+
+    def results(device: str) -> list[torch.Tensor]:
+        leaves = [x.to(device).requires_grad_() for x in (h, w)]
+        given: Any = {"mask": torch.ones_like(ids, dtype=torch.bool, device=device), **option}
+        stats = ll.linear_token_stats(*leaves, ids.to(device), backend=backend, **given)
+        return [stats.logp, *torch.autograd.grad(stats.logp.sum(), leaves)]
+
+    for a, b in zip(results("cuda:1"), results("cuda:0"), strict=True):
+        assert a.device == torch.device("cuda:1")
+        assert_bitwise_equal(a.to("cuda:0"), b)
     assert torch.cuda.current_device() == 0
 
 

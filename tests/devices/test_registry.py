@@ -17,6 +17,7 @@ import logitless as ll
 from logitless.backends import cuda
 from logitless.backends import registry as backends
 from logitless.backends.base import TOKENS
+from logitless.backends.row_kernels import cuda_topk
 from logitless.backends.row_kernels.device import current
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.torch_tokens import torch_tokens
@@ -216,6 +217,14 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
     assert fake.now == 0
     with current(torch.device("cpu")):
         assert fake.entered == 4
+
+
+def test_kept_entries_are_bound_with_their_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, seen = FakeCurrent(monkeypatch), []
+    monkeypatch.setattr(cuda_topk._core.topk, "CudaTopK", lambda **_: seen.append(fake.now))
+    values = SimpleNamespace(device=torch.device("cuda:1"))
+    cuda_topk.CudaTopK().bind(SimpleNamespace(arrays={}, values=values))  # type: ignore[arg-type]
+    assert seen == [1] and fake.now == 0
 
 
 def test_warm_calls_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:

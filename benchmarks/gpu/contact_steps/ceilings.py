@@ -21,7 +21,7 @@ from benchmarks.gpu.contact_steps.clock import (
     predicted,
     traffic,
 )
-from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
+from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place, lost
 
 
 def ceilings(place: Place) -> Cases:
@@ -149,7 +149,9 @@ def mixed_sum(place: Place, head: Callable[[], Any]) -> Fields:
 
     try:
         run()
-    except (NotImplementedError, TypeError) as why:
+    except (NotImplementedError, RuntimeError, TypeError) as why:
+        if isinstance(why, torch.OutOfMemoryError) or lost(place):
+            raise
         raise Leave(str(why).splitlines()[0]) from why
     few = few_rows(len(a), 4).to(a.device)
     error = close(total[few], 1 + part[few].double() @ w.double(), 1e-4)

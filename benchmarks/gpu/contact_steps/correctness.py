@@ -15,6 +15,7 @@ from benchmarks.gpu.contact_steps.checks import check_head, check_rows, head_inp
 from benchmarks.gpu.contact_steps.clock import BF16, F16, F32, SHORT, backends_here
 from benchmarks.gpu.contact_steps.tiling import AMPLE, forced, stats_gradients
 from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
+from benchmarks.gpu.process_tree import kill_tree
 
 SHAPES = (
     (1, 1), (3, 127), (2, 4097), (5, 8192), (33, 9001), (64, 2048), (16, 50_257), (7, 32_000),
@@ -24,8 +25,17 @@ KINDS = ("plain", "masked", "chain", "odd")
 
 
 def correctness(place: Place) -> Cases:
+    """The checks, and memcheck beside them, which ends with them."""
     sanitized = Sanitized(place)
-    yield "memcheck begins", sanitized.begin
+    try:
+        yield "memcheck begins", sanitized.begin
+        yield from checks(place)
+        yield "memcheck", sanitized.end
+    finally:
+        sanitized.stop()
+
+
+def checks(place: Place) -> Cases:
     names, shapes = backends_here(place), SHAPES[:5] if place.tiny else SHAPES
     # Compiling takes Triton a second for each variant: the usual dtype first.
     for dtype in (BF16,) if place.tiny else (BF16, F32, F16):
@@ -36,7 +46,6 @@ def correctness(place: Place) -> Cases:
     for backend in names:
         for name, kept in (("kept", 5003), ("made again", 0)):
             yield f"head {backend}, {name}", functools.partial(small_head, place, backend, kept)
-    yield "memcheck", sanitized.end
 
 
 def rows_right(place: Place, backend: str, dtype: torch.dtype, kind: str, shapes: Any) -> Fields:
@@ -81,7 +90,7 @@ class Sanitized:
         try:
             text, _ = self.process.communicate(timeout=max(self.place.left, 1))
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.stop()
             raise Leave("found nothing until its time was over") from None
         refused = ("not supported", "Unable to find injection")
         if any(words in text for words in refused):
@@ -89,3 +98,8 @@ class Sanitized:
         if self.process.returncode:
             raise AssertionError(text[-1000:])
         return {"said": text[-200:]}
+
+    def stop(self) -> None:
+        """Nothing may run beside the steps that follow."""
+        if self.process is not None:
+            kill_tree(self.process)

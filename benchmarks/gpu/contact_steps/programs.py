@@ -22,6 +22,7 @@ from benchmarks.gpu.contact_steps.clock import (
 )
 from benchmarks.gpu.contact_steps.tiling import forced, stats_gradients
 from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
+from benchmarks.gpu.process_tree import kill_tree
 
 
 def tests(place: Place) -> Cases:
@@ -60,7 +61,7 @@ def watched(command: list[str], seconds: float) -> str:
         errors="replace", env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     stop = threading.Timer(seconds, process.terminate)
-    kill = threading.Timer(seconds + 3, process.kill)
+    kill = threading.Timer(seconds + 3, kill_tree, [process])
     stop.start()
     kill.start()
     try:
@@ -69,8 +70,7 @@ def watched(command: list[str], seconds: float) -> str:
     finally:
         stop.cancel()
         kill.cancel()
-        process.kill()
-        process.wait()
+        kill_tree(process)
 
 
 def limits(place: Place) -> Cases:

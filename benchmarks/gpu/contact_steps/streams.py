@@ -116,7 +116,9 @@ def graphed_head(place: Place, op: str, share: float | None) -> Fields:
     mask = torch.arange(n, device=place.device) % 2 == 0
     capacity = None if share is None else int(share * n)
     run = functools.partial(head_step, op, x, mask)
-    with torch.cuda.stream(side := torch.cuda.Stream()):
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         run(capacity)
     torch.cuda.current_stream().wait_stream(side)
     captured = torch.cuda.CUDAGraph()

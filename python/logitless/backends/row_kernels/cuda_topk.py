@@ -18,7 +18,9 @@ class CudaTopK:
     """Kernels of `_core.topk`, on torch's current stream."""
 
     def bind(self, topk: TopK) -> _core.topk.CudaTopK:
-        return _core.topk.CudaTopK(**topk.arrays, device=topk.values.device.index or 0)
+        device = topk.values.device
+        with current(device):
+            return _core.topk.CudaTopK(**topk.arrays, device=device.index or 0)
 
     def recapture(self, rows: Rows, tile: Any, state: Any, topk: TopK, **place: Any) -> None:
         function = _core.topk.cuda_recapture
