@@ -274,6 +274,10 @@ BUGS = {
         "cuda/sampling/truncated.cuh", "row) * kept.mass, up)", "row) * whole.s0, up)",
         "truncated_draws", ("AssertionError",),
     ),
+    "draw_behind_the_number": Bug(
+        "cuda/sampling/truncated.cuh", " && masses[last + 1] < limits.enough", "",
+        "truncated_draws", ("AssertionError",),
+    ),
     "tokens_dropped_by_a_warp": Bug(
         "cuda/tokens/block.cuh", "bits > 0; bits /= 2) value +=", "bits > 1; bits /= 2) value +=",
         "token_loss", ("AssertionError",),

@@ -155,9 +155,9 @@ py::object export_in_c(py::handle object) {
 
 // Newer producers hand out the versioned capsule (which read-only NumPy arrays require); older ones
 // do not know the argument. Either capsule frees itself when it was never renamed to "used". What C
-// exports is ordered behind no stream, so it is asked wherever the caller orders the work; Array looks
-// at the device then. Only producers on a device are told of a stream, and only they are asked first
-// where they are: others might not take the argument.
+// exports is ordered behind no stream, so it is asked wherever the caller orders the work; Array
+// looks at the device then. Only producers on a device are told of a stream, and only they are
+// asked first where they are: others might not take the argument.
 py::object export_capsule(py::handle object, const Place& place, const char* name) {
   const Words& known = words();
   const bool on_device = place.device >= 0;

@@ -50,18 +50,55 @@ struct Limits {
   double least;
 };
 
-// `slab` is what `keys` hold: sorted again only where it is another that is needed.
-template <typename Row, typename Keys>
+// The slabs that a walk has come by: where each begins, and what lies before it. A walk whose
+// limits lie within the last one's begins at the slab where it ends, and reads the row once less
+// for each before it.
+constexpr int kTrail = 64;
+template <typename Uppers, typename Counts, typename Masses>
+struct Trail {
+  Uppers& uppers;
+  Counts& counts;
+  Masses& masses;
+  int n = 0;
+
+  LOGITLESS_DEVICE void add(uint64_t upper, const Head& before) {
+    if (n == kTrail) return;
+    if (slab_thread() == 0) {
+      uppers[n] = upper;
+      counts[n] = before.count;
+      masses[n] = before.mass;
+    }
+    ++n;
+  }
+
+  // The last slab that begins within the limits; all before it is taken.
+  LOGITLESS_DEVICE uint64_t last_within(const Limits& limits, Head& before) {
+    sync_block();
+    int last = 0;
+    while (last + 1 < n && counts[last + 1] < limits.most && masses[last + 1] < limits.enough)
+      ++last;
+    before.count = counts[last];
+    before.mass = masses[last];
+    return uppers[last];
+  }
+};
+
+// From `upper` on, after `head`. `slab` is what `keys` hold: sorted again only where it is another
+// that is needed.
+template <typename Row, typename Keys, typename Steps>
 LOGITLESS_DEVICE Head head_of(
     const Row& row,
     const BlockSum& whole,
     double scale,
     const Limits& limits,
+    Head head,
+    uint64_t upper,
     Slab& slab,
-    Keys& keys
+    Keys& keys,
+    Steps& trail
 ) {
-  Head head;
-  for (uint64_t upper = UINT64_MAX;;) {
+  for (;;) {
+    trail.add(upper, head);
     if (slab.upper != upper) {
       slab = slab_below(row, upper);
       sort_slab(row, slab, keys);
@@ -98,6 +135,9 @@ template <typename S, bool kTransformed>
 LOGITLESS_KERNEL(kSlabThreads, 1)
 truncated_kernel(const TruncatedArgs args) {
   LOGITLESS_SHARED_ARRAY(uint64_t, keys, kSlab);
+  LOGITLESS_SHARED_ARRAY(uint64_t, uppers, kTrail);
+  LOGITLESS_SHARED_ARRAY(int64_t, counts, kTrail);
+  LOGITLESS_SHARED_ARRAY(double, masses, kTrail);
   const int64_t row = block_index();
   const bool writes = slab_thread() == 0;
   const double scale = args.rows.scale_of(row);
@@ -117,8 +157,10 @@ truncated_kernel(const TruncatedArgs args) {
   const RowEntries<S, kTransformed> entries(args.rows, args.logits, row);
   const Truncation& truncation = args.truncation;
   Slab slab;
+  Trail<decltype(uppers), decltype(counts), decltype(masses)> trail = {uppers, counts, masses};
   const auto first = [&](const Limits& limits) {
-    return head_of(entries, whole, scale, limits, slab, keys);
+    trail.n = 0;
+    return head_of(entries, whole, scale, limits, Head(), UINT64_MAX, slab, keys, trail);
   };
   const int64_t most = truncation.top_k > 0 ? truncation.top_k : INT64_MAX;
   double enough = INFINITY;
@@ -130,7 +172,10 @@ truncated_kernel(const TruncatedArgs args) {
   // the last entry that begins no later than where the number falls, and weighs anything
   constexpr double up = INFINITY;
   const double reached = nextafter(truncated_number(args.key, row) * kept.mass, up);
-  const Head drawn = first({kept.count, reached, 0x1p-1074});
+  const Limits until = {kept.count, reached, 0x1p-1074};
+  Head before;
+  const uint64_t upper = trail.last_within(until, before);
+  const Head drawn = head_of(entries, whole, scale, until, before, upper, slab, keys, trail);
   if (set != nullptr) entries.write_set(kept.last, set);
   if (!writes) return;
   const double y = y_of_key(drawn.last);

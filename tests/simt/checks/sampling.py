@@ -115,7 +115,7 @@ def in_order(z: Array) -> Array:
 
 
 def truncated_draws() -> None:
-    """The oracle's set of every row, and its token; masses beyond one slab."""
+    """The oracle's set of every row, and its token; masses beyond one slab, tokens of each."""
     # No share of a row of equal logits is exactly one of these.
     limits: tuple[dict[str, Any], ...] = (
         {"top_k": 3}, {"top_p": 0.69}, {"min_p": 0.02},
@@ -124,7 +124,7 @@ def truncated_draws() -> None:
     probabilities = oracle("truncated").truncated_probabilities
     for dtype, kind, n, vocab in (("float32", "row_temperature", 3, 70), ("bfloat16", "bias", 2, 9),
                                   ("float16", "softcap", 2, 131), ("float32", "plain", 1, 1),
-                                  ("bfloat16", "temperature", 2, 1403)):  # fmt: skip
+                                  ("bfloat16", "temperature", 4, 1403)):  # fmt: skip
         p = rows.problem(n, vocab, dtype, kind, seed=vocab)
         slabs = vocab > 1024
         if slabs:
