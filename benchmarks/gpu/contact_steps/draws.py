@@ -29,7 +29,7 @@ SHAPES, TINY = ((64, 4096, VOCAB), (1024, 4096, VOCAB)), ((3, 16, 5000),)
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "all": ({}, "draw"),
     "top_k 50": ({"top_k": 50}, "draw from the top"),
-    "top_p 0.9": ({"top_p": 0.9}, "draw from the top"),
+    "top_p 0.9": ({"top_p": 0.9}, "draw from the top, flat"),
     "top_k 100, top_p 0.95, min_p 0.01": (
         {"top_k": 100, "top_p": 0.95, "min_p": 0.01}, "draw from the top",
     ),

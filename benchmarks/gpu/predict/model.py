@@ -33,6 +33,8 @@ SET_IDS, SET_LAUNCHES = 8, 40
 # of whole rows, which are put together first. Passes of the one processor that sorts the top of a
 # row, and in the same unit the sorting.
 DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
+# Ids that top_p = 0.9 keeps of logits with a standard deviation of 3; those that are sorted at once.
+FLAT_IDS, SLAB_IDS = 6500, 768
 # Of a batch's statistics, with KL-Cov, and of its covariance: bytes a token that the calls read and
 # write, their launches of a million tokens, and the bytes of what they are given. Of 16 levels of a
 # selection four look at the tokens, as a rule, and all eight of the quantiles.
@@ -211,12 +213,17 @@ def draw(m: Machine, s: Shape) -> float:
     return weight_or_product(m, s) / TAILS + passes + PAIR * tiles(m, s, s.item, s.rows)
 
 
-def draw_from_top(m: Machine, s: Shape) -> float:
+def draw_from_top(m: Machine, s: Shape, slabs: int = 1) -> float:
     """A block of threads a row, each with a processor's share of the cache's rate."""
     waves = math.ceil(s.rows / m.processors)
     slab_pass = s.vocab * s.item / (m.cache / m.processors)
     more = (WHOLE_PASSES - DRAW_PASSES) * one_pass(m, s)
-    return draw(m, s) + more + SLAB_PASSES * waves * slab_pass
+    return draw(m, s) + more + slabs * SLAB_PASSES * waves * slab_pass
+
+
+def draw_from_flat(m: Machine, s: Shape) -> float:
+    """Slab after slab, and that of the token again."""
+    return draw_from_top(m, s, math.ceil(FLAT_IDS / SLAB_IDS) + 1)
 
 
 Formula = Callable[[Machine, Shape], float]

@@ -67,6 +67,7 @@ OPS: dict[str, Op] = {
     "forward + backward, a group of one rank": Op(options.alone, times(product, 3), "vocab_group"),
     "draw": Op(model.draw, model.weight_or_product, "linear_sample"),
     "draw from the top": Op(model.draw_from_top, model.weight_or_product, "linear_sample"),
+    "draw from the top, flat": Op(model.draw_from_flat, model.weight_or_product, "linear_sample"),
     "rows forward": Op(one_pass, one_pass, "token_stats"),
     "rows backward in place": Op(TWO, TWO, "token_stats"),
     # beside a teacher's logits; those of a mix are read twice
