@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import logitless as ll
+from logitless import _core
 from logitless.backends import cuda
 from logitless.backends import registry as backends
 from logitless.backends.base import TOKENS
@@ -221,7 +222,7 @@ def test_the_cuda_core_is_called_with_its_device_current(monkeypatch: pytest.Mon
 
 def test_kept_entries_are_bound_with_their_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, seen = FakeCurrent(monkeypatch), []
-    monkeypatch.setattr(cuda_topk._core.topk, "CudaTopK", lambda **_: seen.append(fake.now))
+    monkeypatch.setattr(_core.topk, "CudaTopK", lambda **_: seen.append(fake.now))
     values = SimpleNamespace(device=torch.device("cuda:1"))
     cuda_topk.CudaTopK().bind(SimpleNamespace(arrays={}, values=values))  # type: ignore[arg-type]
     assert seen == [1] and fake.now == 0

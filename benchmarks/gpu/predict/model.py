@@ -33,7 +33,8 @@ SET_IDS, SET_LAUNCHES = 8, 40
 # of whole rows, which are put together first. Passes of the one processor that sorts the top of a
 # row, and in the same unit the sorting.
 DRAW_PASSES, WHOLE_PASSES, SLAB_PASSES = 2, 5, 6
-# Ids that top_p = 0.9 keeps of logits with a standard deviation of 3; those that are sorted at once.
+# Ids that top_p = 0.9 keeps of logits with a standard deviation of 3, and how many are sorted at
+# once.
 FLAT_IDS, SLAB_IDS = 6500, 768
 # Of a batch's statistics, with KL-Cov, and of its covariance: bytes a token that the calls read and
 # write, their launches of a million tokens, and the bytes of what they are given. Of 16 levels of a
