@@ -1,7 +1,7 @@
 """A process and all that it has started, ended together.
 
-They stay in the group of the process above, which ends that whole group: a session of their own
-would outlive it.
+They are found by their parents and not by a process group of their own: whoever ends the group of
+the process above is to end them too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the kernels of sets share: the entries of a row, and the arrays of a call."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from logitless.kernels.arrays import STATE, RowArrays
 from logitless.kernels.divergence.columns import capped
+from logitless.kernels.divergence.noise import Noise, arguments
 from logitless.kernels.jit import INF
 
 # Entries of a row that a program has in its registers at a time: 8 floats a lane.
@@ -33,6 +34,16 @@ class Entries(NamedTuple):
         for values in (self.values, *others):
             rows.check("values", values, torch.float32, shape=count)
         rows.check("state", state, torch.float64, shape=(rows.n, STATE))
+
+
+def block_of(noise: Noise | None) -> int:
+    """How many entries a program takes at a time."""
+    return BLOCK if noise is None else BLOCK_OF_NOISE
+
+
+def noise_arguments(noise: Noise | None, entries: Entries) -> tuple[Any, ...]:
+    """What kernels take: that of a tile whose first column is 0, and the tokens of the entries."""
+    return *arguments(noise, 0), None if noise is None else entries.columns
 
 
 @triton.jit

@@ -14,10 +14,17 @@ from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
 from logitless.kernels.divergence.columns import mass_of, scale_in_bits
-from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
+from logitless.kernels.divergence.noise import Noise, noise_of_entries
 from logitless.kernels.jit import INF, LN2, LOG2E, is_active
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import (
+    NUM_WARPS,
+    Entries,
+    block_of,
+    ends_of,
+    noise_arguments,
+    y_of,
+)
 
 
 @triton.jit
@@ -132,11 +139,10 @@ def set_pair(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
-            *arguments(noise, 0),
-            None if noise is None else entries.columns,
+            *noise_arguments(noise, entries),
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
-            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
+            BLOCK=block_of(noise),
             num_warps=NUM_WARPS,
             **OPTIONS,
         )

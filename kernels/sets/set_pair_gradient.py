@@ -12,11 +12,18 @@ from logitless.kernels.divergence.columns import (
     maxima_of,
     pair_slope,
 )
-from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
+from logitless.kernels.divergence.noise import Noise, noise_of_entries
 from logitless.kernels.divergence.terms import KINDS, TERMS, terms
 from logitless.kernels.jit import INF
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import (
+    NUM_WARPS,
+    Entries,
+    block_of,
+    ends_of,
+    noise_arguments,
+    y_of,
+)
 
 
 @triton.jit(do_not_specialize=["seed", "counters", "token"])
@@ -98,12 +105,11 @@ def set_pair_gradient(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
-            *arguments(noise, 0),
-            None if noise is None else entries.columns,
+            *noise_arguments(noise, entries),
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
             KIND=KINDS[kind],
-            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
+            BLOCK=block_of(noise),
             num_warps=NUM_WARPS,
             **OPTIONS,
         )

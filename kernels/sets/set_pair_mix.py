@@ -9,11 +9,18 @@ from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
 from logitless.kernels.divergence.columns import apart_from_mix, from_maxima, maxima_of
-from logitless.kernels.divergence.noise import Noise, arguments, noise_of_entries
+from logitless.kernels.divergence.noise import Noise, noise_of_entries
 from logitless.kernels.divergence.terms import TERMS, terms
 from logitless.kernels.jit import LN2, LOG2E
 from logitless.kernels.launch import OPTIONS, device_of
-from logitless.kernels.sets.entries import BLOCK, BLOCK_OF_NOISE, NUM_WARPS, Entries, ends_of, y_of
+from logitless.kernels.sets.entries import (
+    NUM_WARPS,
+    Entries,
+    block_of,
+    ends_of,
+    noise_arguments,
+    y_of,
+)
 
 
 @triton.jit(do_not_specialize=["seed", "counters", "token"])
@@ -98,11 +105,10 @@ def set_pair_mix(
             student.chain.softcap,
             teacher.chain.slope,
             teacher.chain.softcap,
-            *arguments(noise, 0),
-            None if noise is None else entries.columns,
+            *noise_arguments(noise, entries),
             HAS_SOFTCAP=student.chain.softcap != 0,
             OTHER_HAS_SOFTCAP=teacher.chain.softcap != 0,
-            BLOCK=BLOCK if noise is None else BLOCK_OF_NOISE,
+            BLOCK=block_of(noise),
             num_warps=NUM_WARPS,
             **OPTIONS,
         )
