@@ -181,9 +181,14 @@ def build_log(folder: Path) -> Path:
 
 
 def about(site: Path, seconds: float = 60) -> dict[str, Any]:
-    """What a site's package says of itself, asked in a process of its own: a core that was built
-    for another system may take the process down. Raises RuntimeError with its last words."""
-    code = "import json, logitless as l; print(json.dumps([l.__file__, l.build_info()]))"
+    """What a site's package says of itself, and why it does not serve the first device (""), asked
+    in a process of its own: a core that was built for another system may take the process down.
+    Raises RuntimeError with its last words."""
+    code = (
+        "import json, logitless as l; from logitless import _core;"
+        "reason = _core.runtime.cuda_device_reason(0);"
+        "print(json.dumps([l.__file__, l.build_info() | {'device_reason': reason}]))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     answer = subprocess.run([sys.executable, "-c", code], env=environment, check=False,
                             capture_output=True, text=True, timeout=seconds)  # fmt: skip

@@ -139,7 +139,7 @@ def first_look(run: Run, folder: Path, *, build: bool) -> Any:
     core = carry.core_of(folder)
     if isinstance(core, Path):
         try:
-            use(run, core, "carried")
+            use(run, core, "carried", serves=run.device == "cuda")
             return None
         # Whatever it is, the package can be built here.
         except Exception as error:
@@ -153,11 +153,16 @@ def first_look(run: Run, folder: Path, *, build: bool) -> Any:
         return None
 
 
-def use(run: Run, core: Path, how: str) -> None:
+def use(run: Run, core: Path, how: str, *, serves: bool = False) -> None:
+    """`serves`: RuntimeError of a core that does not serve the device, as under an older driver
+    than its toolkit's; one that is built here may serve it."""
     site = BUILT / "contact" / "site"
     carry.lay_out(site, core)
     # Either raises where it does not import.
-    run.data["package"] = {"how": how, "build_info": carry.about(site)}
+    info = carry.about(site)
+    if serves and info["device_reason"]:
+        raise RuntimeError(f"it does not serve the device: {info['device_reason']}")
+    run.data["package"] = {"how": how, "build_info": info}
     run.path.insert(0, site)
     doctor = [sys.executable, "-m", "logitless.cli", "doctor"]
     answer = subprocess.run(doctor, env=environment(run), check=False, timeout=60,

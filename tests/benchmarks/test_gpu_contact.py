@@ -225,6 +225,23 @@ def test_a_carried_core_is_of_these_sources(tmp_path: Path) -> None:
         carry.about(site)
 
 
+def test_a_carried_core_that_does_not_serve_the_device_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contact, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(carry, "core_of", lambda folder: Path(_core.__file__))
+    monkeypatch.setattr(carry, "build_here", lambda *_: "a build")
+    run = faulty(tmp_path)
+    assert contact.first_look(run, tmp_path, build=True) is None  # of a rehearsal
+    assert run.data["package"]["how"] == "carried"
+    run.device = "cuda"
+    answer = "" if not _core.runtime.cuda_device_reason(0) else "a build"
+    assert (contact.first_look(run, tmp_path, build=True) or "") == answer
+    if answer:
+        reason = _core.runtime.cuda_device_reason(0)
+        assert f"it does not serve the device: {reason}" in run.data["package"]["reason"]
+
+
 def test_a_python_without_headers_is_named(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho \'["cpython-312", "{python}", "{tmp_path}"]\'\n')
