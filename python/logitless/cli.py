@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -141,12 +143,17 @@ def make_parser() -> argparse.ArgumentParser:
 
     sample = _command(commands, "sample", "answers of a trained policy")
     sample.add_argument(
-        "folder", type=Path, help="a method's run folder, a checkpoint, or any causal LM folder"
+        "folder",
+        type=Path,
+        help="a method's run folder, a checkpoint, or any causal LM: folder, GGUF file, smollm2",
     )
-    sample.add_argument("prompt", help="the prompt's text, like 'sum 17:'")
-    sample.add_argument("-n", type=int, default=8, help="how many answers (8)")
-    sample.add_argument("--max-new-tokens", type=int, default=16, help="(16)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="(1.0)")
+    sample.add_argument(
+        "prompt",
+        help="the prompt's text, like 'sum 17:'; in the run's chat template, where it has one",
+    )
+    sample.add_argument("-n", type=_at_least_1, default=8, help="how many answers (8)")
+    sample.add_argument("--max-new-tokens", type=_at_least_1, help="(the run's; 16 without a run)")
+    sample.add_argument("--temperature", type=_above_0, help="(the run's; 1.0 without a run)")
     sample.add_argument("--seed", type=int, default=0, help="(0)")
     sample.set_defaults(run=_sample)
 
@@ -189,6 +196,19 @@ def make_parser() -> argparse.ArgumentParser:
     preference.add_argument("--markdown", action="store_true", help="as docs/preference.md")
     preference.set_defaults(run=_preference)
     return parser
+
+
+def _at_least_1(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+
+
+def _above_0(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
 
 
 def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
@@ -267,28 +287,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from logitless.rl.policy import load_policy, silence_bars
-    from logitless.rl.rollout import sample
-    from logitless.rl.tracking import checkpoint
-    from logitless.rl.tracking.stopwatch import Stopwatch
+    from logitless.rl.ask_policy import ask_policy
 
-    if not options.folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {options.folder}")
-    silence_bars()
-    policy = load_policy(checkpoint.latest(options.folder) or options.folder)
-    rollout = sample(
-        policy,
-        policy.encode([options.prompt]),
-        group=options.n,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        step=0,
-        clock=Stopwatch(),
-    )
-    for text, logp in zip(
-        rollout.texts(policy.tokenizer), rollout.logp.sum(dim=1).tolist(), strict=True
-    ):
+    for logp, text in ask_policy(
+        options.folder, options.prompt, answers=options.n, seed=options.seed,
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+    ):  # fmt: skip
         print(f"{logp:9.3f}  {text}")
     return 0
 

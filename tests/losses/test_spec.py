@@ -52,6 +52,8 @@ def test_every_preset_names_its_paper_and_formula() -> None:
 def test_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(KeyError, match="did you mean 'clip_cov'"):
         presets["clipcov"]
+    with pytest.raises(KeyError, match=r"no preset 'xyzzy'\. There are: "):
+        presets["xyzzy"]
     assert presets.get("nothing") is None
 
 

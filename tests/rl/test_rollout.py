@@ -267,3 +267,11 @@ def test_an_answer_without_an_end_token_is_truncated() -> None:
     zeros = torch.zeros(5, 3)
     rollout = Rollout(ids, torch.ones_like(ids, dtype=torch.bool), mask, zeros, zeros)
     assert rollout.truncated([7, 8]).tolist() == [False, True, False, True, False]
+
+
+def test_more_tokens_than_positions_are_refused(policy: Policy) -> None:
+    prompt = len(policy.encode(PROMPTS[2:])[0])
+    assert policy.positions == 128
+    with pytest.raises(ValueError, match=rf"prompt of {prompt} tokens with an answer of up to 109"):
+        draw(policy, max_new_tokens=129 - prompt)
+    assert draw(policy, group=2, max_new_tokens=128 - prompt).mask.any()

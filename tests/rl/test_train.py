@@ -232,6 +232,22 @@ def test_a_method_that_diverges_is_named_and_costs_itself_alone(
     assert "has not come to its end" in (out / "report.html").read_text("utf-8")
 
 
+def test_weights_too_large_to_compute_with_are_a_divergence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every one of them is a number, but what they make is none."""
+    out, rates = tmp_path / "run", ("update.body_lr=1e30", "update.head_lr=1e30")
+    recipe = tiny_recipe(tmp_path, *rates, "compare_repeats=0", "checkpoint_every=1")
+    assert run(recipe, out) == 1
+    printed = capsys.readouterr().out
+    for method in ("grpo", "clip_cov"):
+        assert re.search(
+            rf"method '{method}' diverged in step 1: \S+ is as large as 1e\+30", printed
+        )
+        assert checkpoint.latest(out / method) is None
+    assert "has not come to its end" in (out / "report.html").read_text("utf-8")
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> tuple[Recipe, Any, Any, torch.Tensor]:
     """A warmed-up tiny policy, a rollout of it, and unequal advantages: every token counts."""

@@ -38,7 +38,7 @@ def held_out(recipe: Recipe, task: Task) -> Task | PromptFile:
     """The task whose prompts an evaluation draws."""
     if recipe.evaluation.file is None:
         return task
-    return PromptFile(recipe.evaluation.file)
+    return PromptFile(recipe.evaluation.file, "evaluation.file")
 
 
 def evaluate(policy: Policy, task: Task, recipe: Recipe) -> Row:

@@ -110,6 +110,10 @@ def train(
             update = update_policy(
                 engine, rollout, advantages, spec, recipe, step, clock, follower, entropy_top_p
             )
+            change = None
+            if probe is not None:
+                with clock("entropy probe"):
+                    change = probe.change()
         rate = engine.learning_rate
         engine.advance()
         divergence.check_finite(name, step, update.metrics)
@@ -125,9 +129,7 @@ def train(
         # One fp32 [tokens, vocabulary] tensor of a minibatch: the head never holds it.
         rows_at_once = row["tokens"] / recipe.update.minibatches
         row["full_logits_bytes"] = int(rows_at_once * policy.head.vocab * 4)
-        if probe is not None:
-            with clock("entropy probe"):
-                change = probe.change()
+        if change is not None:
             row |= {
                 "entropy_change": change.measured,
                 "entropy_change_predicted": change.predicted,
@@ -144,9 +146,11 @@ def train(
         progress.step(name, recipe.steps, row, [line for line in lines if "pieces" in line])
         done = step + 1
         if every and (done % every == 0 or done == recipe.steps):
-            evaluate(done)
+            with divergence.watched(name, step, engine.broken):
+                evaluate(done)
         stopping = stop.check()
         if done == recipe.steps or done % recipe.checkpoint_every == 0 or stopping:
+            divergence.check_weights(name, step, engine.broken)
             save(done)
         if stopping:
             break

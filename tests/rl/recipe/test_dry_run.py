@@ -93,6 +93,7 @@ def test_what_a_folder_holds_decides(tmp_path: Path, capsys: pytest.CaptureFixtu
 PROMPTS, CHAT = (f"task={{prompts: {name}.jsonl, reward: 'r.py:score'}}" for name in ("p", "chat"))
 COLD = ("warmup.steps=0", "warmup.full_steps=0")
 HELD_OUT = ("evaluation.every=1", "evaluation.file=absent.jsonl")
+FEW_PLACES = ("model.max_positions=10", "rollout.max_new_tokens=9")
 RATES = ("update.body_lr=0", "update.head_lr=0")
 
 
@@ -106,7 +107,9 @@ RATES = ("update.body_lr=0", "update.head_lr=0")
         ((PROMPTS,), "needs a task with solution"),
         (("rollout.chat_template=true",), "'rollout.chat_template' must be false with a tokenizer"),
         ((CHAT, *COLD), "got the messages [{'role': 'user'"),
-        ((PROMPTS, *COLD, *HELD_OUT), "no such file: absent.jsonl"),
+        ((PROMPTS, *COLD, *HELD_OUT), "evaluation.file: no such file: absent.jsonl"),
+        ((PROMPTS, *COLD, *FEW_PLACES), "a prompt of 2 tokens with an answer of up to 9 must"),
+        (("model.max_positions=8",), "a model must have at least 9 positions, got 8"),
         (("model.path=model",), "got model.tokenizer=bytes, model.vocab_size=384, model.hidden"),
     ],
 )

@@ -53,6 +53,12 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
         ("rollout.promts=3", r"'rollout.promts' is unknown; did you mean 'rollout.prompts'\?"),
         ("stps=3", r"'stps' is unknown; did you mean 'steps'\?"),
         ("methods.grpo.prest=ppo", r"did you mean 'methods.grpo.preset'\?"),
+        ("rollout.abc=1", "'rollout.abc' is unknown, known: rollout.prompts, "),
+        (
+            "update={minibatches: 2, minibatches: 4}",
+            "must have each key once, got 'minib",
+        ),
+        ("seeds=[0, -1]", r"'seeds' must each be at least 0 and below 2\^64, got \[0, -1\]"),
         ("steps=many", "'steps' must be int, got 'many'"),
         ("steps=true", "'steps' must be int, got True"),
         ("update.body_lr=fast", "'update.body_lr' must be float, got 'fast'"),
@@ -203,6 +209,12 @@ def test_overrides_are_bounded_too() -> None:
     text = f"notes=[&a [x,x,x], &b [{nine}], [{','.join(['*b'] * 9)}]]"
     with pytest.raises(ValueError, match=r"recipe key 'notes\[0\]' must be str, got \['x'"):
         load_recipe("demo", [text])
+
+
+def test_a_key_that_comes_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("methods:\n  a: {preset: grpo}\n  a: {preset: ppo}\n")
+    with pytest.raises(ValueError, match=r"each key once, got 'a' in line 2 and in line 3"):
+        load_recipe(str(tmp_path / "twice.yaml"))
 
 
 def test_aliases_that_cost_nothing_are_taken(tmp_path: Path) -> None:

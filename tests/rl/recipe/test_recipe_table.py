@@ -101,14 +101,14 @@ def test_what_is_out_of_a_range_is_refused(
             "reference.every": "reference.kind=anchor",
         }
         with pytest.raises(ValueError, match=f"recipe key '{key}' must be ") as caught:
-            tiny_recipe(tmp_path, f"{key}={text}", more.get(key, "seed=0"))
+            tiny_recipe(tmp_path, more.get(key, "seed=0"), f"{key}={text}")
         assert str(caught.value).endswith(f"must be {allowed.text}, got {value}")
 
 
-def test_numbers_have_a_range_but_for_the_seed() -> None:
+def test_numbers_have_a_range() -> None:
     numbers = {row.key for row in rows() if {"int", "float"} & set(row.kind.split())}
     without = numbers - {name.replace(".grpo.", f".{NAME}.") for name, *_ in RANGES}
-    assert without == {"seed", "seeds", "model.vocab_size", "update.tail_mass"}
+    assert without == {"seeds", "model.vocab_size", "update.tail_mass"}
 
 
 def test_names_of_advantages_are_those_of_the_trainer() -> None:

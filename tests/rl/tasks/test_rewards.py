@@ -134,6 +134,7 @@ def test_a_key_of_the_row_is_not_lost_to_an_option(folder: Path) -> None:
     task = load(accuracy=mine("right", options={"total": 8}))
     found = score(task, PROMPTS[:1], ["8", "9"])
     assert "the key 'total' comes twice" in found.failures[0]
+    assert "several_rewards.py:" in found.failures[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ FAILURES: dict[str, tuple[Callable[[str], Any], str]] = {
     "NaN": (lambda text: float(text) or float("nan"), "must be finite, got nan"),
     "infinity": (lambda text: float(text) or float("inf"), "must be finite, got inf"),
     "no number": (lambda text: float(text) or None, "TypeError: "),
+    "text": (lambda text: float(text) or text, "TypeError: the reward must be a number, got the"),
     "sys.exit": (lambda text: float(text) or sys.exit(3), "SystemExit: 3"),
 }
 
@@ -58,8 +60,8 @@ def test_a_failure_costs_its_prompt_alone(name: str) -> None:
     torch.testing.assert_close(found.rewards[0], torch.tensor([judge("1"), judge("2")]))
     (failure,) = found.failures
     assert message in failure
-    # file and line of whoever raised
-    assert (".py:" in failure) and failure.endswith(")")
+    # file and line of the task's own code, whoever raised
+    assert re.search(rf"\({re.escape(__file__)}:\d+\)$", failure)
 
 
 def test_no_reward_at_all_is_an_error_with_the_users_own() -> None:

@@ -445,11 +445,9 @@ class Presets(Mapping[str, PolicyLossSpec]):
 
     def __getitem__(self, name: str) -> PolicyLossSpec:
         if not isinstance(name, str) or name not in self.table:
-            nearest = difflib.get_close_matches(str(name)[:80], self.table, n=1, cutoff=0.0)
-            raise KeyError(
-                f"no preset {shown(name)}; did you mean {nearest[0]!r}? "
-                f"There are: {', '.join(self.table)}"
-            )
+            near = difflib.get_close_matches(str(name)[:80], self.table, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise KeyError(f"no preset {shown(name)}{hint} There are: {', '.join(self.table)}")
         return self.table[name].spec
 
     def __iter__(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from logitless.rl.update import advantage_name, check_steps, follower_of
 # Of the difference of a token's log-probs in a rollout and in training, where the body computes in
 # bfloat16: up to 0.009 in 30 layers of width 576.
 ROUNDING = 0.01
+# How many of a file's longest prompts, by their characters, are made tokens of at the start.
+LONGEST = 64
 
 
 class Prepared(NamedTuple):
@@ -66,9 +69,10 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     first, *_ = of_seeds(recipe).values()
     policy = make_policy(first.model, first.seed, first.lora)
     check_template(policy, recipe, asked)
-    check_policy(policy, recipe.update, recipe.distributed)
     # a template that is missing, or has no system's turn, is refused here
     policy.encode(["a prompt"], **recipe.rollout.template)
+    check_lengths(policy, recipe, asked)
+    check_policy(policy, recipe.update, recipe.distributed)
     return Prepared(task, specs, advantages, policy)
 
 
@@ -104,14 +108,26 @@ def check_template(policy: Policy, recipe: Recipe, tasks: Sequence[Task | Prompt
             "recipe key 'rollout.chat_template' must be false with a tokenizer that has no chat "
             "template, got true"
         )
-    asked = (task.task if isinstance(task, Rewarded) else task for task in tasks)
-    rows = [row for task in asked if isinstance(task, PromptFile) for row in task.rows]
-    messages = next((row["prompt"] for row in rows if not isinstance(row["prompt"], str)), None)
+    prompts = prompts_of_files(tasks)
+    messages = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
     if messages is not None:
         raise ValueError(
             "prompts must be texts with a tokenizer that has no chat template, got the messages "
             f"{str(messages)[:80]}"
         )
+
+
+def check_lengths(policy: Policy, recipe: Recipe, tasks: Sequence[Task | PromptFile]) -> None:
+    """ValueError where a file has a prompt too long for the model, as far as a few tell; others are
+    looked at before they are answered."""
+    longest = heapq.nlargest(LONGEST, prompts_of_files(tasks), key=lambda prompt: len(str(prompt)))
+    ids = policy.encode(longest or ["1"], **recipe.rollout.template)
+    policy.check_length(ids, recipe.rollout.max_new_tokens)
+
+
+def prompts_of_files(tasks: Sequence[Task | PromptFile]) -> list[Any]:
+    asked = (task.task if isinstance(task, Rewarded) else task for task in tasks)
+    return [row["prompt"] for task in asked if isinstance(task, PromptFile) for row in task.rows]
 
 
 def check_clips(specs: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from logitless.rl.engine.schedule import make_schedule
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import DistributedRecipe, ReferenceRecipe, UpdateRecipe
 from logitless.rl.rollout import Cut, Rollout, check_cache, check_shared, hidden_states
+from logitless.rl.tracking.divergence import first_broken
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
@@ -118,9 +119,8 @@ class LocalEngine:
         ranks.sum_gradients(self.parameters)
 
     def broken(self) -> str | None:
-        """The name of a parameter that holds what is no number, where there is one. Collective."""
-        named = self.policy.model.named_parameters()
-        return next((name for name, p in named if not bool(p.isfinite().all())), None)
+        """`first_broken` of all parameters. Collective."""
+        return first_broken(self.policy.model.named_parameters())
 
     @property
     def learning_rate(self) -> float:

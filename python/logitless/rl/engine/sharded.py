@@ -21,6 +21,7 @@ from logitless.rl.engine.local import LocalEngine
 from logitless.rl.policy import Policy
 from logitless.rl.recipe import ReferenceRecipe, UpdateRecipe
 from logitless.rl.rollout import Rollout
+from logitless.rl.tracking.divergence import first_broken
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 
@@ -100,8 +101,8 @@ class ShardedEngine(LocalEngine):
     def broken(self) -> str | None:
         named = self.policy.model.named_parameters()
         own = ((name, shards.own(p)) for name, p in named)
-        find = partial(next, (name for name, p in own if not bool(p.isfinite().all())), None)
-        return next((name for name in ranks.each(find) if name is not None), None)
+        found = ranks.each(partial(first_broken, own))
+        return next((what for what in found if what is not None), None)
 
     def _save_policy(self, folder: Path) -> None:
         weights = self.policy.weights_as_saved()

@@ -93,6 +93,21 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None else int(pad)
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens of a sequence that the model is made for; None: its configuration has no limit."""
+        known = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return known if isinstance(known, int) and known > 0 else None
+
+    def check_length(self, prompts: Sequence[Sequence[int]], answer: int) -> None:
+        """ValueError where a prompt with an answer of so many tokens has more than `positions`."""
+        longest = max(map(len, prompts), default=0)
+        if self.positions is not None and longest + answer > self.positions:
+            raise ValueError(
+                f"a prompt of {longest} tokens with an answer of up to {answer} must have at most "
+                f"the model's {self.positions} positions, got {longest + answer}"
+            )
+
     def encode(
         self, prompts: Sequence[Any], chat_template: bool = False, system: str | None = None
     ) -> list[list[int]]:

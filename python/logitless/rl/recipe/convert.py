@@ -97,9 +97,11 @@ def _of_union(hints: tuple[Any, ...], value: Any, path: str, base: Any) -> Any:
 def unknown(what: str, key: str, known: Iterable[str]) -> str:
     """The message for a name that is not among `known`."""
     known, key = list(known), key if len(key) <= 200 else f"{key[:200]}..."
-    near = difflib.get_close_matches(key, known, n=1)
+    # what all have in common, like a section's name, makes nothing near
+    own = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key.rpartition(".")[2], own, n=1)
     if near:
-        return f"{what} '{key}' is unknown; did you mean '{near[0]}'?"
+        return f"{what} '{key}' is unknown; did you mean '{own[near[0]]}'?"
     return f"{what} '{key}' is unknown, known: {', '.join(known)}"
 
 

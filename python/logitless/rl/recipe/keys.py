@@ -32,6 +32,7 @@ SHARE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
 SHARE_ABOVE_0 = Range("in (0, 1]", lambda x: 0 < x <= 1)
 SHARE_BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
 FINITE = Range("finite", lambda x: True)
+SEED = Range("at least 0 and below 2^64", lambda x: 0 <= x < 2**64)
 # of a key that has no default
 REQUIRED = MISSING
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from logitless.rl.recipe.data import EvaluationRecipe, RolloutRecipe, TaskRecipe, WarmupRecipe
-from logitless.rl.recipe.keys import REQUIRED, SHARE_ABOVE_0, at_least, check_ranges, key
+from logitless.rl.recipe.keys import (
+    REQUIRED,
+    SEED,
+    SHARE_ABOVE_0,
+    at_least,
+    check_ranges,
+    key,
+    within,
+)
 from logitless.rl.recipe.model import LoraRecipe, ModelRecipe
 from logitless.rl.recipe.training import (
     DistributedRecipe,
@@ -31,7 +39,7 @@ class Recipe:
         "The methods, each by a name of letters, digits, - and _, which is also a folder's. All "
         "have the same start.",
     )
-    seed: int = key(0, "Of all that is random.")
+    seed: int = key(0, "Of all that is random.", SEED)
     seeds: list[int] = key(
         list,
         "In place of one seed several: every method is trained once with each, in a folder of its "
@@ -148,6 +156,8 @@ class Recipe:
     def _check_seeds(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"recipe key 'seeds' must have no two alike, got {self.seeds}")
+        if not all(within(SEED, seed) for seed in self.seeds):
+            raise ValueError(f"recipe key 'seeds' must each be {SEED.text}, got {self.seeds}")
         if self.seeds and self.seed:
             raise ValueError(
                 f"recipe key 'seed' makes no sense with seeds={self.seeds}, got {self.seed}"

@@ -85,6 +85,8 @@ class _Sizes:
                 raise ValueError(f"{self.name} must end, got an alias inside of what it stands for")
             return found
         self.known[id(node)] = None
+        if isinstance(node, yaml.MappingNode):
+            self._once(node)
         pairs = [x if isinstance(x, tuple) else (x,) for x in node.value]
         parts = [self.of(child, level + 1) for pair in pairs for child in pair]
         size = 1 + sum(part for part, _ in parts)
@@ -97,6 +99,19 @@ class _Sizes:
             raise ValueError(_too_deep(self.name))
         self.known[id(node)] = (size, depth)
         return size, depth
+
+    def _once(self, mapping: yaml.MappingNode) -> None:
+        """YAML's own loader would keep the last of several values and lose the others."""
+        lines: dict[str, int] = {}
+        texts = (key for key, _ in mapping.value if isinstance(key.value, str))
+        for key in texts:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(
+                    f"{self.name} must have each key once, got {key.value[:80]!r} in line "
+                    f"{lines[key.value]} and in line {line}"
+                )
+            lines[key.value] = line
 
 
 def _too_deep(name: str) -> str:

@@ -20,6 +20,10 @@ STAY = (3, 0)
 def check_cache(policy: Policy) -> None:
     """ValueError for a model whose states are others with a cache, of which sequences leave, or
     with padding on the left: a rollout, or training, would go wrong in silence."""
+    if policy.positions is not None and policy.positions < WIDTH + ANSWER:
+        raise ValueError(
+            f"a model must have at least {WIDTH + ANSWER} positions, got {policy.positions}"
+        )
     exact = policy.in_dtype("float32")
     ids, attention = sequences(len(policy.tokenizer), policy.pad, policy.device)
     # as the model itself is called: it may count positions in another way

@@ -42,6 +42,7 @@ def sample(
     some. top_k=1 is greedy. Under top_k, top_p or min_p log-probs and entropies are
     within the tokens that are left, which `kept` names.
     """
+    policy.check_length(prompts, max_new_tokens)
     B, T, device = len(prompts) * group, max_new_tokens, policy.device
     ids, attention = left_pad(prompts, policy.pad, device)
     tokens = torch.full((B, T), policy.pad, device=device)

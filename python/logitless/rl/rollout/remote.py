@@ -44,6 +44,7 @@ def sample_remotely(
     The server must have the policy's weights (`hand_over`). What it draws depends on the seed as
     far as it keeps to it: vLLM's batches change a sum.
     """
+    policy.check_length(prompts, max_new_tokens)
     never = [] if policy.padding is None else policy.padding.isinf().nonzero()[:, 0].tolist()
 
     def answers(i: int) -> list[Answer]:

@@ -8,13 +8,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, TypeAlias
 
 # A reward, or why an answer has none.
 Found: TypeAlias = float | BaseException
 # From what a function has returned for an answer, and the answer's text, to its reward.
 Read: TypeAlias = Callable[[Any, str], float]
+
+# Of an error, the attribute that says where it comes from, where its traceback does not.
+PLACE = "place"
 
 
 class RewardTimeout(TimeoutError):
@@ -23,6 +26,8 @@ class RewardTimeout(TimeoutError):
 
 def number(returned: Any, text: str) -> float:
     """What a function has returned for an answer of this text, as its reward."""
+    if isinstance(returned, (str, bytes)):
+        raise TypeError(f"the reward must be a number, got the text {returned!r}")
     reward = float(returned)
     if not math.isfinite(reward):
         raise ValueError(f"the reward must be finite, got {reward}")
@@ -113,7 +118,25 @@ def within(seconds: float | None, work: Callable[[], Any]) -> Any:
     raise error
 
 
+def placed(found: list[Found], function: Callable[..., Any]) -> list[Found]:
+    """Errors outside of the function, of what it returned or of a call that does not fit it, are at
+    its first line; those inside have a place of their own."""
+    called = function if hasattr(function, "__code__") else type(function).__call__
+    code: CodeType | None = getattr(called, "__code__", None)
+    for error in found:
+        if code is None or not isinstance(error, BaseException) or isinstance(error, RewardTimeout):
+            continue
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if code not in frames and not hasattr(error, PLACE):
+            setattr(error, PLACE, f"{code.co_filename}:{code.co_firstlineno}")
+    return found
+
+
 def described(error: BaseException) -> str:
-    """Type, message, and the line of the innermost call."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    """Type, message, and the line of the innermost call; of what a function has returned, and of
+    a call that does not fit it, the function's own line."""
+    place = getattr(error, PLACE, None)
+    if place is None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}:{frame.lineno}"
+    return f"{type(error).__name__}: {error} ({place})"

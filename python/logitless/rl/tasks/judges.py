@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from logitless.rl.tasks.attempts import Found, Read, at_once, number, one_by_one
+from logitless.rl.tasks.attempts import Found, Read, at_once, number, one_by_one, placed
 from logitless.rl.tasks.base import Prompt, Task, TaskOfBatches, TaskWithSolutions
 from logitless.rl.tasks.following import Following
 
@@ -45,10 +45,11 @@ class TaskJudge:
     ) -> list[Found]:
         if isinstance(self.task, TaskOfBatches):
             call = partial(self.task.rewards, asked.prompts, asked.texts)
-            return at_once(call, asked.texts, seconds=seconds)
+            return placed(at_once(call, asked.texts, seconds=seconds), self.task.rewards)
         pairs = zip(asked.prompts, asked.texts, strict=True)
         calls = [partial(self.task.reward, prompt, text) for prompt, text in pairs]
-        return one_by_one(calls, asked.texts, asked.group, seconds=seconds)
+        found = one_by_one(calls, asked.texts, asked.group, seconds=seconds)
+        return placed(found, self.task.reward)
 
 
 class FunctionJudge:
@@ -92,6 +93,11 @@ class FunctionJudge:
             raise ValueError("a function of all answers cannot have a parameter 'of'")
 
     def found(
+        self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
+    ) -> list[Found]:
+        return placed(self.found_anywhere(asked, of, seconds), self.function)
+
+    def found_anywhere(
         self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
     ) -> list[Found]:
         if self.of_all:

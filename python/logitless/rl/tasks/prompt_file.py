@@ -13,8 +13,9 @@ from logitless.rl.tasks.base import Prompt
 class PromptFile:
     """Rows of a JSON Lines file: `prompt`, a text or chat messages, and any other keys."""
 
-    def __init__(self, file: str) -> None:
-        self.rows = read_rows(Path(file))
+    def __init__(self, file: str, key: str = "task.prompts") -> None:
+        """key: the recipe's, for errors."""
+        self.rows = read_rows(Path(file), key)
 
     def prompts(self, rng: random.Random, n: int) -> list[Prompt]:
         """n different rows; where there are not as many, all of them again and again."""
@@ -24,14 +25,14 @@ class PromptFile:
         return [Prompt(row["prompt"], _others(row)) for row in rows]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
     """ValueError with file and line where a line is no such row."""
     if not path.is_file():
-        raise FileNotFoundError(f"task.prompts: no such file: {path}")
+        raise FileNotFoundError(f"{key}: no such file: {path}")
     lines = path.read_text("utf-8").splitlines()
     rows = [_row(f"{path}:{i}", line) for i, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise ValueError(f"task.prompts: {path} must have at least one row, got none")
+        raise ValueError(f"{key}: {path} must have at least one row, got none")
     return rows
 
 
