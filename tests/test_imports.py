@@ -102,6 +102,8 @@ rl.diversity    how varied answers are, and what they have lost and gained since
 rl.evaluation   how good a policy is on prompts that it is not trained on
                 rl.diversity rl.recipe rl.tasks rl.policy rl.engine rl.answers rl.experience
                 rl.tracking
+rl.ask_policy   answers of a policy to one prompt, as its run asks for them
+                rl.policy rl.recipe rl.rollout rl.tracking
 rl.train        the loop of one method, top to bottom
                 public rl.recipe rl.tasks rl.policy rl.engine rl.experience rl.answer_rows
                 rl.evaluation rl.update rl.tracking
@@ -112,7 +114,7 @@ rl.demo         several methods from one start, and full logits beside them
                 rl.evaluation rl.update rl.tracking rl.train rl.report
 cli             the command line
                 _core _version backends ops public integrations.transformers
-                rl.recipe rl.policy rl.rollout rl.evaluation rl.tracking rl.demo
+                rl.recipe rl.policy rl.ask_policy rl.evaluation rl.tracking rl.demo
 __main__        python -m logitless
                 cli
 """

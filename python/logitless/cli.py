@@ -168,15 +168,27 @@ def make_parser() -> argparse.ArgumentParser:
     ).set_defaults(run=_doctor)
 
     plan = _command(commands, "plan", "memory and products of one linear_policy_loss call")
-    plan.add_argument("--tokens", type=int, required=True)
-    plan.add_argument("--hidden", type=int, required=True)
-    plan.add_argument("--vocab", type=int, required=True)
+    plan.add_argument("--tokens", type=int, required=True, help="rows of hidden states of the call")
+    plan.add_argument("--hidden", type=int, required=True, help="width of a hidden state")
+    plan.add_argument("--vocab", type=int, required=True, help="rows of the head's weight")
     plan.add_argument("--dtype", default="float32", help="float32, bfloat16, ... (float32)")
     plan.add_argument(
         "--budget", default=None, help="bytes, or like 256MiB (the library's default)"
     )
     plan.add_argument(
         "--device", default="cpu", help="cpu, cuda, or a GPU that need not be here: H200, ... (cpu)"
+    )
+    plan.add_argument(
+        "--tail-mass",
+        type=float,
+        default=0.0,
+        help="probability that a row's largest entries may leave out of its gradient (0: exact)",
+    )
+    plan.add_argument(
+        "--expected-served",
+        type=float,
+        default=0.0,
+        help="with --tail-mass: the share of rows that one expects to need no other backward (0)",
     )
     plan.set_defaults(run=_plan)
 
@@ -226,7 +238,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="changes to the recipe, like rollout.group=8",
+        help="changes to the recipe, like rollout.group=8; `logitless recipe` lists all keys",
     )
     parser.add_argument("--out", type=Path, default=None, help="the run folder (runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="go on with the folder's run")
@@ -348,7 +360,13 @@ def _plan(options: argparse.Namespace) -> int:
     import logitless as ll
 
     sizes = (options.tokens, options.hidden, options.vocab)
-    print(ll.plan(*sizes, options.dtype, options.budget, device=options.device))
+    print(
+        ll.plan(
+            *sizes, options.dtype, options.budget,
+            device=options.device, tail_mass=options.tail_mass,
+            expected_served=options.expected_served,
+        )
+    )  # fmt: skip
     return 0
 
 

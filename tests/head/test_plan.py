@@ -138,6 +138,25 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "memory_budget must be at least" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("budget", [None, "64MiB"])
+def test_rows_that_are_expected_to_be_served_cost_no_backward(budget: str | None) -> None:
+    sizes, none = (1024, 1024, 151_936, "bfloat16", budget), {"tail_mass": 1e-2}
+    forward, dense, half, all_of_them = (
+        ll.plan(*sizes, **none, backward=False),
+        *(ll.plan(*sizes, **none, expected_served=share) for share in (0.0, 0.5, 1.0)),
+    )
+    assert forward.products == all_of_them.products == 1.0 and dense.products >= 3.0
+    assert half.products == pytest.approx((dense.products + 1) / 2)
+    assert forward.expected_seconds == pytest.approx(all_of_them.expected_seconds)
+    assert dense.expected_seconds > half.expected_seconds > forward.expected_seconds
+    # what is computed, and in what memory, they change in nothing
+    assert replace(half, products=0.0, expected_seconds=0.0) == replace(
+        dense, products=0.0, expected_seconds=0.0
+    )
+    with pytest.raises(ValueError, match=r"expected_served must be 0 without tail_mass, got 0\.5"):
+        ll.plan(*sizes, expected_served=0.5)
+
+
 @pytest.mark.parametrize(
     ("tail_mass", "message"), [(1.0, r"in \[0, 1\), got 1.0"), (1e-9, "0 or >= 1e-5")]
 )

@@ -137,7 +137,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
         "tokens": 10, "hidden": 8, "vocab": 100, "dtype": "float32", "budget": "64MiB",
         "logits_dtype": None, "gradients": ("hidden",), "adapter_rank": 2, "backward": True,
         "one_pass": True, "split": True, "batch_invariant": False,
-        "tail_mass": 0.0, "tail_entries": 512, "active_capacity": None,
+        "tail_mass": 0.0, "tail_entries": 512, "expected_served": 0.0, "active_capacity": None,
         "kept_entries": 0, "sampled_ids": 0, "device": "cpu",
     },
     "check": {
@@ -274,6 +274,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "memory_budget": BUDGET,
     "tail_mass": [*NUMBER, -0.1, 1.0, 1e-9],
     "tail_entries": [*INT, 0, 63, 96, 1088],
+    "expected_served": [*NUMBER, -0.1, 0.5, 1.1],
     "active_capacity": [*INT[1:], 0],
     "logits_dtype": DTYPE,
     "batch_invariant": FLAG,

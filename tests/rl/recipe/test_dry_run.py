@@ -100,11 +100,13 @@ RATES = ("update.body_lr=0", "update.head_lr=0")
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model={path: empty}",), "no model can be read from empty: "),
+        (("model={path: empty}",), "can be read from empty: it has no config.json"),
         (("task.name=sum_two_n",), "did you mean 'sum_to_n'?"),
         (("update.advantage=best",), "'update.advantage' must be one of"),
         (RATES, "leave nothing to train: they are 0.0, 0.0"),
-        ((PROMPTS,), "needs a task with solution"),
+        ((PROMPTS,), "solution(rng, prompt), and a file of prompts has none"),
+        (("model.tokenizer=empty",), "'model.tokenizer' must be qwen, bytes, or a tokenizer's"),
+        (("task.options={foo: 1}",), "recipe key 'task.options' with task 'sum_to_n': "),
         (("rollout.chat_template=true",), "'rollout.chat_template' must be false with a tokenizer"),
         ((CHAT, *COLD), "got the messages [{'role': 'user'"),
         ((PROMPTS, *COLD, *HELD_OUT), "evaluation.file: no such file: absent.jsonl"),

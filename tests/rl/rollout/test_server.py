@@ -17,6 +17,7 @@ from logitless.rl.demo.job import run  # noqa: E402
 from logitless.rl.policy import make_policy  # noqa: E402
 from logitless.rl.recipe import make_spec  # noqa: E402
 from logitless.rl.rollout import Server, hidden_states, join_rollouts, sample_remotely  # noqa: E402
+from logitless.rl.rollout.server import MASKED  # noqa: E402
 from logitless.rl.tracking import metrics  # noqa: E402
 from logitless.rl.tracking.stopwatch import Stopwatch  # noqa: E402
 from logitless.rl.update.minibatch import old_policy, pack  # noqa: E402
@@ -106,6 +107,53 @@ def test_the_rollout_is_the_policys(
     assert torch.equal(joined.ids, rollout.ids)
 
 
+def test_masks_are_replayed(stand_in: VllmStandIn, tmp_path: Path) -> None:
+    """What the server says was left to draw from is what training normalises over."""
+    truncation = ("rollout.top_k=6", "rollout.top_p=0.8", "rollout.min_p=0.05")
+    recipe = tiny_recipe(
+        tmp_path, *OPTIONS, *served(stand_in, tmp_path), *truncation, "update.body_lr=1e-2"
+    )
+    assert run(recipe, tmp_path / "run") == 0
+    rows = metrics.read(tmp_path / "run" / "grpo" / "metrics.jsonl")
+    assert len(rows) == 4
+    # within the sets: over the whole softmax both would be off by the mass that they hold
+    assert max(row["server_logp_gap_max"] for row in rows) < 1e-4
+    assert max(row["logp_gap"] for row in rows) < 1e-4
+    asked = [request for path, request in stand_in.seen if path == MASKED and request]
+    params = [request["sampling_params"] for request in asked]
+    assert {(x["top_k"], x["top_p"], x["min_p"]) for x in params} == {(6, 0.8, 0.05)}
+    # greedy answers of the evaluations, which have no mask
+    greedy = [request for path, request in stand_in.seen if path == "/v1/completions"]
+    assert greedy and {request["temperature"] for request in greedy} == {0.0}
+
+
+def test_a_masked_rollout_is_the_policys(stand_in: VllmStandIn, tmp_path: Path) -> None:
+    policy = make_policy(tiny_recipe(tmp_path).model, seed=0)
+    with torch.no_grad():
+        policy.weight.mul_(30)
+    policy.save(tmp_path / "served")
+    server = Server(stand_in.address)
+    server.reload(tmp_path / "served")
+    rollout = sample_remotely(
+        server, policy, policy.encode(["sum 8:", "x"]), group=5, max_new_tokens=6, temperature=0.7,
+        top_k=7, top_p=0.9, seed=1, step=2, clock=Stopwatch(),
+    )  # fmt: skip
+    assert rollout.kept is not None
+    sizes = [len(ids) for ids in rollout.kept.lists()]
+    assert len(sizes) == int(rollout.mask.sum()) and 1 < max(sizes) <= 7
+    stats = ll.linear_token_stats(
+        hidden_states(policy, rollout), policy.weight, rollout.targets, temperature=0.7,
+        sampling_mask=rollout.kept, **policy.head_options,
+    )  # fmt: skip
+    for found in (rollout.logp, rollout.rollout_logp):
+        torch.testing.assert_close(found[rollout.mask], stats.logp, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.entropy[rollout.mask], stats.entropy, atol=2e-5, rtol=0)
+    # the parts of two ranks are the whole
+    parts = [rollout.sequences(torch.arange(0, 5)), rollout.sequences(torch.arange(5, 10))]
+    joined = join_rollouts(parts, policy.pad)
+    assert joined.kept.lists() == rollout.kept.lists()
+
+
 def test_losses_compare_with_the_servers_log_probs(stand_in: VllmStandIn, tmp_path: Path) -> None:
     policy = make_policy(tiny_recipe(tmp_path).model, seed=0)
     policy.save(tmp_path / "served")
@@ -172,6 +220,38 @@ def test_a_response_that_lacks_something_is_refused(
     assert backwards == server.answers([65, 66], 3, **options)
 
 
+MASK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no mask": (lambda r: r["choices"][1].pop("sampling_mask"), "from 0.28 on, started with --ret"),
+    "no log-probs": (lambda r: r["choices"][1].update(logprobs=None), "must give token_ids"),
+    "a set less": (lambda r: r["choices"][0]["sampling_mask"].pop(), "a sampling mask a token"),
+    "a log-prob less": (
+        lambda r: r["choices"][0]["logprobs"]["content"].pop(), "a log-prob a token"
+    ),
+    "a token outside": (
+        lambda r: r["choices"][2]["sampling_mask"].__setitem__(0, [500]), r"got \[500\] of \d+"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MASK_FAULTS)
+def test_a_mask_that_lacks_something_is_refused(
+    stand_in: VllmStandIn, tmp_path: Path, fault: str
+) -> None:
+    policy = make_policy(tiny_recipe(tmp_path).model, seed=0)
+    policy.save(tmp_path / "served")
+    server = Server(stand_in.address)
+    server.reload(tmp_path / "served")
+    change, message = MASK_FAULTS[fault]
+    options: dict[str, Any] = {
+        "max_tokens": 4, "temperature": 1.0, "seed": 0, "ends": [3], "never": [],
+        "truncation": {"top_k": 5},
+    }  # fmt: skip
+    assert len(server.answers([65, 66], 3, **options)) == 3
+    stand_in.spoil = spoilt(change)
+    with pytest.raises(ValueError, match=message):
+        server.answers([65, 66], 3, **options)
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(
     stand_in: VllmStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +264,12 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
     good = served(stand_in, tmp_path)
     assert "need each other" in refused(good[0])
-    assert "rollout.top_p" in refused(*good, "rollout.top_p=0.9")
+    message = "'rollout.top_k' must be at least 2 with rollout.server, rollout.top_p"
+    assert message in refused(*good, "rollout.top_p=0.9")
+    assert "at least 2 with rollout.server, rollout.top_k" in refused(*good, "rollout.top_k=1")
+    stand_in.masks = False
+    assert "start vLLM with --return-sampling-mask" in refused(*good, "rollout.top_k=5")
+    stand_in.masks = True
     assert "lora.rank" in refused(*good, "lora.rank=4", "model={path: somewhere}", "warmup.steps=0")
     assert "must begin with http" in refused("rollout.server=localhost", good[1])
     stand_in.dev_mode = False

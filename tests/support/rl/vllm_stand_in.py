@@ -1,7 +1,9 @@
-"""A server that speaks as vLLM's does: requests and responses of its completions, and of the
-development endpoints that take weights. Behind it is the trainer's own sampler.
+"""A server that speaks as vLLM's does: requests and responses of its completions, of tokens with
+their sampling masks, and of the development endpoints that take weights. Behind it is the trainer's
+own sampler.
 
-The shapes are those of vllm/entrypoints/openai/completion/protocol.py and of the routers beside it.
+The shapes are those of vllm/entrypoints/openai/completion/protocol.py, of the protocol of
+/inference/v1/generate with docs/training/sampling_mask.md, and of the routers beside them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from logitless.rl.policy import Policy, load_policy
-from logitless.rl.rollout import sample
+from logitless.rl.rollout import Rollout, sample
 from logitless.rl.tracking.stopwatch import Stopwatch
 
 MODEL = "the-policy"
@@ -44,8 +46,64 @@ class VllmStandIn:
         self.lock = threading.Lock()
         # endpoints that need VLLM_SERVER_DEV_MODE=1
         self.dev_mode = True
+        # the endpoint of --return-sampling-mask
+        self.masks = True
         # a fault of a server, for the tests: changes a response
         self.spoil: Callable[[Any], Any] = lambda response: response
+
+    def draw(self, prompt: list[int], params: dict[str, Any]) -> Rollout:
+        assert self.policy is not None
+        bias = torch.zeros(len(self.policy.weight))
+        for token, value in params.get("logit_bias", {}).items():
+            bias[int(token)] = value
+        greedy = params["temperature"] == 0
+        truncation = {
+            name: params[name]
+            for name, none in {"top_p": 1.0, "top_k": 0, "min_p": 0.0}.items()
+            if params[name] != none
+        }
+        return sample(
+            replace(self.policy, padding=bias),
+            [prompt],
+            group=params["n"],
+            max_new_tokens=params["max_tokens"],
+            temperature=1.0 if greedy else params["temperature"],
+            seed=params["seed"],
+            step=0,
+            clock=Stopwatch(),
+            **({"top_k": 1} if greedy else truncation),
+        )
+
+    def generate(self, request: dict[str, Any]) -> tuple[int, Any]:
+        """Tokens in, tokens out, and what was left to draw each from: vLLM's GenerateRequest."""
+        if not {"token_ids", "sampling_params"} <= set(request):
+            return 422, {"detail": "Field required"}
+        params = request["sampling_params"]
+        assert set(params) <= set(FIELDS) and request["model"] == MODEL
+        # what the engine asks for, where it returns masks
+        assert params["temperature"] > 0 and params["top_k"] > 0
+        rollout = self.draw(request["token_ids"], params)
+        assert self.policy is not None and rollout.kept is not None
+        sets = iter(rollout.kept.lists())
+        choices = []
+        for i, n in enumerate(rollout.lengths.tolist()):
+            ids = rollout.ids[i, rollout.prompt_length :][:n].tolist()
+            tokens = self.policy.tokenizer.convert_ids_to_tokens(ids)
+            content = [
+                {"token": token, "logprob": logp, "bytes": None, "top_logprobs": []}
+                for token, logp in zip(tokens, rollout.logp[i, :n].tolist(), strict=True)
+            ]
+            stopped = ids[-1] in params["stop_token_ids"]
+            choices.append({
+                "index": i, "logprobs": {"content": content}, "token_ids": ids,
+                "finish_reason": "stop" if stopped else "length", "routed_experts": None,
+                "sampling_mask": [next(sets) for _ in ids],
+            })  # fmt: skip
+        response = {
+            "request_id": "7", "choices": choices, "prompt_logprobs": None,
+            "kv_transfer_params": None,
+        }  # fmt: skip
+        return 200, self.spoil(response)
 
     def completions(self, request: dict[str, Any]) -> tuple[int, Any]:
         for name, value in request.items():
@@ -55,22 +113,7 @@ class VllmStandIn:
             return 404, {"error": {"message": "The model does not exist.", "code": 404}}
         asked = {name: request.get(name, value) for name, value in DEFAULTS.items()}
         assert asked == {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-        bias = torch.zeros(len(self.policy.weight))
-        for token, value in request.get("logit_bias", {}).items():
-            bias[int(token)] = value
-        policy = replace(self.policy, padding=bias)
-        greedy = request["temperature"] == 0
-        rollout = sample(
-            policy,
-            [request["prompt"]],
-            group=request["n"],
-            max_new_tokens=request["max_tokens"],
-            temperature=1.0 if greedy else request["temperature"],
-            top_k=1 if greedy else None,
-            seed=request["seed"],
-            step=0,
-            clock=Stopwatch(),
-        )
+        rollout = self.draw(request["prompt"], request)
         choices = [
             self.choice(
                 i, rollout.ids[i, rollout.prompt_length :][:n].tolist(), rollout.logp[i, :n]
@@ -121,6 +164,8 @@ class VllmStandIn:
             return 200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
         if path == "/v1/completions":
             return self.completions(request)
+        if path == "/inference/v1/generate" and self.masks:
+            return self.generate(request)
         if path == "/collective_rpc" and self.dev_mode:
             return self.rpc(request)
         if path == "/reset_prefix_cache" and self.dev_mode:

@@ -43,7 +43,7 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     check_ranks(recipe)
     trackers.check_installed(recipe.log_to)
     if recipe.rollout.server is not None:
-        Server(recipe.rollout.server).check()
+        Server(recipe.rollout.server).check(masks=bool(recipe.rollout.truncation))
     task = task_of(recipe)
     asked = [task, held_out(recipe, task)] if recipe.evaluation.every else [task]
     longest = recipe.rollout.max_new_tokens
@@ -147,8 +147,10 @@ def with_solutions(task: Task) -> TaskWithSolutions:
     """The task, as a warm-up needs it."""
     if isinstance(task, TaskWithSolutions):
         return task
+    own = task.task if isinstance(task, Rewarded) else task
+    of_what = "a file of prompts" if isinstance(own, PromptFile) else type(own).__name__
     raise ValueError(
-        f"warmup needs a task with solution(rng, prompt); {task!r} has none: "
+        f"warmup needs a task with solution(rng, prompt), and {of_what} has none: "
         "set warmup.steps=0 and warmup.full_steps=0"
     )
 

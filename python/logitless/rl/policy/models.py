@@ -32,6 +32,8 @@ def read_model(folder: str | Path) -> tuple[Any, Any]:
     file = gguf_in(folder)
     if file is not None:
         return load_gguf(file)
+    if Path(folder).is_dir() and not Path(folder, "config.json").is_file():
+        raise FileNotFoundError(f"no model can be read from {folder}: it has no config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **REPORTED)

@@ -12,7 +12,7 @@ NO_TEXT = "\ufffd"
 
 def make_tokenizer(name: str) -> Any:
     """ "qwen": the 151,646-entry vocabulary of Qwen2.5, one token per digit; "bytes": 256 bytes; or
-    a folder.
+    a folder or hub name. FileNotFoundError, which names the key, where there is none.
     """
     if name == "qwen":
         return _qwen_tokenizer()
@@ -20,7 +20,14 @@ def make_tokenizer(name: str) -> Any:
         return _byte_tokenizer()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, padding_side="left")
+    try:
+        return AutoTokenizer.from_pretrained(name, padding_side="left")
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0].strip()
+        raise FileNotFoundError(
+            "recipe key 'model.tokenizer' must be qwen, bytes, or a tokenizer's folder or hub "
+            f"name, got {name}: {why}"
+        ) from error
 
 
 def _qwen_tokenizer() -> Any:

@@ -234,11 +234,11 @@ class RolloutRecipe:
                 f"recipe key 'rollout.server' must begin with http:// or https://, got "
                 f"{self.server!r}"
             )
-        if self.server is not None and self.truncation:
-            names = ", ".join(f"rollout.{name}" for name in self.truncation)
+        if self.server is not None and self.truncation and (self.top_k or 0) < 2:
+            names = ", ".join(f"rollout.{name}" for name in ("server", *self.truncation))
             raise ValueError(
-                f"recipe key 'rollout.server' must be null with {names}: a server does not say "
-                f"which tokens were left to draw from; got {self.server}"
+                f"recipe key 'rollout.top_k' must be at least 2 with {names}: a server says which "
+                f"tokens were left to draw from where top_k bounds their number; got {self.top_k}"
             )
         if self.system_prompt is not None and not self.chat_template:
             raise ValueError(

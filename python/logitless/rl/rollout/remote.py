@@ -34,17 +34,23 @@ def sample_remotely(
     max_new_tokens: int,
     temperature: float,
     top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int,
     step: int,
     first: int = 0,
     clock: Stopwatch,
 ) -> Rollout:
-    """As `sample`, whose arguments these are, but for truncation: top_k is 1, greedy, or None.
+    """As `sample`, whose arguments these are. top_k=1 is greedy, without `kept`; top_p and min_p
+    need a top_k, since the server names no more tokens than that.
 
     The server must have the policy's weights (`hand_over`). What it draws depends on the seed as
     far as it keeps to it: vLLM's batches change a sum.
     """
     policy.check_length(prompts, max_new_tokens)
+    given = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    greedy = top_k == 1
+    truncation = {} if greedy else {name: x for name, x in given.items() if x is not None}
     never = [] if policy.padding is None else policy.padding.isinf().nonzero()[:, 0].tolist()
 
     def answers(i: int) -> list[Answer]:
@@ -52,10 +58,11 @@ def sample_remotely(
             prompts[i],
             group,
             max_tokens=max_new_tokens,
-            temperature=0.0 if top_k == 1 else temperature,
+            temperature=0.0 if greedy else temperature,
             seed=random.Random(f"{seed} {step} {first + i * group}").getrandbits(32),
             ends=policy.ends,
             never=never,
+            truncation=truncation,
         )
 
     with clock("rollout server"), ThreadPoolExecutor(AT_ONCE) as pool:
@@ -90,24 +97,27 @@ def as_rollout(
         tokens[row, :n] = torch.tensor(answer.ids, device=device)
         theirs[row, :n] = torch.tensor(answer.logp, device=device)
         mask[row, :n] = True
+    sets = [left for answer in answers for left in answer.kept or ()]
     return Rollout(
         ids=torch.cat([ids, tokens], dim=1),
         attention=torch.cat([attention, mask], dim=1),
         mask=mask,
         logp=torch.zeros_like(theirs),
         entropy=torch.zeros_like(theirs),
+        kept=ll.SamplingMask.from_lists(sets) if sets else None,
         rollout_logp=theirs,
     )
 
 
 @torch.no_grad()
 def stats_of(policy: Policy, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-prob, entropy) [N] of the sampled tokens."""
+    """(log-prob, entropy) [N] of the sampled tokens, within what was left to draw from."""
     stats = ll.linear_token_stats(
         hidden_states(policy, rollout),
         policy.weight,
         rollout.targets,
         temperature=temperature,
+        sampling_mask=rollout.kept,
         **policy.head_options,
     )
     return stats.logp, stats.entropy

@@ -17,9 +17,17 @@ from typing import Any, NamedTuple
 SECONDS = 3600.0
 
 
+# Without which a server does not say what was left to draw from.
+MASK_OPTIONS = "--return-sampling-mask"
+# What draws from a part of the softmax, and says of which ids it was.
+MASKED = "/inference/v1/generate"
+
+
 class Answer(NamedTuple):
     ids: list[int]  # with the end token
     logp: list[float]  # as the server has them
+    # of each token the ids that were left to draw from; None: all
+    kept: list[list[int]] | None = None
 
 
 class Server:
@@ -29,20 +37,24 @@ class Server:
     def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
 
-    def check(self) -> None:
-        """ValueError where it serves no model, or takes no weights."""
+    def check(self, *, masks: bool = False) -> None:
+        """ValueError where it serves no model, takes no weights, or with `masks` does not draw from
+        a part of the softmax."""
         if not self._models():
             raise ValueError(f"{self._address}/v1/models names no model")
+        # an endpoint that is there refuses a request that lacks all
+        self._check("/collective_rpc", "takes no weights: start vLLM with VLLM_SERVER_DEV_MODE=1")
+        if masks:
+            self._check(MASKED, f"gives no sampling masks: start vLLM with {MASK_OPTIONS}")
+
+    def _check(self, path: str, otherwise: str) -> None:
         try:
-            self._post("/collective_rpc", {})
+            self._post(path, {})
         except ConnectionError as error:
-            # a request without a method is one that it understands
-            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 400:
+            refused = error.__cause__
+            if isinstance(refused, urllib.error.HTTPError) and refused.code in (400, 422):
                 return
-            raise ValueError(
-                f"{self._address}/collective_rpc takes no weights: start vLLM with "
-                f"VLLM_SERVER_DEV_MODE=1; {error}"
-            ) from error
+            raise ValueError(f"{self._address}{path} {otherwise}; {error}") from error
 
     def answers(
         self,
@@ -54,30 +66,30 @@ class Server:
         seed: int,
         ends: Sequence[int],
         never: Sequence[int],
+        truncation: Mapping[str, float] | None = None,
     ) -> list[Answer]:
-        """`n` answers to the ids of a prompt, drawn from the whole softmax at a temperature, 0 is
-        greedy; each ends with one of `ends`, and has none of `never`."""
-        reply = self._post(
-            "/v1/completions",
-            {
-                "model": self._models()[0],
-                "prompt": list(prompt),
-                "n": n,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                # a model's generation config has others
-                "top_p": 1.0,
-                "top_k": 0,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "seed": seed,
-                "stop_token_ids": list(ends),
-                "logit_bias": {str(token): -100.0 for token in never},
-                # of the drawn token alone
-                "logprobs": 0,
-                "return_token_ids": True,
-            },
-        )
+        """`n` answers to the ids of a prompt, drawn at a temperature, 0 is greedy; each ends with
+        one of `ends`, and has none of `never`. `truncation`: top_k, and top_p and min_p; without it
+        the whole softmax is drawn from."""
+        params: dict[str, Any] = {
+            "n": n,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            # a model's generation config has others
+            **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, **(truncation or {})},
+            "repetition_penalty": 1.0,
+            "seed": seed,
+            "stop_token_ids": list(ends),
+            "logit_bias": {str(token): -100.0 for token in never},
+            # of the drawn token alone
+            "logprobs": 0,
+        }
+        model = self._models()[0]
+        if truncation:
+            asked: dict[str, Any] = {"model": model, "token_ids": list(prompt), "sampling_params": params}
+            return [_masked(choice) for choice in _choices(self._post(MASKED, asked), n)]
+        asked = {"model": model, "prompt": list(prompt), **params, "return_token_ids": True}
+        reply = self._post("/v1/completions", asked)
         return [_answer(choice, prompt) for choice in _choices(reply, n)]
 
     def reload(self, folder: Path) -> None:
@@ -124,7 +136,31 @@ def _answer(choice: Mapping[str, Any], prompt: Sequence[int]) -> Answer:
         )
     if choice["prompt_token_ids"] != list(prompt):
         raise ValueError("the server must answer the ids of the prompt as they are, got others")
-    logp = logprobs["token_logprobs"]
+    return _whole(Answer(ids, logprobs["token_logprobs"]))
+
+
+def _masked(choice: Mapping[str, Any]) -> Answer:
+    ids, logprobs, kept = (choice.get(x) for x in ("token_ids", "logprobs", "sampling_mask"))
+    if not ids or not logprobs or not kept:
+        raise ValueError(
+            f"the server must give token_ids, logprobs and sampling_mask of each answer (vLLM from "
+            f"0.28 on, started with {MASK_OPTIONS}), got {', '.join(choice)}"
+        )
+    return _whole(Answer(ids, [token["logprob"] for token in logprobs["content"]], kept))
+
+
+def _whole(answer: Answer) -> Answer:
+    """ValueError where something is not of every token, or a token not of those that were left."""
+    ids, logp, kept = answer
     if len(logp) != len(ids):
         raise ValueError(f"the server must give a log-prob a token, got {len(logp)} of {len(ids)}")
-    return Answer(ids, logp)
+    if kept is not None and len(kept) != len(ids):
+        raise ValueError(
+            f"the server must give a sampling mask a token, got {len(kept)} of {len(ids)}"
+        )
+    for token, left in zip(ids, kept or (), strict=False):
+        if token not in left:
+            raise ValueError(
+                f"the server's sampling mask must have the drawn token, got {left[:20]} of {token}"
+            )
+    return answer

@@ -68,8 +68,11 @@ def _of_name(name: str | None, options: Mapping[str, Any]) -> Task:
         make = partial(ReasoningGym, attribute)
     else:
         make = named("task", name)
-    with of_user(f"making task '{name}'"):
-        task = make(**options)
+    try:
+        with of_user(f"making task '{name}'"):
+            task = make(**options)
+    except TypeError as error:
+        raise ValueError(f"recipe key 'task.options' with task '{name}': {error}") from error
     if not isinstance(task, Task):
         raise ValueError(
             f"task '{name}' must have prompts(rng, n) and reward(prompt, completion), got {task!r}"

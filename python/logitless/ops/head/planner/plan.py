@@ -12,7 +12,7 @@ import numpy as np
 from logitless.backends import registry
 from logitless.backends.gpus import GPUS
 from logitless.backends.machine import Machine, in_blocks
-from logitless.inputs.checks import INT64, choice, flag, shown, whole
+from logitless.inputs.checks import INT64, choice, flag, require, shown, whole
 from logitless.inputs.naming import public
 from logitless.inputs.options import (
     TAIL_ENTRIES,
@@ -153,6 +153,7 @@ def plan(
     batch_invariant: bool = False,
     tail_mass: float = 0.0,
     tail_entries: int = TAIL_ENTRIES,
+    expected_served: float = 0.0,
     active_capacity: int | None = None,
     kept_entries: int = 0,
     sampled_ids: int = 0,
@@ -168,6 +169,8 @@ def plan(
     `one_pass=False`: as `linear_token_stats` does it, whose upstream gradients are not known in the
     forward; `split=False`: a loss whose coefficients need all rows at once. `tail_mass`: as there;
     only whether it is 0 matters. `tail_entries`: as there; memory for so many is counted.
+    `expected_served`: with `tail_mass`, the share of rows that one expects their entries to serve,
+    which the logits alone decide; products and seconds count no backward of these rows.
     `active_capacity`: as there; a device computes so many rows, a CPU those that are active.
     `kept_entries`: how many of a row's largest logits `linear_sample`
     keeps for its top_k and top_p. `sampled_ids`: how many ids a sampling mask has in all, where
@@ -188,6 +191,19 @@ def plan(
     }  # fmt: skip
     sampled_ids = whole("sampled_ids", sampled_ids)
     found = plan_on(machine, tokens, hidden, vocab, dtype, None if sampled_ids else budget, **asked)
+    served = require("expected_served", expected_served, lambda x: 0 <= x <= 1, "in [0, 1]")
+    if served and not tail_mass:
+        raise ValueError(f"expected_served must be 0 without tail_mass, got {served}")
+    if served and backward:
+        bare = plan_on(
+            machine, tokens, hidden, vocab, dtype, budget, **{**asked, "backward": False}
+        )
+        found = replace(
+            found,
+            products=found.products - served * (found.products - bare.products),
+            expected_seconds=found.expected_seconds
+            - served * (found.expected_seconds - bare.expected_seconds),
+        )
     if not sampled_ids:
         return found
     if tail_mass:
