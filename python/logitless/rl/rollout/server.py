@@ -84,11 +84,11 @@ class Server:
             # of the drawn token alone
             "logprobs": 0,
         }
-        model = self._models()[0]
+        model, ids = self._models()[0], list(prompt)
         if truncation:
-            asked: dict[str, Any] = {"model": model, "token_ids": list(prompt), "sampling_params": params}
+            asked: dict[str, Any] = {"model": model, "token_ids": ids, "sampling_params": params}
             return [_masked(choice) for choice in _choices(self._post(MASKED, asked), n)]
-        asked = {"model": model, "prompt": list(prompt), **params, "return_token_ids": True}
+        asked = {"model": model, "prompt": ids, **params, "return_token_ids": True}
         reply = self._post("/v1/completions", asked)
         return [_answer(choice, prompt) for choice in _choices(reply, n)]
 
