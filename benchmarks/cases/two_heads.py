@@ -16,7 +16,7 @@ from benchmarks.harness.case import Call, Case, Expected, Oracle, Results
 from benchmarks.harness.correctness import f64
 from logitless import reference
 
-KINDS = ("reverse_kl", "jsd")
+KINDS = ("reverse_kl", "forward_kl", "jsd")
 
 
 @dataclass(frozen=True)

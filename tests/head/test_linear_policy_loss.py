@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +80,28 @@ def test_only_the_head_is_differentiable() -> None:
             ll.linear_policy_loss(**wrong, spec=ll.presets["ppo"])
     with torch.no_grad():
         assert not ll.linear_policy_loss(**data, spec=ll.presets["ppo"]).loss.requires_grad
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("numpy", [False, True])
+def test_a_temperature_of_each_packed_sequence(numpy: bool, column: bool) -> None:
+    spec, data = spec_of("grpo"), batch()
+    advantages = data.pop("advantages").expand(B, T)
+    weight = data.pop("weight")
+    packed = {name: x.reshape(B * T, *x.shape[2:]) for name, x in data.items()}
+    lengths = torch.tensor([T - 1, T + 1, *[T] * (B - 2)])
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int()
+    heat = torch.linspace(0.5, 1.5, B)
+    given = {**packed, "weight": weight, "advantages": advantages.flatten(), "cu_seqlens": ends}
+
+    def call(temperature: torch.Tensor) -> Any:
+        tensors = {**given, "temperature": temperature}
+        arrays: Any = {name: x.numpy() if numpy else x for name, x in tensors.items()}
+        return ll.linear_policy_loss(**arrays, spec=spec)
+
+    found = call(heat[:, None] if column else heat)
+    truth = call(heat.repeat_interleave(lengths))
+    for name in ("loss", "logp", "entropy"):
+        assert torch.equal(*(torch.as_tensor(getattr(x, name)) for x in (found, truth)))
+    with pytest.raises(ValueError, match="temperature must be"):
+        call(heat[1:])

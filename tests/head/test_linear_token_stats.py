@@ -212,7 +212,7 @@ def test_bad_rows_keep_their_number_under_a_mask() -> None:
         ({"tail_mass": 1e-9}, ValueError, "tail_mass must be 0 or >= 1e-5"),
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least [0-9]+ bytes"),
         ({"memory_budget": "12 bananas"}, ValueError, "memory_budget must be bytes or like"),
-        ({"logits_dtype": torch.float16}, ValueError, "logits_dtype must be"),
+        ({"logits_dtype": torch.float16}, ValueError, "must be None or torch.float32 with hidden"),
         ({"vocab_start": 5}, ValueError, "vocab_start must be 0 without vocab_group, got 5"),
         ({"vocab_group": "tp"}, TypeError, "vocab_group must be a torch.distributed process group"),
     ],

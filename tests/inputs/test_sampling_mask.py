@@ -97,11 +97,31 @@ def test_what_is_no_array() -> None:
                 ll.SamplingMask(*pair)
     with pytest.raises(TypeError, match="both torch or both NumPy"):
         ll.SamplingMask(good, np.array([0]))
-    with pytest.raises(ValueError, match="lists must hold a list of ids for row 1"):
-        ll.SamplingMask.from_lists([[1], [[2]]])  # type: ignore[list-item]
+    for no_list in ([[2]], 3, None, "7"):
+        with pytest.raises(ValueError, match="lists must hold a list of ids for row 1"):
+            ll.SamplingMask.from_lists([[1], no_list])  # type: ignore[list-item]
+    no_ids: tuple[Any, ...] = ([1.7, 2], ["7"], [True], [2**70], [2**63], [None], torch.ones(1))
+    for row in no_ids:
+        with pytest.raises(TypeError, match="lists must hold ids, whole numbers in int64, for row"):
+            ll.SamplingMask.from_lists([[1], row])
+    for lists in (None, 3):
+        with pytest.raises(TypeError, match="lists must be a list of ids for each row, got"):
+            ll.SamplingMask.from_lists(lists)  # type: ignore[arg-type]
     for flat in (torch.tensor([1, 2]), [[1, 2]]):
         with pytest.raises(TypeError, match="ids must be an array"):
             ll.SamplingMask.from_padded(flat)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_what_was_checked_stays(dtype: Any) -> None:
+    """Whatever becomes of the arrays."""
+    ids, offsets = np.array(IDS, dtype), np.array(OFFSETS, dtype)
+    before = ll.SamplingMask(ids.copy(), offsets.copy()).lists()
+    for array in (lambda x: x, torch.from_numpy):
+        mask = ll.SamplingMask(array(ids), array(offsets))
+        ids[0], offsets[1] = ids[0] + 1, 0
+        assert mask.lists() == before
+        ids[0], offsets[1] = ids[0] - 1, OFFSETS[1]
 
 
 def call(lists: Any, targets: Any = (5, 0, 7, 1), **options: Any) -> Any:
@@ -142,7 +162,7 @@ def test_what_a_call_refuses() -> None:
         call(LISTS, inplace_backward=True)
     h, w, t = torch.zeros(4, 3), torch.zeros(9, 3), torch.tensor([5, 0, 7, 1])
     mask = ll.SamplingMask.from_lists(LISTS)
-    with pytest.raises(NotImplementedError, match="tail_mass with a sampling_mask is not built"):
+    with pytest.raises(NotImplementedError, match="linear_token_stats: tail_mass with a sampling"):
         ll.linear_token_stats(h, w, t, sampling_mask=mask, tail_mass=0.1)
     with pytest.raises(ValueError, match="weight_grad='rows' needs a sampling_mask, got None"):
         ll.linear_token_stats(h, w, t, weight_grad="rows")

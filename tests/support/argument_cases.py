@@ -241,7 +241,7 @@ BUDGET: list[Any] = [
 IDS = torch.arange(N)
 TEMPERATURES = [
     torch.full((N,), x) for x in (NAN, INF, 0.0, -1.0)
-] + [ROWS[:2], ROWS.to(C64), ROWS.to(B), ROWS.to("meta"), ROWS.numpy()]  # fmt: skip
+] + [ROWS[:1], ROWS.to(C64), ROWS.to(B), ROWS.to("meta"), ROWS.numpy()]  # fmt: skip
 # Argument -> what it must refuse. A function's own differ where its name stands before.
 ARGUMENTS: dict[str, list[Any]] = {
     "logits": required(arrays(floats(N, V), C64, I64, B)),

@@ -52,7 +52,7 @@ def trl_head() -> Function:
 
 def trl_divergence() -> Function:
     both = attribute("trl.kernels.chunked_divergence", "ChunkedDivergenceFunction").apply
-    betas = {"reverse_kl": 1.0, "jsd": 0.5}
+    betas = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
     def run(
         hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kind: str

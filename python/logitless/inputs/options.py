@@ -52,6 +52,19 @@ class LogitTransform:
         each = column.expand(shape) if is_tensor(t) else np.broadcast_to(column, shape)
         return changed(self, temperature=each)
 
+    def on_packed(self, cu_seqlens: Any, targets: Any) -> LogitTransform:
+        """With a temperature per packed sequence, [B] or [B, 1], as one per token of targets [N];
+        what is no such temperature is checked elsewhere."""
+        t, ends, shape = self.temperature, _shape(cu_seqlens), _shape(targets)
+        if isinstance(t, (int, float)) or len(ends) != 1 or len(shape) != 1 or _shape(t) == shape:
+            return self
+        number = ends[0] - 1
+        alike = is_tensor(t) == is_tensor(cu_seqlens)
+        if not alike or _shape(t) not in ((number,), (number, 1)):
+            return self
+        each = t.reshape(-1)[_sequence_of_token(cu_seqlens, shape[0], t)]
+        return changed(self, temperature=each)
+
     @property
     def arrays(self) -> dict[str, Any]:
         """The options that are arrays, by name."""
@@ -75,6 +88,23 @@ class LogitTransform:
     def numerator(self) -> float:
         """scale * temperature."""
         return float(self.logit_scale) if self.softcap is None else float(self.softcap) / self.cap
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    # a nested tensor has none
+    return () if getattr(x, "is_nested", False) else tuple(getattr(x, "shape", ()))
+
+
+def _sequence_of_token(cu_seqlens: Any, tokens: int, like: Any) -> Any:
+    """[tokens] the number of each token's sequence, where `like` is."""
+    last = cu_seqlens.shape[0] - 2
+    if not is_tensor(cu_seqlens):
+        return np.searchsorted(cu_seqlens[1:], np.arange(tokens), side="right").clip(max=last)
+    import torch
+
+    places = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    found = torch.searchsorted(cu_seqlens[1:].contiguous(), places, right=True)
+    return found.clamp(max=last).to(like.device)
 
 
 def _per_row(temperature: Any) -> bool:

@@ -45,11 +45,10 @@ class SamplingMask:
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]]) -> SamplingMask:
-        """Of one list of ids a row."""
-        rows = [np.asarray(row, np.int64) if len(row) else np.empty(0, np.int64) for row in lists]
-        for i, row in enumerate(rows):
-            if row.ndim != 1:
-                raise ValueError(f"lists must hold a list of ids for row {i}, got {shown(row)}")
+        """Of one list of ids a row. TypeError or ValueError with the row where it has others."""
+        if not isinstance(lists, Iterable):
+            raise TypeError(f"lists must be a list of ids for each row, got {shown(lists)}")
+        rows = [_ids_of(i, row) for i, row in enumerate(lists)]
         ids = np.concatenate([np.empty(0, np.int64), *rows])
         return cls(ids, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
@@ -90,7 +89,8 @@ class SamplingMask:
         """Ids and offsets, int64 on the host."""
         arrays = (self.token_ids, self.offsets)
         ids, offsets = (x.detach().cpu().numpy() if is_tensor(x) else x for x in arrays)
-        return ids.astype(np.int64, copy=False), offsets.astype(np.int64, copy=False)
+        # copies, since what is checked must stay
+        return ids.astype(np.int64), offsets.astype(np.int64)
 
     def sets(
         self,
@@ -138,6 +138,16 @@ def check_sampling_mask(sampling_mask: Any, shape: tuple[int, ...]) -> None:
             f"sampling_mask must have a row for each of {math.prod(shape)} tokens, "
             f"got {len(sampling_mask)}"
         )
+
+
+def _ids_of(i: int, row: Any) -> np.ndarray[Any, Any]:
+    """Row i of lists. An empty list has no dtype that says anything."""
+    ids = np.asarray(row.detach().cpu() if is_tensor(row) else row)
+    if ids.ndim != 1:
+        raise ValueError(f"lists must hold a list of ids for row {i}, got {shown(row)}")
+    if len(ids) and (ids.dtype.kind not in "iu" or int(ids.max()) >= 2**63):
+        raise TypeError(f"lists must hold ids, whole numbers in int64, for row {i}, got {row!r}")
+    return ids.astype(np.int64)
 
 
 def _check_vector(name: str, array: Any) -> None:

@@ -130,7 +130,7 @@ def linear_divergence(
         heads = heads.on_rows(shape)
         adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
-            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
+            check_masked_head(op, sampling_mask, weight, shape, compute, weight_grad)
         hidden, teacher_hidden = (x.reshape(-1, x.shape[-1]) for x in (hidden, teacher_hidden))
         if framework == "numpy":
             from logitless.ops.teacher.numpy_rows import numpy_linear_divergence

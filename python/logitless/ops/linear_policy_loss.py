@@ -158,6 +158,7 @@ def linear_policy_loss(
     with ranks:
         weight, bias = ranks.local("weight", weight), ranks.local("bias", bias)
         head = LogitTransform(temperature, softcap, logit_scale, bias)
+        head = head.on_packed(cu_seqlens, targets)
         compute = ComputeOptions(
             memory_budget, tail_mass, logits_dtype, batch_invariant, backend, tail_entries,
             active_capacity,
@@ -186,7 +187,7 @@ def linear_policy_loss(
         head = head.on_rows(shape)
         adapters = check_adapters(_OP, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
-            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
+            check_masked_head(_OP, sampling_mask, weight, shape, compute, weight_grad)
             refuse_selected(sampling_mask, selected_ids)
         if not is_tensor(hidden):
             ranks.refuse_numpy()

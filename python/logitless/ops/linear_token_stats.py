@@ -167,7 +167,7 @@ def linear_token_stats(
         head = head.on_rows(shape)
         adapters = check_adapters(op, adapter, hidden, weight, ranks.local)
         if sampling_mask is not None or type(weight_grad) is not str or weight_grad != "dense":
-            check_masked_head(sampling_mask, weight, shape, compute, weight_grad)
+            check_masked_head(op, sampling_mask, weight, shape, compute, weight_grad)
             refuse_selected(sampling_mask, selected_ids)
         if not is_tensor(hidden):
             check_numpy_backend(op, backend)

@@ -61,7 +61,8 @@ def token_stats(
     derivatives with respect to logits and bias.
 
     `extras` adds to `.extras`, not differentiable: "varentropy" = sum p (log p + H)^2; "sum_p2" =
-    sum p^2 and "log_sum_p2", its log; "mean_logit" = sum p z; "argmax" (int64); "entropy_change" =
+    sum p^2 and "log_sum_p2", its log; "mean_logit" = sum p z (TRL's
+    mean_logits is another, the mean of z over the vocabulary); "argmax" (int64); "entropy_change" =
     -(S_a - C) with S_a = p_a (log p_a + H), C = sum p^2 (log p + H): the first-order change of the
     token's entropy per unit of a policy-gradient step of weight 1 on its own logits ("The Entropy
     Mechanism of Reinforcement Learning for Reasoning Language Models", 2025).

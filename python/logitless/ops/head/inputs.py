@@ -203,10 +203,9 @@ def realised_dtype(asked: Any, hidden: Tensor, backend: str) -> torch.dtype:
         return dtype
     if asked is not torch.float32 or dtype not in (torch.bfloat16, torch.float16):
         kind = ValueError if isinstance(asked, torch.dtype) else TypeError
-        raise kind(
-            f"logits_dtype must be None, {dtype} or (for 16-bit inputs) torch.float32, got "
-            f"{shown(asked)}"
-        )
+        narrow = dtype in (torch.bfloat16, torch.float16)
+        known = f"None, {dtype} or torch.float32" if narrow else f"None or {dtype}"
+        raise kind(f"logits_dtype must be {known} with hidden in {dtype}, got {shown(asked)}")
     wide: torch.dtype = torch.float32
     return wide
 

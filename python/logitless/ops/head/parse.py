@@ -42,6 +42,7 @@ def check_head_arrays(
 
 
 def check_masked_head(
+    op: str,
     sampling_mask: Any,
     weight: Any,
     shape: tuple[int, ...],
@@ -65,6 +66,6 @@ def check_masked_head(
     check_sampling_mask(sampling_mask, shape)
     if compute.tail_mass:
         raise NotImplementedError(
-            f"tail_mass with a sampling_mask is not built, got {compute.tail_mass}: rows that have "
-            "a set are gathered from it already"
+            f"{op}: tail_mass with a sampling_mask is not built, got {compute.tail_mass}: rows "
+            "that have a set are gathered from it already"
         )
