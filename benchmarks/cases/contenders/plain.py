@@ -67,6 +67,8 @@ def plain_divergence(
         log_q = (teacher_hidden @ teacher_weight.t()).float().log_softmax(-1)
     if kind == "reverse_kl":
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    elif kind == "forward_kl":
+        divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
     else:
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         both = (log_p.exp() * (log_p - log_m), log_q.exp() * (log_q - log_m))
