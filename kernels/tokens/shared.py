@@ -50,6 +50,7 @@ def is_finite(x):
 @triton.jit
 def flag_tokens(flag_ptr, token, bad):
     # Lowers the flag to the first of a program's bad tokens.
-    first = tl.min(tl.where(bad, token * 8 + BAD_TOKEN, CLEAR), 0)
+    clear = tl.full((1,), CLEAR, tl.int64)
+    first = tl.min(tl.where(bad, token * 8 + BAD_TOKEN, clear), 0)
     if first != CLEAR:
         tl.atomic_min(flag_ptr, first)

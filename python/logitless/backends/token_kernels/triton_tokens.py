@@ -18,8 +18,8 @@ from logitless.backends.token_kernels.protocol import (
 )
 from logitless.backends.token_kernels.torch_tokens import OP, Spread, TorchTokens
 from logitless.inputs.tokens import Tokens
-from logitless.kernels.tokens.exact_means import exact_means
-from logitless.kernels.tokens.exact_sums import Centre, exact_sums, words_of
+from logitless.kernels.tokens.sums.exact_means import exact_means
+from logitless.kernels.tokens.sums.exact_sums import Centre, exact_sums, words_of
 from logitless.kernels.tokens.loss.loss_outputs import loss_outputs
 from logitless.kernels.tokens.loss.loss_sums import loss_sums
 from logitless.kernels.tokens.loss.token_loss import ADDED, programs_of, token_loss

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.launch import UNFUSED, device_of
-from logitless.kernels.tokens.digits import DIGITS, mean_at, means_of
+from logitless.kernels.tokens.sums.digits import DIGITS, mean_at, means_of
 
 NUM_WARPS = 1
 

@@ -38,7 +38,7 @@ def add_values(words_ptr, values, counted, SUMS: tl.constexpr, ROWS: tl.constexp
     shift = place & 31
     digit = place >> 5
     # Of up to 85 bits; a shift that overflows keeps its low bits.
-    sign = tl.where(bits < 0, -1, 1).to(tl.int64)
+    sign = tl.where(bits < 0, -1, 1)
     low = ((mantissa << shift) & LOW) * sign
     middle = ((mantissa >> (32 - shift)) & LOW) * sign
     high = ((mantissa >> 32) >> (32 - shift)) * sign
@@ -91,7 +91,7 @@ def _topmost(digits, place):
 
 @triton.jit
 def _sign(digit):
-    return (digit > 0).to(tl.int64) - (digit < 0).to(tl.int64)
+    return (digit > 0).to(tl.int32) - (digit < 0).to(tl.int32)
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _divided(left, digit, count):
 def _rounded(q0, q1, q2, q3, q4, left, unit):
     # The quotient, its first digit that is not 0 among the first three, in units of 2^unit: at most
     # 53 bits, and the exponent of their unit.
-    lead = tl.where(q0 > 0, 0, tl.where(q1 > 0, 1, 2)).to(tl.int64)
+    lead = tl.where(q0 > 0, 0, tl.where(q1 > 0, 1, 2))
     first = tl.where(lead == 0, q0, tl.where(lead == 1, q1, q2))
     second = tl.where(lead == 0, q1, tl.where(lead == 1, q2, q3))
     third = tl.where(lead == 0, q2, tl.where(lead == 1, q3, q4))
@@ -122,7 +122,7 @@ def _rounded(q0, q1, q2, q3, q4, left, unit):
     one = tl.full((1,), 1, tl.int64)
     kept = (high << spare) | (low >> below)
     more = more | (low & ((one << below) - 1))
-    kept = kept | (more != 0).to(tl.int64)
+    kept = tl.where(more != 0, kept | 1, kept)
     exponent = unit + 32 * (4 - lead) + (32 - spare) - KEPT
     # to the nearest, and to an even one of two; the least number is 2^-1074
     lowest = exponent + (KEPT - 53)
@@ -133,7 +133,7 @@ def _rounded(q0, q1, q2, q3, q4, left, unit):
     rest = kept - (whole << cut)
     half = one << (cut - 1)
     up = (rest > half) | ((rest == half) & ((whole & 1) != 0))
-    return whole + up.to(tl.int64), lowest
+    return tl.where(up, whole + 1, whole), lowest
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def means_of(words_ptr, count, SUMS: tl.constexpr, ROWS: tl.constexpr):
     # Four digits from the topmost on tell a quotient by fewer than 2^31 tokens to 64 bits; of those
     # below them the sign is enough.
     lower = tl.where(place <= top[:, None] - 4, digits, 0)
-    q0, left = _divided(tl.zeros_like(sign), _at(digits, place, top), count)
+    q0, left = _divided(tl.zeros((ROWS,), tl.int64), _at(digits, place, top), count)
     q1, left = _divided(left, _at(digits, place, top - 1), count)
     q2, left = _divided(left, _at(digits, place, top - 2), count)
     q3, left = _divided(left, _at(digits, place, top - 3), count)
@@ -173,7 +173,7 @@ def means_of(words_ptr, count, SUMS: tl.constexpr, ROWS: tl.constexpr):
     q2 += q3 >> 32
     q1 += q2 >> 32
     q0 += q1 >> 32
-    unit = 32 * (top.to(tl.int64) - 4) + LOWEST
+    unit = 32 * (top - 4) + LOWEST
     whole, exponent = _rounded(q0, q1 & LOW, q2 & LOW, q3 & LOW, q4 & LOW, left, unit)
     # by two factors, each a normal number; only the last product may leave the range of those
     half = exponent >> 1

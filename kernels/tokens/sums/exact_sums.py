@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.launch import UNFUSED, device_of
-from logitless.kernels.tokens.digits import DIGITS, add_values
+from logitless.kernels.tokens.sums.digits import DIGITS, add_values
 from logitless.kernels.tokens.shared import (
     flag_tokens,
     is_finite,
@@ -26,7 +26,8 @@ from logitless.kernels.tokens.shared import (
     values_of,
 )
 
-LANES = 512
+# Values of a program, of all its sums.
+VALUES = 1024
 NUM_WARPS = 4
 
 
@@ -46,7 +47,7 @@ def words_of(centre: bool) -> int:
 
 @triton.jit
 def _add_count(count_ptr, counted):
-    tl.atomic_add(count_ptr, tl.sum(counted.to(tl.int64), 0))
+    tl.atomic_add(count_ptr, tl.sum(counted.to(tl.int32), 0))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -104,10 +105,12 @@ def exact_sums(
     n = len(first)
     if n == 0:
         return
+    sums = 2 if centre is None else 3
+    rows = triton.next_power_of_2(sums)
+    lanes = VALUES // rows
     first_mean, second_mean, above, products = (None, None, 0.0, None) if centre is None else centre
     with device_of(words):
-        exact_sums_kernel[(triton.cdiv(n, LANES),)](
+        exact_sums_kernel[(triton.cdiv(n, lanes),)](
             words, products, first, second, mask, first_mean, second_mean, flag, n, above,
-            SUMS=2 if centre is None else 3, ROWS=2 if centre is None else 4, LANES=LANES,
-            num_warps=NUM_WARPS, **UNFUSED,
+            SUMS=sums, ROWS=rows, LANES=lanes, num_warps=NUM_WARPS, **UNFUSED,
         )  # fmt: skip
