@@ -57,6 +57,7 @@ def call_loss(
     """A loss of n tokens, its sums and its metrics."""
     kernel = _kernels(f"{package}.loss")
     x, wide = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.float64)
+    kernel("exp_values")(wide, wide)
     mask, number = x == 0, torch.zeros((), dtype=torch.float64)
     some = x if everything else None
     each = wide if everything else None
@@ -90,7 +91,7 @@ def call_loss(
 
 
 def call_sums(n: int, dtype: torch.dtype, package: str) -> None:
-    """Exact sums of tokens and of their covariances, and the means."""
+    """Exact sums of tokens and of their covariances, the means, and tokens that are flagged."""
     kernel, x = _kernels(f"{package}.sums"), torch.zeros(n, dtype=dtype)
     module = import_module(f"{package}.sums.exact_sums")
     number, flag = torch.zeros((), dtype=torch.float64), torch.tensor([2**63 - 1])
@@ -100,6 +101,8 @@ def call_sums(n: int, dtype: torch.dtype, package: str) -> None:
         kernel("exact_sums")(x, x, x == 0, words=words, flag=flag, centre=of)
         means = torch.zeros(3 if of else 2, dtype=torch.float64)
         kernel("exact_means")(words, centred=of is not None, out=means)
+    for places in (None, torch.arange(n)):
+        _kernels(package)("flag_bad")(flag, x == 0, places)
 
 
 def call_tokens(

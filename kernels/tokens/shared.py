@@ -21,9 +21,9 @@ def number_of(number_ptr, number):
 
 
 @triton.jit
-def token_of(first, n, LANES: tl.constexpr):
+def token_of(n, LANES: tl.constexpr):
     # The tokens of a program, and which of its lanes have one.
-    token = tl.program_id(0).to(tl.int64) * LANES + first + tl.arange(0, LANES)
+    token = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     return token, token < n
 
 

@@ -136,7 +136,7 @@ def token_loss_kernel(
     LIMIT: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    token, inside = token_of(0, n, LANES)
+    token, inside = token_of(n, LANES)
     if weights_ptr is not None:
         weight = values_of(weights_ptr, token, inside)
         valid = weight != 0

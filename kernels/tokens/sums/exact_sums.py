@@ -66,7 +66,7 @@ def exact_sums_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    token, inside = token_of(0, n, LANES)
+    token, inside = token_of(n, LANES)
     valid = truths_of(mask_ptr, token, inside)
     first = values_of(first_ptr, token, valid)
     second = values_of(second_ptr, token, valid)

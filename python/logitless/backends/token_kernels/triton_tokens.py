@@ -20,6 +20,8 @@ from logitless.backends.token_kernels.torch_tokens import OP, Spread, TorchToken
 from logitless.inputs.tokens import Tokens
 from logitless.kernels.tokens.sums.exact_means import exact_means
 from logitless.kernels.tokens.sums.exact_sums import Centre, exact_sums, words_of
+from logitless.kernels.tokens.flag_bad import flag_bad
+from logitless.kernels.tokens.loss.exp_values import exp_values
 from logitless.kernels.tokens.loss.loss_outputs import loss_outputs
 from logitless.kernels.tokens.loss.loss_sums import loss_sums
 from logitless.kernels.tokens.loss.token_loss import ADDED, programs_of, token_loss
@@ -27,6 +29,17 @@ from logitless.kernels.tokens.loss.token_loss import ADDED, programs_of, token_l
 
 class TritonTokens(TorchTokens):
     """`TokenKernels` of a device; what has no kernel is the base's."""
+
+    def _lower(self, flag: Tensor, bad: Tensor, places: Tensor | None = None) -> None:
+        flag_bad(flag, bad.contiguous(), places)
+
+    def exp(self, tokens: Tokens, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        exp_values(x, out)
+        return out
+
+    # ---- exact sums
 
     def _words(self, tokens: Tokens, first: Tensor, second: Tensor, centre: Centre | None) -> Tensor:
         """Those of the exact sums of this rank."""
