@@ -90,19 +90,17 @@ def call_loss(
         )
 
 
-def call_sums(n: int, dtype: torch.dtype, package: str) -> None:
-    """Exact sums of tokens and of their covariances, the means, and tokens that are flagged."""
+def call_sums(n: int, dtype: torch.dtype, centred: bool, package: str) -> None:
+    """Exact sums of tokens, or of their covariances, the means, and tokens that are flagged."""
     kernel, x = _kernels(f"{package}.sums"), torch.zeros(n, dtype=dtype)
     module = import_module(f"{package}.sums.exact_sums")
     number, flag = torch.zeros((), dtype=torch.float64), torch.tensor([2**63 - 1])
-    centre = module.Centre(number, number, 1.0, torch.zeros(n, dtype=torch.float64))
-    for of in (None, centre):
-        words = torch.zeros(module.words_of(of is not None), dtype=torch.int64)
-        kernel("exact_sums")(x, x, x == 0, words=words, flag=flag, centre=of)
-        means = torch.zeros(3 if of else 2, dtype=torch.float64)
-        kernel("exact_means")(words, centred=of is not None, out=means)
-    for places in (None, torch.arange(n)):
-        _kernels(package)("flag_bad")(flag, x == 0, places)
+    products = torch.zeros(n, dtype=torch.float64)
+    centre = module.Centre(number, number, 1.0, products) if centred else None
+    words = torch.zeros(module.words_of(centred), dtype=torch.int64)
+    kernel("exact_sums")(x, x, x == 0, words=words, flag=flag, centre=centre)
+    kernel("exact_means")(words, centred=centred, out=products)
+    _kernels(package)("flag_bad")(flag, x == 0, torch.arange(n) if centred else None)
 
 
 def call_tokens(
@@ -116,7 +114,7 @@ def call_tokens(
     """Sums and a loss; with all options the one that has everything. Tokens have no logits, and are
     float32 or float64."""
     wide, room = torch.float64 if "chain" in options else torch.float32, f"{package}.tokens"
-    call_sums(n, wide, room)
+    call_sums(n, wide, "chain" in options, room)
     call_loss(n, ALL if "chain" in options else LOSSES["clip"], wide, "chain" in options, room)
 
 
@@ -124,7 +122,8 @@ def token_calls(package: str = "logitless.kernels") -> dict[str, Callable[[], No
     """Configuration -> a call of kernels that nothing else has."""
     room, calls = f"{package}.tokens", dict[str, Callable[[], None]]()
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        calls[name] = functools.partial(call_sums, 4, dtype, room)
+        for sums, centred in ((name, False), (f"{name}, covariance", True)):
+            calls[sums] = functools.partial(call_sums, 4, dtype, centred, room)
         calls[f"{name}, all"] = functools.partial(call_loss, 4, ALL, dtype, True, room)
     for name, params in LOSSES.items():
         calls[name] = functools.partial(call_loss, 4, params, torch.float32, False, room)

@@ -1,4 +1,5 @@
-"""What the kernels of tokens share: numbers of a call, values of its tokens, the flag of a bad token."""
+"""What the kernels of tokens share: numbers of a call, values of its tokens, the flag of a bad
+one."""
 
 import triton
 import triton.language as tl

@@ -47,8 +47,8 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_have_kernels_wherever_float64_is(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiled ones, else Triton's, else torch's operations; the CPU's, on copies, where none of
-    them computes."""
+    """The compiled ones, else Triton's, else torch's operations; the CPU's, on copies, where none
+    computes."""
 
     def served() -> str:
         found = backends.first_with(TOKENS, "cuda:1")

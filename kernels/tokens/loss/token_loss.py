@@ -20,6 +20,7 @@ from logitless.kernels.jit import INF
 from logitless.kernels.launch import UNFUSED, device_of
 from logitless.kernels.tokens.loss.exp import exp_of
 from logitless.kernels.tokens.loss.loss_terms import controlled, entropy_term, kl_term, times
+from logitless.kernels.tokens.loss.surrogates import dual_clipped, ratio_clipped, surrogate_term
 from logitless.kernels.tokens.shared import (
     flag_tokens,
     is_finite,
@@ -28,7 +29,6 @@ from logitless.kernels.tokens.shared import (
     truths_of,
     values_of,
 )
-from logitless.kernels.tokens.loss.surrogates import dual_clipped, ratio_clipped, surrogate_term
 
 LANES = 256
 NUM_WARPS = 4

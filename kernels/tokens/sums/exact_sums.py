@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.launch import UNFUSED, device_of
-from logitless.kernels.tokens.sums.digits import DIGITS, add_values
 from logitless.kernels.tokens.shared import (
     flag_tokens,
     is_finite,
@@ -25,6 +24,7 @@ from logitless.kernels.tokens.shared import (
     truths_of,
     values_of,
 )
+from logitless.kernels.tokens.sums.digits import DIGITS, add_values
 
 # Values of a program, of all its sums.
 VALUES = 1024

@@ -94,9 +94,7 @@ def promised() -> dict[str, Promised]:
     in the docs."""
     text = (ROOT / "docs/gpu.md").read_text()
     section = text.partition("## What a call of tokens launches")[2].partition("\n## ")[0]
-    rows = re.findall(
-        r"^\| `(\w+)`[^|]* \| (\d+) \| \d+ \| (\d+) \| (\d+) \| ", section, re.M
-    )
+    rows = re.findall(r"^\| `(\w+)`[^|]* \| (\d+) \| \d+ \| (\d+) \| (\d+) \| ", section, re.M)
     return {name: Promised(*map(int, counts)) for name, *counts in rows}
 
 

@@ -18,13 +18,13 @@ from logitless.backends.token_kernels.protocol import (
 )
 from logitless.backends.token_kernels.torch_tokens import OP, Spread, TorchTokens
 from logitless.inputs.tokens import Tokens
-from logitless.kernels.tokens.sums.exact_means import exact_means
-from logitless.kernels.tokens.sums.exact_sums import Centre, exact_sums, words_of
 from logitless.kernels.tokens.flag_bad import flag_bad
 from logitless.kernels.tokens.loss.exp_values import exp_values
 from logitless.kernels.tokens.loss.loss_outputs import loss_outputs
 from logitless.kernels.tokens.loss.loss_sums import loss_sums
 from logitless.kernels.tokens.loss.token_loss import ADDED, programs_of, token_loss
+from logitless.kernels.tokens.sums.exact_means import exact_means
+from logitless.kernels.tokens.sums.exact_sums import Centre, exact_sums, words_of
 
 
 class TritonTokens(TorchTokens):
@@ -41,7 +41,9 @@ class TritonTokens(TorchTokens):
 
     # ---- exact sums
 
-    def _words(self, tokens: Tokens, first: Tensor, second: Tensor, centre: Centre | None) -> Tensor:
+    def _words(
+        self, tokens: Tokens, first: Tensor, second: Tensor, centre: Centre | None
+    ) -> Tensor:
         """Those of the exact sums of this rank."""
         words = torch.zeros(words_of(centre is not None), dtype=torch.int64, device=self.device)
         exact_sums(first, second, tokens.mask, words=words, flag=self.flag(), centre=centre)
@@ -83,9 +85,7 @@ class TritonTokens(TorchTokens):
         self, tokens: Tokens, params: Any, terms: LossTerms, *, entropy: bool, policy: bool
     ) -> LossValues:
         logp = tokens.logp
-        parts = torch.empty(
-            ADDED, programs_of(len(logp)), dtype=torch.float64, device=self.device
-        )
+        parts = torch.empty(ADDED, programs_of(len(logp)), dtype=torch.float64, device=self.device)
         values = LossValues(
             torch.empty(len(SUMS), dtype=torch.float64, device=self.device),
             torch.empty_like(logp),
