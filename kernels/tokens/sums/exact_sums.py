@@ -42,7 +42,8 @@ class Centre(NamedTuple):
 
 def words_of(centre: bool) -> int:
     """How many int64 words the sums are."""
-    return 3 * DIGITS.value + 2 if centre else 2 * DIGITS.value + 1
+    digits: int = DIGITS.value
+    return 3 * digits + 2 if centre else 2 * digits + 1
 
 
 @triton.jit

@@ -68,7 +68,8 @@ class TritonTokens(TorchTokens):
         products = torch.empty_like(tokens.logp, dtype=torch.float64)
         centre = Centre(*means, above, products)
         words = reduce(self._words(tokens, tokens.advantages, tokens.logp, centre))
-        return Spread(*self._means(words, 3).unbind(), products)
+        mean, correlation, share = self._means(words, 3).unbind()
+        return Spread(mean, correlation, share, products)
 
     # ---- the loss
 
