@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from logitless.backends.token_kernels.torch_sums import DIGITS, exact_digits, means_of
-from tests.support.device.exact_digits import halves, of_values, random_digits, rounded, whole
+from tests.support.device.exact_digits import (
+    full_digits,
+    halves,
+    of_values,
+    random_digits,
+    rounded,
+    whole,
+)
 
 
 def check(digits: torch.Tensor, count: int) -> None:
@@ -22,6 +29,11 @@ def check(digits: torch.Tensor, count: int) -> None:
 @pytest.mark.parametrize("most", [2, 2**31 - 2, 2**31 + 1, 2**62])
 def test_means_round_once(count: int, most: int) -> None:
     check(random_digits(count + most, 400, most), count)
+
+
+@pytest.mark.parametrize("count", [1, 77, 2**31 - 1])
+def test_full_digits(count: int) -> None:
+    check(full_digits(50), count)
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])

@@ -13,7 +13,14 @@ from torch import Tensor
 from logitless.backends.token_kernels.torch_sums import DIGITS
 from logitless.loss.evaluate.make_tokens import make_tokens
 from tests.support.device.devices import Device
-from tests.support.device.exact_digits import halves, of_values, random_digits, rounded, whole
+from tests.support.device.exact_digits import (
+    full_digits,
+    halves,
+    of_values,
+    random_digits,
+    rounded,
+    whole,
+)
 
 
 def tokens_of(device: Device, kernels: Any, mask: Tensor) -> Any:
@@ -37,6 +44,13 @@ def means_of(device: Device, kernels: Any, digits: Tensor, count: int) -> list[f
 @pytest.mark.parametrize("most", [2, 2**31 + 1, 2**62])
 def test_means_round_once(device: Device, kernels: Any, count: int, most: int) -> None:
     digits = random_digits(count + most, 11, most)
+    expected = [rounded(whole(row), count) for row in digits]
+    assert means_of(device, kernels, digits, count) == expected
+
+
+@pytest.mark.parametrize("count", [1, 77, 2**31 - 1])
+def test_full_digits(device: Device, kernels: Any, count: int) -> None:
+    digits = full_digits(6)
     expected = [rounded(whole(row), count) for row in digits]
     assert means_of(device, kernels, digits, count) == expected
 

@@ -38,6 +38,16 @@ def random_digits(seed: int, rows: int, most: int) -> torch.Tensor:
     return torch.from_numpy(digits)
 
 
+def full_digits(rows: int) -> torch.Tensor:
+    """As large as those of 2^31 numbers, and of a sum that is far smaller than its topmost: carried
+    once, 1 is followed by three of -2^32 + 2."""
+    rng = np.random.default_rng(rows)
+    digits = np.zeros((rows, DIGITS), np.int64)
+    digits[:, :20] = rng.integers(0, 2**32, (rows, 20))
+    digits[:, 20:23], digits[:, 23] = -(2**31 - 2) * 2**32 - 2**31, 2**31 - 1
+    return torch.from_numpy(digits * rng.choice([-1, 1], (rows, 1)))
+
+
 def halves(lows: tuple[int, ...], mantissas: tuple[int, ...], more: int) -> torch.Tensor:
     """Numbers mantissa * 2^low of both signs, and so many units of 2^LOWEST more."""
     rows = []
