@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from benchmarks.compiled.resources import Measured, Resources
+from benchmarks.compiled.token_builds import token_calls
 from logitless.inputs.options import STATISTICS
 
 # Backend, architecture, warp size.
@@ -329,6 +330,11 @@ def builds(target: str) -> list[Build]:
             for kernel, code in launched:
                 name = f"{dtype}, {configuration}" if kernel in BY_DTYPE else configuration
                 found.setdefault(code.hash, Build(kernel, name, target, code))
+    for name, run in token_calls().items():
+        with compiling(target) as launched:
+            run()
+        for kernel, code in launched:
+            found.setdefault(code.hash, Build(kernel, name, target, code))
     return sorted(found.values(), key=lambda build: build.kernel)
 
 

@@ -1,5 +1,5 @@
 """Exact sums and means in torch's operations against Python's integers, whose division rounds once.
-The tests of device kernels compare them with the CPU's on tokens."""
+The tests of device kernels compare all kernels with them, on fewer sums."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from logitless.backends.token_kernels.torch_sums import DIGITS, LOWEST, exact_digits, means_of
-
-
-def whole(digits: torch.Tensor) -> int:
-    """The sum in units of 2^LOWEST."""
-    return sum(int(x) << (32 * i) for i, x in enumerate(digits.tolist()))
-
-
-def rounded(total: int, count: int) -> float:
-    try:
-        return total / (count << -LOWEST)
-    except OverflowError:
-        return math.copysign(math.inf, total)
+from logitless.backends.token_kernels.torch_sums import DIGITS, exact_digits, means_of
+from tests.support.device.exact_digits import (
+    full_digits,
+    halves,
+    of_values,
+    random_digits,
+    rounded,
+    whole,
+)
 
 
 def check(digits: torch.Tensor, count: int) -> None:
@@ -32,27 +28,20 @@ def check(digits: torch.Tensor, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 77, 10**6, 2**31 - 1])
 @pytest.mark.parametrize("most", [2, 2**31 - 2, 2**31 + 1, 2**62])
 def test_means_round_once(count: int, most: int) -> None:
-    """Of sums of all sizes, with digits that cancel, or that carry all the way up."""
-    rng = np.random.default_rng(count + most)
-    digits = rng.integers(-most, most, (400, DIGITS), endpoint=True)
-    digits[np.arange(DIGITS) >= rng.integers(0, DIGITS - 1, (400, 1))] = 0
-    digits[rng.random(digits.shape) < rng.random((400, 1))] = 0
-    digits[:40, :60] = most
-    check(torch.from_numpy(digits), count)
+    check(random_digits(count + most, 400, most), count)
+
+
+@pytest.mark.parametrize("count", [1, 77, 2**31 - 1])
+def test_full_digits(count: int) -> None:
+    check(full_digits(50), count)
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_halves_go_to_even(more: int) -> None:
     """Of normal and of subnormal numbers; what is far below tells which side it is."""
-    rows = []
     # 2^-1075 is half of the least number
-    for low in (-1075, -1070, -60, 0, 900):
-        for mantissa in (1, 2**20 + 1, 2**53 + 1, 2**53 + 3, 2**54 - 1):
-            for sign in (-1, 1):
-                total = sign * ((mantissa << low - LOWEST) + more)
-                rows.append([total >> 32 * i & 2**32 - 1 for i in range(DIGITS - 1)])
-                rows[-1].append(total >> 32 * (DIGITS - 1))
-    digits = torch.tensor(rows)
+    lows = (-1075, -1070, -60, 0, 900)
+    digits = halves(lows, (1, 2**20 + 1, 2**53 + 1, 2**53 + 3, 2**54 - 1), more)
     check(digits, 1)
     check(digits * 3, 3)
 
@@ -73,5 +62,4 @@ def test_digits_are_the_sum() -> None:
     values = torch.from_numpy(bits).view(torch.float64)
     counted = values.isfinite().all(0) & torch.from_numpy(rng.random(1000) < 0.9)
     for row, found in zip(values, exact_digits(values, counted), strict=True):
-        parts = (x.as_integer_ratio() for x in row[counted].tolist())
-        assert whole(found) == sum((a << -LOWEST) // b for a, b in parts)
+        assert whole(found) == of_values(row[counted].tolist())

@@ -22,6 +22,7 @@ from logitless.backends.row_kernels import cuda_topk
 from logitless.backends.row_kernels.device import current
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
 from logitless.backends.token_kernels.torch_tokens import torch_tokens
+from logitless.backends.token_kernels.triton_tokens import triton_tokens
 from tests.support.device.devices import register
 from tests.support.device.fakes import FakeCurrent, FakeRows
 
@@ -46,7 +47,8 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_have_kernels_wherever_float64_is(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiled ones, else torch's operations; the CPU's, on copies, where neither computes."""
+    """The compiled ones, else Triton's, else torch's operations; the CPU's, on copies, where none
+    computes."""
 
     def served() -> str:
         found = backends.first_with(TOKENS, "cuda:1")
@@ -56,9 +58,9 @@ def test_losses_have_kernels_wherever_float64_is(
     assert served() == "cuda"
     refusing = cuda.backend(lambda: build, lambda index: "no code for it")
     monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
-    for name in ("triton", "torch"):
+    for name, tokens in (("triton", triton_tokens), ("torch", torch_tokens)):
         assert served() == name
-        assert backends.token_kernels("cuda:1") is torch_tokens("cuda:1")
+        assert backends.token_kernels("cuda:1") is tokens("cuda:1")
         without_triton(monkeypatch)
     assert not torch_tokens("cuda:1").on_host
     for device in ("cpu", "mps"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.contact_steps.clock import F32, bare, close, predicted, traffic
-from benchmarks.gpu.contact_worker import Cases, Fields, Place
+from benchmarks.gpu.contact_worker import Cases, Fields, Leave, Place
 
 TOKENS, TINY_TOKENS = 1 << 20, 512
 T = TypeVar("T")
@@ -36,16 +36,17 @@ def losses(place: Place) -> Cases:
     case = functools.partial(same, place, covariance, n, "covariance of a batch")
     yield f"covariance, {n} tokens", case
     # as where there is no compiled core
-    for name, function in ours.items():
-        case = functools.partial(one_loss, place, function, n, where=in_torch)
-        yield f"{name} in torch, {n} tokens", case
     run = functools.partial(batch_stats, spec=CLIP_COV)
     of_batch: dict[str, Callable[..., list[Any]]] = {
         "batch_stats of clip_cov": run, "covariance": covariance,
     }  # fmt: skip
-    for name, what in of_batch.items():
-        case = functools.partial(same, place, what, n, where=in_torch)
-        yield f"{name} in torch, {n} tokens", case
+    for by, where in (("by triton", by_triton), ("in torch", in_torch)):
+        for name, function in ours.items():
+            case = functools.partial(one_loss, place, function, n, where=where)
+            yield f"{name} {by}, {n} tokens", case
+        for name, what in of_batch.items():
+            case = functools.partial(same, place, what, n, where=where)
+            yield f"{name} {by}, {n} tokens", case
 
 
 def as_it_is(run: Callable[..., T], *arguments: Any) -> T:
@@ -54,11 +55,30 @@ def as_it_is(run: Callable[..., T], *arguments: Any) -> T:
 
 def in_torch(run: Callable[..., T], *arguments: Any) -> T:
     """By torch's operations, whatever else serves the tokens."""
-    from logitless.backends import registry
     from logitless.backends.token_kernels.torch_tokens import torch_tokens
 
+    return by_kernels(torch_tokens, run, *arguments)
+
+
+def by_triton(run: Callable[..., T], *arguments: Any) -> T:
+    """By Triton's kernels, where they run."""
+    from logitless.backends import registry
+
+    device = str(arguments[0].logp.device)
+    why = registry.why_not("triton", device)
+    if why:
+        raise Leave(f"triton: {why}")
+    from logitless.backends.token_kernels.triton_tokens import triton_tokens
+
+    return by_kernels(triton_tokens, run, *arguments)
+
+
+def by_kernels(make: Callable[[str], Any], run: Callable[..., T], *arguments: Any) -> T:
+    """By the token kernels of a device that `make` has."""
+    from logitless.backends import registry
+
     def kernels(like: Any, *, custom: bool = False) -> Any:
-        return torch_tokens(str(like.device))
+        return make(str(like.device))
 
     with mock.patch.object(registry, "token_kernels_of", kernels):
         return run(*arguments)

@@ -89,8 +89,8 @@ def choose_with(need: str, device: str, dtype: str) -> str:
 
 
 def token_kernels(device: str) -> TokenKernels:
-    """Those of the first backend that serves a device: the compiled ones, else torch's operations;
-    `eager.tokens_of` has what works on copies."""
+    """Those of the first backend that serves a device: the compiled ones, else Triton's, else
+    torch's operations; `eager.tokens_of` has what works on copies."""
     found = first_with(TOKENS, device)
     assert found is not None and found.tokens is not None, device
     return found.tokens(device)

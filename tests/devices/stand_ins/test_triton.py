@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
+from benchmarks.compiled.token_builds import call_tokens
 from benchmarks.compiled.triton_builds import (
     TARGETS,
     call,
@@ -30,6 +31,7 @@ from benchmarks.compiled.triton_builds import (
     call_topk,
     compiling,
 )
+from logitless.kernels import launch
 
 KERNELS = ROOT / "kernels"
 
@@ -118,17 +120,48 @@ def test_ids_times_strides_are_64_bits_wide(builds: list[triton_builds.Build]) -
         assert narrow == [], f"{build.kernel}, {build.configuration}"
 
 
+def fused(build: triton_builds.Build) -> bool:
+    """Whether a float64 multiplication and an addition round once. Divisions, roots and logs are
+    made of such: PTX has a word for the first two, the others' code is not looked at."""
+    if build.target.startswith("sm_"):
+        return "fma.rn.f64" in build.code.asm["ptx"]
+    made_of = re.search(r"fdiv|sqrt|__ocml_log", build.code.asm["llir"])
+    return made_of is None and re.search(r"v_fmac?_f64", build.code.asm["amdgcn"]) is not None
+
+
+def test_tokens_have_no_fused_operations(builds: list[triton_builds.Build]) -> None:
+    """Their bits are the CPU's: a multiplication rounds, and an addition behind it as well."""
+    target, names = builds[0].target, {path.stem for path in (KERNELS / "tokens").rglob("*.py")}
+    found = {(build.kernel, build.configuration) for build in builds if build.kernel in names}
+    assert {"token_loss", "exact_sums", "exact_means"} <= {kernel for kernel, _ in found}
+    seen = {(x.kernel, x.configuration) for x in builds if x.kernel in names and fused(x)}
+    # a log, of which the CPU's bits decide nothing
+    logs = {("token_loss", f"trust_mask, {kind}") for kind in (2, 3)}
+    assert logs <= found and seen == (logs if target.startswith("sm_") else set())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_fused_operation_is_seen(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logitless.kernels.tokens.loss.token_loss.UNFUSED", launch.OPTIONS)
+    with compiling(target, only=("token_loss",)) as launched:
+        call_tokens(4, 0, torch.float32)
+    assert [fused(triton_builds.Build(name, "", target, code)) for name, code in launched] == [True]
+
+
 CASTS = [
     (path.relative_to(KERNELS).with_suffix("").as_posix(), i)
     for path in sorted(KERNELS.rglob("*.py"))
     for i, line in enumerate(path.read_text().splitlines())
     if ".to(tl.int64)" in line and "store" not in line
 ]
-USERS = {"jit": ("pieces", "backward")}
+USERS = {"jit": ("pieces", "backward"), "shared": ("exact_sums", "token_loss")}
 RUNS: dict[str, Any] = {
     "divergence": call_pair,
     "sampling": call_draw,
     "sets": call_sets,
+    "tokens/loss": call_tokens,
+    "tokens/shared": call_tokens,
+    "tokens/sums": call_tokens,
     "topk": call_topk,
 }
 
@@ -151,7 +184,8 @@ def test_a_missing_cast_to_64_bits_is_seen(
     with compiling("sm_90", package, only=USERS.get(kernel, (kernel,))) as launched:
         for name in ("plain", "all") if module == "jit" else ("all",):
             options = triton_builds.CONFIGURATIONS[name]
-            RUNS.get(room, call)(4, 8192, torch.bfloat16, options, package=package)
+            run = RUNS.get(module, RUNS.get(room, call))
+            run(4, 8192, torch.bfloat16, options, package=package)
     assert any(narrow_offsets(code.asm["ttir"]) for _, code in launched)
 
 

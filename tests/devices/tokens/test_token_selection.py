@@ -203,6 +203,17 @@ def test_exp_has_the_bits_of_the_cpu(
     )
 
 
+def test_exp_beyond_its_series(device: Device, kernels: Any) -> None:
+    """Where a power of two alone is no normal number, and where it is infinite or 0."""
+    far = np.array([700.0, 705.5, 709.78, 709.79, 1e6, np.inf, -700.0, -708.5, -740.0, -745.1,
+                    -745.2, -1e6, -np.inf, np.nan])  # fmt: skip
+    found = kernels.exp(tokens_of(far, kernels), *there(device, far)).cpu().numpy()
+    with np.errstate(over="ignore"):
+        truth = np.exp(far)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(truth))
+    np.testing.assert_allclose(found, truth, rtol=2**-51, atol=5e-324)
+
+
 def test_the_same_random_order(device: Device, kernels: Any, rng: np.random.Generator) -> None:
     ids = rng.permutation(2**40 + np.arange(N))
     cpu = CPU_TOKENS.shuffled(Candidates(np.zeros(N, np.int64), ids.copy()), 2**63 + 5, 7)

@@ -129,6 +129,29 @@ def test_far_policies(device: Device, kernels: Any, name: str) -> None:
     errors.raise_now(arrays["logp"].device)
 
 
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 513])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_of_tokens(device: Device, kernels: Any, n: int, dtype: Any) -> None:
+    """None, one, a block but one and what is behind it. Tokens outside of the mask are no number,
+    and arrays are not aligned."""
+    rng, spec = np.random.default_rng(n), SPECS["dual"]
+    x: dict[str, Any] = {key: rng.normal(size=n + 1).astype(dtype) for key in ("logp", "old_logp")}
+    x["advantages"] = rng.normal(size=n + 1).astype(dtype)
+    mask = rng.random(n + 1) < 0.8
+    for array in x.values():
+        array[~mask] = np.nan
+    x["mask"] = mask
+    with np.errstate(invalid="ignore"):
+        _, truth = coefficients(**{k: array[1:] for k, array in x.items()}, spec=spec)
+    moved = {k: array[1:] for k, array in there(x, device).items()}
+    with NothingIsRead():
+        _, out = coefficients(**moved, spec=spec, kernels=kernels)
+    assert_near(out.g_logp, truth.g_logp, 0)
+    assert out.loss == pytest.approx(truth.loss, rel=1e-12)
+    assert out.metrics == pytest.approx(truth.metrics, rel=1e-11)
+    errors.raise_now(torch.device(device.name))
+
+
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
 def test_a_term_without_weight_may_be_infinite(
     device: Device, kernels: Any, aggregation: Any

@@ -3,7 +3,8 @@
 A test that takes the fixture `device` runs on every backend of the GPU, where there is one; without
 a GPU those runs are skipped and counted. LOGITLESS_TEST_DEVICE=triton or =cuda (set by
 support/device/stand_in.py, in a process of its own) makes it run on the CPU: Triton kernels
-in Triton's interpreter, CUDA ones in the emulator's build of the core. What is marked `fakes` is of
+in Triton's interpreter, CUDA ones in the emulator's build of the core; with =torch, the token
+kernels that are torch's operations. What is marked `fakes` is of
 the wiring around kernels, and runs on the fake ones of fakes.py as well.
 """
 

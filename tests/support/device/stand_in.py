@@ -10,14 +10,15 @@ import sys
 from tests.support.paths import ROOT, TESTS
 
 NAMES = ("rows", "linear", "active_capacity", "scaling", "wiring", "divergence")
-# The tests of the kernel groups that not every backend has.
-MORE = {
-    "triton": ("tokens", "sampling", "sparse", "sets", "teacher_noise"),
-    "cuda": ("tokens", "sampling", "sparse", "trainer", "sets", "teacher_noise"),
+# With the tests of the kernel groups that not every backend has.
+OF_BACKEND = {
+    "triton": (*NAMES, "tokens", "sampling", "sparse", "sets", "teacher_noise"),
+    "cuda": (*NAMES, "tokens", "sampling", "sparse", "trainer", "sets", "teacher_noise"),
+    "torch": ("tokens",),
 }
 # One test of bfloat16, where the interpreter cuts off what the hardware rounds; and one of a draw's
 # bits.
-SKIPPED = {"triton": 2, "cuda": 0}
+SKIPPED = {"triton": 2, "cuda": 0, "torch": 0}
 
 
 def run_device_tests(backend: str, **environment: str) -> None:
@@ -25,7 +26,7 @@ def run_device_tests(backend: str, **environment: str) -> None:
     folder = TESTS / "devices"
     files = [
         str(folder / name if (folder / name).is_dir() else folder / f"test_{name}.py")
-        for name in (*NAMES, *MORE[backend])
+        for name in OF_BACKEND[backend]
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],

@@ -4,7 +4,7 @@ tokens that are selected are the CPU's bit for bit."""
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,15 @@ class DeviceArrays(TorchArrays):
 
     def array(self, name: str, x: Tensor) -> Tensor:  # type: ignore[override]
         return TorchArrays.array(name, x).to(self.device)
+
+
+class Spread(NamedTuple):
+    """Of a `CovarianceReport`, and the covariance of each token."""
+
+    mean: Tensor
+    correlation: Tensor
+    above: Tensor
+    values: Tensor  # [N] float64
 
 
 class TorchTokens:
@@ -235,21 +244,39 @@ class TorchTokens:
         above: float,
         reduce: Reduce,
     ) -> CovarianceReport:
+        spread = self._spread(tokens, means, above, reduce)
+        found = self._quantiles(tokens, spread.values, number, quantiles, reduce)
+        return CovarianceReport(*spread[:3], found)
+
+    def _spread(
+        self, tokens: Tokens, means: tuple[Tensor, Tensor], above: float, reduce: Reduce
+    ) -> Spread:
         a, lp = tokens.advantages.double() - means[0], tokens.logp.double() - means[1]
         values = torch.stack([a * a, lp * lp, a * lp])
         words = reduce(self._exact_sums(values, tokens, values[2] > above))
         beyond, count = words[-2:].unbind()
         of_a, of_lp, mean = means_of(words[:-2].view(3, DIGITS), count).unbind()
         spread = of_a.sqrt() * of_lp.sqrt()
-        below = torch.stack([(q * number.double()).ceil().long() for q in quantiles])
-        scores = ordered_bits(values[2])
-        found = search((scores,), tokens.mask, number - below + 1, reduce)
-        return CovarianceReport(
+        return Spread(
             mean,
             torch.where(spread > 0, mean / spread, 0.0),
             beyond.double() / count.clamp(min=1).double(),
-            from_ordered_bits(found.words[0]).unbind(),
+            values[2],
         )
+
+    def _quantiles(
+        self,
+        tokens: Tokens,
+        values: Tensor,
+        number: Tensor,
+        quantiles: tuple[float, ...],
+        reduce: Reduce,
+    ) -> tuple[Tensor, ...]:
+        """The smallest values of valid tokens, `number` on all ranks, that at least such a share of
+        them does not exceed."""
+        below = torch.stack([(q * number.double()).ceil().long() for q in quantiles])
+        found = search((ordered_bits(values),), tokens.mask, number - below + 1, reduce)
+        return from_ordered_bits(found.words[0]).unbind()
 
     # ---- the loss
 

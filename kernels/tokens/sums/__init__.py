@@ -1,0 +1,1 @@
+"""Exact sums over the tokens of a call, and their means."""
