@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Multiply-adds fuse: fewer roundings and a tenth fewer instructions. Triton's default is changing.
 OPTIONS = {"enable_fp_fusion": True}
+# None fuses, where every machine is to find the same bits.
+UNFUSED = {"enable_fp_fusion": False}
 
 
 class Chain(NamedTuple):

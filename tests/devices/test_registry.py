@@ -18,6 +18,7 @@ from logitless import _core
 from logitless.backends import cuda
 from logitless.backends import registry as backends
 from logitless.backends.base import TOKENS
+from logitless.backends.eager import tokens_of
 from logitless.backends.row_kernels import cuda_topk
 from logitless.backends.row_kernels.device import current
 from logitless.backends.token_kernels.cpu import CPU_TOKENS
@@ -46,7 +47,8 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_have_kernels_wherever_float64_is(
     build: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiled ones, else torch's operations; the CPU's, on copies, where neither computes."""
+    """The compiled ones, else Triton's, else torch's operations; the CPU's, on copies, where none
+    of them computes."""
 
     def served() -> str:
         found = backends.first_with(TOKENS, "cuda:1")
@@ -58,7 +60,9 @@ def test_losses_have_kernels_wherever_float64_is(
     monkeypatch.setitem(backends.BACKENDS, "cuda", refusing)
     for name in ("triton", "torch"):
         assert served() == name
-        assert backends.token_kernels("cuda:1") is torch_tokens("cuda:1")
+        tokens = backends.get(name).tokens
+        assert tokens is not None and backends.token_kernels("cuda:1") is tokens("cuda:1")
+        assert (tokens is tokens_of) == (name == "torch")
         without_triton(monkeypatch)
     assert not torch_tokens("cuda:1").on_host
     for device in ("cpu", "mps"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
 from logitless.backends.base import Backend
-from logitless.backends.eager import no_torch, tokens_of
+from logitless.backends.eager import no_torch
 from logitless.backends.gpus import machine_of
 from logitless.backends.row_kernels.device import ABSENT, DeviceDivergence, DeviceRows, wrong_dtype
 from logitless.backends.row_kernels.triton_sets import TritonSets, TritonSparse, noise_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from logitless.backends.row_kernels.rows import Rows
     from logitless.backends.row_kernels.topk import TopK
+    from logitless.backends.token_kernels.protocol import TokenKernels
     from logitless.kernels.divergence.pair import TritonPair
     from logitless.kernels.rows import TritonRows
     from logitless.kernels.topk.kept import Kept
@@ -103,6 +105,15 @@ class TritonSampling:
         )  # fmt: skip
 
 
+@functools.cache
+def _tokens(device: str) -> TokenKernels:
+    import torch
+
+    from logitless.backends.token_kernels.triton_selection import TritonSelection
+
+    return TritonSelection(torch.device(device))
+
+
 def _why_not(device: str, dtype: str) -> str:
     kind = device.split(":")[0]
     if no_torch():
@@ -125,7 +136,7 @@ BACKEND = Backend(
     sets=TritonSets(),
     sampling=TritonSampling(),
     divergence=lambda rows, teacher: DeviceDivergence(rows, teacher, _pair),
-    tokens=tokens_of,
+    tokens=_tokens,
     absent=ABSENT,
     asynchronous=True,
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 import logitless as ll
 from benchmarks.gpu.predict.model import TOKENS
 from logitless.backends.token_kernels.cuda import CudaTokens
+from logitless.backends.token_kernels.torch_tokens import TorchTokens
 from tests.support.device.devices import Device
 from tests.support.device.launches import Launches
 from tests.support.device.waits import as_on_device, nothing_is_flagged
@@ -25,6 +26,8 @@ N = 5000
 # Beside what is counted here: the copy of the flag that each call queues, and in a million tokens
 # another merge of sorted ids.
 FLAG, MERGE = 1, 1
+# Of Triton's kernels, where they are in place of torch's operations.
+TRITON = {"statistics of a batch": 259, "covariance of a batch": 458}
 MORE = {"ids of tokens": 0, "log-probs of sequences": 0, "statistics of a batch": FLAG + MERGE}
 
 
@@ -109,7 +112,10 @@ def test_launches(
     if isinstance(kernels, CudaTokens):
         assert counted + MORE.get(name, FLAG) == launches
     else:
+        known = promised()[function][1]
+        if type(kernels) is not TorchTokens:
+            known = TRITON.get(name, known)
         # an older torch may make another op of one
-        assert 0.9 < (counted + min(MORE.get(name, FLAG), FLAG)) / promised()[function][1] <= 1
+        assert 0.9 < (counted + min(MORE.get(name, FLAG), FLAG)) / known <= 1
     # and a mode that sees none would count none
     assert found.moved > N

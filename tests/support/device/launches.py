@@ -1,7 +1,8 @@
 """What a call launches on a device, counted while its tensors are on the CPU.
 
 Torch's ops are one launch each, but for views, what allocates alone, and what has no element. The
-kernels of the compiled core are those that the emulator runs: it writes a line for each.
+kernels of the compiled core are those that the emulator runs: it writes a line for each. Triton's
+are those that its interpreter runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from logitless.backends.token_kernels.cuda import CudaTokens
 
@@ -45,6 +46,8 @@ class Launches(TorchDispatchMode):
                 run(kernels, name, *given, **named)
 
             self.patch.setattr(CudaTokens, "run", counted)
+            if os.environ.get("TRITON_INTERPRET") == "1":
+                self.count_interpreted()
         self.depth += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -56,6 +59,20 @@ class Launches(TorchDispatchMode):
             self.patch.undo()
             del os.environ["LOGITLESS_SIMT_LOG"]
             self.seen.update(self.log.read_text().split())
+
+    def count_interpreted(self) -> None:
+        """A kernel as one launch, whatever the interpreter asks of torch."""
+        from triton.runtime.interpreter import GridExecutor
+
+        run = GridExecutor.__call__
+
+        def counted(kernel: Any, *given: Any, **named: Any) -> None:
+            self.seen[kernel.fn.__name__] += 1
+            self.moved += _bytes((given, named))
+            with _disable_current_modes():
+                run(kernel, *given, **named)
+
+        self.patch.setattr(GridExecutor, "__call__", counted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}

@@ -241,15 +241,26 @@ class TorchTokens:
         beyond, count = words[-2:].unbind()
         of_a, of_lp, mean = means_of(words[:-2].view(3, DIGITS), count).unbind()
         spread = of_a.sqrt() * of_lp.sqrt()
-        below = torch.stack([(q * number.double()).ceil().long() for q in quantiles])
-        scores = ordered_bits(values[2])
-        found = search((scores,), tokens.mask, number - below + 1, reduce)
         return CovarianceReport(
             mean,
             torch.where(spread > 0, mean / spread, 0.0),
             beyond.double() / count.clamp(min=1).double(),
-            from_ordered_bits(found.words[0]).unbind(),
+            self._quantiles(tokens, values[2], number, quantiles, reduce),
         )
+
+    def _quantiles(
+        self,
+        tokens: Tokens,
+        values: Tensor,
+        number: Tensor,
+        quantiles: tuple[float, ...],
+        reduce: Reduce,
+    ) -> tuple[Tensor, ...]:
+        """The smallest values of valid tokens, `number` on all ranks, that at least such a share of
+        them does not exceed."""
+        below = torch.stack([(q * number.double()).ceil().long() for q in quantiles])
+        found = search((ordered_bits(values),), tokens.mask, number - below + 1, reduce)
+        return from_ordered_bits(found.words[0]).unbind()
 
     # ---- the loss
 
