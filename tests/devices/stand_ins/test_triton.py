@@ -21,12 +21,12 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
+from benchmarks.compiled.selection_builds import call_selection
 from benchmarks.compiled.triton_builds import (
     TARGETS,
     call,
     call_draw,
     call_pair,
-    call_selection,
     call_sets,
     call_topk,
     compiling,
