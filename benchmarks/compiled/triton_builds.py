@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from benchmarks.compiled.resources import Measured, Resources
+from benchmarks.compiled.selection_builds import call_selection
 from benchmarks.compiled.token_builds import token_calls
 from logitless.inputs.options import STATISTICS
 
@@ -321,6 +322,7 @@ def builds(target: str) -> list[Build]:
                 given = 4, 8192, DTYPES[dtype], options
                 if not noisy:
                     call(*given)
+                    call_selection(*given)
                 if beside:
                     call_pair(*given)
                 if beside and not noisy:

@@ -1,5 +1,4 @@
-"""What the kernels of tokens share: numbers of a call, values of its tokens, the flag of a bad
-one."""
+"""What kernels of tokens share: numbers of a call, values of its tokens, the flag of a bad one."""
 
 import triton
 import triton.language as tl

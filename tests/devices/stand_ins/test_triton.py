@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 from benchmarks.compiled import triton_builds
 from benchmarks.compiled.kernel_resources import half, split, stale
 from benchmarks.compiled.resources import Measured, Resources, objections
+from benchmarks.compiled.selection_builds import call_selection
 from benchmarks.compiled.token_builds import call_tokens
 from benchmarks.compiled.triton_builds import (
     TARGETS,
@@ -162,6 +163,7 @@ RUNS: dict[str, Any] = {
     "tokens/loss": call_tokens,
     "tokens/shared": call_tokens,
     "tokens/sums": call_tokens,
+    "tokens/selection": call_selection,
     "topk": call_topk,
 }
 
@@ -235,6 +237,24 @@ def test_neither_do_those_of_a_pair() -> None:
     noisy: dict[str, Any] = {**few, "options": frozenset({"noise"})}
     assert variants(*({**noisy, "start": x} for x in (0, 16, 18_992)), run=call_pair) == once
     assert variants(*({**noisy, "start": x} for x in (0, 5, 77)), run=call_pair) == narrow
+
+
+def test_neither_do_those_of_a_selection() -> None:
+    """Of few tokens and many, each of its launches is one variant."""
+    once = variants({"n": 4}, run=call_selection)
+    assert variants(*({"n": n} for n in (0, 1, 2, 16, 70_000)), run=call_selection) == once
+
+
+def test_a_selection_rounds_each_operation(builds: list[triton_builds.Build]) -> None:
+    """What decides between tokens has the bits of the CPU: no product fuses with a sum."""
+    selecting = {path.stem for path in (KERNELS / "tokens" / "selection").glob("*.py")}
+    of_it = [build for build in builds if build.kernel in selecting]
+    assert {"covariance_scores", "radix_level"} < {build.kernel for build in of_it}
+    for build in of_it:
+        assert build.code.metadata.enable_fp_fusion is False, build.kernel
+        ptx = build.code.asm.get("ptx", "")
+        fusing = re.findall(r"\bfma\.\S*f64|\b(?:add|sub|mul)\.f64", ptx)
+        assert fusing == [], f"{build.kernel}, {build.configuration}"
 
 
 def test_a_stale_table_is_told_from_one_of_another_compiler() -> None:

@@ -126,6 +126,14 @@ def test_covariance(device: Device, kernels: Any, dtype: Any, valid: int | None)
     errors.raise_now(found.mean.device)
 
 
+def test_quantiles_of_a_round_number_of_tokens(device: Device, kernels: Any) -> None:
+    """A share of them is a whole number, whose float64s lie as near as those of the CPU."""
+    logp, advantages = np.random.default_rng(8).normal(size=(2, 5000))
+    arrays = (logp, advantages, np.ones(5000, np.bool_))
+    found = ll.covariance(*(there(x, device) for x in arrays))
+    assert numbers_of(found) == numbers_of(ll.covariance(*arrays))
+
+
 def test_covariance_of_no_token(device: Device, kernels: Any) -> None:
     x = torch.full((3,), float("nan"), device=device.name)
     found = ll.covariance(x, x, x > 0)

@@ -16,6 +16,7 @@ from logitless.loss.evaluate.metrics import CORRECTION_SUMS, Given, metric_table
 from logitless.loss.evaluate.selection import select
 from logitless.loss.evaluate.surveys import spec_means
 from tests.support.device.devices import Device
+from tests.support.device.interpreter import programs_backwards
 from tests.support.device.waits import NothingIsRead
 from tests.support.losses.loss_specs import SELECTING, SPECS, make_batch
 
@@ -105,6 +106,32 @@ def test_scores_have_the_bits_of_the_cpu(
         np.testing.assert_array_equal(ours.scores.cpu()[inside], theirs.scores)
 
 
+def test_limits_are_float64s(device: Device, kernels: Any) -> None:
+    """Of covariances and of log ratios: the next number inside of them is inside."""
+    low, high, log_low, log_high = -0.7, 0.9, -0.3, 0.6
+    values = np.array([low, np.nextafter(low, 1), np.nextafter(high, 0), high])
+    tokens = tokens_of(np.ones(4), kernels, advantages=values)
+    band = Band(0.0, 0.0, low, high, log_low, log_high)
+    assert kernels.covariances(tokens, band, None, 4)[0].ids.tolist() == [-1, 1, 2, -1]
+    signs = np.array([-0.5, -0.5, 0.5, 0.5])
+    logp = np.array([np.nextafter(log_low, -1), log_low, log_high, np.nextafter(log_high, 1)])
+    tokens = tokens_of(logp, kernels, advantages=signs)
+    (old,) = there(device, np.zeros(4))
+    assert kernels.covariances(tokens, band, old, 4)[0].ids.tolist() == [-1, 1, 2, -1]
+
+
+def test_an_old_logp_that_is_not_finite(device: Device, kernels: Any) -> None:
+    """Of a valid token; the first of them is flagged."""
+    logp, old = np.linspace(-1, 1, 9), np.zeros(9)
+    old[[2, 4, 6]] = -np.inf, np.inf, np.nan
+    mask = np.arange(9) != 2
+    (old_there,) = there(device, old)
+    kernels.covariances(tokens_of(logp, kernels, mask=mask), Band(0.0, 0.0), old_there, 9)
+    kernels.done("batch_stats")
+    with pytest.raises(RuntimeError, match="batch_stats: row 4: "):
+        errors.raise_now(old_there.device)
+
+
 @pytest.mark.parametrize("exponents", [(0, 0), (-40, 40), (-300, -250), (60, 200)])
 def test_means_are_exact(
     device: Device, kernels: Any, rng: np.random.Generator, exponents: tuple[int, int]
@@ -153,14 +180,35 @@ def test_the_largest_over_ranks(device: Device, kernels: Any, rng: np.random.Gen
         return bins
 
     expected = kernels.take_largest(whole, 123, record)
+    digits = len(seen)
+    value = kernels.kth_largest(whole, 123, record)
     taken: list[int] = []
-    for part in np.array_split(np.arange(500), 3):
-        summed = iter(seen)
-        rank = Candidates(whole.scores[part[0] : part[-1] + 1], whole.ids[part[0] : part[-1] + 1])
+    # one without a token
+    for first, stop in ((0, 167), (167, 167), (167, 499), (499, 500)):
+        rank = Candidates(whole.scores[first:stop], whole.ids[first:stop])
+        summed, more = iter(seen[:digits]), iter(seen[digits:])
         found = kernels.take_largest(rank, 123, lambda _, summed=summed: next(summed))
         taken += found[found >= 0].tolist()
+        of_rank = kernels.kth_largest(rank, 123, lambda _, more=more: next(more))
+        assert of_rank.item() == value.item()
     assert len(taken) == 123
     assert set(taken) == set(expected[expected >= 0].tolist())
+
+
+@pytest.mark.parametrize(("k", "flagged"), [(2, False), (3, True), (4, False), (5, False)])
+def test_a_key_of_two_tokens(device: Device, kernels: Any, k: int, flagged: bool) -> None:
+    """Of which one were selected: it is flagged. Not so where both are, though the last digit
+    decides, or neither."""
+    values, ids = np.array([5.0, 1.0, 1.0, 1.0, 7.0, 0.5]), np.array([4, 9, 10, 9, 2, 1])
+    _, found = candidates(device, values, ids, np.zeros(6, np.bool_))
+    taken = kernels.take_largest(found, k, one_rank)
+    kernels.done("batch_stats")
+    if not flagged:
+        errors.raise_now(taken.device)
+        assert sorted(taken[taken >= 0].tolist()) == sorted(ids[[4, 0, 1, 3, 2]][:k].tolist())
+        return
+    with pytest.raises(RuntimeError, match="batch_stats: row 1: "):
+        errors.raise_now(taken.device)
 
 
 def test_extremes(device: Device, kernels: Any, rng: np.random.Generator) -> None:
@@ -224,9 +272,11 @@ def test_the_same_random_order(device: Device, kernels: Any, rng: np.random.Gene
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.7, 1.0])
 def test_ids_in_order(device: Device, kernels: Any, rng: np.random.Generator, share: float) -> None:
-    """Of one block and of three, with ids as large as int64."""
+    """Of one block and of three, with ids as large as int64; and of as many as Triton merges
+    twice, each id that of two tokens."""
     ids = np.where(rng.random(N) < share, rng.permutation(3 * N)[:N] + 2**62, -1)
-    for some in (ids, ids[:300], ids[:0]):
+    more = [rng.permutation(33_000) // 2] if device.interpreted and share == 1 else []
+    for some in (ids, ids[:300], ids[:0], *more):
         (moved,) = there(device, some)
         with NothingIsRead():
             found = kernels.xp.sort(moved)
@@ -235,9 +285,13 @@ def test_ids_in_order(device: Device, kernels: Any, rng: np.random.Generator, sh
 
 @pytest.mark.parametrize("step", [1, 2**20, 2**41])
 def test_an_id_of_two_tokens(
-    device: Device, kernels: Any, rng: np.random.Generator, step: int
-) -> None:
-    """The second of them is flagged, of three as well; ids of masked tokens are nobody's."""
+    device: Device, kernels: Any, rng: np.random.Generator, step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The second of them is flagged, of three as well, whoever comes first; ids of masked tokens
+    are nobody's."""
+    if device.interpreted and step == 1:
+        programs_backwards(monkeypatch)
     ids, mask = rng.permutation(N) * step, rng.random(N) < 0.9
     mask[[7, 100, 5000]] = True
     ids[~mask] = ids[7]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 
 def patch_once() -> None:
     """In this process, which compiles no kernel.
@@ -26,3 +28,15 @@ def patch_once() -> None:
 
     scope = type("Nothing", (), {"restore": lambda self: None})
     interpreter._patch_lang = once
+
+
+def programs_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of a kernel run in no order on a GPU: here the last one comes first."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    place = builder.set_grid_idx
+
+    def backwards(x: int, y: int, z: int) -> None:
+        place(builder.grid_dim[0] - 1 - x, y, z)
+
+    monkeypatch.setattr(builder, "set_grid_idx", backwards)

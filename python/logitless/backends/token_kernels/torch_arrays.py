@@ -98,8 +98,13 @@ class TorchArrays:
 
     @staticmethod
     def vector(values: tuple[Any, ...], like: Tensor) -> Tensor:
-        zero = like.new_zeros((), dtype=torch.float64)
-        return torch.stack([zero + value for value in values])
+        hosts = {value for value in values if not isinstance(value, Tensor)}
+        # a fill for each of the few that differ
+        known = {value: like.new_full((), value, dtype=torch.float64) for value in hosts}
+        return torch.stack([
+            value.to(like.device, torch.float64) if isinstance(value, Tensor) else known[value]
+            for value in values
+        ])  # fmt: skip
 
     @staticmethod
     def join(*parts: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from logitless.backends.token_kernels.protocol import (
     LossValues,
     Reduce,
 )
-from logitless.backends.token_kernels.torch_tokens import OP, Spread, TorchTokens
+from logitless.backends.token_kernels.torch_tokens import OP, Spread
+from logitless.backends.token_kernels.triton_selection import TritonSelection
 from logitless.inputs.tokens import Tokens
 from logitless.kernels.tokens.flag_bad import flag_bad
 from logitless.kernels.tokens.loss.exp_values import exp_values
@@ -27,8 +28,8 @@ from logitless.kernels.tokens.sums.exact_means import exact_means
 from logitless.kernels.tokens.sums.exact_sums import Centre, exact_sums, words_of
 
 
-class TritonTokens(TorchTokens):
-    """`TokenKernels` of a device; what has no kernel is the base's."""
+class TritonTokens(TritonSelection):
+    """`TokenKernels` of a device; what has no kernel is torch's operations."""
 
     def _lower(self, flag: Tensor, bad: Tensor, places: Tensor | None = None) -> None:
         flag_bad(flag, bad.contiguous(), places)

@@ -1,0 +1,1 @@
+"""Which tokens of a batch are selected, in order of their keys, and which value stands where."""
