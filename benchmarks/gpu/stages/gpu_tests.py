@@ -29,7 +29,7 @@ NAMES = (
 )
 # By their folders.
 MORE = {
-    "tokens": ("tokens", "batch_stats", "token_selection", "launches"),
+    "tokens": ("exact_sums", "tokens", "batch_stats", "token_selection", "launches"),
     "sets": ("masked_rows", "masked_pairs", "drawn_sets", "sparse_products", "set_waits"),
 }
 DEVICES = ROOT / "tests" / "devices"

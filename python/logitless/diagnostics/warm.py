@@ -21,8 +21,8 @@ def warm(device: Any, dtype: Any, *, vocab: int = 4096, backend: str = "auto") -
     capture does not allow, and which a first step pays for. This makes those calls: with and
     without a mask, temperatures per row, bias and softcap, and extras, forward and backward. Triton
     also tells apart whether the width of the logits is a multiple of 16: pass your `vocab`. It
-    waits for the device. `divergence` has kernels of its own: what a graph is to capture of it,
-    call once before.
+    waits for the device. `divergence` and the losses have kernels of their own: what a graph is to
+    capture of them, call once before.
 
     Raises what `token_stats` raises where `backend` cannot serve `dtype` there.
     """

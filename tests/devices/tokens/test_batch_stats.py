@@ -22,6 +22,7 @@ from tests.support.device.token_batches import (
     assert_same,
     here,
     sized,
+    skip_slow,
     stats_arrays,
     stats_of,
     there,
@@ -51,6 +52,7 @@ def stats_there(batch: Batch, spec: PolicyLossSpec, device: Device, **packing: A
 @pytest.mark.parametrize("name", SPECS)
 def test_the_same_as_on_the_cpu(device: Device, kernels: Any, name: str, packed: bool) -> None:
     """And the same loss of a micro-batch."""
+    skip_slow(device, name, packed)
     padded = make_batch(51, dtype=np.float32 if packed else np.float64)
     spec = sized(SPECS[name], padded)
     batch, cu_seqlens = padded.packed() if packed else (padded, None)

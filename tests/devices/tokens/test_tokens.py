@@ -18,7 +18,7 @@ from logitless.loss.evaluate.inputs import loss_data
 from logitless.loss.evaluate.make_tokens import make_tokens
 from logitless.loss.spec import KL, ClipCov, ClipV, Entropic, PolicyLossSpec
 from tests.support.device.devices import Device
-from tests.support.device.token_batches import here, sized, stats_of, there
+from tests.support.device.token_batches import here, sized, skip_slow, stats_of, there
 from tests.support.device.waits import NothingIsRead
 from tests.support.losses.loss_calls import ours as policy_loss_of
 from tests.support.losses.loss_calls import tensors, with_grad
@@ -62,6 +62,7 @@ def inputs_of(kernels: Any, data: Any, options: Any, spec: PolicyLossSpec, stats
 @pytest.mark.parametrize("name", SPECS)
 def test_the_same_as_on_the_cpu(device: Device, kernels: Any, name: str, packed: bool) -> None:
     """With a batch and where the call is the batch, and nothing is read by the host."""
+    skip_slow(device, name, packed)
     padded = make_batch(50, dtype=np.float32 if packed else np.float64)
     spec = sized(SPECS[name], padded)
     batch, cu_seqlens = padded.packed() if packed else (padded, None)

@@ -21,6 +21,13 @@ NUMBERS = ("mean_credit", "mean_importance", "log_bounds", "change_range", "like
            "selected_entropy")  # fmt: skip
 
 
+def skip_slow(device: Device, name: str, packed: bool) -> None:
+    """M2PO looks for its bound by 64 exact means one after the other, seconds of the interpreter:
+    one kind of batch has to do."""
+    if device.interpreted and "m2po" in name and not packed:
+        pytest.skip("the packed batch is tried")
+
+
 def there(x: Any, device: Device) -> Any:
     if isinstance(x, dict):
         return {name: there(value, device) for name, value in x.items()}
