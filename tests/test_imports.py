@@ -80,13 +80,16 @@ integrations.verl_plugin  what verl loads by itself
 rl              the trainer
 rl.recipe       what a run depends on: its schema, read from YAML, and its losses
                 public tables
-rl.tasks        where prompts come from, and the reward of an answer
 rl.tracking     what a run records and says: its folder, metrics, times, checkpoints, progress
                 _version
 rl.policy       the causal LM that is trained: body, head, tokenizer
                 public integrations.transformers rl.recipe rl.tracking
 rl.rollout      sampled answers as data, and the sampler
                 public rl.policy rl.tracking
+rl.model_pair   a model beside its reference: log-probs of the same answers under both
+                public rl.policy rl.rollout
+rl.tasks        where prompts come from, and the reward of an answer
+                public rl.recipe rl.model_pair
 rl.engine       trains a policy on the machine at hand, and alone knows devices and ranks
                 public rl.recipe rl.policy rl.rollout rl.tracking
 rl.update       how rollouts and examples change the weights

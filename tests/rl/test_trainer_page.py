@@ -16,7 +16,8 @@ import yaml
 
 from logitless.cli import main
 from logitless.rl.answers import task_of
-from logitless.rl.recipe import recipe_of
+from logitless.rl.policy import make_policy
+from logitless.rl.recipe import load_recipe, recipe_of
 from logitless.rl.tasks import FollowsTraining, Prompt, load_task, score
 from logitless.rl.tracking import metrics
 from tests.support.paths import ROOT
@@ -112,3 +113,15 @@ def test_rewards_of_steps(folder: Path) -> None:
     score_steps = sys.modules["steps"].steps
     assert score_steps("sum 8:", "359", 8) == [(1, 1), (2, 1), (3, 0)]
     assert score_steps("sum 8:", "", 8) == [(0, 0)]
+
+
+def test_steps_that_a_model_rewards(folder: Path) -> None:
+    (text,) = [text for kind, _, text in BLOCKS if kind == "yaml" and "implicit_prm" in text]
+    (folder / "credit.yaml").write_text(text + SMALL)
+    recipe = load_recipe("credit.yaml")
+    for seed, name in enumerate(("prm", "base"), 1):
+        make_policy(recipe.model, seed).save(folder / name)
+    assert main(["train", "credit.yaml", "steps=1", "--out", "credit"]) == 0
+    (row,) = metrics.read(folder / "credit" / "grpo" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["reward/accuracy"] + row["reward/credit"])
+    assert row["reward_std/credit"] > 0

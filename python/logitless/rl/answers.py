@@ -55,7 +55,9 @@ def joined(parts: Sequence[Answers], pad: int, error: BaseException | None = Non
 
 def task_of(recipe: Recipe) -> Task:
     task = recipe.task
-    return load_task(task.name, task.options, task.prompts, task.reward, task.rewards)
+    return load_task(
+        task.name, task.options, task.prompts, task.reward, task.rewards, recipe.model.device
+    )
 
 
 def hand_over(policy: Policy, recipe: Recipe, clock: Stopwatch) -> None:

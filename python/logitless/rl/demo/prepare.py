@@ -44,6 +44,8 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     trackers.check_installed(recipe.log_to)
     if recipe.rollout.server is not None:
         Server(recipe.rollout.server).check(masks=bool(recipe.rollout.truncation))
+    # rewards may have models as well
+    silence_bars()
     task = task_of(recipe)
     asked = [task, held_out(recipe, task)] if recipe.evaluation.every else [task]
     longest = recipe.rollout.max_new_tokens
@@ -65,7 +67,6 @@ def prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Prep
     run_folder.check(
         out, asdict(recipe), fixed(recipe), resume=resume, overwrite=overwrite, completed=completed
     )
-    silence_bars()
     first, *_ = of_seeds(recipe).values()
     policy = make_policy(first.model, first.seed, first.lora)
     check_template(policy, recipe, asked)

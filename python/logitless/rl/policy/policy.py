@@ -132,6 +132,14 @@ class Policy:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
         return ids
 
+    def answer_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Of each token of `encode_answers` where it stands in its text: from one place up to
+        another. Needs a fast tokenizer."""
+        spans: list[list[tuple[int, int]]] = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True
+        ).offset_mapping
+        return spans
+
     def _ids(self, prompt: Any, chat_template: bool, system: str | None) -> list[int]:
         if isinstance(prompt, str) and not chat_template:
             return self.encode([prompt])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from logitless.rl.recipe.data import (
+    STEPWISE,
     EvaluationRecipe,
     RewardRecipe,
     RolloutRecipe,
@@ -24,7 +25,7 @@ from logitless.rl.recipe.training import (
 from logitless.rl.recipe.yaml_text import as_yaml
 
 __all__ = [
-    "WARMUP", "ControllerRecipe", "DistributedRecipe", "EvaluationRecipe", "LoraRecipe",
+    "STEPWISE", "WARMUP", "ControllerRecipe", "DistributedRecipe", "EvaluationRecipe", "LoraRecipe",
     "LossRecipe", "ModelRecipe", "Recipe", "ReferenceRecipe", "RewardRecipe", "RolloutRecipe",
     "TaskRecipe", "UpdateRecipe", "WarmupRecipe", "as_yaml", "bundled", "load_recipe", "make_spec",
     "of_seeds", "recipe_of",

@@ -19,6 +19,8 @@ from logitless.rl.recipe.keys import (
 
 # Rounds of a step that drops answers, where a recipe does not say.
 MAX_ROUNDS = 10
+# Bundled functions that reward the steps of an answer.
+STEPWISE = ("implicit_prm",)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class RewardRecipe:
     function: str = key(
         REQUIRED,
         "A function of your own, or a class of one; a bundled one (`format`, `laser`, `laser_d`, "
-        "`over_length`, `worst_case`, `lower_bound`, `math`); or `task`: the reward that a named "
-        "task has itself.",
+        "`over_length`, `worst_case`, `lower_bound`, `math`, `implicit_prm`); or `task`: the "
+        "reward that a named task has itself.",
     )
     options: dict[str, Any] = key(
         dict, "Arguments of the function, beside those of the prompt's row; of a class its own."
@@ -48,14 +50,15 @@ class RewardRecipe:
         None,
         "The function returns a reward for each step of an answer, as `[(end, reward), ...]`, and "
         "the answer's is the least of them, or their sum. Advantages `pure` and `process` are of "
-        "steps. null: it returns the answer's reward.",
+        "steps. null: it returns the answer's reward; of `implicit_prm` that is their sum.",
     )
 
     def check_steps(self, path: str) -> None:
         """ValueError where it cannot be of steps and is."""
         if self.steps is None:
             return
-        if ":" not in self.function and not self.function.endswith(".py"):
+        own = ":" in self.function or self.function.endswith(".py")
+        if not own and self.function not in STEPWISE:
             raise ValueError(
                 f"recipe key '{path}.steps' must be null with {path}.function={self.function}, "
                 f"which rewards whole answers; got {self.steps}"

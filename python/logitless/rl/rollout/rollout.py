@@ -87,6 +87,22 @@ class Rollout:
         return [ids[:n] for ids, n in zip(completions, self.lengths.tolist(), strict=True)]
 
 
+def given_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int
+) -> Rollout:
+    """Tokens that were given, as if they had been sampled, on the host; `logp` and `entropy` are
+    0."""
+    left, right = max(map(len, prompts)), max(1, *map(len, answers))
+    ids = torch.full((len(prompts), left + right), pad, device="cpu")
+    attention = torch.zeros(ids.shape, dtype=torch.bool, device="cpu")
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        place = slice(left - len(prompt), left + len(answer))
+        ids[i, place] = torch.tensor([*prompt, *answer], device="cpu")
+        attention[i, place] = True
+    zeros = torch.zeros(len(prompts), right, device="cpu")
+    return Rollout(ids, attention, attention[:, left:], logp=zeros, entropy=zeros)
+
+
 def join_rollouts(parts: Sequence[Rollout], pad: int) -> Rollout:
     """The sequences of some rollouts without `ref_logp`, one after another: as if they had been
     sampled together."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from logitless.rl.recipe import STEPWISE
 from logitless.rl.tasks.arithmetic import Arithmetic
 from logitless.rl.tasks.attempts import number
 from logitless.rl.tasks.base import Task
@@ -29,17 +31,19 @@ def load_task(
     prompts: str | None = None,
     reward: str | None = None,
     rewards: Mapping[str, Any] | None = None,  # RewardRecipe
+    device: str = "cpu",
 ) -> Task:
     """The task a recipe names: built-in, "reasoning_gym:NAME", or "module:attribute" or
     "file.py:attribute" (a callable); None: sum_to_n. Or with `prompts`, a file, and `reward`, a
     function named alike, the two together. With `rewards` an answer's reward is their weighted sum.
+    device: of the models of bundled rewards, where their options name no other.
 
     ValueError where the name is unknown or what it names has no `prompts` and `reward`;
     ModuleNotFoundError where its module or extra is not installed.
     """
     if prompts is None and reward is None:
         task = _of_name(name, options)
-        return rewarded(task, _columns(rewards, task)) if rewards else task
+        return rewarded(task, _columns(rewards, task, device)) if rewards else task
     if prompts is None or (reward is None) == (not rewards):
         given = (
             f"task.prompts={prompts}, task.reward={reward} and task.rewards={list(rewards or {})}"
@@ -54,8 +58,8 @@ def load_task(
             f"task.name={name} and task.options={dict(options)}"
         )
     if reward is None:
-        return rewarded(PromptFile(prompts), _columns(rewards or {}, None))
-    only = Column(_judge("task.reward", reward, {}, takes_of=False))
+        return rewarded(PromptFile(prompts), _columns(rewards or {}, None, device))
+    only = Column(_judge("task.reward", reward, {}, takes_of=False, device=device))
     return Rewarded(PromptFile(prompts), {"reward": only}, apart=False)
 
 
@@ -80,7 +84,7 @@ def _of_name(name: str | None, options: Mapping[str, Any]) -> Task:
     return task
 
 
-def _columns(rewards: Mapping[str, Any], task: Task | None) -> dict[str, Column]:
+def _columns(rewards: Mapping[str, Any], task: Task | None, device: str) -> dict[str, Column]:
     """task: None: prompts that have no reward of their own."""
     found: dict[str, Column] = {}
     for name, wanted in rewards.items():
@@ -104,7 +108,7 @@ def _columns(rewards: Mapping[str, Any], task: Task | None) -> dict[str, Column]
             takes_of = bool(wanted.of)
             judge = _judge(
                 f"{path}.function", wanted.function, wanted.options, takes_of=takes_of,
-                steps=wanted.steps,
+                steps=wanted.steps, device=device,
             )  # fmt: skip
         by_steps = wanted.steps is not None
         found[name] = Column(judge, wanted.weight, wanted.threshold, wanted.of, by_steps)
@@ -118,10 +122,13 @@ def _judge(
     *,
     takes_of: bool,
     steps: str | None = None,
+    device: str,
 ) -> FunctionJudge:
     """A bundled function by its name, or a class of a user's, made with the options; or a user's
     function, called with them."""
-    read = number if steps is None else partial(Stepwise.read, whole=steps)
+    # a bundled function of steps rewards them whether the recipe asks for them or not
+    whole = "sum" if steps is None and function in STEPWISE else steps
+    read = number if whole is None else partial(Stepwise.read, whole=whole)
     own = ":" in function or function.endswith(".py")
     made = named(key, function) if own else _known(key, function, BUNDLED)
     if not callable(made):
@@ -129,11 +136,15 @@ def _judge(
     try:
         if own and not isinstance(made, type):
             return FunctionJudge(made, options, takes_of, read)
+        if not own and "device" in inspect.signature(made).parameters:
+            options = {"device": device, **options}
         with of_user(f"making {key} '{function}'"):
             reward = made(**options)
         return FunctionJudge(reward, {}, takes_of, read)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key} '{function}': {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key} '{function}': {error}") from error
 
 
 def _known(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 import logitless as ll
 from logitless.rl.policy import Policy, as_policy
 from logitless.rl.recipe import Recipe
-from logitless.rl.rollout import Rollout, hidden_states
+from logitless.rl.rollout import Rollout, given_answers, hidden_states
 
 # Without it, one seed in four of the bundled recipe never learns.
 CLIP_NORM = 1.0
@@ -79,18 +79,9 @@ def make_pool(
     policy: Policy, prompts: Sequence[Any], answers: list[str], template: dict[str, Any]
 ) -> Pool:
     prompt_ids, answer_ids = policy.encode(prompts, **template), policy.encode_answers(answers)
-    left, right = max(map(len, prompt_ids)), max(map(len, answer_ids)) + 1
-    B = len(prompts)
-    ids = torch.full((B, left + right), policy.pad, device="cpu")
-    attention = torch.zeros(B, left + right, dtype=torch.bool, device="cpu")
-    for i, (prompt, answer) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
-        tokens = [*prompt, *answer, policy.eos]
-        start = left - len(prompt)
-        ids[i, start : start + len(tokens)] = torch.tensor(tokens, device="cpu")
-        attention[i, start : start + len(tokens)] = True
-    zeros = torch.zeros(B, right, device="cpu")
-    rollout = Rollout(ids, attention, attention[:, left:], logp=zeros, entropy=zeros)
-    return Pool(rollout.to(policy.device), ids.unique().to(policy.device))
+    ended = [[*ids, policy.eos] for ids in answer_ids]
+    rollout = given_answers(prompt_ids, ended, policy.pad)
+    return Pool(rollout.to(policy.device), rollout.ids.unique().to(policy.device))
 
 
 def push_unused(

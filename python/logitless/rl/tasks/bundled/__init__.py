@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from logitless.rl.tasks.bundled.implicit_prm import ImplicitPrm
 from logitless.rl.tasks.bundled.laser import Laser, LaserD
 from logitless.rl.tasks.bundled.math_answers import MathAnswers
 from logitless.rl.tasks.bundled.plain import Format, LowerBound, OverLength, WorstCase
@@ -17,4 +18,5 @@ BUNDLED: dict[str, Callable[..., Callable[..., Any]]] = {
     "worst_case": WorstCase,
     "lower_bound": LowerBound,
     "math": MathAnswers,
+    "implicit_prm": ImplicitPrm,
 }

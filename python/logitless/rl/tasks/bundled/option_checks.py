@@ -17,6 +17,12 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
+def above_0(name: str, value: Any) -> None:
+    finite(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
 def one_of(name: str, value: Any, names: Sequence[str]) -> None:
     if value not in names:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
