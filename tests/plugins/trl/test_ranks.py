@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.plugins.trl.distill_step import gradients
+from tests.plugins.trl.distillation.distill_step import gradients
 from tests.plugins.trl.rank_step import sharded, trained
 from tests.plugins.trl.setting import save_model
 from tests.support.workers.ranks import run_ranks
@@ -59,12 +59,20 @@ def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    [("gkd", "ddp"), ("sdft", "ddp"), ("gkd", "fsdp2, own group"), ("sdft", "fsdp2")],
+    [
+        ("gkd", "ddp"),
+        ("sdft", "ddp"),
+        ("distillation", "ddp"),
+        ("gkd", "fsdp2, own group"),
+        ("sdft", "fsdp2"),
+        ("distillation", "fsdp2"),
+        ("distillation", "fsdp2, own group"),
+    ],
 )
 def test_two_ranks_of_distillation_are_one(kind: str, engine: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     teacher = save_model(tmp_path / "teacher", hidden_size=64)
-    two = of_two("distill_step", tmp_path, str(teacher), kind, engine)
+    two = of_two("distillation.distill_step", tmp_path, str(teacher), kind, engine)
     one = gradients(0, 1, folder, teacher, kind, engine)
     assert one.keys() == two.keys()
     for name, x in one.items():

@@ -9,6 +9,8 @@ from torch import Tensor
 
 import logitless as ll
 from logitless.integrations.trl.call import HeadCall
+from logitless.integrations.trl.distillation.backbones import open_heads
+from logitless.integrations.trl.distillation.measured import Measured
 
 
 def divergence_loss(
@@ -31,19 +33,24 @@ def divergence_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, the sum of the student's entropies, the number of tokens), as TRL's function of these
     parameters returns them. beta: 0 is the forward KL, 1 the reverse, and between them a JSD."""
-    weight, bias = _head(student_hidden_states, student_lm_head_weight, student_lm_head_bias)
+    heads = open_heads()
+    student_chain: dict[str, Any] = {
+        "softcap": student_final_logit_softcapping, "logit_scale": student_logit_scale,
+        "temperature": temperature,
+    }  # fmt: skip
+    teacher_chain: dict[str, Any] = {
+        "softcap": teacher_final_logit_softcapping, "logit_scale": teacher_logit_scale,
+        "temperature": temperature,
+    }  # fmt: skip
+    student = _call(
+        student_hidden_states, student_lm_head_weight, student_lm_head_bias, student_chain,
+        None if heads is None else heads.student,
+    )  # fmt: skip
     with torch.no_grad():
-        teacher_weight, teacher_bias = _head(
-            teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias
-        )
-    student = HeadCall(student_hidden_states, weight, {
-        "bias": bias, "softcap": student_final_logit_softcapping,
-        "logit_scale": student_logit_scale, "temperature": temperature,
-    })  # fmt: skip
-    teacher = HeadCall(teacher_hidden_states, teacher_weight, {
-        "bias": teacher_bias, "softcap": teacher_final_logit_softcapping,
-        "logit_scale": teacher_logit_scale, "temperature": temperature,
-    })  # fmt: skip
+        teacher = _call(
+            teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias, teacher_chain,
+            None if heads is None else heads.teacher,
+        )  # fmt: skip
     mask = completion_mask != 0
     out = divergence_of(student, teacher, mask, beta, memory_budget=memory_budget)
     loss = mean_of_tokens(out.divergence, mask, num_items_in_batch)
@@ -87,10 +94,20 @@ def _merged(weight: Tensor, adapters: Any) -> Tensor:
     return weight
 
 
-def _head(hidden: Tensor, weight: Tensor, bias: Any) -> tuple[Tensor, Any]:
-    """Gathered where FSDP2 shards them, in the dtype of hidden where autocast chooses none."""
+def _call(
+    hidden: Tensor,
+    weight: Tensor,  # [V, H]
+    bias: Any,  # [V]
+    chain: dict[str, Any],
+    head: Measured | None,
+) -> HeadCall:
+    """Gathered where FSDP2 shards them, in the dtype of hidden where autocast chooses none; cut
+    and with the chain of a head that was measured."""
     both = [None if x is None else ll.gathered(x) for x in (weight, bias)]
     if not torch.is_autocast_enabled(hidden.device.type):
         both = [None if x is None else x.to(hidden.dtype) for x in both]
+    if head is not None:
+        chain = head.chain(chain["temperature"])
+        both = [None if x is None else x[: head.vocab] for x in both]
     assert both[0] is not None
-    return both[0], both[1]
+    return HeadCall(hidden, both[0], {"bias": both[1], **chain})

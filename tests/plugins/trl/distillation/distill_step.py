@@ -1,6 +1,6 @@
 """The gradients of a distillation trainer's micro-batch on one of several ranks.
 
-python -m tests.plugins.trl.distill_step RANK WORLD PORT MODEL TEACHER KIND ENGINE OUT
+python -m tests.plugins.trl.distillation.distill_step RANK WORLD PORT MODEL TEACHER KIND ENGINE OUT
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# of trl.experimental; "distillation" is TRL's own
 ARGS: dict[str, dict[str, Any]] = {
     "gkd": {"beta": 0.5},
     "sdft": {"distillation_mode": "full_logits", "distillation_topk": None},
@@ -25,12 +26,18 @@ def gradients(
     from torch.nn.parallel import DistributedDataParallel
 
     from logitless.integrations.trl import install
-    from tests.plugins.trl.distillers import batch_of, distiller
-    from tests.plugins.trl.setting import quiet
+    from tests.plugins.trl.distillation.distillers import batch_of, distiller
+    from tests.plugins.trl.distillation.heads import distillation_trainer
+    from tests.plugins.trl.setting import generation, plain_model, quiet
 
-    trainer = distiller(kind, folder, teacher, **ARGS[kind])
+    if kind == "distillation":
+        models = (plain_model(folder), plain_model(teacher))
+        trainer = distillation_trainer(folder, *models, beta=0.5)
+        inputs = generation(plain_model(folder))
+    else:
+        trainer = distiller(kind, folder, teacher, **ARGS[kind])
+        inputs = batch_of(kind, trainer)
     assert trainer.accelerator.num_processes == world
-    inputs = batch_of(kind, trainer)
     # GKD's loss is a sum over the tokens of all ranks, which they average; SDFT's is a mean of rows
     options, scale = {}, 1
     if kind == "gkd":
