@@ -167,9 +167,11 @@ def table(work: Workload, lines: dict[str, Line]) -> str:
 def as_json(work: Workload, lines: dict[str, Line]) -> dict[str, Any]:
     first = next(iter(lines.values()))
     shape = first.rounds[-1].shape
+    of_model = shape._asdict()
     return {
-        "workload": work._asdict(),
-        "shape": shape._asdict(),
+        # the vocabulary that was asked for is that of random models
+        "workload": {**work._asdict(), "vocab": of_model.pop("vocab")},
+        "shape": of_model,
         "floor": {"flops": flops(shape, work), "bytes": moved(shape, work)},
         "resident_bytes": resident(shape),
         "ways": {

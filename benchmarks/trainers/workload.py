@@ -80,6 +80,7 @@ class Shape(NamedTuple):
 
     body: int  # parameters, without the embedding
     head: int  # V * H
+    vocab: int  # V
     prompt_tokens: int  # of all different prompts
     tokens: int  # generated
     embedding: int = 0  # parameters, where it is not the head
@@ -89,7 +90,7 @@ def shape_of(model: Any, prompt_tokens: int, tokens: int) -> Shape:
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     own = 0 if embedding is head else embedding.numel()
     body = sum(p.numel() for p in model.parameters()) - head.numel() - own
-    return Shape(body, head.numel(), prompt_tokens, tokens, own)
+    return Shape(body, head.numel(), len(head), prompt_tokens, tokens, own)
 
 
 def parameters(shape: Shape) -> int:

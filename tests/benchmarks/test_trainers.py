@@ -139,7 +139,7 @@ def test_the_products_of_the_floor_are_the_flops_it_states() -> None:
 
 def test_the_floor_of_a_step() -> None:
     """By hand: 2 prompts of 16 tokens, 4 answers of 5 tokens to each."""
-    shape = workload.Shape(body=10, head=100, prompt_tokens=32, tokens=40)
+    shape = workload.Shape(body=10, head=100, vocab=20, prompt_tokens=32, tokens=40)
     assert workload.flops(shape, SMALL) == {
         "generation body": 2 * 10 * 72, "generation head": 2 * 100 * 40,
         "update body": 6 * 10 * (128 + 40), "update head": 6 * 100 * 40,
@@ -166,10 +166,13 @@ def test_an_embedding_of_its_own_is_no_product() -> None:
 def test_a_step_of_a_saved_model(tmp_path: Path, way: str) -> None:
     toy_model(301, 64, tied=True).save_pretrained(tmp_path)
     make_tokenizer("bytes").save_pretrained(tmp_path)
-    work = SMALL._replace(model=str(tmp_path))
+    work = SMALL._replace(model=str(tmp_path), vocab=999)
     assert work.texts() == ["sum 10:", "sum 11:"]
     (step,), shape = whole_step.run(way, work)
-    assert shape.prompt_tokens == len("sum 10:sum 11:") and shape.head == 301 * 64
+    assert shape.prompt_tokens == len("sum 10:sum 11:") and (shape.head, shape.vocab) == (
+        301 * 64,
+        301,
+    )
     assert step.parts["update head"] > 0
 
 
@@ -195,7 +198,7 @@ def test_prompts_are_those_of_the_workload_each_step() -> None:
 def check_steps(found: tuple[list[Step], workload.Shape], *, scores: bool) -> None:
     (step,), shape = found
     assert shape == workload.Shape(
-        body=shape.body, head=301 * 64, prompt_tokens=2 * 16, tokens=shape.tokens
+        body=shape.body, head=301 * 64, vocab=301, prompt_tokens=2 * 16, tokens=shape.tokens
     )
     # an end token may be drawn
     assert 30 <= shape.tokens <= 8 * 5
@@ -243,7 +246,7 @@ def test_a_micro_batch(name: str) -> None:
 def made_up(speed: Callable[[int], float]) -> Callable[[str, workload.Workload], whole_step.Round]:
     """A step of 2 seconds, a fifth of which is the head; this library's own takes half of that."""
     turns: dict[str, int] = {}
-    shape = workload.Shape(10, 100, 32, 40)
+    shape = workload.Shape(10, 100, 20, 32, 40)
 
     def process(way: str, work: workload.Workload) -> whole_step.Round:
         turn = turns[way] = turns.get(way, -1) + 1
@@ -261,7 +264,10 @@ def test_rounds_give_quotients_of_the_same_moment() -> None:
     """The machine is at a third of its speed but for the first round."""
     process = made_up(lambda turn: 3.0 if turn else 1.0)
     lines = whole_step.measure(SMALL, 4, ["trl", whole_step.OWN], process)
-    found = whole_step.as_json(SMALL, lines)["ways"]
+    report = whole_step.as_json(SMALL, lines)
+    # the model's own, which is not the one that random models are asked to have
+    assert report["workload"]["vocab"] == 20 != SMALL.vocab
+    found = report["ways"]
     assert found["trl"]["seconds"] == 6 and found[whole_step.OWN]["seconds_of_trl"] == 0.5
     assert found[whole_step.OWN]["cpu_of_trl"] == 0.5
     assert found["trl"]["head_share"] == pytest.approx(0.2)
