@@ -39,6 +39,7 @@ class Workload(NamedTuple):
     length: int
     minibatches: int
     steps: int  # measured, after one that warms up
+    device: str = "cpu"
 
     @property
     def answers(self) -> int:
@@ -62,7 +63,11 @@ class Workload(NamedTuple):
         return list(QUESTIONS[: self.prompts])
 
     def make(self) -> tuple[Any, Any]:
-        """The model in float32 and its tokenizer."""
+        """The model in float32, on the device, and its tokenizer."""
+        model, tokenizer = self._made()
+        return model.to(self.device), tokenizer
+
+    def _made(self) -> tuple[Any, Any]:
         if self.is_chat:
             from logitless.integrations.transformers.gguf import smollm2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.trainers.spans import (  # noqa: E402
     NAMES,
     OPTIMIZER,
     UPDATE,
+    Meter,
     Spans,
     Step,
     watch_body,
@@ -77,6 +79,47 @@ def test_what_runs_inside_of_something_else_is_not_the_others() -> None:
     assert tuple(found) == NAMES
     spans.restart()
     assert not any(spans.shares().values())
+
+
+def count_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of calls of a CUDA that is not there; its peak is 7 MiB."""
+    calls: list[str] = []
+    answers = {
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 7 << 20,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda n=name, x=answer: (calls.append(n), x)[1])
+    return calls
+
+
+def test_a_gpu_is_waited_for_and_its_memory_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_cuda(monkeypatch)
+    meter = Meter("cuda")
+    calls.clear()
+    meter.begin()
+    assert calls == ["reset_peak_memory_stats", *["synchronize"] * 2]
+    with meter.spans.of(UPDATE):
+        pass
+    assert calls.count("synchronize") == 4
+    meter.end()
+    (step,) = meter.steps
+    assert step.peak_bytes == 7 << 20 and calls[-2:] == ["synchronize", "max_memory_allocated"]
+    assert sum(step.parts.values()) <= step.seconds
+
+
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    for program, message in (
+        (whole_step.main, "--device cuda: torch .* finds no CUDA device"),
+        (micro_batch.main, "--device cuda: torch .* finds no CUDA device"),
+        (lambda given: micro_batch.main(["--verl", *given]), "--verl runs on a CPU"),
+    ):
+        with pytest.raises(SystemExit):
+            program(["--device", "cuda"])
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_an_error_leaves_no_phase_behind() -> None:
@@ -221,6 +264,31 @@ def test_a_step_of_trl(way: str) -> None:
     from benchmarks.trainers import trl_step
 
     check_steps(trl_step.run(way, SMALL), scores=True)
+
+
+@needs("trl")
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_of_trl_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the GPU: the trainer is asked for none but the one that is there."""
+    from benchmarks.trainers import trl_step
+
+    calls, asked = count_cuda(monkeypatch), []
+
+    def stays(*given: Any, **more: Any) -> Any:
+        model = toy_model(*given, **more)
+        monkeypatch.setattr(model, "to", lambda device: (asked.append(device), model)[1])
+        return model
+
+    monkeypatch.setattr(workload, "toy_model", stays)
+    made = trl_step.make_trainer
+    trainers = []
+    monkeypatch.setattr(
+        trl_step, "make_trainer", lambda *x: (trainers.append(made(*x)), trainers[0])[1]
+    )
+    (step,), shape = trl_step.run("head", SMALL._replace(device="cuda"))
+    assert asked[0] == "cuda" and not trainers[0].args.use_cpu
+    assert step.peak_bytes == 7 << 20 and calls.count("max_memory_allocated") == 2
+    assert calls.count("synchronize") > 20 and shape.vocab == 301
 
 
 @pytest.mark.filterwarnings("ignore")
