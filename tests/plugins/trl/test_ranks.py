@@ -36,10 +36,14 @@ def of_two(program: str, folder: Path, *given: str) -> Any:
         ("loss", "kl_cov", "ddp"),
         ("loss", "", "fsdp2"),
         ("head", "", "fsdp2, own group"),
+        ("head", "", "fsdp2 of accelerate"),
+        ("loss", "", "fsdp2 of accelerate"),
+        ("loss", "", "fsdp2 of accelerate, tied"),
     ],
 )
 def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model")
+    engine, tied, _ = engine.partition(", tied")
+    folder = save_model(tmp_path / "model", tie_word_embeddings=bool(tied))
     two = of_two("rank_step", tmp_path, way, loss, engine)
     if engine == "ddp":
         one = trained(0, 1, folder, way, loss)
@@ -67,6 +71,8 @@ def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> 
         ("sdft", "fsdp2"),
         ("distillation", "fsdp2"),
         ("distillation", "fsdp2, own group"),
+        ("gkd", "fsdp2 of accelerate"),
+        ("distillation", "fsdp2 of accelerate"),
     ],
 )
 def test_two_ranks_of_distillation_are_one(kind: str, engine: str, tmp_path: Path) -> None:

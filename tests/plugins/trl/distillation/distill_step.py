@@ -21,13 +21,12 @@ def gradients(
     rank: int, world: int, folder: Path, teacher: Path, kind: str, engine: str
 ) -> dict[str, Any]:
     """Of the whole batch, whose rows the ranks share, with `install()`."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     from logitless.integrations.trl import install
     from tests.plugins.trl.distillation.distillers import batch_of, distiller
     from tests.plugins.trl.distillation.heads import distillation_trainer
+    from tests.plugins.trl.fsdp2 import shard
     from tests.plugins.trl.setting import generation, plain_model, quiet
 
     if kind == "distillation":
@@ -47,10 +46,7 @@ def gradients(
     if world > 1 and engine == "ddp":
         model = DistributedDataParallel(bare)
     elif world > 1:
-        mesh = init_device_mesh("cpu", (world,))
-        groups = [*bare.model.layers, *([bare.lm_head] if engine == "fsdp2, own group" else [])]
-        for module in (*groups, bare):
-            fully_shard(module, mesh=mesh)
+        shard(bare, engine)
     trainer.current_gradient_accumulation_steps = 1
     bare.train()
     with quiet(), install():
