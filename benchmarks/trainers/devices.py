@@ -21,4 +21,4 @@ def check_device(parser: argparse.ArgumentParser, device: str) -> None:
 
 def environment(device: str) -> dict[str, str]:
     """Of a process that runs there: one GPU, for Trainer would share a batch among several."""
-    return os.environ if device == "cpu" else {"CUDA_VISIBLE_DEVICES": "0", **os.environ}
+    return {**({} if device == "cpu" else {"CUDA_VISIBLE_DEVICES": "0"}), **os.environ}

@@ -84,13 +84,21 @@ def test_what_runs_inside_of_something_else_is_not_the_others() -> None:
 def count_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of calls of a CUDA that is not there; its peak is 7 MiB."""
     calls: list[str] = []
+
+    def counted(name: str, answer: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            calls.append(name)
+            return answer
+
+        return call
+
     answers = {
         "synchronize": None,
         "reset_peak_memory_stats": None,
         "max_memory_allocated": 7 << 20,
     }
     for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, lambda n=name, x=answer: (calls.append(n), x)[1])
+        monkeypatch.setattr(torch.cuda, name, counted(name, answer))
     return calls
 
 
@@ -272,19 +280,27 @@ def test_a_step_of_trl_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the GPU: the trainer is asked for none but the one that is there."""
     from benchmarks.trainers import trl_step
 
-    calls, asked = count_cuda(monkeypatch), []
+    calls = count_cuda(monkeypatch)
+    asked: list[str] = []
+    trainers: list[Any] = []
+    made = trl_step.make_trainer
 
     def stays(*given: Any, **more: Any) -> Any:
         model = toy_model(*given, **more)
-        monkeypatch.setattr(model, "to", lambda device: (asked.append(device), model)[1])
+
+        def to(device: str) -> Any:
+            asked.append(device)
+            return model
+
+        monkeypatch.setattr(model, "to", to)
         return model
 
+    def kept(*given: Any) -> Any:
+        trainers.append(made(*given))
+        return trainers[-1]
+
     monkeypatch.setattr(workload, "toy_model", stays)
-    made = trl_step.make_trainer
-    trainers = []
-    monkeypatch.setattr(
-        trl_step, "make_trainer", lambda *x: (trainers.append(made(*x)), trainers[0])[1]
-    )
+    monkeypatch.setattr(trl_step, "make_trainer", kept)
     (step,), shape = trl_step.run("head", SMALL._replace(device="cuda"))
     assert asked[0] == "cuda" and not trainers[0].args.use_cpu
     assert step.peak_bytes == 7 << 20 and calls.count("max_memory_allocated") == 2

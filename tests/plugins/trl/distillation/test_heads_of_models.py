@@ -53,7 +53,12 @@ def test_each_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import logitless as ll
 
     seen, own = [], ll.head_of
-    monkeypatch.setattr(ll, "head_of", lambda model: (seen.append(model), own(model))[1])
+
+    def counted(model: Any) -> Any:
+        seen.append(model)
+        return own(model)
+
+    monkeypatch.setattr(ll, "head_of", counted)
     student, teacher = with_head("gemma2", 1), with_head("gemma2", 2)
     made = generation(student)
     with install(), quiet():
