@@ -14,11 +14,12 @@ from tests.plugins.trl.setting import PROMPT, VOCAB, arguments, prompts, quiet, 
 # Softcap and scale are away from neutral. The first is described by its config; the next three are
 # not; and the heads of the last three read other states than the last ones of their `base_model`.
 KINDS = ("gemma2", "mpt", "recurrent_gemma", "xlstm", "inkling_text", "llama4_text", "bert")
-OPTIONS = {"inkling_text": {"unpadded_vocab_size": VOCAB}}
+# whose weight has more rows than that
+OPTIONS = {"inkling_text": {"vocab_size": VOCAB + 6, "unpadded_vocab_size": VOCAB}}
 
 
 def with_head(kind: str, seed: int) -> Any:
-    model = tiny(kind, vocab_size=VOCAB, **OPTIONS.get(kind, {}))
+    model = tiny(kind, **{"vocab_size": VOCAB, **OPTIONS.get(kind, {})})
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.get_output_embeddings().parameters():

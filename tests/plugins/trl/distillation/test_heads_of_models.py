@@ -49,6 +49,25 @@ def test_the_divergence_is_that_of_the_logits(beta: float, kind: str, tmp_path: 
         assert float((found[name] - x).abs().max()) <= 1e-4 * float(x.abs().max()) + 1e-7, name
 
 
+def test_an_adapter_on_the_teachers_head(tmp_path: Path) -> None:
+    """TRL looks for one on the student's alone, and multiplies with the teacher's base weight."""
+    from peft import LoraConfig, get_peft_model
+
+    student, base = with_head("gemma2", 1), with_head("gemma2", 2)
+    made = generation(student)
+    bare = of_logits(base, made)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    teacher = get_peft_model(base, config).eval()
+    with install(), quiet(), torch.no_grad():
+        trainer = distillation_trainer(tmp_path, student, teacher, 0.0)
+        trainer.model.eval()
+        loss = float(trainer.compute_loss(trainer.model, made))
+        t, s = (of_logits(x, made) for x in (teacher, student))
+    assert (t - bare).abs().max() > 0.1
+    expected = float((t.exp() * (t - s)).sum(-1)[made["completion_mask"].bool()].mean())
+    assert abs(loss - expected) <= NEAR * expected
+
+
 def test_each_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import logitless as ll
 

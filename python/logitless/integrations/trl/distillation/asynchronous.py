@@ -45,18 +45,15 @@ def chunked_jsd_loss(theirs: Callable[..., Any], options: dict[str, Any]) -> Cal
         student and teacher, and (positions, divergence, entropy) of each teacher in turn."""
         # Whatever they come in, TRL's products are of float32.
         dtype = torch.promote_types(hidden_valid.dtype, lm_head_weight.dtype)
-        chain: dict[str, Any] = {
-            "softcap": final_logit_softcapping, "logit_scale": logit_scale,
-            "temperature": temperature,
-        }  # fmt: skip
-        arrays = [None if x is None else x.to(dtype) for x in (lm_head_weight, lm_head_bias)]
         heads = open_heads()
         if heads is not None:
-            chain = heads.student.chain(temperature)
-            arrays = [None if x is None else x[: heads.student.vocab] for x in arrays]
-        weight, bias = arrays
-        assert weight is not None
-        call = HeadCall(hidden_valid.to(dtype), weight, {"bias": bias, **chain})
+            call = heads.student.at(hidden_valid.to(dtype), temperature)
+        else:
+            call = HeadCall(hidden_valid.to(dtype), lm_head_weight.to(dtype), {
+                "bias": None if lm_head_bias is None else lm_head_bias.to(dtype),
+                "softcap": final_logit_softcapping, "logit_scale": logit_scale,
+                "temperature": temperature,
+            })  # fmt: skip
         logp, entropy = candidate_logp(
             call, target_ids.clamp(min=0), logits_dtype=torch.float32, **options
         )

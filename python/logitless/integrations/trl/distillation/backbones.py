@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -20,15 +22,26 @@ from logitless.integrations.transformers.layer import (
     only_call,
     unwrapped,
 )
+from logitless.integrations.trl.call import HeadCall, head_call
 from logitless.integrations.trl.distillation.measured import Measured, measured
+
+
+class Head(NamedTuple):
+    """Of a model without wrappers."""
+
+    model: Any
+    found: Measured
+
+    def at(self, states: Tensor, temperature: float) -> HeadCall:
+        return head_call(self.model, states, self.found, temperature)
 
 
 class Heads(NamedTuple):
     """Of the models of a loss."""
 
-    student: Measured
+    student: Head
     # None where a server has it
-    teacher: Measured | None
+    teacher: Head | None
 
 
 _open: ContextVar[Heads | None] = ContextVar("logitless_trl_heads", default=None)
@@ -96,4 +109,5 @@ def last_hidden_state(theirs: Callable[..., Any], options: dict[str, Any]) -> Ca
 
 def _heads(trainer: Any, model: Any) -> Heads:
     teacher = getattr(trainer, "teacher_model", None)
-    return Heads(measured(model), None if teacher is None else measured(teacher))
+    student, *others = (Head(unwrapped(x), measured(x)) for x in (model, teacher) if x is not None)
+    return Heads(student, others[0] if others else None)

@@ -16,11 +16,6 @@ class Measured(NamedTuple):
     softcap: float | None
     logit_scale: float
 
-    def chain(self, temperature: float) -> dict[str, Any]:
-        """Options of the head ops beside bias and adapter."""
-        chain = {"softcap": self.softcap, "logit_scale": self.logit_scale}
-        return {**chain, "temperature": temperature}
-
 
 _measured: WeakKeyDictionary[Any, Measured] = WeakKeyDictionary()
 
