@@ -99,6 +99,9 @@ def main() -> None:
         found = sharded(rank, world, folder, way, engine)
     if rank == 0:
         torch.save(found, out)
+    if world > 1:
+        # or a thread of gloo may outlive what it works for
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

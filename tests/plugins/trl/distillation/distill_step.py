@@ -66,6 +66,8 @@ def main() -> None:
     found = gradients(rank, world, *map(Path, sys.argv[4:6]), *sys.argv[6:8])
     if rank == 0:
         torch.save(found, sys.argv[8])
+    # or a thread of gloo may outlive what it works for
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
