@@ -1,6 +1,7 @@
 """A micro-batch of a trainer, loss and backward: as it is, and with this library.
 
     ./dev bench trainers [--verl] [--hidden 128 896] [--vocab 151936] [--tokens 512] [--repeats 7]
+    ./dev bench trainers --device cuda     # TRL's on a GPU: its memory, the clock of its stream
     ./dev bench trainers --verl --step     # verl's whole step but for generation
 
 The model is one random layer: what is compared is the head and the loss. Times are interleaved;
@@ -29,6 +30,7 @@ from benchmarks.harness.case import Call
 from benchmarks.harness.machine_info import installed, machine
 from benchmarks.harness.peak_memory import growth
 from benchmarks.harness.timing import Run, Timer, Times, interleave
+from benchmarks.trainers.devices import add_device, check_device, environment
 from benchmarks.trainers.sizes import Sizes, flops, moved, products
 
 FLOOR = "three bare products"
@@ -75,7 +77,9 @@ def peak_of(name: str, way: str, sizes: Sizes) -> int:
         sys.executable, "-W", "ignore", "-m", "benchmarks.trainers.micro_batch", "--peak-of",
         json.dumps([name, way, *sizes]),
     ]  # fmt: skip
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment(sizes.device)
+    )
     return int(found.stdout.split()[-1])
 
 
@@ -87,7 +91,7 @@ def timed(name: str, sizes: Sizes, repeats: int) -> dict[str, Times]:
         if max(losses.values()) - min(losses.values()) > APART:
             raise RuntimeError(f"not timed, for these are not one loss: {losses}")
         calls[FLOOR] = products(sizes)
-        return interleave(calls, repeats, CpuTimer("cpu"), enough=float("inf"))
+        return interleave(calls, repeats, CpuTimer(sizes.device), enough=float("inf"))
 
 
 def measure(name: str, sizes: Sizes, repeats: int, *, peaks: bool = True) -> list[Line]:
@@ -139,10 +143,11 @@ def as_json(sizes: Sizes, lines: list[Line]) -> dict[str, Any]:
     }
 
 
-def print_peak(name: str, way: str, *numbers: int) -> None:
+def print_peak(name: str, way: str, *given: Any) -> None:
+    sizes = Sizes(*given)
     with tempfile.TemporaryDirectory() as folder:
-        call = setting(name).call(way, Sizes(*numbers), folder)
-        print(growth(call, "cpu", ll.release_memory))
+        call = setting(name).call(way, sizes, folder)
+        print(growth(call, sizes.device, ll.release_memory))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,20 +160,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
+    add_device(parser)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak-of", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.peak_of:
         print_peak(*given.peak_of)
         return
+    if given.verl and given.device != "cpu":
+        parser.error("--verl runs on a CPU: its engine is made for one here")
+    check_device(parser, given.device)
     trainer = "verl" if given.verl else "trl"
     name = f"{trainer}_step" if given.step else f"{trainer}_batch"
     versions = {package: installed(package) for package in (trainer, "transformers", "logitless")}
-    facts = machine("cpu", versions)
+    facts = machine(given.device, versions)
     print(f"V = {given.vocab}, {given.tokens} tokens, float32, {facts}\n")
     found = []
     for hidden in given.hidden:
-        sizes = Sizes(given.vocab, hidden, given.tokens)
+        sizes = Sizes(given.vocab, hidden, given.tokens, device=given.device)
         lines = measure(name, sizes, given.repeats)
         print(table(name, sizes, lines) + "\n", flush=True)
         found.append(as_json(sizes, lines))

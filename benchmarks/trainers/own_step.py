@@ -100,7 +100,7 @@ def run(work: Workload, options: Options = EXACT) -> tuple[list[Step], Shape]:
     policy = replace(policy.in_dtype(options.body_dtype), share_prompts=options.share_prompts)
     spec = make_spec(METHOD, asked.methods[METHOD], work.length)
     advantage = advantage_name(asked, METHOD)
-    engine, meter = LocalEngine(policy, asked.update, 1 + work.steps), Meter()
+    engine, meter = LocalEngine(policy, asked.update, 1 + work.steps), Meter(work.device)
     clock = Clock(meter.spans)
     for step in range(1 + work.steps):
         meter.begin()

@@ -18,6 +18,7 @@ class Sizes(NamedTuple):
     tokens: int  # of all completions
     rows: int = 8
     prompt: int = 16
+    device: str = "cpu"
 
     @property
     def length(self) -> int:
@@ -43,10 +44,10 @@ def products(sizes: Sizes) -> Call:
     """The three products of the head and nothing else, tile by tile, so that logits stay in cache;
     buffers and results are there before."""
     g = torch.Generator().manual_seed(0)
-    states = torch.randn(sizes.tokens, sizes.hidden, generator=g)
-    weight = torch.randn(sizes.vocab, sizes.hidden, generator=g)
+    states = torch.randn(sizes.tokens, sizes.hidden, generator=g).to(sizes.device)
+    weight = torch.randn(sizes.vocab, sizes.hidden, generator=g).to(sizes.device)
     back, gradient = torch.empty_like(states), torch.empty_like(weight)
-    logits = torch.empty(sizes.tokens * TILE)
+    logits = torch.empty(sizes.tokens * TILE, device=sizes.device)
 
     def run(_: None) -> float:
         back.zero_()

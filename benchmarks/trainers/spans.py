@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks.harness import peak_memory
 
 GENERATION, SCORING, UPDATE, OPTIMIZER, REST = PHASES = (
@@ -17,6 +19,18 @@ GENERATION, SCORING, UPDATE, OPTIMIZER, REST = PHASES = (
 BODY, BESIDE = "body", "head"
 # Phases of which the head has a part.
 WITH_HEAD = (GENERATION, SCORING, UPDATE)
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Seconds, when all that was asked of the device is done."""
+    if device == "cpu":
+        return time.perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
 
 
 class Spans:
@@ -102,21 +116,26 @@ class Step(NamedTuple):
     seconds: float
     cpu: float  # of all threads of the process
     parts: dict[str, float]
-    peak_bytes: int  # of the process
+    peak_bytes: int  # of the process; on a GPU, allocated there
 
 
 class Meter:
-    def __init__(self) -> None:
-        self.spans = Spans()
+    def __init__(self, device: str = "cpu") -> None:
+        self._clock, self._on_cpu = clock_of(device), device == "cpu"
+        self.spans = Spans(self._clock)
         self.steps: list[Step] = []
 
     def begin(self) -> None:
         gc.collect()
-        peak_memory.reset_peak()
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
+        if self._on_cpu:
+            peak_memory.reset_peak()
+        else:
+            torch.cuda.reset_peak_memory_stats()
+        self._cpu, self._wall = time.process_time(), self._clock()
         self.spans.restart()
 
     def end(self) -> None:
         parts = self.spans.shares()
-        seconds, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        self.steps.append(Step(seconds, cpu, parts, peak_memory.peak()))
+        seconds, cpu = self._clock() - self._wall, time.process_time() - self._cpu
+        peak = peak_memory.peak() if self._on_cpu else torch.cuda.max_memory_allocated()
+        self.steps.append(Step(seconds, cpu, parts, peak))

@@ -48,8 +48,8 @@ def make_trainer(way: str, sizes: Sizes, folder: str) -> Any:
 
     args = trl.GRPOConfig(
         output_dir=folder, per_device_train_batch_size=sizes.rows, num_generations=sizes.rows,
-        bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
-        disable_dropout=True,
+        bf16=False, gradient_checkpointing=False, report_to="none",
+        use_cpu=sizes.device == "cpu", disable_dropout=True,
     )  # fmt: skip
     kind, made_in = trainer_of(way)
     with made_in:
@@ -81,7 +81,8 @@ def make_inputs(sizes: Sizes) -> dict[str, Any]:
 
 
 def call(way: str, sizes: Sizes, folder: str) -> Call:
-    trainer, inputs = make_trainer(way, sizes, folder), make_inputs(sizes)
+    trainer = make_trainer(way, sizes, folder)
+    inputs = {k: x.to(trainer.accelerator.device) for k, x in make_inputs(sizes).items()}
 
     def run(_: None) -> float:
         loss = trainer._compute_loss(trainer.model, inputs)

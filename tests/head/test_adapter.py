@@ -216,8 +216,8 @@ def test_several_adapters_are_one_of_their_ranks() -> None:
     ways = ([(A, B, a), (C, D, c)], together)
     one, other = (ll.linear_token_stats(h, w, t, adapter=x) for x in ways)
     assert_values(one.logp, other.logp, torch.float64)
-    none = ll.linear_token_stats(h, w, t, adapter=[])
-    assert_bitwise_equal(none.logp, ll.linear_token_stats(h, w, t).logp)
+    with pytest.raises(ValueError, match=r"a list of at least one, got \[\]; None is none"):
+        ll.linear_token_stats(h, w, t, adapter=[])
 
 
 def test_rows_from_their_largest_entries() -> None:

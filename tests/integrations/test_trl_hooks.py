@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ pytest.importorskip("torch")
 
 from logitless.integrations.trl.distillation import asynchronous, self_distillation
 from logitless.integrations.trl.distillation.replaced import DISTILLATION, TABLE, Replaced
+
+# One that is known, of which nothing here exists.
+VERSION = "1.16.99"
 
 
 def of_parameters(parameters: tuple[str, ...]) -> Callable[..., Any]:
@@ -34,8 +38,8 @@ def of_parameters(parameters: tuple[str, ...]) -> Callable[..., Any]:
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, head: Callable[..., None], fields: tuple[str, ...]
 ) -> Callable[[str], Any]:
-    """Modules of a TRL 9.9 with this function and this output, and all that is in the table."""
-    monkeypatch.setattr(hooks, "version", lambda name: "9.9")
+    """Modules of a TRL with this function and this output, and all that is in the table."""
+    monkeypatch.setattr(hooks, "version", lambda name: VERSION)
     distillers = {row.module for row in TABLE}
     for name in ("trl", "trl.trainer", "trl.experimental", hooks.UTILS, *hooks.TRAINERS):
         add_module(monkeypatch, name).__dict__[hooks.HEAD] = head
@@ -104,7 +108,7 @@ def test_it_is_replaced_wherever_it_is_held(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_budget_goes_with_the_head_and_the_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
-    (divergence,) = [row for row in TABLE if row.module == DISTILLATION]
+    (divergence,) = [x for x in TABLE if x[:2] == (DISTILLATION, "_chunked_divergence_loss")]
     with install(memory_budget="64MiB"):
         for ours in (held(hooks.UTILS), held_by(divergence)):
             assert ours.keywords == {"memory_budget": "64MiB"}
@@ -127,7 +131,7 @@ def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError) as raised:
         install()
     text = str(raised.value)
-    assert "trl 9.9" in text and hooks.SUPPORTED in text
+    assert f"trl {VERSION} and found" in text and "it knows trl 1.15 and 1.16" in text
     assert "add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs)" in text
     assert "add_fused_lm_head(model, temperature, outputs)" in text
     assert held(hooks.UTILS) is other
@@ -140,11 +144,13 @@ def test_another_loss(row: Replaced, monkeypatch: pytest.MonkeyPatch) -> None:
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
     before = [held_by(x) for x in TABLE]
     put(row.module, row.name, of_parameters(row.parameters[:-1]))
-    last = re.escape(f"{row.parameters[-1]}) in trl 9.9 and found")
+    last = re.escape(f"{row.parameters[-1]}) in trl {VERSION} and found")
     with pytest.raises(ImportError, match=rf"{row.module}\.{row.name}\(.*{last}"):
         install()
     delattr(*holder_of(row.module, row.name))
-    with pytest.raises(ImportError, match=f"{row.module}.{row.name} in trl 9.9 and found none"):
+    with pytest.raises(
+        ImportError, match=f"{row.module}.{row.name} in trl {VERSION} and found none"
+    ):
         install()
     assert held(hooks.UTILS) is known
     assert [held_by(x) for x in TABLE if x != row] == [
@@ -164,12 +170,14 @@ def test_a_trainer_that_lacks_another_package(monkeypatch: pytest.MonkeyPatch) -
         return imported(module)
 
     monkeypatch.setattr(hooks, "_imported", importing)
-    (theirs,) = [held_by(row) for row in TABLE if row.module == asynchronous.MODULE]
+    rows = [row for row in TABLE if row.module == asynchronous.MODULE]
+    before = [held_by(row) for row in TABLE]
     with install():
         assert held(hooks.UTILS) is not known
-        assert [held_by(row) is theirs for row in TABLE].count(True) == 1
+        same = [row for row, theirs in zip(TABLE, before, strict=True) if held_by(row) is theirs]
+        assert same == rows
     lacks[asynchronous.MODULE] = asynchronous.MODULE
-    with pytest.raises(ImportError, match=f"{asynchronous.MODULE}._chunked_jsd_loss in trl 9.9"):
+    with pytest.raises(ImportError, match=f"{asynchronous.MODULE}.{rows[0].name} in trl {VERSION}"):
         install()
 
 
@@ -183,7 +191,7 @@ def test_losses_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_output(monkeypatch: pytest.MonkeyPatch) -> None:
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS[:-1])
-    with pytest.raises(ImportError, match=r"FusedCausalLMOutput.*trl 9\.9"):
+    with pytest.raises(ImportError, match=f"FusedCausalLMOutput.*trl {VERSION}"):
         install()
     assert held(hooks.UTILS) is known
 
@@ -192,7 +200,7 @@ def test_another_output(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_that_is_gone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
     monkeypatch.delattr(sys.modules[name], hooks.HEAD)
-    with pytest.raises(ImportError, match=f"{name}.{hooks.HEAD} in trl 9.9"):
+    with pytest.raises(ImportError, match=f"{name}.{hooks.HEAD} in trl {VERSION}"):
         install()
     assert held(hooks.TRAINERS[0]) is known
 
@@ -204,6 +212,38 @@ def test_no_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "version", absent)
     with pytest.raises(ImportError, match=r"pip install 'logitless\[trl\]'"):
         install()
+
+
+@pytest.mark.parametrize("version", ["1.14.2", "1.17.0", "1.17.0.dev0", "2.0.0"])
+def test_another_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every name and every parameter is as it was."""
+    held = stand_in(monkeypatch, known, hooks.OUTPUT_FIELDS)
+    monkeypatch.setattr(hooks, "version", lambda name: version)
+    for call in (install, hooks.grpo_trainer):
+        with pytest.raises(ImportError) as raised:
+            call()
+        assert str(raised.value) == (
+            f"logitless.integrations.trl knows trl 1.15 and 1.16, and found trl {version}"
+        )
+    assert held(hooks.UTILS) is known
+
+
+@pytest.mark.parametrize("name", hooks.GRPO_ATTRIBUTES)
+def test_a_trainer_without_an_attribute(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "version", lambda name: VERSION)
+    trainer = types.SimpleNamespace(**dict.fromkeys(hooks.GRPO_ATTRIBUTES))
+    hooks.check_grpo_attributes(trainer)
+    delattr(trainer, name)
+    with pytest.raises(ImportError, match=rf"GRPOTrainer\.{name} in trl {VERSION} and found none"):
+        hooks.check_grpo_attributes(trainer)
+
+
+def test_the_extra_asks_for_what_is_known() -> None:
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    (wanted,) = re.findall(r'"trl>=(.*)"', pyproject.read_text())
+    low, high = hooks.SUPPORTED[0], hooks.SUPPORTED[-1]
+    major, minor = map(int, high.split("."))
+    assert wanted == f"{low},<{major}.{minor + 1}"
 
 
 def test_nothing_imports_trl_before_it_is_used() -> None:

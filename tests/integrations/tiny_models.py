@@ -1,4 +1,4 @@
-"""Every causal LM class of the installed transformers, as small as it goes, with random weights."""
+"""Every class of transformers that makes text, as small as it goes, with random weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 VOCAB, LAYERS = 97, 2
+# A device context keeps the functions that it serves from its first use on: here, before the
+# fixture of poisoned memory stands for one of them.
+with torch.device("meta"):
+    torch.empty(0)
 # What a config calls its sizes, and the small ones; the first pattern that a name matches counts.
 SIZES: dict[str, int] = {
     r"first_k_dense_replace|num_kv_shared_layers|num_dense_layers": 0,
@@ -18,7 +25,7 @@ SIZES: dict[str, int] = {
     r"encoder_hash_byte_group_vocab": 64,
     r"(n_|num_)?(hidden_|decoder_|encoder_)?layers?|num_.*_layers|n_layer|num_blocks|depth": LAYERS,
     r"hidden_size|d_model|n_embd|embed_dim|embedding_size|dim|word_embed_proj_dim|hidden_dim|"
-    r"emb_dim|hidden_size_global": 32,
+    r"emb_dim|hidden_size_global|(out|text)_hidden_size|adapter_in(_dim|put_size)|codebook_dim": 32,
     r"num_key_value_heads|num_kv_heads|n_kv_heads": 2,
     r"(n_|num_)(attention_|decoder_attention_|encoder_attention_)?heads?|n_head|"
     r"(en|de)coder_attention_heads": 4,
@@ -27,7 +34,7 @@ SIZES: dict[str, int] = {
     r"linear_(key_|value_)?head_dim": 8,
     r"linear_num_(key_|value_)?heads|rotary_dim": 4,
     r"(q|kv|o)_lora_rank": 16,
-    r"index_(head_dim|n_heads|topk)": 8,
+    r"index_(head_dim|n_heads|topk|kpool)": 8,
     r"mamba_(n_heads|d_head)": 8,
     r".*(intermediate|ffn|ff|inner).*(size|dim)|d_ff|n_inner|d_inner|ffn_hidden_size": 48,
     r"max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|max_sequence_length": 64,
@@ -79,9 +86,10 @@ def _small(content: dict[str, Any]) -> dict[str, Any]:
     for name, value in content.items():
         if isinstance(value, dict) and name.endswith("_config") and name != "per_layer_config":
             changes[name] = {**value, **_small(value)}
-        elif name == "rope_parameters" and value and "vl" in content.get("model_type", ""):
+        elif name == "rope_parameters" and value and _is_mrope(content):
             # Pairs of a head's entries for time, height and width.
-            changes[name] = {**value, "mrope_section": [2, 1, 1]}
+            section = [2, 1, 1] if value.get("partial_rotary_factor", 1) == 1 else [2, 0, 0]
+            changes[name] = {**value, "mrope_section": section}
         elif name == "per_layer_config" and value:
             changes[name] = {key: x for key, x in value.items() if int(key) < LAYERS}
         elif isinstance(value, list) and len(value) == layers:
@@ -97,6 +105,19 @@ def _small(content: dict[str, Any]) -> dict[str, Any]:
         # Latent attention has a key for each head.
         changes["num_key_value_heads"] = changes["num_attention_heads"]
     return changes
+
+
+def _is_mrope(content: dict[str, Any]) -> bool:
+    kinds = ("vl", "glm4v", "glm_ocr", "qwen2_5_omni")
+    named = any(kind in content.get("model_type", "") for kind in kinds)
+    return named or "mrope_section" in content["rope_parameters"]
+
+
+def tiny_bytes(model_type: str, auto: Any, **more: Any) -> int:
+    """Of the model's float32 parameters; none of them is made."""
+    with torch.device("meta"):
+        model = auto.from_config(small_config(model_type, **more))
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def tiny(
@@ -118,3 +139,7 @@ def tiny(
 
 def model_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def types_of_several_modalities() -> list[str]:
+    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)

@@ -257,7 +257,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "logit_scale": POSITIVE,
     "bias": [*arrays(floats(V), C64, I64, B)],
     "adapter": [
-        1, "lora", Odd(), floats(V, 2), ADAPTER["adapter"][:2], list(ADAPTER["adapter"]),
+        1, "lora", Odd(), floats(V, 2), [], (), ADAPTER["adapter"][:2], list(ADAPTER["adapter"]),
         *((A, ADAPTER["adapter"][1], 0.5) for A in required(arrays(floats(2, H), C64, I64, B))),
         *((ADAPTER["adapter"][0], x, 0.5) for x in required(arrays(floats(V, 2), C64, I64, B))),
         *((*ADAPTER["adapter"][:2], scale) for scale in NUMBER), (floats(0, H), floats(V, 0), 1.0),

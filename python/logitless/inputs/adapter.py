@@ -27,6 +27,10 @@ def check_adapters(
     if given is None:
         return ()
     several = isinstance(given, list)
+    if several and not given:
+        raise ValueError(
+            f"{op}: adapter must be (A, B, scale) or a list of at least one, got []; None is none"
+        )
     return tuple(
         _checked(op, f"adapter[{i}]" if several else "adapter", one, hidden, weight, local)
         for i, one in enumerate(given if several else [given])

@@ -47,22 +47,18 @@ def trained(rank: int, world: int, folder: Path, way: str, loss: str) -> dict[st
 def sharded(rank: int, world: int, folder: Path, way: str, engine: str) -> dict[str, Any]:
     """Gradients of log-probs ("head") or of a loss ("loss"), averaged over ranks by FSDP2."""
     import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     import logitless as ll
     from logitless.integrations.trl.arrays import loss_arrays, valid
     from logitless.integrations.trl.head import add_head
     from logitless.integrations.trl.scorers import LossScorer
+    from tests.plugins.trl.fsdp2 import shard
     from tests.plugins.trl.setting import plain_model
 
     model = plain_model(folder)
     add_head(model)
     if world > 1:
-        mesh = init_device_mesh("cpu", (world,))
-        groups = [*model.model.layers, *([model.lm_head] if engine == "fsdp2, own group" else [])]
-        for module in (*groups, model):
-            fully_shard(module, mesh=mesh)
+        shard(model, engine)
     made = rows_of(rank, world, folder)
     ids, mask = (
         torch.cat((made[f"prompt_{x}"], made[f"completion_{x}"]), dim=1) for x in ("ids", "mask")
@@ -103,6 +99,9 @@ def main() -> None:
         found = sharded(rank, world, folder, way, engine)
     if rank == 0:
         torch.save(found, out)
+    if world > 1:
+        # or a thread of gloo may outlive what it works for
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

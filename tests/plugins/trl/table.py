@@ -44,9 +44,6 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name, case in (LOSSES | MODELS).items():
-            # Its own head serves TRL's adaptive coefficient as any other.
-            if case.refused and case.refused != "top_entropy_quantile":
-                continue
             model = save_model(Path(folder) / name.replace(" ", "_"), **case.model)
             lines.append(row(name, distances(case, model)))
     sys.stdout.write("\n".join(lines) + "\n")

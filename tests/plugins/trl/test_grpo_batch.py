@@ -137,6 +137,37 @@ def test_micro_batches_change_no_preset(loss: str, old: float | None, folder: Pa
             assert sum(four.metrics[name]) / 4 == pytest.approx(values[0], abs=1e-5), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["prime_rl", "ipo", "ppo", "clip_cov"])
+def test_micro_batches_change_no_rollout_of_vllm(
+    loss: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses that look at the rollout's log-probs, and importance weights of those that do not."""
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", lambda **_: None)
+    made = generation(plain_model(folder), ROWS, cut=(9, 6, 0, 4, 8))
+    noise = 0.3 * torch.randn(ROWS, LENGTH, generator=torch.Generator().manual_seed(5))
+    sampled = made["old_per_token_logps"] + noise
+    # a token that vLLM did not score
+    sampled[0, 1] = float("nan")
+    ratio = (-noise).exp().clamp(max=1.8)
+    ratio[0, 1] = 1
+    made |= {"sampling_per_token_logps": sampled, "importance_sampling_ratio": ratio}
+    args = {
+        "use_vllm": True, "vllm_mode": "colocate",
+        "vllm_importance_sampling_mode": "token_truncate",
+    }  # fmt: skip
+    one, four = (step(folder, loss, made, n, **args) for n in (1, 4))
+    assert one.loss == pytest.approx(four.loss, abs=2e-6)
+    assert all(x.isfinite().all() for x in one.gradients.values())
+    assert apart(one, four) <= 1e-5
+    # and the rollout matters
+    other = made | {
+        "sampling_per_token_logps": sampled + 0.2,
+        "importance_sampling_ratio": ratio / 2,
+    }
+    assert apart(one, step(folder, loss, other, 1, **args)) > 1e-3
+
+
 @pytest.mark.parametrize("loss", ["ppo", "grpo", "clip_cov"])
 def test_a_batch_without_a_valid_token(loss: str, folder: Path) -> None:
     made = generation(plain_model(folder), ROWS, cut=(0,))

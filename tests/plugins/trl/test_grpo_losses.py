@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from logitless.integrations.trl import install
 from tests.plugins.trl.cases import LOSSES, MODELS, SHORT, Case
 from tests.plugins.trl.setting import (
+    LENGTH,
     Run,
+    arguments,
     differences,
     distance,
     generation,
     grpo,
     plain_model,
+    prompts,
     quiet,
+    reward,
     run,
     save_model,
+    tokenizer,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,10 +81,13 @@ def test_what_no_spec_says_is_refused_by_name(name: str, models: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_head_serves_what_the_loss_refuses(models: Any) -> None:
-    case = CASES["top_entropy_quantile"]
-    found = differences(*(outcome(x, case, models) for x in ("trl", "head")))
-    assert found["gradient"] <= 1e-4 and found["metrics"] <= METRIC
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].refused])
+def test_the_head_serves_what_the_loss_refuses(name: str, models: Any) -> None:
+    theirs, ours = (outcome(x, CASES[name], models) for x in ("trl", "head"))
+    assert theirs.metrics.keys() == ours.metrics.keys()
+    found = differences(theirs, ours)
+    assert found["loss"] <= LOSS, found
+    assert found["gradient"] <= GRADIENT and found["metrics"] <= METRIC, found
 
 
 @pytest.mark.parametrize("way", ["head", "loss"])
@@ -102,6 +112,34 @@ def test_a_micro_batch_of_several(loss_type: str, way: str, models: Any) -> None
     found = differences(*(outcome(x, case, models) for x in ("trl", way)))
     assert found["loss"] <= LOSS and found["gradient"] <= GRADIENT, found
     assert found["metrics"] <= METRIC, found
+
+
+@pytest.mark.slow
+def test_gmpo(models: Any) -> None:
+    """A GRPOTrainer of trl.experimental, with a loss of its own, on this head."""
+    from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+
+    folder = models({})
+    made = generation(plain_model(folder))
+
+    def made_in(block: Any) -> Run:
+        args = arguments(
+            GMPOConfig, folder, num_generations=4, max_completion_length=LENGTH,
+            disable_dropout=True,
+        )  # fmt: skip
+        with quiet(), block():
+            trainer = GMPOTrainer(
+                model=plain_model(folder), reward_funcs=reward, args=args,
+                train_dataset=prompts(), processing_class=tokenizer(),
+            )  # fmt: skip
+        trainer.current_gradient_accumulation_steps = 1
+        return run(trainer, made)
+
+    theirs, ours = made_in(contextlib.nullcontext), made_in(install)
+    found = differences(theirs, ours)
+    assert found["loss"] <= LOSS and found["gradient"] <= GRADIENT, found
+    assert found["metrics"] <= METRIC and theirs.metrics.keys() == ours.metrics.keys()
+    assert distance(theirs, outcome("head", CASES["grpo"], models)) > 10 * GRADIENT
 
 
 @pytest.mark.slow

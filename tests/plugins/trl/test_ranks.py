@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.plugins.trl.distill_step import gradients
+from tests.plugins.trl.distillation.distill_step import gradients
 from tests.plugins.trl.rank_step import sharded, trained
 from tests.plugins.trl.setting import save_model
 from tests.support.workers.ranks import run_ranks
@@ -36,10 +36,14 @@ def of_two(program: str, folder: Path, *given: str) -> Any:
         ("loss", "kl_cov", "ddp"),
         ("loss", "", "fsdp2"),
         ("head", "", "fsdp2, own group"),
+        ("head", "", "fsdp2 of accelerate"),
+        ("loss", "", "fsdp2 of accelerate"),
+        ("loss", "", "fsdp2 of accelerate, tied"),
     ],
 )
 def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model")
+    engine, tied, _ = engine.partition(", tied")
+    folder = save_model(tmp_path / "model", tie_word_embeddings=bool(tied))
     two = of_two("rank_step", tmp_path, way, loss, engine)
     if engine == "ddp":
         one = trained(0, 1, folder, way, loss)
@@ -59,12 +63,22 @@ def test_two_ranks_are_one(way: str, loss: str, engine: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    [("gkd", "ddp"), ("sdft", "ddp"), ("gkd", "fsdp2, own group"), ("sdft", "fsdp2")],
+    [
+        ("gkd", "ddp"),
+        ("sdft", "ddp"),
+        ("distillation", "ddp"),
+        ("gkd", "fsdp2, own group"),
+        ("sdft", "fsdp2"),
+        ("distillation", "fsdp2"),
+        ("distillation", "fsdp2, own group"),
+        ("gkd", "fsdp2 of accelerate"),
+        ("distillation", "fsdp2 of accelerate"),
+    ],
 )
 def test_two_ranks_of_distillation_are_one(kind: str, engine: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     teacher = save_model(tmp_path / "teacher", hidden_size=64)
-    two = of_two("distill_step", tmp_path, str(teacher), kind, engine)
+    two = of_two("distillation.distill_step", tmp_path, str(teacher), kind, engine)
     one = gradients(0, 1, folder, teacher, kind, engine)
     assert one.keys() == two.keys()
     for name, x in one.items():

@@ -14,7 +14,7 @@ import torch
 
 from logitless.integrations.trl import hooks, install
 from logitless.integrations.trl.distillation.replaced import TABLE
-from tests.plugins.trl.distillers import classes, completed, distiller, loss_of, same
+from tests.plugins.trl.distillation.distillers import classes, completed, distiller, loss_of, same
 from tests.plugins.trl.setting import (
     arguments,
     generation,

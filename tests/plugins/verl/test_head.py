@@ -105,6 +105,59 @@ def test_other_backends_are_verls() -> None:
     assert "forward" not in vars(model)
 
 
+def test_an_adapter_of_the_body(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tie_word_embeddings=False)
+
+    def seeded(backend: str | None) -> Any:
+        # both matrices of an adapter are random, or it would add nothing
+        torch.manual_seed(3)
+        made = engine(folder, backend, lora_rank=4, target_modules=["q_proj", "v_proj"])
+        with torch.no_grad():
+            for name, parameter in made.module.named_parameters():
+                if "lora_B" in name:
+                    parameter.to_local().normal_(std=0.3)
+        return made
+
+    theirs, mine = seeded(None), seeded("logitless")
+    td = data()
+    expected, found = scored(theirs, td), scored(mine, td)
+    mask = td["response_mask"].bool()
+    bare = scored(engine(folder, None), td)["log_probs"]
+    assert (expected["log_probs"] - bare)[mask].abs().max() > 1e-2
+    for key, x in expected.items():
+        assert (x - found[key])[mask].abs().max() <= 1e-5, key
+    td = off_policy(td, expected["log_probs"])
+    config = actor_config("vanilla", entropy_coeff=0.01)
+    a, b = (step(x, td, config, 2) for x in (theirs, mine))
+    assert all("lora" in name for name in a.gradients)
+    assert b.loss == pytest.approx(a.loss, abs=1e-6) and distance(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_16_bits(tied: bool, tmp_path: Path) -> None:
+    """Both are equally far from float32, by the rounding of the body.
+
+    A loss without a clip: one that a rounded ratio crosses is another loss, for either.
+    """
+    folder = save_model(tmp_path, tie_word_embeddings=tied)
+    exact = engine(folder, None)
+    theirs, mine = (engine(folder, x, dtype="bf16") for x in (None, "logitless"))
+    config = actor_config("gpg", entropy_coeff=0.01)
+    off: dict[str, list[list[float]]] = {"log_probs": [], "entropy": [], "gradient": []}
+    for seed in range(1, 5):
+        td = data(seed)
+        mask = td["response_mask"].bool()
+        right, *both = (scored(x, td) for x in (exact, theirs, mine))
+        for key, x in right.items():
+            off[key].append([(x - one[key])[mask].pow(2).mean().sqrt().item() for one in both])
+        td = off_policy(td, right["log_probs"])
+        step_of, *steps = (step(x, td, config, 2) for x in (exact, theirs, mine))
+        off["gradient"].append([distance(step_of, one) for one in steps])
+    for key, rows in off.items():
+        of_theirs, of_mine = (sum(x) / len(x) for x in zip(*rows, strict=True))
+        assert 0 < of_mine <= 1.2 * of_theirs, (key, of_theirs, of_mine)
+
+
 def test_an_adapter_on_the_head_is_refused_under_fsdp2(tmp_path: Path) -> None:
     folder = save_model(tmp_path, tie_word_embeddings=False)
     with pytest.raises(ValueError, match="its head has an adapter"):

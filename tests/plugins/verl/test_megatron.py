@@ -20,7 +20,7 @@ pytest.importorskip("megatron.core", reason="megatron-core is not installed: ./d
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_scores_and_gradients_are_those_of_the_logits(world: int, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

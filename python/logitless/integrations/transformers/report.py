@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from logitless.integrations.transformers.probe import probe
+from logitless.integrations.transformers.whole import REPORTED, check_whole
 
 
 def report(folder: Path) -> str:
@@ -29,10 +30,16 @@ def report(folder: Path) -> str:
 
 
 def load(folder: Path) -> Any:
-    """The class that the folder's config names, of text alone or of several modalities."""
+    """The class that the folder's config names, of text alone or of several modalities. ValueError
+    where a tensor is missing."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None
-    return (kind or transformers.AutoModelForCausalLM).from_pretrained(folder, dtype="auto")
+    found: Any = (kind or transformers.AutoModelForCausalLM).from_pretrained(
+        folder, dtype="auto", **REPORTED
+    )
+    model, missing = found
+    check_whole(folder, missing)
+    return model

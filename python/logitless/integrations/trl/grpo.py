@@ -41,6 +41,7 @@ class GRPOTrainer(_Base):  # type: ignore[misc]
     ) -> None:
         with install():
             super().__init__(*args, **options)
+        hooks.check_grpo_attributes(self)
         self._of_args: ArgsLoss | None = None
         if loss is None:
             self._of_args = loss_of_args(self.args)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-SUPPORTED = "1.15 and 1.16"
+SUPPORTED = ("1.15", "1.16")
 UTILS = "trl.trainer.utils"
 HEAD = "add_fused_lm_head"
 TRAINERS = tuple(f"trl.trainer.{name}_trainer" for name in ("grpo", "rloo", "sft", "dpo", "kto"))
@@ -29,6 +29,11 @@ GRPO_METHODS = {
         "compute_entropy", "compute_aux_loss",
     ),
 }  # fmt: skip
+# What an instance of it has, beside what transformers' Trainer has.
+GRPO_ATTRIBUTES = (
+    "_buffered_inputs", "_metrics", "_step", "aux_loss_enabled", "num_iterations",
+    "router_aux_loss_coef",
+)  # fmt: skip
 
 
 def trl_version() -> str:
@@ -38,11 +43,21 @@ def trl_version() -> str:
         raise ImportError("TRL is not installed: pip install 'logitless[trl]'") from error
 
 
+def check_version() -> None:
+    found = trl_version()
+    if ".".join(found.split(".")[:2]) not in SUPPORTED:
+        raise ImportError(f"logitless.integrations.trl knows trl {_known()}, and found trl {found}")
+
+
 def unknown(looked_for: str, found: str) -> ImportError:
     return ImportError(
         f"logitless.integrations.trl looked for {looked_for} in trl {trl_version()} and found "
-        f"{found}: it knows trl {SUPPORTED}"
+        f"{found}: it knows trl {_known()}"
     )
+
+
+def _known() -> str:
+    return " and ".join(SUPPORTED)
 
 
 def find(module: str, name: str) -> Any:
@@ -97,6 +112,7 @@ def output_class() -> Any:
 
 def grpo_trainer() -> Any:
     """TRL's GRPO trainer, whose methods a subclass overrides and calls."""
+    check_version()
     module = "trl.trainer.grpo_trainer"
     kind = find(module, "GRPOTrainer")
     for name, first in GRPO_METHODS.items():
@@ -105,6 +121,13 @@ def grpo_trainer() -> Any:
             raise unknown(f"{module}.GRPOTrainer.{name}", "none")
         _check(f"{module}.GRPOTrainer.{name}", method, first, more=len(first) > 3)
     return kind
+
+
+def check_grpo_attributes(trainer: Any) -> None:
+    """Of a trainer that TRL has made."""
+    for name in GRPO_ATTRIBUTES:
+        if not hasattr(trainer, name):
+            raise unknown(f"GRPOTrainer.{name}", "none")
 
 
 def model_inputs(trainer: Any) -> tuple[str, ...]:

@@ -61,13 +61,14 @@ def install(*, memory_budget: int | str | None = None) -> Installation:
     micro-batch are kept for the backward where the budget of that op has room for them; a smaller
     one makes them again.
 
-    Raises ImportError where TRL is missing, or is a version in which one of these functions has
-    another name or other parameters: then none is replaced; ValueError or TypeError for
-    memory_budget, also where another is installed.
+    Raises ImportError where TRL is missing, or is a version that is not known, or one in which one
+    of these functions has another name or other parameters: then none is replaced; ValueError or
+    TypeError for memory_budget, also where another is installed.
     """
     from logitless.integrations.trl.distillation.replaced import TABLE
     from logitless.integrations.trl.head import add_head
 
+    hooks.check_version()
     given: dict[str, Any] = {}
     if memory_budget is not None:
         # it refuses what is no budget

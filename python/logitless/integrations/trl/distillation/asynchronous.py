@@ -11,6 +11,7 @@ from torch import Tensor
 from logitless.integrations.trl import hooks
 from logitless.integrations.trl.call import HeadCall
 from logitless.integrations.trl.columns import candidate_logp
+from logitless.integrations.trl.distillation.backbones import open_heads
 
 MODULE = "trl.experimental.async_distillation.async_distillation_trainer"
 # Functions of its that are called: a candidate for what lies outside, and the divergence.
@@ -44,11 +45,15 @@ def chunked_jsd_loss(theirs: Callable[..., Any], options: dict[str, Any]) -> Cal
         student and teacher, and (positions, divergence, entropy) of each teacher in turn."""
         # Whatever they come in, TRL's products are of float32.
         dtype = torch.promote_types(hidden_valid.dtype, lm_head_weight.dtype)
-        call = HeadCall(hidden_valid.to(dtype), lm_head_weight.to(dtype), {
-            "bias": None if lm_head_bias is None else lm_head_bias.to(dtype),
-            "softcap": final_logit_softcapping, "logit_scale": logit_scale,
-            "temperature": temperature,
-        })  # fmt: skip
+        heads = open_heads()
+        if heads is not None:
+            call = heads.student.at(hidden_valid.to(dtype), temperature)
+        else:
+            call = HeadCall(hidden_valid.to(dtype), lm_head_weight.to(dtype), {
+                "bias": None if lm_head_bias is None else lm_head_bias.to(dtype),
+                "softcap": final_logit_softcapping, "logit_scale": logit_scale,
+                "temperature": temperature,
+            })  # fmt: skip
         logp, entropy = candidate_logp(
             call, target_ids.clamp(min=0), logits_dtype=torch.float32, **options
         )

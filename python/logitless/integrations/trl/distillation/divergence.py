@@ -9,6 +9,7 @@ from torch import Tensor
 
 import logitless as ll
 from logitless.integrations.trl.call import HeadCall
+from logitless.integrations.trl.distillation.backbones import open_heads
 
 
 def divergence_loss(
@@ -30,20 +31,25 @@ def divergence_loss(
     memory_budget: int | str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, the sum of the student's entropies, the number of tokens), as TRL's function of these
-    parameters returns them. beta: 0 is the forward KL, 1 the reverse, and between them a JSD."""
-    weight, bias = _head(student_hidden_states, student_lm_head_weight, student_lm_head_bias)
-    with torch.no_grad():
-        teacher_weight, teacher_bias = _head(
-            teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias
-        )
-    student = HeadCall(student_hidden_states, weight, {
-        "bias": bias, "softcap": student_final_logit_softcapping,
-        "logit_scale": student_logit_scale, "temperature": temperature,
-    })  # fmt: skip
-    teacher = HeadCall(teacher_hidden_states, teacher_weight, {
-        "bias": teacher_bias, "softcap": teacher_final_logit_softcapping,
-        "logit_scale": teacher_logit_scale, "temperature": temperature,
-    })  # fmt: skip
+    parameters returns them. beta: 0 is the forward KL, 1 the reverse, and between them a JSD.
+
+    In a loss of a trainer's, the heads are those of its models.
+    """
+    heads = open_heads()
+    if heads is not None and heads.teacher is not None:
+        student = heads.student.at(student_hidden_states, temperature)
+        with torch.no_grad():
+            teacher = heads.teacher.at(teacher_hidden_states, temperature)
+    else:
+        student = _given(
+            student_hidden_states, student_lm_head_weight, student_lm_head_bias,
+            student_final_logit_softcapping, student_logit_scale, temperature,
+        )  # fmt: skip
+        with torch.no_grad():
+            teacher = _given(
+                teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias,
+                teacher_final_logit_softcapping, teacher_logit_scale, temperature,
+            )  # fmt: skip
     mask = completion_mask != 0
     out = divergence_of(student, teacher, mask, beta, memory_budget=memory_budget)
     loss = mean_of_tokens(out.divergence, mask, num_items_in_batch)
@@ -87,10 +93,18 @@ def _merged(weight: Tensor, adapters: Any) -> Tensor:
     return weight
 
 
-def _head(hidden: Tensor, weight: Tensor, bias: Any) -> tuple[Tensor, Any]:
+def _given(
+    hidden: Tensor,
+    weight: Tensor,  # [V, H]
+    bias: Any,  # [V]
+    softcap: float | None,
+    logit_scale: float,
+    temperature: float,
+) -> HeadCall:
     """Gathered where FSDP2 shards them, in the dtype of hidden where autocast chooses none."""
     both = [None if x is None else ll.gathered(x) for x in (weight, bias)]
     if not torch.is_autocast_enabled(hidden.device.type):
         both = [None if x is None else x.to(hidden.dtype) for x in both]
     assert both[0] is not None
-    return both[0], both[1]
+    chain = {"softcap": softcap, "logit_scale": logit_scale, "temperature": temperature}
+    return HeadCall(hidden, both[0], {"bias": both[1], **chain})

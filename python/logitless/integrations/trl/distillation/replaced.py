@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from logitless.integrations.trl.distillation import (
     asynchronous,
+    backbones,
     divergence,
     full_logits,
     self_distillation,
@@ -75,7 +76,35 @@ def _self_distillation(name: str, trainer: str) -> tuple[Replaced, ...]:
     )  # fmt: skip
 
 
+def _of_backbones(module: str, trainer: str, inner: tuple[str, ...]) -> tuple[Replaced, ...]:
+    """inner: parameters of the method that an engine's forward is sent to."""
+    return (
+        Replaced(
+            module, f"{trainer}.compute_loss",
+            ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
+            backbones.compute_loss,
+        ),
+        Replaced(module, f"{trainer}._compute_loss", inner, backbones.loss_of_unwrapped),
+    )  # fmt: skip
+
+
 TABLE = (
+    *_of_backbones(
+        DISTILLATION, "DistillationTrainer",
+        ("self", "unwrapped_student", "inputs", "num_items_in_batch"),
+    ),
+    Replaced(
+        DISTILLATION, "DistillationTrainer._get_last_hidden_state",
+        (
+            "self", "unwrapped_model", "input_ids", "attention_mask", "logits_to_keep",
+            "pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes",
+            "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+        ),
+        backbones.last_hidden_state,
+    ),
+    *_of_backbones(
+        asynchronous.MODULE, "AsyncDistillationTrainer", ("self", "unwrapped_model", "inputs")
+    ),
     Replaced(
         DISTILLATION, "_chunked_divergence_loss",
         (

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import logitless as ll
 from logitless.integrations.transformers.layer import (
     head_layer,
     in_place_of,
@@ -20,17 +18,7 @@ from logitless.integrations.transformers.layer import (
     unwrapped,
 )
 from logitless.integrations.trl.call import HeadCall, head_call
-
-
-class _Measured(NamedTuple):
-    """What `ll.head_of` finds on a model and stays."""
-
-    vocab: int
-    softcap: float | None
-    logit_scale: float
-
-
-_measured: WeakKeyDictionary[Any, _Measured] = WeakKeyDictionary()
+from logitless.integrations.trl.distillation.measured import measured
 
 
 class OpenHead:
@@ -52,10 +40,7 @@ def states_for_logits(model: Any) -> Iterator[OpenHead]:
     The whole forward runs, but for the product, and the states hang on its outputs, so that DDP,
     FSDP2 and gradient checkpointing see the forward that they prepare a backward for.
     """
-    inner = unwrapped(model)
-    if inner not in _measured:
-        found = ll.head_of(inner)
-        _measured[inner] = _Measured(found.vocab, found.softcap, found.logit_scale)
+    inner, found = unwrapped(model), measured(model)
     layer, head = head_layer(inner), OpenHead()
     dtypes: list[torch.dtype] = []
 
@@ -72,7 +57,7 @@ def states_for_logits(model: Any) -> Iterator[OpenHead]:
         states = hidden.to(dtypes.pop())
         empty = logits_of(output).to(states.dtype).reshape(*states.shape[:-1], 0)
         output.logits = torch.cat((states, empty), dim=-1)
-        head.call = head_call(inner, output.logits, _measured[inner], 1.0)
+        head.call = head_call(inner, output.logits, found, 1.0)
         return output
 
     hook = model.register_forward_hook(returned)

@@ -1,6 +1,6 @@
 """The gradients of a distillation trainer's micro-batch on one of several ranks.
 
-python -m tests.plugins.trl.distill_step RANK WORLD PORT MODEL TEACHER KIND ENGINE OUT
+python -m tests.plugins.trl.distillation.distill_step RANK WORLD PORT MODEL TEACHER KIND ENGINE OUT
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# of trl.experimental; "distillation" is TRL's own
 ARGS: dict[str, dict[str, Any]] = {
     "gkd": {"beta": 0.5},
     "sdft": {"distillation_mode": "full_logits", "distillation_topk": None},
@@ -20,17 +21,22 @@ def gradients(
     rank: int, world: int, folder: Path, teacher: Path, kind: str, engine: str
 ) -> dict[str, Any]:
     """Of the whole batch, whose rows the ranks share, with `install()`."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     from logitless.integrations.trl import install
-    from tests.plugins.trl.distillers import batch_of, distiller
-    from tests.plugins.trl.setting import quiet
+    from tests.plugins.trl.distillation.distillers import batch_of, distiller
+    from tests.plugins.trl.distillation.heads import distillation_trainer
+    from tests.plugins.trl.fsdp2 import shard
+    from tests.plugins.trl.setting import generation, plain_model, quiet
 
-    trainer = distiller(kind, folder, teacher, **ARGS[kind])
+    if kind == "distillation":
+        models = (plain_model(folder), plain_model(teacher))
+        trainer = distillation_trainer(folder, *models, beta=0.5)
+        inputs = generation(plain_model(folder))
+    else:
+        trainer = distiller(kind, folder, teacher, **ARGS[kind])
+        inputs = batch_of(kind, trainer)
     assert trainer.accelerator.num_processes == world
-    inputs = batch_of(kind, trainer)
     # GKD's loss is a sum over the tokens of all ranks, which they average; SDFT's is a mean of rows
     options, scale = {}, 1
     if kind == "gkd":
@@ -40,10 +46,7 @@ def gradients(
     if world > 1 and engine == "ddp":
         model = DistributedDataParallel(bare)
     elif world > 1:
-        mesh = init_device_mesh("cpu", (world,))
-        groups = [*bare.model.layers, *([bare.lm_head] if engine == "fsdp2, own group" else [])]
-        for module in (*groups, bare):
-            fully_shard(module, mesh=mesh)
+        shard(bare, engine)
     trainer.current_gradient_accumulation_steps = 1
     bare.train()
     with quiet(), install():
@@ -63,6 +66,8 @@ def main() -> None:
     found = gradients(rank, world, *map(Path, sys.argv[4:6]), *sys.argv[6:8])
     if rank == 0:
         torch.save(found, sys.argv[8])
+    # or a thread of gloo may outlive what it works for
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

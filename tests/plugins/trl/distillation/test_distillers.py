@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logitless.integrations.trl import install
-from tests.plugins.trl.distillers import batch_of, distiller, loss_of, same
+from tests.plugins.trl.distillation.distillers import batch_of, distiller, loss_of, same
 from tests.plugins.trl.setting import differences, distance, plain_model, save_model
 from tests.plugins.trl.whole import largest, trained
 
