@@ -33,6 +33,9 @@ CASES = LOSSES | MODELS
 # Of the largest gradient of each parameter; TRL's own is as far from float64.
 GRADIENT = 1e-5
 LOSS, METRIC = 2e-6, 1e-5
+# VESPO raises a sequence's ratio to a power: of a body in float64 TRL's own loss is off by 1.0e-5,
+# and ours by 7.6e-6.
+WIDER = {"vespo": 5e-6}
 
 
 def marked(names: Any) -> list[Any]:
@@ -66,7 +69,7 @@ def test_a_micro_batch_is_trls(name: str, way: str, models: Any) -> None:
     theirs, ours = (outcome(x, case, models) for x in ("trl", way))
     assert theirs.metrics.keys() == ours.metrics.keys()
     found = differences(theirs, ours)
-    assert found["loss"] <= LOSS, found
+    assert found["loss"] <= WIDER.get(name, LOSS), found
     assert found["gradient"] <= GRADIENT, found
     assert found["metrics"] <= METRIC, found
     if name == "all rows masked":
