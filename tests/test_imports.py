@@ -115,8 +115,10 @@ rl.report       what a run leaves to read
 rl.demo         several methods from one start, and full logits beside them
                 public rl.recipe rl.tasks rl.policy rl.rollout rl.engine rl.answers rl.experience
                 rl.evaluation rl.update rl.tracking rl.train rl.report
+cli_arguments   what the command line takes
+                _version
 cli             the command line
-                _core _version backends ops public integrations.transformers
+                _core _version backends ops public integrations.transformers cli_arguments
                 rl.recipe rl.policy rl.ask_policy rl.evaluation rl.tracking rl.demo
 __main__        python -m logitless
                 cli

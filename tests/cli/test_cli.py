@@ -14,7 +14,8 @@ import logitless as ll
 from logitless.backends import cuda, registry
 from logitless.backends.base import REQUIRES
 from logitless.backends.report import report
-from logitless.cli import EXAMPLES, main, make_parser, parse
+from logitless.cli import COMMANDS, main
+from logitless.cli_arguments import EXAMPLES, make_parser, parse
 from logitless.rl.policy import make_policy
 from logitless.rl.recipe import load_recipe
 from tests.support.paths import ROOT
@@ -48,7 +49,7 @@ def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[s
 
 def test_every_command_has_examples() -> None:
     listed = re.findall(r"^ {4}(\w+)", make_parser().format_help(), re.MULTILINE)
-    assert set(listed) == set(EXAMPLES)
+    assert set(listed) == set(EXAMPLES) == set(COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logitless import cli
+from logitless.cli_arguments import parse
 from logitless.rl.ask_policy import Answer, ask_policy
 from logitless.rl.demo.job import run
 from logitless.rl.policy import load_policy, make_policy
@@ -79,5 +80,5 @@ def test_wrong_options_are_named(
     option: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        cli.parse(["sample", "x", "y", *option])
+        parse(["sample", "x", "y", *option])
     assert message in capsys.readouterr().err
