@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 
 import torch
+
+from benchmarks.compiled.token_builds import kernels_of
 
 
 def call_selection(
@@ -19,11 +20,7 @@ def call_selection(
     """Tokens in each order, the k largest of them, and values that stand at quantiles. Tokens have
     no logits, and are float32 or float64."""
     room = f"{package}.tokens.selection"
-
-    def kernel(name: str) -> Callable[..., None]:
-        launcher: Callable[..., None] = getattr(import_module(f"{room}.{name}"), name)
-        return launcher
-
+    kernel = kernels_of(room)
     wide = torch.float64 if "chain" in options else torch.float32
     logp, mask, flag = torch.empty(n, dtype=wide), torch.ones(n, dtype=torch.bool), torch.zeros(1)
     keys = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)

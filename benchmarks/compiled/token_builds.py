@@ -55,7 +55,7 @@ def call_loss(
     n: int, params: SimpleNamespace, dtype: torch.dtype, everything: bool, package: str
 ) -> None:
     """A loss of n tokens, its sums and its metrics."""
-    kernel = _kernels(f"{package}.loss")
+    kernel = kernels_of(f"{package}.loss")
     x, wide = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.float64)
     kernel("exp_values")(wide, wide)
     mask, number = x == 0, torch.zeros((), dtype=torch.float64)
@@ -92,7 +92,7 @@ def call_loss(
 
 def call_sums(n: int, dtype: torch.dtype, centred: bool, package: str) -> None:
     """Exact sums of tokens, or of their covariances, the means, and tokens that are flagged."""
-    kernel, x = _kernels(f"{package}.sums"), torch.zeros(n, dtype=dtype)
+    kernel, x = kernels_of(f"{package}.sums"), torch.zeros(n, dtype=dtype)
     module = import_module(f"{package}.sums.exact_sums")
     number, flag = torch.zeros((), dtype=torch.float64), torch.tensor([2**63 - 1])
     products = torch.zeros(n, dtype=torch.float64)
@@ -100,7 +100,7 @@ def call_sums(n: int, dtype: torch.dtype, centred: bool, package: str) -> None:
     words = torch.zeros(module.words_of(centred), dtype=torch.int64)
     kernel("exact_sums")(x, x, x == 0, words=words, flag=flag, centre=centre)
     kernel("exact_means")(words, centred=centred, out=products)
-    _kernels(package)("flag_bad")(flag, x == 0, torch.arange(n) if centred else None)
+    kernels_of(package)("flag_bad")(flag, x == 0, torch.arange(n) if centred else None)
 
 
 def call_tokens(
@@ -130,6 +130,6 @@ def token_calls(package: str = "logitless.kernels") -> dict[str, Callable[[], No
     return calls
 
 
-def _kernels(room: str) -> Callable[[str], Callable[..., None]]:
+def kernels_of(room: str) -> Callable[[str], Callable[..., None]]:
     """The launcher of a file of a room."""
     return lambda name: getattr(import_module(f"{room}.{name}"), name)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.arrays import RowArrays
+from logitless.kernels.bitonic import in_order
 from logitless.kernels.jit import INF, is_active, row_scale_of
 from logitless.kernels.launch import OPTIONS, device_of
 from logitless.kernels.topk.kept import (
@@ -25,21 +26,6 @@ from logitless.kernels.topk.kept import (
 NUM_WARPS = 4
 # Before every key.
 NO_KEY = tl.constexpr(-(2**63))
-
-
-@triton.jit
-def _sorted(key, o, held):
-    # Largest first, by a bitonic network over as many places as there are keys: few, for most rows.
-    run = 2
-    while run < 2 * held:
-        step = run // 2
-        while step > 0:
-            other = tl.gather(key, o ^ step, 0)
-            larger = ((o & step) == 0) == ((o & run) == 0)
-            key = tl.where(larger, tl.maximum(key, other), tl.minimum(key, other))
-            step = step // 2
-        run = run * 2
-    return key
 
 
 @triton.jit(do_not_specialize=["keep"])
@@ -72,7 +58,7 @@ def sort_kept_kernel(
         # The order is the high half of a key, the complement of the id the low one.
         key = (tl.cast(order, tl.int64) << 32) | (ids ^ BITS)
         key = tl.where(order > floor_of(limit), key, NO_KEY)
-        key = _sorted(key, o, held)
+        key = in_order(key, o, held, LARGEST=True)
         number = tl.minimum(tl.sum((key != NO_KEY).to(tl.int32), 0), keep)
         y = unordered((key >> 32).to(tl.int32))
         tl.store(values_ptr + o, y, mask=o < number)

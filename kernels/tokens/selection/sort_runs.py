@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from logitless.kernels.bitonic import in_order
 from logitless.kernels.launch import UNFUSED, device_of
 from logitless.kernels.tokens.selection.gather_ids import number_of
 from logitless.kernels.tokens.selection.keys import check
@@ -12,21 +13,6 @@ from logitless.kernels.tokens.shared import CLEAR
 
 RUN = 2048
 NUM_WARPS = 8
-
-
-@triton.jit
-def _sorted(ids, o, held):
-    # By a bitonic network over as many places as there are ids: often few.
-    part = 2
-    while part < 2 * held:
-        step = part // 2
-        while step > 0:
-            other = tl.gather(ids, o ^ step, 0)
-            smaller = ((o & step) == 0) == ((o & part) == 0)
-            ids = tl.where(smaller, tl.minimum(ids, other), tl.maximum(ids, other))
-            step = step // 2
-        part = part * 2
-    return ids
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -43,7 +29,7 @@ def sort_runs_kernel(
         inside = start + o < found
         ids = tl.load(room_ptr + start + o, mask=inside, other=CLEAR)
         held = tl.minimum(found - start, RUN).to(tl.int32)
-        tl.store(room_ptr + start + o, _sorted(ids, o, held), mask=inside)
+        tl.store(room_ptr + start + o, in_order(ids, o, held, LARGEST=False), mask=inside)
 
 
 def sort_runs(room: Tensor, found: Tensor) -> None:

@@ -197,29 +197,6 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_response_that_lacks_something_is_refused(
-    stand_in: VllmStandIn, tmp_path: Path, fault: str
-) -> None:
-    policy = make_policy(tiny_recipe(tmp_path).model, seed=0)
-    policy.save(tmp_path / "served")
-    server = Server(stand_in.address)
-    server.reload(tmp_path / "served")
-    change, message = FAULTS[fault]
-    options: dict[str, Any] = {
-        "max_tokens": 4, "temperature": 1.0, "seed": 0, "ends": [3], "never": []
-    }  # fmt: skip
-    assert len(server.answers([65, 66], 3, **options)) == 3
-    stand_in.spoil = spoilt(change)
-    with pytest.raises(ValueError, match=message):
-        server.answers([65, 66], 3, **options)
-    # they come in the order of their numbers
-    stand_in.spoil = spoilt(lambda response: response["choices"].reverse())
-    backwards = server.answers([65, 66], 3, **options)
-    stand_in.spoil = lambda response: response
-    assert backwards == server.answers([65, 66], 3, **options)
-
-
 MASK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no mask": (lambda r: r["choices"][1].pop("sampling_mask"), "from 0.28 on, started with --ret"),
     "no log-probs": (lambda r: r["choices"][1].update(logprobs=None), "must give token_ids"),
@@ -233,23 +210,32 @@ MASK_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", MASK_FAULTS)
-def test_a_mask_that_lacks_something_is_refused(
-    stand_in: VllmStandIn, tmp_path: Path, fault: str
+@pytest.mark.parametrize(
+    ("fault", "masks"), [*((x, False) for x in FAULTS), *((x, True) for x in MASK_FAULTS)]
+)
+def test_a_response_that_lacks_something_is_refused(
+    stand_in: VllmStandIn, tmp_path: Path, fault: str, masks: bool
 ) -> None:
-    policy = make_policy(tiny_recipe(tmp_path).model, seed=0)
-    policy.save(tmp_path / "served")
+    make_policy(tiny_recipe(tmp_path).model, seed=0).save(tmp_path / "served")
     server = Server(stand_in.address)
     server.reload(tmp_path / "served")
-    change, message = MASK_FAULTS[fault]
-    options: dict[str, Any] = {
-        "max_tokens": 4, "temperature": 1.0, "seed": 0, "ends": [3], "never": [],
-        "truncation": {"top_k": 5},
-    }  # fmt: skip
-    assert len(server.answers([65, 66], 3, **options)) == 3
+
+    def ask() -> Any:
+        return server.answers(
+            [65, 66], 3, max_tokens=4, temperature=1.0, seed=0, ends=[3], never=[],
+            truncation={"top_k": 5} if masks else None,
+        )  # fmt: skip
+
+    change, message = (MASK_FAULTS if masks else FAULTS)[fault]
+    assert len(ask()) == 3
     stand_in.spoil = spoilt(change)
     with pytest.raises(ValueError, match=message):
-        server.answers([65, 66], 3, **options)
+        ask()
+    # they come in the order of their numbers
+    stand_in.spoil = spoilt(lambda response: response["choices"].reverse())
+    backwards = ask()
+    stand_in.spoil = lambda response: response
+    assert backwards == ask()
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(
