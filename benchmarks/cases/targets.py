@@ -95,8 +95,8 @@ TARGETS = [
     of_head(PEAKED, "logitless, tail_mass=0.01", "three bare products", 0.40),
     of_head("head policy loss, a fifth of the rows", "logitless", "three bare products", 0.55),
     of_head(f"{SETS} 8", "logitless, d_weight as rows", "three bare products", 0.02),
-    # 0.12, and what writing d_weight takes: 512 x 1024 ids are in nearly all of its rows
-    of_head(f"{SETS} 512", "logitless", "three bare products", 0.18),
+    of_head(f"{SETS} 8", "logitless", "three bare products", 0.02),
+    of_head(f"{SETS} 512", "logitless", "three bare products", 0.12),
     of_head("head sample, 64 rows", "softmax and multinomial", "logitless", 5.0, at_most=False),
     of_head("head sample, 64 rows", "logitless", "Hugging Face greedy", 1.0),
     of_head("head forward+backward", "torch eager", "logitless", 2.5, at_most=False),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logitless.backends import registry
+from logitless.backends import memory, registry
 from logitless.backends.base import Backend
 from logitless.backends.row_kernels.rows import Rows
 from logitless.ops.head.backward import power_of_two, zeros_like
@@ -158,7 +158,7 @@ def _backward_kernel(
     nothing, names = hidden.new_empty(0), hidden.new_empty(0, dtype=torch.int64)
     d_weight = nothing
     if how.dense:
-        d_weight = torch.empty_like(weight) if needs[1] else nothing
+        d_weight = memory.buffer_like(weight) if needs[1] else nothing
         _dense(hidden, weight, sets, how, tiling, g, own, d_weight if needs[1] else None)
     else:
         backend = registry.get(how.backend)
@@ -179,14 +179,14 @@ def _backward_kernel(
                     columns = _of_names(columns, named)
                 names = columns.names.long()
                 each = torch.arange(len(names), dtype=torch.int32, device=hidden.device)
-                d_weight = weight.new_empty(len(names), width)
+                d_weight = memory.buffer(len(names) * width, weight.dtype, weight)
+                d_weight = d_weight.view(len(names), width)
                 columns._replace(names=each).multiply(hidden, d_weight, add=False)
             else:
                 # a product writes the rows that it names, empty ones too
                 all_named = len(columns.names) == len(weight)
-                d_weight = (
-                    torch.empty_like(weight) if all_named else zeros_like(weight, weight.dtype)
-                )
+                room = memory.buffer_like if all_named else zeros_like
+                d_weight = room(weight, weight.dtype)
                 # not added to the zeros: reading a page first and then writing it maps it twice
                 columns.multiply(hidden, d_weight, add=False)
     d_hidden = nothing
