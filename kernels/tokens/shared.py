@@ -48,6 +48,12 @@ def is_finite(x):
 
 
 @triton.jit
+def power_of_two(exponent):
+    # float64 of int64, a normal number.
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def flag_tokens(flag_ptr, token, bad):
     # Lowers the flag to the first of a program's bad tokens.
     clear = tl.full((1,), CLEAR, tl.int64)

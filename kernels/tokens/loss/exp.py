@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from logitless.kernels.tokens.shared import power_of_two
+
 # Where 2^k is a normal number; the numbers inside have the bits of the core.
 LIMIT = tl.constexpr(700.0)
 # Beyond, exp is infinite or 0.
@@ -32,19 +34,13 @@ def _parts(x):
 
 
 @triton.jit
-def _power(exponent):
-    # 2^exponent, a normal number.
-    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
-
-
-@triton.jit
 def exp_of(x):
     # To an ulp. By two powers, each a normal number: the first product is exact, and so is the
     # second where the result is a normal number.
     near = tl.where(x > FAR, FAR, tl.where(x < -FAR, -FAR, x))
     f, _, _, curve, exponent = _parts(near)
     half = exponent >> 1
-    return (curve + f + 1) * _power(half) * _power(exponent - half)
+    return (curve + f + 1) * power_of_two(half) * power_of_two(exponent - half)
 
 
 @triton.jit
@@ -52,7 +48,7 @@ def expm1_of(x):
     # exp(x) - 1, near 0 as well.
     inside = tl.abs(x) < LIMIT
     f, high, rest, curve, exponent = _parts(tl.where(inside, x, 0.0))
-    power = _power(exponent)
+    power = power_of_two(exponent)
     whole = power - 1
     part = power * f
     total = whole + part

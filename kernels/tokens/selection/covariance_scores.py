@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.launch import UNFUSED, device_of
+from logitless.kernels.tokens.loss.surrogates import ratio_clipped
 from logitless.kernels.tokens.selection.keys import (
     NUM_WARPS,
     TOKENS,
@@ -39,10 +40,7 @@ def _unclipped(
 ):  # fmt: skip
     old = tl.load(old_logp_ptr + i, mask=inside, other=0.0).to(tl.float64)
     flag_tokens(flag_ptr, i, which & (is_finite(old) == 0))
-    log_ratio = logp - old
-    clipped = (advantage > 0) & (log_ratio > log_high)
-    clipped |= (advantage < 0) & (log_ratio < log_low)
-    return which & (clipped == 0)
+    return which & (ratio_clipped(logp - old, advantage, (log_low, log_high)) == 0)
 
 
 @triton.jit(

@@ -13,7 +13,7 @@ NUM_WARPS = 8
 
 
 @triton.jit
-def number_of(found_ptr, n):
+def gathered_of(found_ptr, n):
     # Of gathered ids, whatever the memory says.
     return tl.minimum(tl.maximum(tl.load(found_ptr), 0), n)
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from logitless.kernels.launch import UNFUSED, device_of
-from logitless.kernels.tokens.selection.gather_ids import number_of
+from logitless.kernels.tokens.selection.gather_ids import gathered_of
 from logitless.kernels.tokens.selection.keys import TOKENS, check
 
 WAYS = 16
@@ -44,7 +44,7 @@ def merge_runs_kernel(
     # Those of the last merge stand behind a -1 for each token that is none.
     start = tl.program_id(0).to(tl.int64) * TOKENS
     i = start + tl.arange(0, TOKENS)
-    found = number_of(found_ptr, n)
+    found = gathered_of(found_ptr, n)
     first = tl.full((), 0, tl.int64)
     if LAST:
         first = n - found

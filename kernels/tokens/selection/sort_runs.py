@@ -7,7 +7,7 @@ from torch import Tensor
 
 from logitless.kernels.bitonic import in_order
 from logitless.kernels.launch import UNFUSED, device_of
-from logitless.kernels.tokens.selection.gather_ids import number_of
+from logitless.kernels.tokens.selection.gather_ids import gathered_of
 from logitless.kernels.tokens.selection.keys import check
 from logitless.kernels.tokens.shared import CLEAR
 
@@ -23,7 +23,7 @@ def sort_runs_kernel(
     RUN: tl.constexpr,
 ):
     start = tl.program_id(0).to(tl.int64) * RUN
-    found = number_of(found_ptr, n)
+    found = gathered_of(found_ptr, n)
     if start < found:
         o = tl.arange(0, RUN)
         inside = start + o < found

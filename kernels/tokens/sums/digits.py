@@ -6,6 +6,8 @@ A sum is digit[0] + digit[1] 2^32 + digit[2] 2^64 + ... in units of 2^LOWEST. It
 import triton
 import triton.language as tl
 
+from logitless.kernels.tokens.shared import power_of_two
+
 DIGITS = tl.constexpr(67)
 LOWEST = tl.constexpr(-1088)
 LOW = tl.constexpr(2**32 - 1)
@@ -137,12 +139,6 @@ def _rounded(q0, q1, q2, q3, q4, left, unit):
 
 
 @triton.jit
-def _power(exponent):
-    # 2^exponent, a normal number.
-    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
-
-
-@triton.jit
 def means_of(words_ptr, count, SUMS: tl.constexpr, ROWS: tl.constexpr):
     # [ROWS] float64: each sum over the count, rounded once; 0 of none. What it cannot hold is
     # infinite.
@@ -177,7 +173,7 @@ def means_of(words_ptr, count, SUMS: tl.constexpr, ROWS: tl.constexpr):
     whole, exponent = _rounded(q0, q1 & LOW, q2 & LOW, q3 & LOW, q4 & LOW, left, unit)
     # by two factors, each a normal number; only the last product may leave the range of those
     half = exponent >> 1
-    mean = whole.to(tl.float64) * _power(half) * _power(exponent - half)
+    mean = whole.to(tl.float64) * power_of_two(half) * power_of_two(exponent - half)
     return tl.where(top >= 0, sign.to(tl.float64) * mean, 0.0)
 
 

@@ -56,7 +56,7 @@ def ask_policy(
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
-    """That of the run which the folder is in: run/seed0/method/step-00010."""
+    """That of the run which the folder is in: run/seed0/METHOD/checkpoint-000010."""
     above = folder.resolve()
     for place in (above, *above.parents[:3]):
         started = run_folder.recipe_in(place)

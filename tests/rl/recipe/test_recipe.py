@@ -54,10 +54,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
         ("stps=3", r"'stps' is unknown; did you mean 'steps'\?"),
         ("methods.grpo.prest=ppo", r"did you mean 'methods.grpo.preset'\?"),
         ("rollout.abc=1", "'rollout.abc' is unknown, known: rollout.prompts, "),
-        (
-            "update={minibatches: 2, minibatches: 4}",
-            "must have each key once, got 'minib",
-        ),
+        ("update={minibatches: 2, minibatches: 4}", "must have each key once, got 'minib"),
         ("seeds=[0, -1]", r"'seeds' must each be at least 0 and below 2\^64, got \[0, -1\]"),
         ("steps=many", "'steps' must be int, got 'many'"),
         ("steps=true", "'steps' must be int, got True"),

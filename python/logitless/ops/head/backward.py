@@ -198,8 +198,8 @@ def weight_gradient(weight: Tensor, dtype: torch.dtype, served: Served) -> Tenso
 
 
 def zeros_like(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros in memory whose pages are there: writing them costs less than what new pages do, which
-    the system makes zeros of one by one."""
+    """Zeros in memory of earlier calls: new pages, which the system fills with zeros one after the
+    other, take longer."""
     return memory.buffer_like(like, dtype).zero_()
 
 

@@ -187,7 +187,7 @@ def _backward_kernel(
                 all_named = len(columns.names) == len(weight)
                 room = memory.buffer_like if all_named else zeros_like
                 d_weight = room(weight, weight.dtype)
-                # not added to the zeros: reading a page first and then writing it maps it twice
+                # written, not added to the zeros, which nobody has to read
                 columns.multiply(hidden, d_weight, add=False)
     d_hidden = nothing
     if own is not None:

@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 # A step's answers may take long; a server that is gone refuses at once.
 SECONDS = 3600.0
-
-
 # Without which a server does not say what was left to draw from.
-MASK_OPTIONS = "--return-sampling-mask"
+MASK_OPTION = "--return-sampling-mask"
 # What draws from a part of the softmax, and says of which ids it was.
 MASKED = "/inference/v1/generate"
 
@@ -45,7 +43,7 @@ class Server:
         # an endpoint that is there refuses a request that lacks all
         self._check("/collective_rpc", "takes no weights: start vLLM with VLLM_SERVER_DEV_MODE=1")
         if masks:
-            self._check(MASKED, f"gives no sampling masks: start vLLM with {MASK_OPTIONS}")
+            self._check(MASKED, f"gives no sampling masks: start vLLM with {MASK_OPTION}")
 
     def _check(self, path: str, otherwise: str) -> None:
         try:
@@ -144,7 +142,7 @@ def _masked(choice: Mapping[str, Any]) -> Answer:
     if not ids or not logprobs or not kept:
         raise ValueError(
             f"the server must give token_ids, logprobs and sampling_mask of each answer (vLLM from "
-            f"0.28 on, started with {MASK_OPTIONS}), got {', '.join(choice)}"
+            f"0.28 on, started with {MASK_OPTION}), got {', '.join(choice)}"
         )
     return _whole(Answer(ids, [token["logprob"] for token in logprobs["content"]], kept))
 

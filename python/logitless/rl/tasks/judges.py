@@ -95,9 +95,9 @@ class FunctionJudge:
     def found(
         self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
     ) -> list[Found]:
-        return placed(self.found_anywhere(asked, of, seconds), self.function)
+        return placed(self._found(asked, of, seconds), self.function)
 
-    def found_anywhere(
+    def _found(
         self, asked: Asked, of: Sequence[Sequence[Found]], seconds: float | None
     ) -> list[Found]:
         if self.of_all:
